@@ -444,7 +444,7 @@ def write_inputs(context: "Context", folder: Path) -> None:
     elif (base / "preprocessor_config.json").is_file() or (
         folder / "config.json"
     ).is_file():
-        write_preprocessing(base, folder, context.task.wanted)
+        write_preprocessing(base, folder, context.task.preprocessing)
 
 
 def loads(context: "Context") -> dict[str, Any]:

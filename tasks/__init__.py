@@ -11,9 +11,7 @@ With task.holdout, a share of the training rows replaces the dev rows (Task.hold
 """
 
 import importlib
-from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, cast
 
 from tasks.base import DataError, Rows, Settings, Source, Task
 
@@ -34,16 +32,17 @@ def family(settings: Settings) -> ModuleType:
 def protocol(settings: Settings) -> int:
     """The version of the protocol that a run of the task follows."""
     module = family(settings)
-    trials: Mapping[str, int] = (
-        getattr(module, "HELD_OUT", {}) if settings.get("holdout") is not None else {}
-    )
-    return trials.get(settings["name"], module.PROTOCOL)
+    version: int = module.PROTOCOL
+    if settings.get("holdout") is not None:
+        version = getattr(module, "HELD_OUT", {}).get(settings["name"], version)
+    return version
 
 
 def source(settings: Settings) -> Source:
     """Where the task's rows come from. Raises DataError where a local file is
     missing."""
-    return cast(Source, family(settings).source(settings))
+    source: Source = family(settings).source(settings)
+    return source
 
 
 def load(settings: Settings) -> Task:

@@ -133,8 +133,10 @@ def linearise(mr: str) -> str:
     return " | ".join(attributes)
 
 
-def _unknown(key: str, known: Iterable[str]) -> str:
-    return f"unknown attribute {quoted(key)} in the MR. E2E has: {', '.join(known)}"
+def _unknown(key: str, attributes: Iterable[str]) -> str:
+    return (
+        f"unknown attribute {quoted(key)} in the MR. E2E has: {', '.join(attributes)}"
+    )
 
 
 def tokenise(reference: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, PreTrainedModel
 
 #: The settings that decide which texts come out.
 RECORDED = (
@@ -30,7 +30,9 @@ OF_SAMPLING = ("temperature", "top_k", "top_p")
 
 
 def merged_settings(
-    model: Any, prompt: Sequence[int], config: "GenerationConfig | None" = None
+    model: "PreTrainedModel",
+    prompt: Sequence[int],
+    config: "GenerationConfig | None" = None,
 ) -> dict[str, Any]:
     """The settings that `model.generate` would use for a prompt, merged by the library.
 
@@ -41,15 +43,15 @@ def merged_settings(
     captured: list[GenerationConfig] = []
 
     def capture(
-        model: Any, input_ids: Any, generation_config: Any = None, **others: Any
+        model: Any, input_ids: Any, generation_config: Any = None, **inputs: Any
     ) -> Any:
         captured.append(generation_config)
         return input_ids
 
     ids = torch.tensor([list(prompt)], device=next(model.parameters()).device)
-    own = model.generation_config
+    own_config = model.generation_config
     # Texts to stop at need a tokenizer, which such a call cannot pass on
-    model.generation_config = copy.deepcopy(own)
+    model.generation_config = copy.deepcopy(own_config)
     model.generation_config.stop_strings = None
     try:
         model.generate(
@@ -59,7 +61,7 @@ def merged_settings(
             custom_generate=capture,
         )
     finally:
-        model.generation_config = own
+        model.generation_config = own_config
     (merged,) = captured
     settings = {name: getattr(merged, name) for name in RECORDED}
     if not settings["do_sample"]:

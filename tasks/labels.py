@@ -28,8 +28,8 @@ def class_names(table: Table, column: str, regression: bool | None) -> list[str]
     numbers.sort(key=lambda name: (float(name), name))
     classes = numbers + sorted(names.difference(numbers))
     if len(classes) < 2:
-        only = quoted(classes[0])
-        raise DataError(f"{table.place}: only one label, {only}: nothing to learn")
+        label = quoted(classes[0])
+        raise DataError(f"{table.place}: only one label, {label}: nothing to learn")
     return classes
 
 
@@ -50,13 +50,13 @@ def _is_regression(place: Path | str, labels: list[tuple[int, object]]) -> bool:
     has_words = any(_number(label) is None for _, label in labels)
     if fraction is None and has_words:
         return False
-    others = "are numbers"
+    others_are = "are numbers"
     if fraction is not None:
-        others = f"have a fractional part ({quoted(fraction)})"
+        others_are = f"have a fractional part ({quoted(fraction)})"
     line, label = odd
     raise DataError(
         f"{place} line {line}: label {quoted(label)} is not a finite number, and others "
-        f"{others}. For classes: task.regression=false"
+        f"{others_are}. For classes: task.regression=false"
     )
 
 

@@ -11,7 +11,14 @@ from sklearn.metrics import ConfusionMatrixDisplay
 
 from tasks.base import Array
 
-RIGHT, WRONG = "#1b7837", "#c51b1b"
+RIGHT = "#1b7837"
+WRONG = "#c51b1b"
+#: Of a grid of images.
+COLUMNS = 8
+#: A confusion matrix of more classes has no numbers in its cells.
+NUMBERED_CLASSES = 25
+#: The longest name of a class in a picture.
+NAME_CHARACTERS = 18
 
 
 def grid(
@@ -19,10 +26,9 @@ def grid(
 ) -> None:
     """Draws images, uint8 (images, 3, height, width), each with its class, and a wrong
     prediction below."""
-    columns = 8
-    rows = -(-len(pixels) // columns)
-    figure = Figure(figsize=(columns * 1.5, rows * 1.9), dpi=120)
-    axes: Any = figure.subplots(rows, columns, squeeze=False)
+    rows = -(-len(pixels) // COLUMNS)
+    figure = Figure(figsize=(COLUMNS * 1.5, rows * 1.9), dpi=120)
+    axes: Any = figure.subplots(rows, COLUMNS, squeeze=False)
     top = 1 - 0.4 / (rows * 1.9)
     figure.subplots_adjust(
         left=0.01, right=0.99, bottom=0.01, top=top, wspace=0.06, hspace=0.3
@@ -33,15 +39,12 @@ def grid(
         axes.flat, pixels, labels, predictions, strict=False
     ):
         axis.imshow(image.transpose(1, 2, 0))
-        right = label == predicted
-        wrong = "" if right else f"\nsaid: {_short(classes[predicted])}"
-        how = {
-            "color": RIGHT if right else WRONG,
-            "loc": "left",
-            "pad": 2,
-            "va": "bottom",
-        }
-        axis.set_title(_short(classes[label]) + wrong, fontsize=8, **how)
+        title = _short(classes[label])
+        color = RIGHT
+        if label != predicted:
+            title += f"\nsaid: {_short(classes[predicted])}"
+            color = WRONG
+        axis.set_title(title, fontsize=8, color=color, loc="left", pad=2, va="bottom")
     figure.savefig(path, metadata={"Software": None})
 
 
@@ -50,24 +53,32 @@ def confusion(
     labels: Sequence[str],
     predictions: Sequence[str],
     classes: Sequence[str],
-    when: str,
+    epoch: str,
 ) -> None:
     """Draws the confusion matrix: labels in rows, predictions in columns, in shares of
-    the row, which stand there for few classes. when: the epoch, in words."""
-    count, right = len(classes), sum(map(str.__eq__, labels, predictions))
+    the row, which stand there for few classes. epoch: in words."""
+    count = len(classes)
+    numbered = count <= NUMBERED_CLASSES
     side = max(4.0, min(14.0, 2.0 + 0.45 * count))
     figure = Figure(figsize=(side + 1, side), layout="constrained", dpi=120)
     axis = figure.subplots()
-    how: Any = {"normalize": "true", "cmap": "Blues", "values_format": ".0%"}
-    how |= {"include_values": count <= 25, "xticks_rotation": 90}
-    how["display_labels"] = list(map(_short, classes))
     ConfusionMatrixDisplay.from_predictions(
-        labels, predictions, labels=classes, ax=axis, **how
+        labels,
+        predictions,
+        labels=classes,
+        ax=axis,
+        normalize="true",
+        cmap="Blues",
+        values_format=".0%",
+        include_values=numbered,
+        xticks_rotation=90,
+        display_labels=[_short(name) for name in classes],
     )
-    axis.tick_params(labelsize=9 if count <= 25 else max(3.0, 260 / count))
-    axis.set_title(
-        f"{right} of {len(labels)} right ({100 * right / len(labels):.1f}%), {when}"
-    )
+    axis.tick_params(labelsize=9 if numbered else max(3.0, 260 / count))
+    pairs = zip(labels, predictions, strict=True)
+    right = sum(label == predicted for label, predicted in pairs)
+    share = 100 * right / len(labels)
+    axis.set_title(f"{right} of {len(labels)} right ({share:.1f}%), {epoch}")
     figure.savefig(path, metadata={"Software": None})
 
 
@@ -79,7 +90,8 @@ def scatter(path: Path, labels: Array, predictions: Array, title: str) -> None:
     axis.scatter(
         labels, predictions, s=12, alpha=0.5, edgecolors="none", color="#2166ac"
     )
-    axis.axline((float(np.mean(labels)),) * 2, slope=1, color="#888888", linewidth=1)
+    mean = float(np.mean(labels))
+    axis.axline((mean, mean), slope=1, color="#888888", linewidth=1)
     axis.locator_params(nbins=5)  # prices are wide
     axis.set(xlabel="label", ylabel="predicted")
     axis.set_title(title, fontsize=10)
@@ -89,4 +101,6 @@ def scatter(path: Path, labels: Array, predictions: Array, title: str) -> None:
 def _short(name: str) -> str:
     """The name for a label of matplotlib, for which a dollar begins mathematics."""
     name = name.replace("_", " ")
-    return (name if len(name) <= 18 else f"{name[:17]}…").replace("$", r"\$")
+    if len(name) > NAME_CHARACTERS:
+        name = f"{name[: NAME_CHARACTERS - 1]}…"
+    return name.replace("$", r"\$")

@@ -198,8 +198,8 @@ def load(settings: Settings) -> TextTask:
     )
     metric = _metric(settings, training, classes)
     if settings.get("scale_labels"):
-        given = settings["scale_labels"]
-        check(settings, "scale_labels", given is True, "true or false")
+        scales = settings["scale_labels"]
+        check(settings, "scale_labels", scales is True, "true or false")
         should = "false: its labels are classes, not numbers"
         check(settings, "scale_labels", classes is None, should)
     splits = _splits(settings, tables, classes)
@@ -245,8 +245,8 @@ def _metric(settings: Settings, table: Table, classes: list[str] | None) -> str:
     usual = "pearson" if classes is None else "accuracy"
     metric: str = settings.get("metric") or usual
     if metric not in METRICS:
-        known = ", ".join(METRICS)
-        raise DataError(f"no metric {metric!r} (task.metric). Known: {known}")
+        metrics = ", ".join(METRICS)
+        raise DataError(f"no metric {metric!r} (task.metric). Known: {metrics}")
     if (classes is None) != (metric == "pearson"):
         kind = "numbers" if classes is None else "classes"
         raise DataError(

@@ -34,15 +34,13 @@ LONGER_FUNCTIONS = {
     "runs/command.py:read",
     "runs/forecast.py:estimate",
     "runs/models/load.py:load",
-    "tasks/beam.py:beam_search",
-    "tasks/fetch.py:snapshot",
 }
 #: The most that each measure of tests/language.py may be, in percent. The goals are 3.5
 #: for dense statements, 0.5 for function words and 7 for Any: each room comes down to
 #: them as it is rewritten, and never goes up again.
 LIMITS = {
     "vera": {"dense statements": 3.5, "function words": 0.5, "Any": 7.0},
-    "tasks": {"dense statements": 5.2, "function words": 6.0, "Any": 16.7},
+    "tasks": {"dense statements": 3.5, "function words": 0.5, "Any": 7.0},
     "runs": {"dense statements": 5.8, "function words": 8.4, "Any": 15.8},
     "analysis": {"dense statements": 12.4, "function words": 20.4, "Any": 14.5},
 }

@@ -11,7 +11,7 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -29,6 +29,8 @@ from tasks.files import atomic_write, validated
 #: A raw image: a file, a file's bytes, or pixels of shape (height, width) or (height,
 #: width, 3).
 Item = Path | bytes | Array
+#: (height, width)
+Size = tuple[int, int]
 
 
 class BadImageError(Exception):
@@ -45,152 +47,185 @@ class Preprocessing:
     down, as transformers does. resample: Pillow's number of the filter. mean, std: of
     each channel, for values in [0, 1]. patch: the side of a ViT's patches, if known."""
 
-    size: tuple[int, int]
-    resize: int | tuple[int, int]
+    size: Size
+    resize: int | Size
     rounds: bool
     resample: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     patch: int | None = None
 
-    def at(self, size: int | None) -> "Preprocessing":
+    def at_size(self, size: int | None) -> "Preprocessing":
         """The same for square images of another size, with the same share of the crop.
         Raises DataError for a size that is no multiple of the patches."""
         if size is None:
             return self
         if self.patch and size % self.patch:
-            mend = f"Give a multiple, such as {max(1, round(size / self.patch)) * self.patch}"
+            multiple = max(1, round(size / self.patch)) * self.patch
             raise DataError(
-                f"task.image_size={size}: the model's patches are {self.patch} pixels. {mend}"
+                f"task.image_size={size}: the model's patches are {self.patch} pixels. "
+                f"Give a multiple, such as {multiple}"
             )
-        height, width = (
-            (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+        square = (size, size)
+        if isinstance(self.resize, int):
+            edge = round(self.resize * size / self.size[0])
+            return replace(self, size=square, resize=edge)
+        height, width = self.resize
+        shape = (
+            round(height * size / self.size[0]),
+            round(width * size / self.size[1]),
         )
-        scaled = round(height * size / self.size[0]), round(width * size / self.size[1])
-        return replace(
-            self,
-            size=(size, size),
-            resize=scaled[0] if isinstance(self.resize, int) else scaled,
-        )
+        return replace(self, size=square, resize=shape)
 
     def apply(self, image: Image.Image) -> Array:
         """RGB image -> uint8 (3, height, width)."""
-        if isinstance(self.resize, int):
-            long = int(self.resize * max(image.size) / min(image.size))
-            shape = (
-                (self.resize, long)
-                if image.width <= image.height
-                else (long, self.resize)
-            )
-        else:
-            shape = (self.resize[1], self.resize[0])
-        image = image.resize(shape, Image.Resampling(self.resample))
+        image = image.resize(self._resized(image), Image.Resampling(self.resample))
         height, width = self.size
-        gaps = (image.width - width) / 2, (image.height - height) / 2
-        left, top = (round(gap) if self.rounds else math.floor(gap) for gap in gaps)
+        margin: Callable[[float], int] = round if self.rounds else math.floor
+        left = margin((image.width - width) / 2)
+        top = margin((image.height - height) / 2)
         pixels = np.asarray(image.crop((left, top, left + width, top + height)))
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def _resized(self, image: Image.Image) -> tuple[int, int]:
+        """Width and height after resizing."""
+        if not isinstance(self.resize, int):
+            height, width = self.resize
+            return width, height
+        longer = int(self.resize * max(image.size) / min(image.size))
+        if image.width <= image.height:
+            return self.resize, longer
+        return longer, self.resize
 
     def read(self, item: Item) -> "Array | BadImageError":
         """The model's pixels of an image, uint8 (3, height, width), or the reason why
         it cannot be read."""
         try:
             image = decode(item)
-            edge = self.resize if isinstance(self.resize, int) else 0
-            if edge**2 * max(image.size) / min(image.size) > (
-                Image.MAX_IMAGE_PIXELS or math.inf
-            ):
-                return BadImageError(f"too thin ({image.width} x {image.height})")
-            return self.apply(image)
         except BadImageError as error:
             return error
+        if isinstance(self.resize, int):
+            pixels = self.resize**2 * max(image.size) / min(image.size)
+            if pixels > (Image.MAX_IMAGE_PIXELS or math.inf):
+                return BadImageError(f"too thin ({image.width} x {image.height})")
+        return self.apply(image)
+
+
+# --- the preprocessing of a model
 
 
 def preprocessing(folder: Path) -> Preprocessing:
     """The preprocessing in a model's folder: transformers' preprocessor_config.json or
     timm's config.json. Raises DataError for none or an unknown one, since training on
     wrong pixels gives no error."""
-    processor, model = folder / "preprocessor_config.json", folder / "config.json"
+    processor = folder / "preprocessor_config.json"
     try:
-        config = _mapping(model)
+        config = _read_config(folder / "config.json")
         if processor.is_file():
             patch = config.get("patch_size")
-            of_folder = _transformers(_mapping(processor))
+            of_folder = _from_transformers(_read_config(processor))
             return replace(of_folder, patch=patch if isinstance(patch, int) else None)
         if "pretrained_cfg" in config:
-            return _timm(config["pretrained_cfg"])
+            return _from_timm(config["pretrained_cfg"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = unquoted(f"no {error}" if isinstance(error, KeyError) else error, 300)
+        problem = f"no {error}" if isinstance(error, KeyError) else error
         raise DataError(
-            f"{folder}: how its images are prepared is not known here ({why})"
+            f"{folder}: how its images are prepared is not known here "
+            f"({unquoted(problem, 300)})"
         ) from None
-    kind = (
-        f" (its model_type is {config['model_type']})" if "model_type" in config else ""
-    )
+    kind = ""
+    if "model_type" in config:
+        kind = f" (its model_type is {config['model_type']})"
     raise DataError(
         f"{folder}{kind}: no preprocessor_config.json. Copy the model's, too"
     )
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+#: A file of JSON, whose keys are checked as they are read.
+Config = Mapping[str, Any]
+
+
+def _read_config(path: Path) -> Config:
     return validated(dict[str, Any], path.read_text(encoding="utf-8"), path.name)
 
 
-def write_preprocessing(base: Path, folder: Path, wanted: Preprocessing) -> None:
+def write_preprocessing(base: Path, folder: Path, target: Preprocessing) -> None:
     """Writes the preprocessing into a model's folder: that of its base, with the sizes
-    of `wanted`."""
-    (height, width), resize = wanted.size, wanted.resize
-    processor, path = base / "preprocessor_config.json", folder / "config.json"
+    of `target`."""
+    height, width = target.size
+    path = folder / "config.json"
+    processor = base / "preprocessor_config.json"
     if processor.is_file():
-        config, path = (
-            json.loads(processor.read_text(encoding="utf-8")),
-            folder / processor.name,
-        )
-        crop = {"height": height, "width": width}
-        edge = {"shortest_edge": resize}
-        config["size"] = (
-            edge if isinstance(resize, int) else dict(zip(crop, resize, strict=True))
-        )
-        config |= {"crop_size": crop} if "crop_size" in config else {}
+        path = folder / processor.name
+        config = json.loads(processor.read_text(encoding="utf-8"))
+        if isinstance(target.resize, int):
+            config["size"] = {"shortest_edge": target.resize}
+        else:
+            config["size"] = dict(zip(("height", "width"), target.resize, strict=True))
+        if "crop_size" in config:
+            config["crop_size"] = {"height": height, "width": width}
     else:
         config = json.loads(path.read_text(encoding="utf-8"))
-        # timm rounds the quotient down
-        share = height / (resize + 0.5) if isinstance(resize, int) else 1.0
-        config["pretrained_cfg"] |= {
-            "input_size": [3, height, width],
-            "crop_pct": share,
-        }
+        share = 1.0
+        if isinstance(target.resize, int):
+            share = height / (target.resize + 0.5)  # timm rounds the quotient down
+        config["pretrained_cfg"]["input_size"] = [3, height, width]
+        config["pretrained_cfg"]["crop_pct"] = share
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 #: Processors of transformers that only resize, crop, scale to [0, 1] and normalise.
 KINDS = ("ViT", "DeiT", "Bit", "CLIP", "Siglip")
-STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
-#: Keys that change nothing here.
-IDLE = ("do_convert_rgb", "processor_class", "_valid_processor_keys")
-TYPES = ("image_processor_type", "feature_extractor_type")
+TYPE_KEYS = ("image_processor_type", "feature_extractor_type")
+KNOWN_KEYS = {
+    "size",
+    "crop_size",
+    "resample",
+    "rescale_factor",
+    "image_mean",
+    "image_std",
+    "do_resize",
+    "do_center_crop",
+    "do_rescale",
+    "do_normalize",
+    *TYPE_KEYS,
+    # which change nothing here
+    "do_convert_rgb",
+    "processor_class",
+    "_valid_processor_keys",
+}
 
 
-def _transformers(config: dict[str, Any]) -> Preprocessing:
-    processor = str(next((config[key] for key in TYPES if config.get(key)), None))
+def _from_transformers(config: Config) -> Preprocessing:
+    """The preprocessing in transformers' file. Raises ValueError for one that does more
+    than those of KINDS, and KeyError for a missing key."""
+    types = [config[key] for key in TYPE_KEYS if config.get(key)]
+    processor = str(types[0]) if types else "None"
     kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", processor)
     if kind not in KINDS:
         raise ValueError(f"image_processor_type {processor}; known: {', '.join(KINDS)}")
-    known = {
-        "size",
-        "crop_size",
-        "resample",
-        "rescale_factor",
-        "image_mean",
-        "image_std",
-    }
-    known |= {*STEPS, *IDLE, *TYPES}
-    unknown = sorted(
-        key for key, value in config.items() if key not in known and value is not None
+    _check_steps(config)
+    size, crop = _sizes(config, kind)
+    edge = size.get("shortest_edge")
+    if edge is not None and crop is None:
+        raise ValueError("a shorter edge without a centre crop")
+    final = size if crop is None else crop
+    return Preprocessing(
+        size=(final["height"], final["width"]),
+        resize=(size["height"], size["width"]) if edge is None else edge,
+        rounds=False,
+        resample=Image.Resampling(config["resample"]).value,
+        mean=tuple(float(value) for value in config["image_mean"]),
+        std=tuple(float(value) for value in config["image_std"]),
     )
-    if unknown:
-        raise ValueError(f"{unknown[0]}={config[unknown[0]]}")
-    crops = config.get("do_center_crop", kind not in ("ViT", "Siglip"))
+
+
+def _check_steps(config: Config) -> None:
+    """Raises ValueError for a key or a step that is not known here, and KeyError for a
+    missing filter."""
+    for key in sorted(config):
+        if key not in KNOWN_KEYS and config[key] is not None:
+            raise ValueError(f"{key}={config[key]}")
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not config.get(step, True):
             raise ValueError(f"{step}=false")
@@ -198,40 +233,45 @@ def _transformers(config: dict[str, Any]) -> Preprocessing:
         raise ValueError(f"rescale_factor={config['rescale_factor']}")
     if config.get("resample") is None:
         raise KeyError("resample")
-    size, crop = config["size"], config["crop_size"] if crops else None
-    # An older file has one number: the side of a square, or for some kinds the shorter
-    # edge
+
+
+def _sizes(config: Config, kind: str) -> tuple[Config, Config | None]:
+    """The size after resizing, and the crop's, by their keys. An older file has one
+    number: the side of a square, or for some kinds the shorter edge."""
+    size = config["size"]
     if isinstance(size, int):
-        size = (
-            {"shortest_edge": size}
-            if kind in ("Bit", "CLIP")
-            else {"height": size, "width": size}
-        )
-    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
-    edge = size.get("shortest_edge")
-    if edge is not None and crop is None:
-        raise ValueError("a shorter edge without a centre crop")
-    resize = edge if edge is not None else (size["height"], size["width"])
-    final = size if crop is None else crop
-    mean, std = (tuple(map(float, config[key])) for key in ("image_mean", "image_std"))
-    filter_ = Image.Resampling(config["resample"]).value
-    return Preprocessing(
-        (final["height"], final["width"]), resize, False, filter_, mean, std
-    )
+        size = {"height": size, "width": size}
+        if kind in ("Bit", "CLIP"):
+            size = {"shortest_edge": config["size"]}
+    crop = None
+    if config.get("do_center_crop", kind not in ("ViT", "Siglip")):
+        crop = config["crop_size"]
+    if isinstance(crop, int):
+        crop = {"height": crop, "width": crop}
+    return size, crop
 
 
-def _timm(config: dict[str, Any]) -> Preprocessing:
+def _from_timm(config: Config) -> Preprocessing:
+    """The preprocessing in timm's file. Raises ValueError for a crop that is not known
+    here."""
     _, height, width = config["input_size"]
-    mode, share = config.get("crop_mode") or "center", config.get("crop_pct") or 0.875
-    filter_ = Image.Resampling[(config.get("interpolation") or "bicubic").upper()].value
-    mean, std = tuple(config["mean"]), tuple(config["std"])
-    if mode == "squash" and share == 1:
-        return Preprocessing((height, width), (height, width), True, filter_, mean, std)
-    if mode != "center" or height != width:
+    mode = config.get("crop_mode") or "center"
+    share = config.get("crop_pct") or 0.875
+    squashed = mode == "squash" and share == 1
+    if not squashed and (mode != "center" or height != width):
         raise ValueError(f"crop_mode {mode}, crop_pct {share} of {height} x {width}")
+    interpolation = config.get("interpolation") or "bicubic"
     return Preprocessing(
-        (height, width), math.floor(height / share), True, filter_, mean, std
+        size=(height, width),
+        resize=(height, width) if squashed else math.floor(height / share),
+        rounds=True,
+        resample=Image.Resampling[interpolation.upper()].value,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
     )
+
+
+# --- decoding
 
 
 #: Pillow's names of the formats that are read, whatever the file's name (PPM: also PBM,
@@ -257,7 +297,7 @@ def decode(item: Item) -> Image.Image:
             if isinstance(item, np.ndarray):
                 image = Image.fromarray(item)
             else:
-                image = Image.open(_file(item), formats=_formats())
+                image = Image.open(_opened(item), formats=_formats())
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
     except BadImageError:
@@ -268,12 +308,17 @@ def decode(item: Item) -> Image.Image:
         raise BadImageError(first_line(error)) from None
 
 
-def _file(item: Path | bytes) -> Path | io.BytesIO:
-    if isinstance(item, Path) and item.exists() and not item.is_file():
+def _opened(item: Path | bytes) -> Path | io.BytesIO:
+    """What Pillow opens. Raises BadImageError for what is empty or no file."""
+    if isinstance(item, bytes):
+        if not item:
+            raise BadImageError("empty")
+        return io.BytesIO(item)
+    if item.exists() and not item.is_file():
         raise BadImageError("not a file")  # reading a pipe would block
-    if not (len(item) if isinstance(item, bytes) else item.stat().st_size):
+    if not item.stat().st_size:
         raise BadImageError("empty")
-    return item if isinstance(item, Path) else io.BytesIO(item)
+    return item
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -281,79 +326,98 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         if not image.mode.startswith("I;16"):
             raise BadImageError(f"pixels of {image.mode}, whose range is not known")
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return Image.alpha_composite(
-            Image.new("RGBA", image.size, "white"), image
-        ).convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
 
 
+#: Images that each thread reads ahead.
+READ_AHEAD = 16
+#: The most images in an error message.
+SHOWN_IMAGES = 20
+
+
 def read_all(
-    items: Iterable[Item], names: Iterable[str], wanted: Preprocessing, workers: int
+    items: Iterable[Item],
+    names: Iterable[str],
+    target: Preprocessing,
+    workers: int,
 ) -> Iterator[Array]:
     """The model's pixels of images, uint8 (3, height, width), in their order, read in
     threads and not far ahead. Raises DataError at the end for those that cannot be
     read, by their names."""
-    bad, todo = list[str](), zip(items, names, strict=True)
+    problems = []
+    todo = zip(items, names, strict=True)
     with ThreadPoolExecutor(workers) as pool:
-        while some := list(islice(todo, 16 * workers)):
-            for image, (_, name) in zip(
-                pool.map(wanted.read, [item for item, _ in some]), some, strict=True
-            ):
+        while batch := list(islice(todo, READ_AHEAD * workers)):
+            images = pool.map(target.read, [item for item, _ in batch])
+            for image, (_, name) in zip(images, batch, strict=True):
                 if isinstance(image, BadImageError):
-                    # bytes that are not UTF-8
-                    shown = name.encode("utf-8", "backslashreplace").decode()
-                    bad.append(f"{shown} ({image})")
+                    problems.append(f"{printable(name)} ({image})")
                 else:
                     yield image
-    if bad:
-        more = f" and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise DataError(
-            f"{len(bad)} images cannot be read: {'; '.join(bad[:20])}{more}"
-        )
+    if problems:
+        text = "; ".join(problems[:SHOWN_IMAGES])
+        if len(problems) > SHOWN_IMAGES:
+            text += f" and {len(problems) - SHOWN_IMAGES} more"
+        raise DataError(f"{len(problems)} images cannot be read: {text}")
+
+
+def printable(name: str) -> str:
+    """An image's name; of one that is no UTF-8, its bytes as Python writes them."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+# --- all images of a set
 
 
 #: Raised by hand when a change of this file changes pixels, so that kept files are made
 #: again.
 VERSION = 3
+#: After which a file that is being made is one of a process that was killed.
+LEFTOVER_AGE_S = 600
 
 
 def prepared(
     items: Iterable[Item],
     names: Sequence[str],
     key: str,
-    wanted: Preprocessing,
+    target: Preprocessing,
     folder: Path,
     workers: int,
 ) -> Array:
     """All images of a set, uint8 (images, 3, height, width), from a file in `folder`
     that is made once. key: a hash of the images. Raises DataError as `read_all`, and
     OSError for a full disk."""
-    count = len(names)
-    how = wanted.size, wanted.resize, wanted.rounds, wanted.resample
-    made_with = repr((VERSION, key, count, *how, PIL.__version__))
-    path = folder / f"images-{hashlib.sha256(made_with.encode()).hexdigest()[:16]}.npy"
+    path = folder / _file_name(key, len(names), target)
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f".{path.stem}.*"):  # of a process that was killed
-            if time.time() - leftover.stat().st_mtime > 600:
+        for leftover in folder.glob(f".{path.stem}.*"):
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE_S:
                 leftover.unlink(missing_ok=True)
-        with atomic_write(path) as partial, open(partial, "wb") as file:
-            header = {
-                "descr": "|u1",
-                "fortran_order": False,
-                "shape": (count, 3, *wanted.size),
-            }
-            np.lib.format.write_array_header_1_0(file, header)
-            images = read_all(items, names, wanted, workers)
-            for image in tqdm(
-                images,
-                f"preparing {count} images, once",
-                count,
-                leave=False,
-                disable=None,
-            ):
-                file.write(image.tobytes())
+        images = read_all(items, names, target, workers)
+        with atomic_write(path) as partial:
+            _write_images(partial, images, (len(names), 3, *target.size))
     return np.load(path, mmap_mode="r")
+
+
+def _file_name(key: str, count: int, target: Preprocessing) -> str:
+    steps = (target.size, target.resize, target.rounds, target.resample)
+    contents = repr((VERSION, key, count, *steps, PIL.__version__))
+    return f"images-{hashlib.sha256(contents.encode()).hexdigest()[:16]}.npy"
+
+
+def _write_images(
+    path: Path, images: Iterator[Array], shape: tuple[int, int, int, int]
+) -> None:
+    """Writes images of uint8 one after the other, in numpy's format."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    title = f"preparing {shape[0]} images, once"
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for image in tqdm(images, title, shape[0], leave=False, disable=None):
+            file.write(image.tobytes())

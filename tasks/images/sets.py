@@ -1,29 +1,51 @@
 """An image set's files (folders of images, or the hub's parquet), and the classes,
-splits, images in them."""
+splits and images in them."""
 
 import contextlib
 import functools
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tasks.base import Array, DataError, first_line, list_names, quoted, require_columns
+from tasks.base import (
+    Array,
+    DataError,
+    Settings,
+    first_line,
+    list_names,
+    quoted,
+    require_columns,
+)
 from tasks.images.pixels import Item
 
 ENDINGS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pnm"),
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".avif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pnm",
 )
 #: Names of folders that are splits, in lower case. The first that exists is the test
 #: split.
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation", "dev")
+
+#: A class in a parquet file: its index, or its name.
+Label = int | str
 
 
 @dataclass
@@ -48,11 +70,12 @@ class ImageSet:
     test: Pool | None
 
 
-def read(files: dict[str, Path], settings: Any) -> ImageSet:
+def read(files: Mapping[str, Path], settings: Settings) -> ImageSet:
     """The data set in the files of `local_files`, without decoding images. Raises
     DataError where classes of the splits differ, and for damaged files."""
-    parquet = all(path.suffix == ".parquet" for path in files.values())
-    return _from_parquet(files, settings) if parquet else _from_folders(files)
+    if all(path.suffix == ".parquet" for path in files.values()):
+        return _from_parquet(files, settings)
+    return _from_folders(files)
 
 
 def digits() -> ImageSet:
@@ -63,98 +86,122 @@ def digits() -> ImageSet:
     data = load_digits()
     pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)
     names = [f"digit/{index}" for index in range(len(pixels))]
-    pool = Pool(
-        names,
-        data.target.astype(np.int64),
-        lambda indices: (pixels[index] for index in indices),
-    )
+    labels = data.target.astype(np.int64)
+    pool = Pool(names, labels, lambda indices: (pixels[index] for index in indices))
     return ImageSet([str(digit) for digit in range(10)], pool, None)
 
 
-def _from_folders(files: dict[str, Path]) -> ImageSet:
+# --- folders of images
+
+
+def _from_folders(files: Mapping[str, Path]) -> ImageSet:
+    """The set of files by split/class/name, or by class/name."""
     nested = any(name.count("/") > 1 for name in files)
-    split = nested and all(name.startswith(("train/", "test/")) for name in files)
-    parts = [
-        [n for n in files if n.startswith(top)]
-        for top in (("train/", "test/") if split else ("",))
-    ]
-    labels = [[name.split("/")[split] for name in part] for part in parts]
-    classes = sorted(set(labels[0]))
-    if differing := set(classes).symmetric_difference(labels[-1]):
-        only = {
-            "train": sorted(differing & set(classes)),
-            "test": sorted(differing - set(classes)),
-        }
-        words = [
-            f"only {part} has {list_names(names)}"
-            for part, names in only.items()
-            if names
-        ]
-        where = next(iter(files.values())).parents[2]
+    has_splits = nested and all(name.startswith(("train/", "test/")) for name in files)
+    if not has_splits:
+        names_by_class = [(name, name.split("/")[0]) for name in files]
+        classes = sorted({label for _, label in names_by_class})
+        return ImageSet(classes, _folder_pool(files, names_by_class, classes), None)
+    train, test = (
+        [(name, name.split("/")[1]) for name in files if name.startswith(f"{split}/")]
+        for split in ("train", "test")
+    )
+    classes = sorted({label for _, label in train})
+    test_classes = sorted({label for _, label in test})
+    if test_classes != classes:
+        folder = next(iter(files.values())).parents[2]
         raise DataError(
-            f"{where}: the class folders of train and test differ: {'; '.join(words)}"
+            f"{folder}: the class folders of train and test differ: "
+            f"{_difference(classes, test_classes)}"
         )
-
-    def pool(names: list[str], of: list[str]) -> Pool:
-        indices = np.asarray([classes.index(label) for label in of], np.int64)
-        return Pool(names, indices, lambda rows: (files[names[row]] for row in rows))
-
-    return ImageSet(
-        classes, pool(parts[0], labels[0]), pool(parts[1], labels[1]) if split else None
-    )
-
-
-def _from_parquet(files: dict[str, Path], settings: Any) -> ImageSet:
-    image, label = settings["image_column"], settings["label_column"]
-    splits, classes, where = (
-        dict[str, dict[Path, list[Any]]](),
-        list[str](),
-        next(iter(files.values())),
-    )
-    for name, path in files.items():
-        split = "test" if name.partition("/")[0] == settings["test_split"] else "train"
-        splits.setdefault(split, {})[path], own_classes = _read_labels(
-            path, image, label
-        )
-        if classes and own_classes and own_classes != classes:
-            raise DataError(f"{path}: its class names are not those of {where}")
-        classes = classes or own_classes
-    if not all(any(parts.values()) for parts in splits.values()):
-        raise DataError(f"{where.parent}: a split without rows")
-    every = {
-        x for parts in splits.values() for labels in parts.values() for x in labels
-    }
-    ordered = sorted(every, key=lambda x: (str(type(x)), x))
-    index = {x: n for n, x in enumerate(ordered)}
-    if all(isinstance(x, int) for x in ordered):
-        classes = classes or [str(n) for n in range(max(ordered) + 1)]
-        if ordered[0] < 0 or ordered[-1] >= len(classes):
-            raise DataError(
-                f"{where}: labels {ordered[0]} to {ordered[-1]}, but {len(classes)} class names"
-            )
-        index = {n: n for n in ordered}
-    else:
-        classes = [str(x) for x in ordered]
-
-    def pool(parts: dict[Path, list[Any]]) -> Pool:
-        names = [
-            f"{path.stem}/{row}"
-            for path, labels in parts.items()
-            for row in range(len(labels))
-        ]
-        indices = np.asarray(
-            [index[x] for labels in parts.values() for x in labels], np.int64
-        )
-        return Pool(names, indices, functools.partial(_cells, list(parts), image))
-
     return ImageSet(
         classes,
-        pool(splits["train"]),
-        pool(splits["test"]) if "test" in splits else None,
+        _folder_pool(files, train, classes),
+        _folder_pool(files, test, classes),
     )
 
 
-def _read_labels(path: Path, image: str, label: str) -> tuple[list[Any], list[str]]:
+def _difference(train: Sequence[str], test: Sequence[str]) -> str:
+    """Which classes are in one of the splits alone, in words."""
+    phrases = []
+    only_train = [name for name in train if name not in test]
+    if only_train:
+        phrases.append(f"only train has {list_names(only_train)}")
+    only_test = [name for name in test if name not in train]
+    if only_test:
+        phrases.append(f"only test has {list_names(only_test)}")
+    return "; ".join(phrases)
+
+
+def _folder_pool(
+    files: Mapping[str, Path], images: Sequence[tuple[str, str]], classes: list[str]
+) -> Pool:
+    """A pool of images, each with its name and its class."""
+    names = [name for name, _ in images]
+    index_by_class = {name: index for index, name in enumerate(classes)}
+    labels = np.asarray([index_by_class[label] for _, label in images], np.int64)
+    return Pool(names, labels, lambda rows: (files[names[row]] for row in rows))
+
+
+# --- the hub's parquet files
+
+
+def _from_parquet(files: Mapping[str, Path], settings: Settings) -> ImageSet:
+    """The set of files by split/number.parquet."""
+    image, label = settings["image_column"], settings["label_column"]
+    first = next(iter(files.values()))
+    splits: dict[str, dict[Path, list[Label]]] = {}
+    class_names: list[str] = []
+    for name, path in files.items():
+        is_test = name.partition("/")[0] == settings["test_split"]
+        labels, own_names = _read_labels(path, image, label)
+        splits.setdefault("test" if is_test else "train", {})[path] = labels
+        if class_names and own_names and own_names != class_names:
+            raise DataError(f"{path}: its class names are not those of {first}")
+        class_names = class_names or own_names
+    if not all(any(labels_by_file.values()) for labels_by_file in splits.values()):
+        raise DataError(f"{first.parent}: a split without rows")
+    classes, index_by_label = _class_indices(splits, class_names, first)
+
+    def pool(split: str) -> Pool:
+        names, indices = [], []
+        for path, labels in splits[split].items():
+            names += [f"{path.stem}/{row}" for row in range(len(labels))]
+            indices += [index_by_label[label] for label in labels]
+        items = functools.partial(_cells, list(splits[split]), image)
+        return Pool(names, np.asarray(indices, np.int64), items)
+
+    test = pool("test") if "test" in splits else None
+    return ImageSet(classes, pool("train"), test)
+
+
+def _class_indices(
+    splits: Mapping[str, Mapping[Path, list[Label]]],
+    class_names: list[str],
+    first: Path,
+) -> tuple[list[str], dict[Label, int]]:
+    """The names of the classes, and the index of each label. class_names: of the hub's
+    metadata. first: a file, for the message. Raises DataError for an index beyond the
+    names."""
+    labels: set[Label] = set()
+    for labels_by_file in splits.values():
+        labels.update(*labels_by_file.values())
+    numbers = sorted(label for label in labels if isinstance(label, int))
+    if len(numbers) < len(labels):
+        ordered = sorted(labels, key=lambda label: (str(type(label)), label))
+        return [str(label) for label in ordered], {
+            label: index for index, label in enumerate(ordered)
+        }
+    classes = class_names or [str(number) for number in range(max(numbers) + 1)]
+    if numbers[0] < 0 or numbers[-1] >= len(classes):
+        raise DataError(
+            f"{first}: labels {numbers[0]} to {numbers[-1]}, but {len(classes)} class "
+            "names"
+        )
+    return classes, {number: number for number in numbers}
+
+
+def _read_labels(path: Path, image: str, label: str) -> tuple[list[Label], list[str]]:
     """The labels of a parquet file, and the names of the classes, if the hub's metadata
     has them. Raises DataError for a missing column, or a label that is neither a number
     nor a word."""
@@ -164,24 +211,25 @@ def _read_labels(path: Path, image: str, label: str) -> tuple[list[Any], list[st
     try:
         file = parquet.ParquetFile(path)
         columns = file.schema_arrow.names
-        require_columns(
-            path, columns, sorted((image, label)), " (task.image_column, label_column)"
-        )
+        hint = " (task.image_column, label_column)"
+        require_columns(path, columns, sorted((image, label)), hint)
         labels = file.read([label]).column(label).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a parquet file ({first_line(error)})") from None
-    odd = next(
-        (row for row, x in enumerate(labels) if not isinstance(x, int | str)), None
-    )
-    if odd is not None:
-        raise DataError(
-            f"{path} row {odd}: label {quoted(labels[odd])} is neither a number nor a word"
-        )
-    classes = list[str]()
+    for row, value in enumerate(labels):
+        if not isinstance(value, int | str):
+            raise DataError(
+                f"{path} row {row}: label {quoted(value)} is neither a number nor a word"
+            )
+    classes: list[str] = []
     with contextlib.suppress(KeyError, ValueError, TypeError):
         about = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
         classes = list(about["info"]["features"][label]["names"])
     return labels, classes
+
+
+#: Rows of a parquet file that are read at a time.
+READ_ROWS = 256
 
 
 def _cells(paths: Sequence[Path], column: str, rows: Sequence[int]) -> Iterator[Item]:
@@ -190,23 +238,22 @@ def _cells(paths: Sequence[Path], column: str, rows: Sequence[int]) -> Iterator[
     import pyarrow
     import pyarrow.parquet as parquet
 
-    wanted, start = deque(rows), 0
+    remaining = deque(rows)
+    end = 0
     for path in paths:
         try:
-            file, at = parquet.ParquetFile(path), start
-            start += file.metadata.num_rows
-            batches = (
-                file.iter_batches(256, columns=[column])
-                if wanted and wanted[0] < start
-                else ()
-            )
-            for batch in batches:
-                while wanted and wanted[0] < at + len(batch):
-                    value = batch.column(0)[wanted.popleft() - at].as_py()
-                    yield (value["bytes"] if isinstance(value, dict) else value) or b""
-                if not wanted:
+            file = parquet.ParquetFile(path)
+            start, end = end, end + file.metadata.num_rows
+            if not remaining or remaining[0] >= end:
+                continue
+            for batch in file.iter_batches(READ_ROWS, columns=[column]):
+                while remaining and remaining[0] < start + len(batch):
+                    value = batch.column(0)[remaining.popleft() - start].as_py()
+                    content = value["bytes"] if isinstance(value, dict) else value
+                    yield content or b""
+                if not remaining:
                     return
-                at += len(batch)
+                start += len(batch)
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
 
@@ -221,98 +268,105 @@ def local_files(
     holds no images."""
     if not data_dir.is_dir():
         raise DataError(f"{data_dir}: no such folder (task.data_dir)")
-    files = _parquet(data_dir, train_splits, test_split) or _folders(data_dir)
+    files = _parquet_files(data_dir, train_splits, test_split)
+    files = files or _image_files(data_dir)
     if not files:
-        layout = "train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg, or the hub's parquet files"
         raise DataError(
-            f"{data_dir}: no images in folders. It should hold {layout} (task.data_dir)"
+            f"{data_dir}: no images in folders. It should hold train/CLASS/*.jpg and "
+            "test/CLASS/*.jpg, or CLASS/*.jpg, or the hub's parquet files "
+            "(task.data_dir)"
         )
     return files
 
 
-def _parquet(
+def _parquet_files(
     data_dir: Path, train_splits: Sequence[str], test_split: str | None
 ) -> dict[str, Path]:
     """Parquet files by split/number.parquet."""
+    splits = [*train_splits]
+    if test_split:
+        splits.append(test_split)
     files: dict[str, Path] = {}
     missing = []
-    for split in [*train_splits, *([test_split] if test_split else [])]:
-        paths = sorted(
-            {*data_dir.rglob(f"{split}-*.parquet"), *data_dir.rglob(f"{split}.parquet")}
-        )
+    for split in splits:
+        numbered = data_dir.rglob(f"{split}-*.parquet")
+        paths = sorted({*numbered, *data_dir.rglob(f"{split}.parquet")})
         folders = sorted({path.parent for path in paths})
         if len(folders) > 1:
-            several = ", ".join(str(folder.relative_to(data_dir)) for folder in folders)
+            names = ", ".join(str(folder.relative_to(data_dir)) for folder in folders)
             raise DataError(
-                f"{data_dir}: parquet files of several configurations: {several}"
+                f"{data_dir}: parquet files of several configurations: {names}"
             )
-        files |= {
-            f"{split}/{number}.parquet": path for number, path in enumerate(paths)
-        }
-        missing += [] if paths else [split]
+        for number, path in enumerate(paths):
+            files[f"{split}/{number}.parquet"] = path
+        if not paths:
+            missing.append(split)
     if files and missing:
         raise DataError(f"{data_dir}: no parquet file of the split {missing[0]}")
     return files
 
 
-def _folders(data_dir: Path) -> dict[str, Path]:
+def _image_files(data_dir: Path) -> dict[str, Path]:
     """Image files by split/class/name, or class/name. Names that begin with . or __ are
     ignored."""
+    files: dict[str, Path] = {}
+    for prefix, folder in _split_folders(data_dir).items():
+        for class_folder in _subfolders(folder):
+            for path in _images_of_class(class_folder):
+                files[f"{prefix}{path.relative_to(folder).as_posix()}"] = path
+    return files
+
+
+def _split_folders(data_dir: Path) -> dict[str, Path]:
+    """The folders that hold the classes' folders, by the beginning of their images'
+    names: train/ and test/, or nothing where there is one. Raises DataError where a
+    folder called train may be a class."""
     folders = {path.name.lower(): path for path in _subfolders(data_dir)}
     train = next((folders[name] for name in TRAIN_FOLDERS if name in folders), None)
     test = next((folders[name] for name in TEST_FOLDERS if name in folders), None)
-    others = [
-        path.name
-        for name, path in folders.items()
-        if name not in (*TRAIN_FOLDERS, *TEST_FOLDERS)
-    ]
     if train is None:
-        tops = {"": data_dir}
-    elif others:
-        which = f"{train.name} and also {', '.join(others[:3])}"
+        return {"": data_dir}
+    splits = (*TRAIN_FOLDERS, *TEST_FOLDERS)
+    classes = [path.name for name, path in folders.items() if name not in splits]
+    if classes:
         raise DataError(
-            f"{data_dir}: is {train.name} a split or a class? It holds {which}: move one of them"
+            f"{data_dir}: is {train.name} a split or a class? It holds {train.name} and "
+            f"also {', '.join(classes[:3])}: move one of them"
         )
-    else:
-        tops = {"train/": train, "test/": test} if test else {"": train}
-    files: dict[str, Path] = {}
-    for split, top in tops.items():
-        for class_folder in _subfolders(top):
-            images = images_in(class_folder)
-            if not images:
-                raise DataError(
-                    f"{class_folder}: a class's folder without an image. Remove it, or fill it"
-                )
-            inner = sorted({path.relative_to(class_folder).parts[0] for path in images})
-            if len(inner) > 1 and all(path.parent != class_folder for path in images):
-                mend = "Splits are called train and test; or is task.data_dir a folder too high?"
-                problem = (
-                    f"holds folders of images, not of one class ({list_names(inner)})"
-                )
-                raise DataError(f"{class_folder} {problem}. {mend}")
-            files |= {
-                f"{split}{path.relative_to(top).as_posix()}": path for path in images
-            }
-    return files
+    return {"train/": train, "test/": test} if test else {"": train}
+
+
+def _images_of_class(folder: Path) -> list[Path]:
+    """The images in a class's folder. Raises DataError for one without images, and for
+    one that seems to hold the folders of several classes."""
+    images = images_in(folder)
+    if not images:
+        raise DataError(
+            f"{folder}: a class's folder without an image. Remove it, or fill it"
+        )
+    inner = sorted({path.relative_to(folder).parts[0] for path in images})
+    if len(inner) > 1 and all(path.parent != folder for path in images):
+        raise DataError(
+            f"{folder} holds folders of images, not of one class ({list_names(inner)}). "
+            "Splits are called train and test; or is task.data_dir a folder too high?"
+        )
+    return images
 
 
 def images_in(folder: Path) -> list[Path]:
     """The image files of a folder, and of the folders in it, sorted."""
-    found = list[Path]()
-    for inner, folders, names in os.walk(folder, followlinks=True):
+    images = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not _hidden(name)]
-        found += [
-            Path(inner, n)
-            for n in names
-            if not _hidden(n) and n.lower().endswith(ENDINGS)
-        ]
-    return sorted(found)
+        for name in names:
+            if name.lower().endswith(ENDINGS) and not _hidden(name):
+                images.append(Path(parent, name))
+    return sorted(images)
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name)
-    )
+    paths = [path for path in folder.iterdir() if not _hidden(path.name)]
+    return sorted(path for path in paths if path.is_dir())
 
 
 def _hidden(name: str) -> bool:

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tasks.base import (
     Array,
+    Batch,
     DataError,
+    Settings,
     Source,
     Task,
     first_line,
@@ -24,8 +26,12 @@ from tasks.base import (
 from tasks.fetch import cache_folder, content, data_folder
 from tasks.files import stamp
 from tasks.images import sets
-from tasks.images.pixels import Preprocessing, prepared, read_all
+from tasks.images.pixels import Preprocessing, prepared, printable, read_all
 from tasks.images.sets import ImageSet, Pool, local_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
 
 #: The published sets: the numbers of classes, training and test images.
 PUBLISHED = {
@@ -35,16 +41,17 @@ PUBLISHED = {
     "resisc45": (45, 31500, 0),
     "digits": (10, 1797, 0),
 }
+#: Images of predictions.png.
+SHOWN_IMAGES = 40
 
 
-def source(settings: Any) -> Source:
+def source(settings: Settings) -> Source:
     """See tasks.source."""
     if settings.get("data_dir"):
         return Source(files=_local(settings, Path(settings["data_dir"])))
     if settings.get("hub"):
-        return Source(
-            pinned=content(settings["hub"], settings.get("revision"), "dataset")
-        )
+        pinned = content(settings["hub"], settings.get("revision"), "dataset")
+        return Source(pinned=pinned)
     if settings["name"] == "digits":
         import sklearn.datasets
 
@@ -55,43 +62,68 @@ def source(settings: Any) -> Source:
     )
 
 
-def load(settings: Any) -> "ImageTask":
+def load(settings: Settings) -> "ImageTask":
     """See tasks.load. Decodes no image yet. Raises DataError for too few images or a
     wrong setting."""
     if settings.get("data_dir") or settings.get("hub"):
-        splits = [*settings["train_splits"], *filter(None, [settings["test_split"]])]
-        patterns = [
-            f"*{split}{end}" for split in splits for end in ("-*.parquet", ".parquet")
-        ]
-        files = _local(settings, data_folder(settings, patterns, "/where/images"))
+        files = _local(settings, data_folder(settings, _patterns(settings), COPY))
         images = sets.read(files, settings)
-        stamps = [
-            [name, str(path.absolute()), *stamp(path)] for name, path in files.items()
-        ]
-        key = json.dumps([settings["image_column"], stamps])
+        key = json.dumps([settings["image_column"], _stamps(files)])
     else:
         source(settings)  # which refuses others
-        images, key = sets.digits(), "digits"
+        images = sets.digits()
+        key = "digits"
     return ImageTask(settings, images, hashlib.sha256(key.encode()).hexdigest())
 
 
-def _local(settings: Any, folder: Path) -> dict[str, Path]:
+#: An example of a local path, for an error.
+COPY = "/where/images"
+
+
+def _patterns(settings: Settings) -> list[str]:
+    """Patterns of the hub's files of the splits."""
+    splits = [*settings["train_splits"]]
+    if settings["test_split"]:
+        splits.append(settings["test_split"])
+    patterns = []
+    for split in splits:
+        patterns += [f"*{split}-*.parquet", f"*{split}.parquet"]
+    return patterns
+
+
+def _stamps(files: Mapping[str, Path]) -> list[list[Any]]:
+    """What changes where a file does."""
+    return [[name, str(path.absolute()), *stamp(path)] for name, path in files.items()]
+
+
+def _local(settings: Settings, folder: Path) -> dict[str, Path]:
     """The files of the set's own folder or, for a published set, of one that holds it
     under its name."""
     name = settings["name"]
-    own = folder / name if name in PUBLISHED and (folder / name).is_dir() else folder
-    return local_files(own, settings["train_splits"], settings["test_split"])
+    if name in PUBLISHED and (folder / name).is_dir():
+        folder = folder / name
+    return local_files(folder, settings["train_splits"], settings["test_split"])
 
 
 @dataclass
 class Split:
-    """Prepared images. rows: indices into the pool. at: into pixels, uint8 (images, 3,
-    height, width)."""
+    """Prepared images. rows: indices into the pool. places: of the rows in pixels,
+    uint8 (images, 3, height, width)."""
 
     pool: Pool
     rows: Array
     pixels: Array
-    at: Array
+    places: Array
+
+    @property
+    def labels(self) -> Array:
+        """The class index of each row."""
+        return self.pool.labels[self.rows]
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each row's image."""
+        return [printable(self.pool.names[row]) for row in self.rows]
 
 
 class ImageTask(Task):
@@ -104,15 +136,14 @@ class ImageTask(Task):
     unit = "img"
     block = 1
 
-    def __init__(self, settings: Any, images: ImageSet, key: str) -> None:
-        self.name, self.settings, self.set, self.key = (
-            settings["name"],
-            settings,
-            images,
-            key,
-        )
-        self.classes, self.num_labels = images.classes, len(images.classes)
-        self.notes: list[str] = []
+    def __init__(self, settings: Settings, images: ImageSet, key: str) -> None:
+        self.name = settings["name"]
+        self.settings = settings
+        self.set = images
+        self.key = key
+        self.classes = images.classes
+        self.num_labels = len(images.classes)
+        self.notes = []
         self.shots: int | None = settings["shots"]
         self.workers: int = settings["workers"] or os.cpu_count() or 1
         self.holdout: float | None = None
@@ -120,27 +151,48 @@ class ImageTask(Task):
         self._check_set()
 
     def _check_set(self) -> None:
+        """Raises DataError for too few classes or images; notes other numbers than the
+        published ones."""
         if self.num_labels < 2:
             raise DataError(
-                f"{self.name}: one class, {unquoted(self.classes[0])}. Is task.data_dir too high?"
+                f"{self.name}: one class, {unquoted(self.classes[0])}. "
+                "Is task.data_dir too high?"
             )
         counts = np.bincount(self.set.train.labels, minlength=self.num_labels)
-        fewest = int(counts.argmin())
-        if counts[fewest] < (self.shots or 1):
-            few = f"class {unquoted(self.classes[fewest])} has {counts[fewest]} training images"
-            mend = f", fewer than task.shots={self.shots}. Give a smaller task.shots, or more images"
-            raise DataError(f"{self.name}: {few}{mend if self.shots else ''}")
-        whole = self.shots is None or counts.sum() < self.shots * self.num_labels + 2
-        if self.set.test is None and whole and not self.settings["holdout"]:
+        self._check_class_sizes(counts)
+        takes_all = self.shots is None
+        if self.shots is not None:
+            takes_all = counts.sum() < self.shots * self.num_labels + 2
+        if self.set.test is None and takes_all and not self.settings["holdout"]:
             raise DataError(
-                f"{self.name}: no test split, and task.shots={self.shots} leaves no image for it"
+                f"{self.name}: no test split, and task.shots={self.shots} leaves no "
+                "image for it"
             )
-        sizes = self.num_labels, len(self.set.train), len(self.set.test or ())
+        test_images = len(self.set.test) if self.set.test else 0
+        sizes = self.num_labels, len(self.set.train), test_images
         published = PUBLISHED.get(self.name, sizes)
         if sizes != published:
             words = "{:,} classes, {:,} training and {:,} test images"
-            here, there = words.format(*sizes), words.format(*published)
-            self.notes.append(f"{self.name}: {here}; the published set has {there}")
+            self.notes.append(
+                f"{self.name}: {words.format(*sizes)}; the published set has "
+                f"{words.format(*published)}"
+            )
+
+    def _check_class_sizes(self, counts: Array) -> None:
+        """Raises DataError for a class with fewer images than are drawn."""
+        smallest = int(counts.argmin())
+        count = counts[smallest]
+        if count >= (self.shots or 1):
+            return
+        problem = (
+            f"class {unquoted(self.classes[smallest])} has {count} training images"
+        )
+        if self.shots:
+            problem += (
+                f", fewer than task.shots={self.shots}. Give a smaller task.shots, or "
+                "more images"
+            )
+        raise DataError(f"{self.name}: {problem}")
 
     def hold_out(self, share: float) -> None:
         """See Task.hold_out: the last `share` of each class's drawn images. No test
@@ -158,77 +210,85 @@ class ImageTask(Task):
         """Draws the training images, and prepares the evaluation's, which are kept in a
         file. tokenizer: the model's preprocessing. Raises DataError for images that
         cannot be read."""
+        self._set_size(tokenizer)
+        train, test = self.set.train, self.set.test
+        rows, held_rows = self._draw()
+        self._splits["train"] = self._split("train", train, rows, self.shots is None)
+        digest = hashlib.sha256(json.dumps(rows.tolist()).encode()).hexdigest()
+        self.selection = digest[:16]
+        if self.holdout is not None:
+            dev = self._split("train", train, held_rows, self.shots is None)
+            self._splits["dev"] = dev
+            self.notes.append(
+                f"dev: {len(held_rows)} of {len(held_rows) + len(rows)} training images "
+                f"held out (task.holdout={self.holdout}), the test images are not used"
+            )
+            return
+        if test is None:
+            name, pool = "train", train
+            remaining = np.setdiff1d(np.arange(len(train)), rows)
+        else:
+            name, pool = "test", test
+            remaining = np.arange(len(test))
+        size = self.settings["dev_rows"]
+        dev_rows = remaining[fixed_subset(len(remaining), size, self.name)]
+        self._splits["dev"] = self._split(name, pool, dev_rows, True)
+        if size:
+            self.notes.append(
+                f"{self.name} dev: a fixed subset of {len(dev_rows)} images"
+            )
+
+    def _set_size(self, preprocessing: Preprocessing) -> None:
+        """Takes the model's preprocessing, at task.image_size."""
         size = self.settings["image_size"]
         if size is not None:
             self.notes.append(
-                f"images of {size} pixels, not the {tokenizer.size[0]} of the weights"
+                f"images of {size} pixels, not the {preprocessing.size[0]} of the weights"
             )
-        self.wanted = tokenizer.at(size)
-        train, test = self.set.train, self.set.test
-        drawn = [rows[: self.shots] for rows in self._orders()]
-        held = [
-            math.ceil(len(rows) * self.holdout) if self.holdout else 0 for rows in drawn
-        ]
-        if not all(len(rows) > count for rows, count in zip(drawn, held, strict=True)):
-            raise DataError(
-                f"{self.name}: task.holdout={self.holdout} leaves nothing to train on"
-            )
-        parts = [
-            np.split(rows, [len(rows) - count])
-            for rows, count in zip(drawn, held, strict=True)
-        ]
-        rows, dev = (np.concatenate(part) for part in zip(*parts, strict=True))
-        self._splits["train"] = self._split("train", train, rows, self.shots is None)
-        self.selection = hashlib.sha256(json.dumps(rows.tolist()).encode()).hexdigest()[
-            :16
-        ]
-        if self.holdout is not None:
-            self._splits["dev"] = self._split("train", train, dev, self.shots is None)
-            held_rows = f"{len(dev)} of {len(dev) + len(rows)} training images held out"
-            self.notes.append(
-                f"dev: {held_rows} (task.holdout={self.holdout}), the test images are not used"
-            )
-            return
-        pool = test or train
-        left = np.setdiff1d(np.arange(len(pool)), () if test else rows)
-        dev = left[fixed_subset(len(left), self.settings["dev_rows"], self.name)]
-        self._splits["dev"] = self._split("test" if test else "train", pool, dev, True)
-        if self.settings["dev_rows"]:
-            self.notes.append(f"{self.name} dev: a fixed subset of {len(dev)} images")
+        self.preprocessing = preprocessing.at_size(size)
+
+    def _draw(self) -> tuple[Array, Array]:
+        """The rows of the drawn training images, class by class, and of those that are
+        held out of them. Raises DataError where a class has nothing to train on."""
+        train_rows, held_rows = [], []
+        for order in self._orders():
+            drawn = order[: self.shots]
+            held = math.ceil(len(drawn) * self.holdout) if self.holdout else 0
+            if held >= len(drawn):
+                raise DataError(
+                    f"{self.name}: task.holdout={self.holdout} leaves nothing to train on"
+                )
+            train_rows.append(drawn[: len(drawn) - held])
+            held_rows.append(drawn[len(drawn) - held :])
+        return np.concatenate(train_rows), np.concatenate(held_rows)
 
     def _orders(self) -> list[Array]:
         """The indices of each class's training images, shuffled."""
         orders = []
         for label in range(self.num_labels):
-            generator = np.random.Generator(
-                np.random.Philox(key=[self.settings["draw_seed"], label])
-            )
-            orders.append(
-                generator.permutation(np.flatnonzero(self.set.train.labels == label))
-            )
+            key = [self.settings["draw_seed"], label]
+            generator = np.random.Generator(np.random.Philox(key=key))
+            rows = np.flatnonzero(self.set.train.labels == label)
+            orders.append(generator.permutation(rows))
         return orders
 
-    def _split(self, name: str, pool: Pool, rows: Array, whole: bool) -> Split:
-        """The images at these rows of a pool. whole: all of the pool's are prepared,
-        and kept in a file."""
+    def _split(self, name: str, pool: Pool, rows: Array, prepare_all: bool) -> Split:
+        """The images at these rows of a pool. prepare_all: all of the pool's are
+        prepared, and kept in a file."""
         # in the order of the files
-        order = np.arange(len(pool)) if whole else np.sort(rows)
-        items, names = pool.items(order.tolist()), [pool.names[row] for row in order]
+        order = np.arange(len(pool)) if prepare_all else np.sort(rows)
+        items = pool.items(order.tolist())
+        names = [pool.names[row] for row in order]
         try:
-            if whole:
+            if prepare_all:
                 folder = cache_folder() / "images"
+                key = f"{self.key} {name}"
                 pixels = prepared(
-                    items,
-                    names,
-                    f"{self.key} {name}",
-                    self.wanted,
-                    folder,
-                    self.workers,
+                    items, names, key, self.preprocessing, folder, self.workers
                 )
             else:
-                pixels = np.stack(
-                    list(read_all(items, names, self.wanted, self.workers))
-                )
+                images = read_all(items, names, self.preprocessing, self.workers)
+                pixels = np.stack(list(images))
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from None
         return Split(pool, rows, pixels, np.searchsorted(order, rows))
@@ -239,71 +299,57 @@ class ImageTask(Task):
         return [1] * len(self._splits[split].rows)
 
     def labels(self, split: str) -> Array:
-        return self._splits[split].pool.labels[self._splits[split].rows]
+        return self._splits[split].labels
 
     def about(self, split: str) -> Mapping[str, Sequence[Any]]:
         """The images' names; of one that is no UTF-8, its bytes as Python writes
         them."""
-        names = [
-            self._splits[split].pool.names[row] for row in self._splits[split].rows
-        ]
-        return {
-            "image": [
-                name.encode("utf-8", "backslashreplace").decode() for name in names
-            ]
-        }
+        return {"image": self._splits[split].names}
 
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
         """pixel_values (images, 3, height, width), bytes for `logits` to scale; labels
         (images,)."""
-        of, rows = self._splits[split], list(indices)
-        return {
-            "pixel_values": of.pixels[of.at[rows]],
-            "labels": self.labels(split)[rows],
-        }
+        images, rows = self._splits[split], list(indices)
+        pixels = images.pixels[images.places[rows]]
+        return {"pixel_values": pixels, "labels": images.labels[rows]}
 
-    def loss(self, model: Any, batch: Mapping[str, Any]) -> Any:
+    def loss(self, model: "Module", batch: Batch) -> "Tensor":
         """Cross entropy, a scalar tensor."""
         from torch.nn.functional import cross_entropy
 
         return cross_entropy(self.logits(model, batch).float(), batch["labels"])
 
-    def answers(self, model: Any, batch: Mapping[str, Any]) -> tuple[float, Array]:
+    def answers(self, model: "Module", batch: Batch) -> tuple[float, Array]:
         from torch.nn.functional import cross_entropy
 
         logits = self.logits(model, batch).float()
         return float(cross_entropy(logits, batch["labels"])), logits.cpu().numpy()
 
-    def logits(self, model: Any, batch: Mapping[str, Any]) -> Any:
+    def logits(self, model: "Module", batch: Batch) -> "Tensor":
         """(images, classes)."""
         pixels = batch["pixel_values"].float()
-        mean, std = (
-            pixels.new_tensor(per)[:, None, None]
-            for per in (self.wanted.mean, self.wanted.std)
-        )
+        mean = pixels.new_tensor(self.preprocessing.mean)[:, None, None]
+        std = pixels.new_tensor(self.preprocessing.std)[:, None, None]
+        normalised = (pixels / 255 - mean) / std
         try:
-            return model(
-                pixel_values=(pixels / 255 - mean) / std, **self._resampling(model)
-            ).logits
+            return model(pixel_values=normalised, **self._resampling(model)).logits
         except (AssertionError, ValueError) as error:
-            if self.settings["image_size"] is None:
+            size = self.settings["image_size"]
+            if size is None:
                 raise
-            mend = "timm's ViTs take other sizes by model.settings='{model_args: {dynamic_img_size: true}}'"
-            problem = f"{first_line(error)} {mend}"
             raise DataError(
-                f"task.image_size={self.settings['image_size']}: {problem}"
+                f"task.image_size={size}: {first_line(error)} timm's ViTs take other "
+                "sizes by model.settings='{model_args: {dynamic_img_size: true}}'"
             ) from None
 
-    def _resampling(self, model: Any) -> dict[str, bool]:
+    def _resampling(self, model: "Module") -> dict[str, bool]:
         """By it a ViT resamples position embeddings for another image size. DINOv2
         needs none."""
         key = "interpolate_pos_encoding"
         forward = getattr(model, "module", model).forward
-        return (
-            {key: True}
-            if self.settings["image_size"] and key in signature(forward).parameters
-            else {}
-        )
+        if self.settings["image_size"] and key in signature(forward).parameters:
+            return {key: True}
+        return {}
 
     # --- files of a finished run
 
@@ -311,14 +357,13 @@ class ImageTask(Task):
         """Draws predictions.png: 40 evaluation images, the same for every method."""
         from tasks import pictures
 
-        dev, labels = self._splits["dev"], self.labels("dev")
-        shown = fixed_subset(len(labels), 40, self.name)
-        pixels = dev.pixels[dev.at[shown]]
+        dev = self._splits["dev"]
+        rows = fixed_subset(len(dev.rows), SHOWN_IMAGES, self.name)
         pictures.grid(
             folder / "predictions.png",
-            pixels,
-            labels[shown],
-            predictions[shown],
+            dev.pixels[dev.places[rows]],
+            dev.labels[rows],
+            predictions[rows],
             self.classes,
         )
 
@@ -327,26 +372,18 @@ class NewImages(ImageTask):
     """The images of a folder, and of folders in it, without labels: dev rows of a
     finished run's model."""
 
-    def __init__(self, settings: Any, folder: Path, classes: list[str]) -> None:
+    def __init__(self, settings: Settings, folder: Path, classes: list[str]) -> None:
         """Raises DataError for a folder without images."""
-        files = {
-            path.relative_to(folder).as_posix(): path for path in sets.images_in(folder)
-        }
-        if not files:
+        paths = sets.images_in(folder)
+        if not paths:
             raise DataError(f"{folder}: no images in it ({', '.join(sets.ENDINGS)})")
-        names, stamps = (
-            list(files),
-            [[name, *stamp(path)] for name, path in files.items()],
-        )
-        pool = Pool(
-            names,
-            np.zeros(len(names), np.int64),
-            lambda rows: (files[names[row]] for row in rows),
-        )
-        key = hashlib.sha256(
-            json.dumps([str(folder.absolute()), stamps]).encode()
-        ).hexdigest()
-        super().__init__(settings, ImageSet(classes, pool, None), key)
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        labels = np.zeros(len(names), np.int64)
+        pool = Pool(names, labels, lambda rows: (paths[row] for row in rows))
+        stamps = [[name, *stamp(path)] for name, path in zip(names, paths, strict=True)]
+        key = json.dumps([str(folder.absolute()), stamps])
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        super().__init__(settings, ImageSet(classes, pool, None), digest)
 
     def _check_set(self) -> None:
         """They need not be of every class."""
@@ -358,5 +395,6 @@ class NewImages(ImageTask):
         positions: int | None = None,
     ) -> None:
         """See ImageTask.prepare."""
-        self.wanted, pool = tokenizer.at(self.settings["image_size"]), self.set.train
+        self.preprocessing = tokenizer.at_size(self.settings["image_size"])
+        pool = self.set.train
         self._splits["dev"] = self._split("new", pool, np.arange(len(pool)), True)

@@ -1,6 +1,24 @@
 """MT-Bench and Vicuna-bench by FastChat's protocol and file formats: see __main__.py,
 the command."""
 
-from tasks.mt_bench.judging import *
-from tasks.mt_bench.questions import *
-from tasks.mt_bench.scores import *
+from tasks.mt_bench.judging import (
+    Judge,
+    JudgeError,
+    Judgment,
+    Outcome,
+    rating,
+    read_judgments,
+    request_judgments,
+)
+from tasks.mt_bench.questions import (
+    BENCHES,
+    INSTEAD,
+    Question,
+    data_folder,
+    prompts,
+    read_answers,
+    read_questions,
+    temperature,
+    write_answers,
+)
+from tasks.mt_bench.scores import Summary, judged, summary, table

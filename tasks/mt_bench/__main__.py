@@ -17,17 +17,22 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from tasks.base import DataError
-from tasks.mt_bench.judging import Judge
+from tasks.mt_bench.judging import Judge, Outcome
 from tasks.mt_bench.questions import BENCHES, data_folder, read_answers, read_questions
 from tasks.mt_bench.scores import judged, table
 
+#: Of request_judgments, as the command names them.
+OPTIONS = ("base_url", "concurrency", "retries", "timeout")
+
 
 def _parser() -> argparse.ArgumentParser:
-    form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "python -m tasks.mt_bench", description=__doc__, formatter_class=form
+        "python -m tasks.mt_bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("action", choices=["judge", "show"])
@@ -51,52 +56,74 @@ def _parser() -> argparse.ArgumentParser:
     add("--timeout", type=float, default=300.0, help="seconds that one try may take")
     add(
         "--base-url",
-        help="of an OpenAI-compatible endpoint; without it, OPENAI_BASE_URL, or OpenAI's own",
+        help="of an OpenAI-compatible endpoint; without it, OPENAI_BASE_URL, "
+        "or OpenAI's own",
     )
-    saved = "where judgments are saved; without it, outputs/judgments/JUDGE.jsonl"
-    add("--judgments", type=Path, metavar="FILE", help=saved)
+    add(
+        "--judgments",
+        type=Path,
+        metavar="FILE",
+        help="where judgments are saved; without it, outputs/judgments/JUDGE.jsonl",
+    )
     add("--json", action="store_true", help="one JSON object instead of a table")
     return parser
 
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_intermixed_args(arguments)
-    file, judging = options.judgments, options.action == "judge"
+    file = options.judgments
     try:
-        by = Judge(options.judge, options.passes, max_tokens=options.max_tokens)
-        file = file or by.file()
-        folder = data_folder({"mt_bench_dir": options.data})
-        questions = read_questions(folder, options.bench)
-        models = [(path, *read_answers(path, questions)) for path in options.answers]
-        systems = [(folder, options.bench, answers) for _, _, answers in models]
-        how = {
-            name: getattr(options, name)
-            for name in ("base_url", "concurrency", "retries", "timeout")
-        }
-        outcome, scores = judged(systems, by, file, how if judging else None)
-        names = [{"model": model, "file": str(path)} for path, model, _ in models]
-        summaries = [name | of for name, of in zip(names, scores, strict=True)]
+        judge = Judge(options.judge, options.passes, max_tokens=options.max_tokens)
+        file = file or judge.file()
+        outcome, summaries = _judged(options, judge, file)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        later = "the same command goes on from there"
-        print(f"stopped. What was judged is saved in {file}; {later}", file=sys.stderr)
-        return 130
-    failed = outcome.failed.total()
-    if options.json:
-        reasons = {"reasons": dict(outcome.failed)}
-        counts = {
-            "asked": outcome.asked,
-            "cached": outcome.cached,
-            "failed": failed,
-        } | reasons
         print(
-            json.dumps(({"judging": counts} if judging else {}) | {"models": summaries})
+            f"stopped. What was judged is saved in {file}; the same command resumes",
+            file=sys.stderr,
         )
+        return 130
+    asks = options.action == "judge"
+    if options.json:
+        result: dict[str, Any] = {"judging": _counts(outcome)} if asks else {}
+        print(json.dumps(result | {"models": summaries}))
     else:
-        print(*([outcome.report(file)] if judging else []), table(summaries), sep="\n")
-    return 1 if failed else 0
+        if asks:
+            print(outcome.report(file))
+        print(table(summaries))
+    return 1 if outcome.failed else 0
+
+
+def _judged(
+    options: argparse.Namespace, judge: Judge, file: Path
+) -> tuple[Outcome, list[dict[str, Any]]]:
+    """The scores of each answer file, with the model's name and the file."""
+    folder = data_folder({"mt_bench_dir": options.data})
+    questions = read_questions(folder, options.bench)
+    names, systems = [], []
+    for path in options.answers:
+        model, answers = read_answers(path, questions)
+        names.append({"model": model, "file": str(path)})
+        systems.append((folder, options.bench, answers))
+    asking = None
+    if options.action == "judge":
+        asking = {name: getattr(options, name) for name in OPTIONS}
+    outcome, scores = judged(systems, judge, file, asking)
+    summaries: list[dict[str, Any]] = []
+    for name, summary in zip(names, scores, strict=True):
+        summaries.append({**name, **summary})
+    return outcome, summaries
+
+
+def _counts(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "asked": outcome.asked,
+        "cached": outcome.cached,
+        "failed": outcome.failed.total(),
+        "reasons": dict(outcome.failed),
+    }
 
 
 if __name__ == "__main__":

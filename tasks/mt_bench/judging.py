@@ -9,13 +9,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from tasks.base import DataError
 from tasks.files import problem_of
-from tasks.mt_bench.questions import Messages, digest
+from tasks.mt_bench.questions import Messages, json_hash
+
+if TYPE_CHECKING:
+    from openai import APIConnectionError, APIStatusError, AsyncOpenAI
+    from tqdm import tqdm
+
+#: The longest part of a judge's name in a file's name.
+FILE_NAME_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -34,15 +41,12 @@ class Judge:
     def keys(self, messages: Messages) -> list[str]:
         """The key of the saved judgment of each pass: a hash of the request."""
         request = [self.name, messages, float(self.temperature), self.max_tokens]
-        return [digest([*request, number]) for number in range(1, self.passes + 1)]
+        return [json_hash([*request, number]) for number in range(1, self.passes + 1)]
 
     def file(self) -> Path:
         """The default file of its judgments."""
-        return Path(
-            "outputs",
-            "judgments",
-            re.sub(r"[^A-Za-z0-9._-]+", "_", self.name)[:200] + ".jsonl",
-        )
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", self.name)[:FILE_NAME_CHARACTERS]
+        return Path("outputs", "judgments", f"{name}.jsonl")
 
 
 def rating(reply: str) -> float | None:
@@ -76,28 +80,37 @@ class Judgment(BaseModel):
         return rating(self.reply)
 
 
+# --- the file of judgments
+
+
 def read_judgments(file: Path) -> dict[str, Judgment]:
     """The saved judgments by key; none without a file. If two processes saved the same
     one, the first counts. A line that a kill cut off is skipped. Raises DataError for
     another kind of file."""
-    judgments = dict[str, Judgment]()
+    judgments: dict[str, Judgment] = {}
     try:
         with open(file, "rb") as opened:
             for number, line in enumerate(opened, 1):
-                try:
-                    judgment = Judgment.model_validate_json(line)
+                judgment = _read_judgment(line, f"{file} line {number}")
+                if judgment:
                     judgments.setdefault(judgment.key, judgment)
-                except ValidationError as error:
-                    if error.errors()[0]["type"] != "json_invalid":
-                        problem = problem_of(error)
-                        raise DataError(
-                            f"{file} line {number}: not a judgment ({problem})"
-                        ) from None
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
     return judgments
+
+
+def _read_judgment(line: bytes, place: str) -> Judgment | None:
+    """None for a line that is no whole JSON. Raises DataError for other JSON than a
+    judgment."""
+    try:
+        return Judgment.model_validate_json(line)
+    except ValidationError as error:
+        if error.errors()[0]["type"] == "json_invalid":
+            return None
+        problem = problem_of(error)
+        raise DataError(f"{place}: not a judgment ({problem})") from None
 
 
 def append(file: Path, line: bytes) -> None:
@@ -111,12 +124,13 @@ def append(file: Path, line: bytes) -> None:
             # line does no harm.
             if size and os.pread(opened.fileno(), 1, size - 1) != b"\n":
                 line = b"\n" + line
-            if opened.write(line) != len(line):
-                raise DataError(
-                    f"{file}: a judgment could not be written in full. Is the disk full?"
-                )
+            written = opened.write(line)
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
+    if written != len(line):
+        raise DataError(
+            f"{file}: a judgment could not be written in full. Is the disk full?"
+        )
 
 
 # --- asking
@@ -137,18 +151,22 @@ class Outcome:
 
     def report(self, file: Path) -> str:
         """The lines that a command prints. file: of the judgments."""
-        counts = f"{self.asked} judged anew, {self.cached} taken from {file}, {self.failed.total()} failed"
-        return "\n".join(
-            [
-                counts,
-                *(f"  {n} not judged: {why}" for why, n in self.failed.most_common()),
-            ]
-        )
+        lines = [
+            f"{self.asked} judged anew, {self.cached} taken from {file}, "
+            f"{self.failed.total()} failed"
+        ]
+        for reason, count in self.failed.most_common():
+            lines.append(f"  {count} not judged: {reason}")
+        return "\n".join(lines)
 
 
-def judge(
+#: The longest time that connecting to a judge may take.
+CONNECT_TIMEOUT_S = 10.0
+
+
+def request_judgments(
     messages: Iterable[Messages],
-    by: Judge,
+    judge: Judge,
     file: Path,
     *,
     base_url: str | None = None,
@@ -170,75 +188,32 @@ def judge(
             "concurrency and timeout are to be above 0, and retries not below"
         )
     saved = read_judgments(file)
-    requests = {key: prompt for prompt in messages for key in by.keys(prompt)}
-    todo = {key: prompt for key, prompt in requests.items() if key not in saved}
+    requests = {}
+    for request in messages:
+        for key in judge.keys(request):
+            requests[key] = request
+    todo = {key: request for key, request in requests.items() if key not in saved}
     outcome = Outcome(cached=len(requests) - len(todo))
     if not todo:
         return outcome
     url, secret = _endpoint(base_url)
     append(file, b"")  # raises before anything is paid if the file cannot be written
 
-    from openai import Timeout
+    from openai import AsyncOpenAI, Timeout
     from tqdm import tqdm
 
-    limits = Timeout(timeout, connect=min(timeout, 10.0))
-    how = {
-        "base_url": url,
-        "api_key": secret,
-        "max_retries": retries,
-        "timeout": limits,
-    }
-    with tqdm(
-        total=len(todo), desc=f"judged by {by.name}", disable=None if progress else True
-    ) as bar:
+    limits = Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_S))
+    title = f"judged by {judge.name}"
+    with tqdm(total=len(todo), desc=title, disable=None if progress else True) as bar:
+        inquiry = _Inquiry(judge, todo, file, outcome, bar)
+        client = AsyncOpenAI(
+            base_url=url, api_key=secret, max_retries=retries, timeout=limits
+        )
         try:
-            asyncio.run(_ask_all(by, todo, file, outcome, bar, concurrency, how))
+            asyncio.run(inquiry.run(client, concurrency))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
     return outcome
-
-
-async def _ask_all(
-    by: Judge,
-    todo: Mapping[str, Messages],
-    file: Path,
-    outcome: Outcome,
-    bar: Any,
-    tasks: int,
-    how: Any,
-) -> None:
-    """Requests the judgments of `todo`, by their keys, `tasks` at a time. how: of the
-    client."""
-    from openai import AsyncOpenAI
-
-    async def one(client: Any, key: str, final: bool = True) -> bool:
-        """Saves a judgment, or counts the reason why there is none, unless it is asked
-        for again."""
-        answer = await _ask(client, by, key, todo[key])
-        if isinstance(answer, Judgment):
-            row = answer.model_dump() | {"rating": answer.rating}
-            append(file, json.dumps(row).encode() + b"\n")
-            outcome.asked += 1
-        elif final:
-            outcome.failed[answer] += 1
-        else:
-            return False
-        bar.update()
-        return True
-
-    async def work(client: Any, keys: Iterator[str]) -> None:
-        for key in keys:
-            await one(client, key)
-
-    async with AsyncOpenAI(**how) as client:
-        # The first runs alone and without retries: an error of all shows there, before
-        # the others are paid
-        first, *rest = todo
-        saved_first = await one(client.with_options(max_retries=0), first, final=False)
-        keys = iter(rest if saved_first else todo)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(tasks, len(todo))):
-                group.create_task(work(client, keys))
 
 
 def _endpoint(base_url: str | None) -> tuple[str, str]:
@@ -259,54 +234,72 @@ def _endpoint(base_url: str | None) -> tuple[str, str]:
     return url, secret
 
 
-async def _ask(client: Any, by: Judge, key: str, messages: Messages) -> Judgment | str:
+@dataclass
+class _Inquiry:
+    """The requests of one call. todo: by their keys. bar: of progress."""
+
+    judge: Judge
+    todo: Mapping[str, Messages]
+    file: Path
+    outcome: Outcome
+    bar: "tqdm"
+
+    async def run(self, client: "AsyncOpenAI", concurrency: int) -> None:
+        """Requests all judgments, `concurrency` at a time."""
+        async with client:
+            # The first is asked alone and without retries: an error of all shows there,
+            # before the others are paid
+            first, *other_keys = self.todo
+            answer = await _ask(
+                client.with_options(max_retries=0),
+                self.judge,
+                first,
+                self.todo[first],
+            )
+            remaining = iter(self.todo)
+            if isinstance(answer, Judgment):
+                self._save(answer)
+                remaining = iter(other_keys)
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(concurrency, len(self.todo))):
+                    group.create_task(self._ask_each(client, remaining))
+
+    async def _ask_each(self, client: "AsyncOpenAI", keys: Iterator[str]) -> None:
+        """Requests the judgments of keys, which others take from, too."""
+        for key in keys:
+            answer = await _ask(client, self.judge, key, self.todo[key])
+            if isinstance(answer, Judgment):
+                self._save(answer)
+            else:
+                self.outcome.failed[answer] += 1
+                self.bar.update()
+
+    def _save(self, judgment: Judgment) -> None:
+        row = judgment.model_dump() | {"rating": judgment.rating}
+        append(self.file, json.dumps(row).encode() + b"\n")
+        self.outcome.asked += 1
+        self.bar.update()
+
+
+async def _ask(
+    client: "AsyncOpenAI", judge: Judge, key: str, messages: Messages
+) -> Judgment | str:
     """A judgment, or the reason why there is none. Raises JudgeError for an error of
     all requests."""
     import openai
 
-    url = _public(str(client.base_url)).rstrip("/")
-    asked: Any = {"temperature": by.temperature, "max_tokens": by.max_tokens}
+    settings: Any = {"temperature": judge.temperature, "max_tokens": judge.max_tokens}
+    request: Any = {"model": judge.name, "messages": messages, **settings}
     try:
-        answer = await client.chat.completions.create(
-            model=by.name, messages=messages, **asked
-        )
+        answer = await client.chat.completions.create(**request)
         reply = answer.choices[0].message.content or ""
         kinds = ("prompt_tokens", "completion_tokens")
         tokens = {kind: int(getattr(answer.usage, kind, 0) or 0) for kind in kinds}
-        return Judgment(key=key, judge=by.name, reply=reply, **asked, **tokens)
+        return Judgment(key=key, judge=judge.name, reply=reply, **settings, **tokens)
     except openai.APIStatusError as error:
-        code, body = f"HTTP {error.status_code}", error.body
-        if error.status_code == 404 or error.code == "model_not_found":
-            raise JudgeError(
-                f"{url} knows no judge {by.name!r} ({code}). Does it end in /v1?"
-            ) from None
-        # the server's own message may hold a part of the key
-        if error.status_code in (401, 403):
-            raise JudgeError(
-                f"{url} refuses the key in OPENAI_API_KEY ({code})"
-            ) from None
-        if error.code == "insufficient_quota":
-            raise JudgeError(
-                f"{url}: the quota of this key is used up ({code})"
-            ) from None
-        words = str(
-            body["message"]
-            if isinstance(body, dict) and body.get("message")
-            else error.message
-        )
-        if len(client.api_key) > 7:  # a shorter one is a placeholder for a local server
-            words = words.replace(client.api_key, "***")
-        return f"{code}: {_line(words)}"
+        return _refusal(client, judge, error)
     except openai.APIConnectionError as error:
-        # The causes are httpx's or httpx2's exceptions, by the version of openai
-        if type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout"):
-            why = _line(error.__cause__) or "no connection in time"
-            raise JudgeError(f"nothing listens at {url} ({why})") from None
-        return (
-            "no reply in time"
-            if isinstance(error, openai.APITimeoutError)
-            else "the connection broke off"
-        )
+        return _lost_connection(client, error)
     except (
         openai.APIError,
         AttributeError,
@@ -318,9 +311,54 @@ async def _ask(client: Any, by: Judge, key: str, messages: Messages) -> Judgment
         return "the reply is no chat completion"
 
 
+#: A shorter key is a placeholder for a local server.
+LEAST_KEY_CHARACTERS = 8
+
+
+def _refusal(client: "AsyncOpenAI", judge: Judge, error: "APIStatusError") -> str:
+    """The reason in a server's refusal of one request. Raises JudgeError where it
+    refuses all."""
+    url = _address(client)
+    code = f"HTTP {error.status_code}"
+    if error.status_code == 404 or error.code == "model_not_found":
+        raise JudgeError(
+            f"{url} knows no judge {judge.name!r} ({code}). Does it end in /v1?"
+        ) from None
+    # the server's own message may hold a part of the key
+    if error.status_code in (401, 403):
+        raise JudgeError(f"{url} refuses the key in OPENAI_API_KEY ({code})") from None
+    if error.code == "insufficient_quota":
+        raise JudgeError(f"{url}: the quota of this key is used up ({code})") from None
+    message = str(error.message)
+    if isinstance(error.body, dict) and error.body.get("message"):
+        message = str(error.body["message"])
+    if len(client.api_key) >= LEAST_KEY_CHARACTERS:
+        message = message.replace(client.api_key, "***")
+    return f"{code}: {_shortened(message)}"
+
+
+def _lost_connection(client: "AsyncOpenAI", error: "APIConnectionError") -> str:
+    """Why a request has no reply. Raises JudgeError where nothing listens."""
+    import openai
+
+    # The causes are httpx's or httpx2's exceptions, by the version of openai
+    if type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout"):
+        reason = _shortened(error.__cause__) or "no connection in time"
+        raise JudgeError(f"nothing listens at {_address(client)} ({reason})") from None
+    if isinstance(error, openai.APITimeoutError):
+        return "no reply in time"
+    return "the connection broke off"
+
+
+def _address(client: "AsyncOpenAI") -> str:
+    return _public(str(client.base_url)).rstrip("/")
+
+
 def _public(url: str) -> str:
-    return re.sub(r"//[^/]*@", "//", url)  # without a password
+    """An address without its password."""
+    return re.sub(r"//[^/]*@", "//", url)
 
 
-def _line(words: object) -> str:
-    return " ".join(str(words).split())[:200]
+def _shortened(message: object) -> str:
+    """A message on one line, without its end if it is long."""
+    return " ".join(str(message).split())[:200]

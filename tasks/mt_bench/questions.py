@@ -5,21 +5,33 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.base import DataError, quoted
+from tasks.base import DataError, Settings, quoted
 from tasks.files import atomic_write, placeholders, read_objects
 
 #: The number of turns of each question.
 BENCHES = {"mt_bench": 2, "vicuna_bench": 1}
-TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
-TEMPERATURES |= {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0}
+TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "stem": 0.1,
+    "humanities": 0.1,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+}
+#: Of a category that FastChat does not name.
+DEFAULT_TEMPERATURE = 0.7
 #: Categories that are judged with a reference answer.
 REFERENCED = ("math", "reasoning", "coding")
-_OPTION = "task.mt_bench_dir=/where/FastChat/fastchat/llm_judge/data (here --data)"
-INSTEAD = f"Give a local copy of FastChat's data: {_OPTION}"
+INSTEAD = (
+    "Give a local copy of FastChat's data: "
+    "task.mt_bench_dir=/where/FastChat/fastchat/llm_judge/data (here --data)"
+)
 
 Messages = list[dict[str, str]]
 Number = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
@@ -53,26 +65,25 @@ class _Answer(Reference):
 def temperature(category: str) -> float:
     """The temperature of a category's answers (FastChat's gen_model_answer.py); 0 is
     greedy."""
-    return TEMPERATURES.get(category, 0.7)
+    return TEMPERATURES.get(category, DEFAULT_TEMPERATURE)
 
 
-def data_folder(settings: Mapping[str, Any]) -> Path:
+def data_folder(settings: Settings) -> Path:
     """The folder with judge_prompts.jsonl and one folder for each bench:
     settings["mt_bench_dir"], else from the hub. Raises DataError where there is
     none."""
     if settings.get("mt_bench_dir"):
-        given = Path(settings["mt_bench_dir"])
-        for folder in (given, given / "data"):
+        copy = Path(settings["mt_bench_dir"])
+        for folder in (copy, copy / "data"):
             if (folder / "judge_prompts.jsonl").is_file():
                 return folder
-        raise DataError(f"{given}: no judge_prompts.jsonl in it. {INSTEAD}")
+        raise DataError(f"{copy}: no judge_prompts.jsonl in it. {INSTEAD}")
     from tasks.fetch import snapshot
 
-    names = ("question.jsonl", "reference_answer/gpt-4.jsonl")
-    patterns = [
-        "data/judge_prompts.jsonl",
-        *(f"data/{bench}/{name}" for bench in BENCHES for name in names),
-    ]
+    patterns = ["data/judge_prompts.jsonl"]
+    for bench in BENCHES:
+        patterns.append(f"data/{bench}/question.jsonl")
+        patterns.append(f"data/{bench}/reference_answer/gpt-4.jsonl")
     return snapshot("lmsys/mt-bench", None, patterns, "space", INSTEAD) / "data"
 
 
@@ -81,17 +92,24 @@ def read_questions(folder: Path, bench: str) -> list[Question]:
     that is wrong."""
     if bench not in BENCHES:
         raise DataError(f"no bench {bench!r}. Known: {', '.join(BENCHES)}")
-    path, by_number = folder / bench / "question.jsonl", dict[int, Question]()
-    for where, question in read_objects(path, Question):
-        if question.id in by_number:
-            raise DataError(f"{where}: question {question.id} a second time")
-        if (count := len(question.turns)) != BENCHES[bench]:
-            problem = f"has {count} turns, {bench} has {BENCHES[bench]}"
-            raise DataError(f"{where}: question {question.id} {problem}")
-        by_number[question.id] = question
-    if not by_number:
+    path = folder / bench / "question.jsonl"
+    questions: dict[int, Question] = {}
+    for place, question in read_objects(path, Question):
+        if question.id in questions:
+            raise DataError(f"{place}: question {question.id} a second time")
+        turns = len(question.turns)
+        if turns != BENCHES[bench]:
+            raise DataError(
+                f"{place}: question {question.id} has {turns} turns, {bench} has "
+                f"{BENCHES[bench]}"
+            )
+        questions[question.id] = question
+    if not questions:
         raise DataError(f"{path}: no questions")
-    return list(by_number.values())
+    return list(questions.values())
+
+
+# --- answers
 
 
 def read_answers(
@@ -102,31 +120,33 @@ def read_answers(
 
     Raises DataError for answers of two models (or of another than `model`), missing,
     unknown or repeated questions, and another number of turns."""
-    turns, answers = {q.id: len(q.turns) for q in questions}, dict[int, list[str]]()
-    for where, row in read_objects(path, _Answer):
-        model, number, given = (
-            row.model_id if model is None else model,
-            row.question_id,
-            row.choices[0].turns,
-        )
+    turns = {question.id: len(question.turns) for question in questions}
+    answers: dict[int, list[str]] = {}
+    for place, row in read_objects(path, _Answer):
+        model = row.model_id if model is None else model
+        number = row.question_id
+        answer = row.choices[0].turns
         if row.model_id != model:
             raise DataError(
-                f"{where}: an answer of {quoted(row.model_id)}, not of {quoted(model)}"
+                f"{place}: an answer of {quoted(row.model_id)}, not of {quoted(model)}"
             )
         if number not in turns:
-            raise DataError(f"{where}: the bench has no question {number}")
+            raise DataError(f"{place}: the bench has no question {number}")
         if number in answers:
-            raise DataError(f"{where}: an answer to question {number} a second time")
-        if len(given) != turns[number]:
+            raise DataError(f"{place}: an answer to question {number} a second time")
+        if len(answer) != turns[number]:
             raise DataError(
-                f"{where}: {len(given)} turns for question {number}, which has {turns[number]}"
+                f"{place}: {len(answer)} turns for question {number}, which has "
+                f"{turns[number]}"
             )
-        answers[number] = given
+        answers[number] = answer
     missing = [number for number in turns if number not in answers]
     if missing or model is None:
-        some = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        numbers = ", ".join(str(number) for number in missing[:5])
+        if len(missing) > 5:
+            numbers += ", ..."
         raise DataError(
-            f"{path}: no answer to {len(missing)} of {len(turns)} questions: {some}"
+            f"{path}: no answer to {len(missing)} of {len(turns)} questions: {numbers}"
         )
     return model, {number: answers[number] for number in turns}
 
@@ -137,30 +157,48 @@ def write_answers(
     answers: Mapping[int, Sequence[str]],
     questions: Sequence[Question],
 ) -> None:
-    """Writes an answer file, whole or not at all. Raises ValueError for others, and
-    OSError."""
-    if {q.id: len(q.turns) for q in questions} != {
-        number: len(turns) for number, turns in answers.items()
-    }:
+    """Writes an answer file, whole or not at all. Raises ValueError for other
+    questions, and OSError."""
+    expected = {question.id: len(question.turns) for question in questions}
+    if expected != {number: len(turns) for number, turns in answers.items()}:
         raise ValueError("the answers do not fit the questions and their turns")
     with atomic_write(path) as partial, open(partial, "w", encoding="utf-8") as file:
         for question in questions:
             turns = list(answers[question.id])
             row = {
                 "question_id": question.id,
-                "answer_id": digest([model_id, question.id, turns])[:22],
+                "answer_id": json_hash([model_id, question.id, turns])[:22],
+                "model_id": model_id,
+                "choices": [{"index": 0, "turns": turns}],
+                "tstamp": time.time(),
             }
-            row |= {"model_id": model_id, "choices": [{"index": 0, "turns": turns}]}
-            file.write(json.dumps(row | {"tstamp": time.time()}) + "\n")
+            file.write(json.dumps(row) + "\n")
 
 
 # --- prompts
 
 
 class _Prompt(BaseModel):
+    """A template of FastChat's."""
+
     name: str
     system_prompt: str
     prompt_template: str
+
+    def messages(self, path: Path, fields: Mapping[str, str]) -> Messages:
+        """The messages to the judge. path: of the template, for the message. Raises
+        DataError for a placeholder that is in no field."""
+        unknown = placeholders(self.prompt_template) - fields.keys()
+        if unknown:
+            raise DataError(
+                f"{path}: prompt {self.name!r} has a placeholder that cannot be filled "
+                f"({min(unknown)!r:.80})"
+            )
+        text = self.prompt_template.format(**fields)
+        user = {"role": "user", "content": text}
+        if not self.system_prompt:
+            return [user]
+        return [{"role": "system", "content": self.system_prompt}, user]
 
 
 def prompts(
@@ -174,54 +212,70 @@ def prompts(
 
     The prompts for math, reasoning and coding contain GPT-4's reference answers, those
     for turn 2 both turns. Raises DataError for a missing prompt or reference answer."""
-    path, file = (
-        folder / "judge_prompts.jsonl",
-        folder / bench / "reference_answer" / "gpt-4.jsonl",
-    )
+    path = folder / "judge_prompts.jsonl"
     templates = {prompt.name: prompt for _, prompt in read_objects(path, _Prompt)}
-    references = dict[int, list[str]]()
-    if any(q.category in REFERENCED for q in questions):
-        rows = read_objects(file, Reference)
-        references = {row.question_id: row.choices[0].turns for _, row in rows}
+    references = _references(folder, bench, questions)
     messages = {}
-    for q in questions:
-        texts, referenced = (
-            {"question": q.turns, "answer": answers[q.id]},
-            q.category in REFERENCED,
-        )
-        if referenced:
-            if len(references.get(q.id, ())) < len(q.turns):
-                raise DataError(
-                    f"{file}: no reference answer to each turn of question {q.id}"
-                )
-            texts["ref_answer"] = references[q.id]
-        for turn in range(1, len(q.turns) + 1):
-            name = f"single-{'math-' * referenced}v1{'-multi-turn' * (turn > 1)}"
+    for question in questions:
+        texts: dict[str, Sequence[str]] = {
+            "question": question.turns,
+            "answer": answers[question.id],
+        }
+        if question.id in references:
+            texts["ref_answer"] = references[question.id]
+        for turn in range(1, len(question.turns) + 1):
+            name = _template_name(question, turn)
             if name not in templates:
                 raise DataError(f"{path}: no prompt {name!r}")
-            fields = {
-                f"{key}_{n}": texts[key][n - 1]
-                for key in texts
-                for n in range(1, turn + 1)
-            }
-            if turn == 1:
-                fields |= {
-                    "question": fields["question_1"],
-                    "answer": fields["answer_1"],
-                }
-            form, system = (
-                templates[name].prompt_template,
-                templates[name].system_prompt,
-            )
-            if unknown := placeholders(form) - fields.keys():
-                problem = f"a placeholder that cannot be filled ({min(unknown)!r:.80})"
-                raise DataError(f"{path}: prompt {name!r} has {problem}")
-            text = form.format(**fields)
-            first = [{"role": "system", "content": system}] if system else []
-            messages[q.id, turn] = [*first, {"role": "user", "content": text}]
+            fields = _fields(texts, turn)
+            messages[question.id, turn] = templates[name].messages(path, fields)
     return messages
 
 
-def digest(value: Any) -> str:
+def _references(
+    folder: Path, bench: str, questions: Sequence[Question]
+) -> dict[int, list[str]]:
+    """The reference answers of the questions that are judged with one. Raises DataError
+    where a turn has none."""
+    referenced = [question for question in questions if question.category in REFERENCED]
+    if not referenced:
+        return {}
+    path = folder / bench / "reference_answer" / "gpt-4.jsonl"
+    turns = {
+        row.question_id: row.choices[0].turns
+        for _, row in read_objects(path, Reference)
+    }
+    for question in referenced:
+        if len(turns.get(question.id, ())) < len(question.turns):
+            raise DataError(
+                f"{path}: no reference answer to each turn of question {question.id}"
+            )
+    return {question.id: turns[question.id] for question in referenced}
+
+
+def _template_name(question: Question, turn: int) -> str:
+    name = "single-"
+    if question.category in REFERENCED:
+        name += "math-"
+    name += "v1"
+    if turn > 1:
+        name += "-multi-turn"
+    return name
+
+
+def _fields(texts: Mapping[str, Sequence[str]], turn: int) -> dict[str, str]:
+    """What fills a template: question_1, answer_1 and so on up to a turn; of the first
+    turn question and answer, too."""
+    fields = {}
+    for key, turns in texts.items():
+        for number in range(1, turn + 1):
+            fields[f"{key}_{number}"] = turns[number - 1]
+    if turn == 1:
+        fields["question"] = fields["question_1"]
+        fields["answer"] = fields["answer_1"]
+    return fields
+
+
+def json_hash(value: object) -> str:
     """SHA-256 of a plain value's JSON, keys sorted."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

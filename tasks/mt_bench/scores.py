@@ -2,123 +2,170 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from tasks.mt_bench.judging import Judge, Judgment, Outcome, judge, read_judgments
-from tasks.mt_bench.questions import BENCHES, digest, prompts, read_questions
+from tasks.mt_bench.judging import (
+    Judge,
+    Judgment,
+    Outcome,
+    read_judgments,
+    request_judgments,
+)
+from tasks.mt_bench.questions import (
+    BENCHES,
+    Messages,
+    json_hash,
+    prompts,
+    read_questions,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
+#: A data folder, a bench, and a model's answers to its questions.
+System = tuple[Path, str, Mapping[int, Sequence[str]]]
+#: Samples of the bootstrap.
+SAMPLES = 10_000
+
+
+class Summary(TypedDict):
+    """The scores of a model's answers from the saved judgments: 1 to 10, None where
+    there are none.
+
+    n: the number of judgments if complete; judged: those with a reply; n_valid: those
+    with a rating. mean: over all ratings, of all turns and passes. low, high: its 95%
+    interval (see `_interval`). pass_means: of each pass. answers: a hash of them.
+    tokens: the judge's, of prompts and replies."""
+
+    bench: str
+    judge: str
+    passes: int
+    n: int
+    judged: int
+    n_valid: int
+    mean: float | None
+    low: float | None
+    high: float | None
+    turns: dict[str, float | None]
+    categories: dict[str, float | None]
+    pass_means: list[float | None]
+    answers: str
+    tokens: dict[str, int]
+
 
 def judged(
-    systems: Sequence[tuple[Path, str, Mapping[int, Sequence[str]]]],
-    by: Judge,
+    systems: Sequence[System],
+    judge: Judge,
     file: Path,
-    how: Mapping[str, Any] | None,
-) -> tuple[Outcome, list[dict[str, Any]]]:
-    """Lets a judge score systems, each its data folder, its bench and its answers, by
-    what `file` lacks of them; and their summaries. how: of `judge`, whose errors it
-    raises; None asks for nothing."""
-    messages = (
-        message
-        for folder, bench, answers in systems
-        for message in prompts(
-            folder, bench, read_questions(folder, bench), answers
-        ).values()
-    )
-    outcome = (
-        Outcome() if how is None else judge(messages, by, file, progress=True, **how)
-    )
+    options: Mapping[str, Any] | None,
+) -> tuple[Outcome, list[Summary]]:
+    """Lets a judge score systems by what `file` lacks of them, and summarises them.
+
+    options: of `request_judgments`, whose errors this raises; None asks for nothing."""
+    outcome = Outcome()
+    if options is not None:
+        messages: list[Messages] = []
+        for folder, bench, answers in systems:
+            questions = read_questions(folder, bench)
+            messages += prompts(folder, bench, questions, answers).values()
+        outcome = request_judgments(messages, judge, file, progress=True, **options)
     saved = read_judgments(file)
-    return outcome, [summary(*system, by, saved) for system in systems]
+    return outcome, [summary(*system, judge, saved) for system in systems]
 
 
 def summary(
     folder: Path,
     bench: str,
     answers: Mapping[int, Sequence[str]],
-    by: Judge,
+    judge: Judge,
     saved: Mapping[str, Judgment],
-) -> dict[str, Any]:
-    """The scores of a model's answers from the saved judgments: 1 to 10, None where
-    there are none.
-
-    n: the number of judgments if complete; judged: those with a reply; n_valid: those
-    with a rating. mean: over all ratings, of all turns and passes. low, high: its 95%
-    interval (see `_interval`)."""
-    import pandas as pd
-
+) -> Summary:
+    """The scores of a model's answers from the saved judgments."""
     questions = read_questions(folder, bench)
     requests = prompts(folder, bench, questions, answers)
-    category = {q.id: q.category for q in questions}
-    replies = [
-        {
-            "question": number,
-            "turn": str(turn),
-            "category": category[number],
-            "attempt": attempt,
-        }
-        | {
-            "rating": a.rating,
-            "prompt": a.prompt_tokens,
-            "completion": a.completion_tokens,
-        }
-        for (number, turn), messages in requests.items()
-        for attempt, a in enumerate(map(saved.get, by.keys(messages)))
-        if a
-    ]
-    columns = [
-        "question",
-        "turn",
-        "category",
-        "attempt",
-        "rating",
-        "prompt",
-        "completion",
-    ]
-    frame = pd.DataFrame(replies, columns=columns).astype({"rating": float})
-
-    def means(column: str, values: Sequence[Any]) -> dict[Any, float | None]:
-        by_value = frame.groupby(column)["rating"].mean().dropna()
-        return {
-            value: float(by_value[value]) if value in by_value else None
-            for value in values
-        }
-
-    valid = frame.dropna(subset="rating")
-    low, high = _interval(valid)
+    categories = {question.id: question.category for question in questions}
+    rows = []
+    for (number, turn), messages in requests.items():
+        for sitting, key in enumerate(judge.keys(messages)):
+            if key in saved:
+                row = _row(saved[key], number, turn, sitting)
+                rows.append(row | {"category": categories[number]})
+    frame = _frame(rows)
+    rated = frame.dropna(subset="rating")
+    low, high = _interval(rated)
+    turns = [str(turn + 1) for turn in range(BENCHES[bench])]
+    texts = [[question.id, list(answers[question.id])] for question in questions]
+    pass_means = _means(frame, "sitting", range(judge.passes))
     return {
         "bench": bench,
-        "judge": by.name,
-        "passes": by.passes,
-        "n": len(requests) * by.passes,
+        "judge": judge.name,
+        "passes": judge.passes,
+        "n": len(requests) * judge.passes,
         "judged": len(frame),
-        "n_valid": len(valid),
-        "mean": float(valid["rating"].mean()) if len(valid) else None,
+        "n_valid": len(rated),
+        "mean": float(rated["rating"].mean()) if len(rated) else None,
         "low": low,
         "high": high,
-        "turns": means("turn", [str(turn + 1) for turn in range(BENCHES[bench])]),
-        "categories": means("category", list(category.values())),
-        "pass_means": list(means("attempt", range(by.passes)).values()),
-        "answers": digest([[q.id, list(answers[q.id])] for q in questions])[:16],
-        "tokens": {kind: int(frame[kind].sum()) for kind in ("prompt", "completion")},
+        "turns": _means(frame, "turn", turns),
+        "categories": _means(frame, "category", list(categories.values())),
+        "pass_means": list(pass_means.values()),
+        "answers": json_hash(texts)[:16],
+        "tokens": {key: int(frame[key].sum()) for key in ("prompt", "completion")},
     }
 
 
-def _interval(valid: "pd.DataFrame") -> tuple[float | None, float | None]:
+def _row(judgment: Judgment, number: int, turn: int, sitting: int) -> dict[str, Any]:
+    """A line of the frame: a judgment in one of a judge's passes."""
+    return {
+        "question": number,
+        "turn": str(turn),
+        "sitting": sitting,
+        "rating": judgment.rating,
+        "prompt": judgment.prompt_tokens,
+        "completion": judgment.completion_tokens,
+    }
+
+
+#: Of the frame of judgments.
+COLUMNS = (
+    "question",
+    "turn",
+    "category",
+    "sitting",
+    "rating",
+    "prompt",
+    "completion",
+)
+
+
+def _frame(rows: list[dict[str, Any]]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"rating": float})
+
+
+def _means(
+    frame: "pd.DataFrame", column: str, values: Sequence[Any]
+) -> dict[Any, float | None]:
+    """The mean rating by the values of a column; None for a value without a rating."""
+    means = frame.groupby(column)["rating"].mean().dropna()
+    return {value: float(means[value]) if value in means else None for value in values}
+
+
+def _interval(rated: "pd.DataFrame") -> tuple[float | None, float | None]:
     """2.5th and 97.5th percentile of the mean rating, over 10,000 bootstrap samples of
     the questions."""
-    if valid.empty:
+    if rated.empty:
         return None, None
-    of_question = valid.groupby("question", sort=False)["rating"]
-    sums, counts = of_question.sum().to_numpy(), of_question.count().to_numpy()
-    drawn = np.random.Generator(np.random.Philox(0)).integers(
-        0, len(sums), (10_000, len(sums))
-    )
-    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    by_question = rated.groupby("question", sort=False)["rating"]
+    sums = by_question.sum().to_numpy()
+    counts = by_question.count().to_numpy()
+    generator = np.random.Generator(np.random.Philox(0))
+    drawn = generator.integers(0, len(sums), (SAMPLES, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -127,23 +174,30 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> str:
     incomplete one."""
     import pandas as pd
 
-    rows = [
-        {"model": s["model"], "judge": s["judge"], "mean": s["mean"]}
-        | {
-            "95% interval": "-"
-            if s["low"] is None
-            else f"{s['low']:.2f} to {s['high']:.2f}"
-        }
-        | {f"turn {turn}": mean for turn, mean in s["turns"].items()}
-        | s["categories"]
-        | {"valid": f"{s['n_valid']} of {s['n']}"}
-        for s in summaries
-    ]
-    frame = pd.DataFrame(rows).fillna(np.nan)  # a column of None alone would say None
+    frame = pd.DataFrame([_table_row(summary) for summary in summaries])
+    frame = frame.fillna(np.nan)  # a column of None alone would say None
     lines = [frame.to_string(index=False, float_format="{:.2f}".format, na_rep="-")]
-    for s in summaries:
-        if s["judged"] < s["n"]:
+    for summary in summaries:
+        if summary["judged"] < summary["n"]:
             lines.append(
-                f"{s['model']}: incomplete, {s['judged']} of {s['n']} judged by {s['judge']}"
+                f"{summary['model']}: incomplete, {summary['judged']} of {summary['n']} "
+                f"judged by {summary['judge']}"
             )
     return "\n".join(lines)
+
+
+def _table_row(summary: Mapping[str, Any]) -> dict[str, Any]:
+    interval = "-"
+    if summary["low"] is not None:
+        interval = f"{summary['low']:.2f} to {summary['high']:.2f}"
+    row = {
+        "model": summary["model"],
+        "judge": summary["judge"],
+        "mean": summary["mean"],
+        "95% interval": interval,
+    }
+    for turn, mean in summary["turns"].items():
+        row[f"turn {turn}"] = mean
+    row |= summary["categories"]
+    row["valid"] = f"{summary['n_valid']} of {summary['n']}"
+    return row

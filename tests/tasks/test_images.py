@@ -16,7 +16,8 @@ from tiny import cells, picture, write_images
 import tasks
 from runs.config import expand
 from runs.identity import data_content
-from runs.predictions import illustrate, table, write
+from runs.predictions import illustrate, table
+from runs.record import csv_text, write_atomically
 from tasks.images.pixels import Preprocessing
 from tasks.images.sets import _cells
 
@@ -308,7 +309,7 @@ def test_names_of_classes_are_no_mathematics_in_pictures(tmp_path, images):
         "p(b$_$)",
         "p(cow)",
     ]
-    write(tmp_path / "predictions.csv", lines)
+    write_atomically(tmp_path / "predictions.csv", csv_text(lines))
     illustrate(task, tmp_path, "best epoch (1)")
     for name in ("predictions.png", "confusion.png"):
         with Image.open(tmp_path / name) as drawn:

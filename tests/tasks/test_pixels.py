@@ -145,11 +145,13 @@ def test_pixels_are_those_of_timm(changes, tmp_path):
 
 def test_another_size_keeps_the_share_of_the_cut_out():
     dinov2 = Preprocessing((224, 224), 256, False, 3, (0.0,) * 3, (1.0,) * 3)
-    assert dinov2.at(112) == dataclasses.replace(dinov2, size=(112, 112), resize=128)
-    assert dinov2.at(None) == dinov2
-    assert VIT.at(32) == dataclasses.replace(VIT, size=(32, 32), resize=(32, 32))
+    assert dinov2.at_size(112) == dataclasses.replace(
+        dinov2, size=(112, 112), resize=128
+    )
+    assert dinov2.at_size(None) == dinov2
+    assert VIT.at_size(32) == dataclasses.replace(VIT, size=(32, 32), resize=(32, 32))
     with refused("such as 112"):
-        dataclasses.replace(VIT, patch=16).at(109)
+        dataclasses.replace(VIT, patch=16).at_size(109)
 
 
 UNKNOWN = [
@@ -338,7 +340,7 @@ def test_images_are_prepared_once_in_order_or_not_at_all(tmp_path):
     os.utime(leftover, (1, 1))
     assert prepared(items, names, "key", VIT, tmp_path, 1).shape == (100, 3, 16, 16)
     assert not leftover.exists()
-    assert prepared(items, names, "key", VIT.at(32), tmp_path, 2).shape == (
+    assert prepared(items, names, "key", VIT.at_size(32), tmp_path, 2).shape == (
         100,
         3,
         32,
