@@ -2,8 +2,10 @@
 
 `python .ci/versions.py` writes it from the environment that it runs in, which make
 setup has made and CI has added Ray and lm-eval to (make constraints); with --check it
-says where that environment differs, and changes nothing."""
+says where that environment differs, and changes nothing. With --pre it installs the
+newest versions of PRE, those that are not released yet included."""
 
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +16,8 @@ from packaging.version import Version
 
 FILE = Path(__file__).parents[1] / "constraints.txt"
 PROJECT = "vera-bench"
+#: Packages whose next version has broken this project, or whose previous one did.
+PRE = ("hydra-core", "omegaconf", "transformers", "peft")
 HEADER = """\
 # The versions that CI ran (Python {python} on {platform}), without the part that names a build, such as +cpu.
 # make setup takes them; pip install -c constraints.txt does so elsewhere. make constraints writes this file.
@@ -39,7 +43,23 @@ def pinned() -> dict[str, str]:
     }
 
 
+def install_newest() -> int:
+    """Installs the newest versions of PRE that pyproject.toml allows, and prints
+    them."""
+    allowed = {
+        f"{need.name}{need.specifier}"
+        for need in map(Requirement, metadata.requires(PROJECT) or ())
+        if need.name in PRE
+    }
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--pre"]
+    ended = subprocess.run([*pip, *sorted(allowed)])
+    print(*(f"{name}=={metadata.version(name)}" for name in PRE))
+    return ended.returncode
+
+
 def main(words: list[str]) -> int:
+    if words == ["--pre"]:
+        return install_newest()
     found = installed()
     if words == ["--check"]:
         wanted = pinned()

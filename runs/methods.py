@@ -19,14 +19,16 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runs import models
 from runs.errors import UserError, is_users
-from runs.record import one_line
+from runs.record import ROOT, one_line
 from runs.run import Run
-from runs.shared_files import kept_in_cache
+from runs.shared_files import digest, kept_in_cache
 from tasks import DataError
+from tasks.files import stamp
 
 if TYPE_CHECKING:
     import vera
@@ -171,6 +173,30 @@ def words_of(run: Run) -> dict[str, Any]:
 
 @cache
 def _refusal(words: str) -> str | None:
+    """`refusal` of a model, a method and rates, as JSON. Kept in the cache, but for a
+    class of one's own, whose code may change: a later plan does not import torch."""
+    model, method = json.loads(words)[:2]
+    if "." in method["kind"]:
+        return _find_refusal(words)
+    folder = model["folder"]
+    config = stamp(Path(folder, "config.json")) if folder else None
+    key = [words, config, _code_of_methods(), *_library_versions()]
+    refusal: str | None = kept_in_cache("refusals", key, lambda: _find_refusal(words))
+    return refusal
+
+
+@cache
+def _code_of_methods() -> str:
+    """A hash of what the methods are made of."""
+    return digest(*sorted((ROOT / "vera").rglob("*.py")))
+
+
+@cache
+def _library_versions() -> list[str]:
+    return [version(name) for name in ("torch", "transformers", "peft")]
+
+
+def _find_refusal(words: str) -> str | None:
     model, method, rates, label = json.loads(words)
     try:
         adapter = make_method(method)
@@ -226,7 +252,7 @@ def flops(
             return float(forward), float(counter.get_total_flops())
         return None
 
-    key = [model, method, size, *map(version, ("torch", "transformers", "peft"))]
+    key = [model, method, size, *_library_versions()]
     counted = kept_in_cache("flops", key, count)
     return counted and (counted[0], counted[1])
 

@@ -223,7 +223,11 @@ KEPT = {
     "sha256": r'"[0-9a-f]{64}"',
     "flops": r"null|\[[\d.e+]+, [\d.e+]+\]",
     "weights": r"\d+",
+    "refusals": r'null|".*"',
+    "commands": r'\{"launch": .*, "runs": \[.*\]\}',
 }
+#: Seconds.
+MONTH = 30 * 24 * 3600.0
 #: What this process has found or made, by the cache's files: it may be unable to write
 #: them.
 FOUND: dict[Path, Any] = {}
@@ -233,18 +237,30 @@ def kept_in_cache(kind: str, key: Any, make: Callable[[], Any]) -> Any:
     """What `make` gives, a value of JSON; from the user's cache where it was made
     before. One that is not of its kind, such as MISSING, is not kept. A cache that
     cannot be written costs time, no more."""
-    path, text = cache_folder() / kind / f"{hash_of(key)[:24]}.json", ""
+    path = cache_folder() / kind / f"{hash_of(key)[:24]}.json"
     if path in FOUND:
         return FOUND[path]
     with contextlib.suppress(OSError, ValueError):
         text = path.read_text()
+        if re.fullmatch(KEPT[kind], text):
+            return FOUND.setdefault(path, json.loads(text))
+    value = make()
+    text = json.dumps(value)
     if not re.fullmatch(KEPT[kind], text):
-        text = json.dumps(value := make())
-        if not re.fullmatch(KEPT[kind], text):
-            return value
-        with contextlib.suppress(OSError):
-            write_atomically(path, text)
+        return value
+    with contextlib.suppress(OSError):
+        write_atomically(path, text)
+        _remove_unused(path.parent)
     return FOUND.setdefault(path, json.loads(text))
+
+
+def _remove_unused(folder: Path) -> None:
+    """Removes the composed commands that are older than MONTH: each change of conf/
+    leaves them without a reader."""
+    if folder.name == "commands":
+        for path in folder.iterdir():
+            if time.time() - path.stat().st_mtime > MONTH:
+                path.unlink(missing_ok=True)
 
 
 def file_hash(path: Path) -> str:

@@ -28,7 +28,7 @@ import pandas as pd
 
 from runs.command import COMPOSING, Common, as_word, entry_point, read
 from runs.config import Files, Launch, read_command
-from runs.config.expand import listed
+from runs.config.grid import list_values
 from runs.errors import UserError
 from runs.identity import final_ids
 from runs.record import (
@@ -106,13 +106,13 @@ def cells(
     any mistake."""
     grids, words = in_conf("tune.yaml"), list[str]()
     lists = dict[str, list[str]]()
-    with Files(config_dir).hydra():
-        for word in overrides:
-            key, lines = listed(word)
-            if len(lines) > 1 and key.startswith(("train.", "method.")):
-                lists[key] = [one.partition("=")[2] for one in lines]
-            else:
-                words.append(word)
+    files = Files(config_dir)
+    for word in overrides:
+        key, lines = list_values(word, files)
+        if len(lines) > 1 and key.startswith(("train.", "method.")):
+            lists[key] = [line.partition("=")[2] for line in lines]
+        else:
+            words.append(word)
     given = {word.partition("=")[0] for word in words}
     seeds = [word for word in words if word.startswith("seed=")] or ["seed=0"]
     trial = [word for word in TRIAL if word.partition("=")[0] not in given]

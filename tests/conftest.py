@@ -84,24 +84,20 @@ def apart(request, tmp_path_factory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def composed_once() -> Iterator[None]:
-    """Each command reads the files of conf/ and, beside a run, composes what they say
-    without overrides, for both of which it takes longer than for the run: a worker does
-    that once for all tests."""
+    """A command composes what the files of conf/ say without overrides, beside its run:
+    a worker does that once for all tests."""
     from runs.config import Files
+    from runs.config.compose import Composer
 
-    real, kept = Files.__init__, Files()
+    real, kept = Composer.__init__, Composer(Files())
 
-    def init(self, config_dir=None):
-        real(self, config_dir)
-        if self.folders == kept.folders:
-            self.chosen, self.defaults = kept.chosen, kept.defaults
-            self.choices, self.loaded = kept.choices, kept.loaded
-        elif self.folders[0] == kept.folders[0]:
-            # conf/ comes before a folder of one's own
-            self.loaded = {path: of for path, of in kept.loaded.items() if of}
+    def init(self, files):
+        real(self, files)
+        if files.folders == kept.files.folders:
+            self.defaults = kept.defaults
 
     with pytest.MonkeyPatch.context() as own:
-        own.setattr(Files, "__init__", init)
+        own.setattr(Composer, "__init__", init)
         yield
 
 

@@ -20,7 +20,8 @@ import pytest
 from runs import predictions
 from runs.command import as_word, entry_point
 from runs.config import GROUPS, expand
-from runs.config.files import Files, dotted, without_hydra
+from runs.config.compose import Composer, dotted, without_hydra
+from runs.config.files import Files
 from runs.errors import UserError
 from runs.identity import run_id
 from runs.record import read_record, record_path
@@ -216,9 +217,8 @@ ODD = {
 def values_of(groups):
     """Every key that has a value with these group choices, as KEY=VALUE: what --help
     and --cfg show."""
-    files = Files()
-    with files.hydra():
-        plain = without_hydra(files.defaults(tuple(groups)), resolve=True)
+    with Composer(Files()) as composer:
+        plain = without_hydra(composer.defaults(tuple(groups)), resolve=True)
     keys = dict(dotted(plain))
     parents = {key.rpartition(".")[0] for key in keys}
     where = ("launcher", "tracking", "redo")

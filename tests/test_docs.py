@@ -27,7 +27,8 @@ from analysis.figures import NAMES
 from analysis.records import flat
 from analysis.tables import TABLES
 from runs.config import Files, read_command
-from runs.config.expand import read_grid
+from runs.config.compose import Composer
+from runs.config.grid import read_grid
 from runs.errors import UserError
 from runs.export import FORMATS
 from runs.plan import main as plan
@@ -110,10 +111,9 @@ def first_and_last(
 ) -> set[tuple[str, ...]]:
     """Commands of one run each: of the first value of every list, and of the last.
     (test_methods.py has each value with each.)"""
-    files = Files(folder)
-    with files.hydra():
-        cells, seeds, _ = read_grid(overrides, files)
-    return {(*cell, *filter(None, seeds[:1])) for cell in (cells[0], cells[-1])}
+    with Composer(Files(folder)) as composer:
+        grid = read_grid(overrides, composer)
+    return {(*cell, *grid.seeds[:1]) for cell in (grid.cells[0], grid.cells[-1])}
 
 
 @functools.cache

@@ -127,6 +127,25 @@ def versions():
     return module
 
 
+def test_the_newest_versions_are_those_that_are_not_released_yet_too(
+    versions, monkeypatch, capsys
+):
+    asked = []
+    ended = SimpleNamespace(returncode=0)
+    monkeypatch.setattr(
+        versions.subprocess, "run", lambda words: asked.append(words) or ended
+    )
+    assert versions.main(["--pre"]) == 0
+    (words,) = asked
+    assert words[words.index("--pre") + 1 :] == [
+        "hydra-core<1.5,>=1.3.2",
+        "omegaconf<2.5,>=2.3",
+        "peft>=0.21",
+        "transformers>=5.0",
+    ]
+    assert "hydra-core==" in capsys.readouterr().out
+
+
 def test_each_dependency_is_there_in_a_version_that_the_project_takes(versions):
     pinned = versions.pinned()
     for requirement in map(

@@ -162,16 +162,9 @@ class Config(Launch, RunKeys):
         return self
 
 
-def alpha_of(scaling: str, alpha: float, of_rank: int, rank: int) -> float:
-    """LoRA's alpha at a rank, from the recipe's alpha and rank (conf/method/lora.yaml):
-    constant, or proportional to the rank. A whole number stays one: identities hash 8,
-    not 8.0."""
-    if scaling != "proportional":
-        return alpha
-    scaled = alpha * rank / of_rank
-    return int(scaled) if scaled.is_integer() and isinstance(alpha, int) else scaled
-
-
+#: Keys for where and how runs are done: no part of a run, and one value for a whole
+#: command.
+WHERE = tuple(Launch.model_fields)
 #: What Hydra composes the files over: keys that a model's file may leave out.
 BASE: dict[str, Any] = {"recipe": {}, "model": {}}
 for _name, _field in Model.model_fields.items():

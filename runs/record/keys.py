@@ -5,7 +5,7 @@ A role says what a key is for: whether another value makes another run, whether 
 a path of this machine, and so on. Everything that treats keys differently asks for
 their roles: the hash behind a run's id (runs/record/cell.py), what a published record
 leaves out (runs/record/ledger.py), which overrides are compared with the recipe
-(runs/config/expand.py), and docs/keys.md.
+(runs/config/cells.py), and docs/keys.md.
 
 The declarations stand here because everybody who reads records needs the roles, and
 reads them without Hydra or torch. runs/config/schema.py adds the checks that need other

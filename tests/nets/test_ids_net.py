@@ -15,7 +15,8 @@ import vera
 from nets.golden import WRITES, read_lines, same_lines, short_hash, write_lines
 from runs import config, identity
 from runs.config import Files
-from runs.config.expand import read_grid
+from runs.config.compose import Composer
+from runs.config.grid import read_grid
 from runs.methods import make_method
 from runs.models import skeleton
 from runs.record import CONF, PUBLISHED, is_trial, read_study
@@ -130,12 +131,10 @@ def test_a_presets_runs(preset, monkeypatch):
         identity, "data_content", lambda task: f"content of {task['name']}"
     )
     monkeypatch.chdir("/")  # paths that are relative stay so
-    words, files = [f"experiment={preset}"], Files()
-    with files.hydra():
-        seeds = read_grid(words, files)[1]
-    runs = config.expand(
-        [*words, *(seeds[:1] if preset not in STUDIES and seeds[0] else ())]
-    )
+    words = [f"experiment={preset}"]
+    with Composer(Files()) as composer:
+        seeds = read_grid(words, composer).seeds
+    runs = config.expand([*words, *(seeds[:1] if preset not in STUDIES else ())])
     found = {
         *zip(
             map(words_of, runs), map(hashes, runs, identity.identify(runs)), strict=True

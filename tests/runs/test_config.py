@@ -4,6 +4,7 @@ them.
 What a user of Hydra types by habit works as in Hydra, or is refused in one line:
 nothing is ignored."""
 
+import contextlib
 import copy
 import functools
 import operator
@@ -26,8 +27,11 @@ from tiers import sample
 
 import runs.__main__ as main
 import vera
+from runs import shared_files
 from runs.command import mistake
-from runs.config import CONF, Files, expand, files, parts
+from runs.config import CONF, Files, cells, expand, files, parts, read_command
+from runs.config.compose import NO_RECIPE, VERSION_BASE, Composer
+from runs.config.recipes import check_recipe
 from runs.config.schema import Config
 from runs.errors import UserError
 from runs.identity import run_id
@@ -289,7 +293,8 @@ def test_a_key_of_a_recipe_that_nothing_reads_is_one_clear_line(old, new, messag
     text = MINILM.read_text()
     assert old in text
     with refused(f"{MINILM}: {message}"):
-        Files()._check_recipe(yaml.safe_load(text.replace(old, new)), MINILM, "reviews")
+        recipe = yaml.safe_load(text.replace(old, new))
+        check_recipe(recipe, MINILM, "reviews", Files())
 
 
 def test_a_recipe_is_checked_however_it_is_chosen(tmp_path, monkeypatch):
@@ -424,8 +429,13 @@ def test_lists_and_the_grammar_of_overrides(line):
 def test_the_configuration_is_what_hydra_composes(words):
     words = words.split()
     shown = yaml.safe_load(call_here("runs", "--cfg", "job", *words, check=0).stdout)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", words)
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        # of what ~recipe is in Hydra 1.4, and where that has a recipe: below
+        cfg = compose(
+            "config", [NO_RECIPE if word == "~recipe" else word for word in words]
+        )
+        row = shown["method"]["kind"]
+        cfg.recipe = cfg.recipe.get(row, cfg.recipe)
         assert shown == OmegaConf.to_container(cfg)
         package = call_here(
             "runs", "-c", "job", "--package", "train", "--resolve", *words, check=0
@@ -448,8 +458,9 @@ def test_what_hydras_options_print():
     assert "Hydra 1." in call_here("runs", "--version", check=0).stdout
     usage = call_here("runs", "--help", "task=mrpc", check=0).stdout
     for part in (
-        "python -m runs model=",
-        "launcher: local, ray, serial, slurm",
+        "vera-bench model=",
+        "launcher    local, ray, serial, slurm",
+        "method      vera-bench list methods",
         "name: mrpc",
         "--cfg",
     ):
@@ -482,7 +493,7 @@ method=vera,lora method=bitfit | method is given twice: method=bitfit
 method=vera,choice(lora,bitfit) | choice() or range() beside or within a list
 +task=rte | Multiple values for task
 trian.lr=3 | Did you mean train.lr?
-model=robertta_base | no model 'robertta_base'. Did you mean roberta_base? (python -m
+model=robertta_base | no model 'robertta_base'. Did you mean roberta_base? All names: vera-bench list models
 init_from=lorra@mnli | no method 'lorra'. Did you mean lora?
 init_from=lora_mnli@rte | init_from=lora_mnli@rte: lora_mnli starts from another run itself
 method=peft:IA3Config method.config_class=LoraConfig | leave method.config_class= out
@@ -577,10 +588,10 @@ def test_a_value_that_none_may_be_is_refused_by_its_key(words):
 
 def test_each_name_that_other_programs_have_is_answered_with_ours():
     names = yaml.safe_load((CONF / "other_names.yaml").read_text())
-    with (found := Files()).hydra():
+    with Composer(Files()) as composer:
         for theirs, ours in names.items():
             with refused(f"no key '{theirs}'", f"{ours}?"):
-                raise found.no_key(theirs, ("method=lora",))
+                raise composer.no_key(theirs, ("method=lora",))
 
 
 def test_under_torchrun_every_process_has_shuffled_seeds_in_one_order(monkeypatch):
@@ -603,7 +614,7 @@ COMMANDS = """
 --resolve | --package, --resolve and sources=true are for --cfg job
 --cfg task=rte | --cfg
 --cfg job --package trian | no key 'trian'. Did you mean train?
--sc install=csh | No completion plugin for 'csh'
+-sc install=csh | -sc install=csh: should be install=SHELL, of bash, zsh, fish
 --config-path=x | --config-path=x
 seed=0,0 | appears twice in this sweep
 model=encoder model.path=/nowhere | /nowhere: no such folder (model.path)
@@ -654,8 +665,12 @@ def test_a_folder_of_own_files(words, tmp_path, monkeypatch):
         re.S,
     )
     for first, typed, named in (
-        ("# @package _global_", [], r"^train.clip=abc: .* \(of experiment=bad\)$"),
-        ("# @package _global_", ["train.clip=x"], r"^train.clip=x: [^(]*$"),
+        (
+            "# @package _global_",
+            [],
+            r"/experiment/bad.yaml line 3: train.clip=abc: should be .*$",
+        ),
+        ("# @package _global_", ["train.clip=x"], r"^train.clip=x: should be [^(]*$"),
         ("", [], "experiment/bad.yaml: its first line should be # @package _global_"),
     ):
         (tmp_path / "own" / "experiment" / "bad.yaml").write_text(
@@ -704,3 +719,143 @@ def test_a_shell_completes_the_installed_script(monkeypatch):
             call_here("runs", "-sc", "query=bash", check=0).stdout.split()
             == completed.split()
         )
+
+
+# --- composed once
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["method=vera,vera_redrawn", "method=lora data_seed=${seed} train.epochs=1"],
+)
+def test_seeds_that_are_composed_together_are_the_runs_that_they_are_by_themselves(
+    words,
+):
+    alone = [expand([*words.split(), f"seed={seed}"]) for seed in (0, 3, 7)]
+    by_seed = [list(runs) for runs in zip(*alone, strict=True)]
+    together = expand([*words.split(), "seed=0,3,7"])
+    assert together == [run for runs in by_seed for run in runs]
+    assert {run.config["data_seed"] for run in together} == {0, 3, 7}
+    together[0].config["train"]["lr"] = 9  # each has a configuration of its own
+    assert together[1].config["train"]["lr"] != 9
+    with refused("seed=abc: should be a valid integer"):
+        expand([*words.split(), "seed=abc,1"])
+
+
+def test_a_table_is_composed_once_until_a_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "CONF", Path(shutil.copytree(CONF, tmp_path / "conf")))
+    composed = list[list[str]]()
+    real = cells.compose_command
+
+    def compose_command(overrides, of_files):
+        composed.append([*overrides])
+        return real(overrides, of_files)
+
+    def read_anew(*words):
+        """As another process does."""
+        monkeypatch.setattr(shared_files, "FOUND", {})
+        return read_command(words)
+
+    monkeypatch.setattr(cells, "compose_command", compose_command)
+    words = ["method=vera,lora", "seed=0,1", "train.clip=2", "init_from=lora@rte"]
+    first, again = read_anew(*words), read_anew(*words)
+    assert (first, composed) == (again, [words])
+    for one, other in zip(first.runs, again.runs, strict=True):
+        assert repr(one) == repr(other)  # 8 is not 8.0
+        assert one.overrides == other.overrides
+    (kept,) = (tmp_path / "cache" / "vera-bench" / "commands").iterdir()
+    for damaged in ("", kept.read_text()[:-9], '{"launch": 3}'):
+        kept.write_text(damaged)
+        assert read_anew(*words) == first
+    count = len(composed)
+    recipe = tmp_path / "conf" / "recipe" / "vera" / "minilm.yaml"
+    recipe.write_text(recipe.read_text().replace("lr_head: 1e-3", "lr_head: 0.5", 1))
+    assert read_anew(*words).runs[0].config["train"]["lr_head"] == 0.5
+    assert len(composed) == count + 1
+    # one run, and what may be another one tomorrow
+    for others in (["method=vera"], ["seed=shuffle(0,1)"], ["output=${oc.env:HOME},x"]):
+        with contextlib.suppress(UserError):
+            read_anew(*others)
+    assert len([*kept.parent.iterdir()]) == 2
+
+
+def test_hydra_is_used_through_its_public_modules():
+    for path in (ROOT / "runs").rglob("*.py"):
+        assert "hydra._internal" not in path.read_text(), path
+
+
+def test_a_plan_that_was_made_before_waits_for_neither_hydra_nor_torch():
+    code = (
+        "import sys; from runs.plan import main; main(sys.argv[1:]); "
+        "print({'hydra', 'torch'} & {*sys.modules}, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, "experiment=figure4"]
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "set()"
+
+
+#: Presets of one's own, with a mistake each, and what is said of it beside the file.
+PRESETS = [
+    ("train:\n  epoch: 3", "line 2: no key 'train.epoch'. Did you mean train.epochs?"),
+    ("train: {epochs: x}", "line 2: train.epochs=x: should be a valid integer"),
+    ("method:\n  rnak: 3", "line 3: no key 'method.rnak'. Did you mean method.rank?"),
+    (
+        "defaults:\n  - override /method: verra",
+        "line 3: no method 'verra'. Did you mean",
+    ),
+    (
+        "defaults:\n  - override /modle: minilm",
+        "line 3: no key 'modle'. Did you mean model",
+    ),
+    (
+        "hydra:\n  sweeper:\n    params:\n      method: vera,lorra",
+        "line 5: no method 'lorra'. Did you mean lora?",
+    ),
+    (
+        "hydra:\n  sweeper:\n    params:\n      train.epoch: 1,2",
+        "line 5: no key 'train.epoch'. Did you mean train.epochs?",
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), PRESETS)
+def test_a_mistake_in_a_preset_is_named_with_its_file_and_line(
+    content, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    preset = tmp_path / "own" / "experiment" / "mine.yaml"
+    preset.parent.mkdir(parents=True)
+    preset.write_text(f"# @package _global_\n{content}\n")
+    if content.startswith("train:\n"):
+        message = message.replace("line 2", "line 3")
+    with refused(f"own/experiment/mine.yaml {message}"):
+        expand(["--config-dir", "own", "experiment=mine"])
+    # what is typed is named as it was typed
+    preset.write_text("# @package _global_\n")
+    with pytest.raises(UserError, match=r"^no key 'train.epoch'. Did you mean"):
+        expand(["--config-dir", "own", "experiment=mine", "train.epoch=1"])
+
+
+def test_a_recipe_of_a_model_is_each_rows_own_recipe_for_it():
+    """So that a local encoder runs a table's rows with one command."""
+    words = [
+        "model=encoder",
+        "model.path=/x",
+        "task=rte",
+        "method=vera,lora,vera_unique",
+    ]
+    runs = expand([*words, "recipe=roberta_base"])
+    names = ["vera/roberta_base", "lora/roberta_base", "vera/roberta_base"]
+    assert [run.recipe for run in runs] == names
+    for run, name in zip(runs, names, strict=True):
+        (alone,) = expand([*words[:3], f"method={run.row}", f"recipe={name}"])
+        assert (alone, alone.overrides) == (run, run.overrides)
+    assert (
+        len(expand(["experiment=table2_base", *words[:2], "recipe=roberta_base"]))
+        == 180
+    )
+    with refused("recipe=roberta_base: none has no recipe for roberta_base"):
+        expand(["method=none", "recipe=roberta_base"])

@@ -1,0 +1,207 @@
+"""The grammar of a command line's overrides: which cells and seeds they list."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override as HydraOverride
+from hydra.core.override_parser.types import Sweep
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from runs.command import at_home
+from runs.config.compose import Composer
+from runs.config.files import GROUPS, OPEN, Files, open_part
+from runs.config.schema import WHERE
+from runs.errors import UserError
+from runs.record import first_line
+from runs.record.override import Override
+
+RUN_ID = "[0-9a-f]{12}"
+#: What is not taken, by how it begins, and what to write instead.
+REFUSED = {
+    r"[+~]*hydra\b": "docs/hydra.md has what stands in its place, such as "
+    "launcher=slurm and output=FOLDER",
+    rf"~(?!(recipe|experiment)(=|$)|({'|'.join(OPEN)})\.)": "every run has that key: "
+    "KEY=VALUE, or KEY=null",
+    r"\+*train=\{": "name each setting by itself, such as train.epochs=3",
+    r"[+~]*recipe\.": "a recipe is a file: set train.KEY, method.KEY or task.KEY",
+    r".*_target_|\+*(method\.kind|task\.reader)=.*\.": "a file names what is called "
+    "(--config-dir)",
+}
+MAX_VALUES_OF_LIST = 100_000
+#: In a list of methods a class of peft is one word; for Hydra it is two overrides.
+PEFT_CLASS = re.compile(r"(?<=^method=peft)\\*:(?=\w+$)")
+
+
+@dataclass
+class Grid:
+    """What a command line lists. cells: the overrides of each, in order. seeds: the
+    override of each; none where the cells have their own. preset: its name, or "".
+    of_preset: the keys that the preset lists and the command line does not give."""
+
+    cells: list[tuple[str, ...]]
+    seeds: list[str] = field(default_factory=list)
+    preset: str = ""
+    of_preset: frozenset[str] = frozenset()
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """The overrides of the first run."""
+        return (*self.cells[0], *self.seeds[:1])
+
+
+def read_grid(overrides: Sequence[str], composer: Composer) -> Grid:
+    """Reads what a command line's overrides list. Of the configuration only a preset is
+    composed. Raises UserError for an override that cannot be read, or is given
+    twice."""
+    fixed, typed_lists = _fixed_and_lists(overrides, composer.files)
+    preset = Override(fixed.get("experiment", "")).value
+    lists = dict[str, list[str]]()
+    if preset:
+        lists = _lists_of_preset(preset, composer, without={*fixed})
+    of_preset = frozenset({*lists} - {*typed_lists})
+    lists |= typed_lists
+    for key in lists:
+        if key.partition(".")[0] in (*WHERE, "experiment"):
+            raise UserError(f"{key}= takes one value, for all runs of the command")
+    seeds = lists.pop("seed", [])
+    cells = list[tuple[str, ...]]()
+    for combination in itertools.product(*lists.values()):
+        words = _split_classes_of_peft([*fixed.values(), *combination])
+        cells.append(_with_recipe_file(words, composer))
+    return Grid(cells, seeds, preset, of_preset)
+
+
+def _fixed_and_lists(
+    overrides: Sequence[str], files: Files
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The overrides with one value, and those with several, by their keys."""
+    fixed, lists = dict[str, str](), dict[str, list[str]]()
+    for argument in overrides:
+        for begin, instead in REFUSED.items():
+            if re.match(begin, argument):
+                raise UserError(f"{argument}: not taken here. Instead: {instead}")
+        key, lines = list_values(argument, files)
+        is_twice = key in fixed and (key in GROUPS or len(lines) > 1)
+        if key in lists or is_twice:
+            raise UserError(f"{key} is given twice: {argument} comes after another one")
+        if len(lines) > 1:
+            lists[key] = lines
+        else:
+            fixed[key] = lines[0]
+    return fixed, lists
+
+
+def _lists_of_preset(
+    preset: str, composer: Composer, without: set[str]
+) -> dict[str, list[str]]:
+    """The lists of a preset, by their keys, but for keys that the command line fixes."""
+    cfg = composer.compose((f"experiment={preset}",))
+    lists = dict[str, list[str]]()
+    for key, text in (OmegaConf.select(cfg, "hydra.sweeper.params") or {}).items():
+        if key not in without:
+            lists[key] = list_values(f"{key}={text}", composer.files)[1]
+    return lists
+
+
+def _split_classes_of_peft(lines: Sequence[str]) -> tuple[str, ...]:
+    """The overrides with two for method=peft:CLASS, as Hydra takes them."""
+    words = list[str]()
+    for line in lines:
+        words += PEFT_CLASS.sub("\0method.config_class=", line).split("\0")
+    return tuple(words)
+
+
+def _with_recipe_file(
+    overrides: tuple[str, ...], composer: Composer
+) -> tuple[str, ...]:
+    """The overrides with the file of recipe=MODEL, the row's recipe for that model."""
+    words = list[str]()
+    for line in overrides:
+        model = Override(line).unquoted_value
+        if line.startswith("recipe=") and model in composer.files.choices("model"):
+            others = tuple(word for word in overrides if word != line)
+            line = f"recipe={composer.recipe_for_model(others, model)}"
+        words.append(line)
+    return tuple(words)
+
+
+# --- one override
+
+
+class _NamesOfFiles:
+    """What Hydra's parser asks for the names in glob(...)."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def get_group_options(self, group: str, **_: ObjectType | None) -> list[str]:
+        """The names of a group's files."""
+        return self._files.choices(group)
+
+
+def list_values(argument: str, files: Files) -> tuple[str, list[str]]:
+    """The key of an override, and an override for each of its values: of one value,
+    itself.
+
+    Raises UserError for an override that Hydra's grammar cannot parse, for a key that no
+    override may set, and for a list without values."""
+    line = _as_hydra_reads_it(argument)
+    override = _parse(line, argument, files)
+    key = str(override.key_or_group)
+    if not override.is_sweep_override():
+        return key, [line]
+    try:
+        elements = getattr(override.value(), "list", ())
+        if any(isinstance(element, Sweep) for element in elements):
+            raise ValueError(
+                "choice() or range() beside or within a list: write one list, KEY=a,b"
+            )
+        # range(0,inf) has no end
+        limit = MAX_VALUES_OF_LIST + 1
+        values = [*itertools.islice(override.sweep_string_iterator(), limit)]
+        if len(values) > MAX_VALUES_OF_LIST:
+            raise ValueError(f"more than {MAX_VALUES_OF_LIST:,} values")
+    except (HydraException, ValueError, ArithmeticError, MemoryError) as error:
+        raise UserError(f"{argument}: cannot be listed ({first_line(error)})") from None
+    if not values:
+        raise UserError(f"{argument}: nothing of that name")
+    return key, [f"{override.get_key_element()}={value}" for value in values]
+
+
+def _as_hydra_reads_it(argument: str) -> str:
+    """An override without what only we take: ++ where the key is there, +experiment,
+    ~ for the home folder, ids that look like numbers."""
+    key, equals, text = argument.partition("=")
+    if not open_part(key):
+        key = key.removeprefix("++")
+    # As Hydra's examples write it, of applications whose defaults do not list the group
+    key = "experiment" if key == "+experiment" else key
+    line = f"{key}{equals}{at_home(text)}"
+    if match := re.fullmatch(rf"(\+*init_from=)({RUN_ID}(?:,{RUN_ID})*)", line):
+        # 123e45678901 is no number
+        ids = match[2].split(",")
+        line = match[1] + ",".join(f"'{run_id}'" for run_id in ids)
+    return line
+
+
+def _parse(line: str, argument: str, files: Files) -> HydraOverride:
+    """An override as Hydra's grammar reads it. argument: as it was typed."""
+    names: Any = _NamesOfFiles(files)
+    try:
+        (override,) = OverridesParser.create(names).parse_overrides([line])
+        is_whole = override.is_delete() or "=" in line
+        if override.key_or_group and is_whole:
+            return override
+    except (HydraException, RecursionError, ValueError):
+        pass
+    quotes = (
+        "a value with =, quotes or letters beyond ASCII takes quotes of its own: "
+        "'KEY=\"...\"'"
+    )
+    raise UserError(f"{argument[:100]!r} is not KEY=VALUE. A list is KEY=a,b; {quotes}")

@@ -1,0 +1,142 @@
+"""The composed runs of a command line, kept in the user's cache by the content of
+everything that composing reads. Composing a table takes longer than all else that a
+plan of it does."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from runs.config.files import Files
+from runs.config.schema import Launch
+from runs.record import ROOT
+from runs.record.override import Override
+from runs.run import Run
+from runs.shared_files import kept_in_cache
+
+#: What composing reads beside conf/: the checks, the keys, and the sites of peft.
+SOURCES = (
+    "runs/*.py",
+    "runs/config/*.py",
+    "runs/record/*.py",
+    "runs/models/*.py",
+    "tasks/*.py",
+    "vera/methods/peft_sites.json",
+)
+#: What lists several runs.
+LISTING = re.compile(r"[,(]|^\+?experiment=")
+#: What may give another value tomorrow: an environment variable, the time, the folder,
+#: chance.
+CHANGING = re.compile(r"\$\{\s*(oc\.env|now|hydra)\b|shuffle\(")
+
+
+def kept_command(overrides: Sequence[str], files: Files) -> tuple[list[Run], Launch]:
+    """The runs of a command line, and where they are done: from the cache where they
+    are several and have been composed before. Raises UserError for any mistake."""
+    # the import waits for Hydra
+    if not _is_kept(overrides, files):
+        from runs.config.cells import compose_command
+
+        return compose_command(overrides, files)
+    composed = list[tuple[list[Run], Launch]]()
+
+    def compose() -> dict[str, Any]:
+        from runs.config.cells import compose_command
+
+        composed.append(compose_command(overrides, files))
+        return encode(*composed[0])
+
+    key = [
+        version("hydra-core"),
+        version("omegaconf"),
+        str(Path.home()),  # for ~
+        _content_of_sources(),
+        files.content(),
+        *overrides,
+    ]
+    values = kept_in_cache("commands", key, compose)
+    return composed[0] if composed else decode(values)
+
+
+def _is_kept(overrides: Sequence[str], files: Files) -> bool:
+    """Whether a command line may have several runs, and composes the same ones until a
+    file changes."""
+    if not any(LISTING.search(override) for override in overrides):
+        return False
+    texts = [*overrides]
+    for folder in files.folders[1:]:
+        texts += [path.read_text("utf-8") for path in folder.rglob("*.yaml")]
+    return not any(CHANGING.search(text) for text in texts)
+
+
+def _content_of_sources() -> str:
+    whole = hashlib.sha256()
+    for pattern in SOURCES:
+        for path in sorted(ROOT.glob(pattern)):
+            whole.update(path.read_bytes())
+    return whole.hexdigest()
+
+
+# --- runs as JSON
+
+#: The fields of a run that are JSON as they are.
+PLAIN = ("row", "model", "task", "seed", "recipe", "experiment", "overrides")
+
+
+class _Parts:
+    """The parts of configurations, each once: the runs of a table share most."""
+
+    def __init__(self, texts: Sequence[str] = ()) -> None:
+        self.texts = [*texts]
+        self._numbers = {text: number for number, text in enumerate(texts)}
+
+    def add(self, part: Any) -> int:
+        """The number of a part."""
+        text = json.dumps(part)
+        if text not in self._numbers:
+            self._numbers[text] = len(self.texts)
+            self.texts.append(text)
+        return self._numbers[text]
+
+    def get(self, number: int) -> Any:
+        """A part by its number: a copy of its own, as each run has it."""
+        return json.loads(self.texts[number])
+
+
+def encode(runs: Sequence[Run], launch: Launch) -> dict[str, Any]:
+    """Runs and where they are done, as JSON."""
+    parts = _Parts()
+    encoded = [_encode_run(run, parts) for run in runs]
+    return {
+        "launch": launch.model_dump(mode="json", exclude_unset=True),
+        "parts": parts.texts,
+        "runs": encoded,
+    }
+
+
+def decode(values: dict[str, Any]) -> tuple[list[Run], Launch]:
+    """What `encode` was given."""
+    parts = _Parts(values["parts"])
+    runs = [_decode_run(fields, parts) for fields in values["runs"]]
+    return runs, Launch.model_validate(values["launch"])
+
+
+def _encode_run(run: Run, parts: _Parts) -> dict[str, Any]:
+    fields = {name: getattr(run, name) for name in PLAIN}
+    fields["config"] = {key: parts.add(part) for key, part in run.config.items()}
+    fields["changed"] = [override.text for override in run.changed]
+    fields["start"] = run.start and _encode_run(run.start, parts)
+    return fields
+
+
+def _decode_run(fields: dict[str, Any], parts: _Parts) -> Run:
+    start = fields["start"]
+    return Run(
+        **{name: fields[name] for name in PLAIN},
+        config={key: parts.get(number) for key, number in fields["config"].items()},
+        changed=[Override(text) for text in fields["changed"]],
+        start=_decode_run(start, parts) if start else None,
+    )
