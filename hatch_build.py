@@ -1,4 +1,4 @@
-"""What the build adds to the four packages: conf/, as runs/conf, and runs/build.json,
+"""What the build adds to the five packages: conf/, as runs/conf, and runs/build.json,
 the commit of the code and whether files differ from it. An editable install gets
 neither: its clone has both."""
 
@@ -11,7 +11,16 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 #: What a wheel holds; records are not code.
-CODE = ("pyproject.toml", "vera", "tasks", "runs", "analysis", "conf", ":!runs/records")
+CODE = (
+    "pyproject.toml",
+    "vera",
+    "tasks",
+    "runs",
+    "analysis",
+    "vera_bench",
+    "conf",
+    ":!runs/records",
+)
 
 
 class Hook(BuildHookInterface):

@@ -122,97 +122,178 @@ def read(
     ...]". overrides: the purpose of other KEY=VALUE words, if the command takes any
     (instead of optional names). options: those with a dash. module: the command's, if
     its settings are not its own. Raises UserError."""
-    keys = {one.metadata["key"] or one.name: one for one in fields(settings)}  # type: ignore[arg-type]
-    command, options = sys.modules[module or settings.__module__], {**HELP, **options}
-    parser = _parser(command, settings, names, overrides, options)
+    all_fields: Any = fields(settings)  # type: ignore[arg-type]
+    grammar = _Grammar(
+        keys={item.metadata["key"] or item.name: item for item in all_fields},
+        names=names,
+        overrides=overrides,
+        options={**HELP, **options},
+        types=get_type_hints(settings),
+    )
+    parser = grammar.parser(sys.modules[module or settings.__module__])
     try:
-        found, words = parser.parse_known_args(arguments)
+        parsed, rest = parser.parse_known_args(arguments)
     except ArgumentError as error:
         raise UserError(
             f"{str(error).removeprefix('argument ')} ({parser.prog} --help)"
         ) from None
-    positional, others, given = list[str](), list[str](), dict[str, str]()
-    for word in words:
-        key, equals, text = word.partition("=")
-        # in place of names
-        composes = overrides and not (positional and names.startswith("["))
-        if equals and key in keys and key not in given:
-            given[key] = at_home(text)
-        elif composes and key not in keys and re.match(r"(?!-).*=|~", word):
-            others.append(word)
-        elif re.match(r"-.|[+~]*[\w.@]+=", word):
-            why = (
-                f"{key} is given twice"
-                if key in given
-                else f"no such {'setting' if equals else 'option'}"
-            )
-            known = [*(f"{k}=" for k in keys), *(flags[-1] for flags in options)]
-            near = did_you_mean(key, keys, "=") or f" Known: {', '.join(known)}"
-            raise UserError(f"{word}: {why}.{near} ({parser.prog} --help)")
-        else:
-            positional.append(word)
-    takes = names.split()
-    fewest, most = (
-        sum(name[0] not in "[." for name in takes),
-        len(positional if "..." in names else takes),
-    )
-    if positional and (missing := takes[len(positional) : fewest]):
-        raise UserError(f"{missing[0]} is missing: {parser.usage} (--help)")
-    if not fewest <= len(positional) <= most or (others and positional and not fewest):
-        wrong = [*positional, *others][fewest if positional else 0 :]
-        raise UserError(
-            f"{' '.join(wrong)[:60]!r}: not what it takes, {parser.usage} (--help)"
-        )
-    plain = {
-        keys[key].name: None if text == "null" else text for key, text in given.items()
-    }
-    try:
-        chosen = TypeAdapter(settings).validate_python(plain)
-    except ValidationError as error:
-        raise UserError(
-            mistake(error, {one.name: key for key, one in keys.items()})
-        ) from None
-    values = {key: getattr(chosen, keys[key].name) for key in given}
-    dashed = {
-        f"--{name.replace('_', '-')}": value for name, value in vars(found).items()
-    }
+    words = grammar.sort(rest, parser.prog)
+    grammar.check_count(words, str(parser.usage))
+    converted = grammar.convert(words, settings)
+    attributes = {key: item.name for key, item in grammar.keys.items()}
     return Line(
-        tuple(positional), chosen, values, tuple(others), dashed, parser.format_help()
+        names=tuple(words.positional),
+        settings=converted,
+        given={key: getattr(converted, attributes[key]) for key in words.settings},
+        overrides=tuple(words.overrides),
+        options={
+            f"--{name.replace('_', '-')}": value for name, value in vars(parsed).items()
+        },
+        help=parser.format_help(),
     )
 
 
-def _parser(
-    mod: ModuleType, settings: type, names: str, overrides: str, options: Options
-) -> ArgumentParser:
-    """The parser of the options. Its help has them first, then the settings, and what
-    the command is for."""
-    spec, rows, kinds = mod.__spec__, dict[str, str](), get_type_hints(settings)
-    program = (
-        f"python -m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
-    )
-    for one in fields(settings):
-        key = f"{one.metadata['key'] or one.name}={as_word(one.default)}"
-        rows[key] = f"{one.metadata['about']} ({_values(kinds[one.name])})"
-    rows |= {"KEY=VALUE ...": overrides} if overrides else {}
-    width = max(map(len, rows))
-    about = [
-        *(f"  {key:<{width}}  {rows[key]}" for key in rows),
-        "",
-        inspect.getdoc(mod) or "",
-    ]
-    parser = ArgumentParser(
-        prog=program,
-        usage=f"{program} {names}".rstrip(),
-        epilog="\n".join(about),
-        formatter_class=RawDescriptionHelpFormatter,
-        argument_default=SUPPRESS,
-        add_help=False,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    for flags, how in options.items():
-        parser.add_argument(*flags, **how)
-    return parser
+@dataclass
+class _Words:
+    """The words of a command line by their kind; settings by their keys."""
+
+    positional: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Grammar:
+    """What a command takes; see `read`. keys: the fields of its settings, by what is
+    typed. types: of the fields."""
+
+    keys: Mapping[str, Any]
+    names: str
+    overrides: str
+    options: Options
+    types: Mapping[str, Any]
+
+    def parser(self, command: ModuleType) -> ArgumentParser:
+        """The parser of the options. Its help has them first, then the settings, and
+        what the command is for."""
+        rows = dict[str, str]()
+        for key, item in self.keys.items():
+            allowed = _values(self.types[item.name])
+            text = f"{item.metadata['about']} ({allowed})"
+            rows[f"{key}={as_word(item.default)}"] = text
+        if self.overrides:
+            rows["KEY=VALUE ..."] = self.overrides
+        width = max(map(len, rows))
+        about = [f"  {key:<{width}}  {text}" for key, text in rows.items()]
+        about += ["", inspect.getdoc(command) or ""]
+        program = _program(command)
+        parser = ArgumentParser(
+            prog=program,
+            usage=f"{program} {self.names}".rstrip(),
+            epilog="\n".join(about),
+            formatter_class=RawDescriptionHelpFormatter,
+            argument_default=SUPPRESS,
+            add_help=False,
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+        for flags, details in self.options.items():
+            parser.add_argument(*flags, **details)
+        return parser
+
+    def sort(self, rest: Sequence[str], program: str) -> _Words:
+        """The words of a command line that are no options, by their kind. Raises
+        UserError for one that is none of them."""
+        words = _Words()
+        for word in rest:
+            key, equals, text = word.partition("=")
+            # overrides stand in the place of optional names
+            has_name = bool(words.positional) and self.names.startswith("[")
+            may_compose = bool(self.overrides) and not has_name
+            is_override = re.match(r"(?!-).*=|~", word) is not None
+            if equals and key in self.keys and key not in words.settings:
+                words.settings[key] = at_home(text)
+            elif may_compose and key not in self.keys and is_override:
+                words.overrides.append(word)
+            elif re.match(r"-.|[+~]*[\w.@]+=", word):
+                raise self._refusal(word, words, rest, program)
+            else:
+                words.positional.append(word)
+        return words
+
+    def _refusal(
+        self, word: str, words: _Words, rest: Sequence[str], program: str
+    ) -> UserError:
+        """Why a word is neither a setting nor an option, with the nearest right one."""
+        key, equals, _ = word.partition("=")
+        name = key.lstrip("-")
+        if (
+            not equals
+            and self.overrides
+            and word.startswith("--")
+            and name not in self.keys
+        ):
+            following = [*rest, "VALUE"][rest.index(word) + 1]
+            return UserError(
+                f"{word}: no such option. Did you mean {name}={following}? "
+                f"Groups and keys have no dashes ({program} --help)"
+            )
+        kind = "setting" if equals else "option"
+        reason = f"no such {kind}"
+        if key in words.settings:
+            reason = f"{key} is given twice"
+        known = [f"{name}=" for name in self.keys]
+        known += [flags[-1] for flags in self.options]
+        advice = did_you_mean(key, self.keys, "=") or f" Known: {', '.join(known)}"
+        return UserError(f"{word}: {reason}.{advice} ({program} --help)")
+
+    def check_count(self, words: _Words, usage: str) -> None:
+        """Raises UserError for too few or too many positional words."""
+        takes = self.names.split()
+        fewest = sum(name[0] not in "[." for name in takes)
+        count = len(words.positional)
+        most = count if "..." in self.names else len(takes)
+        missing = takes[count:fewest]
+        if missing:
+            raise UserError(f"{missing[0]} is missing: {usage} (--help)")
+        if words.positional and words.overrides and not fewest:
+            self._refuse_blanks(words)
+            raise _not_taken([*words.positional, *words.overrides], usage)
+        if not fewest <= count <= most:
+            raise _not_taken([*words.positional, *words.overrides][fewest:], usage)
+
+    def _refuse_blanks(self, words: _Words) -> None:
+        """Raises UserError for a list with blanks after its commas."""
+        for override in words.overrides:
+            if override.endswith(",") and words.positional:
+                whole = f"{override}{''.join(words.positional)}"
+                raise UserError(
+                    f"{override} {words.positional[0]}: a list has no blanks: {whole}"
+                )
+
+    def convert(self, words: _Words, settings: type[S]) -> S:
+        """The settings, with their types. Raises UserError for a wrong value."""
+        texts = dict[str, str | None]()
+        for key, text in words.settings.items():
+            texts[self.keys[key].name] = None if text == "null" else text
+        try:
+            return TypeAdapter(settings).validate_python(texts)
+        except ValidationError as error:
+            names = {item.name: key for key, item in self.keys.items()}
+            raise UserError(mistake(error, names)) from None
+
+
+def _not_taken(words: Sequence[str], usage: str) -> UserError:
+    return UserError(f"{' '.join(words)[:60]!r}: not what it takes, {usage} (--help)")
+
+
+def _program(command: ModuleType) -> str:
+    """How the command was typed: vera-bench plan, or python -m runs.plan."""
+    if sys.argv[0].startswith("vera-bench"):  # vera_bench/__main__.py sets it
+        return sys.argv[0]
+    if command.__spec__:
+        return f"python -m {command.__spec__.name.removesuffix('.__main__')}"
+    return sys.argv[0]
 
 
 def _values(kind: Any) -> str:
@@ -240,41 +321,48 @@ def at_home(text: str) -> str:
 # --- errors
 
 
-def did_you_mean(word: str, known: Collection[str], after: str = "") -> str:
-    """A sentence with the nearest right names, to be appended; or nothing. after: what
+def did_you_mean(name: str, known: Collection[str], suffix: str = "") -> str:
+    """A sentence with the nearest right names, to be appended; or nothing. suffix: what
     follows a name."""
-    wanted = in_conf("other_names.yaml").get(word.rpartition(".")[2], word)
-    near = (
-        [name for name in known if name.lower() == wanted.lower()]
-        or [name for name in known if name.startswith(f"{wanted}_")][:4]
-        or [name for name in known if name.endswith(f".{wanted.rpartition('.')[2]}")][
-            :1
-        ]
-        # two letters, swapped
-        or [name for name in known if sorted(name) == sorted(wanted)][:1]
-        or difflib.get_close_matches(wanted, known, 1, 0.75)
-    )
-    return (
-        f" Did you mean {' or '.join(f'{name}{after}' for name in near)}?"
-        if near
-        else ""
-    )
+    ours = in_conf("other_names.yaml").get(name.rpartition(".")[2], name)
+    near = _nearest(str(ours), known)
+    if not near:
+        return ""
+    return f" Did you mean {' or '.join(f'{right}{suffix}' for right in near)}?"
+
+
+def _nearest(name: str, known: Collection[str]) -> list[str]:
+    """The names that someone may have meant."""
+    last = name.rpartition(".")[2]
+    same = [right for right in known if right.lower() == name.lower()]
+    longer = [right for right in known if right.startswith(f"{name}_")]
+    within = [right for right in known if right.endswith(f".{last}")]
+    swapped = [right for right in known if sorted(right) == sorted(name)]
+    for names in (same, longer[:4], within[:1], swapped[:1]):
+        if names:
+            return names
+    return difflib.get_close_matches(name, known, 1, 0.75)
 
 
 def mistake(
     error: ValidationError, names: Mapping[str, str] | None = None, within: str = ""
 ) -> str:
-    """The first mistake that pydantic has found, in one line: the word that is wrong,
-    what it should be, and the nearest right name. names: of fields, on the command
-    line. within: the key that this is a part of."""
+    """The first mistake that pydantic has found, in one line: the override that is
+    wrong, what it should be, and the nearest right name. names: of fields, on the
+    command line. within: the key that this is a part of."""
     first = error.errors(include_url=False)[0]
-    parts = ((names or {}).get(str(part), str(part)) for part in first["loc"])
-    key, kind = ".".join(filter(None, (within, *parts))), first["type"]
-    if kind in ("value_error", "missing", "extra_forbidden"):
-        own = str(first["ctx"]["error"]) if kind == "value_error" else ""
-        return own or (f"{key} is missing" if kind == "missing" else f"no key {key!r}")
-    allowed = re.findall(r"'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
-    text = f"{first['msg'].removeprefix('Input ')}.{did_you_mean(str(first['input']), allowed)}"
+    kind, context = first["type"], first.get("ctx", {})
+    parts = [(names or {}).get(str(part), str(part)) for part in first["loc"]]
+    key = ".".join([within, *parts] if within else parts)
+    if kind == "value_error" and str(context["error"]):
+        return str(context["error"])
+    if kind == "missing":
+        return f"{key} is missing"
+    if kind in ("extra_forbidden", "value_error"):
+        return f"no key {key!r}"
+    allowed = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+    advice = did_you_mean(str(first["input"]), allowed)
+    text = f"{first['msg'].removeprefix('Input ')}.{advice}"
     return f"{key}={as_word(first['input'])}: {text}".rstrip(".")
 
 
@@ -303,15 +391,15 @@ def find_record(ledger: Ledger, name: str, output: str | Path) -> Record:
     for none or several."""
     ids = [run_id for run_id in ledger.records if name and run_id.startswith(name)]
     ids = [run_id for run_id in ids if ledger.origin[run_id] == "ours"] or ids
-    if len(ids) != 1:
-        several = (
-            f" ({', '.join(sorted(ids)[:3])}, ...): give more of the id" if ids else ""
-        )
-        count = len(ids) or "no"
-        raise UserError(
-            f"{count} records begin with {name!r} in {output}/records or published{several}"
-        )
-    return ledger.records[ids[0]]
+    if len(ids) == 1:
+        return ledger.records[ids[0]]
+    advice = ""
+    if ids:
+        advice = f" ({', '.join(sorted(ids)[:3])}, ...): give more of the id"
+    count = len(ids) or "no"
+    raise UserError(
+        f"{count} records begin with {name!r} in {output}/records or published{advice}"
+    )
 
 
 # --- how a command ends
@@ -334,25 +422,31 @@ def entry_point(main: Callable[[list[str]], int]) -> None:
     try:
         code = main(sys.argv[1:])
         print(end="", flush=True)  # here, where an error is still caught below
+    except BrokenPipeError as error:
+        if _drop_unread_output():
+            sys.exit(141)
+        code = _code_of_error(error, debug)
     except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, BrokenPipeError) and _drop_unread_output():
-            code = 141
-        elif debug or (
-            not isinstance(error, KeyboardInterrupt | OSError) and not is_users(error)
-        ):
-            raise
-        else:
-            stopped = isinstance(error, KeyboardInterrupt)
-            text = (
-                describe(error) if isinstance(error, OSError) else refusal(str(error))
-            )
-            if not rank():  # of torchrun's processes the first one prints
-                print(
-                    f"\n{interrupted_words()}" if stopped else f"error: {text}",
-                    file=sys.stderr,
-                )
-            code = 130 if stopped else 2
+        code = _code_of_error(error, debug)
     sys.exit(code)
+
+
+def _code_of_error(error: BaseException, debug: bool) -> int:
+    """Prints the line of an error, and returns the exit code. Raises the error where it
+    is nobody's mistake, or debug=true."""
+    stopped = isinstance(error, KeyboardInterrupt)
+    is_known = stopped or isinstance(error, OSError) or is_users(error)
+    if debug or not is_known:
+        raise error
+    if stopped:
+        line = f"\n{interrupted_words()}"
+    elif isinstance(error, OSError):
+        line = f"error: {describe(error)}"
+    else:
+        line = f"error: {refusal(str(error))}"
+    if not rank():  # of torchrun's processes the first one prints
+        print(line, file=sys.stderr)
+    return 130 if stopped else 2
 
 
 def _drop_unread_output() -> bool:
@@ -363,6 +457,7 @@ def _drop_unread_output() -> bool:
     # a stream that is closed from the start is None
     for stream in filter(None, (sys.stdout, sys.stderr)):
         poll.register(stream.fileno(), 0)
-    for number, _ in (gone := poll.poll(0)):
+    without_reader = poll.poll(0)
+    for number, _ in without_reader:
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-    return bool(gone)
+    return bool(without_reader)

@@ -51,12 +51,12 @@ def compose_command(overrides: Sequence[str], files: Files) -> tuple[list[Run], 
                 runs += _runs_of_cell(cfg, cell, grid, composer)
             return runs, launch
     except UnknownNameError as error:
-        where = _in_preset(error.name, overrides, files)
-        raise UserError(f"{where}{error}") from None
+        place = _in_preset(error.name, overrides, files)
+        raise UserError(f"{place}{error}") from None
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"]))
-        where = _in_preset(key, overrides, files)
-        raise UserError(f"{where}{_with_advice(error, key, cfg, files)}") from None
+        place = _in_preset(key, overrides, files)
+        raise UserError(f"{place}{_with_advice(error, key, cfg, files)}") from None
     except OmegaConfBaseException as error:
         raise UserError(
             f"the configuration does not resolve: {first_line(error)}"
@@ -109,10 +109,10 @@ def _in_preset(name: str, overrides: Sequence[str], files: Files) -> str:
     if not preset or name in values or name in ",".join(values.values()).split(","):
         return ""
     try:
-        where = files.place_of("experiment", preset, name)
+        place = files.place_of("experiment", preset, name)
     except UserError:  # the preset itself is not there
         return ""
-    return f"{where}: " if where else ""
+    return f"{place}: " if place else ""
 
 
 # --- a cell

@@ -68,9 +68,9 @@ class Files:
             )
         elif group == "method" and not advice:
             advice = f" If peft has it: peft:{name}Config."
-        where = f"list {group}s" if group in LISTED else "--help"
+        place = f"list {group}s" if group in LISTED else "--help"
         raise UnknownNameError(
-            f"no {group} {name!r}.{advice} All names: vera-bench {where}", name
+            f"no {group} {name!r}.{advice} All names: vera-bench {place}", name
         )
 
     @cached_property

@@ -98,12 +98,12 @@ def show_help(text: str, overrides: tuple[str, ...], files: Files) -> None:
     for group in GROUPS:
         names = files.choices(group)
         if group in LISTED:
-            where = f"vera-bench list {group}s shows all {len(names)}"
+            place = f"vera-bench list {group}s shows all {len(names)}"
         elif len(names) < 9:
-            where = ", ".join(names)
+            place = ", ".join(names)
         else:
-            where = f"{len(names)} files in conf/{group}"
-        print(f"  {group:<12}{where}")
+            place = f"{len(names)} files in conf/{group}"
+        print(f"  {group:<12}{place}")
     if not overrides:
         print("\nAll keys: vera-bench --help task=NAME, or docs/keys.md")
         return
@@ -175,12 +175,12 @@ def _show_sources(
     composer: Composer,
 ) -> None:
     shown = list[tuple[str, str]]()
-    for word, where in sources_of(cfg, typed, grid.first, composer):
+    for word, place in sources_of(cfg, typed, grid.first, composer):
         if not package or word.startswith((f"{package}.", f"{package}=")):
-            shown.append((word, where))
+            shown.append((word, place))
     width = max((len(word) for word, _ in shown), default=0)
-    for word, where in shown:
-        print(f"{word:<{width}}  {where}")
+    for word, place in shown:
+        print(f"{word:<{width}}  {place}")
 
 
 def sources_of(
@@ -198,12 +198,12 @@ def sources_of(
             continue
         in_recipe = _place_in_recipe(cfg, str(raw), places)
         if in_recipe:
-            where = f"{places[f'recipe.{in_recipe}']}: {in_recipe}"
+            place = f"{places[f'recipe.{in_recipe}']}: {in_recipe}"
         else:
-            where = str(places.get(key))
+            place = str(places.get(key))
             if "${" in str(raw):
-                where += f": {raw}"
-        yield f"{key}={as_word(values[key])}", where
+                place += f": {raw}"
+        yield f"{key}={as_word(values[key])}", place
 
 
 def _places(

@@ -201,7 +201,8 @@ def words_of(run):
 def hashes(run, run_id):
     """The seed, the id, and a hash of all that a run is."""
     start = run.start and identity.run_id(run.start)
-    names = [run.row, run.model, run.task, run.names["label"], run.changed, start]
+    changed = [override.text for override in run.changed]
+    names = [run.row, run.model, run.task, run.names["label"], changed, start]
     return f"{run.seed} {run_id} {short_hash([names, flat(run.config)])}"
 
 

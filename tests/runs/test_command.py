@@ -118,7 +118,6 @@ runs.tune train.lr=1 train.lr_head=1 | vera: nothing to search
 runs.tune task.holdout=null train.lr=1,2 | task.holdout=null: trials are judged on held-out training rows
 runs.export RUN hub films | films: a repository of the hub is OWNER/NAME
 runs.export RUN hub me/more | me/more: pushing needs a token
-runs.export RUN lora F | rank is missing: runs.export RUN lora FOLDER rank=8
 runs.export RUN lora F rank=0 | rank=0: should be a whole number from 1 on, or a share
 runs.export RUN merged F base=a/b | base= belongs to peft, hub, lora, not to merged
 runs.export RUN peft F base=/a/b | base=/a/b: should be OWNER/NAME or OWNER/NAME@REVISION

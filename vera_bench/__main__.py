@@ -1,0 +1,81 @@
+"""vera-bench COMMAND ...: imports the module of the command, and no other."""
+
+import importlib
+import os
+import sys
+
+from runs.errors import UserError
+from vera_bench import COMMANDS
+
+FIRST_LINES = """\
+vera-bench trains and compares parameter-efficient adapters.
+
+  vera-bench experiment=demo              train five methods on real data
+  vera-bench model=roberta_base task=rte method=vera,lora seed=0,1,2
+  vera-bench plan experiment=table2_base  what would run, and for how long
+  vera-bench table table2                 your results beside the paper's
+  vera-bench predict RUN new.csv          what a finished run says about new rows
+"""
+LAST_LINE = "Help: vera-bench COMMAND --help, vera-bench --help task=mrpc."
+
+
+def overview() -> str:
+    """What vera-bench says by itself."""
+    names = [*COMMANDS]
+    half = len(names) // 2
+    return (
+        f"{FIRST_LINES}\n"
+        f"Commands: {' '.join(names[:half])}\n"
+        f"          {' '.join(names[half:])}\n"
+        f"{LAST_LINE}"
+    )
+
+
+def split_command(words: list[str]) -> tuple[str, list[str]]:
+    """The name of the command that words call for, and its own words. KEY=VALUE and
+    options are those of run. Raises UserError for another name."""
+    first = words[0] if words else ""
+    if first in COMMANDS:
+        return first, words[1:]
+    if "=" in first or first.startswith(("-", "~")):
+        return "run", words
+    # pydantic is imported with it
+    from runs.command import did_you_mean
+
+    advice = did_you_mean(first, COMMANDS) or f" Commands: {', '.join(COMMANDS)}"
+    raise UserError(f"no command {first!r}.{advice} (vera-bench)")
+
+
+def main(words: list[str]) -> int:
+    """Runs a command; returns its exit code."""
+    if words[:1] in (["-sc"], ["--shell-completion"]) and "COMP_LINE" in os.environ:
+        from vera_bench.completion import complete
+
+        if complete(os.environ["COMP_LINE"]):
+            return 0
+    name, rest = split_command(words)
+    # the usage lines and messages of the command name it as it was typed
+    program = "vera-bench" if words == rest else f"vera-bench {name}"
+    sys.argv = [program, *rest]
+    module = importlib.import_module(COMMANDS[name].module)
+    return int(module.main(rest) or 0)
+
+
+def script() -> None:
+    """The installed script vera-bench."""
+    words = sys.argv[1:]
+    if not words:
+        print(overview())
+        return
+    if "=" in words[0] or words[0] == "run":
+        from runs.fork_server import start_early
+
+        # before the imports of the command, which take as long
+        start_early(words[words[0] == "run" :])
+    from runs.command import entry_point
+
+    entry_point(main)
+
+
+if __name__ == "__main__":
+    script()

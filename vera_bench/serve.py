@@ -1,0 +1,23 @@
+"""vera-bench serve: the server of examples/, which a clone has."""
+
+import importlib.util
+
+from runs.errors import UserError
+from runs.record import ROOT
+
+EXAMPLE = ROOT / "examples" / "serve.py"
+
+
+def main(words: list[str]) -> int:
+    """Serves adapters; the example reads the words from sys.argv. Raises UserError in an
+    installation without it."""
+    spec = importlib.util.spec_from_file_location("serve", EXAMPLE)
+    if not EXAMPLE.is_file() or spec is None or spec.loader is None:
+        raise UserError(
+            f"{EXAMPLE} is not here: the server is an example of the repository. "
+            "docs/serving.md shows how to serve with vera alone"
+        )
+    server = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(server)
+    server.main()
+    return 0
