@@ -7,6 +7,7 @@ newest versions of PRE, those that are not released yet included."""
 
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -46,11 +47,9 @@ def pinned() -> dict[str, str]:
 def install_newest() -> int:
     """Installs the newest versions of PRE that pyproject.toml allows, and prints
     them."""
-    allowed = {
-        f"{need.name}{need.specifier}"
-        for need in map(Requirement, metadata.requires(PROJECT) or ())
-        if need.name in PRE
-    }
+    project = tomllib.loads(FILE.with_name("pyproject.toml").read_text())["project"]
+    needs = map(Requirement, project["optional-dependencies"]["bench"])
+    allowed = {f"{need.name}{need.specifier}" for need in needs if need.name in PRE}
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--pre"]
     ended = subprocess.run([*pip, *sorted(allowed)])
     print(*(f"{name}=={metadata.version(name)}" for name in PRE))

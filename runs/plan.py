@@ -162,8 +162,10 @@ def _reaches(planned: list[Planned]) -> list[str]:
     lines = dict[str, None]()
     for entry in planned:
         run = entry.run
+        if run.config["task"]["modality"] != "text generation":
+            continue
         steps = outline(run).steps
-        if run.config["task"]["modality"] != "text generation" or not steps:
+        if not steps:
             continue
         reach = reach_of_run(run, steps)
         lines[

@@ -36,6 +36,8 @@ from runs.run import overrides_of
 from runs.tune import cells
 from tasks.mt_bench.__main__ import _parser as judge_parser
 from vera.methods.contract import METHODS
+from vera_bench import COMMANDS
+from vera_bench.__main__ import split_command
 
 pytestmark = pytest.mark.properties
 
@@ -96,8 +98,8 @@ def read_line(name: str, words: list[str]) -> runs.command.Line:
     )
     real = runs.command.Line
 
-    def ends(*parts):
-        raise ReadError(real(*parts))
+    def ends(**parts):
+        raise ReadError(real(**parts))
 
     with pytest.MonkeyPatch.context() as own:
         own.setattr("runs.command.Line", ends)
@@ -189,8 +191,13 @@ def check(line: str, options: list[str]) -> None:
             assert {
                 word.partition("=")[0] for word in rest if "=" in word
             } <= VARIABLES, rest
-        elif program in ("pip", "vera-bench"):
-            check_module({"vera-bench": "runs"}.get(program, program), rest, options)
+        elif program == "vera-bench":
+            name, rest = split_command(rest)
+            module = COMMANDS[name].module.removesuffix(".__main__")
+            if module != "vera_bench.serve":
+                check_module(module, rest, options)
+        elif program == "pip":
+            check_module(program, rest, options)
         elif "-m" in rest:  # of python, or of torchrun
             at = rest.index("-m")
             check_module(rest[at + 1], rest[at + 2 :], options)

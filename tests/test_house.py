@@ -12,7 +12,7 @@ from language import Language
 pytestmark = pytest.mark.nets
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("vera", "tasks", "runs", "analysis")
+ROOMS = ("vera", "tasks", "runs", "analysis", "vera_bench")
 FILES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
     for room in ROOMS
@@ -31,7 +31,6 @@ LONGER_FILES = {
 LONGER_FUNCTIONS = {
     "analysis/beside.py:beside",
     "runs/answer.py:answer",
-    "runs/command.py:read",
     "runs/forecast.py:estimate",
     "runs/models/load.py:load",
 }
@@ -39,6 +38,7 @@ LONGER_FUNCTIONS = {
 #: for dense statements, 0.5 for function words and 7 for Any: each room comes down to
 #: them as it is rewritten, and never goes up again.
 LIMITS = {
+    "vera_bench": {"dense statements": 4.0, "function words": 0.5, "Any": 7.0},
     "vera": {"dense statements": 3.5, "function words": 0.5, "Any": 7.0},
     "tasks": {"dense statements": 3.5, "function words": 0.5, "Any": 7.0},
     "runs": {"dense statements": 5.8, "function words": 8.4, "Any": 15.8},

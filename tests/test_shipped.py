@@ -32,7 +32,7 @@ pytestmark = pytest.mark.properties
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 BASE = {"numpy", "safetensors", "torch"}
-ROOMS = ("vera", "tasks", "runs", "analysis")
+ROOMS = ("vera", "tasks", "runs", "analysis", "vera_bench")
 
 
 def imports(room: str, deep: bool) -> set[str]:

@@ -3,7 +3,7 @@
 vera-bench list models
 vera-bench list methods --config-dir FOLDER   and those of your own"""
 
-from typing import Any
+import re
 
 import yaml
 
@@ -12,6 +12,8 @@ from runs.config.files import LISTED, Files
 
 #: What can be listed, by its group.
 KINDS = {f"{group}s": group for group in LISTED}
+#: A value of the same file, in a label.
+OF_FILE = re.compile(r"\$\{\w+\.(\w+)\}")
 
 
 def main(arguments: list[str]) -> int:
@@ -28,18 +30,25 @@ def main(arguments: list[str]) -> int:
 
 
 def label_of(files: Files, group: str, name: str) -> str:
-    """The label in a file, or in the file of the same group that it begins with; "" for
-    one that has none before it is composed."""
-    content: dict[str, Any] = yaml.safe_load(
-        files.path(group, name).read_text(encoding="utf-8")
-    )
-    label = content.get("label")
-    if label and "${" not in str(label):
-        return str(label)
-    for base in content.get("defaults", []):
+    """The label in a file, with the numbers that the file has for it; "" where only
+    composing gives one."""
+    content = content_of(files, group, name)
+    label = str(content.get("label") or content.get("config_class") or "")
+    label = label.removesuffix("Config")
+    label = OF_FILE.sub(lambda match: str(content.get(match[1], match[0])), label)
+    return "" if "${" in label else label
+
+
+def content_of(files: Files, group: str, name: str) -> dict[str, object]:
+    """What a file says, over the files of the same group that it begins with."""
+    text = files.path(group, name).read_text(encoding="utf-8")
+    content: dict[str, object] = yaml.safe_load(text)
+    inherited = dict[str, object]()
+    bases = content.get("defaults")
+    for base in bases if isinstance(bases, list) else []:
         if isinstance(base, str) and base in files.choices(group):
-            return label_of(files, group, base)
-    return ""
+            inherited |= content_of(files, group, base)
+    return inherited | content
 
 
 if __name__ == "__main__":

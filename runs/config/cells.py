@@ -25,7 +25,7 @@ from runs.config.grid import RUN_ID, Grid, read_grid
 from runs.config.schema import WHERE, Config, Launch
 from runs.errors import UserError
 from runs.record import first_line
-from runs.record.keys import RESULT, Seed, nearest_key
+from runs.record.keys import KEYS, RESULT, Seed, nearest_key
 from runs.record.override import Override
 from runs.run import Run
 
@@ -259,11 +259,22 @@ def _configuration(
         # a preset of LoRA's rows set it, and METHODS= chose another
         config["method"].pop("scaling", None)
     values = Config.model_validate(config).model_dump(exclude_unset=True)
-    if values["train"].get("objective") == "likelihood":
-        del values["train"]["objective"], values["reward"]
+    _leave_out_neutral(values)
     for part in ("task", "method"):  # open ones: their keys in the order of their files
         values[part] = {key: values[part][key] for key in config[part]}
     return values | {"recipe": values.pop("recipe", {})}, changed
+
+
+def _leave_out_neutral(values: dict[str, Any]) -> None:
+    """Takes the settings of training by reward out of other runs' configurations, which
+    then stay as they were before there were any."""
+    train = values["train"]
+    if train.get("objective") == "likelihood":
+        del values["reward"]
+    for name in ("objective", "evaluate_steps"):
+        declared = KEYS[f"train.{name}"].added
+        if name in train and declared and train[name] == declared.neutral:
+            del train[name]
 
 
 def _is_compared(key: str) -> bool:
