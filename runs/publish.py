@@ -12,7 +12,7 @@ python -m runs.publish check=FOLDER      what a study lacks, a line each (exit c
 In the folder records.jsonl has a line for each record, sorted by id, and measures.jsonl
 for each measure (runs/measure) of them; sources/ has methods and files of configuration
 from outside the clone. An installed package writes the folder STUDY below the current
-one, to be added to a clone as runs/records/STUDY."""
+one (into=FOLDER: below another), to be added to a clone as runs/records/STUDY."""
 
 import os
 from collections.abc import Sequence
@@ -53,6 +53,10 @@ class Settings(OfRecords):
 
     sweep: str | None = setting(
         None, "the runs of this sweep, by its name (last: the newest)"
+    )
+    into: Path | None = setting(
+        None,
+        "where the folder STUDY is written (null: runs/records of a clone, else here)",
     )
     check: Path | None = setting(
         None, "the folder of a study to be checked; nothing is written"
@@ -133,8 +137,11 @@ def publish(line: Line[Settings]) -> int:
             f"study {name!r}: a name of a-z, 0-9 and _, such as glue_minilm"
         )
     records, measures = chosen(line)
-    folder = Path(name) if INSTALLED else files.PUBLISHED / name
-    shown = folder if INSTALLED else Path("runs", "records", name)
+    into = line.settings.into
+    if into is None and not INSTALLED:
+        folder, shown = files.PUBLISHED / name, Path("runs", "records", name)
+    else:
+        folder = shown = (into or Path()) / name
     if problems := files.read_study(folder).problems:
         raise UserError(f"{problems[0]}. Mend or remove it first")
     sources = own_sources(records, line.config_dir)
