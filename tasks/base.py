@@ -128,42 +128,44 @@ class Rows:
 
 class Task(ABC):
     """What the training loop needs. Splits are "train" and "dev"; indices address the
-    rows of a split.
-
-    metric: the reported metric's name. higher_is_better: its direction. scale: the
-    factor in tables, 100 for a percentage or 1. reported: the epoch that the task's
-    table reports, the best or the last. num_labels: outputs of the model; 0 for a
-    language model, which has no head. problem: transformers' problem_type. notes:
-    differences from the published data or protocol, in words, for the record. advice:
-    what is printed before a run and not recorded, such as what this machine lacks.
-    block: rows are shuffled, cut into blocks of this many batches, and sorted by length
-    within a block, which saves padding; 1 for plain random batches. decodes: whether
-    the trained model writes texts that are scored (the class Written). unit: what the
-    pace counts: "tok", tokens without padding, or "img", rows. selection: a hash of the
-    training rows, where they were drawn. fixed_text: of a language model, a text that
-    is not trained on (tasks/forgetting.py). scaling: mean and spread of the training
-    labels, where the model answers (label - mean) / spread. item_groups: of each item
-    that is scored (of a task that decodes, its items; else its dev rows) the number of
-    its group, where items resemble each other. Statistics count a group as one unit.
-    None: each item is a unit. answers_dev: whether the model's answers to dev rows are
-    read and scored at the end of an epoch (tasks/exact.py)."""
+    rows of a split."""
 
     name: str
+    #: The reported metric, and its direction.
     metric: str
     higher_is_better: bool = True
+    #: The factor in tables: 100 for a percentage, or 1.
     scale: float = 100.0
+    #: The epoch that the task's table reports.
     reported: Literal["best", "last"] = "best"
+    #: Outputs of the model; 0 for a language model, which has no head.
     num_labels: int
+    #: transformers' problem_type.
     problem: str
+    #: Differences from the published data or protocol, in words, for the record.
     notes: list[str]
+    #: What is printed before a run and not recorded, such as what this machine lacks.
     advice: Sequence[str] = ()
+    #: Rows are shuffled, cut into blocks of this many batches, and sorted by length
+    #: within a block, which saves padding; 1 for plain random batches.
     block: int = 8
+    #: Whether the trained model writes texts that are scored (the class Written).
     decodes: bool = False
+    #: What the pace counts: "tok", tokens without padding, or "img", rows.
     unit: str = "tok"
+    #: A hash of the training rows, where they were drawn.
     selection: str | None = None
+    #: Of a language model: a text that is not trained on (tasks/forgetting.py).
     fixed_text: Any = None
+    #: Mean and spread of the training labels, where the model answers (label - mean) /
+    #: spread.
     scaling: tuple[float, float] | None = None
+    #: For each item that is scored (the items of a task that decodes, else the dev
+    #: rows) the number of its group, where items resemble each other. Statistics count
+    #: a group as one unit. None: each item is a unit.
     item_groups: Sequence[int] | None = None
+    #: Whether the model's answers to dev rows are read and scored at the end of an epoch
+    #: (tasks/exact.py).
     answers_dev: bool = False
 
     def hold_out(self, share: float) -> None:

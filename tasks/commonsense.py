@@ -89,8 +89,8 @@ def _indented(text: str, training: bool, spaces: int) -> str:
 
 
 def read(part: str, prompt: str, text: str) -> str | None:
-    """The first of the set's words (of any set's for ""), after the text's last "### Response:", at which the
-    scripts cut it."""
+    """The first of the set's words, after the text's last "### Response:", at which the
+    scripts cut it. part: the test set; "" for the words of any set."""
     response = text.rpartition("### Response:")[2]
     words = SETS[part].words if part else ANY_WORD
     word = re.search(words, response)
