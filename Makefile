@@ -42,7 +42,7 @@ QUIET = --quiet --disable-pip-version-check
 NEWEST = a version of constraints.txt may not exist for this Python: make setup CONSTRAINTS= takes the newest
 
 .PHONY: help setup constraints demo test test-all chaos attack lint methods keys docs plan tune counts publish results sync dashboard report notebooks \
-        bench bench-serving bench-decoding bench-contention gpu-check glue-base glue-large e2e-medium e2e-large vit-base vit-large \
+        bench bench-serving bench-decoding bench-contention bench-reward gpu-check glue-base glue-large e2e-medium e2e-large vit-base vit-large \
         llama-7b llama-13b llama2-7b llama2-13b ablations rank-scaling figures
 
 help: ## this list
@@ -127,6 +127,9 @@ bench-serving: setup ## 64 adapters in one batch, beside peft's ways; FULL=1: 10
 
 bench-decoding: setup ## beam search beside transformers' own, in a minute or two; FULL=1: GPT-2 medium, too
 	@$(BIN)/python -W ignore -m benchmarks decoding $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
+
+bench-reward: setup ## a step of training by reward beside TRL's, in about three minutes; FULL=1: more sizes
+	@$(BIN)/python -W ignore -m benchmarks reward $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
 
 bench-contention: setup ## a run beside busy processes, by how OpenMP's threads wait, in five minutes; FULL=1: three rounds
 	@$(BIN)/python -W ignore -m benchmarks contention $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)

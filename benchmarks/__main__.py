@@ -9,8 +9,10 @@ python -m benchmarks decoding beam search for E2E beside transformers' own, GPT-
                                    (full=true: medium, too)
 python -m benchmarks contention a run beside busy processes, by how OpenMP's threads
                                    wait: five minutes (full=true: three rounds)
+python -m benchmarks reward steps of training by reward beside TRL's GRPOTrainer, with
+                                   the embedded SmolLM2-135M (full=true: more sizes)
 
-Weights are random: time does not depend on them. float32 on a CPU, bfloat16 autocast on
+But for reward's, weights are random: time does not depend on them. float32 on a CPU, bfloat16 autocast on
 a GPU; no dropout."""
 
 import json
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.reward import reward
 from benchmarks.serving import decoding, serving
 from benchmarks.training import DEVICE, contention, markdown, training
 from runs.command import Common, entry_point, one_of, read, setting
@@ -31,6 +34,7 @@ PARTS = {
     "serving": serving,
     "decoding": decoding,
     "contention": contention,
+    "reward": reward,
 }
 
 

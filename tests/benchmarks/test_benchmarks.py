@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import serving, training
+from benchmarks import reward, serving, training
 from benchmarks.training import Shape, base_model, batch_of, loss_of, stepper, variant
 
 pytestmark = pytest.mark.parity
@@ -157,3 +157,14 @@ def test_every_variant_starts_from_the_same_loss_and_trains_what_it_says(shape):
         }
         assert moved
         assert moved <= trained
+
+
+@pytest.mark.slow
+def test_reward_times_a_step_beside_trl(run, tiny_llama, monkeypatch):
+    monkeypatch.setattr(reward, "smollm2", lambda: tiny_llama)
+    monkeypatch.setattr(reward, "SIZES", ((2, 4, 3), (2, 4, 1)))
+    monkeypatch.setattr(reward, "ROUNDS", 1)
+    rows, text = run("reward")
+    assert [row["variant"] for row in rows] == ["TRL", "vera-bench"] * 2
+    assert all(row["seconds"][0] > 0 for row in rows)
+    assert "| SmolLM2-135M |" in text
