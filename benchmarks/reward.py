@@ -118,7 +118,12 @@ class TrlStep:
     ):
         from datasets import Dataset
         from peft import LoraConfig
-        from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+        from transformers import (
+            AutoModelForCausalLM,
+            AutoTokenizer,
+            PrinterCallback,
+            TrainerCallback,
+        )
         from trl import GRPOConfig, GRPOTrainer
 
         class Clock(TrainerCallback):
@@ -159,6 +164,7 @@ class TrlStep:
             peft_config=LoraConfig(r=8, lora_alpha=8, target_modules="all-linear"),
             callbacks=[self.clock],
         )
+        self.trainer.remove_callback(PrinterCallback)
 
     def __call__(self) -> float:
         self.trainer.train()

@@ -284,6 +284,8 @@ def _metric_faults(record: Record) -> Iterator[str]:
     if family not in tasks.FAMILIES:
         return
     metrics = {"perplexity"}  # of tasks with a continuation
+    if "reward" in record["config"] or task.get("dev_score") == "exact_match":
+        metrics = {"exact_match"}
     if family == "glue":
         spec = tasks.family(task).SPECS.get(task["name"])
         metrics = {spec.metric} if spec else {result["metric"]}

@@ -16,8 +16,17 @@ from types import ModuleType
 from tasks.base import DataError, Rows, Settings, Source, Task
 
 #: The families whose answers are read exactly, which training by reward needs.
-EXACT_FAMILIES = ("commonsense", "maths")
-FAMILIES = ("commonsense", "e2e", "glue", "images", "instruct", "maths", "text")
+EXACT_FAMILIES = ("commonsense", "maths", "problems")
+FAMILIES = (
+    "commonsense",
+    "e2e",
+    "glue",
+    "images",
+    "instruct",
+    "maths",
+    "problems",
+    "text",
+)
 
 
 def family(settings: Settings) -> ModuleType:

@@ -146,6 +146,7 @@ class TaskKeys(Part):
     train_file: Annotated[str | None, PATH] = None
     dev_file: Annotated[str | None, PATH] = None
     test_dir: Annotated[str | None, PATH, Held(None)] = None
+    test_file: Annotated[str | None, PATH] = None
     mt_bench_dir: Annotated[str | None, PATH] = None
     template: Annotated[str | None, PATH] = None
     forgetting_text: Annotated[str | None, PATH] = None
@@ -176,6 +177,9 @@ class TaskKeys(Part):
     scale_labels: Annotated[bool, RESULT, Added(False)] = False
     metric: Annotated[str | None, RESULT] = None
     prompt: Annotated[str | None, RESULT] = None
+    prompt_column: Annotated[str, RESULT] = ""
+    answer_column: Annotated[str, RESULT] = ""
+    chat_template: Annotated[bool, RESULT] = False
     layout: Annotated[Literal["indented", "plain"], RESULT] = "plain"
     max_characters: Annotated[Count | None, RESULT] = None
     train_on_inputs: Annotated[bool, RESULT] = False

@@ -1,0 +1,188 @@
+"""Your own problems in files: a prompt and an answer for each, read exactly.
+
+A model is trained to write the answer, or rewarded for it (docs/reward.md). The files
+are CSV, TSV, JSONL or parquet."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.answers import Reader, boxed_answer, reader, same_form
+from tasks.base import DataError, Settings, Source, require_columns
+from tasks.exact import ExactTask, Item, Tests
+from tasks.files import module_file
+from tasks.text import read_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROTOCOL = 1
+
+#: Without a dev file every so manieth training row is held out, from the first one.
+HELD_OUT_INTERVAL = 10
+#: By the names of the test and dev files' settings.
+FILES = {"train": "train_file", "dev": "dev_file", "test": "test_file"}
+
+
+def whole_text(text: str) -> str | None:
+    """The text without the blanks around it; None for an empty one."""
+    return text.strip() or None
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text, without thousands separators and trailing zeros."""
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    if not numbers:
+        return None
+    number = numbers[-1].replace(",", "")
+    if "." in number:
+        number = number.rstrip("0").rstrip(".")
+    return str(number)
+
+
+def boxed_or_plain(text: str) -> str | None:
+    r"""The content of the last \boxed{} or, of an answer without one, all of it."""
+    return boxed_answer(text) or same_form(text.strip()) or None
+
+
+READERS = {
+    "text": Reader(whole_text, whole_text),
+    "number": Reader(last_number, last_number),
+    "boxed": Reader(boxed_answer, boxed_or_plain),
+}
+
+
+def find_reader(name: str) -> Reader:
+    """The reader of this name: of READERS, of tasks/answers.py, or module.function."""
+    return READERS[name] if name in READERS else reader(name)
+
+
+def source(settings: Settings) -> Source:
+    """See tasks.source. A reader of one's own is part of the data."""
+    files = _files(settings)
+    own = module_file(settings["reader"])
+    if own:
+        files["reader.py"] = own
+    return Source(files=files)
+
+
+def load(settings: Settings) -> ExactTask:
+    """See tasks.load. Raises DataError with file and line for a row without a prompt,
+    or without an answer that the reader finds."""
+    files = _files(settings)
+    read = find_reader(settings["reader"])
+    rows = {
+        split: _read_rows(settings, path, read.solution)
+        for split, path in files.items()
+    }
+    notes = []
+    if "dev" not in rows:
+        train = rows["train"]
+        rows["dev"] = train[::HELD_OUT_INTERVAL]
+        rows["train"] = [
+            row for index, row in enumerate(train) if index % HELD_OUT_INTERVAL
+        ]
+        notes.append(f"dev: {len(rows['dev'])} of {len(train)} training rows held out")
+    tests: Tests = {}
+    if "test" in rows:
+        tests["test"] = [
+            (prompt, read.solution(answer)) for prompt, answer in rows.pop("test")
+        ]
+    task = ProblemsTask(
+        settings,
+        rows,
+        tests,
+        lambda part, prompt, text: read.answer(text),
+        training_part="test",
+        read_response=read.solution,
+    )
+    task.notes += notes
+    return task
+
+
+class ProblemsTask(ExactTask):
+    """See the module. task.chat_template: the prompts are messages of a user in the
+    model's own form."""
+
+    def prepare(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        positions: int | None = None,
+    ) -> None:
+        if self.task_settings["chat_template"]:
+            self._apply_chat_template(tokenizer)
+        super().prepare(tokenizer, max_length, positions)
+
+    def _apply_chat_template(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Raises DataError for a model without a template."""
+        if not tokenizer.chat_template:
+            raise DataError(
+                "task.chat_template=true: the model's tokenizer has no chat template"
+            )
+
+        def as_message(prompt: str) -> str:
+            messages = [{"role": "user", "content": prompt}]
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+            # The tokenizer adds its beginning token to every text
+            begin = str(tokenizer.bos_token or "")
+            adds_begin = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+            return str(text).removeprefix(begin if adds_begin else "")
+
+        self.splits = {
+            split: [(as_message(prompt), response) for prompt, response in pairs]
+            for split, pairs in self.splits.items()
+        }
+        self.items = [
+            Item(as_message(item.prompt), item.answer, item.part) for item in self.items
+        ]
+
+
+def _files(settings: Settings) -> dict[str, Path]:
+    """The files by split. Raises DataError where the training file is not given, or a
+    file is not there."""
+    if not settings["train_file"]:
+        raise DataError("task.train_file: give a file of problems with their answers")
+    wanted = dict(FILES)
+    if settings["decode"] == "none":
+        del wanted["test"]
+    elif not settings["test_file"]:
+        raise DataError("task.test_file: give one, or set task.decode=none")
+    files = {
+        split: Path(settings[key]) for split, key in wanted.items() if settings[key]
+    }
+    for split, path in files.items():
+        if not path.is_file():
+            raise DataError(f"task.{FILES[split]}={path}: no such file")
+    return files
+
+
+def _read_rows(
+    settings: Settings, path: Path, read: Callable[[str], str | None]
+) -> list[tuple[str, str]]:
+    """The prompts of a file, in the form of task.prompt, and their answers."""
+    prompt_column, answer_column = settings["prompt_column"], settings["answer_column"]
+    rows = []
+    for line, row in read_file(path):
+        where = f"{path} line {line}"
+        require_columns(where, row, (prompt_column, answer_column))
+        prompt, answer = str(row[prompt_column]), str(row[answer_column])
+        if not prompt.strip():
+            raise DataError(f"{where}: an empty {prompt_column}")
+        if read(answer) is None:
+            raise DataError(
+                f"{where}: task.reader={settings['reader']} finds no answer in "
+                f"{answer[:80]!r}"
+            )
+        rows.append((_form(settings, prompt), answer))
+    if len(rows) < 2:
+        raise DataError(f"{path}: fewer than two rows")
+    return rows
+
+
+def _form(settings: Mapping[str, str], prompt: str) -> str:
+    form = settings["prompt"] or "{prompt}"
+    return form.replace("{prompt}", prompt)
