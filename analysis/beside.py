@@ -4,7 +4,8 @@ differ, and the verdict."""
 import math
 import re
 from collections import Counter
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,23 +18,23 @@ from runs.record import LEVEL, in_conf
 #: How wide half of the interval of a reproduced cell may be: for accuracy, Matthews,
 #: Pearson, BLEU, METEOR and ROUGE-L in points, for NIST and CIDEr, and for a judge's
 #: scores from 1 to 10.
-MARGIN, MARGINS = 1.0, {"nist": 0.1, "cider": 0.1, "score": 0.2}
+MARGIN = 1.0
+MARGINS = {"nist": 0.1, "cider": 0.1, "score": 0.2}
 #: Tables that print means over seeds; the others print medians.
 MEANS = ("table6", "table7")
-#: Words of a verdict where the paper prints a spread, and where it prints none; and
-#: all, in the order of a page.
-WITH_SPREAD = ("reproduced", "consistent, wide", "not reproduced")
+#: Verdicts where the paper prints a spread, and where it prints none; and all, in the
+#: order of a page.
+WITH_SPREAD = ("reproduced", "inconclusive", "not reproduced")
 WITHOUT_SPREAD = ("inside our interval", "outside our interval")
-WORDS = (
-    *(
-        *WITH_SPREAD,
-        *WITHOUT_SPREAD,
-        "incomplete",
-        "other size",
-        "other model",
-        "not in the paper",
-    ),
-    *("not run", "quoted"),
+VERDICTS = (
+    *WITH_SPREAD,
+    *WITHOUT_SPREAD,
+    "incomplete",
+    "other size",
+    "other model",
+    "not in the paper",
+    "not run",
+    "quoted",
 )
 #: What is read of our cells.
 OURS = ("our_spread", "values", "ids", "runs", "n", "complete", "parameters", "variant")
@@ -44,131 +45,135 @@ HALF_DIGIT = 0.05
 
 def beside(table: str, cells: pd.DataFrame, part: str = "") -> pd.DataFrame:
     """The paper's numbers of a table, or of a part of it, a row each, with our cells:
-    `ours`, the `difference` (ours less the paper's), `half` of its 95% interval, the
-    `margin` that half may have, and the `word` of the verdict.
+    `ran` (whether there is one), `ours`, the `difference` (ours minus the paper's),
+    `half` of its 95% interval, the `margin` that half may have, and the `verdict`.
 
     cells: of `frame.cells`, with `column` where a cell has several numbers (the scores
-    of E2E). Welch's t over both sides, as medians or means vary; where the paper prints
-    no spread, over ours alone. reproduced: the interval holds 0, and half of it is at
-    most the margin; consistent, wide: it is wider; not reproduced: it does not hold 0.
-    Fewer than SEEDS, or a seed without the number, are incomplete, however close; a row
+    of E2E).
+
+    The interval is Welch's t over both sides, as medians or means vary; where the paper
+    prints no spread, over ours alone. reproduced: it contains 0, and half of it is at
+    most the margin; inconclusive: it is wider; not reproduced: it does not contain 0.
+    Fewer than SEEDS, or a seed without the number, are incomplete, however close. A row
     that trains another number of parameters is of another size."""
-    printed = numbers()[
-        lambda of: (
-            (of.table == table) & (of.task != "") & (of.part == (part or of.part))
-        )
-    ]
-    printed = printed.reset_index(drop=True)
-    on = ["model", "like", "task"]
-    ours = cells.rename(columns={"row": "like", "spread": "our_spread"})
-    on += [name for name in ("column",) if name in ours]
-    rows = printed.merge(
-        ours[[*on, *(name for name in OURS if name in ours)]], on=on, how="left"
-    )
+    rows = _joined(table, cells, part)
     means = table in MEANS
-    n, known, has = (
-        rows.n.fillna(0).astype(int),
-        rows.our_spread.notna(),
-        rows.runs.notna(),
-    )
-    factor = n.map(
-        lambda k: (1.0 if means else median_variance(k)) if k > 1 else math.nan
-    )
-    variance, both = factor * rows.our_spread**2 / n, rows.spread.notna()
-    theirs = (
-        (1.0 if means else median_variance(SEEDS))
-        * rows.spread.clip(lower=HALF_DIGIT) ** 2
-        / SEEDS
-    )
-    freedom = np.stack([np.maximum(n - 1, 1), np.full(len(n), SEEDS - 1)])
-    half = welch_half(np.stack([variance, theirs.where(both, 0.0)]), freedom)
-    values = [
-        pd.Series(of if ran else (), dtype=float)
-        for of, ran in zip(rows["values"], has, strict=True)
-    ]
-    rows["ours"] = [
-        math.fsum(of.dropna()) / max(of.count(), 1) if means else of.median()
-        for of in values
-    ]
-    rows["ours"] = rows.ours.where([of.count() > 0 for of in values])
-    rows["half"] = np.where(known, half, math.nan)
-    rows["variance"], rows["paper_variance"] = variance, theirs
+    rows["ours"] = [_middle(values, means) for values in rows["values"]]
+    n, known = rows.n.fillna(0).astype(int), rows.our_spread.notna()
+    factor = n.map(lambda seeds: _variance_factor(seeds, means))
+    rows["variance"] = factor * rows.our_spread**2 / n
+    printed_variance = rows.spread.clip(lower=HALF_DIGIT) ** 2 / SEEDS
+    rows["paper_variance"] = _variance_factor(SEEDS, means) * printed_variance
+    has_spread = rows.spread.notna()
+    variances = [rows.variance, rows.paper_variance.where(has_spread, 0.0)]
+    freedoms = [np.maximum(n - 1, 1), np.full(len(n), SEEDS - 1)]
+    rows["half"] = np.where(known, welch_half(variances, freedoms), math.nan)
     rows["difference"] = rows.ours - rows.value
     rows["margin"] = rows.column.map(MARGINS).fillna(MARGIN)
-    rows["same_size"] = [
-        not of.size
-        or (ran and same_size(int(of.parameters), of.model, of.row, of.size))
-        for of, ran in zip(
-            rows[["size", "parameters", "model", "row"]].itertuples(), has, strict=True
-        )
-    ]
-    enough = (n >= SEEDS) & (n == rows.runs)
-    rows["word"] = np.select(
-        [
-            rows.quoted & (~has | rows.table.isin(["table4", "table13"])),
-            ~has,
-            ~rows.same_size,
-            ~enough,
-        ],
-        [*map(np.array, ("quoted", "not run", "other size", "incomplete"))],
-        word(rows.difference, rows.half, both, rows.margin),
-    )
-    return rows.assign(ran=has)
-
-
-def word(difference: Any, half: Any, both: Any, margin: Any) -> Any:
-    """The verdicts on differences, arrays or numbers; see `beside`. both: whether the
-    paper prints a spread, too."""
-    holds, narrow = np.abs(difference) <= half + 1e-9, half <= margin + 1e-9
-    with_spread = np.select(
-        [~holds, narrow], ["not reproduced", "reproduced"], "consistent, wide"
-    )
-    return np.where(both, with_spread, np.where(holds, *WITHOUT_SPREAD))
-
-
-def mean_of(rows: pd.DataFrame) -> dict[str, Any] | None:
-    """The mean over tasks of a row's differences: difference, half and word; None where
-    a cell has no verdict yet. Where one cell of the paper has no spread, the paper's
-    are left out of the interval."""
-    if len(rows) < 2 or not rows.word.isin([*WITH_SPREAD, *WITHOUT_SPREAD]).all():
-        return None
-    both, count = bool(rows.spread.notna().all()), len(rows)
-    theirs = rows.paper_variance if both else 0 * rows.variance
-    variances = np.concatenate([rows.variance, theirs]) / count**2
-    half = float(
-        welch_half(variances, np.concatenate([rows.n - 1, np.full(count, SEEDS - 1)]))
-    )
-    difference = float(rows.difference.mean())
-    return {
-        "difference": difference,
-        "half": half,
-        "word": str(word(difference, half, both, MARGIN)),
+    rows["ran"] = rows.runs.notna()
+    rows["same_size"] = [*map(_is_same_size, rows.itertuples())]
+    judged = verdict_on(rows.difference, rows.half, has_spread, rows.margin)
+    reasons = {
+        "quoted": rows.quoted & (~rows.ran | rows.table.isin(["table4", "table13"])),
+        "not run": ~rows.ran,
+        "other size": ~rows.same_size,
+        "incomplete": (n < SEEDS) | (n != rows.runs),
     }
+    names = [*map(np.array, reasons)]
+    rows["verdict"] = np.select([*reasons.values()], names, judged)
+    return rows
 
 
-def summary(words: Any) -> str:
-    """The verdicts of a row's cells: "reproduced 4/6, wide 1, not 1 (0.3 by chance)",
-    "inside 3/4"; "" without any."""
-    count = Counter(words)
-    parts = []
-    if of := sum(count[word] for word in WITH_SPREAD):
-        wide, wrong = count["consistent, wide"], count["not reproduced"]
-        chance = f"{(1 - LEVEL) * of:.2g} by chance"
-        parts.append(
-            f"reproduced {count['reproduced']}/{of}, wide {wide}, not {wrong} ({chance})"
-        )
-    if of := sum(count[word] for word in WITHOUT_SPREAD):
-        parts.append(f"inside {count['inside our interval']}/{of}")
+def _joined(table: str, cells: pd.DataFrame, part: str) -> pd.DataFrame:
+    """The paper's numbers with what is read of our cells; NaN where none ran."""
+    printed = numbers()
+    printed = printed[(printed.table == table) & (printed.task != "")]
+    if part:
+        printed = printed[printed.part == part]
+    ours = cells.rename(columns={"row": "like", "spread": "our_spread"})
+    keys = ["model", "like", "task"]
+    if "column" in ours:
+        keys.append("column")
+    ours = ours[[*keys, *(name for name in OURS if name in ours)]]
+    return printed.merge(ours, on=keys, how="left")
+
+
+def _variance_factor(seeds: int, means: bool) -> float:
+    """The variance of a mean or median over that of a mean; NaN for one seed."""
+    if seeds < 2:
+        return math.nan
+    return 1.0 if means else median_variance(seeds)
+
+
+def _middle(values: Any, means: bool) -> float:
+    """The mean or median of the known values; NaN for none, and where no cell is."""
+    known = pd.Series(values if isinstance(values, tuple) else (), dtype=float).dropna()
+    if known.empty:
+        return math.nan
+    return math.fsum(known) / len(known) if means else float(known.median())
+
+
+def verdict_on(difference: Any, half: Any, has_spread: Any, margin: Any) -> Any:
+    """The verdicts on differences, arrays or numbers; see `beside`. has_spread: whether
+    the paper prints a spread, too."""
+    contains_0 = np.abs(difference) <= half + 1e-9
+    is_narrow = half <= margin + 1e-9
+    choices = [~contains_0, is_narrow]
+    with_spread = np.select(choices, ["not reproduced", "reproduced"], "inconclusive")
+    return np.where(has_spread, with_spread, np.where(contains_0, *WITHOUT_SPREAD))
+
+
+def _are_judged(rows: pd.DataFrame) -> bool:
+    return bool(rows.verdict.isin([*WITH_SPREAD, *WITHOUT_SPREAD]).all())
+
+
+class MeanVerdict(NamedTuple):
+    """The mean over tasks of a row's differences, half of its interval, and the
+    verdict on it."""
+
+    difference: float
+    half: float
+    verdict: str
+
+
+def mean_over_tasks(rows: pd.DataFrame) -> MeanVerdict | None:
+    """The mean over tasks of a row's differences; None where a cell has no verdict yet.
+    Where one cell of the paper has no spread, the paper's spreads are left out of the
+    interval."""
+    if len(rows) < 2 or not _are_judged(rows):
+        return None
+    has_spread, count = bool(rows.spread.notna().all()), len(rows)
+    theirs = rows.paper_variance if has_spread else 0 * rows.variance
+    variances = np.concatenate([rows.variance, theirs]) / count**2
+    freedoms = np.concatenate([rows.n - 1, np.full(count, SEEDS - 1)])
+    half = float(welch_half(variances, freedoms))
+    difference = float(rows.difference.mean())
+    verdict = str(verdict_on(difference, half, has_spread, MARGIN))
+    return MeanVerdict(difference, half, verdict)
+
+
+def summary(verdicts: Iterable[str]) -> str:
+    """The verdicts on a row's cells: "reproduced 4/6, inconclusive 1, not reproduced 1
+    (0.3 by chance)", "inside 3/4"; "" without any."""
+    count = Counter(verdicts)
+    parts = list[str]()
+    if total := sum(count[verdict] for verdict in WITH_SPREAD):
+        others = [f"{verdict} {count[verdict]}" for verdict in WITH_SPREAD[1:]]
+        by_chance = f"{(1 - LEVEL) * total:.2g} by chance"
+        reproduced = f"reproduced {count['reproduced']}/{total}"
+        parts.append(f"{reproduced}, {', '.join(others)} ({by_chance})")
+    if total := sum(count[verdict] for verdict in WITHOUT_SPREAD):
+        parts.append(f"inside {count['inside our interval']}/{total}")
     return ", ".join(parts)
 
 
-def status(rows: pd.DataFrame, mean: bool = True) -> str:
-    """The verdicts of the cells of our row, of its rows in `beside`, and of their mean;
+def status(rows: pd.DataFrame, with_mean: bool = True) -> str:
+    """The verdicts on the cells of our row, of its rows in `beside`, and on their mean;
     "" where one has none yet."""
-    if rows.empty or not rows.word.isin([*WITH_SPREAD, *WITHOUT_SPREAD]).all():
+    if rows.empty or not _are_judged(rows):
         return ""
-    whole = mean_of(rows) if mean else None
-    return summary(rows.word) + (f"; mean {whole['word']}" if whole else "")
+    mean = mean_over_tasks(rows) if with_mean else None
+    return summary(rows.verdict) + (f"; mean {mean.verdict}" if mean else "")
 
 
 # --- the size of a row
@@ -177,18 +182,28 @@ def status(rows: pd.DataFrame, mean: bool = True) -> str:
 def follows(printed: str, value: float) -> bool:
     """Whether a printed number ("36.8K", "9.1MB") is a value's, rounded or cut off. KB,
     MB, GB and TB are powers of 1024."""
-    number, unit = re.fullmatch(r"([\d.]+)([KMGT])B?", printed).groups()  # type: ignore[union-attr]
+    match = re.fullmatch(r"([\d.]+)([KMGT])B?", printed)
+    assert match, printed
+    number, unit = match.groups()
     base = 1024 if printed.endswith("B") else 1000
     scale = 10 ** len(number.partition(".")[2])
     exact = value / base ** " KMGT".index(unit) * scale
     return round(float(number) * scale) in (round(exact), math.floor(exact))
 
 
-def same_size(parameters: int, model: str, row: str, printed: str | int) -> bool:
-    """Whether a row of ours trains as many numbers as the paper's: what it prints,
+def _is_same_size(row: Any) -> bool:
+    """Whether our cell of a row of `beside` trains as many parameters as the paper's
+    row, or the paper prints no size."""
+    if not row.size or not row.ran:
+        return not row.size
+    return same_size(int(row.parameters), row.model, row.row, row.size)
+
+
+def same_size(parameters: int, model: str, row: str, printed: str) -> bool:
+    """Whether a row of ours trains as many parameters as the paper's: what it prints,
     rounded, or what its formula gives. The count of a size that was chosen here is no
     formula of the paper's."""
-    size = str(printed).partition(" ")[0]
+    size = printed.partition(" ")[0]
     if size == "0":  # the head alone, or nothing
         return parameters == 0
     return follows(size, parameters) or any(

@@ -227,28 +227,31 @@ COSTS = (
 )
 
 
-def rows_of_equal_cost(cells: pd.DataFrame) -> set[str]:
-    """The rows of one table whose costs may stand in one column: those that share tasks
-    and conditions with most other rows. Of several rows of which no two share them,
-    none."""
-    known = cells.groupby("row").conditions.transform(lambda texts: (texts != "").all())
+def rows_sharing(cells: pd.DataFrame, columns: list[str]) -> set[str]:
+    """The rows of one table whose numbers over several tasks may stand in one column:
+    those with the same tasks and values of these columns as most other rows have. If no
+    two of several rows share them, none. A row with an unknown value shares nothing."""
+    unknown = cells.row[cells[columns].isna().any(axis=1)]
+    known = cells[~cells.row.isin(unknown)]
     shared = {
-        str(row): frozenset(zip(group.task, group.conditions, strict=True))
-        for row, group in cells[known.astype(bool)].groupby("row", sort=False)
+        str(row): frozenset(
+            group[["task", *columns]].itertuples(index=False, name=None)
+        )
+        for row, group in known.groupby("row", sort=False)
     }
     if not shared:
         return set()
     usual, count = Counter(shared.values()).most_common(1)[0]
     if count == 1 and cells.row.nunique() > 1:
         return set()
-    return {row for row, conditions in shared.items() if conditions == usual}
+    return {row for row, values in shared.items() if values == usual}
 
 
 def comparable_costs(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells of one table, with costs for `rows_of_equal_cost` alone: NaN
-    elsewhere."""
-    costs = cells[list(COSTS)]
-    return cells.assign(**costs.where(cells.row.isin(rows_of_equal_cost(cells))))
+    """The cells of one table, with costs only for the rows that share tasks, data
+    sizes, precision and device with most others: NaN elsewhere."""
+    comparable = cells.row.isin(rows_sharing(cells, ["conditions"]))
+    return cells.assign(**cells[list(COSTS)].where(comparable))
 
 
 # --- cells
@@ -284,8 +287,8 @@ def cells(
     - values, seeds, ids: tuples by seed. median, mean, spread (sample standard
       deviation). best, last, crossfit, half, optimism: medians.
     - measured_apart: how it was measured, where rows of the task were not all measured
-      on the same (`measurement_texts`). conditions: what its costs depend on; "" where
-      seeds differ in it.
+      on the same (`measurement_texts`). conditions: what its costs depend on; None
+      where seeds differ in it.
     - diverged, a count; one_class, the seeds that predict one class; class_share, its
       share of the rows in words; deviations; presets; origins.
     - left_out, how many results of the row have other settings; older, their older
@@ -383,10 +386,10 @@ def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def _only(texts: Iterable[str]) -> str:
-    """The text that all have; "" where they differ."""
+def _only(texts: Iterable[str]) -> str | None:
+    """The text that all have; None where they differ."""
     distinct = set(texts)
-    return distinct.pop() if len(distinct) == 1 else ""
+    return distinct.pop() if len(distinct) == 1 else None
 
 
 def _wanted_seeds(task: str, presets: Iterable[str | None]) -> int:

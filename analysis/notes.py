@@ -45,8 +45,11 @@ def notes(
     lines = list[str]()
     for head, listed in points.items():
         lines += wrapped(head, listed)
-    ending = [published_studies(in_cells(runs, cells)), description, PAGE]
-    return [*lines, " ".join(filter(None, ending))]
+    published = published_studies(in_cells(runs, cells))
+    ending = " ".join(filter(None, [published, description, PAGE]))
+    if len(ending) <= NOTE_LENGTH or not description:
+        return [*lines, ending]
+    return [*lines, description, " ".join(filter(None, [published, PAGE]))]
 
 
 def wrapped(head: str, points: list[str]) -> list[str]:
@@ -69,9 +72,9 @@ def published_studies(runs: pd.DataFrame) -> str:
     counts = runs.origin[runs.origin != "ours"].value_counts().sort_index()
     if counts.empty:
         return ""
-    studies = enumeration(
-        [f"{count} of {study}" for study, count in counts.items()], "studies"
-    )
+    studies = f"{counts.sum()} runs of {len(counts)} studies"
+    if len(counts) <= NAMED:
+        studies = ", ".join(f"{count} of {study}" for study, count in counts.items())
     return f"Published by the project in runs/records: {studies}."
 
 

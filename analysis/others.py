@@ -3,7 +3,7 @@ has), as a frame; and the lines `others` of tables 2 to 5, each beside ours by i
 choice of the epoch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -21,8 +21,9 @@ from analysis.paper import (
     ROBERTA,
     VIT,
     printed_file,
+    value_and_spread,
 )
-from analysis.render import Entry, Number
+from analysis.render import Cell, Entry, Number
 from runs.record import TEXT_SCORES, plural
 
 SOURCES: dict[str, dict[str, Any]] = printed_file("others.yaml")
@@ -34,28 +35,30 @@ EPOCHS = {
     "": "epoch not said",
 }
 METHODS: dict[str, str] = NAMES | printed_file("names.yaml")["others"]
-#: Names of models, columns and methods.
-NAMED = (
-    ROBERTA
-    | GPT2
-    | LLAMAS
-    | VIT
-    | GLUE
-    | IMAGES
-    | METHODS
-    | {"avg": "Avg.", "score": "MT-Bench"}
-)
-NAMED |= {key: of.name for key, of in TEXT_SCORES.items()}
-#: Sets with exact answers, which the VeRA paper has not.
+#: Sets with exact answers, which the VeRA paper does not have.
 EXACT: dict[str, str] = printed_file("names.yaml")["exact"]
-NAMED |= EXACT | printed_file("names.yaml")["decoders"]
+#: Names of models, columns and methods.
+NAMED: dict[str, str] = {
+    **ROBERTA,
+    **GPT2,
+    **LLAMAS,
+    **VIT,
+    **GLUE,
+    **IMAGES,
+    **METHODS,
+    "avg": "Avg.",
+    "score": "MT-Bench",
+    **{key: score.name for key, score in TEXT_SCORES.items()},
+    **EXACT,
+    **printed_file("names.yaml")["decoders"],
+}
 
 
-def named(of: str | Sequence[str] | dict[str, str]) -> dict[str, str]:
+def named(names: str | Sequence[str] | dict[str, str]) -> dict[str, str]:
     """Names by key: of a group of printed/names.yaml, of some keys, or their own."""
-    if isinstance(of, dict):
-        return of
-    keys = printed_file("names.yaml")[of] if isinstance(of, str) else of
+    if isinstance(names, dict):
+        return names
+    keys = printed_file("names.yaml")[names] if isinstance(names, str) else names
     return {key: NAMED.get(key, key) for key in keys}
 
 
@@ -68,8 +71,13 @@ ABOUT: tuple[str, ...] = (
     "mnli",
     "rank",
     "sites",
+    "params",
+    "lr",
+    "lr_head",
+    "steps",
+    "memory",
+    "time",
 )
-ABOUT += ("params", "lr", "lr_head", "steps", "memory", "time")
 
 
 @cache
@@ -80,48 +88,41 @@ def others() -> pd.DataFrame:
     its target modules are the paper's, or it has none; and like, our row that it is
     compared with."""
     lines = list[dict[str, Any]]()
-    for source, of in SOURCES.items():
-        for part in of["parts"]:
+    for source, settings in SOURCES.items():
+        for part in settings["parts"]:
             for row in part["rows"]:
-                whole = {**of, **part, **row}
-                about = {
-                    key: "" if whole.get(key) is None else whole[key] for key in ABOUT
-                }
-                same = about["sites"] in (
-                    "",
-                    "all-linear" if row["model"] in LLAMAS else "qv",
-                )
-                about |= {
-                    "source": source,
-                    "model": row["model"],
-                    "row": row["row"],
-                    "same": same,
-                }
-                about |= {"like": row["row"] if same else f"{row['row']}_all"}
-                about |= {"label": " ".join(filter(None, [of["name"], row.get("by")]))}
-                for column, value in zip(part["columns"], row["values"], strict=True):
-                    if value is not None:
-                        value, spread = (
-                            value if isinstance(value, list) else (value, math.nan)
-                        )
-                        lines.append(
-                            about
-                            | {
-                                "column": column,
-                                "value": float(value),
-                                "spread": spread,
-                            }
-                        )
+                about = {"source": source, **_about({**settings, **part, **row})}
+                for column, cell in zip(part["columns"], row["values"], strict=True):
+                    if cell is not None:
+                        value, spread = value_and_spread(cell)
+                        line = {"column": column, "value": value, "spread": spread}
+                        lines.append(about | line)
     return pd.DataFrame(lines)
 
 
-def setting(of: Mapping[str, Any]) -> str:
+def _about(row: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a row. row: its keys, and those of its part and its source."""
+    about = {key: "" if row.get(key) is None else row[key] for key in ABOUT}
+    papers_sites = "all-linear" if row["model"] in LLAMAS else "qv"
+    same = about["sites"] in ("", papers_sites)
+    return about | {
+        "model": row["model"],
+        "row": row["row"],
+        "same": same,
+        "like": row["row"] if same else f"{row['row']}_all",
+        "label": " ".join(filter(None, [row["name"], row.get("by")])),
+    }
+
+
+def setting(row: Any) -> str:
     """How a row was run, in a few words: rank and target modules and, where the source
     says how many steps, the rate times steps."""
-    rank, sites = of.get("rank"), of.get("sites", "")
-    sites = {"qv": "q, v", "all-linear": "all linear"}.get(sites, sites)
-    steps = f"lr {of['lr']} x {of['steps']:,} steps" if of.get("steps") else ""
-    return ", ".join(filter(None, [f"r {rank:,}" if rank else "", sites, steps]))
+    rank, sites = row.get("rank"), row.get("sites", "")
+    names = {"qv": "q, v", "all-linear": "all linear"}
+    parts = [f"r {rank:,}" if rank else "", names.get(sites, sites)]
+    if row.get("steps"):
+        parts.append(f"lr {row['lr']} x {row['steps']:,} steps")
+    return ", ".join(filter(None, parts))
 
 
 # --- the lines of tables
@@ -131,78 +132,88 @@ def setting(of: Mapping[str, Any]) -> str:
 ENOUGH = 3
 
 
-def others_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.DataFrame:
-    """What others report of a model in these columns, and `less`, our median by the
-    same choice of the epoch less theirs, or by that of our table: NaN where we have
-    none, or not of every seed. cells: ours."""
-    theirs = others()[lambda of: (of.model == model) & of.column.isin(columns)]
-    shown = cells.drop_duplicates(["row", "column"])
-    by_column = {(cell.row, cell.column): cell for cell in shown.itertuples()}
-
-    def ours(of: Any) -> float:
-        wanted = [*GLUE] if of.column == "avg" else [of.column]
-        own: list[Any] = [by_column.get((of.like, column)) for column in wanted]
-        if not all(cell and cell.runs >= cell.wanted for cell in own):
-            return math.nan
-        # A column that is no task of the paper's is a score, of one epoch
-        scores = wanted[0] not in GLUE | IMAGES
-        of_each = [
-            getattr(cell, "median" if scores else of.epoch or cell.reported)
-            for cell in own
-        ]
-        return float(np.mean(of_each))
-
-    return theirs.assign(less=[ours(of) - of.value for of in theirs.itertuples()])
+def reports_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.DataFrame:
+    """What others report of a model in these columns, and `difference`, our median by
+    the same choice of the epoch minus theirs, or by that of our table: NaN where we
+    have none, or not of every seed. cells: ours."""
+    frame = others()
+    reports = frame[(frame.model == model) & frame.column.isin(columns)]
+    distinct = cells.drop_duplicates(["row", "column"])
+    own = {(cell.row, cell.column): cell for cell in distinct.itertuples()}
+    differences = [_ours(own, report) - report.value for report in reports.itertuples()]
+    return reports.assign(difference=differences)
 
 
-def verdict(of: pd.DataFrame) -> str:
+def _ours(own: dict[tuple[str, str], Cell], report: Any) -> float:
+    """Our number beside a report. own: our cells by row and column."""
+    columns = [*GLUE] if report.column == "avg" else [report.column]
+    cells: list[Cell] = [own.get((report.like, column)) for column in columns]
+    if not all(cell and cell.runs >= cell.wanted for cell in cells):
+        return math.nan
+    # A column that is no task of the paper's is a score, of one epoch.
+    if columns[0] not in GLUE | IMAGES:
+        return float(np.mean([cell.median for cell in cells]))
+    return float(
+        np.mean([getattr(cell, report.epoch or cell.reported) for cell in cells])
+    )
+
+
+def range_texts(reports: pd.DataFrame) -> str:
     """Whether ours is within the range of ENOUGH sources with the paper's target
     modules, neither above nor below all of them: "CoLA within what others report (62.8
     to 67.0)"; "" with fewer, or without ours."""
-    words = []
-    for column, part in of.groupby("column", sort=False):
-        if len(part) >= ENOUGH and part.less.notna().all():
-            where = "within" if part.less.min() <= 0 <= part.less.max() else "outside"
-            words.append(f"{NAMED[column]} {where} what others report ({_range(part)})")
-    return ", ".join(words)
+    texts = list[str]()
+    for column, group in reports.groupby("column", sort=False):
+        if len(group) >= ENOUGH and group.difference.notna().all():
+            is_within = group.difference.min() <= 0 <= group.difference.max()
+            where = "within" if is_within else "outside"
+            texts.append(
+                f"{NAMED[column]} {where} what others report ({_range(group)})"
+            )
+    return ", ".join(texts)
 
 
-def line(of: pd.DataFrame, each: bool) -> dict[str, Entry]:
-    """A line of one source (each), or of all: entries by the names of their columns."""
-    first, epochs = (
-        of.to_dict("records")[0],
-        ", ".join(dict.fromkeys(of.epoch.map(EPOCHS))),
-    )
-    about: dict[str, Entry] = {"source": "others", "status": epochs}
+def report_lines(reports: pd.DataFrame, each: bool) -> list[dict[str, Entry]]:
+    """The lines of a row: one of each source (each), or one of all."""
+    groups = reports.groupby(["label", "sites"] if each else "row", sort=False)
+    return [_report_line(group, each) for _, group in groups]
+
+
+def _report_line(reports: pd.DataFrame, each: bool) -> dict[str, Entry]:
+    """A line of one source, or of all: entries by the names of their columns."""
+    epochs = ", ".join(dict.fromkeys(reports.epoch.map(EPOCHS)))
+    line: dict[str, Entry] = {"source": "others", "status": epochs}
     if each:
-        seeds = [first["statistic"], first["seeds"] and plural(first["seeds"], "seed")]
-        status = "; ".join(
-            filter(None, [setting(first), epochs, " of ".join(filter(None, seeds))])
-        )
-        about = {"source": first["label"], "params": first["params"], "status": status}
-    # pandas takes its time for each column
-    numbers = of[["column", "value", "spread", "less", "same"]]
-    return about | {column: _entry(part) for column, part in numbers.groupby("column")}
+        first = reports.iloc[0].to_dict()
+        seeds = plural(first["seeds"], "seed") if first["seeds"] else ""
+        statistic = " of ".join(filter(None, [first["statistic"], seeds]))
+        status = "; ".join(filter(None, [setting(first), epochs, statistic]))
+        params = first["params"]
+        line = {"source": first["label"], "params": params, "status": status}
+    # pandas takes its time for each column.
+    numbers = reports[["column", "value", "spread", "difference", "same"]]
+    for column, group in numbers.groupby("column"):
+        line[str(column)] = _entry(group)
+    return line
 
 
-def _entry(of: pd.DataFrame) -> Entry:
-    """A source's number, or all of several, of ENOUGH with the paper's target modules
-    their range."""
-    many, digits = of.same.sum() >= ENOUGH, DECIMALS.get(of.column.iloc[0], 1)
-    shown = [_range(of[of.same])] if many else []
-    for one in of[~(of.same & many)].itertuples():
-        number = Number(
-            one.value, one.spread if len(of) == 1 else math.nan, decimals=digits
-        )
-        less = Number(one.less, decimals=number.decimals, sign=True)
-        mark = ("" if one.same else "^") + (
-            "" if math.isnan(one.less) else f" ({less})"
-        )
-        shown.append(replace(number, mark=mark))
-    return shown[0] if len(shown) == 1 else ", ".join(map(str, shown))
+def _entry(reports: pd.DataFrame) -> Entry:
+    """A source's number, or all of several; the range of ENOUGH with the paper's target
+    modules. ^ marks other target modules; ours minus theirs stands in brackets."""
+    has_range = reports.same.sum() >= ENOUGH
+    entries = [_range(reports[reports.same])] if has_range else []
+    digits = DECIMALS.get(reports.column.iloc[0], 1)
+    for report in reports[~(reports.same & has_range)].itertuples():
+        mark = "" if report.same else "^"
+        if not math.isnan(report.difference):
+            mark += f" ({Number(report.difference, decimals=digits, sign=True)})"
+        number = Number(report.value, decimals=digits, mark=mark)
+        if len(reports) == 1:
+            number = replace(number, spread=report.spread)
+        entries.append(number)
+    return entries[0] if len(entries) == 1 else ", ".join(map(str, entries))
 
 
-def _range(of: pd.DataFrame) -> Number:
-    return Number(
-        of.value.min(), high=of.value.max(), decimals=DECIMALS.get(of.column.iloc[0], 1)
-    )
+def _range(reports: pd.DataFrame) -> Number:
+    digits = DECIMALS.get(reports.column.iloc[0], 1)
+    return Number(reports.value.min(), high=reports.value.max(), decimals=digits)

@@ -2,6 +2,7 @@
 names that its tasks, models and rows have in conf/ (names.yaml there)."""
 
 import math
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,44 +12,48 @@ import yaml
 
 from runs.record import TEXT_SCORES
 
+#: The content of a YAML file.
+Content = dict[str, Any]
+
 
 @cache
-def printed_file(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(
-        (Path(__file__).parent / "printed" / name).read_text()
-    )
+def printed_file(name: str) -> Content:
+    """The content of a file of printed/."""
+    path = Path(__file__).parent / "printed" / name
+    content: Content = yaml.safe_load(path.read_text())
     return content
 
 
+def _group(name: str) -> dict[str, str]:
+    return dict(printed_file("names.yaml")[name])
+
+
 #: Names of tasks, benches, models and methods in tables, by their names in conf/.
-GLUE, IMAGES, BENCHES, ROBERTA, GPT2, VIT, LLAMAS, NAMES = (
-    dict[str, str](printed_file("names.yaml")[of])
-    for of in (
-        "glue",
-        "images",
-        "benches",
-        "roberta",
-        "gpt2",
-        "vit",
-        "llamas",
-        "methods",
-    )
-)
+GLUE = _group("glue")
+IMAGES = _group("images")
+BENCHES = _group("benches")
+ROBERTA = _group("roberta")
+GPT2 = _group("gpt2")
+VIT = _group("vit")
+LLAMAS = _group("llamas")
+NAMES = _group("methods")
 #: The decimals of a table's column; 1 of others.
-DECIMALS: dict[str, int] = {key: of.decimals for key, of in TEXT_SCORES.items()}
-DECIMALS |= printed_file("names.yaml")["decimals"]
+DECIMALS: dict[str, int] = {
+    **{key: score.decimals for key, score in TEXT_SCORES.items()},
+    **printed_file("names.yaml")["decimals"],
+}
 #: Tasks on which the paper's row (model, row) started from an adapter trained on MNLI.
 #: Our run of such a task is comparable only if it started there, too.
 FROM_MNLI = {("roberta_base", "lora"): ("mrpc", "rte", "stsb")}
 
 
-def paper() -> dict[str, Any]:
+def paper() -> Content:
     """The content of printed/tables.yaml, with the formulas and findings beside the
     numbers."""
     return printed_file("tables.yaml")
 
 
-def recipes() -> dict[str, Any]:
+def recipes() -> Content:
     """The hyperparameters that the papers print."""
     return printed_file("recipes.yaml")
 
@@ -60,10 +65,12 @@ _TABLES = {
     "table5": "",
     "table4": "",
     "table6": "roberta-large",
+    "table7": "roberta-large",
+    "table12": "llama-7b",
+    "table13": "llama-7b",
 }
-_TABLES |= {"table7": "roberta-large", "table12": "llama-7b", "table13": "llama-7b"}
 #: Tables of one task, whose columns are scores or costs of it.
-_TASKS = {"table3": "e2e"} | dict.fromkeys(("table4", "table12", "table13"), "alpaca")
+_TASKS = {"table3": "e2e", "table4": "alpaca", "table12": "alpaca", "table13": "alpaca"}
 
 
 @cache
@@ -77,38 +84,54 @@ def numbers() -> pd.DataFrame:
     seeds, as printed (NaN: none). quoted: whether the authors took the row from earlier
     work. like: our row that it is compared with: where the paper's started from an
     adapter of MNLI, only one that did so, too."""
-    names, found = printed_file("names.yaml"), list[dict[str, Any]]()
-    for table, of_all in _TABLES.items():
-        columns, *groups = paper()[table].items()
-        for key, line in ((key, line) for key, lines in groups for line in lines):
-            values = dict(zip(columns[1], line, strict=True))
-            model = str(of_all or values.pop("model", key)).replace("-", "_")
-            method, size = (
-                str(values.pop(next(iter(values)))),
-                str(values.pop("params", "")),
-            )
-            size += f" ({values.pop('bytes')})" if "bytes" in values else ""
-            rows = names["rows"].get(table, {})
-            row = rows.get(f"{method} {size}") or rows.get(method, method)
-            about = {
-                "table": table,
-                "part": key if table == "table6" else "",
-                "model": model,
-                "row": row,
-            }
-            about["method"] = (
-                method if table in ("table6", "table7") else NAMES.get(method, method)
-            )
-            about |= {"size": size, "quoted": row in names["quoted"].get(table, ())}
-            for column, value in values.items():
-                task = _TASKS.get(table, "" if column == "avg" else column)
-                mnli = table == "table2" and task in FROM_MNLI.get((model, row), ())
-                value, spread = value if isinstance(value, list) else (value, math.nan)
-                of = {
-                    "task": task,
-                    "column": column,
-                    "value": float(value),
-                    "spread": float(spread),
-                }
-                found.append(about | of | {"like": f"{row}_mnli" if mnli else row})
-    return pd.DataFrame(found)
+    lines = list[Content]()
+    for table in _TABLES:
+        (_, columns), *groups = paper()[table].items()
+        for key, rows in groups:
+            for cells in rows:
+                values = dict(zip(columns, cells, strict=True))
+                lines += _numbers_of_row(table, key, values)
+    return pd.DataFrame(lines)
+
+
+def _numbers_of_row(table: str, key: str, values: Content) -> Iterator[Content]:
+    """The numbers of a row. key: of its group. values: its cells by column."""
+    names = printed_file("names.yaml")
+    model = _TABLES[table] or str(values.pop("model", key))
+    model = model.replace("-", "_")
+    method = str(values.pop(next(iter(values))))
+    size = str(values.pop("params", ""))
+    if "bytes" in values:
+        size += f" ({values.pop('bytes')})"
+    rows = names["rows"].get(table, {})
+    row = rows.get(f"{method} {size}") or rows.get(method, method)
+    keeps_name = table in ("table6", "table7")
+    about = {
+        "table": table,
+        "part": key if table == "table6" else "",
+        "model": model,
+        "row": row,
+        "method": method if keeps_name else NAMES.get(method, method),
+        "size": size,
+        "quoted": row in names["quoted"].get(table, ()),
+    }
+    for column, cell in values.items():
+        task = _TASKS.get(table, "" if column == "avg" else column)
+        from_mnli = table == "table2" and task in FROM_MNLI.get((model, row), ())
+        value, spread = value_and_spread(cell)
+        yield {
+            **about,
+            "task": task,
+            "column": column,
+            "value": value,
+            "spread": spread,
+            "like": f"{row}_mnli" if from_mnli else row,
+        }
+
+
+def value_and_spread(cell: float | list[float]) -> tuple[float, float]:
+    """A printed number, x or [x, spread]; NaN for no spread."""
+    if isinstance(cell, list):
+        value, spread = cell
+        return float(value), float(spread)
+    return float(cell), math.nan

@@ -1,5 +1,5 @@
-"""A table: rows of numbers and names, and its forms. Words are made here, once:
-Markdown, LaTeX and CSV."""
+"""A table: rows of numbers and names, and its forms. Text is made here, once: Markdown,
+LaTeX and CSV."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -10,14 +10,31 @@ import pandas as pd
 
 from runs.record import csv_text, megabytes, one_line
 
+
+def _decimal(number: "Number") -> str:
+    sign = "+" if number.sign else ""
+    return f"{number.value:{sign},.{number.decimals}f}"
+
+
+def _seconds(number: "Number") -> str:
+    return f"{number.value:,.0f}" if number.value >= 10 else f"{number.value:.1f}"
+
+
+def _p_value(number: "Number") -> str:
+    return "<0.001" if number.value < SMALLEST_P else f"{number.value:.3f}"
+
+
+#: Below this a p is not written in digits.
+SMALLEST_P = 0.001
 #: How a number is written: with its decimals and sign; as a count; as a size in bytes.
 FORMS: dict[str, Callable[["Number"], str]] = {
-    "number": lambda of: f"{of.value:{'+' if of.sign else ''},.{of.decimals}f}",
-    "count": lambda of: f"{of.value:,.0f}",
-    "ratio": lambda of: f"{of.value:.2f}x",
-    "general": lambda of: f"{of.value:.4g}",
-    "bytes": lambda of: megabytes(of.value),
-    "seconds": lambda of: f"{of.value:,.{0 if of.value >= 10 else 1}f}",
+    "number": _decimal,
+    "count": lambda number: f"{number.value:,.0f}",
+    "ratio": lambda number: f"{number.value:.2f}x",
+    "general": lambda number: f"{number.value:.4g}",
+    "bytes": lambda number: megabytes(number.value),
+    "seconds": _seconds,
+    "p": _p_value,
 }
 
 
@@ -45,24 +62,29 @@ class Number:
     high: float = math.nan
 
     def __str__(self) -> str:
-        missing = NONE if self.n is None else "nan"
-        text = missing if math.isnan(self.value) else FORMS[self.form](self)
+        text = self._value_text()
         if not math.isnan(self.high):
             text += f" to {replace(self, value=self.high, high=math.nan)}"
-        spread = (
-            "" if math.isnan(self.spread) else f" +-{self.spread:.{self.decimals}f}"
-        )
-        count = f" ({self.n})" if self.counted else ""
+        if not math.isnan(self.spread):
+            text += f" +-{self.spread:.{self.decimals}f}"
+        return f"{text}{self._count_text()}{self.mark}"
+
+    def _value_text(self) -> str:
+        if math.isnan(self.value):
+            return NONE if self.n is None else "nan"
+        return FORMS[self.form](self)
+
+    def _count_text(self) -> str:
         if self.n is not None and self.wanted is not None and self.n < self.wanted:
-            count = f" ({self.n}/{self.wanted})"
-        return f"{text}{spread}{count}{self.mark}"
+            return f" ({self.n}/{self.wanted})"
+        return f" ({self.n})" if self.counted else ""
 
 
 #: Where there is no number.
 NONE = "-"
 Entry = Number | str
 Row = Sequence[Entry]
-#: A row of `frame.cells`.
+#: A row of `frame.cells`, as itertuples gives it.
 Cell = Any
 
 
@@ -74,33 +96,42 @@ def number(
     middle: str = "median",
     decimals: int = 1,
     verdict: str = "",
-    known: bool = False,
+    skips_missing: bool = False,
 ) -> Entry:
     """A cell's median (or mean) and spread, with how many seeds it has where it is not
-    complete, and how many diverged; "-" of no cell. known: the median of the seeds that
-    have a number, "-" where none has."""
+    complete, and how many diverged; "-" for no cell. skips_missing: the median of the
+    seeds that have a number, "-" where none has."""
     if cell is None:
         return NONE
-    value, spread, n, mark, ids = (
+    if skips_missing:
+        return _known_number(cell, decimals, verdict)
+    if cell.n == 0 and cell.runs == 0:
+        return NONE
+    return Number(
         getattr(cell, middle),
         cell.spread,
         cell.n,
-        diverged(cell),
-        cell.ids,
+        cell.wanted,
+        decimals,
+        mark=diverged(cell),
+        verdict=verdict,
+        ids=cell.ids,
     )
-    if known:
-        of = pd.Series(cell.values, ids, dtype=float).dropna()
-        value, spread, n, mark, ids = (
-            float(of.median()),
-            float(of.std()),
-            len(of),
-            "",
-            (*of.index,),
-        )
-    if n == 0 and (known or cell.runs == 0):
+
+
+def _known_number(cell: Cell, decimals: int, verdict: str) -> Entry:
+    """The median of the seeds of a cell that have a number."""
+    scores = pd.Series(cell.values, cell.ids, dtype=float).dropna()
+    if scores.empty:
         return NONE
     return Number(
-        value, spread, n, cell.wanted, decimals, mark=mark, verdict=verdict, ids=ids
+        float(scores.median()),
+        float(scores.std()),
+        len(scores),
+        cell.wanted,
+        decimals,
+        verdict=verdict,
+        ids=(*scores.index,),
     )
 
 
@@ -114,13 +145,11 @@ def count(cell: Cell) -> Number:
     return Number(cell.parameters, form="count", ids=cell.ids)
 
 
-def of_runs(value: float | None, ids: Iterable[str], **how: Any) -> Entry:
+def of_runs(value: float | None, ids: Iterable[str], **settings: Any) -> Entry:
     """A number that comes from these runs; "-" where there is none."""
-    return (
-        NONE
-        if value is None or math.isnan(value)
-        else Number(float(value), ids=tuple(ids), **how)
-    )
+    if value is None or math.isnan(value):
+        return NONE
+    return Number(float(value), ids=tuple(ids), **settings)
 
 
 # --- tables
@@ -149,10 +178,12 @@ class Table:
     @property
     def ids(self) -> tuple[str, ...]:
         """The runs behind its numbers, each once."""
-        numbers = (
-            entry for row in self.rows for entry in row if isinstance(entry, Number)
-        )
-        return tuple(dict.fromkeys(run for number in numbers for run in number.ids))
+        ids = dict[str, None]()
+        for row in self.rows:
+            for entry in row:
+                if isinstance(entry, Number):
+                    ids |= dict.fromkeys(entry.ids)
+        return tuple(ids)
 
     @property
     def texts(self) -> list[list[str]]:
@@ -165,27 +196,29 @@ class Table:
         lines, name = list[dict[str, Any]](), ""
         for number, row in enumerate(self.rows, 1):
             name = str(row[0]) or name
-            of_row = dict(zip(self.header, row, strict=True))
+            entries = dict(zip(self.header, row, strict=True))
             about = {
                 "table": self.title,
                 "model": self.model,
                 "line": number,
                 "row": name,
+                "source": str(entries.get("source", "")),
+                "status": str(entries.get("status", "")),
             }
-            about |= {key: str(of_row.get(key, "")) for key in ("source", "status")}
             for column, entry in [*zip(self.header, row, strict=True)][1:]:
-                if column in ("source", "status") or entry in ("", NONE):
-                    continue
-                line = about | {"column": column, "task": self.tasks.get(column, "")}
-                if isinstance(entry, Number):
-                    line |= vars(entry) | {
-                        "mark": entry.mark.strip(),
-                        "ids": " ".join(entry.ids),
-                    }
-                else:
-                    line["text"] = str(entry)
-                lines.append(line)
+                if column not in ("source", "status") and entry not in ("", NONE):
+                    task = self.tasks.get(column, "")
+                    line = {"column": column, "task": task, **_tidy_entry(entry)}
+                    lines.append(about | line)
         return pd.DataFrame(lines, columns=TIDY)
+
+
+def _tidy_entry(entry: Entry) -> dict[str, Any]:
+    """The columns of a number or a text."""
+    if isinstance(entry, str):
+        return {"text": entry}
+    texts = {"mark": entry.mark.strip(), "ids": " ".join(entry.ids)}
+    return vars(entry) | texts
 
 
 #: The columns of CSV.
@@ -202,8 +235,12 @@ TIDY = [
     "high",
     "n",
     "wanted",
+    "mark",
+    "verdict",
+    "status",
+    "text",
+    "ids",
 ]
-TIDY += ["mark", "verdict", "status", "text", "ids"]
 
 
 def render(tables: Iterable[Table], form: str = "md") -> str:
@@ -212,9 +249,8 @@ def render(tables: Iterable[Table], form: str = "md") -> str:
     if form == "csv":
         whole = pd.concat([table.tidy() for table in tables], ignore_index=True)
         return to_csv(whole.astype({"n": "Int64", "wanted": "Int64"})).rstrip("\n")
-    return "\n\n".join(
-        {"md": markdown, "latex": latex}[form](table) for table in tables
-    )
+    write = {"md": markdown, "latex": latex}[form]
+    return "\n\n".join(map(write, tables))
 
 
 def to_csv(data: pd.DataFrame, digits: str | None = None) -> str:
@@ -241,24 +277,23 @@ def grid(
 ) -> list[str]:
     """The lines of a Markdown table, its first column to the left."""
     lines = [
-        [one_line(str(cell)).replace("|", "\\|") for cell in row]
+        [one_line(str(text)).replace("|", "\\|") for text in row]
         for row in [header, *rows]
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = [str.ljust, *([str.rjust if right else str.ljust] * (len(header) - 1))]
-    texts = [
-        [
-            side(cell, width)
-            for side, cell, width in zip(sides, row, widths, strict=True)
+    align = str.rjust if right else str.ljust
+    sides = [str.ljust, *[align] * (len(header) - 1)]
+    texts = list[str]()
+    for row in lines:
+        padded = [
+            side(text, width)
+            for side, text, width in zip(sides, row, widths, strict=True)
         ]
-        for row in lines
-    ]
+        texts.append(f"| {' | '.join(padded)} |")
     end = ":" if right else "-"
-    rule = "|".join(
-        ["-" * (widths[0] + 2), *("-" * (width + 1) + end for width in widths[1:])]
-    )
-    first, *others = (f"| {' | '.join(row)} |" for row in texts)
-    return [first, f"|{rule}|", *others]
+    rules = ["-" * (width + 1) + end for width in widths]
+    rules[0] = "-" * (widths[0] + 2)
+    return [texts[0], f"|{'|'.join(rules)}|", *texts[1:]]
 
 
 def markdown(table: Table) -> str:
@@ -269,6 +304,17 @@ def markdown(table: Table) -> str:
     ).rstrip()
 
 
+#: Signs that LaTeX would read as another. After the end of a row [ and * would be
+#: options; without T1 fonts < and > are other signs.
+LATEX_SIGNS = {
+    "+-": r"$\pm$",
+    "[": "{[}",
+    "\n*": "\n{*}",
+    "<": "$<$",
+    ">": "$>$",
+}
+
+
 def latex(table: Table) -> str:
     """A table as LaTeX for booktabs, its title and notes as comments."""
     header = [one_line(name) for name in table.header]
@@ -276,15 +322,7 @@ def latex(table: Table) -> str:
     text = pd.DataFrame(table.texts, columns=header).to_latex(
         index=False, escape=True, column_format=columns
     )
-    # After the end of a row [ and * would be options; without T1 fonts < and > are
-    # other signs
-    for sign, written in {
-        "+-": r"$\pm$",
-        "[": "{[}",
-        "\n*": "\n{*}",
-        "<": "$<$",
-        ">": "$>$",
-    }.items():
+    for sign, written in LATEX_SIGNS.items():
         text = text.replace(sign, written)
     comments = [f"% {one_line(note)}" for note in table.notes]
     return "\n".join([f"% {one_line(table.title)}", text.rstrip(), *comments])

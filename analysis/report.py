@@ -156,7 +156,7 @@ def cell_views(
     cells = reported_cells(variants)
     order = cells.row.map(FIRST_ROWS).fillna(len(FIRST_ROWS))
     cells = cells.assign(order=order).sort_values(["order", "model", "task", "row"])
-    words = verdicts[verdicts.ran].groupby("ids").word.agg(list).to_dict()
+    words = verdicts[verdicts.ran].groupby("ids").verdict.agg(list).to_dict()
     by_id = variants.drop_duplicates("id").set_index("id")
     lines = by_id[RUN_COLUMNS].to_dict("index")
     count = 0

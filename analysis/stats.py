@@ -1,12 +1,13 @@
-"""Statistics beside the paper's own: intervals over seeds, paired differences,
-probability of improvement, and verdicts.
+"""Statistics beside the paper's own: intervals over seeds, differences by pairs of runs
+of one seed, and verdicts.
 
-    python -m analysis.stats every cell of the ledger python -m analysis.stats table2
-    the cells of one table python -m analysis.stats sweep=last the runs of a sweep
-    (task=, model=, method=: of these)
+    python -m analysis.stats                every cell of the ledger
+    python -m analysis.stats table2         the cells of one table
+    python -m analysis.stats sweep=last     the runs of a sweep (task=, model=, method=)
+    python -m analysis.stats row=lora       a row and its comparisons with the others
+    python -m analysis.stats more=true      and the sign test, the median, P(better)
 
-What each number is, and where it is from: docs/statistics.md.
-"""
+What each number is, and where it is from: docs/statistics.md."""
 
 import math
 from collections.abc import Iterable
@@ -18,181 +19,112 @@ import pandas as pd
 from analysis import tables
 from analysis.beside import summary
 from analysis.command import Selection, open_selection, own_and_published, row_name
-from analysis.frame import mark_left_out, pairs, reported, reported_cells
-from analysis.inference import improvement, sign_test
+from analysis.frame import reported_cells
 from analysis.notes import notes, unfinished
+from analysis.paired import comparison_table, not_compared, paired_differences
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
-from analysis.render import NONE, Entry, Number, Table, diverged, of_runs, render
+from analysis.render import NONE, Cell, Entry, Number, Table, diverged, of_runs, render
 from runs.command import entry_point, one_of, read, setting
 from runs.errors import UserError
 from runs.record import interval_name, median_interval
 
 #: The models of the paper.
 MODELS = {**ROBERTA, **GPT2, **VIT, **LLAMAS}
+#: The verdicts on cells by the ids of their runs.
+Verdicts = dict[tuple[str, ...], str]
 
 
 def statistics_tables(
-    runs: pd.DataFrame, row: str = "vera", judged: pd.DataFrame | None = None
+    runs: pd.DataFrame,
+    row: str = "vera",
+    judged: pd.DataFrame | None = None,
+    alone: bool = False,
+    more: bool = False,
 ) -> list[Table]:
     """For each model its cells (interval, best against last epoch, what choosing it
-    adds), and a row against the others ("": none). judged: their verdicts, where they
-    are at hand."""
-    cells, found = reported_cells(runs), list[Table]()
-    words, compared = (
-        cell_words(runs, judged) if len(cells) else {},
-        comparisons(runs, row),
-    )
-    for model, of in cells.groupby("model"):
-        found.append(
-            _cells_table(
-                of, runs[(runs.model == model) & (runs.kind == "result")], words
-            )
-        )
-        if len(lines := compared[compared.model == model]):
-            found.append(_comparisons_table(lines, of, row))
-    return found
+    adds), and a row minus the others ("": none).
+
+    judged: their verdicts, where they are at hand. alone: only the row's own cells.
+    more: see `comparison_table`."""
+    cells, made = reported_cells(runs), list[Table]()
+    verdicts = verdicts_by_runs(runs, judged) if len(cells) else {}
+    compared = paired_differences(runs, row)
+    for model, of_model in cells.groupby("model"):
+        shown = of_model[of_model.row == row] if alone else of_model
+        if len(shown):
+            made.append(_cells_table(shown, runs[runs.model == model], verdicts))
+        lines = compared[compared.model == model]
+        if len(lines):
+            labels = " and ".join(dict.fromkeys(lines.left))
+            title = f"{model}: {labels} minus the other methods"
+            table = comparison_table(lines, title, more)
+            table.notes += not_compared(of_model, lines, row)
+            made.append(table)
+    return made
 
 
 def interval(values: Iterable[float], ids: Iterable[str], decimals: int) -> Entry:
     """The interval of the median of the known values; "-" for fewer than two."""
-    low, high = median_interval(
-        [value for value in values if not math.isnan(value)]
-    ) or (None, math.nan)
+    known_values = [value for value in values if not math.isnan(value)]
+    low, high = median_interval(known_values) or (None, math.nan)
     return of_runs(low, ids, high=high, decimals=decimals)
 
 
 # --- cells
 
 
-def cell_words(
+def verdicts_by_runs(
     runs: pd.DataFrame, judged: pd.DataFrame | None = None
-) -> dict[tuple[str, ...], str]:
-    """The verdict on each cell that the paper has, by its run ids, or how many of its
-    numbers are reproduced."""
-    found = tables.verdicts(runs) if judged is None else judged
-    return {
-        ids: of[0] if len(set(of)) == 1 else summary(of) or ", ".join(dict.fromkeys(of))
-        for ids, of in found[found.ran]
-        .groupby("ids", sort=False)
-        .word.agg(list)
-        .items()
-    }
+) -> Verdicts:
+    """The verdict on each cell that the paper has or, if it has several numbers, how
+    many of them are reproduced."""
+    judged = tables.verdicts(runs) if judged is None else judged
+    by_cell = judged[judged.ran].groupby("ids", sort=False).verdict.agg(list)
+    return {ids: _one_verdict(verdicts) for ids, verdicts in by_cell.items()}
 
 
-def _cells_table(
-    found: pd.DataFrame, runs: pd.DataFrame, words: dict[tuple[str, ...], str]
-) -> Table:
+def _one_verdict(verdicts: list[str]) -> str:
+    distinct = list(dict.fromkeys(verdicts))
+    if len(distinct) == 1:
+        return distinct[0]
+    return summary(verdicts) or ", ".join(distinct)
+
+
+def _cells_table(cells: pd.DataFrame, runs: pd.DataFrame, verdicts: Verdicts) -> Table:
     """The cells of a model (`frame.reported_cells`). runs: all of the model, among
-    which they are. words: their verdicts by run ids."""
-    model, name, lines = (
-        found.model.iloc[0],
-        interval_name(found.n),
-        list[dict[str, Entry]](),
-    )
-    for cell in found.sort_values(["task", "row"]).itertuples():
-        points: Any = {"ids": cell.ids, "decimals": int(cell.decimals)}
-        line = {"method": cell.label, "task": cell.task, "metric": cell.name}
-        line["seeds"] = Number(
-            cell.n, form="count", mark=f"/{cell.wanted}{diverged(cell)}"
-        )
-        line["median"] = of_runs(
-            pd.Series(cell.values).median(), cell.ids, decimals=int(cell.digits)
-        )
-        line |= {name: interval(cell.values, cell.ids, int(cell.digits))}
-        line |= {
-            "best": of_runs(cell.best, **points),
-            "last": of_runs(cell.last, **points),
-        }
-        # where the last epoch is reported, none is chosen
-        chose = cell.reported == "best"
-        line["cross-fitted"] = of_runs(cell.crossfit, **points) if chose else NONE
-        line["optimism"] = (
-            of_runs(cell.optimism, sign=True, **points) if chose else NONE
-        )
-        other = "not in the paper" if model in MODELS else "other model"
-        lines.append(line | {"verdict": words.get(cell.ids, other)})
-    how = "Best to optimism are of the dev set's metric. Intervals and the rest: docs/statistics.md."
-    return Table.of(
-        f"{model}: cells", lines, notes(runs, found, description=how), model
-    )
-
-
-# --- a row against the others
-
-
-def comparisons(runs: pd.DataFrame, row: str = "vera") -> pd.DataFrame:
-    """A row against every other of the same model on each task where both have runs. A
-    positive difference means that the row is better, also of metrics of which less is
-    better. Differences are paired by seed; a seed that one side lacks, or that was
-    measured on other data, counts nowhere.
-
-    Columns: differences, a tuple by seed; pairs, wins, losses; the median difference
-    with its interval (low, high); p of the sign test; better, P(better); digits;
-    ids."""
-    lines, both = (
-        [],
-        pairs(reported(mark_left_out(runs)), row).sort_values(
-            ["model", "row_other"], kind="stable"
-        ),
-    )
-    for (model, other, task), of in both.groupby(
-        ["model", "row_other", "task"], sort=False
-    ):
-        of = of.sort_values("seed", kind="stable")
-        low, high = median_interval([*of.difference]) or (math.nan, math.nan)
-        line = {"model": model, "other": other, "task": task, "label": of.label.iloc[0]}
-        line |= {"other_label": of.label_other.iloc[0], "pairs": len(of)}
-        line |= {
-            "wins": int((of.difference > 0).sum()),
-            "losses": int((of.difference < 0).sum()),
-        }
-        line |= {
-            "differences": tuple(of.difference),
-            "difference": float(of.difference.median()),
-        }
-        line |= {"low": low, "high": high, "p": sign_test(of.difference)}
-        line |= {"better": improvement(of.x, of.y), "digits": int(of.digits.min())}
-        lines.append(line | {"ids": (*of.id, *of.id_other)})
-    return pd.DataFrame(lines, columns=None if lines else ["model", "other", "task"])
-
-
-def _comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Table:
-    """The comparisons of a model as a table. found: all of its cells."""
-    model, name = lines.model.iloc[0], interval_name(lines.pairs, "pairs")
-    whose = " and ".join(lines.label.unique())
-    notes = [
-        f"Positive: {whose} is better, in pairs of one seed. How to read it: docs/statistics.md.",
-        "No p is corrected for the number of comparisons; of 5 pairs none is below 0.06.",
+    which they are."""
+    model, interval_header = cells.model.iloc[0], interval_name(cells.n)
+    unknown = "not in the paper" if model in MODELS else "other model"
+    lines = [
+        _cell_line(cell, interval_header) | {"verdict": verdicts.get(cell.ids, unknown)}
+        for cell in cells.sort_values(["task", "row"]).itertuples()
     ]
-    compared = set(zip(lines.other, lines.task, strict=True))
-    others = found[
-        found.task.isin(found[found.row == row].task) & (found.row != row)
-    ].itertuples()
-    if alone := [
-        f"{of.label} on {of.task}" for of in others if (of.row, of.task) not in compared
-    ]:
-        notes.append(
-            f"Not compared, as no seed is of the same data and protocol: {', '.join(alone)}."
-        )
-    rows = list[dict[str, Entry]]()
-    for of in lines.itertuples():
-        smallest = max(of.wins, of.losses) == of.pairs and of.p > 0.05
-        points: Any = {"ids": of.ids, "decimals": of.digits, "sign": True}
-        counts = {
-            "won": of.wins,
-            "lost": of.losses,
-            "equal": of.pairs - of.wins - of.losses,
-        }
-        line = {"against": of.other_label, "task": of.task}
-        line |= {
-            key: Number(count, form="count", ids=of.ids)
-            for key, count in counts.items()
-        }
-        line["difference"] = of_runs(of.difference, **points)
-        line[name] = of_runs(of.low, high=of.high, **points)
-        line["p"] = Number(of.p, decimals=3, mark=" (smallest)" * smallest, ids=of.ids)
-        rows.append(line | {"P(better)": Number(of.better, decimals=2, ids=of.ids)})
-    return Table.of(f"{model}: {whose} against the other methods", rows, notes, model)
+    description = "Best to optimism are of the dev set's metric (docs/statistics.md)."
+    under = notes(runs[runs.kind == "result"], cells, description=description)
+    return Table.of(f"{model}: cells", lines, under, model)
+
+
+def _cell_line(cell: Cell, interval_header: str) -> dict[str, Entry]:
+    digits = int(cell.digits)
+    points: Any = {"ids": cell.ids, "decimals": int(cell.decimals)}
+    # Where the last epoch is reported, none is chosen.
+    chooses_epoch = cell.reported == "best"
+    mark = f"/{cell.wanted}{diverged(cell)}"
+    middle = pd.Series(cell.values).median()
+    return {
+        "method": cell.label,
+        "task": cell.task,
+        "metric": cell.name,
+        "seeds": Number(cell.n, form="count", mark=mark),
+        "median": of_runs(middle, cell.ids, decimals=digits),
+        interval_header: interval(cell.values, cell.ids, digits),
+        "best": of_runs(cell.best, **points),
+        "last": of_runs(cell.last, **points),
+        "cross-fitted": of_runs(cell.crossfit, **points) if chooses_epoch else NONE,
+        "optimism": of_runs(cell.optimism, sign=True, **points)
+        if chooses_epoch
+        else NONE,
+    }
 
 
 # --- the command
@@ -202,45 +134,52 @@ def _comparisons_table(lines: pd.DataFrame, found: pd.DataFrame, row: str) -> Ta
 class Settings(Selection):
     """Which cells are shown, and how."""
 
-    row: str | None = setting(None, "the row that the others are compared with (vera)")
+    row: str | None = setting(
+        None, "this row's cells alone, and its differences from the others (vera)"
+    )
+    more: bool = setting(
+        False, "with the sign test, the median's bootstrap and P(better)"
+    )
     format: Literal["md", "latex", "csv"] = setting("md", "how the tables are printed")
 
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[TABLE]")
-    settings, row, name = (
-        line.settings,
-        row_name(line.settings.row or "vera"),
-        "".join(line.names),
-    )
+    settings, name = line.settings, "".join(line.names)
+    row = row_name(settings.row or "vera")
     frames = own_and_published(open_selection(settings))
     part = pd.concat(frames, ignore_index=True)
-    part = of_table(part, name) if name else part
+    if name:
+        part = of_table(part, name)
     if part.empty:
-        of, way = (
-            (f" of {name}", "make help lists what runs them")
-            if name
-            else ("", "make demo")
-        )
-        raise UserError(f"no records{of} in {settings.output}/records yet ({way})")
+        of_name = f" of {name}" if name else ""
+        hint = "make help lists what runs them" if name else "make demo"
+        folder = f"{settings.output}/records"
+        raise UserError(f"no records{of_name} in {folder} yet ({hint})")
     if settings.row:
-        one_of("row", row, sorted(set(part.row)))
-        part = (
-            part
-            if (part[part.row == row].kind == "result").any()
-            else part[part.row == row]
+        part = _beside_row(part, row)
+    shown = list[Table]()
+    for frame, mark in zip(frames, ("", " (published)"), strict=True):
+        runs = frame[frame.id.isin(part.id)]
+        made = statistics_tables(
+            runs, row, alone=bool(settings.row), more=settings.more
         )
-    own, others = (of[of.id.isin(part.id)] for of in frames)
-    shown = statistics_tables(own, row)
-    shown += [
-        replace(of, title=f"{of.title} (published)")
-        for of in statistics_tables(others, row)
-    ]
+        shown += [replace(table, title=f"{table.title}{mark}") for table in made]
     if not shown:
-        notes = "".join(f": {note}" for note in unfinished(part))
-        raise UserError(f"no finished run in {settings.output}/records for that{notes}")
+        reasons = "".join(f": {note}" for note in unfinished(part))
+        raise UserError(
+            f"no finished run in {settings.output}/records for that{reasons}"
+        )
     print(render(shown, settings.format))
     return 0
+
+
+def _beside_row(runs: pd.DataFrame, row: str) -> pd.DataFrame:
+    """The runs of a row, and of all others if it has a result. Raises UserError for a
+    row that no run has."""
+    one_of("row", row, sorted(set(runs.row)))
+    own = runs[runs.row == row]
+    return runs if (own.kind == "result").any() else own
 
 
 def of_table(runs: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -250,9 +189,12 @@ def of_table(runs: pd.DataFrame, name: str) -> pd.DataFrame:
         raise UserError(f"{name} is of formulas or recipes, and has no records")
     one_of("table", name, tables.TABLES)
     keys = {
-        (of.model, task) for of in tables.made(name, runs) for task in of.tasks.values()
+        (table.model, task)
+        for table in tables.made(name, runs)
+        for task in table.tasks.values()
     }
-    return runs[[key in keys for key in zip(runs.model, runs.task, strict=True)]]
+    in_table = [key in keys for key in zip(runs.model, runs.task, strict=True)]
+    return runs[in_table]
 
 
 if __name__ == "__main__":

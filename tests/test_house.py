@@ -29,7 +29,6 @@ LONGER_FILES = {
 }
 #: Functions that are longer, until they are rewritten.
 LONGER_FUNCTIONS = {
-    "analysis/beside.py:beside",
     "runs/answer.py:answer",
     "runs/forecast.py:estimate",
     "runs/models/load.py:load",

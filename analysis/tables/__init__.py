@@ -10,10 +10,12 @@ from analysis import beside
 from analysis.command import own_and_published
 from analysis.frame import every_variant
 from analysis.notes import unfinished
+from analysis.paired import comparison_table, paired_differences
 from analysis.render import Table
 from analysis.tables.build import build, of_paper
 from analysis.tables.formulas import claims_table, recipe_tables, table1
-from analysis.tables.specs import View, specs
+from analysis.tables.spec import View
+from analysis.tables.specs import specs
 from runs.record import Ledger
 
 #: Those that need no record.
@@ -31,6 +33,8 @@ TABLES = (
     "demo",
     "claims",
 )
+#: Tables with numbers of trained models that the paper prints, in the order of a page.
+JUDGED = ("table2", "table3", "table4", "table13", "table5", "table6", "table7")
 
 
 def make(
@@ -39,68 +43,97 @@ def make(
     frames: tuple[pd.DataFrame, pd.DataFrame] | None = None,
     every: bool = False,
     every_own: bool = False,
-    **how: Any,
+    against: str = "",
+    **view: Any,
 ) -> list[Table]:
     """A table's parts by its name, "" for rows x tasks of whatever has run: first of
     what ran on this machine, then of what the project has published.
 
     frames: the runs of this machine, and the published ones, where they are at hand.
-    every: each variant of a row; every_own: of own rows alone. how: what View takes."""
+    every: each variant of a row; every_own: of own rows alone. against: a row; each
+    other row minus it follows. view: what View takes."""
     if name in WITHOUT_RECORDS:
         return WITHOUT_RECORDS[name]()
-    own, others = frames or own_and_published(ledger)
+    own, published = frames or own_and_published(ledger)
 
     def part(runs: pd.DataFrame, each: bool, whose: str) -> list[Table]:
-        return made(
-            name,
-            every_variant(runs, paper=name != "") if each else runs,
-            whose=whose,
-            **how,
-        )
+        shown = every_variant(runs, paper=name != "") if each else runs
+        tables = made(name, shown, whose=whose, **view)
+        if not against:
+            return tables
+        in_table = belonging(name, shown)
+        if tasks := view.get("tasks"):
+            in_table = in_table[in_table.task.isin(tasks)]
+        models = [table.model for table in tables if table.ids]
+        in_table = in_table[in_table.model.isin(models)]
+        # The row itself need not be in the table.
+        reference = shown[(shown.row == against) & shown.task.isin(in_table.task)]
+        compared = pd.concat([in_table, reference]).drop_duplicates("id")
+        return tables + _differences(compared, against, whose)
 
-    # The paper's rows alone come after those with runs, and are shown once
-    tables = part(own, every or every_own, "ours") if len(own) or others.empty else []
+    tables = list[Table]()
+    if len(own) or published.empty:
+        tables = part(own, every or every_own, "ours")
+    # The paper's rows alone come after those with runs, and are shown once.
     tables.sort(key=lambda table: not table.ids)
-    missing = belonging(name, own)[
-        lambda of: ~of.model.isin([table.model for table in tables])
-    ]
-    missing = missing[
-        (missing.kind == "stopped")
-        & (missing.task.isin(how.get("tasks") or missing.task))
-    ]
-    published = part(others, every, "published") if len(others) else []
-    tables += [table for table in published if table.ids or not tables]
-    # own runs that were stopped early, of models without a table of own runs
+    missing = _stopped_elsewhere(name, own, tables, view.get("tasks", ()))
+    if len(published):
+        for table in part(published, every, "published"):
+            if table.ids or not tables:
+                tables.append(table)
     if tables:
         tables[0].notes += unfinished(missing)
     return tables
 
 
+def _stopped_elsewhere(
+    name: str, own: pd.DataFrame, tables: list[Table], tasks: Collection[str]
+) -> pd.DataFrame:
+    """Own runs that were stopped early, of models without a table of own runs."""
+    runs = belonging(name, own)
+    if tasks:
+        runs = runs[runs.task.isin(tasks)]
+    has_table = runs.model.isin([table.model for table in tables])
+    return runs[~has_table & (runs.kind == "stopped")]
+
+
 def made(
-    name: str, runs: pd.DataFrame, tasks: Collection[str] = (), **how: Any
+    name: str, runs: pd.DataFrame, tasks: Collection[str] = (), **view: Any
 ) -> list[Table]:
-    """A table's parts from some runs, whosever they are; how: what View takes."""
+    """A table's parts from some runs, whosever they are; view: what View takes."""
     if name in WITHOUT_RECORDS:
         return WITHOUT_RECORDS[name]()
-    view = View(
-        runs[runs.task.isin(tasks)] if tasks else runs, tasks=tuple(tasks), **how
-    )
-    return [table for spec in specs()[name] for table in build(spec, view)]
+    shown = runs[runs.task.isin(tasks)] if tasks else runs
+    seen = View(shown, tasks=tuple(tasks), **view)
+    return [table for spec in specs()[name] for table in build(spec, seen)]
+
+
+def _differences(runs: pd.DataFrame, against: str, whose: str) -> list[Table]:
+    """Each other row minus a row, by pairs of runs, a table for each model."""
+    mark = "" if whose == "ours" else f" ({whose})"
+    lines = paired_differences(runs, against, as_reference=True)
+    tables = list[Table]()
+    for model, of_model in lines.groupby("model", sort=False):
+        labels = " and ".join(dict.fromkeys(of_model.right))
+        title = f"{model}: each method minus {labels}{mark}"
+        tables.append(comparison_table(of_model, title))
+    return tables
 
 
 def belonging(name: str, runs: pd.DataFrame) -> pd.DataFrame:
     """The runs that a table is made of, finished or not; of rows x tasks all."""
-    return pd.concat([spec.belonging(runs) for spec in specs()[name]]).drop_duplicates(
-        "id"
-    )
+    parts = [spec.belonging(runs) for spec in specs()[name]]
+    return pd.concat(parts).drop_duplicates("id")
 
 
 def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
     """Every number that the paper prints of a trained and judged model, beside our
     cell: `beside.beside` of each table, in the order of a page."""
-    view, found = View(runs, seeds=beside.SEEDS), list[pd.DataFrame]()
-    for name in ("table2", "table3", "table4", "table13", "table5", "table6", "table7"):
+    view, judged = View(runs, seeds=beside.SEEDS), list[pd.DataFrame]()
+    for name in JUDGED:
         for spec in specs()[name]:
-            numbers = of_paper(spec, *spec.parts(view))[1]
-            found.append(numbers.drop_duplicates(["model", "method", "size", "column"]))
-    return pd.concat(found, ignore_index=True)
+            (part,) = spec.parts(view)
+            _, numbers = of_paper(spec, part)
+            keys = ["model", "method", "size", "column"]
+            judged.append(numbers.drop_duplicates(keys))
+    return pd.concat(judged, ignore_index=True)

@@ -4,9 +4,10 @@
     python -m analysis.tables table2 model=minilm task=mrpc seed=0,1
     python -m analysis.tables sweep=NAME        rows x tasks of a sweep
     python -m analysis.tables task=mine         the same of a task (model=, method=)
-    python -m analysis.tables table2 format=latex    for papers; csv: for spreadsheets
+    python -m analysis.tables table2 against=lora      and each row minus LoRA, by pairs
+    python -m analysis.tables table2 format=latex      for papers; csv: for spreadsheets
     python -m analysis.tables table2 select=crossfit save=true
-    python -m analysis.tables leaderboard=FOLDER     others' result files
+    python -m analysis.tables leaderboard=FOLDER       others' result files
 
 Your own runs come first, also those that deviate from the recipe; below them, what the
 project has published (published=false leaves it out). Of several variants of a row the
@@ -34,13 +35,16 @@ from analysis.command import (
     row_name,
     split_names,
 )
-from analysis.facts import NAMES, NUMBERS
+from analysis.facts import FACTS
 from analysis.notes import unfinished
 from analysis.render import render
 from analysis.tables import TABLES, WITHOUT_RECORDS, belonging, make
 from runs.command import entry_point, one_of, read, setting
 from runs.errors import UserError
 from runs.record import Ledger, write_atomically
+
+#: How a saved table's file ends.
+ENDINGS = {"md": "md", "latex": "tex", "csv": "csv"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Settings(VariantSelection):
         None, "seeds of a complete cell (null: the protocol's; 5, 3 or 1)"
     )
     against: str | None = setting(
-        None, "a column with each row's mean difference to this row, by pairs"
+        None, "below the table each row minus this row, by pairs of runs of one seed"
     )
     columns: str | None = setting(
         None, "further columns, numbers of a run: seconds,peak_memory_bytes"
@@ -79,55 +83,56 @@ class Settings(VariantSelection):
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[TABLE]")
-    name, settings, columns = (
-        "".join(line.names),
-        line.settings,
-        split_names(line.settings.columns),
-    )
+    name, settings = "".join(line.names), line.settings
+    columns = split_names(settings.columns)
     if settings.leaderboard:
         return _show_leaderboard(settings, {*line.names, *line.given})
-    if not name and not settings.selects:
-        keys = "task=, model=, method=, seed= or sweep="
-        raise UserError(f"name a table ({', '.join(TABLES)}), or {keys} (--help)")
-    if name:
-        one_of("table", name, TABLES)
-    if name in WITHOUT_RECORDS and (settings.selects or settings.against or columns):
-        keys = "model=, task=, method=, seed=, sweep=, against= and columns="
-        raise UserError(f"{name} has no records: {keys} choose nothing in it")
+    _refuse_unfitting(name, settings, columns)
     ledger = Ledger() if name in WITHOUT_RECORDS else open_selection(settings)
     against = row_name(settings.against or "")
     if against:
-        one_of(
-            "row", against, sorted({str(record["cell"]["row"]) for record in ledger})
-        )
-    for column in columns:
-        one_of("column", column, [*NAMES, *NUMBERS])
-    how = {key: getattr(settings, key) for key in ("select", "seeds", "others")}
-    how |= {
-        "models": split_names(settings.model),
-        "tasks": split_names(settings.task),
-        "against": against or None,
-    }
+        rows = {str(record["cell"]["row"]) for record in ledger}
+        one_of("row", against, sorted(rows))
     tables = make(
-        name, ledger, None, settings.all, bool(settings.sweep), columns=columns, **how
+        name,
+        ledger,
+        every=settings.all,
+        every_own=bool(settings.sweep),
+        against=against,
+        select=settings.select,
+        seeds=settings.seeds,
+        others=settings.others,
+        models=split_names(settings.model),
+        tasks=split_names(settings.task),
+        columns=columns,
     )
     if not tables:
         raise _nothing(name, ledger, settings)
     text = render(tables, settings.format)
     print(text)
     if settings.save:
-        ending = {"md": "md", "latex": "tex", "csv": "csv"}[settings.format]
-        path = (
-            Path(settings.output)
-            / (name or settings.sweep or "rows")
-            / f"table.{ending}"
-        )
+        folder = Path(settings.output) / (name or settings.sweep or "rows")
+        path = folder / f"table.{ENDINGS[settings.format]}"
         write_atomically(path, text + "\n")
-        print(
-            f"\nTable: {path}",
-            file=sys.stderr if settings.format == "csv" else sys.stdout,
-        )
+        stream = sys.stderr if settings.format == "csv" else sys.stdout
+        print(f"\nTable: {path}", file=stream)
     return 0
+
+
+def _refuse_unfitting(name: str, settings: Settings, columns: tuple[str, ...]) -> None:
+    """Raises UserError for an unknown name, and for settings that do not go
+    together."""
+    if not name and not settings.selects:
+        keys = "task=, model=, method=, seed= or sweep="
+        raise UserError(f"name a table ({', '.join(TABLES)}), or {keys} (--help)")
+    if name:
+        one_of("table", name, TABLES)
+    chooses = settings.selects or settings.against or columns
+    if name in WITHOUT_RECORDS and chooses:
+        keys = "model=, task=, method=, seed=, sweep=, against= and columns="
+        raise UserError(f"{name} has no records: {keys} choose nothing in it")
+    for column in columns:
+        one_of("column", column, [*FACTS])
 
 
 def _show_leaderboard(settings: Settings, given: set[str]) -> int:
@@ -135,11 +140,11 @@ def _show_leaderboard(settings: Settings, given: set[str]) -> int:
     the command line."""
     from analysis.leaderboard.command import show_leaderboard  # imports matplotlib
 
-    takes = {"leaderboard", "format", "save", "output", "refresh", "debug"}
-    if rest := sorted(given - takes):
+    accepted = {"leaderboard", "format", "save", "output", "refresh", "debug"}
+    if rest := sorted(given - accepted):
         raise UserError(
             f"{rest[0]} is for records, and leaderboard= reads result files. "
-            f"It takes {', '.join(sorted(takes))}"
+            f"It takes {', '.join(sorted(accepted))}"
         )
     folder = Path(settings.output, "leaderboard") if settings.save else None
     return show_leaderboard(
@@ -149,16 +154,15 @@ def _show_leaderboard(settings: Settings, given: set[str]) -> int:
 
 def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:
     """Why there is no table: nothing has run, or nothing to its end."""
-    where, what = f"in {settings.output}/records", name or "that"
-    if notes := unfinished(belonging(name, own_and_published(ledger)[0])):
-        return UserError(f"no finished run {where} for {what}: {'; '.join(notes)}")
-    of_models = (
-        f"{', '.join(split_names(settings.model))} for "
-        if settings.model and name
-        else ""
-    )
+    folder, subject = f"in {settings.output}/records", name or "that"
+    own, _ = own_and_published(ledger)
+    if reasons := unfinished(belonging(name, own)):
+        message = f"no finished run {folder} for {subject}: {'; '.join(reasons)}"
+        return UserError(message)
+    if settings.model and name:
+        subject = f"{', '.join(split_names(settings.model))} for {subject}"
     hint = " (make demo)" if name == "demo" and not settings.selects else ""
-    return UserError(f"no records of {of_models}{what} {where} yet{hint}")
+    return UserError(f"no records of {subject} {folder} yet{hint}")
 
 
 if __name__ == "__main__":

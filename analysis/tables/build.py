@@ -1,430 +1,429 @@
 """How a table of cells is made, for each model: the paper's rows, what others report of
-them, ours below them with the difference, and rows that the paper has not. What a table
-is says specs.yaml."""
+them, ours below them with the difference, and rows that the paper does not have. What a
+table is says specs.yaml; its numbers are the long frame of `Spec.frame`."""
 
-import math
 import statistics
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from analysis import beside
-from analysis.facts import FACTS
-from analysis.frame import SEEDS, in_cells, pairs, reported
-from analysis.inference import welch_half
+from analysis.frame import SEEDS, comparable_costs
 from analysis.notes import notes
-from analysis.others import METHODS, others_of, verdict
-from analysis.others import line as others_line
+from analysis.others import METHODS, range_texts, report_lines, reports_of
 from analysis.paper import DECIMALS, GLUE, IMAGES, numbers
-from analysis.render import NONE, Cell, Entry, Number, Table, count, diverged, of_runs
-from analysis.tables.specs import Spec, View
-from runs.errors import UserError
+from analysis.render import NONE, Cell, Entry, Number, Table, count
+from analysis.tables.side_columns import (
+    SideColumns,
+    forgetting_notes,
+)
+from analysis.tables.spec import Spec, View
 
-#: A row's cells by column.
-Own = Mapping[str, Cell]
+#: A line of a table: its entries by column.
+Line = dict[str, Entry]
 
 
 def of_paper(spec: Spec, part: View) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The cells of a table, and the paper's numbers with them (`beside.beside`)."""
-    made = spec.cells(part)
-    if spec.name not in {*numbers().table}:  # it has none
-        return made, numbers()[:0].assign(
-            ran=False, same_size=True, word="", variant=""
-        )
-    return made, beside.beside(spec.name, spec.compares(made), spec.part)
+    cells, printed = spec.frame(part), numbers()
+    if spec.name not in {*printed.table}:
+        empty = {"ran": False, "same_size": True, "verdict": "", "variant": ""}
+        return cells, printed[:0].assign(**empty)
+    return cells, beside.beside(spec.name, spec.compares(cells), spec.part)
 
 
 def build(spec: Spec, view: View) -> list[Table]:
     """A table for each of the paper's models, and for each other model that has such
     runs."""
     tables = list[Table]()
-    parts = spec.parts(view)
-    for part in parts:
-        every = view.runs if len(parts) == 1 else part.runs
-        made, printed = of_paper(spec, part)
-        ran = made[made.row != "vera"] if spec.ablation else made
-        if view.models:
-            ran = ran[ran.model.isin(view.models) | ran.conf_model.isin(view.models)]
-        of_paper_shown = [one for one in spec.models if one in (view.models or [one])]
-        for model in dict.fromkeys([*of_paper_shown, *sorted({*ran.model})]):
-            of = (
-                frame[frame.model == model]
-                for frame in (every, part.runs, made, printed)
-            )
-            tables.append(_Model(spec, part, model, *of).table())
+    for part in spec.parts(view):
+        cells, printed = of_paper(spec, part)
+        for model in _models(spec, part, cells):
+            frames = (part.runs, cells, printed)
+            of_model = [frame[frame.model == model] for frame in frames]
+            tables.append(ModelTable(spec, part, model, *of_model).table())
     return [table for table in tables if table.rows]
 
 
-class _Model:
-    """A table of one model. runs: those that belong to it. made: its cells. paper: the
-    paper's numbers with them. ours: the cells of each row of ours, one mapping for each
-    of its lines. lines: those made so far, entries by the keys of columns. every: all
-    runs of the model."""
+def _models(spec: Spec, view: View, cells: pd.DataFrame) -> list[str]:
+    """The models that have a table, the paper's first."""
+    ran = cells[cells.row != "vera"] if spec.is_ablation else cells
+    printed = [*spec.models]
+    if view.models:
+        names = list(view.models)
+        ran = ran[ran.model.isin(names) | ran.conf_model.isin(names)]
+        printed = [model for model in printed if model in names]
+    return list(dict.fromkeys([*printed, *sorted({*ran.model})]))
 
-    def __init__(
-        self, spec: Spec, view: View, model: str, every: pd.DataFrame, *of: pd.DataFrame
-    ) -> None:
-        self.spec, self.view, self.model, (self.runs, made, self.paper) = (
-            spec,
-            view,
-            model,
-            of,
-        )
-        self.papers, self.columns = model in spec.models, dict[str, str](spec.columns)
-        if not spec.tasks:  # columns are tasks: the paper's, and those that have run
-            known = (
-                made[made.row != "vera"][: 0 if self.papers else None]
-                if spec.ablation
-                else made
-            )
-            ran = dict(zip(known.column, known.column_label, strict=True))
-            names = ({**spec.columns} if self.papers else {}) | (
-                GLUE | IMAGES if spec.models else {}
-            )
-            # in this order, too, where they are no tasks of the paper
-            names |= spec.columns
-            wanted = {
-                of for of in spec.columns if self.papers and of in (view.tasks or [of])
-            } | {*ran}
-            order = [*(of for of in names if of in wanted), *sorted(wanted - {*names})]
-            self.columns = {of: names.get(of) or ran[of] for of in order}
-            made = made[made.column.isin(self.columns)]
-        self.made, self.averaged = (
-            made,
-            spec.name == "table2" and len(self.columns) == len(GLUE),
-        )
-        averages = numbers().query(
-            "model == @model and table == @spec.name and column == 'avg'"
-        )
-        self.averages = averages.set_index(["method", "size"]).value
-        self.ours, self.lines = (
-            dict[str, dict[Any, dict[str, Cell]]](),
-            list[dict[str, Entry]](),
-        )
-        for cell in made.itertuples():
-            line = cell.task * bool(spec.tasks), cell.variant
-            self.ours.setdefault(cell.row, {}).setdefault(line, {})[cell.column] = cell
-        shown = [*self.columns, "avg"] if spec.others and view.others != "false" else []
-        self.theirs = others_of(model, shown, spec.compares(made))
-        self.every = reported(every) if view.against else every
-        self.costs = spec.costs | {of: {"name": of} for of in view.columns}
-        measured = in_cells(self.runs, made[: None if spec.forgets else 0]).dropna(
-            subset="forgetting"
-        )
-        self.forgetting = measured[
-            measured.forgetting_text.isin(measured.forgetting_text.mode()[:1])
-        ]
-        self.notes = of_forgetting(measured, self.forgetting) if len(measured) else []
+
+class Column(NamedTuple):
+    """A column of numbers. base: the paper's column; rows that were measured in another
+    way than most have a column of their own with the same base."""
+
+    label: str
+    base: str
+
+
+@dataclass
+class ModelTable:
+    """A table of one model. runs: those that belong to it. cells: their long frame.
+    printed: the paper's numbers with them."""
+
+    spec: Spec
+    view: View
+    model: str
+    runs: pd.DataFrame
+    cells: pd.DataFrame
+    printed: pd.DataFrame
+    lines: list[Line] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.cells = comparable_costs(self.cells)
+        if not self.spec.tasks:
+            self.cells = self.cells[self.cells.place.isin(self.columns)]
+
+    # --- columns
+
+    @cached_property
+    def is_papers(self) -> bool:
+        """Whether the paper has this model."""
+        return self.model in self.spec.models
+
+    @cached_property
+    def columns(self) -> dict[str, Column]:
+        """The columns of numbers by their keys, which are places of cells: the paper's,
+        and those that have run."""
+        spec, ran = self.spec, self.cells
+        if spec.tasks:
+            ran = ran[ran.column.isin(spec.columns)]
+        elif spec.is_ablation:
+            ran = ran[:0] if self.is_papers else ran[ran.row != "vera"]
+        printed = self._printed_columns()
+        labels = GLUE | IMAGES if spec.models and not spec.tasks else {}
+        labels = (spec.columns if self.is_papers else {}) | labels | spec.columns
+        order = [*labels]
+        found = {column: Column(labels[column], column) for column in printed}
+        for cell in ran.drop_duplicates("place").itertuples():
+            label = labels.get(cell.column, cell.column_label)
+            if cell.measured_apart:
+                label += f", {cell.measured_apart}"
+            found[cell.place] = Column(label, cell.column)
+            order.append(cell.column)
+
+        def position(place: str) -> tuple[Any, ...]:
+            base = found[place].base
+            known = order.index(base) if base in labels else len(labels)
+            return known, base, place != base, place
+
+        return {place: found[place] for place in sorted(found, key=position)}
+
+    def _printed_columns(self) -> list[str]:
+        """The paper's columns that are shown whether or not they have run."""
+        columns = list(self.spec.columns)
+        if self.spec.tasks:
+            return columns
+        if not self.is_papers:
+            return []
+        return [column for column in columns if column in (self.view.tasks or columns)]
+
+    @cached_property
+    def has_average(self) -> bool:
+        """Whether it is table 2 with all of its tasks."""
+        bases = {column.base for column in self.columns.values()}
+        return self.spec.name == "table2" and bases == {*GLUE}
+
+    @cached_property
+    def averages(self) -> pd.Series:
+        """The paper's means over tasks."""
+        printed = numbers()
+        is_average = (printed.table == self.spec.name) & (printed.column == "avg")
+        of_model = printed[is_average & (printed.model == self.model)]
+        return of_model.set_index(["method", "size"]).value
+
+    # --- what the lines are made from
+
+    @cached_property
+    def own_lines(self) -> dict[str, list[list[Cell]]]:
+        """The cells of each row of ours, a list for each of its lines: one for each
+        variant and, where columns are scores, each task."""
+        found = dict[str, dict[Any, list[Cell]]]()
+        for cell in self.cells.itertuples():
+            key = (cell.task if self.spec.tasks else "", cell.variant)
+            found.setdefault(cell.row, {}).setdefault(key, []).append(cell)
+        return {row: [*lines.values()] for row, lines in found.items()}
+
+    @cached_property
+    def reports(self) -> pd.DataFrame:
+        """What independent groups report of this model's rows."""
+        is_shown = self.spec.has_reports and self.view.others != "false"
+        columns = [*self.columns, "avg"] if is_shown else []
+        return reports_of(self.model, columns, self.spec.compares(self.cells))
+
+    @cached_property
+    def side_columns(self) -> SideColumns:
+        """The columns beside the numbers."""
+        return SideColumns.of(self.spec, self.view.columns, self.runs, self.cells)
+
+    # --- the table
 
     def table(self) -> Table:
         """The table, with its notes."""
-        spec, view, model = self.spec, self.view, self.model
-        empty = dict.fromkeys([*self.columns, *["avg"] * self.averaged], NONE)
-        for _, group in self.paper.groupby(["method", "size"], sort=False):
-            self._of_paper(group)
-        # where the paper has no row
-        theirs = dict.fromkeys(self.theirs.row if self.paper.empty else ())
-        rest = [
-            row
-            for row in {**self.ours, **theirs}
-            if row not in {*self.paper.row, *self.paper.like}
-        ]
-        if spec.first is not None:
-            rest.sort(key=lambda row: (*(row != first for first in spec.first), row))
-        for row in rest:
-            label = {spec.head[0]: METHODS.get(row, row)}
-            self.lines += [line | label for line in self._others(row) if row in theirs]
-            self._ours(row, self.paper[:0])
-        cells = self.made.drop_duplicates(["row", "task"])
-        named = spec.models.get(model, model), next(cells.itertuples(), None)
-        title = (spec.title if self.papers else spec.other).format(*named)
-        whose = "" if view.whose == "ours" else f" ({view.whose})"
-        extra = spec.deviates(self.runs, cells) if spec.models else ()
-        reference = "paper" if spec.models else "recipe"
-        found = [
-            *notes(self.runs, cells, extra, spec.reads(view, cells), reference),
-            *self.notes,
-        ]
-        more = [
-            *spec.more,
-            *spec.costs,
-            *["forgetting"] * len(self.notes[:1]),
-            *view.columns,
-        ]
-        if any(
-            isinstance(line.get(f"+against {view.against}"), Number)
-            for line in self.lines
-        ):
-            note = "the mean difference over pairs of one seed, +- half of its 95% interval."
-            more.append(f"against {view.against}")
-            found.append(f"{more[-1]}: {note}")
-        header = (
-            {of: of for of in spec.head}
-            | self.columns
-            | ({"avg": "Avg"} if self.averaged else {})
-        )
-        header |= {f"+{of}": of for of in more} | {of: of for of in spec.tail}
-        task_of = dict[str, str](zip(self.made.column, self.made.task, strict=True))
-        tasks: dict[str, str] = {
-            label: task_of.get(key) or key for key, label in self.columns.items()
-        }
-        if spec.tasks:
-            labels = [
-                *spec.tasks.items(),
-                *zip(cells.task, cells.task_label, strict=True),
-            ]
-            tasks = {label: task for task, label in dict(labels).items()}
+        for _, group in self.printed.groupby(["method", "size"], sort=False):
+            self._add_printed_row(group)
+        for row in self._further_rows():
+            if row in {*self.reports.row}:
+                label: Line = {self.spec.head[0]: METHODS.get(row, row)}
+                self.lines += [line | label for line in self._report_lines(row)]
+            self._add_own_row(row, self.printed[:0])
+        header = self._header()
+        empty = dict.fromkeys(self.columns, NONE)
+        if self.has_average:
+            empty["avg"] = NONE
+        rows = [[(empty | line).get(key, "") for key in header] for line in self.lines]
         return Table(
-            f"{title}{whose}",
+            self._title(),
             [*header.values()],
-            [[(empty | line).get(of, "") for of in header] for line in self.lines],
-            found,
-            model,
-            tasks,
+            rows,
+            self._notes(),
+            self.model,
+            self._tasks(),
         )
 
-    # --- the paper's rows, and ours
+    def _further_rows(self) -> list[str]:
+        """The rows that the paper does not have, in their order."""
+        rows = dict.fromkeys(self.own_lines)
+        if self.printed.empty:
+            rows |= dict.fromkeys(self.reports.row)
+        printed = {*self.printed.row, *self.printed.like}
+        further = [row for row in rows if row not in printed]
+        order = self.spec.row_order
+        if order is None:
+            return further
+        return sorted(further, key=lambda row: (*(row != name for name in order), row))
 
-    def _of_paper(self, group: pd.DataFrame) -> None:
+    def _header(self) -> dict[str, str]:
+        """The columns of the table by the keys of lines, with what is written above
+        them."""
+        spec = self.spec
+        header = {name: name for name in spec.head}
+        header |= {place: column.label for place, column in self.columns.items()}
+        if self.has_average:
+            header["avg"] = "Avg"
+        header |= {f"+{name}": name for name in self.side_columns.names}
+        return header | {name: name for name in spec.tail}
+
+    @cached_property
+    def _row_cells(self) -> pd.DataFrame:
+        return self.cells.drop_duplicates(["row", "task"])
+
+    def _title(self) -> str:
+        title = self.spec.title if self.is_papers else self.spec.other_title
+        first = next(self._row_cells.itertuples(), None)
+        name = self.spec.models.get(self.model, self.model)
+        whose = "" if self.view.whose == "ours" else f" ({self.view.whose})"
+        return f"{title.format(name, first)}{whose}"
+
+    def _notes(self) -> list[str]:
+        spec, cells = self.spec, self._row_cells
+        deviations = spec.deviations(self.runs, cells) if spec.models else ()
+        return [
+            *notes(
+                self.runs,
+                cells,
+                deviations,
+                spec.describe(self.view, cells),
+                "paper" if spec.models else "recipe",
+            ),
+            *forgetting_notes(self.side_columns),
+            *self.side_columns.cost_notes(),
+        ]
+
+    def _tasks(self) -> dict[str, str]:
+        """The task of each column that is one, by its label."""
+        if self.spec.tasks:
+            by_task = dict(self.spec.tasks)
+            by_task |= zip(self.cells.task, self.cells.task_label, strict=True)
+            return {label: task for task, label in by_task.items()}
+        tasks = dict[str, str](zip(self.cells.place, self.cells.task, strict=True))
+        return {
+            column.label: tasks.get(place) or column.base
+            for place, column in self.columns.items()
+        }
+
+    # --- the paper's rows
+
+    def _add_printed_row(self, group: pd.DataFrame) -> None:
         """The paper's row, what others report, ours, and the difference; ours twice
         where the paper's started from MNLI on some tasks."""
-        spec, first, mnli = self.spec, group.iloc[0], (group.like != group.row).any()
-        group = group[group.column.isin(self.columns)]
-        line = dict[str, Entry](dict.fromkeys(self.columns if spec.tasks else (), ""))
-        for of in group.itertuples():
-            mark, decimals = "*" * (of.like != of.row), DECIMALS.get(of.column, 1)
-            line[of.column] = Number(of.value, of.spread, decimals=decimals, mark=mark)
-        if self.averaged:
+        first, spec = group.iloc[0], self.spec
+        from_mnli = (group.like != group.row).any()
+        line: Line = dict.fromkeys(self.columns, "") if spec.tasks else {}
+        for printed in group.itertuples():
+            mark = "*" if printed.like != printed.row else ""
+            decimals = DECIMALS.get(printed.column, 1)
+            for place, column in self.columns.items():
+                if column.base == printed.column:
+                    line[place] = Number(
+                        printed.value, printed.spread, decimals=decimals, mark=mark
+                    )
+        if self.has_average:
             line["avg"] = Number(self.averages[first.method, first["size"]])
-        line |= {
-            spec.head[0]: spec.names.get(first.row, first.method),
-            "params": first["size"],
-        }
-        line |= {
-            "source": "paper, * from MNLI" if mnli else "paper",
-            "status": "quoted",
-        }
-        theirs = self.theirs[self.theirs.row == first.row]
-        word = verdict(theirs[theirs.same])
-        self.lines += [line | {f"+{name}": of for name, of in spec.quoted.items()}]
-        self.lines += self._others(first.row)
-        rows = [
-            row for row in dict.fromkeys([first.row, *group.like]) if row in self.ours
-        ]
-        for row in rows:
-            self._ours(row, group, word if row == rows[0] else "")
+        line[spec.head[0]] = spec.row_names.get(first.row, first.method)
+        line["params"] = first["size"]
+        line["source"] = "paper, * from MNLI" if from_mnli else "paper"
+        line["status"] = "quoted"
+        line |= {f"+{name}": entry for name, entry in spec.quoted.items()}
+        self.lines += [line, *self._report_lines(first.row)]
+        reports = self.reports[self.reports.row == first.row]
+        within = range_texts(reports[reports.same])
+        bases = {column.base for column in self.columns.values()}
+        group = group[group.column.isin(bases)]
+        for row in dict.fromkeys([first.row, *group.like]):
+            if row in self.own_lines:
+                self._add_own_row(row, group, within)
+                within = ""
 
-    def _others(self, row: str) -> list[dict[str, Entry]]:
+    def _report_lines(self, row: str) -> list[Line]:
         """The lines of what others report of a row."""
-        each, theirs = self.view.others == "all", self.theirs[self.theirs.row == row]
-        reports = theirs.groupby(["label", "sites"] if each else "row", sort=False)
-        return [others_line(of, each) for _, of in reports]
+        reports = self.reports[self.reports.row == row]
+        return report_lines(reports, each=self.view.others == "all")
 
-    def _ours(self, row: str, group: pd.DataFrame, word: str = "") -> None:
-        """The lines of a row of ours, each with its difference to the paper's. group:
-        the paper's row that it stands below, whose numbers like it are compared. word:
-        what its status goes on with."""
-        spec, view, alike = self.spec, self.view, group[group.like == row]
-        mnli = bool((alike.like != alike.row).any())
-        of_row = (
-            alike.task.tolist()
-            if mnli
-            else [*(spec.columns if self.papers else self.columns)]
-        )
-        wanted = [
-            column
-            for column in self.columns
-            if spec.models and column in (spec.wanted or of_row)
-        ]
-        for again, own in enumerate(self.ours.get(row, {}).values()):
-            first, whole = next(iter(own.values())), own
-            if mnli:  # the average goes on with plain LoRA's other tasks
-                own = {task: cell for task, cell in own.items() if task in of_row}
-                whole = {
-                    **next(iter(self.ours.get(group.row.iloc[0], {"": {}}).values())),
-                    **own,
-                }
+    # --- our rows
+
+    def _add_own_row(self, row: str, group: pd.DataFrame, within: str = "") -> None:
+        """The lines of a row of ours, each with its difference from the paper's.
+
+        group: the paper's row that it stands below, whose numbers like it are compared.
+        within: what its status ends with: whether it is in the range of others."""
+        alike = group[group.like == row]
+        from_mnli = bool((alike.like != alike.row).any())
+        required = self._required(alike if from_mnli else alike[:0])
+        for number, own in enumerate(self.own_lines.get(row, [])):
+            averaged = own
+            if from_mnli:  # the average takes plain LoRA's other tasks
+                own = [cell for cell in own if cell.column in {*alike.task}]
+                averaged = own + self._plain_cells(group.iloc[0].row, own)
             if not own:
                 continue
-            those = alike[
-                alike.ran & (alike.variant == first.variant) & (alike.word != "quoted")
-            ]
-            words = dict(zip(those.column, those.word, strict=True))
-            line = dict[str, Entry](dict.fromkeys(wanted, "missing"))
-            line |= {
-                column: spec.entry(cell, column, words.get(column, ""))
-                for column, cell in own.items()
-            }
-            if average := self._average(whole):
+            first = own[0]
+            compared = alike[alike.ran & (alike.variant == first.variant)]
+            compared = compared[compared.verdict != "quoted"]
+            average = self._average(averaged)
+            line = self._own_line(own, compared, required)
+            if average:
                 line["avg"] = average
-            apart = f", {first.variant}" if first.variant and not spec.quoted else ""
-            status = "; ".join(
-                filter(None, [self._status(own, those, wanted), "" if again else word])
-            )
-            line |= {"source": view.whose + apart, "status": "" if apart else status}
-            if not again:
-                named = "" if len(group) else spec.names.get(first.row, "")
-                line |= {
-                    spec.head[0]: named if spec.ablation else first.label,
-                    "params": count(first),
-                }
-            runs = self.runs[
-                self.runs.id.isin({run for cell in own.values() for run in cell.ids})
-            ]
-            line |= {
-                f"+{name}": of for name, of in self._more(first, runs, again).items()
-            }
-            self.lines += [line, *self._difference(group, those, average, mnli)]
+            if number == 0:
+                line |= self._names(first, is_below_paper=len(group) > 0)
+                line["status"] = "; ".join(filter(None, [str(line["status"]), within]))
+            line |= self.side_columns.entries(own, is_first=number == 0)
+            difference = self._difference_line(own, group, compared, average, from_mnli)
+            self.lines += [line, *difference]
 
-    def _more(self, first: Cell, runs: pd.DataFrame, again: int) -> dict[str, Entry]:
-        """The columns beside the numbers, of a row's first cell and all of its runs.
-        again: of its further lines those of a cell alone."""
-        found = {
-            name: of_cell(first, runs.id, **how) for name, how in self.spec.more.items()
-        }
-        if again:
-            return found
-        found |= {name: median(runs, **how) for name, how in self.costs.items()}
-        if self.view.against:
-            found[f"against {self.view.against}"] = against(
-                self.view.against, self.every, runs
-            )
-        return found | (
-            {"forgetting": forgetting(self.forgetting, runs)} if self.notes else {}
-        )
-
-    def _difference(
-        self,
-        group: pd.DataFrame,
-        those: pd.DataFrame,
-        average: Number | None,
-        mnli: bool,
-    ) -> list[dict[str, Entry]]:
-        """The line of what ours has more than the paper's, if any. those: its numbers
-        that are compared."""
-        gaps = dict[str, Entry]()
-        for of in (of for of in those.itertuples() if of.complete and of.n):
-            half = of.half if of.n >= SEEDS else math.nan  # enough for a verdict
-            how: Any = {"decimals": DECIMALS.get(of.column, 1), "sign": True}
-            gaps[of.column] = Number(
-                of.difference, half, verdict=of.word, ids=of.ids, **how
-            )
-        if not gaps or not those.same_size.all():
+    def _required(self, from_mnli: pd.DataFrame) -> list[str]:
+        """The columns that a complete row has. from_mnli: the paper's numbers that
+        started there, if the row did."""
+        if not self.spec.models:
             return []
-        gap = beside.mean_of(group[group.ran])
-        if average and gap and (mnli or len(those) == len(group)):
-            how = {"spread": gap["half"], "verdict": gap["word"], "sign": True}
-            gaps["avg"] = replace(average, value=gap["difference"], **how)
-        return [{"source": "difference", **gaps}]
+        bases = list(dict.fromkeys(column.base for column in self.columns.values()))
+        required = list(self.spec.required)
+        if not required and len(from_mnli):
+            required = from_mnli.task.tolist()
+        elif not required:
+            required = [*self.spec.columns] if self.is_papers else bases
+        return [base for base in bases if base in required]
 
-    def _status(self, own: Own, those: pd.DataFrame, wanted: list[str]) -> str:
-        """The words for a row of ours."""
-        spec, view, first = self.spec, self.view, next(iter(own.values()))
+    def _plain_cells(self, row: str, own: Iterable[Cell]) -> list[Cell]:
+        """The cells of a row on other tasks than these."""
+        tasks = {cell.task for cell in own}
+        lines = self.own_lines.get(row, [[]])
+        return [cell for cell in lines[0] if cell.task not in tasks]
+
+    def _own_line(
+        self, own: list[Cell], compared: pd.DataFrame, required: list[str]
+    ) -> Line:
+        """The numbers of a line of ours, with its source and status."""
+        verdicts = dict(zip(compared.column, compared.verdict, strict=True))
+        ran = {cell.column for cell in own}
+        line: Line = {base: "missing" for base in required if base not in ran}
+        for cell in own:
+            line[cell.place] = self.spec.entry(cell, verdicts.get(cell.column, ""))
+        variant = own[0].variant if not self.spec.quoted else ""
+        if variant:
+            return line | {"source": f"{self.view.whose}, {variant}", "status": ""}
+        status = self._status(own, compared, required)
+        return line | {"source": self.view.whose, "status": status}
+
+    def _names(self, first: Cell, is_below_paper: bool) -> Line:
+        """The name and the size of a row of ours."""
+        name = first.label
+        if self.spec.is_ablation:
+            name = "" if is_below_paper else self.spec.row_names.get(first.row, "")
+        return {self.spec.head[0]: name, "params": count(first)}
+
+    def _status(
+        self, own: list[Cell], compared: pd.DataFrame, required: list[str]
+    ) -> str:
+        """The status of a row of ours."""
+        spec, whose, first = self.spec, self.view.whose, own[0]
         if state := getattr(first, "state", ""):
             return str(state)
-        usual = (
-            beside.status(those, mean=not spec.tasks)
-            if view.select == "paper" or spec.tasks
-            else ""
-        )
-        usual = usual or (view.whose if spec.tasks or self.papers else "other model")
-        if not all(column in own and own[column].complete for column in wanted):
-            usual = f"{view.whose}, {spec.incomplete.format(first)}"
-        if not those.same_size.all():
-            usual = f"{view.whose}, another size: not compared"
-        diverged = sum(
-            {cell.task: int(cell.diverged) for cell in own.values()}.values()
-        )
-        return usual + f", {diverged} diverged" * bool(diverged and not first.variant)
+        complete = {cell.column for cell in own if cell.complete}
+        status = whose if spec.tasks or self.is_papers else "other model"
+        if spec.tasks or self.view.select == "paper":
+            status = beside.status(compared, with_mean=not spec.tasks) or status
+        if not complete.issuperset(required):
+            status = f"{whose}, {spec.incomplete.format(first)}"
+        if not compared.same_size.all():
+            status = f"{whose}, another size: not compared"
+        diverged = sum({cell.task: int(cell.diverged) for cell in own}.values())
+        if diverged and not first.variant:
+            status += f", {diverged} diverged"
+        return status
 
-    def _average(self, own: Own) -> Number | None:
+    def _average(self, own: list[Cell]) -> Number | None:
         """Table 2's mean over tasks of the medians over seeds; None unless every task
-        is there with all its seeds."""
-        if (
-            not self.averaged
-            or set(own) != set(GLUE)
-            or not all(cell.complete for cell in own.values())
-        ):
+        is there with all its seeds, measured as most rows were."""
+        complete = {cell.place for cell in own if cell.complete}
+        if not self.has_average or complete != {*GLUE}:
             return None
-        ids = tuple(run for cell in own.values() for run in cell.ids)
-        return Number(statistics.fmean(cell.median for cell in own.values()), ids=ids)
+        ids = tuple(run for cell in own for run in cell.ids)
+        return Number(statistics.fmean(cell.median for cell in own), ids=ids)
 
-
-# --- columns beside the numbers
-
-
-def of_cell(
-    cell: Cell, ids: Iterable[str], of: str, seeds: bool = False, **how: Any
-) -> Entry:
-    """A column of `frame.cells`. seeds: nan where a seed has none."""
-    value = getattr(cell, of)
-    if isinstance(value, str) or value is None:
-        return str(value)
-    mark = diverged(cell) * (of == "median")
-    known = Number(value, n=cell.n, wanted=cell.wanted, mark=mark, ids=cell.ids)
-    return known if seeds else of_runs(value, ids, **how)
-
-
-def median(runs: pd.DataFrame, name: str, form: str = "") -> Entry:
-    """The median of a number of these runs that did not diverge, unless all did."""
-    form = form or FACTS[name].form
-    try:
-        value = pd.to_numeric(runs[name])[
-            ~runs.diverged.astype(bool) | runs.diverged.all()
-        ].median()
-    except (ValueError, TypeError):
-        raise UserError(f"columns={name}: {name} is no number of a run") from None
-    return of_runs(
-        math.nan if form == "bytes" and value == 0 else value, runs.id, form=form
-    )
-
-
-def against(other: str, shown: pd.DataFrame, runs: pd.DataFrame) -> Entry:
-    """The mean difference of a row's runs to another row, over the seeds that both
-    have, measured on the same, with half of its 95% interval: by Student's t on pairs
-    and, of several tasks, of the mean over tasks (Welch); without it where a task has
-    one pair. Positive: the row is better. shown: all runs of the model
-    (`frame.reported`)."""
-    both = pairs(shown, runs.row.iloc[0], other)
-    both = both[both.id.isin(runs.id) & (both.row != other)]
-    tasks = both.groupby("task").difference.agg(["mean", "var", "size"])
-    half = welch_half(
-        tasks["var"] / tasks["size"] / max(len(tasks), 1) ** 2, tasks["size"] - 1
-    )
-    spread = float(half) if (tasks["size"] > 1).all() else math.nan
-    points: Any = {"decimals": int(both.digits.min()) if len(both) else 1, "sign": True}
-    return of_runs(
-        tasks["mean"].mean(), (*both.id, *both.id_other), spread=spread, **points
-    )
-
-
-def forgetting(alike: pd.DataFrame, runs: pd.DataFrame) -> Entry:
-    """What these runs have forgotten. alike: those of a table that measured it on the
-    text of most."""
-    known = alike[alike.id.isin(runs.id)].forgetting
-    middle, spread, n = float(known.median()), float(known.std()), len(known)
-    return (
-        Number(middle, spread, n, len(runs), 3, sign=True, ids=tuple(runs.id))
-        if n
-        else NONE
-    )
-
-
-def of_forgetting(shown: pd.DataFrame, alike: pd.DataFrame) -> list[str]:
-    """What notes say of it. shown: the runs that measured it; alike: on the text of
-    most."""
-    before, about = alike.forgetting_before.astype(float), alike.iloc[0]
-    between = " to ".join(
-        dict.fromkeys(f"{value:.3f}" for value in (before.min(), before.max()))
-    )
-    notes = [
-        f"forgetting: cross-entropy on a text that is not trained on ({about.forgetting_name},"
-        f" {about.forgetting_tokens:.0f} tokens), after the last epoch less that of the base model"
-        f" ({between}); nats a token, less is better."
-    ]
-    others = dict.fromkeys(shown[~shown.row.isin(alike.row)].label)
-    return notes + [
-        f"forgetting on another text, not shown: {', '.join(others)}."
-    ] * bool(others)
+    def _difference_line(
+        self,
+        own: list[Cell],
+        group: pd.DataFrame,
+        compared: pd.DataFrame,
+        average: Number | None,
+        from_mnli: bool,
+    ) -> list[Line]:
+        """The line of ours minus the paper's, if any. compared: the paper's numbers
+        that are."""
+        places = {cell.column: cell.place for cell in own}
+        complete = [row for row in compared.itertuples() if row.complete and row.n]
+        if not complete or not compared.same_size.all():
+            return []
+        line: Line = {"source": "difference"}
+        for row in complete:
+            line[places[row.column]] = Number(
+                row.difference,
+                # fewer seeds are not enough for a verdict
+                row.half if row.n >= SEEDS else float("nan"),
+                decimals=DECIMALS.get(row.column, 1),
+                sign=True,
+                verdict=row.verdict,
+                ids=row.ids,
+            )
+        mean = beside.mean_over_tasks(group[group.ran])
+        if average and mean and (from_mnli or len(compared) == len(group)):
+            line["avg"] = replace(
+                average,
+                value=mean.difference,
+                spread=mean.half,
+                verdict=mean.verdict,
+                sign=True,
+            )
+        return [line]

@@ -1,25 +1,26 @@
-"""What a table of cells is (specs.yaml), and what its cells are: a class for each kind
-of table."""
+"""The kinds of tables of cells, a class each, and those that specs.yaml names."""
 
-import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
 
-from analysis.frame import KEY, MEDIANS, cells, in_cells, reported_cells
-from analysis.notes import SELECTED
+from analysis.frame import cells, in_cells, mark_left_out, reported_cells
 from analysis.others import named
-from analysis.paper import BENCHES, DECIMALS, GLUE, LLAMAS
+from analysis.paper import BENCHES
 from analysis.render import NONE, Cell, Entry, Number, diverged, number
-from runs.record import TEXT_SCORES, in_conf
+from analysis.tables.spec import (
+    Spec,
+    View,
+    columns_of_tasks,
+    complete_cells,
+    melted,
+)
 
 #: How FastChat makes answers: with transformers' default top_k, and none is cut short
 #: for want of positions.
@@ -38,128 +39,7 @@ JUDGEMENT = [
 ]
 
 
-@dataclass(frozen=True)
-class View:
-    """The runs that a table is made from, and how.
-
-    select: how the epoch is chosen (paper, crossfit or half). seeds: of a complete cell
-    (None: the table's). tasks, models: those that are shown (empty: all). whose: whose
-    runs these are. others: what independent groups report below a row of the paper
-    (true: a line; all: a line each). columns: further numbers of `frame.runs`. against:
-    a row to which each row's difference is a column."""
-
-    runs: pd.DataFrame
-    select: str = "paper"
-    seeds: int | None = None
-    tasks: Sequence[str] = ()
-    models: Sequence[str] = ()
-    whose: str = "ours"
-    others: str = "false"
-    columns: Sequence[str] = ()
-    against: str | None = None
-
-
-class Spec(SimpleNamespace):
-    """A part of a table, by its keys in specs.yaml. Its cells are those of the
-    metric."""
-
-    def belonging(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """Its runs, finished or not."""
-        known = {"glue": [*GLUE], "llamas": [*LLAMAS], "names": [*self.names]}
-        return runs.query(self.runs, local_dict=known, engine="python")
-
-    def parts(self, view: View) -> list[View]:
-        """The views of which each has tables of its own: one of its runs."""
-        return [replace(view, runs=self.belonging(view.runs))]
-
-    def cells(self, view: View) -> pd.DataFrame:
-        """The cells of its runs with their column, by default the task, and the variant
-        of the row's line."""
-        value = "value" if view.select == "paper" else view.select
-        made = cells(
-            view.runs, self.numbers if self.values else value, view.seeds or self.seeds
-        )
-        of_task = {"column": made.task, "column_label": made.task_label, "variant": ""}
-        return made if self.values else made.assign(**of_task)
-
-    def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """The numbers of each run by column, for `frame.cells`."""
-        known = runs[[*MEDIANS, *TEXT_SCORES, "steps"]].astype(float)
-        each = pd.DataFrame(
-            {column: known.eval(of) for column, of in self.values.items()}, runs.index
-        )
-        return each.melt(
-            var_name="column", value_name="number", ignore_index=False
-        ).assign(variant="")
-
-    def compares(self, made: pd.DataFrame) -> pd.DataFrame:
-        """Those of its cells that stand beside the paper's."""
-        return made[made.variant.astype(str).str.fullmatch(self.compared)]
-
-    def entry(self, cell: Cell, column: str, verdict: str) -> Entry:
-        """A cell as a number of the table."""
-        of = number(cell, self.middle, DECIMALS.get(column, 1), verdict, self.known)
-        return (
-            of if self.spread or isinstance(of, str) else replace(of, spread=math.nan)
-        )
-
-    def reads(self, view: View, made: pd.DataFrame) -> str:
-        """What its numbers are. made: its cells."""
-        epochs, over = (
-            " or ".join(sorted({*made.reported})),
-            f"{self.middle.capitalize()}s over seeds",
-        )
-        chosen = SELECTED.get(view.select, "")
-        if chosen and (self.values or (epochs == "last" and view.select == "crossfit")):
-            chosen = "select= changes nothing here: the last epoch is reported."
-        usual = (
-            f"{over} of the {epochs or 'reported'} epoch, +- sample standard deviation."
-        )
-        return (
-            f"{self.how or f'{over}.'} {chosen}" if chosen else str(self.how or usual)
-        )
-
-    def deviates(self, runs: pd.DataFrame, made: pd.DataFrame) -> list[str]:
-        """How it deviates from the paper's, beside its runs' own deviations: rows whose
-        size this project chose; other numbers of images a class than the paper's 10;
-        why scores are missing, such as without Java."""
-        ran = {*zip(made.model, made.row, strict=True)}
-        found = [
-            f"{of['method']}: size and rates chosen here, with {of['count']:,} parameters"
-            f" for the paper's {of['printed']}"
-            for of in in_conf("counts.yaml")
-            if of.get("chosen") and (of["model"], of["method"]) in ran
-        ]
-        images = made[made.family == "images"].groupby("task").shots
-        for task, other in images.agg(lambda of: set(of) - {10}).items():
-            counts = (
-                "all" if n != n or n is None else f"{n:g}"
-                for n in sorted(other, key=str)
-            )
-            found += [f"{task}: {' or '.join(counts)} images a class"] if other else []
-        texts = [entry for of in in_cells(runs, made).texts for entry in of or []]
-        return [
-            *found,
-            *sorted(
-                {why for of in texts for why in (of.get("unavailable") or {}).values()}
-            ),
-        ]
-
-
-def of_cells(
-    runs: pd.DataFrame, numbers: pd.DataFrame, shown: pd.DataFrame
-) -> pd.DataFrame:
-    """The numbers with a line for each run of a cell in each variant and column of
-    which `shown` has one."""
-    has = runs[KEY].join(shown[["variant", "column"]], how="inner").drop_duplicates()
-    every = runs[KEY].rename_axis("run").reset_index().merge(has, on=KEY)
-    of_run = numbers[["variant", "column", "number"]].rename_axis("run").reset_index()
-    of_run = of_run.drop_duplicates(["run", "variant", "column"])
-    return (
-        every.merge(of_run, "left", ["run", "variant", "column"])
-        .set_index("run")
-        .drop(columns=KEY)
-    )
+# --- the kinds of tables
 
 
 class Texts(Spec):
@@ -170,22 +50,22 @@ class Texts(Spec):
         of the best epoch, where it is another in one of the row's runs. A run that
         diverged before it had texts has 0."""
         each, scores = runs.explode("texts").dropna(subset="texts"), [*self.columns]
-        texts = pd.DataFrame(
-            [*each.texts], each.index, ["which", "variant", "epoch", *scores]
-        )
-        usual = texts.variant == texts.variant.groupby(level=0).transform("first")
-        ways = ("length penalty " + texts.variant).where(~usual, "best epoch")
-        ways = ways.where(usual == (texts.which == "best"))
-        texts = texts.assign(variant=ways, apart=texts.epoch != each.last_epoch).dropna(
-            subset="variant"
-        )
-        long = texts.melt(
-            ["variant", "apart"], scores, "column", "number", ignore_index=False
-        )
-        found = of_cells(runs, long, long[(long.variant != "best epoch") | long.apart])
+        columns = ["which", "variant", "epoch", *scores]
+        texts = pd.DataFrame([*each.texts], each.index, columns)
+        first_variant = texts.variant.groupby(level=0).transform("first")
+        is_usual = texts.variant == first_variant
+        penalties = "length penalty " + texts.variant
+        variants = penalties.where(~is_usual, "best epoch")
+        # The usual texts of the last epoch are the metric's own line.
+        texts["variant"] = variants.where(is_usual == (texts.which == "best"))
+        texts["is_apart"] = texts.epoch != each.last_epoch
+        texts = texts.dropna(subset="variant")
+        long = melted(texts[["variant", "is_apart", *scores]], "variant", "is_apart")
+        shown = long[(long.variant != "best epoch") | long.is_apart]
+        made = complete_cells(runs, long, shown)
         silent = runs.index[runs.diverged.astype(bool) & ~runs.texts.astype(bool)]
-        found["number"] = found.number.mask(found.index.isin(silent), 0.0)
-        return pd.concat([super().numbers(runs), found])
+        made["number"] = made.number.mask(made.index.isin(silent), 0.0)
+        return pd.concat([super().numbers(runs), made])
 
 
 class Judged(Spec):
@@ -194,157 +74,145 @@ class Judged(Spec):
 
     def judgements(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Each judgement of its bench, by seed, with the id and label of its run."""
-        each = (
-            runs.sort_values("seed", kind="stable")
-            .explode("judged")
-            .dropna(subset="judged")
-        )
-        of = pd.DataFrame([*each.judged], each.index, JUDGEMENT).assign(
-            id=each.id, label=each.label
-        )
-        return of[of.bench == self.bench].drop_duplicates(["id", "judge"], keep="last")
+        by_seed = runs.sort_values("seed", kind="stable")
+        each = by_seed.explode("judged").dropna(subset="judged")
+        made = pd.DataFrame([*each.judged], each.index, JUDGEMENT)
+        made = made.assign(id=each.id, label=each.label)
+        of_bench = made[made.bench == self.bench]
+        return of_bench.drop_duplicates(["id", "judge"], keep="last")
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Each judge's mean of each run; a cell that none has judged is there once,
         without."""
-        of = self.judgements(runs)
-        of = pd.DataFrame(
-            {"column": "score", "variant": of.judge, "number": of["mean"].astype(float)}
+        judgements = self.judgements(runs)
+        long = pd.DataFrame(
+            {
+                "column": "score",
+                "variant": judgements.judge,
+                "number": judgements["mean"].astype(float),
+            }
         )
-        judged = of_cells(runs, of, of)
+        judged = complete_cells(runs, long, long)
         silent = runs.loc[~runs.index.isin(judged.index), []]
-        return pd.concat(
-            [judged, silent.assign(column="score", variant="", number=math.nan)]
-        )
+        silent = silent.assign(column="score", variant="", number=math.nan)
+        return pd.concat([judged, silent])
 
     def cells(self, view: View) -> pd.DataFrame:
         """With the interval over questions of one run, the medians of each turn, and
         how many judgements have a score."""
-        made, each, lines = (
-            super().cells(view),
-            self.judgements(view.runs),
-            list[list[str]](),
+        made, judgements = super().cells(view), self.judgements(view.runs)
+        about = [_judged_columns(cell, judgements) for cell in made.itertuples()]
+        columns = ["interval", "turns", "valid"]
+        made[columns] = pd.DataFrame(about, made.index, columns, dtype=object)
+        is_elsewhere = made.task != "alpaca"
+        made["label"] = made.label.where(
+            ~is_elsewhere, made.label + " on " + made.task_label
         )
-        for cell in made.itertuples():
-            of = each[each.id.isin(cell.ids) & (each.judge == cell.variant)]
-            turns = pd.DataFrame([*of.turns], dtype=float).median()
-            one = len(of) == 1 and of.low.notna().all()
-            lines.append(
-                [f"{of.low.iloc[0]:.2f} to {of.high.iloc[0]:.2f}" if one else NONE]
-            )
-            lines[-1].append(
-                " / ".join(f"{t:.2f}" if t == t else NONE for t in turns) or NONE
-            )
-            lines[-1].append(f"{of.n_valid.sum()} of {of.n.sum()}" if len(of) else NONE)
-        about = pd.DataFrame(
-            lines, made.index, ["interval", "turns", "valid"], dtype=object
-        )
-        elsewhere, wanted = made.task != "alpaca", made[["wanted", "runs"]].max(axis=1)
-        label = made.label.where(~elsewhere, made.label + " on " + made.task_label)
-        state = np.where(
-            made.diverged > 0,
-            "diverged",
-            f"{view.whose}, not judged by {BENCHES[self.bench]}",
-        )
-        about["state"] = np.where(made.variant == "", state, "")
-        # what nobody has judged lacks no number
-        about["n"] = made.n.where(made.variant != "", made.runs)
-        return made.assign(
-            **about, label=label, wanted=wanted, complete=made.n >= wanted
-        )
+        unjudged = f"{view.whose}, not judged by {BENCHES[self.bench]}"
+        states = np.where(made.diverged > 0, "diverged", unjudged)
+        made["state"] = np.where(made.variant == "", states, "")
+        # A cell that nobody has judged lacks no number.
+        made["n"] = made.n.where(made.variant != "", made.runs)
+        made["wanted"] = made[["wanted", "runs"]].max(axis=1)
+        made["complete"] = made.n >= made.wanted
+        return made
 
-    def reads(self, view: View, made: pd.DataFrame) -> str:
+    def describe(self, view: View, cells: pd.DataFrame) -> str:
         """What the scores are; that judges differ, and what to do where nobody has
         judged, where it is so."""
-        of = self.judgements(runs := in_cells(view.runs, made))
-        other = not of.judge.astype(str).str.fullmatch(self.compared).all()
-        return " ".join(
-            itertools.compress(self.how, [True, other, len(runs) > of.id.nunique()])
-        )
+        scores, other_judges, unjudged = self.description
+        runs = in_cells(view.runs, cells)
+        judgements = self.judgements(runs)
+        sentences = [scores]
+        if not judgements.judge.astype(str).str.fullmatch(self.compared).all():
+            sentences.append(other_judges)
+        if len(runs) > judgements.id.nunique():
+            sentences.append(unjudged)
+        return " ".join(sentences)
 
-    def deviates(self, runs: pd.DataFrame, made: pd.DataFrame) -> list[str]:
+    def deviations(self, runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
         """How answers were made where that is not FastChat's way, with the labels of
         the rows."""
-        found = [
-            (f"{key} {of.answering[key]} instead of FastChat's {usual}", of.label)
-            for of in self.judgements(in_cells(runs, made)).itertuples()
-            for key, usual in FASTCHAT.items()
-            if of.answering[key] != usual
-        ]
-        labels = {
-            word: dict.fromkeys(label for of, label in found if of == word)
-            for word, _ in found
-        }
-        return [f"{word} ({', '.join(of)})" for word, of in labels.items()]
+        labels = dict[str, dict[str, None]]()
+        for judgement in self.judgements(in_cells(runs, cells)).itertuples():
+            for key, usual in FASTCHAT.items():
+                value = judgement.answering[key]
+                if value != usual:
+                    point = f"{key} {value} instead of FastChat's {usual}"
+                    labels.setdefault(point, {})[judgement.label] = None
+        return [f"{point} ({', '.join(rows)})" for point, rows in labels.items()]
+
+
+def _judged_columns(cell: Cell, judgements: pd.DataFrame) -> list[str]:
+    """The interval, the turns and the valid answers of a cell's judgements."""
+    own = judgements[judgements.id.isin(cell.ids) & (judgements.judge == cell.variant)]
+    if own.empty:
+        return [NONE, NONE, NONE]
+    turns = pd.DataFrame([*own.turns], dtype=float).median()
+    by_turn = " / ".join(NONE if math.isnan(turn) else f"{turn:.2f}" for turn in turns)
+    interval = NONE
+    if len(own) == 1 and own.low.notna().all():
+        interval = f"{own.low.iloc[0]:.2f} to {own.high.iloc[0]:.2f}"
+    return [interval, by_turn or NONE, f"{own.n_valid.sum()} of {own.n.sum()}"]
 
 
 class Rows(Spec):
     """Rows x tasks: whatever has run."""
 
     def cells(self, view: View) -> pd.DataFrame:
-        """By the number that each task's table reports; what trains most first. Rows of
-        a task that were not measured alike have columns of their own."""
-        made = reported_cells(view.runs, view.select, view.seeds or self.seeds)
-        apart = ", " + made.measured_apart.where(made.measured_apart != "", None)
-        apart = apart.fillna("")
-        made = made.assign(
-            column=made.task + apart, column_label=made.task_label + apart, variant=""
-        )
-        return made.sort_values(
-            ["parameters", "row", "task"], ascending=[False, True, True]
-        )
+        """By the number that each task's table reports; what trains most first."""
+        seeds = view.seeds or self.seeds
+        made = columns_of_tasks(reported_cells(view.runs, view.select, seeds))
+        order = ["parameters", "row", "task"]
+        return made.sort_values(order, ascending=[False, True, True])
 
-    def entry(self, cell: Cell, column: str, verdict: str) -> Entry:
+    def entry(self, cell: Cell, verdict: str) -> Entry:
         """The median of the seeds that have a number, with how many: "76.0 +-1.0
         (5)"."""
-        of = number(cell, decimals=int(cell.digits), known=True)
-        of = (
-            of
-            if isinstance(of, Number)
-            else Number(math.nan, n=cell.runs, ids=cell.ids)
-        )
-        return replace(of, counted=True, mark=diverged(cell), wanted=None)
+        made = number(cell, decimals=int(cell.digits), skips_missing=True)
+        if not isinstance(made, Number):
+            made = Number(math.nan, n=cell.runs, ids=cell.ids)
+        return replace(made, counted=True, mark=diverged(cell), wanted=None)
 
-    def reads(self, view: View, made: pd.DataFrame) -> str:
+    def describe(self, view: View, cells: pd.DataFrame) -> str:
         """Which numbers the tasks report."""
-        by_name = made.groupby("name", sort=False).task_label
-        names = "; ".join(
-            f"{name} ({', '.join(dict.fromkeys(of))})" for name, of in by_name
-        )
-        return f"Medians over seeds, +- sample standard deviation (seeds): {names}."
+        by_name = cells.groupby("name", sort=False).task_label
+        names = [
+            f"{name} ({', '.join(dict.fromkeys(tasks))})" for name, tasks in by_name
+        ]
+        spread = "+- sample standard deviation (seeds)"
+        return f"Medians over seeds, {spread}: {'; '.join(names)}."
 
 
 class Exact(Rows):
     """Texts that were read for an answer: a column for each test set (part), and one
     for their average."""
 
-    reads = Spec.reads
+    describe = Spec.describe
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """Of the last epoch's texts. A run that diverged before it had any has 0."""
-        parts = pd.DataFrame(
-            [of[0]["parts"] if of else {} for of in runs.texts], runs.index, dtype=float
-        )
+        """Those of the last epoch's texts. A run that diverged before it had any has
+        0."""
+        scores = [texts[0]["parts"] if texts else {} for texts in runs.texts]
+        parts = pd.DataFrame(scores, runs.index, dtype=float)
         if self.average:
-            parts[self.average] = parts.reindex(columns=[*self.columns][:-1]).mean(
-                axis=1, skipna=False
-            )
-        long = parts.melt(
-            var_name="column", value_name="number", ignore_index=False
-        ).assign(variant="")
-        found = of_cells(runs, long, long.dropna())
+            each = parts.reindex(columns=[*self.columns][:-1])
+            parts[self.average] = each.mean(axis=1, skipna=False)
+        long = melted(parts).assign(variant="")
+        made = complete_cells(runs, long, long.dropna())
         zero = runs.diverged.map({True: 0.0}).astype(float)
-        return found.assign(number=found.number.fillna(zero[found.index]))
+        return made.assign(number=made.number.fillna(zero[made.index]))
 
     def cells(self, view: View) -> pd.DataFrame:
         """Their status has what the loss is over and how texts are decoded, in which
         papers differ."""
         made = cells(view.runs, self.numbers, view.seeds or self.seeds)
-        loss, state = {True: "prompt and answer", False: "answer"}, list[str]()
-        for inputs, beams in zip(made.train_on_inputs, made.beams, strict=True):
-            search = f"{beams:g} beams" if beams > 1 else "greedy"
-            state.append(f"{view.whose}, loss on {loss[inputs]}, {search}")
-        return made.assign(column_label=made.column, digits=1, state=state)
+        states = [
+            f"{view.whose}, loss on {'prompt and answer' if inputs else 'answer'}, "
+            + (f"{beams:g} beams" if beams > 1 else "greedy")
+            for inputs, beams in zip(made.train_on_inputs, made.beams, strict=True)
+        ]
+        return made.assign(column_label=made.column, digits=1, state=states)
 
 
 class LmEval(Spec):
@@ -353,114 +221,134 @@ class LmEval(Spec):
 
     def parts(self, view: View) -> list[View]:
         """One for each task that was trained on."""
-        return [
-            replace(view, runs=of)
-            for _, of in self.belonging(view.runs).groupby("task")
-        ]
+        tasks = self.belonging(view.runs).groupby("task")
+        return [replace(view, runs=runs) for _, runs in tasks]
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Each metric of each task, in a column of those that were asked alike."""
-        lines = [
-            (run, column_of(of, after), of["asked"], after["value"], before["value"])
-            for run, of in runs.lm_eval.explode().dropna().items()
-            for after, before in zip(
-                of["metrics"], of["before"]["metrics"], strict=True
-            )
-        ]
-        each = pd.DataFrame(
-            lines, columns=["run", "column", "asked", "", "before"]
-        ).set_index("run")
-        # other rows, or another version
-        apart = each.groupby("column").asked.transform("nunique") > 1
-        each["column"] += (", " + each.asked.str[:4]).where(apart, "")
-        each = each.assign(difference=each[""] - each.before).drop(columns="asked")
-        long = each.melt(
+        lines = list[tuple[Any, ...]]()
+        for run, result in runs.lm_eval.explode().dropna().items():
+            before = result["before"]["metrics"]
+            for metric, base in zip(result["metrics"], before, strict=True):
+                column = metric_column(result, metric)
+                values = metric["value"], base["value"]
+                lines.append((run, column, result["asked"], *values))
+        columns = ["run", "column", "asked", "", "before"]
+        each = pd.DataFrame(lines, columns=columns).set_index("run")
+        # The same name may stand for other rows, or another version.
+        are_unequal = each.groupby("column").asked.transform("nunique") > 1
+        each["column"] += (", " + each.asked.str[:4]).where(are_unequal, "")
+        each["difference"] = each[""] - each.before
+        long = each.drop(columns="asked").melt(
             "column", var_name="variant", value_name="number", ignore_index=False
         )
-        return of_cells(runs, long, long)
+        return complete_cells(runs, long, long)
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The column is its own label."""
+        """A cell wants no further seeds."""
         made = super().cells(view)
-        return made.assign(column_label=made.column, wanted=made.runs)
+        return made.assign(wanted=made.runs)
 
-    def entry(self, cell: Cell, column: str, verdict: str) -> Entry:
+    def entry(self, cell: Cell, verdict: str) -> Entry:
         """The median of the seeds that have a number, with how many: "0.3541 +-0.0131
         (5)"."""
-        of = number(cell, decimals=4, known=True)
-        return (
-            of
-            if isinstance(of, str)
-            else replace(of, counted=True, sign=cell.variant == "difference")
-        )
+        made = number(cell, decimals=4, skips_missing=True)
+        if isinstance(made, str):
+            return made
+        return replace(made, counted=True, sign=cell.variant == "difference")
 
 
-def column_of(of: dict[str, Any], metric: dict[str, Any]) -> str:
+def metric_column(result: dict[str, Any], metric: dict[str, Any]) -> str:
     """The name of a metric's column: gsm8k exact_match,strict-match, 5 shots."""
-    name = f"{of['task']} {metric['metric']},{metric['filter']}".removesuffix(",none")
-    shots = f", {of['shots']} shots" if of["shots"] else ""
-    less = ", less is better" if metric["higher_is_better"] is False else ""
-    return name + shots + less + (f", {of['limit']} rows" if of["limit"] else "")
+    name = f"{result['task']} {metric['metric']},{metric['filter']}"
+    parts = [name.removesuffix(",none")]
+    if result["shots"]:
+        parts.append(f"{result['shots']} shots")
+    if metric["higher_is_better"] is False:
+        parts.append("lower is better")
+    if result["limit"]:
+        parts.append(f"{result['limit']} rows")
+    return ", ".join(parts)
 
 
 class Demo(Spec):
     """Every method on the demo's task, with what it costs."""
 
     def parts(self, view: View) -> list[View]:
-        """One for each number of rows."""
+        """One for each number of rows, and for each way in which they were measured."""
         runs = self.belonging(view.runs)
-        trials = runs.index[runs.kind == "trial"]
-        by_size = runs.drop(trials).groupby(["asked_train_rows", "asked_dev_rows"])
-        sizes = [of.index for _, of in by_size if (of.kind == "result").any()]
-        return [replace(view, runs=runs.loc[size.union(trials)]) for size in sizes]
+        is_trial = runs.kind == "trial"
+        found = list[View]()
+        for _, of_size in runs[~is_trial].groupby(
+            ["asked_train_rows", "asked_dev_rows"]
+        ):
+            shown = mark_left_out(of_size)
+            ways = shown.measurement[shown.left_out == ""].map(str)
+            for way in sorted(set(ways)):
+                others = ways.index[ways != way]
+                part = of_size.index.difference(others).union(runs.index[is_trial])
+                found.append(replace(view, runs=runs.loc[part]))
+        return found
 
     def cells(self, view: View) -> pd.DataFrame:
         """The cells, the best first, with their parameters beside LoRA's (ratio);
         labels say (^) whether a rate is the lowest or highest of those that trials on
         held-out rows tried."""
-        made, by, rates = super().cells(view), ["model", "row"], ["lr", "lr_head"]
-        trials = view.runs[view.runs.kind == "trial"].groupby(by)[rates]
-        known = trials.min(), trials.max(), trials.nunique()
-        low, high, tried = (made[by].join(of, on=by)[rates] for of in known)
-        ends = ((made[rates] == low) | (made[rates] == high)) & (tried > 1)
-        trains, lora = (
-            made.parameters > 0,
-            made[made.row == "lora"].set_index("model").parameters,
+        made = super().cells(view)
+        keys, rates = ["model", "row"], ["lr", "lr_head"]
+        by_row = view.runs[view.runs.kind == "trial"].groupby(keys)[rates]
+        lowest, highest, tried = (
+            made[keys].join(statistic, on=keys)[rates]
+            for statistic in (by_row.min(), by_row.max(), by_row.nunique())
         )
-        return made.assign(
-            label=made.label + ends.any(axis=1).map({True: " ^", False: ""}),
-            ratio=(made.parameters / made.model.map(lora)).where(trains),
-            adapter_bytes=made.adapter_bytes.where(trains),
-            head_bytes=4 * made.head_parameters,
-            unknown=made.runs - made.n,
-        ).sort_values(["unknown", "median"], ascending=[True, False])
+        is_end = ((made[rates] == lowest) | (made[rates] == highest)) & (tried > 1)
+        lora = made[made.row == "lora"].set_index("model").parameters
+        trains = made.parameters > 0
+        made["label"] += is_end.any(axis=1).map({True: " ^", False: ""})
+        made["ratio"] = (made.parameters / made.model.map(lora)).where(trains)
+        made["adapter_bytes"] = made.adapter_bytes.where(trains)
+        made["head_bytes"] = 4 * made.head_parameters
+        made["unknown"] = made.runs - made.n
+        return made.sort_values(["unknown", "median"], ascending=[True, False])
 
-    def reads(self, view: View, made: pd.DataFrame) -> str:
+    def describe(self, view: View, cells: pd.DataFrame) -> str:
         """What its numbers are, and what ^ means where a label has it."""
-        ends = " ^: its rate is at an end of the grid that was tried; one beyond could be better."
-        return super().reads(view, made) + ends * bool(
-            made.label.str.endswith(" ^").any()
-        )
+        text = super().describe(view, cells)
+        if cells.label.str.endswith(" ^").any():
+            text += (
+                " ^: its rate is at an end of the grid; one beyond it could be better."
+            )
+        return text
+
+
+# --- specs.yaml
+
+KINDS: dict[str, type[Spec]] = {
+    "Spec": Spec,
+    "Texts": Texts,
+    "Judged": Judged,
+    "Rows": Rows,
+    "Exact": Exact,
+    "LmEval": LmEval,
+    "Demo": Demo,
+}
 
 
 def _read(name: str, part: dict[str, Any]) -> Spec:
     """A part of specs.yaml, with the names of models and columns."""
-    part |= {
-        "name": name,
-        "models": named(part["models"]),
-        "columns": named(part["columns"]),
-    }
-    part["first"] = [*part["names"]] if part["first"] == [] else part["first"]
-    made: Spec = globals()[part["kind"]](**part)
-    return made
+    settings = {key: value for key, value in part.items() if key != "kind"}
+    settings["name"] = name
+    settings["models"] = named(part.get("models", []))
+    settings["columns"] = named(part.get("columns", []))
+    settings.setdefault("row_order", [*part.get("row_names", ())])
+    return KINDS[part.get("kind", "Spec")](**settings)
 
 
 @cache
 def specs() -> dict[str, tuple[Spec, ...]]:
     """The parts of each table of cells, by its name; "" is rows x tasks."""
     tables = yaml.safe_load((Path(__file__).parent / "specs.yaml").read_text())
-    defaults = tables.pop("defaults")
     return {
-        name: tuple(_read(name, defaults | part) for part in parts)
+        name: tuple(_read(name, part) for part in parts)
         for name, parts in tables.items()
     }

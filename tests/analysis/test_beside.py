@@ -49,14 +49,18 @@ def test_every_exact_count_is_the_printed_one_rounded_or_has_a_note():
 
 
 def test_a_row_of_words_is_counted_with_what_chance_alone_gives():
-    words = ["reproduced"] * 4 + ["consistent, wide"] * 3 + ["not reproduced"] * 13
-    assert beside.summary(words) == "reproduced 4/20, wide 3, not 13 (1 by chance)"
+    words = ["reproduced"] * 4 + ["inconclusive"] * 3 + ["not reproduced"] * 13
+    assert beside.summary(words) == (
+        "reproduced 4/20, inconclusive 3, not reproduced 13 (1 by chance)"
+    )
     assert (
         beside.summary([*["inside our interval"] * 2, "outside our interval"])
         == "inside 2/3"
     )
     mixed = beside.summary(["reproduced", "outside our interval"])
-    assert mixed == "reproduced 1/1, wide 0, not 0 (0.05 by chance), inside 0/1"
+    assert mixed == (
+        "reproduced 1/1, inconclusive 0, not reproduced 0 (0.05 by chance), inside 0/1"
+    )
     assert beside.summary(["not run", "quoted", "incomplete", "other size"]) == ""
 
 
@@ -78,31 +82,31 @@ def test_the_mean_of_a_row_is_judged_where_every_cell_is():
         for (task, best), shift in zip(printed.items(), (0.01, -0.02), strict=True)
     )
     rows = of_table_2(*above, *below)
-    assert list(rows.word) == ["not reproduced", "not reproduced"]
-    whole = beside.mean_of(rows)
+    assert list(rows.verdict) == ["not reproduced", "not reproduced"]
+    whole = beside.mean_over_tasks(rows)
     values = [[100 * one["result"]["best"] for one in of] for of in (below, above)]
     expected = apart((values[0], 91.8, 0.2), (values[1], 78.7, 0.7), decimals=3)
-    assert f"{whole['difference']:+.3f} +-{whole['half']:.3f}" == expected
-    assert whole["word"] == "reproduced"  # 1.6 below, 1.4 above
+    assert f"{whole.difference:+.3f} +-{whole.half:.3f}" == expected
+    assert whole.verdict == "reproduced"  # 1.6 below, 1.4 above
     assert beside.status(rows).endswith("; mean reproduced")
-    assert beside.mean_of(rows[:1]) is None
+    assert beside.mean_over_tasks(rows[:1]) is None
     fewer = of_table_2(*above, *below[:4])
-    assert beside.mean_of(fewer) is None
+    assert beside.mean_over_tasks(fewer) is None
     assert beside.status(fewer) == ""
 
 
 def test_fewer_seeds_than_a_verdict_needs_and_a_seed_without_its_number_are_incomplete():
     (row,) = of_table_2(*seeds(bests=(0.78, 0.79, 0.80))).itertuples()
-    assert (row.word, round(row.difference, 9)) == ("incomplete", 0.3)
+    assert (row.verdict, round(row.difference, 9)) == ("incomplete", 0.3)
     six = seeds(task="sst2", bests=(0.944, 0.945, 0.946, 0.947, 0.948, 0.946))
-    assert list(of_table_2(*six).word) == ["reproduced"]
+    assert list(of_table_2(*six).verdict) == ["reproduced"]
     # five have their number, and a sixth has none
     six[5]["result"]["protocols"]["paper"]["best"] = None
-    assert list(of_table_2(*six).word) == ["incomplete"]
+    assert list(of_table_2(*six).verdict) == ["incomplete"]
     # Without a spread of ours
-    assert list(of_table_2(*seeds(task="sst2", bests=[0.946] * 5)).word) == [
+    assert list(of_table_2(*seeds(task="sst2", bests=[0.946] * 5)).verdict) == [
         "reproduced"
     ]
-    assert list(of_table_2(*seeds(task="sst2", bests=[0.95] * 5)).word) == [
+    assert list(of_table_2(*seeds(task="sst2", bests=[0.95] * 5)).verdict) == [
         "not reproduced"
     ]

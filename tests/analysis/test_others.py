@@ -7,8 +7,16 @@ import pytest
 from ledgers import halves, instructed, ledger, lines, record
 
 from analysis import frame, tables
-from analysis.others import ABOUT, EPOCHS, METHODS, SOURCES, others, others_of, verdict
-from analysis.others import line as others_line
+from analysis.others import (
+    ABOUT,
+    EPOCHS,
+    METHODS,
+    SOURCES,
+    others,
+    range_texts,
+    report_lines,
+    reports_of,
+)
 from analysis.paper import GLUE, IMAGES, numbers
 from analysis.results import others_page
 from runs.record import CONF, ROOT
@@ -177,12 +185,12 @@ def test_three_sources_make_a_range_that_ours_is_within_or_outside():
         *((0.1, 1, 2, "outside"), (-2, -1, -0.1, "outside")),
     ):
         assert (
-            verdict(theirs.assign(less=less))
+            range_texts(theirs.assign(difference=less))
             == f"CoLA {where} what others report (62.8 to 67.0)"
         )
     assert (
-        verdict(theirs[:2].assign(less=(0, 1)))
-        == verdict(theirs.assign(less=(0, 1, math.nan)))
+        range_texts(theirs[:2].assign(difference=(0, 1)))
+        == range_texts(theirs.assign(difference=(0, 1, math.nan)))
         == ""
     )
 
@@ -191,6 +199,6 @@ def test_our_average_is_compared_where_every_task_is_complete():
     runs = [of for task in GLUE for of in lora(0.86, 0.86, task)]
     for some, less in ((runs, "86.0 (+0.0)"), (runs[5:], "86.0")):
         ours = frame.cells(frame.runs(ledger(*some)))
-        theirs = others_of("roberta_large", ["avg"], ours.assign(column=ours.task))
+        theirs = reports_of("roberta_large", ["avg"], ours.assign(column=ours.task))
         of = theirs[(theirs.source == "c3a") & (theirs.row == "lora")]
-        assert str(others_line(of, each=True)["avg"]) == less
+        assert str(report_lines(of, each=True)[0]["avg"]) == less

@@ -10,7 +10,8 @@ from ledgers import halves, ledger, lines, notes, of_metric, record, seeds
 
 from analysis import inference, stats, tables
 from analysis.frame import runs
-from analysis.stats import comparisons, interval, statistics_tables
+from analysis.paired import paired_differences
+from analysis.stats import interval, statistics_tables
 from runs.errors import UserError
 from runs.record import RESAMPLES, median_interval, write_record
 
@@ -24,8 +25,9 @@ def of(*records):
 
 
 def compared(*records, row="vera"):
-    """The comparisons, a named tuple each."""
-    return [*comparisons(of(*records), row).itertuples()]
+    """The comparisons on one task, a named tuple each."""
+    lines = paired_differences(of(*records), row)
+    return [*lines[lines.task != ""].itertuples()]
 
 
 @functools.cache
@@ -34,9 +36,9 @@ def unjudged():
     return tables.verdicts(of())
 
 
-def told(*records):
+def told(*records, **settings):
     """The tables, without verdicts."""
-    return statistics_tables(of(*records), judged=unjudged())
+    return statistics_tables(of(*records), judged=unjudged(), **settings)
 
 
 def test_the_interval_is_scipys_percentile_bootstrap_of_the_median_of_the_values_that_are_known():
@@ -72,28 +74,87 @@ def test_the_sign_test_and_the_probability_of_improvement_are_scipys():
 
 
 def test_runs_are_paired_by_task_and_seed():
-    records = [
+    rte = [
         *seeds("vera", "rte", (0.80, 0.81, 0.82)),
         *seeds("lora", "rte", (0.79, 0.82, 0.80, 0.50)),
     ]
-    records += [
+    cola = [
         *seeds("vera", "cola", (0.60, 0.61, 0.62)),
         *seeds("lora", "cola", (0.59, 0.60, 0.62)),
     ]
-    rte, cola = compared(*records)
+    first, _ = compared(*rte, *cola)
     # +1, -1, +2: seed 3 has no pair
-    assert (rte.task, rte.pairs, rte.wins, rte.losses) == ("rte", 3, 2, 1)
-    assert (rte.difference, rte.p) == (pytest.approx(1.0), 1.0)
-    assert rte.differences == pytest.approx((1, -1, 2))
-    assert (rte.low, rte.high) == pytest.approx(median_interval([1, -1, 2]))
-    # the equal one counts neither way
-    assert (cola.wins, cola.losses, cola.pairs, cola.p) == (2, 0, 3, 0.5)
-    assert rte.better == pytest.approx((1.5 + 2 + 2.5) / 9)  # of the same three seeds
-    assert {*rte.ids} == {r["id"] for r in records[:6]}
+    assert (first.task, first.pairs) == ("rte", 3)
+    assert first.differences == pytest.approx((1, -1, 2))
+    expected = scipy.stats.ttest_1samp(first.differences, 0)
+    interval = expected.confidence_interval()
+    assert (first.mean, first.p) == pytest.approx((2 / 3, expected.pvalue))
+    assert (first.low, first.high) == pytest.approx(tuple(interval))
+    assert first.better == pytest.approx((1.5 + 2 + 2.5) / 9)  # of the same three seeds
+    assert {*first.ids} == {r["id"] for r in rte[:6]}
     # texts of the first items alone are compared with such texts
-    for one in records[3:7]:
+    for one in rte[3:]:
         one["config"]["task"]["items"] = 5
-    assert [line.task for line in compared(*records)] == ["cola"]
+    assert [line.task for line in compared(*rte, *cola)] == ["cola"]
+
+
+def test_holms_correction_is_for_all_comparisons_of_a_model():
+    bests = {
+        "vera": (0.8, 0.83, 0.79),
+        "lora": (0.7, 0.72, 0.7),
+        "full": (0.8, 0.7, 0.9),
+    }
+    made = [one for row, of_row in bests.items() for one in seeds(row, "rte", of_row)]
+    other_model = [
+        *seeds("vera", "rte", (0.8, 0.9), model="minilm"),
+        *seeds("lora", "rte", (0.7, 0.9), model="minilm"),
+    ]
+    lines = paired_differences(of(*made, *other_model), "vera").set_index(
+        ["model", "other"]
+    )
+    p = lines.p["roberta_base"]
+    assert lines.holm["roberta_base", "lora"] == pytest.approx(2 * p["lora"])
+    assert lines.holm["roberta_base", "full"] == pytest.approx(p["full"])
+    assert lines.holm["minilm", "lora"] == lines.p["minilm", "lora"]
+
+
+def test_the_sign_test_and_the_median_come_on_request():
+    made = [
+        *seeds("vera", "rte", (0.80, 0.81, 0.82)),
+        *seeds("lora", "rte", (0.79, 0.82, 0.80)),
+    ]
+    usual, more = told(*made)[1], told(*made, more=True)[1]
+    assert usual.header == [
+        "difference",
+        "task",
+        "pairs",
+        "mean",
+        "95% CI",
+        "p",
+        "p (Holm)",
+    ]
+    (line,) = lines(more)
+    added = [line[name] for name in more.header[len(usual.header) :]]
+    low, high = median_interval([1, -1, 2])
+    assert added == [
+        "2",
+        "1",
+        "0",
+        "+1.0",
+        f"{low:+.1f} to {high:+.1f}",
+        "1.000",
+        "0.67",
+    ]
+
+
+def test_one_row_has_its_own_cells_and_its_comparisons_alone():
+    made = [*seeds("vera"), *seeds("lora"), *seeds("full"), *seeds("lora", "cola")]
+    cells, compared_with = told(*made, row="full", alone=True)
+    assert [line["method"] for line in lines(cells)] == ["full"]
+    assert [line["difference"] for line in lines(compared_with)] == [
+        "full minus LoRA r=8",
+        "full minus VeRA r=1024",
+    ]
 
 
 def test_statistics_name_what_they_leave_out():
@@ -106,7 +167,9 @@ def test_statistics_name_what_they_leave_out():
     assert "nan: 1 run that finished without the number" in notes(table)
     full = [one | {"data": one["data"] | {"content": "other"}} for one in seeds("full")]
     _, table = told(*seeds("vera"), *seeds("lora"), *full)
-    assert [line["against"] for line in lines(table)] == ["LoRA r=8"]
+    assert [line["difference"] for line in lines(table)] == [
+        "VeRA r=1024 minus LoRA r=8"
+    ]
     assert table.notes[2].endswith("full on rte.")
 
 
@@ -121,13 +184,13 @@ def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     for r in (*records, *gone):
         r["result"] |= of_metric("perplexity")
     (line,) = compared(*records)
-    assert (line.wins, line.losses, line.difference) == (2, 0, pytest.approx(0.4))
+    assert line.differences == pytest.approx((0.5, 0.3))
     cells, table = told(*records)
     # The last epoch's, with two decimals: they lie close
     assert [line["median"] for line in lines(cells)] == ["3.44", "3.04"]
-    assert lines(table)[0]["difference"] == "+0.40"
+    assert lines(table)[0]["mean"] == "+0.40"
     (line,) = compared(*gone)
-    assert (line.differences, line.wins, line.losses) == ((0.0,), 0, 0)
+    assert line.differences == (0.0,)
     assert lines(told(*gone)[0])[0]["median"] == "inf"
 
 
@@ -181,7 +244,7 @@ def test_the_command_prints_statistics_of_a_part_or_refuses_in_one_line(
     assert main("table2", "task=rte") == 0
     text, there = (
         capsys.readouterr().out,
-        ["77.0 to 80.0", "0.062 (smallest)", "| consistent, wide |"],
+        ["77.0 to 80.0", "VeRA r=1024 minus LoRA r=8", "inconclusive"],
     )
     assert [word in text for word in (*there, "cola")] == [True, True, True, False]
     for words, message in (

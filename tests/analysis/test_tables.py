@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-import yaml
 from ledgers import (
     apart,
     asked,
@@ -30,14 +29,14 @@ from ledgers import (
 
 from analysis import tables
 from analysis.facts import FACTS, NUMBERS, Fact
-from analysis.frame import reported_cells, runs
+from analysis.frame import COST_CONDITIONS, mark_left_out, reported_cells, runs
 from analysis.others import others
 from analysis.render import TIDY, Number, Table, render
 from analysis.tables import formulas
 from analysis.tables.__main__ import main
 from analysis.tables.specs import specs
 from runs.errors import UserError
-from runs.record import ROOT, write_record
+from runs.record import read_study, study_folders, write_record
 from runs.sweep.display import result_words
 
 pytestmark = pytest.mark.properties
@@ -438,7 +437,7 @@ def test_csv_is_one_frame_of_numbers_for_the_whole_command():
         80.0,
         5,
         5,
-        "consistent, wide",
+        "inconclusive",
     )
     assert line["spread"] == pytest.approx(statistics.stdev([80, 75, 90, 70, 85]))
     assert len(line["ids"].split()) == 5
@@ -480,13 +479,8 @@ def test_a_column_of_any_number_of_a_run_is_added_by_one_line(
         main([*own, "columns=energy_w"])
 
 
-def test_every_key_of_a_table_is_one_that_is_read():
-    parts = [vars(spec) for parts in specs().values() for spec in parts]
-    defaults = yaml.safe_load(
-        (ROOT / "analysis" / "tables" / "specs.yaml").read_text()
-    )["defaults"]
+def test_every_table_with_records_has_a_specification():
     assert {*specs()} == {"", *tables.TABLES} - {*tables.WITHOUT_RECORDS}
-    assert all(part.keys() <= {*defaults, "runs", "bench", "name"} for part in parts)
 
 
 def test_latex_is_booktabs():
@@ -507,44 +501,135 @@ def test_latex_is_booktabs():
 
 
 def against(name, *records):
-    """The differences to LoRA in a table of MiniLM, by method; a note says what they
-    are."""
-    (table,) = tables.make(name, ledger(*records), against="lora", models=["minilm"])
-    assert "against lora: the mean difference over pairs" in notes(table)
-    return {row[0]: row[table.header.index("against lora")] for row in table.rows}
+    """The lines that against=lora adds to a table of MiniLM, by their texts."""
+    *_, table = tables.make(name, ledger(*records), against="lora", models=["minilm"])
+    assert table.title == "minilm: each method minus LoRA r=8"
+    return {
+        (row[0], row[1]): dict(zip(table.header, row, strict=True))
+        for row in table.rows
+    }
 
 
-def test_each_row_has_its_mean_difference_to_another_with_students_interval(tmp_path):
-    def of(x, y, task="rte"):
-        return [
-            *seeds("vera", task, x, model="minilm"),
-            *seeds("lora", task, y, model="minilm"),
-        ]
+def two_rows(x, y, task="rte"):
+    """Runs of VeRA and of LoRA on MiniLM."""
+    return [
+        *seeds("vera", task, x, model="minilm"),
+        *seeds("lora", task, y, model="minilm"),
+    ]
 
+
+def test_each_row_minus_another_has_students_mean_interval_and_p():
     x, y = (0.80, 0.83, 0.79, 0.81), (0.78, 0.82, 0.80, 0.75)
-    records, differences = (
-        of(x, (*y, 0.9)),
-        [100 * (a - b) for a, b in zip(x, y, strict=True)],
-    )
+    differences = [100 * (a - b) for a, b in zip(x, y, strict=True)]
+    found = against("table2", *two_rows(x, (*y, 0.9)))
+    ((name, task), line), *more = found.items()
+    assert (name, task, more) == ("VeRA r=1024 minus LoRA r=8", "rte", [])
+    assert line["pairs"].value == 4
+    assert line["mean"].value == pytest.approx(statistics.fmean(differences))
+    test = scipy.stats.ttest_1samp(differences, 0)
+    interval = line["95% CI"]
+    assert (interval.value, interval.high) == pytest.approx(test.confidence_interval())
+    assert line["p"].value == line["p (Holm)"].value == pytest.approx(test.pvalue)
+
+
+def test_over_several_tasks_each_counts_once():
+    records = two_rows((0.80, 0.83), (0.78, 0.82))
+    records += two_rows((0.9, 0.9, 0.7), (0.8, 0.7, 0.6), "mrpc")
     found = against("table2", *records)
-    assert found["LoRA r=8"] == "-"
-    assert found["VeRA r=1024"].value == pytest.approx(statistics.fmean(differences))
-    half = scipy.stats.t.ppf(0.975, 3) * statistics.stdev(differences) / 2
-    assert found["VeRA r=1024"].spread == pytest.approx(half)
-    # Over two tasks: the mean of their differences; in a table without that row, too
-    two = against("table2", *records, *of((0.9, 0.9), (0.8, 0.7), "mrpc"))
-    assert two["VeRA r=1024"].value == pytest.approx(
-        (statistics.fmean(differences) + 15.0) / 2
-    )
-    unique = seeds("vera_unique", bests=(0.9, 0.9, 0.9, 0.9), model="minilm")
-    assert all(
-        isinstance(entry, Number)
-        for entry in against("table7", *records, *unique).values()
-    )
-    for one in records:
+    assert [task for _, task in found] == ["rte", "mrpc", "all 2"]
+    *each, whole = found.values()
+    means = [line["mean"].value for line in each]
+    assert means == pytest.approx([1.5, 40 / 3])
+    assert whole["mean"].value == pytest.approx(statistics.fmean(means))
+    low, high = scipy.stats.ttest_1samp(means, 0).confidence_interval()
+    interval = whole["95% CI"]
+    assert (interval.value, interval.high) == pytest.approx((low, high))
+
+
+def test_a_row_that_is_not_in_the_table_can_be_compared_with():
+    records = two_rows((0.80, 0.83), (0.78, 0.82))
+    unique = seeds("vera_unique", bests=(0.9, 0.9), model="minilm")
+    names = [name for name, _ in against("table7", *records, *unique)]
+    assert names == ["VeRA r=1024 minus LoRA r=8", "vera_unique minus LoRA r=8"]
+
+
+def test_a_row_without_records_is_not_compared_with(tmp_path):
+    for one in two_rows((0.8,), (0.7,)):
         write_record(tmp_path, one)
     with pytest.raises(UserError, match=r"no row 'lorra'.*Did you mean lora"):
         main(["table2", "against=lorra", f"output={tmp_path}", "published=false"])
+
+
+# --- what may stand in one column
+
+
+def test_scores_that_were_measured_differently_are_never_in_one_column(published):
+    """Of every table, by the runs of each number: one way of measuring a task, and one
+    device, precision and data size of a cost."""
+    costs = {"s/run": "seconds", "minutes": "seconds", "GB": "peak_memory_bytes"}
+    measurement = published.set_index("id").measurement
+    about = published.set_index("id")[["task", *COST_CONDITIONS]]
+    for name in ("", *tables.TABLES):
+        if name in tables.WITHOUT_RECORDS:
+            continue
+        for table in tables.made(name, published):
+            for place, column in enumerate(table.header):
+                entries = [row[place] for row in table.rows]
+                numbers = [of for of in entries if isinstance(of, Number) and of.ids]
+                if column in costs:
+                    tasks = [about.loc[[*of.ids]] for of in numbers]
+                    assert len({(*map(tuple, unique(of)),) for of in tasks}) < 2
+                elif column in table.tasks:
+                    ids = [run for of in numbers for run in of.ids]
+                    ways = {str(measurement[run]) for run in ids}
+                    assert len(ways) < 2, (name, table.title, column, ways)
+
+
+def unique(frame):
+    """The distinct rows of a frame, in one order."""
+    return sorted(frame.drop_duplicates().itertuples(index=False), key=str)
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The runs that the project has published."""
+    ledgers = [read_study(folder) for folder in study_folders()]
+    frames = [runs(one) for one in ledgers]
+    return mark_left_out(pd.concat(frames, ignore_index=True).drop_duplicates("id"))
+
+
+def test_two_ways_of_measuring_are_two_columns_beside_the_papers_number():
+    """The paper's number stands in both, and the average has neither."""
+    small = [record("lora", "rte", seed, 0.7) for seed in range(5)]
+    for one in small:
+        one["data"] = one["data"] | {"train_rows": 1000}
+        one["config"]["task"] |= {"train_rows": 1000}
+    table = part("table2", *complete(), *small, *complete("full"))
+    columns = [column for column in table.header if column.startswith("RTE")]
+    assert columns == ["RTE, 10 training rows", "RTE, 1,000 training rows"]
+    printed = lines(table, "paper")[-1]
+    assert printed[columns[0]] == printed[columns[1]] == "78.7 +-0.7"
+    by_method = {line["method"]: line for line in lines(table, "ours")}
+    assert by_method["VeRA r=1024"][columns[1]] == "-"
+    assert by_method["LoRA r=8"][columns[0]] == "-"
+    assert by_method["LoRA r=8"][columns[1]] == "70.0 +-0.0"
+    assert by_method["LoRA r=8"]["Avg"] == "-"
+    found = notes(table)
+    assert "trained on 1,000 rows and evaluated on 10 (lora on rte)" in found
+
+
+def test_a_cost_is_shown_for_rows_that_share_what_it_depends_on():
+    made = [record(row, task) for row in ("vera", "lora") for task in ("rte", "cola")]
+    for number, one in enumerate(made):
+        one["cost"]["train_seconds"] = 10.0 * number
+    extra = record("full", "rte")
+    (table,) = tables.make("", ledger(*made, extra))
+    shown = {row[0]: row[table.header.index("s/run")] for row in table.texts}
+    # With evaluation, the mean of both tasks.
+    assert shown == {"VeRA r=1024": "6.0", "LoRA r=8": "26", "full": "-"}
+    assert "s/run: shown for rows that share tasks" in notes(table)
+    (table,) = tables.make("", ledger(*made))
+    assert "s/run: shown" not in notes(table)
 
 
 # --- forgetting
@@ -583,7 +668,7 @@ def test_forgetting_is_the_median_change_of_the_seeds_that_measured_it_on_one_te
     assert {
         one["forgetting"] for of in ("paper", "difference") for one in lines(table, of)
     } == {""}
-    about = "(shipped, 617 tokens), after the last epoch less that of the base model (3.000 to 3.100)"
+    about = "(shipped, 617 tokens) after the last epoch minus the base model's (3.000 to 3.100)"
     assert about in notes(table)
     assert "forgetting on another text, not shown: full." in table.notes
     (row,) = [row for row in table.rows if row[0] == "VeRA r=1024"]
@@ -666,7 +751,7 @@ def test_exact_answers_have_a_column_for_each_part_and_an_average_of_all():
     parts = dict.fromkeys(specs()["commonsense"][0].columns, 60.0) | {"boolq": 68.0}
     del parts["commonsense"]
     whole = exact("lora", 0, "commonsense", "llama_7b", beams=4, **parts)
-    few = exact("vera", 0, "commonsense", "llama_7b", unread=12.0, boolq=70.0)
+    few = exact("vera", 0, "commonsense", "llama_7b", beams=4, unread=12.0, boolq=70.0)
     table = part("commonsense", whole, few, model="llama_7b")
     shown = [
         [line[key] for key in ("BoolQ", "OBQA", "Avg", "unread")]
@@ -679,6 +764,10 @@ def test_exact_answers_have_a_column_for_each_part_and_an_average_of_all():
     assert (
         lines(table, "ours")[0]["status"] == "ours, loss on prompt and answer, 4 beams"
     )
+    # Texts that were decoded in another way are in columns of their own.
+    greedy = exact("full", 0, "commonsense", "llama_7b", beams=1, boolq=50.0)
+    table = part("commonsense", whole, few, greedy, model="llama_7b")
+    assert "BoolQ, beams=1" in table.header
 
 
 def test_a_diverged_seed_has_no_right_answer_and_others_stand_beside():

@@ -13,15 +13,15 @@ import pytest
 from tiers import sample
 
 from analysis import figures, tables
-from analysis.beside import WORDS
+from analysis.beside import VERDICTS
 from analysis.command import own_and_published
 from analysis.frame import reported_cells, runs
-from analysis.inference import mean_of
+from analysis.inference import mean_of, sign_test
+from analysis.paired import paired_differences
 from analysis.render import Number, Table, render
 from analysis.results.findings import findings as found_findings
 from analysis.results.templates import macros
-from analysis.stats import MODELS, cell_words
-from analysis.stats import comparisons as compared
+from analysis.stats import MODELS, verdicts_by_runs
 from nets.golden import read_lines, same_lines
 from nets.made import made_ledger
 from runs.record import PUBLISHED, TEXT_SCORES, Record, median_interval, read_ledger
@@ -98,7 +98,7 @@ def test_verdicts(which, judged):
     same_lines("verdicts.jsonl", lines if which == "made" else ours, ledger=which)
     assert which != "made" or words | {
         line["word"] for line in read_lines("cells.jsonl")
-    } >= {*WORDS}
+    } >= {*VERDICTS}
 
 
 @pytest.mark.parametrize("which", LEDGERS)
@@ -193,7 +193,7 @@ def cells(frame: pd.DataFrame, judged: pd.DataFrame) -> Lines:
     seed, the number that its table reports over them (None: unknown), and what they
     cost, as medians."""
     shown = {cell.ids: cell for cell in reported_cells(frame).itertuples()}
-    words = cell_words(frame, judged)
+    words = verdicts_by_runs(frame, judged)
     results = frame[frame.kind == "result"]
     # of a wide frame each look is slow
     scored = results.sort_values("seed")[["id", "texts", *TEXT_SCORES]]
@@ -265,18 +265,18 @@ def printed_verdicts(judged: pd.DataFrame) -> Lines:
     for names, group in judged.groupby(key, sort=False):
         line: dict[str, Any] = dict(zip(key, names, strict=True))
         for of in group.itertuples():
-            ran = of.ran and of.word != "quoted"
-            judged = ran and of.word not in ("incomplete", "other size")
+            ran = of.ran and of.verdict != "quoted"
+            judged = ran and of.verdict not in ("incomplete", "other size")
             ours, theirs = (
                 [none(of.ours), int(of.n)] if ran else [None, 0],
                 [of.value, none(of.spread)],
             )
-            apart = none(of.difference) if ran and of.word != "other size" else None
+            apart = none(of.difference) if ran and of.verdict != "other size" else None
             half, margin = (
                 none(float(of.half)) if judged else None,
                 of.margin if ran else 1.0,
             )
-            line[of.column] = [of.word, *ours, *theirs, apart, half, margin]
+            line[of.column] = [of.verdict, *ours, *theirs, apart, half, margin]
         yield line
 
 
@@ -326,23 +326,25 @@ def comparison_line(one: Any, words: Any) -> dict[str, Any]:
 
 def comparisons(frame: pd.DataFrame) -> Lines:
     """VeRA against every other row, by task and over tasks."""
-    for line in compared(frame).itertuples():
-        mean, known = mean_of(line.differences), len(line.differences) > 1
+    lines = paired_differences(frame, "vera")
+    for line in lines[lines.task != ""].itertuples():
+        differences, known = pd.Series(line.differences), line.pairs > 1
+        ends = median_interval(line.differences) or ()
         yield {
             "model": line.model,
             "other": line.other,
             "task": line.task,
-            "pairs": [line.pairs, line.wins, line.losses],
-            "median": [
-                value
-                for value in (line.difference, line.low, line.high)
-                if value == value
+            "pairs": [
+                line.pairs,
+                int((differences > 0).sum()),
+                int((differences < 0).sum()),
             ],
-            "p": line.p,
+            "median": [float(differences.median()), *ends],
+            "p": sign_test(differences),
             "better": line.better,
-            "mean": float(pd.Series(line.differences).mean()),
-            "two-sided": mean.interval() if known else None,
-            "one-sided": mean.interval(0.9) if known else None,
+            "mean": line.mean,
+            "two-sided": [line.low, line.high] if known else None,
+            "one-sided": mean_of(differences).interval(0.9) if known else None,
         }
 
 

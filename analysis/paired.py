@@ -1,0 +1,187 @@
+"""Two rows compared by the differences of runs of one seed: the one paired analysis
+that statistics, tables (against=) and study pages print."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.frame import mark_left_out, pairs, reported
+from analysis.inference import Mean, holm, improvement, mean_of, sign_test
+from analysis.notes import enumeration
+from analysis.render import Entry, Number, Table, of_runs
+from runs.record import median_interval, plural
+
+#: The score of a table in points has one decimal. Others are not averaged over tasks.
+DIGITS_OF_POINTS = 1
+#: The columns of `paired_differences`.
+COLUMNS = [
+    "model",
+    "task",
+    "other",
+    "left",
+    "right",
+    "pairs",
+    "differences",
+    "mean",
+    "low",
+    "high",
+    "p",
+    "holm",
+    "better",
+    "digits",
+    "ids",
+]
+
+
+def paired_differences(
+    runs: pd.DataFrame, row: str, as_reference: bool = False
+) -> pd.DataFrame:
+    """A row minus every other row of its model, on each task where both have runs of
+    one seed that were measured on the same, and over all of its tasks.
+
+    as_reference: every other row minus it instead. Positive: the first is better, also
+    for scores of which lower is better.
+
+    Columns: model; task ("" over tasks); other, the other row; left, right: the labels;
+    differences, by seed (or by task), and how many pairs they are; their mean with its
+    95% interval (low, high) and p by Student's t; holm, p by Holm's correction for all
+    comparisons of the model, those over tasks apart; better, P(left > right); digits;
+    ids."""
+    both = pairs(reported(mark_left_out(runs)), row)
+    both = both.sort_values(["model", "row_other"], kind="stable")
+    if as_reference:
+        swapped = {"x": "y", "y": "x", "label": "label_other", "label_other": "label"}
+        both = both.rename(columns=swapped).assign(difference=-both.difference)
+    lines = list[dict[str, Any]]()
+    for model, of_model in both.groupby("model", sort=False):
+        tasks = of_model.task.nunique()
+        by_task = [*_by_task(of_model)]
+        over_tasks = [*_over_tasks(by_task, tasks)]
+        for group in (by_task, over_tasks):
+            corrected = holm([line["p"] for line in group])
+            for line, p in zip(group, corrected, strict=True):
+                lines.append(line | {"model": model, "holm": float(p)})
+    return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def _by_task(both: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The comparisons of a model on each task."""
+    for (other, task), group in both.groupby(["row_other", "task"], sort=False):
+        group = group.sort_values("seed", kind="stable")
+        differences = tuple(group.difference)
+        yield {
+            "task": task,
+            "other": other,
+            "left": group.label.iloc[0],
+            "right": group.label_other.iloc[0],
+            "pairs": len(differences),
+            "differences": differences,
+            **_student(mean_of(differences)),
+            "better": improvement(group.x, group.y),
+            "digits": int(group.digits.min()),
+            "ids": (*group.id, *group.id_other),
+        }
+
+
+def _over_tasks(by_task: list[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
+    """The mean over tasks for each other row that has all of them, of several, in
+    points. It varies as the tasks' means do."""
+    frame = pd.DataFrame(by_task, columns=COLUMNS)
+    for other, group in frame.groupby("other", sort=False):
+        in_points = (group.digits == DIGITS_OF_POINTS).all()
+        if count < 2 or len(group) < count or not in_points:
+            continue
+        yield {
+            "task": "",
+            "other": other,
+            "left": group.left.iloc[0],
+            "right": group.right.iloc[0],
+            "pairs": count,
+            "differences": tuple(group["mean"]),
+            **_student(mean_of(group["mean"])),
+            "better": np.nan,
+            "digits": DIGITS_OF_POINTS,
+            "ids": tuple(group.ids.sum()),
+        }
+
+
+def _student(mean: Mean) -> dict[str, float]:
+    low, high = mean.interval()
+    return {
+        "mean": float(mean.mean),
+        "low": float(low),
+        "high": float(high),
+        "p": float(mean.p()),
+    }
+
+
+# --- as a table
+
+
+def comparison_table(lines: pd.DataFrame, title: str, more: bool = False) -> Table:
+    """Comparisons of one model as a table. more: with the counts, the median with its
+    bootstrap interval, the sign test and P(better)."""
+    rows = [_table_line(line, more) for line in lines.itertuples()]
+    over_tasks = int((lines.task == "").sum())
+    corrected = f"{plural(len(lines) - over_tasks, 'comparison')} on one task"
+    means = "Mean differences in pairs of runs of one seed"
+    if over_tasks:
+        corrected += f" and, apart, for the {over_tasks} over tasks"
+        means += " (over tasks: of the tasks' means)"
+    notes = [
+        f"{means}, by Student's t. Positive: the first row is better.",
+        f"p (Holm) is corrected for the {corrected}. How to read it: docs/statistics.md.",
+    ]
+    return Table.of(title, rows, notes, lines.model.iloc[0])
+
+
+def _table_line(line: Any, more: bool) -> dict[str, Entry]:
+    """One comparison. line: a row of `paired_differences`."""
+    signed: Any = {"ids": line.ids, "decimals": line.digits, "sign": True}
+    entries: dict[str, Entry] = {
+        "difference": f"{line.left} minus {line.right}",
+        "task": line.task or f"all {line.pairs}",
+        "pairs": Number(line.pairs, form="count", ids=line.ids),
+        "mean": of_runs(line.mean, **signed),
+        "95% CI": of_runs(line.low, high=line.high, **signed),
+        "p": of_runs(line.p, line.ids, form="p"),
+        "p (Holm)": of_runs(line.holm, line.ids, form="p"),
+    }
+    return entries | _further(line) if more else entries
+
+
+def _further(line: Any) -> dict[str, Entry]:
+    """What more=true adds to a comparison."""
+    differences = pd.Series(line.differences)
+    won, lost = int((differences > 0).sum()), int((differences < 0).sum())
+    counts = {"won": won, "lost": lost, "equal": len(differences) - won - lost}
+    entries: dict[str, Entry] = {
+        name: Number(count, form="count", ids=line.ids)
+        for name, count in counts.items()
+    }
+    low, high = median_interval([*differences]) or (None, np.nan)
+    signed: Any = {"ids": line.ids, "decimals": line.digits, "sign": True}
+    entries["median"] = of_runs(differences.median(), **signed)
+    entries["95% of median"] = of_runs(low, high=high, **signed)
+    entries["p (sign test)"] = of_runs(sign_test(differences), line.ids, form="p")
+    entries["P(better)"] = of_runs(line.better, line.ids, decimals=2)
+    return entries
+
+
+def not_compared(cells: pd.DataFrame, lines: pd.DataFrame, row: str) -> list[str]:
+    """A note on the rows of a model that have no pair with a row, if there are any.
+    cells: those of the model."""
+    compared = set(zip(lines.other, lines.task, strict=True))
+    tasks = cells[cells.row == row].task
+    others = cells[cells.task.isin(tasks) & (cells.row != row)]
+    names = [
+        f"{cell.label} on {cell.task}"
+        for cell in others.itertuples()
+        if (cell.row, cell.task) not in compared
+    ]
+    if not names:
+        return []
+    reason = "Not compared, as no seed has the same data and protocol"
+    return [f"{reason}: {enumeration(names, 'cells')}."]

@@ -1,0 +1,170 @@
+"""The columns of a table beside its scores: facts of a row, costs and forgetting."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.facts import FACTS
+from analysis.frame import COSTS, in_cells, rows_sharing
+from analysis.render import NONE, Cell, Entry, Number, diverged, of_runs
+from analysis.tables.spec import Spec
+from runs.errors import UserError
+
+#: Columns of a row that say the same on each of its tasks.
+CONSTANTS = {
+    "adapter_bytes",
+    *(name for name, fact in FACTS.items() if fact.per_cell == "first"),
+}
+
+
+@dataclass
+class SideColumns:
+    """The columns beside the scores of one model's table.
+
+    of_cells: columns of a row's first cell. of_rows: numbers of all of a row's runs.
+    runs: those of the table. forgotten: those that measured forgetting on the text of
+    most; elsewhere: the labels of those on another text. same_tasks, same_costs: the
+    rows whose numbers over tasks, and costs, may be compared (`rows_sharing`)."""
+
+    of_cells: Mapping[str, Mapping[str, Any]]
+    of_rows: Mapping[str, Mapping[str, Any]]
+    runs: pd.DataFrame
+    forgotten: pd.DataFrame
+    elsewhere: list[str]
+    same_tasks: set[str]
+    same_costs: set[str]
+
+    @classmethod
+    def of(
+        cls,
+        spec: Spec,
+        columns: Sequence[str],
+        runs: pd.DataFrame,
+        cells: pd.DataFrame,
+    ) -> "SideColumns":
+        """The side columns of a table. columns: further numbers of `frame.runs`."""
+        shown = in_cells(runs, cells)
+        measured = shown[:0]
+        if spec.has_forgetting:
+            measured = shown[shown.forgetting.notna()]
+        usual = measured.forgetting_text.mode()[:1]
+        forgotten = measured[measured.forgetting_text.isin(usual)]
+        others = measured[~measured.row.isin(forgotten.row)]
+        return cls(
+            spec.more,
+            {**spec.costs, **{name: {"name": name} for name in columns}},
+            shown,
+            forgotten,
+            list(dict.fromkeys(others.label)),
+            rows_sharing(cells, ["measured_apart"]),
+            rows_sharing(cells, ["conditions"]),
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The columns in their order."""
+        forgetting = ["forgetting"] if len(self.forgotten) else []
+        return [*self.of_cells, *self.of_rows, *forgetting]
+
+    def entries(self, own: Sequence[Cell], is_first: bool) -> dict[str, Entry]:
+        """The entries of a line of ours, by the keys of the table's lines. Further
+        lines of a row repeat nothing of the row."""
+        ids = {run for cell in own for run in cell.ids}
+        runs = self.runs[self.runs.id.isin(ids)]
+        found = {
+            name: cell_number(own[0], runs, **settings)
+            for name, settings in self.of_cells.items()
+        }
+        if is_first:
+            for name, settings in self.of_rows.items():
+                found[name] = self._row_number(runs, **settings)
+            if len(self.forgotten):
+                found["forgetting"] = self._forgetting(runs)
+        return {f"+{name}": entry for name, entry in found.items()}
+
+    def _row_number(self, runs: pd.DataFrame, name: str, form: str = "") -> Entry:
+        """The mean over a row's tasks of the median of a number of its runs that did
+        not diverge; "-" where other rows have other tasks or, of costs, ran on other
+        hardware or data."""
+        by_task = _medians(runs, name)
+        if name in CONSTANTS:
+            is_shown = by_task.nunique() == 1
+        else:
+            comparable = self.same_costs if name in COSTS else self.same_tasks
+            is_shown = runs.row.iloc[0] in comparable
+        value = float(by_task.mean()) if is_shown else math.nan
+        form = form or FACTS[name].form
+        if form == "bytes" and value == 0:
+            return NONE
+        return of_runs(value, runs.id, form=form)
+
+    def cost_notes(self) -> list[str]:
+        """Why a cost is not shown, if one is not."""
+        costs = [
+            name
+            for name, settings in {**self.of_cells, **self.of_rows}.items()
+            if settings.get("name", settings.get("of")) in COSTS
+        ]
+        if not costs or self.same_costs >= {*self.runs.row}:
+            return []
+        names = " and ".join(costs)
+        return [
+            f"{names}: shown for rows that share tasks, data sizes, precision and device"
+            " with most others."
+        ]
+
+    def _forgetting(self, runs: pd.DataFrame) -> Entry:
+        """What these runs have forgotten."""
+        known = self.forgotten[self.forgotten.id.isin(runs.id)].forgetting
+        if known.empty:
+            return NONE
+        middle, spread = float(known.median()), float(known.std())
+        ids = tuple(runs.id)
+        return Number(
+            middle, spread, len(known), len(ids), decimals=3, sign=True, ids=ids
+        )
+
+
+def cell_number(
+    cell: Cell, runs: pd.DataFrame, of: str, seeds: bool = False, **how: Any
+) -> Entry:
+    """A column of `frame.cells`. seeds: nan where a seed has none."""
+    value = getattr(cell, of)
+    if isinstance(value, str) or value is None:
+        return str(value)
+    if not seeds:
+        return of_runs(value, runs.id, **how)
+    mark = diverged(cell) if of == "median" else ""
+    return Number(value, n=cell.n, wanted=cell.wanted, mark=mark, ids=cell.ids)
+
+
+def _medians(runs: pd.DataFrame, name: str) -> pd.Series:
+    """The median of a number on each task, over the runs that did not diverge, unless
+    all did."""
+    is_diverged = runs.diverged.astype(bool)
+    finished = runs[~is_diverged | is_diverged.all()]
+    try:
+        return pd.to_numeric(finished[name]).groupby(finished.task).median()
+    except (ValueError, TypeError):
+        raise UserError(f"columns={name}: {name} is no number of a run") from None
+
+
+def forgetting_notes(columns: SideColumns) -> list[str]:
+    """What the column of forgetting shows."""
+    if columns.forgotten.empty:
+        return []
+    first = columns.forgotten.iloc[0]
+    losses = columns.forgotten.forgetting_before.astype(float)
+    ends = dict.fromkeys(f"{loss:.3f}" for loss in (losses.min(), losses.max()))
+    points = [
+        f"forgetting: cross-entropy on other text ({first.forgetting_name},"
+        f" {first.forgetting_tokens:.0f} tokens) after the last epoch minus the base"
+        f" model's ({' to '.join(ends)}), nats per token; lower is better."
+    ]
+    if columns.elsewhere:
+        labels = ", ".join(columns.elsewhere)
+        points.append(f"forgetting on another text, not shown: {labels}.")
+    return points

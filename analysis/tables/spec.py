@@ -1,0 +1,194 @@
+"""What a table of cells is, and what its cells are. specs.py has the kinds of
+tables."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from analysis.frame import (
+    KEY,
+    MEDIANS,
+    cells,
+    in_cells,
+)
+from analysis.notes import SELECTED
+from analysis.paper import DECIMALS, GLUE, LLAMAS
+from analysis.render import Cell, Entry, Number, number
+from runs.record import TEXT_SCORES, in_conf
+
+
+@dataclass(frozen=True)
+class View:
+    """The runs that a table is made from, and how.
+
+    select: how the epoch is chosen (paper, crossfit or half). seeds: of a complete cell
+    (None: the table's). tasks, models: those that are shown (empty: all). whose: whose
+    runs these are. others: what independent groups report below a row of the paper
+    (true: a line; all: a line each). columns: further numbers of `frame.runs`."""
+
+    runs: pd.DataFrame
+    select: str = "paper"
+    seeds: int | None = None
+    tasks: Sequence[str] = ()
+    models: Sequence[str] = ()
+    whose: str = "ours"
+    others: str = "false"
+    columns: Sequence[str] = ()
+
+
+@dataclass(kw_only=True)
+class Spec:
+    """A part of a table. specs.yaml explains its fields. Its cells are those of the
+    metric."""
+
+    name: str
+    runs: str
+    title: str = ""
+    other_title: str = "{0}"
+    models: dict[str, str]
+    columns: dict[str, str]
+    seeds: int = 5
+    middle: str = "median"
+    values: dict[str, str] = field(default_factory=dict)
+    skips_missing: bool = False
+    has_spread: bool = True
+    head: Sequence[str] = ("method", "source", "params")
+    more: dict[str, dict[str, Any]] = field(default_factory=dict)
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tail: Sequence[str] = ("status",)
+    required: Sequence[str] = ()
+    incomplete: str = "incomplete"
+    row_order: Sequence[str] | None = ()
+    part: str = ""
+    is_ablation: bool = False
+    row_names: dict[str, str] = field(default_factory=dict)
+    quoted: dict[str, str] = field(default_factory=dict)
+    compared: str = ""
+    tasks: dict[str, str] = field(default_factory=dict)
+    description: Any = ""
+    has_reports: bool = False
+    has_forgetting: bool = False
+    average: str = ""
+    bench: str = ""
+
+    def belonging(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """Its runs, finished or not."""
+        known = {"glue": [*GLUE], "llamas": [*LLAMAS], "names": [*self.row_names]}
+        return runs.query(self.runs, local_dict=known, engine="python")
+
+    def parts(self, view: View) -> list[View]:
+        """The views of which each has tables of its own: one of its runs."""
+        return [replace(view, runs=self.belonging(view.runs))]
+
+    def frame(self, view: View) -> pd.DataFrame:
+        """The long frame of the table: its cells, with the column of the table that
+        each stands in."""
+        return place_in_columns(self.cells(view))
+
+    def cells(self, view: View) -> pd.DataFrame:
+        """The cells of its runs with their column, by default the task, and the variant
+        of the row's line."""
+        seeds = view.seeds or self.seeds
+        if self.values:
+            made = cells(view.runs, self.numbers, seeds)
+            return made.assign(column_label=made.column)
+        select = "value" if view.select == "paper" else view.select
+        return columns_of_tasks(cells(view.runs, select, seeds))
+
+    def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """The numbers of each run by column, for `frame.cells`."""
+        known = runs[[*MEDIANS, *TEXT_SCORES, "steps"]].astype(float)
+        evaluated = {column: known.eval(text) for column, text in self.values.items()}
+        each = pd.DataFrame(evaluated, runs.index)
+        return melted(each).assign(variant="")
+
+    def compares(self, cells: pd.DataFrame) -> pd.DataFrame:
+        """Those of its cells that stand beside the paper's."""
+        return cells[cells.variant.astype(str).str.fullmatch(self.compared)]
+
+    def entry(self, cell: Cell, verdict: str) -> Entry:
+        """A cell as a number of the table."""
+        digits = DECIMALS.get(cell.column, 1)
+        made = number(cell, self.middle, digits, verdict, self.skips_missing)
+        if isinstance(made, Number) and not self.has_spread:
+            return replace(made, spread=math.nan)
+        return made
+
+    def describe(self, view: View, cells: pd.DataFrame) -> str:
+        """What its numbers are."""
+        epochs = " or ".join(sorted({*cells.reported})) or "reported"
+        middles = f"{self.middle.capitalize()}s over seeds"
+        selected = SELECTED.get(view.select, "")
+        if not selected:
+            usual = f"{middles} of the {epochs} epoch, +- sample standard deviation."
+            return str(self.description or usual)
+        if self.values or (epochs == "last" and view.select == "crossfit"):
+            selected = "select= changes nothing here: the last epoch is reported."
+        return f"{self.description or f'{middles}.'} {selected}"
+
+    def deviations(self, runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+        """How it differs from the paper's, beside its runs' own deviations: rows whose
+        size this project chose; other numbers of images per class than the paper's 10;
+        why scores are missing, such as without Java."""
+        ran = {*zip(cells.model, cells.row, strict=True)}
+        points = [
+            f"{entry['method']}: size and rates chosen here, with {entry['count']:,}"
+            f" parameters for the paper's {entry['printed']}"
+            for entry in in_conf("counts.yaml")
+            if entry.get("chosen") and (entry["model"], entry["method"]) in ran
+        ]
+        images = cells[cells.family == "images"]
+        for task, shots in images.groupby("task").shots:
+            others = sorted({*shots} - {10}, key=str)
+            counts = [
+                "all" if count is None or count != count else f"{count:g}"
+                for count in others
+            ]
+            if counts:
+                points.append(f"{task}: {' or '.join(counts)} images a class")
+        reasons = set[str]()
+        for texts in in_cells(runs, cells).texts:
+            for scores in texts or []:
+                reasons |= {*(scores.get("unavailable") or {}).values()}
+        return points + sorted(reasons)
+
+
+# --- the columns of the long frame
+
+
+def columns_of_tasks(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells with their tasks as columns."""
+    return cells.assign(column=cells.task, column_label=cells.task_label, variant="")
+
+
+def place_in_columns(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells with `place`, the column of the table that each stands in: its own
+    column or, where rows were measured in different ways, one for each of them. The way
+    of most rows keeps the column's name."""
+    ways = cells.measured_apart
+    if cells.empty:
+        return cells.assign(place=cells.column)
+    usual = ways.groupby([cells.model, cells.task]).transform(lambda way: way.mode()[0])
+    places = cells.column.where(ways == usual, cells.column + ", " + ways)
+    return cells.assign(place=places)
+
+
+def melted(numbers: pd.DataFrame, *ids: str) -> pd.DataFrame:
+    """Columns of numbers as one, `number`, with their names in `column`."""
+    return numbers.melt(ids, var_name="column", value_name="number", ignore_index=False)
+
+
+def complete_cells(
+    runs: pd.DataFrame, numbers: pd.DataFrame, shown: pd.DataFrame
+) -> pd.DataFrame:
+    """The numbers with a line for each run of a cell in each variant and column of
+    which `shown` has one."""
+    keys = ["run", "variant", "column"]
+    shown = runs[KEY].join(shown[["variant", "column"]], how="inner").drop_duplicates()
+    every = runs[KEY].rename_axis("run").reset_index().merge(shown, on=KEY)
+    known = numbers.rename_axis("run").reset_index()[[*keys, "number"]]
+    joined = every.merge(known.drop_duplicates(keys), "left", keys)
+    return joined.set_index("run").drop(columns=KEY)
