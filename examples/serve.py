@@ -21,6 +21,8 @@ in VERA_SERVE_TOKEN or --token-file, `PUT /adapters/NAME {"folder": ...}` and `D
 /adapters/NAME` change them over HTTP. A request keeps the adapter that it began with,
 and a damaged adapter leaves the one that was there.
 
+The folders are read by examples/adapter_registry.py, which belongs beside this file.
+
 Requests that arrive while a batch is computed form the next one: there is no timer, and
 no delay without load. A full queue answers 503, a body over a megabyte 413. Questions
 need no token: put a login before it.
@@ -28,51 +30,42 @@ need no token: put a login before it.
 
 import argparse
 import asyncio
-import contextlib
-import copy
-import glob
-import hashlib
-import json
 import os
 import secrets
 import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import uvicorn
+from adapter_registry import LONGEST_NAME, Registry, Resident, load, report
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel, Field, model_validator
 from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-import vera
-from vera.checked_file import read_file
 from vera.errors import first_line
-from vera.head_file import HEAD_FORMAT
-from vera.sites import head_parameters
 
-LARGEST_BATCH, LONGEST_QUEUE = 64, 256  # texts
+LARGEST_BATCH = 64  # texts
+LONGEST_QUEUE = 256  # texts
 LARGEST_BODY = 1_000_000  # bytes
-LONGEST_NAME = 255  # characters
-ADAPTER, HEAD = "adapter.safetensors", "head.safetensors"
-
+#: How many sizes of batches are remembered.
+BATCHES_REMEMBERED = 1000
 
 Text = Annotated[str, Field(max_length=100_000)]
 Texts = Annotated[list[Text], Field(min_length=1, max_length=LONGEST_QUEUE)]
 
 
 class Question(BaseModel, extra="forbid"):
+    """The body of POST /classify."""
+
     adapter: str | None = Field(
         None, max_length=LONGEST_NAME, description="its name; null: the base model"
     )
@@ -97,10 +90,10 @@ class Question(BaseModel, extra="forbid"):
             pairs = self.text_pair
         elif self.text_pair is not None:
             pairs = [self.text_pair]
-        return [
-            Asked(self.adapter, text, pair)
-            for text, pair in zip(texts, pairs, strict=True)
-        ]
+        parts = []
+        for text, pair in zip(texts, pairs, strict=True):
+            parts.append(Asked(self.adapter, text, pair))
+        return parts
 
 
 def _length(texts: str | list[str]) -> int | None:
@@ -118,6 +111,8 @@ class Asked:
 
 
 class Answer(BaseModel):
+    """The answer to one text."""
+
     adapter: str | None = Field(description="who answered; null: the base model")
     label: str | int | None = Field(
         None, description="the class's name, or its number where it has none"
@@ -131,332 +126,190 @@ class Answer(BaseModel):
 
 
 class Health(BaseModel):
+    """The answer of GET /health."""
+
     status: str
     adapters: int
     waiting: int = Field(description="texts that wait for a batch")
 
 
 class Source(BaseModel, extra="forbid"):
+    """The body of PUT /adapters/NAME."""
+
     folder: str = Field(
         max_length=4096, description="of an adapter, below --adapters-root"
     )
 
 
-def load(folder: str) -> tuple[Any, Any, bool]:
-    """The base model, its tokenizer, and whether it has a trained head of its own.
-    Raises OSError, ValueError or SafetensorError where the folder holds no such
-    model."""
-    model, report = AutoModelForSequenceClassification.from_pretrained(
-        folder, output_loading_info=True
-    )
-    for tensor in [*model.parameters(), *model.buffers()]:
-        # transformers maps the file: writing to it would change answers, cutting it
-        # would kill the server.
-        tensor.data = tensor.data.clone()
-    return (
-        model.eval(),
-        AutoTokenizer.from_pretrained(folder),
-        not report["missing_keys"],
-    )
+# --- batches
 
 
-def sharing(base: Any, output: str, labels: int) -> Any:
-    """A copy with the same weights in memory, but for its last layer, which gets so
-    many outputs."""
-    model = copy.deepcopy(base, {id(p): p for p in base.parameters()})
-    if labels != base.config.num_labels:
-        layer = model.get_submodule(output.rpartition(".")[0])
-        for name, p in list(layer.named_parameters(recurse=False)):
-            setattr(
-                layer,
-                name,
-                nn.Parameter(p.new_zeros(labels, *p.shape[1:]), requires_grad=False),
+@dataclass(frozen=True)
+class Waiting:
+    """A text that waits for its answer. future: where the answer goes."""
+
+    asked: Asked
+    resident: Resident
+    future: asyncio.Future[Answer]
+
+
+class Batches:
+    """The texts that wait, and how they are answered in batches.
+
+    waiting: the texts. sizes: of the newest batches."""
+
+    def __init__(self, registry: Registry, tokenizer: Any) -> None:
+        self.registry = registry
+        self.tokenizer = tokenizer
+        self.longest_text = _longest_text(registry.base, tokenizer)
+        self.waiting: deque[Waiting] = deque()
+        self.sizes: deque[int] = deque(maxlen=BATCHES_REMEMBERED)
+
+    def submit(self, waiting: Waiting) -> None:
+        """Makes a text wait, and answers it in a batch of those that wait then."""
+        self.waiting.append(waiting)
+        self.registry.computing.submit(self._answer_waiting)
+
+    def _answer_waiting(self) -> None:
+        """Answers a batch of those that wait. Each text submits this once, which
+        answers it at the latest."""
+        count = min(len(self.waiting), LARGEST_BATCH)
+        batch = [self.waiting.popleft() for _ in range(count)]
+        self.sizes.append(len(batch))
+        by_model: dict[int, list[Waiting]] = {}
+        for item in batch:
+            by_model.setdefault(id(item.resident.adapters), []).append(item)
+        for items in by_model.values():
+            answers = self._compute(items)
+            loop = items[0].future.get_loop()
+            loop.call_soon_threadsafe(_deliver, items, answers)
+
+    def _compute(self, items: Sequence[Waiting]) -> list[Answer | Exception]:
+        """The answers of one model. A text that cannot be computed fails alone."""
+        try:
+            logits = self._logits(items)
+            return [_answer(item, row) for item, row in zip(items, logits, strict=True)]
+        except Exception as error:
+            if len(items) == 1:
+                return [error]
+            answers = []
+            for item in items:
+                answers += self._compute([item])
+            return answers
+
+    def _logits(self, items: Sequence[Waiting]) -> torch.Tensor:
+        """(texts, outputs), on the CPU."""
+        adapters = items[0].resident.adapters
+        # Each text is tokenised by itself, then padded: one request cannot change
+        # another's answer.
+        tokens = []
+        for item in items:
+            text, pair = item.asked.text, item.asked.text_pair
+            tokens.append(
+                self.tokenizer(
+                    text, pair, truncation=True, max_length=self.longest_text
+                )
             )
-    return model
+        batch = self.tokenizer.pad(tokens, return_tensors="pt")
+        batch = batch.to(self.registry.base.device)
+        names = {}
+        if len(adapters):
+            names["adapter_names"] = [item.resident.key for item in items]
+        with torch.inference_mode():
+            logits: torch.Tensor = adapters.model(**batch, **names).logits
+            return logits.float().cpu()
 
 
-@dataclass(eq=False)
-class Resident:
-    """An adapter in memory; without a key, the base model."""
+def _longest_text(base: Any, tokenizer: Any) -> int:
+    """The most tokens that the model reads."""
+    # RoBERTa's and MPNet's positions begin after the padding index
+    first_position = 0
+    for name, module in base.named_modules():
+        padding_index = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding_index is not None:
+            first_position = 1 + padding_index
+            break
+    positions = base.config.max_position_embeddings - first_position
+    return int(min(tokenizer.model_max_length, positions))
 
-    adapters: vera.Adapters
-    key: str | None
-    classes: list[str] | None
-    hashes: dict[str, str]
+
+def _answer(item: Waiting, outputs: torch.Tensor) -> Answer:
+    """The answer to a text, from its outputs (classes,)."""
+    adapter = item.asked.adapter
+    if len(outputs) == 1:
+        return Answer(adapter=adapter, score=float(outputs))
+    row = outputs.softmax(-1).tolist()
+    number = int(outputs.argmax())
+    classes = item.resident.classes
+    if not classes:
+        return Answer(adapter=adapter, label=number, probabilities=row)
+    probabilities = dict(zip(classes, row, strict=True))
+    return Answer(adapter=adapter, label=classes[number], probabilities=probabilities)
 
 
-class Registry:
-    """The adapters by name. Those of one method with equal settings and as many labels
-    are on one model; all models share the base model's weights. Any thread may call a
-    method."""
-
-    def __init__(
-        self,
-        base: Any,
-        own_head: bool,
-        words: Sequence[str] = (),
-        root: Path | None = None,
-    ):
-        """own_head: the base model answers, too. words: [NAME=]FOLDER, for `read`.
-        root: for `put`."""
-        self.base, self.own_head, self.words, self.root = base, own_head, words, root
-        self.output = list(head_parameters(base))[-1]  # (labels, ...)
-        labels = base.config.id2label
-        # transformers calls a class without a name LABEL_1
-        classes = (
-            None
-            if labels.get(0) == "LABEL_0"
-            else [labels[i] for i in range(len(labels))]
-        )
-        self.alone = Resident(vera.Adapters(base), None, classes, {})
-        self.models: dict[str, vera.Adapters] = {}  # by method, settings and labels
-        self.residents: dict[str, Resident] = {}
-        self.added: dict[str, Path] = {}  # the folders of `put`
-        self.changing = threading.RLock()  # one change of the adapters at a time
-        # has the models, which take one call at a time, in this order
-        self.computing = ThreadPoolExecutor(1)
-        self.ordering = threading.Lock()  # of an adapter with what is submitted for it
-
-    def read(self) -> None:
-        """Reads the folders: adds new and changed adapters, removes those that are
-        gone. One that cannot be read leaves what was there, and a line on stderr says
-        why."""
-        with self.changing:
-            words = [
-                path
-                for word in self.words
-                for path in sorted(glob.glob(word)) or [word]
-            ]
-            # The command line's folder again where that of `put` is gone
-            self.added = {
-                name: of
-                for name, of in self.added.items()
-                if os.path.isfile(of / ADAPTER)
-            }
-            wanted, before = dict(map(named_folder, words)) | self.added, self.residents
-            for name in before:
-                if name not in wanted or not os.path.isfile(wanted[name] / ADAPTER):
-                    self.replace(name)
-            for name, folder in wanted.items():
-                try:
-                    (self.put if name in self.added else self.add)(name, folder)
-                except (OSError, ValueError, RuntimeError) as error:
-                    # also an AdapterError, a loop of links
-                    kept = "left as it was" if name in self.residents else "left out"
-                    print(f"{kept}: {first_line(error)}", file=sys.stderr, flush=True)
-            report(self.residents, f"on {self.base.device}")
-            if before:
-                changes = {*before.items()} ^ {*self.residents.items()}
-                report({name for name, _ in changes}, "changed")
-
-    def put(self, name: str, folder: str | Path) -> None:
-        """`add`, for a folder that with its files is below the root once links are
-        resolved."""
-        if self.root is None:
-            raise vera.AdapterError(
-                "started without --adapters-root: no folder is read"
-            )
-        inside = (self.root / folder).resolve()
-        paths = inside, (inside / ADAPTER).resolve(), (inside / HEAD).resolve()
-        if not all(self.root.resolve() in path.parents for path in paths):
-            raise vera.AdapterError("folder: not below --adapters-root")
-        with self.changing:
-            self.add(name, inside)
-            self.added[name] = inside
-
-    def add(self, name: str, folder: Path) -> None:
-        """Serves a folder's adapter under a name, in place of another one. Raises
-        AdapterError or OSError, with nothing changed, where it does not fit. For `read`
-        and `put`."""
-        if len(name) > LONGEST_NAME or not name.isprintable():
-            raise vera.AdapterError(
-                f"{name[:40]!a}: a name has at most {LONGEST_NAME} printable characters"
-            )
-        hashes = check_record(folder)
-        if name in self.residents and self.residents[name].hashes == hashes:
-            return
-        file, head = folder / ADAPTER, folder / HEAD if HEAD in hashes else None
-        if ADAPTER not in hashes:  # a run of the head alone, of all weights, or a trial
-            raise vera.AdapterError(f"{folder}: no {ADAPTER}")
-        if not (self.own_head or head):
-            raise vera.AdapterError(
-                f"{folder}: no {HEAD}, nor a head in the base model"
-            )
-        labels, classes = self.base.config.num_labels, self.alone.classes
-        if head:
-            shape = read_file(head, HEAD_FORMAT).shapes.get(self.output)
-            labels, classes = shape[0] if shape else labels, vera.read_classes(head)
-        # which may differ
-        settings = vera.read_method(file).settings() | {"dropout": 0, "d_init": 0}
-        kind, key = f"{labels} {sorted(settings.items())}", secrets.token_hex(8)
-        if (adapters := self.models.get(kind)) is None:  # nothing is computed by it yet
-            adapters = vera.Adapters(sharing(self.base, self.output, labels))
-            adapters.add(key, file, head)
-            self.models[kind] = adapters
+def _deliver(items: Sequence[Waiting], answers: Sequence[Answer | Exception]) -> None:
+    """Gives the answers to those who still wait for them."""
+    for item, answer in zip(items, answers, strict=True):
+        if item.future.done():
+            continue
+        if isinstance(answer, Exception):
+            item.future.set_exception(answer)
         else:
-            self.computing.submit(adapters.add, key, file, head).result()
-        self.replace(name, Resident(adapters, key, classes, hashes))
-
-    def replace(self, name: str, successor: Resident | None = None) -> bool:
-        """Whether there was an adapter of this name. It leaves its model after the
-        requests that have it."""
-        with self.changing, self.ordering:
-            before = self.residents.get(name)
-            self.residents = {
-                n: r for n, r in (self.residents | {name: successor}).items() if r
-            }
-            self.added.pop(name, None)
-            if before:
-                self.computing.submit(before.adapters.remove, before.key)
-        return before is not None
+            item.future.set_result(answer)
 
 
-def report(names: Collection[str], where: str) -> None:
-    """Prints how many adapters there are, and the first of their names."""
-    shown = ", ".join(map(ascii, sorted(names)[:5])) + ", ..." * (len(names) > 5)
-    print(
-        f"{len(names)} adapter{'s' * (len(names) != 1)} {where}: {shown or 'none'}",
-        flush=True,
-    )
-
-
-def named_folder(word: str) -> tuple[str, Path]:
-    """The name and the folder of a word of the command line, NAME=FOLDER or FOLDER."""
-    name, equals, folder = word.partition("=")
-    if equals and name and "/" not in name and not Path(word).exists():
-        return name, Path(folder)
-    return Path(os.path.abspath(word)).name, Path(word)
-
-
-def check_record(folder: Path) -> dict[str, str]:
-    """The hashes of a folder's files. Raises AdapterError where the run's record, if
-    any, has others."""
-    path = folder.resolve().parent.parent / "records" / f"{folder.resolve().name}.json"
-    named: dict[str, str] = {}
-    # no record, or an older one
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        named = dict(json.loads(path.read_bytes())["files"])
-    files = [folder / name for name in (ADAPTER, HEAD)]
-    hashes = {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in files
-        if file.is_file()
-    }
-    for name, digest in hashes.items():
-        if named.get(name, digest) != digest:
-            raise vera.AdapterError(
-                f"{folder / name}: not the file that the run's record names"
-            )
-    return hashes
+# --- the application
 
 
 def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastAPI:
-    """The application around a registry; token: of those who may change its
-    adapters."""
-    waiting: deque[tuple[Asked, Resident, asyncio.Future[Answer]]] = deque()
-    # RoBERTa's and MPNet's positions begin after the padding index
-    tables = [
-        m
-        for name, m in registry.base.named_modules()
-        if name.endswith("position_embeddings")
-    ]
-    first = 1 + next(
-        (m.padding_idx for m in tables if getattr(m, "padding_idx", None) is not None),
-        -1,
-    )
-    limit = min(
-        tokenizer.model_max_length, registry.base.config.max_position_embeddings - first
-    )
+    """The application around a registry.
 
-    def answer(question: Asked, resident: Resident, outputs: torch.Tensor) -> Answer:
-        if len(outputs) == 1:
-            return Answer(adapter=question.adapter, score=float(outputs))
-        row, classes = outputs.softmax(-1).tolist(), resident.classes
-        label = (classes or range(len(row)))[int(outputs.argmax())]
-        probabilities = dict(zip(classes, row, strict=True)) if classes else row
-        return Answer(
-            adapter=question.adapter, label=label, probabilities=probabilities
-        )
-
-    def compute(work: Sequence[tuple[Asked, Resident]]) -> list[Answer | Exception]:
-        """The answers of one model. A text that cannot be computed fails alone."""
-        adapters = work[0][1].adapters
-        names = (
-            {"adapter_names": [resident.key for _, resident in work]}
-            if len(adapters)
-            else {}
-        )
-        try:
-            # Each text is tokenised by itself, then padded: one request cannot change
-            # another's answer.
-            tokens = [
-                tokenizer(q.text, q.text_pair, truncation=True, max_length=limit)
-                for q, _ in work
-            ]
-            batch = tokenizer.pad(tokens, return_tensors="pt").to(registry.base.device)
-            with torch.inference_mode():
-                logits = adapters.model(**batch, **names).logits.float().cpu()
-            return [answer(*one, row) for one, row in zip(work, logits, strict=True)]
-        except Exception as error:
-            return [error] if len(work) == 1 else [compute([one])[0] for one in work]
-
-    def answer_waiting() -> None:
-        """A batch of those that wait. Each text submits this once, which answers it at
-        the latest."""
-        batch = [waiting.popleft() for _ in range(min(len(waiting), LARGEST_BATCH))]
-        app.state.batches.append(len(batch))
-        for adapters in {resident.adapters: None for _, resident, _ in batch}:
-            alike = [one for one in batch if one[1].adapters is adapters]
-            futures, answers = (
-                [one[2] for one in alike],
-                compute([one[:2] for one in alike]),
-            )
-            futures[0].get_loop().call_soon_threadsafe(deliver, futures, answers)
-
-    def deliver(
-        futures: Sequence[asyncio.Future[Answer]], answers: Sequence[Answer | Exception]
-    ) -> None:
-        for future, own in zip(futures, answers, strict=True):
-            if not future.done():  # somebody waits for it still
-                (
-                    future.set_exception
-                    if isinstance(own, Exception)
-                    else future.set_result
-                )(own)
-
+    Args:
+        registry: The adapters.
+        tokenizer: The base model's.
+        token: Of those who may change the adapters; None for nobody.
+    """
+    batches = Batches(registry, tokenizer)
     app = FastAPI(title="VeRA adapters", max_body_size=LARGEST_BODY)
-    app.state.batches, app.state.waiting = deque(maxlen=1000), waiting  # to look at
+    # To look at
+    app.state.batches = batches.sizes
+    app.state.waiting = batches.waiting
     app.add_route("/", lambda _: RedirectResponse("/docs"))
 
     @app.exception_handler(RequestValidationError)
     async def refuse(http: Request, error: RequestValidationError) -> JSONResponse:
         """FastAPI's own answer repeats the input, which fails for NaN and lone
         surrogates: not JSON."""
-        problems = [
-            {key: problem[key] for key in ("loc", "msg", "type")}
-            for problem in error.errors()
-        ]
+        problems = []
+        for problem in error.errors():
+            problems.append({key: problem[key] for key in ("loc", "msg", "type")})
         return JSONResponse({"detail": problems}, 422)
 
     @app.get("/health")
     async def health() -> Health:
-        return Health(
-            status="ok", adapters=len(registry.residents), waiting=len(waiting)
-        )
+        waiting = len(batches.waiting)
+        return Health(status="ok", adapters=len(registry.residents), waiting=waiting)
 
     @app.get("/adapters")
     async def names() -> list[str]:
         return list(registry.residents)
+
+    _add_changes(app, registry, token)
+    _add_questions(app, registry, batches)
+    return app
+
+
+def _add_changes(app: FastAPI, registry: Registry, token: str | None) -> None:
+    """The requests that change adapters, for those who have the token."""
 
     def admin(authorization: Annotated[str, Header()] = "") -> None:
         if token is None:
             raise HTTPException(
                 403, "this server has no token: nobody changes its adapters over HTTP"
             )
-        scheme, _, given = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not secrets.compare_digest(
-            given.encode("latin-1"), token.encode()
-        ):
+        scheme, _, secret = authorization.partition(" ")
+        is_token = secrets.compare_digest(secret.encode("latin-1"), token.encode())
+        if scheme.lower() != "bearer" or not is_token:
             raise HTTPException(
                 401, "not this server's token", {"WWW-Authenticate": "Bearer"}
             )
@@ -467,7 +320,7 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
             registry.put(name, source.folder)
             report([name], "from PUT")
         except (OSError, ValueError, RuntimeError) as error:
-            # also an AdapterError, a loop of links, a NUL
+            # Also an AdapterError, a loop of links, a NUL
             raise HTTPException(422, first_line(error)) from None
 
     @app.delete("/adapters/{name}", status_code=204, dependencies=[Depends(admin)])
@@ -478,39 +331,47 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
             )
         report([name], "taken by DELETE")
 
+
+def _add_questions(app: FastAPI, registry: Registry, batches: Batches) -> None:
+    """The request that asks for an answer."""
+
     @app.post("/classify", response_model_exclude_none=True)
     async def classify(question: Question) -> Answer | list[Answer]:
         parts = question.parts()
-        if question.adapter is None and not registry.own_head:
+        name = question.adapter
+        if name is None and not registry.own_head:
             raise HTTPException(
                 422,
                 "name an adapter: GET /adapters lists them (the base model has no head)",
             )
-        if len(waiting) + len(parts) > LONGEST_QUEUE:
+        waiting = len(batches.waiting)
+        if waiting + len(parts) > LONGEST_QUEUE:
             raise HTTPException(
                 503,
-                f"{len(waiting)} texts wait already, of at most {LONGEST_QUEUE}",
+                f"{waiting} texts wait already, of at most {LONGEST_QUEUE}",
                 {"Retry-After": "1"},
             )
         loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Answer]] = [loop.create_future() for _ in parts]
-        name = question.adapter
+        futures: list[asyncio.Future[Answer]] = []
         with registry.ordering:
             resident = registry.alone if name is None else registry.residents.get(name)
             if resident is None:
                 raise HTTPException(
                     404, f"no adapter {name!r}: GET /adapters lists those here"
                 )
-            for part, future in zip(parts, futures, strict=True):
-                waiting.append((part, resident, future))
-                registry.computing.submit(answer_waiting)
+            for part in parts:
+                future = loop.create_future()
+                futures.append(future)
+                batches.submit(Waiting(part, resident, future))
         answers = await asyncio.gather(*futures)
         return answers if isinstance(question.text, list) else answers[0]
 
-    return app
+
+# --- the command
 
 
-def main() -> None:
+def read_options() -> argparse.Namespace:
+    """The command line."""
     form = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -548,15 +409,21 @@ def main() -> None:
         default=8000,
         help="the port to listen at (8000; 0: a free one)",
     )
-    options = form.parse_args()
-    # it would report a missing head; the adapters have heads
+    return form.parse_args()
+
+
+def main() -> None:
+    options = read_options()
+    # It would report a missing head; the adapters have heads
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:  # there may be no such file, model or device
-        token = options.token_file.read_text().strip() if options.token_file else None
-        model, tokenizer, own_head = load(options.model)
-        model.to(device)
+    token = os.environ.get("VERA_SERVE_TOKEN")
+    try:  # There may be no such file, model or device
+        if options.token_file:
+            token = options.token_file.read_text().strip() or token
+        base = load(options.model)
+        base.model.to(device)
     except (
         OSError,
         ValueError,
@@ -565,16 +432,18 @@ def main() -> None:
         SafetensorError,
     ) as error:
         sys.exit(f"error: --model {options.model} on {device}: {first_line(error)}")
-    registry = Registry(model, own_head, options.folders, options.adapters_root)
-    signal.signal(
-        signal.SIGHUP, lambda *_: threading.Thread(target=registry.read).start()
+    registry = Registry(
+        base.model, base.has_head, options.folders, options.adapters_root
     )
+
+    def read_again(*signal_and_frame: object) -> None:
+        threading.Thread(target=registry.read).start()
+
+    signal.signal(signal.SIGHUP, read_again)
     registry.read()
     if not (registry.residents or options.adapters_root):
         sys.exit("error: no adapter to serve")
-    app = build(
-        registry, tokenizer, token or os.environ.get("VERA_SERVE_TOKEN") or None
-    )
+    app = build(registry, base.tokenizer, token or None)
     uvicorn.run(app, host=options.host, port=options.port, access_log=False)
 
 

@@ -170,6 +170,7 @@ def ask(
 ) -> None:
     """Each body is answered with one of the codes; and after it a good request as
     before."""
+    sys.path.insert(0, str(ROOT / "examples"))  # As Python does for a script
     example = runpy.run_path(str(ROOT / "examples" / "serve.py"))
     registry = example["Registry"](base, True)
     registry.add("a0", place / "a0")
