@@ -7,6 +7,7 @@ Texts that the run has decoded are scored again, too. A score that the record la
 (where there was no Java) is added to it."""
 
 import os
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ from runs.record import (
     run_folder,
     write_record,
 )
+from runs.record.folder import RecordFolder
 from runs.run import Run
 from runs.shared_files import alone, check_kept, run_lock
 from runs.training.files import tidy
@@ -151,7 +153,11 @@ def read_line(arguments: list[str], settings: type[S]) -> Line[S]:
 def find(name: str, output: str) -> Record:
     """The finished record of `find_record`. Raises UserError also for one that has
     failed or diverged."""
-    record = find_record(open_ledger(output), name, output)
+    records = RecordFolder(output)
+    ids = records.ids_that_begin_with(name) if re.fullmatch("[0-9a-f]+", name) else []
+    record = records.get(ids[0]) if len(ids) == 1 else None
+    if record is None:  # a published run, several or none
+        record = find_record(open_ledger(output), name, output)
     if record["status"] != "done":
         raise UserError(f"run {record['id']} is {record['status']}: {record['error']}")
     return record
@@ -166,9 +172,9 @@ def records_of(line: Line[Any]) -> list[Record]:
     records = [find(name, output) for name in line.names]
     if not line.names:
         runs = read_command([*line.overrides, f"output={output}"], line.config_dir).runs
-        ledger = open_ledger(output, published=False).records
+        records_here = RecordFolder(output)
         for run, run_id in zip(runs, identify(runs), strict=True):
-            record = ledger.get(run_id or "", {"status": "missing"})
+            record = records_here.get(run_id) or {"status": "missing"}
             records += [record] if record["status"] == "done" else []
             if record["status"] not in FINISHED:
                 print(f"left out: {run.label} has not finished here", flush=True)

@@ -24,7 +24,6 @@ from runs.command import one_of
 from runs.errors import UserError
 from runs.models.load import NF4_BYTES
 from runs.record import (
-    Ledger,
     Record,
     describe,
     duration,
@@ -33,6 +32,7 @@ from runs.record import (
     megabytes,
     plural,
 )
+from runs.record.folder import RecordFolder
 from runs.record.ledger import write_atomically
 from runs.record.steps import Plan
 from runs.reward_functions import completion_limit
@@ -460,11 +460,18 @@ class Planned:
     progress: Mapping[str, Any] = field(default_factory=dict)
 
 
-def estimate(left: Sequence[Planned], ledger: Ledger, card: str | None = None) -> str:
+#: A forecast looks at so many of the newest records for the pace of this machine.
+PACE_RECORDS = 300
+
+
+def estimate(
+    left: Sequence[Planned], records: RecordFolder, card: str | None = None
+) -> str:
     """What these runs still take, in a line or more: by their own progress, from
     finished runs of their cells, or else FLOPs over a rate. card: of conf/cards.yaml,
     whose hours are wanted."""
-    done = [] if card else [record for record in ledger if record["status"] == "done"]
+    recent = [] if card else records.newest(PACE_RECORDS)
+    done = [record for record in reversed(recent) if record["status"] == "done"]
     cells = {cell_key(one.run): one.run for one in left}
     like = {key: _like(run, done) for key, run in cells.items()}
     bar = tqdm(

@@ -7,17 +7,19 @@ python -m runs.plan experiment=table2_base probe=true   and hours, before the fi
 python -m runs.plan experiment=table2_base card=H100    hours on a card that is not here
 """
 
+import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-from runs.command import COMPOSING, Common, entry_point, open_ledger, read, setting
+from runs.command import COMPOSING, Common, entry_point, read, setting
 from runs.config import read_command
 from runs.errors import UserError
 from runs.forecast import Planned, estimate, outline, probe
 from runs.identity import Contents, check_ids, identify, start_file
 from runs.methods import refusal
 from runs.reach import reach_of_run
-from runs.record import Ledger, plural, run_folder
+from runs.record import plural, run_folder
+from runs.record.folder import RecordFolder
 from runs.run import Run, with_starts
 from runs.shared_files import run_lock
 from runs.sweep.display import read_progress, words
@@ -35,23 +37,23 @@ STATES = {
 STATES |= {"blocked": "b", "unknown": "?"}
 
 
-def plan(runs: list[Run], ledger: Ledger) -> list[Planned]:
-    """The state of each run, from the ledger and the files of this machine alone."""
+def plan(runs: list[Run], records: RecordFolder) -> list[Planned]:
+    """The state of each run, from its record and the files of this machine alone."""
     contents, problems = Contents(), dict[int, str]()
     ids = identify(runs, problems)
     return [
         Planned(run, "blocked", problems[i])
         if i in problems
-        else _planned(run, ids[i], ledger, contents)
+        else _planned(run, ids[i], records, contents)
         for i, run in enumerate(runs)
     ]
 
 
 def _planned(
-    run: Run, run_id: str | None, ledger: Ledger, contents: Contents
+    run: Run, run_id: str | None, records: RecordFolder, contents: Contents
 ) -> Planned:
     """One run's state."""
-    record = ledger.records.get(run_id or "")
+    record = records.get(run_id)
     if record is None and (why := refusal(run)):
         return Planned(run, "blocked", why)
     if run_id is None:
@@ -97,7 +99,10 @@ def left(planned: list[Planned], redo: bool = False) -> list[Planned]:
 
 
 def text(
-    planned: list[Planned], ledger: Ledger, card: str | None = None, redo: bool = False
+    planned: list[Planned],
+    records: RecordFolder,
+    card: str | None = None,
+    redo: bool = False,
 ) -> str:
     """The plan of a command: a grid of rows x tasks, totals, cost, and why runs failed
     or are blocked.
@@ -117,7 +122,7 @@ def text(
             for p in planned
             if p.state == "blocked" and p not in runs and not refusal(p.run)
         ]
-    cost = estimate(runs, ledger, card) if runs else "nothing that can be done now"
+    cost = estimate(runs, records, card) if runs else "nothing that can be done now"
     title = f"{name}: {plural(len(planned), 'run')} on {models}"
     body = [title, "", *_grid(planned), "", states, cost, *_reaches(runs)]
     return "\n".join([*body, *_remarks(planned)])
@@ -217,10 +222,12 @@ def main(arguments: list[str]) -> int:
     check_ids(runs, identify(runs, {}))
     output = runs[0].config["output"]
     # a published record makes no run done here
-    ledger = open_ledger(output, published=False)
+    records = RecordFolder(output)
     if settings.probe:
-        probe(p.run for p in left(plan(runs, ledger)))
-    print(text(plan(runs, ledger), ledger, settings.card, command.launch.redo))
+        probe(p.run for p in left(plan(runs, records)))
+    print(text(plan(runs, records), records, settings.card, command.launch.redo))
+    for problem in records.problems:
+        print(f"left out: {problem}", file=sys.stderr)
     return 0
 
 

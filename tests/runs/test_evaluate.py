@@ -18,7 +18,8 @@ from runs.evaluate import find, restore
 from runs.identity import run_id
 from runs.measure import layer_and_site, magnitude, matrix_fit, measure_id, similarity
 from runs.measure import main as measure_main
-from runs.record import Ledger, read_ledger, run_folder, without_paths, write_record
+from runs.record import read_ledger, run_folder, without_paths, write_record
+from runs.record.folder import RecordFolder
 from runs.record.ledger import read_study, record_text, write_study
 from runs.shared_files import alone, run_lock
 from vera.methods.layers import changes
@@ -145,7 +146,8 @@ def test_a_plan_shows_what_runs_and_how_far_it_is(words, capsys):
     first, folder = run_id(runs[0]), run_folder(output, run_id(runs[0]))
 
     def shown():
-        return plan.text(plan.plan(runs, Ledger()), Ledger())
+        records = RecordFolder("nowhere")
+        return plan.text(plan.plan(runs, records), records)
 
     folder.mkdir(parents=True)
     with alone(run_lock(output, first), "it"):

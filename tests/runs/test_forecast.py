@@ -22,7 +22,8 @@ from runs.config import CONF, expand
 from runs.errors import UserError
 from runs.forecast import GRID, Lengths, Planned, known_data, outline
 from runs.identity import run_id
-from runs.record import Ledger, duration, read_ledger, read_study, run_folder
+from runs.record import duration, read_study, run_folder
+from runs.record.folder import RecordFolder
 from runs.record.steps import Plan
 from runs.run import epoch_batches
 from tasks import e2e, glue, images, instruct
@@ -42,8 +43,8 @@ SMALL_MODEL = "model.architecture.num_hidden_layers=1"
 
 def plan_of(words, **more):
     runs = expand(words)
-    ledger = read_ledger(output_of(words), published=False)
-    return plan.text(plan.plan(runs, ledger), ledger, **more)
+    records = RecordFolder(output_of(words))
+    return plan.text(plan.plan(runs, records), records, **more)
 
 
 # --- parameters
@@ -300,7 +301,7 @@ def test_counts_are_kept_and_what_cannot_be_counted_is_named(monkeypatch):
     )
     assert outline(lora) == first
     lines = forecast.estimate(
-        [Planned(vb, "missing"), Planned(lora, "missing")], Ledger()
+        [Planned(vb, "missing"), Planned(lora, "missing")], RecordFolder("nowhere")
     )
     assert "FLOPs are not known of peft_vblora" in lines
 
@@ -339,7 +340,8 @@ def test_nothing_is_claimed_where_nothing_is_known():
     # No row counts: a data set of the hub that nobody has described
     words = f"model=minilm task=text task.hub=nobody/knows task.revision={'0' * 40} task.name=mine"
     text = forecast.estimate(
-        [Planned(run, "missing") for run in expand(words.split())], Ledger()
+        [Planned(run, "missing") for run in expand(words.split())],
+        RecordFolder("nowhere"),
     )
     assert text.startswith("FLOPs are not known of vera: ")
     # Rows, and no lengths
@@ -351,7 +353,7 @@ def test_nothing_is_claimed_where_nothing_is_known():
     assert outline(mnli) == forecast.Outline(
         steps, "rows as published (conf/rows.yaml)"
     )
-    text = forecast.estimate([Planned(mnli, "missing")], Ledger())
+    text = forecast.estimate([Planned(mnli, "missing")], RecordFolder("nowhere"))
     assert (" tokens" in text, "FLOPs are not known of lora" in text) == (False, True)
 
 
@@ -375,7 +377,9 @@ def test_decoding_reads_the_weights_for_each_token_of_a_batch(
     )
     assert known.prompts > 0
     rates = yaml.safe_load((CONF / "cards.yaml").read_text())["H100"]
-    hours = forecast.estimate([Planned(run, "missing")], Ledger(), "H100")
+    hours = forecast.estimate(
+        [Planned(run, "missing")], RecordFolder("nowhere"), "H100"
+    )
     seconds = (known.flops + known.prompts) / rates[precision] + known.reads / rates[
         "memory"
     ]
@@ -497,7 +501,7 @@ def test_what_a_checkpoint_has_is_not_planned_again(words):
     path.touch()
     progress = path.parents[2] / "progress.json"
     progress.write_text(json.dumps(TRAINING | {"step": whole.steps // 2}))
-    (planned,) = plan.plan([run], Ledger())
+    (planned,) = plan.plan([run], RecordFolder("nowhere"))
     assert (planned.state, planned.progress["step"]) == ("partial", whole.steps // 2)
     assert plan.left([planned]) == [planned]
     seconds = record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"]
@@ -505,5 +509,5 @@ def test_what_a_checkpoint_has_is_not_planned_again(words):
         seconds / 2, rel=1e-3
     )
     assert f"{whole.steps - whole.steps // 2:,} steps" in forecast.estimate(
-        [planned], Ledger()
+        [planned], RecordFolder("nowhere")
     )

@@ -26,7 +26,8 @@ from runs import models, plan, provenance, shared_files
 from runs.config import expand
 from runs.errors import Stop
 from runs.identity import hash_files, identify, run_id, start_file, start_id
-from runs.record import read_ledger, read_record, record_path, run_folder, write_record
+from runs.record import read_record, record_path, run_folder, write_record
+from runs.record.folder import RecordFolder
 from runs.run import starts, with_starts
 from runs.sweep import sweep
 from runs.tracking import Tracking
@@ -263,8 +264,8 @@ def lora(words):
 
 
 def text_of(runs) -> str:
-    ledger = read_ledger(runs[0].config["output"], published=False)
-    return plan.text(plan.plan(with_starts(runs), ledger), ledger)
+    records = RecordFolder(runs[0].config["output"])
+    return plan.text(plan.plan(with_starts(runs), records), records)
 
 
 def mnli_rows(words):

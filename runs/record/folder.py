@@ -1,0 +1,64 @@
+"""The records of an output folder, each read when somebody asks for it.
+
+A command that needs a few runs opens a few files, however many thousand records the
+folder holds. `read_ledger` reads them all, for tables."""
+
+import heapq
+import os
+from pathlib import Path
+
+from runs.record.ledger import read_record, record_path
+from runs.record.schema import Record
+from runs.record.text import refusal
+
+
+class RecordFolder:
+    """The records of this machine in an output folder.
+
+    problems: files that could not be read, a line each."""
+
+    def __init__(self, output: str | Path) -> None:
+        self.output = output
+        self.problems: list[str] = []
+        self._records: dict[str, Record | None] = {}
+
+    def get(self, run_id: str | None) -> Record | None:
+        """The record of a run, finished or failed; None without one that can be
+        read."""
+        if not run_id:
+            return None
+        if run_id not in self._records:
+            self._records[run_id] = self._read(record_path(self.output, run_id))
+        return self._records[run_id]
+
+    def ids_that_begin_with(self, prefix: str) -> list[str]:
+        """The ids of runs that begin so, without opening a file."""
+        folder = record_path(self.output, "any").parent
+        return sorted(path.stem for path in folder.glob(f"{prefix}*.json"))
+
+    def newest(self, count: int) -> list[Record]:
+        """The records that were written last, the newest first."""
+        folder = record_path(self.output, "any").parent
+        if not folder.is_dir():
+            return []
+        with os.scandir(folder) as entries:
+            files = [entry for entry in entries if _is_record(entry)]
+        newest = heapq.nlargest(
+            count, files, key=lambda entry: entry.stat().st_mtime_ns
+        )
+        records = [self.get(entry.name.removesuffix(".json")) for entry in newest]
+        return [record for record in records if record is not None]
+
+    def _read(self, path: Path) -> Record | None:
+        try:
+            return read_record(path)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            if path.exists():
+                self.problems.append(refusal(str(error)))
+            return None
+
+
+def _is_record(entry: "os.DirEntry[str]") -> bool:
+    return entry.name.endswith(".json") and entry.name[0] != "."
