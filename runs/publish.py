@@ -93,40 +93,49 @@ def check(folder: Path) -> int:
 def chosen(line: Line[Settings]) -> tuple[list[Record], list[Record]]:
     """The finished records that a command names, without paths, and the measures of
     them alone."""
-    output, sweep = line.settings.output, line.settings.sweep
-    ledger, origin = open_ledger(output, published=False), read_ledger(output).origin
-    own = {name for name in ledger.records if origin[name] == "ours"}
-    words, named = [*line.overrides, f"output={output}"], line.overrides
-    wanted = set(identify(read_command(words, line.config_dir).runs)) if named else own
-    if sweep:
-        known = files.sweep_names(output)
-        name = known[0] if sweep == "last" and known else sweep
-        wanted &= {*files.read_sweep(output, one_of("sweep", name, known))}
+    output = line.settings.output
+    ledger = open_ledger(output, published=False)
+    origin = read_ledger(output).origin
+    own_ids = {run_id for run_id in ledger.records if origin[run_id] == "ours"}
+    chosen_ids = _ids_of_command(line, own_ids)
     finished = [
         record
         for record in ledger
-        if record["id"] in wanted and record["status"] in FINISHED
+        if record["id"] in chosen_ids and record["status"] in FINISHED
     ]
     # trials of rates may be published, runs that were cut short may not
     records = [
         record for record in finished if record["config"]["train"]["max_steps"] is None
     ]
     if not records:
-        copies = (
-            ": what is there was copied from published studies"
-            if ledger.records and not own
-            else ""
-        )
-        raise UserError(f"no finished record to publish in {output}/records{copies}")
-    if trials := len(finished) - len(records):
-        print(f"{trials} left out: trials")
-    published = {record["id"] for record in records}
-    measures = [
-        m
-        for m in ledger.measures.values()
-        if {run["id"] for run in m["of"]} <= published
-    ]
-    return [*map(without_paths, records)], measures
+        message = f"no finished record to publish in {output}/records"
+        if ledger.records and not own_ids:
+            message += ": what is there was copied from published studies"
+        raise UserError(message)
+    if len(finished) > len(records):
+        print(f"{len(finished) - len(records)} left out: trials")
+    published_ids = {record["id"] for record in records}
+    measures = []
+    for measure in ledger.measures.values():
+        measured_ids = {run["id"] for run in measure["of"]}
+        if measured_ids <= published_ids:
+            measures.append(measure)
+    return [without_paths(record) for record in records], measures
+
+
+def _ids_of_command(line: Line[Settings], own_ids: set[str]) -> set[str | None]:
+    """The ids of the runs that the words of a command and sweep= name; all of this
+    machine's own where it has no words."""
+    output, sweep = line.settings.output, line.settings.sweep
+    ids: set[str | None] = {*own_ids}
+    if line.overrides:
+        words = [*line.overrides, f"output={output}"]
+        ids = set(identify(read_command(words, line.config_dir).runs))
+    if sweep:
+        names = files.sweep_names(output)
+        name = names[0] if sweep == "last" and names else sweep
+        ids &= {*files.read_sweep(output, one_of("sweep", name, names))}
+    return ids
 
 
 def publish(line: Line[Settings]) -> int:
