@@ -23,7 +23,6 @@ FILES = {
 FILE_LINES, FUNCTION_LINES = 500, 70
 #: Files that are longer, until they are rewritten.
 LONGER_FILES = {
-    "analysis/figures/papers.py",
     "runs/export.py",
     "runs/forecast.py",
 }

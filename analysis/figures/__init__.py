@@ -12,7 +12,10 @@ import pandas as pd
 from analysis.command import own_and_published
 from analysis.figures import pareto
 from analysis.figures.figure import Figure, Part, save, svg
-from analysis.figures.papers import figure2, figure3, figure4, figure5, figure6
+from analysis.figures.fits import figure6
+from analysis.figures.gains import figure4
+from analysis.figures.layers import figure3, figure5
+from analysis.figures.ranks import figure2
 from analysis.frame import every_variant
 from runs.record import Ledger
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.figures.papers import PAIRS, errors, measured, shown_fit
+from analysis.figures.fits import errors, shown_fit
+from analysis.figures.layers import PAIRS, measured
 from analysis.frame import reported
 from analysis.inference import Verdict, mean_of, superiority_verdict
 from analysis.results.claims import Claim, Comparison, claims, joint_verdict

@@ -12,7 +12,7 @@ from analysis import figures
 from analysis.figures import pareto
 from analysis.figures.__main__ import main
 from analysis.figures.figure import canvas
-from analysis.figures.papers import measured
+from analysis.figures.layers import measured
 from analysis.frame import runs
 from analysis.paper import NAMES
 from analysis.render import to_csv

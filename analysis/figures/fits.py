@@ -1,0 +1,73 @@
+"""Figure 6: the error of fitting random matrices by parameters."""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import pandas as pd
+
+from analysis.figures.figure import Figure, Part, draw_lines, finite
+from analysis.figures.layers import LOOKS
+from analysis.figures.paper_figure import paper_figure
+from analysis.paper import NAMES
+from runs.record import Record
+
+#: What a note says of a fit.
+SETTINGS = ("matrices", "target", "steps", "lr", "optimizer")
+
+
+def figure6(part: Part) -> Iterator[Figure]:
+    """Mean squared error of fitting random matrices against parameters, LoRA and VeRA
+    (VeRA paper, appendix E)."""
+    for fit in shown_fit(part.measures):
+        data = errors(fit)
+        settings = fit["settings"]
+        words = ", ".join(f"{key} {settings.get(key)}" for key in SETTINGS)
+        notes = [f"Measure {fit['id']}; settings (this project's choice): {words}."]
+        for point in data[data.n < data.total].itertuples():
+            missing = point.total - point.n
+            notes.append(
+                f"{point.method}, rank {point.rank}: {missing} of {point.total} errors "
+                "not finite."
+            )
+        draw = partial(
+            draw_lines,
+            x="parameters",
+            y="mean",
+            by="method",
+            looks=dict(zip(("VeRA", "LoRA"), LOOKS, strict=False)),
+            xlabel="trained parameters",
+            ylabel="mean squared error",
+        )
+        count = settings["matrices"]
+        subtitle = f"mean of {count} matrices, bands from the lowest to the highest"
+        size = settings["size"]
+        title = f"fitting random {size} x {size} matrices"
+        yield paper_figure(6, title, data[data.n > 0], notes, draw, subtitle)
+
+
+def shown_fit(measures: Iterable[Record]) -> list[Record]:
+    """The fit that is drawn, if there is any: each is complete in itself, and this has
+    the lowest seed."""
+    fits = [measure for measure in measures if measure["kind"] == "matrix_fit"]
+    return sorted(fits, key=lambda fit: (fit["seeds"]["random"], fit["id"]))[:1]
+
+
+def errors(fit: Record) -> pd.DataFrame:
+    """The errors of a fit, a row for each method and rank: their mean, spread, lowest
+    and highest over the matrices, how many are finite (n, total), and the least that
+    the rank allows."""
+    columns = ["method", "rank", "parameters", "mse", "best"]
+    table = pd.DataFrame(fit["values"], columns=columns)
+    mse = finite(table.mse.explode()).groupby(level=0)
+    best = finite(table.best.explode()).groupby(level=0)
+    statistics = mse.agg(
+        mean="mean", low="min", high="max", spread="std", n="count", total="size"
+    )
+    table = table.join(statistics)
+    return table.assign(
+        least=best.mean(),
+        runs=[(fit["id"],)] * len(table),
+        kind=table.method,
+        method=table.method.map(NAMES),
+        spread=table.spread.fillna(0.0),
+    )

@@ -1,0 +1,91 @@
+"""Figure 4: the gain over the head alone by trainable parameters."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from analysis.figures.figure import VARIED, Figure, Part, finite
+from analysis.figures.paper_figure import panels, paper_figure, printed_rte
+from analysis.frame import reported_cells
+from analysis.paper import GLUE, NAMES, paper
+
+
+def figure4(part: Part) -> Iterator[Figure]:
+    """Performance gain per 1,000 parameters over the head alone (VeRA paper, appendix
+    B), where the metric is accuracy. Of table 2's rows: ranks and ablations have
+    figures and tables of their own."""
+    cells = cells_with_gain(part.runs)
+    quoted = printed_gains()
+    for panel in panels(part, cells[cells.gain.notna()]):
+        place = f"{panel.task_label}, {panel.model_label}"
+        title = f"gain per 1K trainable parameters on {place}"
+        incomplete = panel.data.method[~panel.data.complete.astype(bool)]
+        subtitle = f"fewer seeds: {', '.join(incomplete)}" if len(incomplete) else ""
+        yield paper_figure(
+            4,
+            title,
+            panel.data,
+            panel.notes,
+            _draw_gains,
+            subtitle,
+            panel.pair,
+            quoted,
+        )
+
+
+def cells_with_gain(runs: pd.DataFrame) -> pd.DataFrame:
+    """The cells of GLUE with accuracy, each with the head's and the gain over it."""
+    is_accuracy = runs.task.isin([*GLUE]) & (runs.metric == "accuracy")
+    cells = reported_cells(runs[is_accuracy], seeds=5)
+    is_varied = cells.row.astype(str).str.match(VARIED)
+    cells = cells[~is_varied].sort_values("parameters", kind="stable")
+    heads = cells[cells.row == "head"]
+    heads = heads[["model", "task", "median", "complete", "ids"]]
+    cells = cells.merge(heads, on=["model", "task"], suffixes=("", "_head"))
+    cells = cells.assign(
+        kind=cells.method,
+        method=cells.label,
+        accuracy=cells["median"],
+        head=cells.median_head,
+        complete=cells.complete & cells.complete_head,
+    )
+    ids = zip(cells.ids, cells.ids_head, strict=True)
+    cells["ids"] = [(*of_row, *of_head) for of_row, of_head in ids]
+    ratio = 100 * cells.accuracy / cells["head"]
+    cells["gain"] = finite(ratio / (cells.parameters / 1000))
+    return cells
+
+
+def printed_gains() -> pd.DataFrame:
+    """The paper's gains, with the accuracy of the head that follows from them."""
+    gains = paper()["figure4"]["printed"]
+    quoted = printed_rte([*gains])
+    has_name = quoted.row.isin(NAMES)
+    quoted = quoted.assign(
+        gain=[*map(float, gains.values())],
+        source="paper (quoted)",
+        method=quoted.method.where(has_name, quoted.method + " " + quoted["size"]),
+        accuracy=quoted.value,
+        complete=True,
+    )
+    quoted["head"] = 100 * quoted.value / quoted.gain / (quoted.parameters / 1000)
+    return quoted
+
+
+def _draw_gains(axes: Any, data: pd.DataFrame) -> None:
+    """Groups of bars: a row each, a bar of one colour for each source."""
+    names = data.drop_duplicates("row").set_index("row").method
+    bars = data.pivot(index="row", columns="source", values="gain").reindex(names.index)
+    bars = bars[data.source.unique()].set_axis(names)
+    by_source = data.groupby("source", sort=False).runs
+    colours = ["#555555" if runs.any() else "#cccccc" for _, runs in by_source]
+    bars.plot.bar(ax=axes, width=0.8, color=colours, logy=True, rot=20)
+    for container in axes.containers:
+        axes.bar_label(container, fmt="{:.2g}", padding=1, fontsize=6)
+    axes.grid(visible=False, axis="x")
+    axes.set(xlabel="", ylabel="gain per 1K parameters, % (log)")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.margins(y=0.15)
+    axes.legend()

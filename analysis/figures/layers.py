@@ -1,0 +1,240 @@
+"""Figures 3 and 5, by layer: how far d has moved, and how alike the changes of two
+methods are."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from analysis.figures.figure import COLOURS, Figure, Part, draw_lines, finite
+from analysis.figures.paper_figure import paper_figure
+from analysis.frame import cells, mark_left_out
+from analysis.notes import notes
+from analysis.paper import paper
+from runs.record import Record, plural
+
+#: The lines of figure 3: shade, dash and marker tell query and value of one method.
+SITES = {
+    "query": ("#D55E00", "-", "D"),
+    "value": ("#E69F00", "--", "s"),
+    "key": ("#CC79A7", "-.", "^"),
+}
+#: The cosines of a measure, and the lines of figures 5 and 6.
+PAIRS = {
+    "lora_vera": "LoRA and VeRA",
+    "lora_random": "LoRA and random",
+    "vera_random": "VeRA and random",
+}
+LOOKS = (
+    (COLOURS["vera"], "-", "D"),
+    (COLOURS["lora"], "--", "o"),
+    (COLOURS["random"], ":", "^"),
+)
+#: The ranks of the paper's figure 5.
+PAPER_RANKS = [64, 64]
+WHY_LEFT_OUT = "of other settings, of a run measured before, or of one in no cell"
+#: What each value, by site and layer, has over measures.
+STATISTICS = {
+    "median": ("value", "median"),
+    "low": ("value", "min"),
+    "high": ("value", "max"),
+    "n": ("value", "count"),
+    "total": ("value", "size"),
+}
+
+
+class Measured(NamedTuple):
+    """Values of the measures of a model and task (`pair`).
+
+    place: both by label. values: by site and layer, NaN where one is none, with the
+    measure's number and the ids of its runs. notes: on what is left out.
+    """
+
+    pair: tuple[str, str]
+    place: str
+    values: pd.DataFrame
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class ByLayer:
+    """A figure's data by site and layer, over the measures of a model and task."""
+
+    pair: tuple[str, str]
+    place: str
+    data: pd.DataFrame
+    notes: list[str]
+    subtitle: str
+
+
+def measured(
+    runs: pd.DataFrame, measures: Iterable[Record], kind: str, *names: str
+) -> Iterator[Measured]:
+    """The values of these names of the measures of a kind, for each model and task.
+
+    Magnitudes are of the row vera alone. There is one measure for each run of a cell,
+    all of one setting: the paper's ranks in figure 5 where there are several settings,
+    then the one of most runs.
+    """
+    chosen = mark_left_out(runs)
+    cell_of = chosen[chosen.left_out == ""].set_index("id").cell
+    columns = ["site", "layer", *names]
+    for pair, group in sorted(_by_place(measures, kind).items()):
+        of_setting = _largest_setting(group, cell_of)
+        lines = [
+            {"number": number, "runs": ids, **measure["values"]}
+            for number, (ids, measure) in enumerate(of_setting.items())
+        ]
+        values = pd.DataFrame(lines, columns=["number", "runs", *columns])
+        values = values.explode(columns, ignore_index=True).dropna(subset="layer")
+        values = values.assign(**{name: finite(values[name]) for name in names})
+        if values.empty:
+            continue
+        left_out = len(group) - len(of_setting)
+        notes_on = [f"{left_out} measures are left out: {WHY_LEFT_OUT}."]
+        label = group[0]["of"][0]["label"]
+        place = f"{label['model']} on {label['task']}"
+        yield Measured(pair, place, values, notes_on if left_out else [])
+
+
+def _by_place(
+    measures: Iterable[Record], kind: str
+) -> dict[tuple[str, str], list[Record]]:
+    """The measures of a kind by model and task, sorted by seed."""
+    groups = defaultdict[tuple[str, str], list[Record]](list)
+    of_kind = [measure for measure in measures if measure["kind"] == kind]
+    for measure in sorted(of_kind, key=_seeds_of):
+        cell = measure["of"][0]["cell"]
+        if kind == "similarity" or cell["row"] == "vera":
+            groups[cell["model"], cell["task"]].append(measure)
+    return groups
+
+
+def _seeds_of(measure: Record) -> list[int]:
+    return [run["cell"]["seed"] for run in measure["of"]]
+
+
+def _largest_setting(
+    group: Sequence[Record], cell_of: pd.Series
+) -> dict[tuple[str, ...], Record]:
+    """Of measures of one model and task those of one setting, by the ids of their runs;
+    a run measured again has its last measure."""
+    by_setting = defaultdict[tuple[Any, ...], dict[tuple[str, ...], Record]](dict)
+    for measure in group:
+        ids = tuple(run["id"] for run in measure["of"])
+        setting = measure["settings"]
+        if cell_of.index.isin(ids).sum() == len(ids):
+            is_paper = setting.get("ranks") == PAPER_RANKS
+            by_setting[is_paper, str(setting), *cell_of[[*ids]]][ids] = measure
+    largest = dict[tuple[str, ...], Record]()
+    best = (False, 0)
+    for (is_paper, *_), of_setting in by_setting.items():
+        size = (is_paper, len(of_setting))
+        if size > best:
+            best = size
+            largest = of_setting
+    return largest
+
+
+def by_layer(part: Part, kind: str, unit: str, *names: str) -> Iterator[ByLayer]:
+    """As `measured`: of each value, by site and layer, the median, lowest and highest of
+    those that are finite, how many these are (n), and of how many (total). unit: what a
+    measure is of."""
+    for of_pair in measured(part.runs, part.measures, kind, *names):
+        values = of_pair.values
+        long = values.melt(["site", "layer", "number", "runs"], var_name="name")
+        groups = long.groupby(["name", "site", "layer"], as_index=False)
+        data = groups.agg(**STATISTICS, runs=("runs", distinct_runs))
+        ids = {run for group in data.runs for run in group}
+        ran = part.runs[part.runs.id.isin(ids)]
+        lines = [*of_pair.notes, *notes(ran, cells(ran)), *notes_on_infinite(data)]
+        count = plural(values.number.nunique(), unit)
+        yield ByLayer(
+            pair=of_pair.pair,
+            place=of_pair.place,
+            data=data.assign(source=part.whose),
+            notes=lines,
+            subtitle=f"median of {count}, bands from the lowest to the highest",
+        )
+
+
+def distinct_runs(groups: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """The ids of several measures, each once."""
+    return tuple(dict.fromkeys(run for ids in groups for run in ids))
+
+
+def notes_on_infinite(data: pd.DataFrame) -> list[str]:
+    """A note for each site and layer that has values which are not finite."""
+    incomplete = data[(data.n < data.total) & (data.name != "b")]
+    return [
+        f"{line.site}, layer {line.layer}: {line.total - line.n} of {line.total} "
+        "not finite."
+        for line in incomplete.itertuples()
+    ]
+
+
+def figure3(part: Part) -> Iterator[Figure]:
+    """How far d has moved in the runs of the row vera, by layer and site."""
+    draw: Any = partial(
+        draw_lines,
+        x="layer",
+        y="median",
+        by="site",
+        looks=SITES,
+        xlabel="layer",
+        ylabel="‖d - d_init‖₂",
+        ylim=(0, None),
+    )
+    for panel in by_layer(part, "magnitude", "run", "d", "b"):
+        of_b = panel.data["median"][panel.data.name == "b"]
+        data = panel.data[panel.data.name == "d"].assign(b=[*of_b])
+        title = f"change of d by layer, {panel.place}"
+        yield paper_figure(
+            3, title, data, panel.notes, draw, panel.subtitle, panel.pair
+        )
+
+
+def figure5(part: Part) -> Iterator[Figure]:
+    """Cosine of weight differences by layer: LoRA against VeRA, and each against random
+    (VeRA paper, appendix D)."""
+    printed = paper()["figure5"]["printed"]
+    quoted = pd.DataFrame(printed.items(), columns=["pair", "median"])
+    quoted = quoted.assign(
+        source="paper's mean (quoted)",
+        site="query",
+        runs=[()] * len(quoted),
+        pair=quoted.pair.str.removeprefix("mean_").map(PAIRS),
+    )
+    for panel in by_layer(part, "similarity", "pair", *PAIRS):
+        data = panel.data.assign(pair=panel.data.name.map(PAIRS))
+        means = queries_of(data).groupby("pair")["median"].mean()
+        of_means = [
+            f"{name}: mean over layers of what is drawn {mean:.1e}."
+            for name, mean in means.items()
+        ]
+        yield paper_figure(
+            5,
+            f"cosine of weight differences, {panel.place}",
+            data,
+            [*panel.notes, *of_means],
+            _draw_cosines,
+            panel.subtitle,
+            panel.pair,
+            quoted,
+        )
+
+
+def queries_of(data: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the query matrices, where there are any."""
+    is_query = data.site == "query"
+    return data[is_query | ~is_query.any()]
+
+
+def _draw_cosines(axes: Any, data: pd.DataFrame) -> None:
+    looks = dict(zip(PAIRS.values(), LOOKS, strict=True))
+    shown = queries_of(data)
+    labels = {"xlabel": "layer", "ylabel": "cosine"}
+    draw_lines(axes, shown, "layer", "median", "pair", looks, **labels)

@@ -1,0 +1,121 @@
+"""What figures 2 to 6 share: their columns, and what the paper prints beside them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.figures.figure import Figure, Part
+from analysis.notes import notes
+from analysis.paper import GLUE, numbers, paper
+from runs.record import in_conf
+
+#: The model and task of figures 2 to 5.
+PAPER = ("roberta_large", "rte")
+#: The columns of the data, in order; a figure has some of them.
+COLUMNS = (
+    "method",
+    "row",
+    "kind",
+    "rank",
+    "alpha",
+    "scaling",
+    "pair",
+    "source",
+    "site",
+    "layer",
+    "parameters",
+    "accuracy",
+    "head",
+    "gain",
+    "median",
+    "mean",
+    "low",
+    "high",
+    "spread",
+    "least",
+    "b",
+    "n",
+    "total",
+    "wanted",
+    "complete",
+    "runs",
+)
+
+Draw = Callable[[Any, pd.DataFrame], object]
+
+
+def paper_figure(
+    number: int,
+    title: str,
+    data: pd.DataFrame,
+    notes: Sequence[str],
+    draw: Draw,
+    subtitle: str,
+    pair: tuple[str, str] = PAPER,
+    quoted: pd.DataFrame | None = None,
+) -> Figure:
+    """A figure of a model and task (`pair`). The paper's own has what is quoted and its
+    finding, another one has a name and a note of its own."""
+    lines = [*notes]
+    name = f"figure{number}"
+    if pair == PAPER:
+        data = pd.concat([quoted, data], ignore_index=True)
+        printed = paper()[name]
+        if "note" in printed:
+            lines.append(f"{printed['note']}. Its finding: {printed['finding']}.")
+    else:
+        place = " on ".join(pair)
+        lines.append(
+            f"{place} is not in the paper, whose figure is RoBERTa-large on RTE."
+        )
+        name = "_".join([name, *pair])
+    columns = [column for column in COLUMNS if column in data]
+    full_title = f"Figure {number}: {title}"
+    return Figure(name, full_title, data[columns], lines, draw, subtitle)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The cells of a model and task (`pair`) as a figure's data, both by label, and
+    notes."""
+
+    pair: tuple[str, str]
+    data: pd.DataFrame
+    model_label: str
+    task_label: str
+    notes: list[str]
+
+
+def panels(part: Part, cells: pd.DataFrame) -> Iterator[Panel]:
+    """These cells by model and task."""
+    for (model, task), group in cells.groupby(["model", "task"]):
+        is_same = (part.runs.model == model) & (part.runs.task == task)
+        yield Panel(
+            pair=(model, task),
+            data=group.assign(source=part.whose, runs=group.ids),
+            model_label=group.model_label.iloc[0],
+            task_label=GLUE[task],
+            notes=notes(part.runs[is_same], group),
+        )
+
+
+def printed_rte(rows: list[str]) -> pd.DataFrame:
+    """Table 2's accuracies on RTE of RoBERTa-large of these rows, with their exact
+    `parameters` and the columns of a figure's data."""
+    model, task = PAPER
+    counts = {
+        line["method"]: line["count"]
+        for line in in_conf("counts.yaml")
+        if line["model"] == model
+    }
+    frame = numbers()
+    is_shown = (frame.table == "table2") & (frame.model == model) & (frame.task == task)
+    printed = frame[is_shown].set_index("row", drop=False).loc[rows]
+    printed = printed.drop(columns="spread")
+    return printed.assign(
+        parameters=printed.row.map(counts),
+        kind=printed.row.str.partition("_")[0],
+        runs=[()] * len(printed),
+    )

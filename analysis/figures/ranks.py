@@ -1,0 +1,169 @@
+"""Figure 2: the metric by trainable parameters, over the ranks of VeRA and LoRA."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import LogLocator
+
+from analysis.figures.figure import (
+    PARAMETERS,
+    Figure,
+    Part,
+    draw_lines,
+    look,
+    metric_label,
+    spanned,
+)
+from analysis.figures.paper_figure import (
+    PAPER,
+    Panel,
+    panels,
+    paper_figure,
+    printed_rte,
+)
+from analysis.frame import reported_cells
+from analysis.paper import GLUE, NAMES
+from runs.record import plural
+
+#: LoRA's recipe's own rank is on both of its lines.
+BOTH_SCALINGS = "constant and proportional"
+#: The lines of the figure, by what their method's name is followed by.
+ALPHAS = {
+    "constant": ", constant alpha",
+    "given": ", constant alpha",
+    "proportional": ", alpha proportional to r",
+}
+VERA_COLOUR, VERA_MARKER = look("vera")
+LORA_COLOUR, LORA_MARKER = look("lora")
+LINES = {
+    "VeRA": (VERA_COLOUR, "-", VERA_MARKER),
+    "LoRA, constant alpha": (LORA_COLOUR, "-", LORA_MARKER),
+    "LoRA, alpha proportional to r": (LORA_COLOUR, "--", LORA_MARKER),
+    "LoRA": (LORA_COLOUR, "", ""),
+}
+ROWS = r"(vera|lora)(_r\d+)?(_proportional)?"
+#: What the paper's own figure quotes of table 2, with the ranks of these rows.
+QUOTED = {"vera": 256, "lora": 8}
+PLACE = ["model", "task"]
+
+
+def figure2(part: Part) -> Iterator[Figure]:
+    """The dev metric against trainable parameters, VeRA's and LoRA's ranks. A rank set
+    on the command line and a row of that rank are one point."""
+    ranks = runs_by_rank(part.runs)
+    comparable = most_common_data(ranks)
+    left_out = ranks[~ranks.id.isin(comparable.id)]
+    cells = reported_cells(comparable, seeds=5)
+    cells = cells.sort_values(["method", "rank", "scaling"], kind="stable")
+    cells = cells.assign(
+        kind=cells.method,
+        method=cells.method.map(NAMES),
+        low=cells["values"].map(np.min),  # NaN where a seed has no number
+        high=cells["values"].map(np.max),
+    )
+    several = cells[cells.duplicated([*PLACE, "kind"])]
+    shown_places = [PAPER, *pd.MultiIndex.from_frame(several[PLACE])]
+    cells = cells[pd.MultiIndex.from_frame(cells[PLACE]).isin(shown_places)]
+    for panel in panels(part, cells):
+        yield _figure_of_panel(panel, left_out)
+
+
+def runs_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
+    """The results of VeRA's and LoRA's ranks on GLUE, where a row's name says its
+    rank."""
+    is_rank = runs.row.astype(str).str.fullmatch(ROWS)
+    is_shown = (runs.kind == "result") & runs.task.isin(list(GLUE)) & is_rank
+    shown = runs[is_shown]
+    shown = shown[shown["rank"].notna()]
+    rank = shown["rank"].astype(int)
+    suffix = shown.row.astype(str).str.extract("(_proportional)$")[0].fillna("")
+    is_lora = shown.method == "lora"
+    return shown.assign(
+        row=shown.method + "_r" + rank.astype(str) + suffix,
+        rank=rank,
+        scaling=shown.scaling.fillna(BOTH_SCALINGS).where(is_lora, ""),
+    )
+
+
+def most_common_data(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs on the data that most rows of a model and task have and, of each method,
+    with the number of epochs that most of its rows have; of equals the most."""
+    votes = (
+        (PLACE, ["train_rows", "dev_rows"]),
+        ([*PLACE, "method"], ["epochs"]),
+    )
+    for group, values in votes:
+        counts = runs.groupby([*group, *values], as_index=False).row.nunique()
+        counts = counts.sort_values(["row", *values])
+        winners = counts.drop_duplicates(group, keep="last")[[*group, *values]]
+        runs = runs.merge(winners)
+    return runs
+
+
+def _figure_of_panel(panel: Panel, left_out: pd.DataFrame) -> Figure:
+    data = panel.data
+    notes = [*panel.notes]
+    count = len(left_out.merge(data[PLACE].drop_duplicates()))
+    if count:
+        notes.append(
+            f"{plural(count, 'run')} on other data, or of other epochs, than most "
+            "ranks: left out."
+        )
+    subtitle = (
+        f"median of {spanned(data.n)} seeds, bands from the lowest to the highest"
+    )
+    if (data.n < data.wanted).any():
+        subtitle += "; hollow: fewer seeds"
+    ylabel = f"{panel.task_label} dev {metric_label(data.metric.iloc[0])}"
+    quoted = printed_rte([*QUOTED]).rename(columns={"value": "median"})
+    quoted = quoted.assign(
+        rank=[*QUOTED.values()], scaling="", source="paper, table 2 (quoted)"
+    )
+    return paper_figure(
+        2,
+        f"{panel.task_label} by trainable parameters, {panel.model_label}",
+        data,
+        notes,
+        partial(_draw_ranks, ylabel=ylabel),
+        subtitle,
+        panel.pair,
+        quoted,
+    )
+
+
+def _draw_ranks(axes: Any, data: pd.DataFrame, ylabel: str) -> None:
+    lines = data.assign(line=data.scaling.str.split(" and "))
+    lines = lines.explode("line", ignore_index=True)
+    # LoRA of its own rank alone makes no second line
+    if not (data.scaling == "proportional").any():
+        lines = lines[lines.line != "proportional"]
+    suffix = lines.line.map(lambda scaling: ALPHAS.get(scaling, ""))
+    lines["line"] = lines.method + suffix
+    draw_lines(
+        axes,
+        lines,
+        "parameters",
+        "median",
+        "line",
+        LINES,
+        xscale="log",
+        xlabel="trainable parameters, without the classification head",
+        ylabel=ylabel,
+    )
+    is_ours = (data.runs.map(len) > 0) & data["median"].notna()
+    for point in data[is_ours].drop_duplicates(["kind", "rank"]).itertuples():
+        axes.text(
+            point.parameters,
+            point.median,
+            f" r={point.rank:g}",
+            fontsize=6,
+            color=look(point.kind)[0],
+            rotation=45,
+        )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(PARAMETERS)
+    axes.minorticks_off()
+    axes.margins(x=0.1, y=0.12)
