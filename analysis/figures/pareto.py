@@ -11,8 +11,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
 
-from analysis.figures import figure as shared
-from analysis.figures.figure import Figure, Part, look
+from analysis.figures.figure import (
+    PARAMETERS,
+    VARIED,
+    Figure,
+    Part,
+    finite,
+    look,
+    metric_label,
+    spanned,
+)
 from analysis.frame import cells, in_cells, reported
 from analysis.notes import notes
 from analysis.paper import GLUE
@@ -26,8 +34,17 @@ class Axis(NamedTuple):
     column: str
     label: str = ""
     tick: Callable[[float], str] = "{:.4g}".format
-    less: bool = True
+    lower_is_better: bool = True
     name: str = ""
+
+    @property
+    def low(self) -> str:
+        """The column of the interval's lower end."""
+        return f"{self.name} low"
+
+    @property
+    def high(self) -> str:
+        return f"{self.name} high"
 
 
 #: The axes by the names that x= and y= take. What the metric is called is in the
@@ -35,28 +52,39 @@ class Axis(NamedTuple):
 AXES = {
     "metric": Axis("number"),
     "parameters": Axis(
-        "parameters", "trainable parameters, without a head", shared.PARAMETERS
+        "parameters", "trainable parameters, without a head", PARAMETERS
     ),
     "bytes": Axis("adapter_bytes", "adapter file", megabytes),
     "seconds": Axis("seconds", "seconds of a run: training, evaluation and decoding"),
     "memory": Axis("peak_memory_bytes", "peak memory", megabytes),
     "forgetting": Axis("forgetting", "forgetting on a fixed text, nats a token"),
 }
+#: Axes that only compare on one machine.
+OF_MACHINES = {"seconds", "memory"}
 #: Of more rows than these the legend names the frontier, and the rows that the reader
 #: asks for.
 CROWDED = 25
 #: The x axes of the pictures of a metric of so many rows.
 COSTS = ("parameters", "bytes", "seconds", "memory")
 FACTS = ["values", "digits", "n", "wanted", "frontier", "failed", "runs"]
+#: How many rows of data a user asked for.
+SIZE = ["asked_train_rows", "asked_dev_rows"]
+WHY_FAILED = "failed (worse than the head alone, diverged, or one class), not drawn"
+#: The width of a picture in inches, and its height with few rows and with many.
+WIDTH = 7
+HEIGHTS = (4.4, 6.4)
 
 
 def parameters(part: Part) -> Iterator[Figure]:
     """The pictures of the tasks of tables 2 and 5, with table 2's rows, without other
-    ranks and ablations; where tasks are named, of these, whatever they are, with every
+    ranks and ablations. Where tasks are named, of these, whatever they are, with every
     row."""
-    usual = part.runs.task.isin(list(GLUE)) | (part.runs.family == "images")
-    usual &= ~part.runs.row.astype(str).str.match(shared.VARIED)
-    return make(part if part.named else replace(part, runs=part.runs[usual]))
+    if part.named:
+        return make(part)
+    runs = part.runs
+    is_of_table = runs.task.isin(list(GLUE)) | (runs.family == "images")
+    is_varied = runs.row.astype(str).str.match(VARIED)
+    return make(replace(part, runs=runs[is_of_table & ~is_varied]))
 
 
 def demo(part: Part) -> Iterator[Figure]:
@@ -65,131 +93,187 @@ def demo(part: Part) -> Iterator[Figure]:
 
 
 def make(part: Part) -> Iterator[Figure]:
-    """A picture for each model and task, and for each number of its rows
-    (task.train_rows and dev_rows): of the axes of `part` or, where it has none, of the
-    metric by parameters, and of very many rows by each of COSTS."""
-    size = ["asked_train_rows", "asked_dev_rows"]
-    for names, every in part.runs[part.runs.kind == "result"].groupby(
-        ["task", "model"]
-    ):
-        for asked, of in (sizes := every.groupby(size)):
-            rows = f", {of.train_rows.iloc[0]:,.0f} training and {of.dev_rows.iloc[0]:,.0f} dev rows"
-            more, words = (rows, [*names, *asked]) if len(sizes) > 1 else ("", names)
-            costs = COSTS if of.row.nunique() > CROWDED else COSTS[:1]
-            for x, y in (
-                [part.axes] if part.axes else [(cost, "metric") for cost in costs]
-            ):
+    """A picture for each model and task, and for each size of its data: of the axes of
+    `part` or, where it has none, of the metric by parameters, and of very many rows by
+    each of COSTS."""
+    results = part.runs[part.runs.kind == "result"]
+    for names, of_task in results.groupby(["task", "model"]):
+        sizes = of_task.groupby(SIZE)
+        for size, runs in sizes:
+            words = names
+            suffix = ""
+            if len(sizes) > 1:
+                words = (*names, *size)
+                first = runs.iloc[0]
+                suffix = (
+                    f", {first.train_rows:,.0f} training and "
+                    f"{first.dev_rows:,.0f} dev rows"
+                )
+            for x, y in _axes_of(part, runs):
                 file = "_".join(map(str, [y, "by", x, *words]))
-                yield of_rows(of, (x, y), file, part.labels, more)
+                yield of_rows(runs, (x, y), file, part.labels, suffix)
+
+
+def _axes_of(part: Part, runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """The pairs of axes to draw."""
+    if part.axes:
+        return [part.axes]
+    is_crowded = runs.row.nunique() > CROWDED
+    costs = COSTS if is_crowded else COSTS[:1]
+    return [(cost, "metric") for cost in costs]
 
 
 def of_rows(
     runs: pd.DataFrame,
-    of: tuple[str, str],
+    pair: tuple[str, str],
     file: str,
     labels: Sequence[str] = (),
-    more: str = "",
+    suffix: str = "",
 ) -> Figure:
-    """The picture of the rows of a model and task. of: its axes. file: its name.
-    labels: the rows that the legend names beside the frontier (empty: all or, of very
-    many, none). more: what the title says of the data."""
+    """The picture of the rows of a model and task.
+
+    Args:
+        runs: of the model and task.
+        pair: the names of its axes.
+        file: its name.
+        labels: the rows that the legend names beside the frontier (empty: all or, of
+            very many, none).
+        suffix: what the title says of the data.
+    """
     runs = reported(runs)
-    found = cells(runs, "number")
-    number = found["name"].mode().iloc[-1]
-    others = found[(found["name"] != number) & ("metric" in of)]
+    of_cells = cells(runs, "number")
+    number = of_cells["name"].mode().iloc[-1]
+    is_other = (of_cells["name"] != number) & ("metric" in pair)
     lines = [
-        f"{row.label}: reports {row.name}: not drawn." for row in others.itertuples()
+        f"{row.label}: reports {row.name}: not drawn."
+        for row in of_cells[is_other].itertuples()
     ]
-    data = found = found.drop(others.index)
-    axes = [_axis(name, found[found["name"] == number]) for name in of]
-    names = [axis.name for axis in axes]
+    of_cells = of_cells[~is_other]
+    axes = [_axis(name, of_cells[of_cells["name"] == number]) for name in pair]
+    data = of_cells
     for axis in axes:
         data, missing = _with_numbers(data, runs, axis)
         lines += missing
-    data = data.dropna(subset=names)
-    data = data.sort_values(
-        [names[0], "label"], ascending=[axes[0].less, True], ignore_index=True
-    )
-    scores = {
-        axis.column: -data[axis.name] if axis.less else data[axis.name] for axis in axes
-    }
-    data["frontier"] = on_frontier(*scores.values())
-    data["failed"] = (
-        _failed(data, scores["number"]) & ~data.frontier
-        if "number" in scores
-        else False
-    )
-    failed = [
-        f"{row.label} ({row[number]:.{int(row.digits)}f})"
-        for _, row in data[data.failed].iterrows()
-    ]
-    why = "failed (worse than the head alone, diverged, or one class), not drawn"
-    foot = [f"{why}: {', '.join(failed)}"] * bool(failed)
-    devices = sorted(set(in_cells(runs, found).device))
-    if len(devices) > 1 and {"seconds", "memory"} & {*of}:
+    data = _with_frontier(data, axes)
+    foot = _foot(data)
+    devices = sorted(set(in_cells(runs, of_cells).device))
+    if len(devices) > 1 and OF_MACHINES & {*pair}:
         lines.append(
-            f"{', '.join(devices)}: seconds and memory of different machines do not compare."
+            f"{', '.join(devices)}: seconds and memory of different machines do not "
+            "compare."
         )
-    title = f"{found.model_label.iloc[0]} on {found.task_label.iloc[0]}{more}"
-    title += f": {names[1].partition(',')[0]} against {names[0].partition(',')[0]}"
-    over = "one seed"
-    # of five seeds or fewer the interval is their range (analysis/stats.py)
-    if data.runs.max() > 1:
-        over = f"median of {shared.spanned(data.runs)} seeds; bars: its interval"
-    over += "; dashed: the frontier" + "; hollow: fewer seeds" * bool(
-        (data.n < data.wanted).any()
-    )
-    ends = [f"{name}{end}" for name in names for end in ("", " low", " high")]
+    subtitle = _subtitle(data)
+    ends = [f"{axis.name}{end}" for axis in axes for end in ("", " low", " high")]
     data = data.assign(kind=data.method, method=data.label, runs=data.ids)
     data = data[["method", "row", "kind", *ends, *FACTS]]
-    draw, size = (
-        partial(_draw, axes=axes, labels=labels),
-        (7, 6.4 if len(data) > CROWDED else 4.4),
-    )
+    is_crowded = len(data) > CROWDED
     return Figure(
-        file, title, data, [*lines, *foot, *notes(runs, found)], draw, over, foot, size
+        file,
+        _title(of_cells, axes, suffix),
+        data,
+        [*lines, *foot, *notes(runs, of_cells)],
+        partial(_draw, axes=axes, labels=labels),
+        subtitle,
+        foot,
+        (WIDTH, HEIGHTS[is_crowded]),
     )
 
 
-def _axis(name: str, found: pd.DataFrame) -> Axis:
+def _title(of_cells: pd.DataFrame, axes: Sequence[Axis], suffix: str) -> str:
+    first = of_cells.iloc[0]
+    x, y = (axis.name.partition(",")[0] for axis in axes)
+    return f"{first.model_label} on {first.task_label}{suffix}: {y} against {x}"
+
+
+def _subtitle(data: pd.DataFrame) -> str:
+    """What a point is over, and how to read the lines. Of five seeds or fewer the
+    interval is their range (analysis/stats.py)."""
+    text = "one seed"
+    if data.runs.max() > 1:
+        text = f"median of {spanned(data.runs)} seeds; bars: its interval"
+    text += "; dashed: the frontier"
+    if (data.n < data.wanted).any():
+        text += "; hollow: fewer seeds"
+    return text
+
+
+def _with_frontier(data: pd.DataFrame, axes: Sequence[Axis]) -> pd.DataFrame:
+    """The rows with both numbers, sorted along x, with which are on the frontier and
+    which have failed."""
+    names = [axis.name for axis in axes]
+    data = data.dropna(subset=names)
+    data = data.sort_values(
+        [names[0], "label"],
+        ascending=[axes[0].lower_is_better, True],
+        ignore_index=True,
+    )
+    scores = dict[str, pd.Series]()
+    for axis in axes:
+        sign = -1 if axis.lower_is_better else 1
+        scores[axis.column] = sign * data[axis.name]
+    data["frontier"] = on_frontier(*scores.values())
+    data["failed"] = False
+    if "number" in scores:
+        data["failed"] = _failed(data, scores["number"]) & ~data.frontier
+        metric = next(axis.name for axis in axes if axis.column == "number")
+        data["failed_number"] = data[metric]
+    return data
+
+
+def _foot(data: pd.DataFrame) -> list[str]:
+    """A line with the rows that have failed."""
+    failed = [
+        f"{row.label} ({row.failed_number:.{int(row.digits)}f})"
+        for row in data[data.failed].itertuples()
+    ]
+    return [f"{WHY_FAILED}: {', '.join(failed)}"] if failed else []
+
+
+def _axis(name: str, of_cells: pd.DataFrame) -> Axis:
     """The axis of this name; the metric's has the words of the number that the rows
     report."""
-    axis, first = AXES[name]._replace(name=name), found.iloc[0]
+    axis = AXES[name]._replace(name=name)
     if name != "metric":
         return axis
+    first = of_cells.iloc[0]
     metric, comma, epoch = first["name"].partition(", ")
     # Texts are those of the test set
-    dev = "" if metric in [of.name for of in TEXT_SCORES.values()] else "dev "
-    label = f"{dev}{shared.metric_label(metric, int(first.digits))}{comma}{epoch}"
+    is_of_texts = metric in [score.name for score in TEXT_SCORES.values()]
+    dev = "" if is_of_texts else "dev "
+    label = f"{dev}{metric_label(metric, int(first.digits))}{comma}{epoch}"
+    lower_is_better = bool(first.lower_is_better)
     return axis._replace(
-        label=label, less=bool(first.lower_is_better), name=first["name"]
+        label=label, lower_is_better=lower_is_better, name=first["name"]
     )
 
 
 def _with_numbers(
-    found: pd.DataFrame, runs: pd.DataFrame, axis: Axis
+    of_cells: pd.DataFrame, runs: pd.DataFrame, axis: Axis
 ) -> tuple[pd.DataFrame, list[str]]:
     """The cells with the numbers of an axis: medians over the seeds that have one, with
     their intervals; and notes on the seeds that lack it."""
     # What a run cost that diverged, and so ended early, is no cost of the row
     counts = (runs.status == "done") | (axis.column in ("number", "parameters"))
     of_run = dict(zip(runs.id, runs[axis.column].where(counts), strict=True))
-    each = shared.finite(found.ids.explode().map(of_run)).groupby(level=0)
-    ends = each.agg(lambda of: median_interval([*of.dropna()]) or (of.max(),) * 2)
-    missing = zip(found.label, each.size(), each.count(), strict=True)
+    by_cell = finite(of_cells.ids.explode().map(of_run)).groupby(level=0)
+    ends = by_cell.agg(interval_or_value)
+    sizes = zip(of_cells.label, by_cell.size(), by_cell.count(), strict=True)
     lines = [
-        f"{row}: {n - has} of {n} runs without a finite {axis.name}."
-        for row, n, has in missing
-        if has < n
+        f"{row}: {size - count} of {size} runs without a finite {axis.name}."
+        for row, size, count in sizes
+        if count < size
     ]
-    of = {
-        "": each.median(),
-        " low": ends.str[0].astype(float),
-        " high": ends.str[1].astype(float),
+    columns = {
+        axis.name: by_cell.median(),
+        axis.low: ends.str[0].astype(float),
+        axis.high: ends.str[1].astype(float),
     }
-    return found.assign(
-        **{f"{axis.name}{end}": value for end, value in of.items()}
-    ), lines
+    return of_cells.assign(**columns), lines
+
+
+def interval_or_value(values: pd.Series) -> tuple[float, float]:
+    """The interval of the median of several values; of one, itself."""
+    return median_interval([*values.dropna()]) or (values.max(), values.max())
 
 
 # --- the frontier, and what is far from the others
@@ -198,19 +282,22 @@ def _with_numbers(
 def on_frontier(x: Sequence[float], y: Sequence[float]) -> list[bool]:
     """Of each point whether no other is better in one number and at least as good in
     the other. More is better."""
-    spots = list(zip(x, y, strict=True))
-    return [
-        not any(a >= x and b >= y and (a, b) != (x, y) for a, b in spots)
-        for x, y in spots
-    ]
+    points = list(zip(x, y, strict=True))
+    return [not any(is_better(rival, point) for rival in points) for point in points]
+
+
+def is_better(rival: tuple[float, float], point: tuple[float, float]) -> bool:
+    """Whether one point is better in one number and at least as good in the other."""
+    return rival[0] >= point[0] and rival[1] >= point[1] and rival != point
 
 
 def fence(values: pd.Series) -> tuple[float, float]:
     """Tukey's outer fence: three interquartile ranges outside the quartiles."""
-    first, third = (
-        np.percentile(values, [25, 75]) if len(values) else (math.nan, math.nan)
-    )
-    return first - 3 * (third - first), third + 3 * (third - first)
+    if values.empty:
+        return math.nan, math.nan
+    lower, upper = np.percentile(values, [25, 75])
+    reach = 3 * (upper - lower)
+    return lower - reach, upper + reach
 
 
 def _failed(data: pd.DataFrame, score: pd.Series) -> pd.Series:
@@ -223,88 +310,129 @@ def _failed(data: pd.DataFrame, score: pd.Series) -> pd.Series:
     return (worse | broken) & (score < fence(score)[0])
 
 
+# --- drawing
+
+
 def _draw(
     plot: Any, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[str]
 ) -> None:
-    drawn, (x, y), of_metric = (
-        data[~data.failed],
-        (axis.name for axis in axes),
-        axes[1].column == "number",
-    )
+    drawn = data[~data.failed]
+    is_crowded = len(data) > CROWDED
+    _set_limits(plot, drawn, axes)
+    looks = [*map(look, drawn.kind, drawn.row)]
+    _draw_bars(plot, drawn, axes, [colour for colour, _ in looks])
+    named = drawn.frontier | drawn.row.isin(labels) | (not is_crowded and not labels)
+    points = zip(drawn.to_dict("records"), looks, named, strict=True)
+    for point, (colour, marker), is_named in points:
+        _draw_point(plot, point, axes, colour, marker, is_named, not is_crowded)
+    if named.any():
+        plot.figure.legend(loc="outside right center", fontsize=7, reverse=True)
+    _draw_frontier(plot, drawn[drawn.frontier], axes)
+
+
+def _set_limits(plot: Any, drawn: pd.DataFrame, axes: Sequence[Axis]) -> None:
+    """Axes that hold the points. A bar whose end is far from all others leaves the
+    picture, and squeezes no axis."""
     for side, axis in zip("xy", axes, strict=True):
         _scale(plot, side, drawn[axis.name], axis)
-        # A bar whose end is far from all others leaves the picture, and squeezes no
-        # axis
-        low, high = drawn[f"{axis.name} low"], drawn[f"{axis.name} high"]
-        near = pd.concat(
-            [drawn[axis.name], low[low >= fence(low)[0]], high[high <= fence(high)[1]]]
-        )
-        plot.update_datalim(
-            [(of, of) for of in near], updatex=side == "x", updatey=side == "y"
-        )
+        low = drawn[axis.low]
+        high = drawn[axis.high]
+        inner = [low[low >= fence(low)[0]], high[high <= fence(high)[1]]]
+        limits = [(end, end) for end in pd.concat([drawn[axis.name], *inner])]
+        plot.update_datalim(limits, updatex=side == "x", updatey=side == "y")
     plot.margins(0.12)
     plot.autoscale_view()
     plot.autoscale(enable=False)
-    looks, few = [*map(look, drawn.kind, drawn.row)], len(data) <= CROWDED
+
+
+def _draw_bars(
+    plot: Any, drawn: pd.DataFrame, axes: Sequence[Axis], colours: Sequence[str]
+) -> None:
+    """The intervals of both numbers."""
+    x, y = axes
     bars = [
-        (drawn[of] - drawn[f"{of} low"], drawn[f"{of} high"] - drawn[of])
-        for of in (y, x)
+        (drawn[axis.name] - drawn[axis.low], drawn[axis.high] - drawn[axis.name])
+        for axis in (y, x)
     ]
-    colours = [colour for colour, _ in looks]
     plot.errorbar(
-        drawn[x], drawn[y], *bars, fmt="none", ecolor=colours, alpha=0.6, elinewidth=1
+        drawn[x.name],
+        drawn[y.name],
+        *bars,
+        fmt="none",
+        ecolor=colours,
+        alpha=0.6,
+        elinewidth=1,
     )
-    named = drawn.frontier | drawn.row.isin(labels) | (few and not labels)
-    for of, (colour, marker), shown in zip(
-        drawn.to_dict("records"), looks, named, strict=True
-    ):
-        if of_metric and few:
-            plot.plot(
-                [of[x]] * len(of["values"]), of["values"], ".", color=colour, alpha=0.6
-            )
-        text = (
-            f"{of['method']}: {of[y]:.{int(of['digits'])}f}"
-            if of_metric
-            else of["method"]
-        )
-        how = {"label": text, "markersize": 6} if shown else {"alpha": 0.5}
-        face = colour if of["n"] >= of["wanted"] else "white"
-        plot.plot(
-            of[x], of[y], marker, color=colour, markerfacecolor=face, zorder=3, **how
-        )
-    if named.any():
-        plot.figure.legend(loc="outside right center", fontsize=7, reverse=True)
-    best = drawn[drawn.frontier]
-    # at an x the line is at the best y that a row at least as good in x has
-    if len(best):
-        end, worst = plot.get_xlim()[axes[0].less], plot.get_ylim()[axes[1].less]
-        across, up = (
-            [best[x].iloc[0], *best[x], end],
-            [worst, *best[y], best[y].iloc[-1]],
-        )
-        plot.step(
-            across,
-            up,
-            where="post",
-            color="#555555",
-            linewidth=0.9,
-            linestyle="--",
-            zorder=1,
-        )
+
+
+def _draw_point(
+    plot: Any,
+    point: dict[str, Any],
+    axes: Sequence[Axis],
+    colour: str,
+    marker: str,
+    is_named: bool,
+    with_seeds: bool,
+) -> None:
+    """A row's point, hollow where seeds are missing, and those of its seeds."""
+    x, y = (axis.name for axis in axes)
+    label = point["method"]
+    if axes[1].column == "number":
+        label += f": {point[y]:.{int(point['digits'])}f}"
+        if with_seeds:
+            values = point["values"]
+            plot.plot([point[x]] * len(values), values, ".", color=colour, alpha=0.6)
+    style: dict[str, Any] = {"alpha": 0.5}
+    if is_named:
+        style = {"label": label, "markersize": 6}
+    face = colour if point["n"] >= point["wanted"] else "white"
+    plot.plot(
+        point[x],
+        point[y],
+        marker,
+        color=colour,
+        markerfacecolor=face,
+        zorder=3,
+        **style,
+    )
+
+
+def _draw_frontier(plot: Any, best: pd.DataFrame, axes: Sequence[Axis]) -> None:
+    """A dashed line: at an x it is at the best y that a row at least as good in x
+    has."""
+    if best.empty:
+        return
+    x, y = axes
+    end = plot.get_xlim()[x.lower_is_better]
+    worst = plot.get_ylim()[y.lower_is_better]
+    best_x = best[x.name]
+    best_y = best[y.name]
+    plot.step(
+        [best_x.iloc[0], *best_x, end],
+        [worst, *best_y, best_y.iloc[-1]],
+        where="post",
+        color="#555555",
+        linewidth=0.9,
+        linestyle="--",
+        zorder=1,
+    )
 
 
 def _scale(plot: Any, side: str, values: pd.Series, axis: Axis) -> None:
     """The label and ticks of an axis: a logarithmic one where costs differ widely, with
     a linear piece for zeros."""
-    positive, of_side = values[values > 0], getattr(plot, f"{side}axis")
+    positive = values[values > 0]
+    of_side = getattr(plot, f"{side}axis")
+    set_scale = getattr(plot, f"set_{side}scale")
     plot.set(**{f"{side}label": axis.label})
-    if axis.less and values.min() >= 0 and positive.max() > 10 * positive.min():
+    is_cost = axis.lower_is_better and values.min() >= 0
+    if is_cost and positive.max() > 10 * positive.min():
         if values.min() == 0:
             low = 10.0 ** np.floor(np.log10(positive.min()))
-            getattr(plot, f"set_{side}scale")("symlog", linthresh=low, linscale=0.4)
+            set_scale("symlog", linthresh=low, linscale=0.4)
             of_side.set_major_locator(FixedLocator([0.0, *low * 10.0 ** np.arange(12)]))
         else:
-            getattr(plot, f"set_{side}scale")("log")
+            set_scale("log")
             of_side.set_major_locator(LogLocator(subs=(1, 2, 5)))
         of_side.minorticks_off()
     of_side.set_major_formatter(FuncFormatter(lambda value, _: axis.tick(value)))
