@@ -17,7 +17,7 @@ from analysis.figures.gains import figure4
 from analysis.figures.layers import figure3, figure5
 from analysis.figures.ranks import figure2
 from analysis.frame import every_variant
-from runs.record import Ledger
+from runs.record import Ledger, Record
 
 FIGURES: dict[str, Callable[[Part], Iterable[Figure]]] = {
     "figure2": figure2,
@@ -37,30 +37,47 @@ def make(
     ledger: Ledger,
     every: bool = False,
     frames: Sequence[pd.DataFrame] = (),
-    **how: Any,
+    **options: Any,
 ) -> list[Figure]:
     """A figure's parts by its name: first of what ran on this machine, then of what the
     project has published.
 
-    every: each variant of a row. frames: the runs of this machine, and the published
-    ones, where they are at hand. how: of `parameters`, `demo` and `pareto`: named, axes
-    and labels, as in Part."""
-    found = dict[str, Figure]()
-    for table, whose in zip(
-        frames or own_and_published(ledger), ("ours", "published"), strict=True
-    ):
-        ours = {i for i in ledger.measures if ledger.measured.get(i, "ours") == "ours"}
-        measures = [
-            of for i, of in ledger.measures.items() if (i in ours) == (whose == "ours")
-        ]
-        # The points of figure 2 are known rows: a variant has no place among them
-        shown = every_variant(table, paper=name == "figure2") if every else table
-        drawn = (FIGURES | {"pareto": pareto.make})[name](
-            Part(shown, measures, whose, **how)
-        )
-        for figure in (of for of in drawn if len(of.data)):
-            if whose == "published":
-                file = figure.name + "_published" * (figure.name in found)
-                figure = replace(figure, name=file, title=f"{figure.title} (published)")
-            found[figure.name] = figure
-    return [*found.values()]
+    Args:
+        name: one of NAMES.
+        ledger: records and measures.
+        every: each variant of a row.
+        frames: the runs of this machine, and the published ones, where they are at
+            hand.
+        options: of `parameters`, `demo` and `pareto`: named, axes and labels, as in
+            Part.
+    """
+    draw = (FIGURES | {"pareto": pareto.make})[name]
+    drawn = dict[str, Figure]()
+    of_both = frames or own_and_published(ledger)
+    for runs, source in zip(of_both, ("ours", "published"), strict=True):
+        if every:
+            # The points of figure 2 are known rows: a variant has no place among them
+            runs = every_variant(runs, paper=name == "figure2")
+        measures = _measures_of(ledger, source)
+        for figure in draw(Part(runs, measures, source, **options)):
+            if figure.data.empty:
+                continue
+            if source == "published":
+                figure = _as_published(figure, figure.name in drawn)
+            drawn[figure.name] = figure
+    return [*drawn.values()]
+
+
+def _measures_of(ledger: Ledger, source: str) -> list[Record]:
+    """The measures of this machine, or those that are published."""
+    return [
+        measure
+        for name, measure in ledger.measures.items()
+        if (ledger.measured.get(name, "ours") == "ours") == (source == "ours")
+    ]
+
+
+def _as_published(figure: Figure, is_second: bool) -> Figure:
+    """A figure of published runs; a second one of a name has a name of its own."""
+    name = f"{figure.name}_published" if is_second else figure.name
+    return replace(figure, name=name, title=f"{figure.title} (published)")

@@ -1,10 +1,11 @@
 """Draws a figure from the records, beside what the paper prints of it.
 
-    python -m analysis.figures figure2 (to figure6, parameters, demo; all: what there
-    is) python -m analysis.figures parameters task=mine (of any task; model=, method=,
-    sweep=, published=false) python -m analysis.figures pareto x=seconds y=metric (two
-    numbers of each row, with the frontier) python -m analysis.figures demo
-    labels=vera,lora (names these points, too)
+    python -m analysis.figures figure2      to figure6, parameters, demo; all: each
+    python -m analysis.figures parameters task=mine      of any task; model=, method=,
+                                            sweep=, published=false
+    python -m analysis.figures pareto x=seconds y=metric    two numbers of each row,
+                                            with the frontier
+    python -m analysis.figures demo labels=vera,lora     names these points, too
 
 The vector PDF, the PNG and the data behind them as CSV go to OUTPUT/NAME/; each row of
 the data names the run ids (or the measure) that it comes from. Figures 3, 5 and 6 are
@@ -12,7 +13,7 @@ drawn from measures: python -m runs.measure."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from analysis.command import VariantSelection, open_selection, row_name, split_names
 from analysis.figures import FIGURES, NAMES, make, save
@@ -35,34 +36,36 @@ class Settings(VariantSelection):
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="FIGURE")
-    chosen, settings = one_of("figure", line.names[0], [*NAMES, "all"]), line.settings
-    for key in [key for key in "xy" if key in line.given and chosen != "pareto"]:
+    settings = line.settings
+    chosen = one_of("figure", line.names[0], [*NAMES, "all"])
+    given_axes = {"x", "y"} & line.given.keys()
+    if given_axes and chosen != "pareto":
+        key = min(given_axes)
         raise UserError(f"{key}=: the axes of {chosen} are fixed; pareto has x= and y=")
     if settings.x == settings.y:
         raise UserError(f"x={settings.x} y={settings.y}: give two different ones")
     ledger = open_selection(settings)
-    axes = (settings.x, settings.y) if {"x", "y"} & line.given.keys() else None
-    named, every = (
-        bool(settings.task or settings.sweep),
-        settings.all or bool(settings.sweep),
-    )
     labels = tuple(map(row_name, split_names(settings.labels)))
+    rows = sorted({str(record["cell"]["row"]) for record in ledger})
     for label in labels:
-        one_of(
-            "row labels=",
-            label,
-            sorted({str(record["cell"]["row"]) for record in ledger}),
-        )
-    drawn = 0
+        one_of("row labels=", label, rows)
+    options: dict[str, Any] = {
+        "named": bool(settings.task or settings.sweep),
+        "axes": (settings.x, settings.y) if given_axes else None,
+        "labels": labels,
+    }
+    every_variant = settings.all or bool(settings.sweep)
+    count = 0
     for name in FIGURES if chosen == "all" else [chosen]:
-        for figure in make(name, ledger, every, named=named, axes=axes, labels=labels):
+        for figure in make(name, ledger, every_variant, **options):
             _, png, _ = save(figure, Path(settings.output) / name)
             print(*[figure.title, *figure.notes], sep="\n  ")
             print(f"Plot: {png} (.pdf, .csv beside it)")
-            drawn += 1
-    if not drawn:
+            count += 1
+    if not count:
         raise UserError(
-            f"no records of {chosen} in {settings.output}/records (make help: what runs them)"
+            f"no records of {chosen} in {settings.output}/records "
+            "(make help: what runs them)"
         )
     return 0
 

@@ -30,8 +30,9 @@ COLOURS = {
     "bitfit": "#009E73",
     "full": "#000000",
     "head": "#777777",
+    "adapter": "#E69F00",
+    "random": "#999999",
 }
-COLOURS |= {"adapter": "#E69F00", "random": "#999999"}
 MARKERS = {"vera": "D", "lora": "o"}
 #: For other methods, chosen by their names: the rest of Okabe and Ito's palette, and
 #: Tol's.
@@ -55,13 +56,15 @@ PARAMETERS = EngFormatter(sep="")
 
 @dataclass(frozen=True)
 class Part:
-    """What figures are made from: runs (frame.runs), the measures that go with them,
-    and whose both are; of the pictures of two numbers whether the user has named tasks,
-    the axes, and the rows that have a label."""
+    """What figures are made from.
+
+    runs: of `frame.runs`. measures: those that go with them. source: ours, or
+    published. Of the pictures of two numbers: named, whether the user has named tasks;
+    axes; labels, the rows that have one."""
 
     runs: pd.DataFrame
     measures: Sequence[Record] = ()
-    whose: str = "ours"
+    source: str = "ours"
     named: bool = False
     axes: tuple[str, str] | None = None
     labels: tuple[str, ...] = ()
@@ -91,25 +94,25 @@ def look(kind: str, row: str = "") -> tuple[str, str]:
     one, by its row."""
     if kind in COLOURS:
         return COLOURS[kind], MARKERS.get(kind, "s")
-    other, colour = divmod(
-        zlib.crc32((row if kind == "peft" else kind).encode()), len(OTHERS)
-    )
-    return OTHERS[colour], OTHER_MARKERS[other % len(OTHER_MARKERS)]
+    name = row if kind == "peft" else kind
+    quotient, remainder = divmod(zlib.crc32(name.encode()), len(OTHERS))
+    return OTHERS[remainder], OTHER_MARKERS[quotient % len(OTHER_MARKERS)]
 
 
 def canvas(figure: Figure) -> Canvas:
     """The figure as drawn."""
-    whole = Canvas(figsize=figure.size, layout="constrained")
+    drawing = Canvas(figsize=figure.size, layout="constrained")
     if figure.foot:
-        whole.supxlabel("\n".join(figure.foot), fontsize=6, color="#555555")
-    whole.suptitle("\n".join(filter(None, [figure.title, figure.subtitle])))
-    figure.draw(whole.subplots(), figure.data)
-    return whole
+        drawing.supxlabel("\n".join(figure.foot), fontsize=6, color="#555555")
+    drawing.suptitle("\n".join(filter(None, [figure.title, figure.subtitle])))
+    figure.draw(drawing.subplots(), figure.data)
+    return drawing
 
 
 def picture(figure: Figure, form: str) -> bytes:
     """The figure as svg, pdf or png; the same data give the same bytes."""
-    content, (backend, metadata) = io.BytesIO(), FORMS[form]
+    content = io.BytesIO()
+    backend, metadata = FORMS[form]
     with matplotlib.rc_context({"svg.hashsalt": figure.name}, STYLE):
         # once, where savefig draws for the layout before
         drawn = backend(canvas(figure))
@@ -125,15 +128,13 @@ def svg(figure: Figure) -> str:
 
 def save(figure: Figure, folder: Path) -> list[Path]:
     """Writes PDF, PNG and CSV, each whole or not at all. Returns the files."""
-    pdf, png, csv = paths = [
-        folder / f"{figure.name}.{form}" for form in ("pdf", "png", "csv")
-    ]
+    pdf, png, csv = (folder / f"{figure.name}.{form}" for form in ("pdf", "png", "csv"))
     for path in (pdf, png):
         with temporary(path) as unfinished:
             unfinished.write_bytes(picture(figure, path.suffix[1:]))
             os.replace(unfinished, path)
     write_atomically(csv, to_csv(figure.data, "%.10g"))
-    return paths
+    return [pdf, png, csv]
 
 
 # --- what figures share
@@ -153,7 +154,7 @@ def spanned(counts: Sequence[int]) -> str:
 def metric_label(name: str, digits: int = 1) -> str:
     """A metric, or a score of texts, as an axis calls it. digits: a fraction in percent
     has one."""
-    units = {of.name: of.unit for of in TEXT_SCORES.values()}
+    units = {score.name: score.unit for score in TEXT_SCORES.values()}
     if name in units or digits != 1:
         return ", ".join(filter(None, [name, units.get(name)]))
     return f"{name}, %" if name == "accuracy" else f"{name.capitalize()} x 100"
@@ -174,39 +175,52 @@ def draw_lines(
 
     looks: the colours, dashes and markers of these values, in the order of the legend.
     labels: what the axes are set to."""
-    for i, name in enumerate([*looks, *sorted({*data[by]} - {*looks})]):
-        every = data[(data[by] == name) & data[y].notna()].sort_values(x)
-        colour, dash, marker = looks.get(name, (OTHERS[i % len(OTHERS)], ":", "o"))
-        of, quoted = every[every.runs.map(len) > 0], every[every.runs.map(len) == 0]
-        if len(of):
-            axes.fill_between(
-                of[x].astype(float),
-                of.low,
-                of.high,
-                color=colour,
-                alpha=0.15,
-                linewidth=0,
-            )
-            if len(of) == 1:  # whose band has no width
-                axes.vlines(of[x], of.low, of.high, color=colour, alpha=0.5)
-            axes.plot(
-                of[x],
-                of[y],
-                dash,
-                marker=marker,
-                markersize=4,
-                color=colour,
-                label=name,
-            )
-            few = of[of.n < of.get("wanted", 0)]
-            axes.plot(few[x], few[y], marker, markersize=4, color=colour, mfc="white")
-        for one in quoted.to_dict("records"):
-            how = {"color": colour, "label": f"{name}, {one['source']}"}
-            if math.isnan(one[x]):
-                axes.axhline(one[y], linestyle=(0, (1, 2)), linewidth=1, **how)
-            else:
-                axes.plot(one[x], one[y], "x", markersize=7, **how)
+    names = [*looks, *sorted({*data[by]} - {*looks})]
+    for place, name in enumerate(names):
+        points = data[(data[by] == name) & data[y].notna()].sort_values(x)
+        look_of = looks.get(name, (OTHERS[place % len(OTHERS)], ":", "o"))
+        is_ours = points.runs.map(len) > 0
+        if is_ours.any():
+            _draw_line(axes, points[is_ours], x, y, name, look_of)
+        for quoted in points[~is_ours].to_dict("records"):
+            _draw_quoted(axes, quoted, x, y, name, look_of[0])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(**labels)
     if axes.lines:
         axes.legend()
+
+
+def _draw_line(
+    axes: Any, points: pd.DataFrame, x: str, y: str, name: str, look_of: Sequence[Any]
+) -> None:
+    """A line with its band, and its points, hollow where seeds are missing."""
+    colour, dash, marker = look_of
+    along = points[x].astype(float)
+    axes.fill_between(
+        along, points.low, points.high, color=colour, alpha=0.15, linewidth=0
+    )
+    if len(points) == 1:  # whose band has no width
+        axes.vlines(points[x], points.low, points.high, color=colour, alpha=0.5)
+    axes.plot(
+        points[x],
+        points[y],
+        dash,
+        marker=marker,
+        markersize=4,
+        color=colour,
+        label=name,
+    )
+    hollow = points[points.n < points.get("wanted", 0)]
+    axes.plot(hollow[x], hollow[y], marker, markersize=4, color=colour, mfc="white")
+
+
+def _draw_quoted(
+    axes: Any, point: Mapping[str, Any], x: str, y: str, name: str, colour: str
+) -> None:
+    """What is quoted: a cross, or a line across the picture where it has no x."""
+    label = f"{name}, {point['source']}"
+    if math.isnan(point[x]):
+        dotted = (0, (1, 2))
+        axes.axhline(point[y], linestyle=dotted, linewidth=1, color=colour, label=label)
+    else:
+        axes.plot(point[x], point[y], "x", markersize=7, color=colour, label=label)

@@ -155,7 +155,7 @@ def by_layer(part: Part, kind: str, unit: str, *names: str) -> Iterator[ByLayer]
         yield ByLayer(
             pair=of_pair.pair,
             place=of_pair.place,
-            data=data.assign(source=part.whose),
+            data=data.assign(source=part.source),
             notes=lines,
             subtitle=f"median of {count}, bands from the lowest to the highest",
         )

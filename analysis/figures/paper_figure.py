@@ -94,7 +94,7 @@ def panels(part: Part, cells: pd.DataFrame) -> Iterator[Panel]:
         is_same = (part.runs.model == model) & (part.runs.task == task)
         yield Panel(
             pair=(model, task),
-            data=group.assign(source=part.whose, runs=group.ids),
+            data=group.assign(source=part.source, runs=group.ids),
             model_label=group.model_label.iloc[0],
             task_label=GLUE[task],
             notes=notes(part.runs[is_same], group),
