@@ -115,3 +115,12 @@ def completion_limit(config: Mapping[str, Any]) -> int:
     """The most tokens that a completion may have."""
     limit = config["reward"]["max_new_tokens"] or config["task"]["max_new_tokens"]
     return int(limit)
+
+
+def rows_of_step(config: Mapping[str, Any]) -> int:
+    """The rows that a step computes, of which micro-batches are parts: its rows or, by
+    reward, the completions of its prompts. Completions of one token share a row."""
+    rows = int(config["train"]["effective_batch"])
+    if "reward" in config and completion_limit(config) > 1:
+        rows *= config["reward"]["samples"]
+    return rows

@@ -22,6 +22,7 @@ from runs.record import (
     run_folder,
     temporary,
 )
+from runs.reward_functions import rows_of_step
 from runs.run import Run
 from runs.tracking import Tracker, Tracking
 from runs.training.files import Attempt
@@ -181,9 +182,9 @@ def less_memory(config: dict[str, Any], phase: str, attempt: Attempt) -> bool:
     """Halves what an attempt computes at once in a phase, after memory ran out; False
     where that would not help. The effective batch stays: a micro-batch changes
     rounding, and what dropout draws."""
-    whole = config["train"]["effective_batch"]
+    whole = rows_of_step(config)
     # an epoch's first step tells of itself when it is done
-    if phase.startswith(("training", "evaluated")):
+    if phase.startswith(("training", "evaluated", "estimating")):
         key, name, kept = "micro_batch", "micro-batch", "; the effective batch stays"
         before = min(config["micro_batch"] or whole, whole)
     elif phase.startswith(("evaluating", "decoding")):

@@ -11,6 +11,7 @@ from running import begin, comparable, do, elsewhere, refused, straight_and_resu
 from runs.config import expand
 from runs.identity import run_id
 from runs.reach import reach_of
+from runs.reward_functions import rows_of_step
 from runs.run import epoch_batches
 from runs.training.effect import estimate_effect
 from runs.training.loop import Training
@@ -321,6 +322,13 @@ def test_pass_at_k_counts_rows_with_one_right_sample(digit_words):
     assert np.array_equal(one.evaluate()[1], right[:, :2])
     several.evaluate_and_keep()
     assert several.state.curve["pass@8"] == [right[:, 1:].any(1).mean()]
+
+
+def test_less_memory_halves_the_completions_at_once(reward_words, digit_words):
+    """Of answers of one token, the prompts: their completions share a row."""
+    for words, rows in ((reward_words, 6 * 4), (digit_words, 6)):
+        (run,) = expand(words)
+        assert rows_of_step(run.config) == rows
 
 
 # --- warm starts

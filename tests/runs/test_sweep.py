@@ -813,3 +813,29 @@ def test_data_parallel_trains_and_decodes_as_one_process_does(
         first["curve"]["metric"], rel=1e-6
     )
     assert (second["texts"], {*second["files"]}) == (first["texts"], {*first["files"]})
+
+
+@pytest.mark.usefixtures("process")
+def test_two_processes_sample_what_one_does(sums_words, tmp_path, monkeypatch):
+    """By reward: the same completions and rewards, and the same curve up to the order
+    of sums."""
+    (tmp_path / "letters.py").write_text(
+        "def count(prompt, completion, answer):\n    return len(completion)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    changes = ["train.objective=reward", "reward.function=letters.count"]
+    words = [
+        *sums_words,
+        *changes,
+        "reward.samples=3",
+        "reward.kl=0.1",
+        "micro_batch=2",
+    ]
+    first = do(elsewhere(words, output=tmp_path / "one"))
+    two = elsewhere(words, output=tmp_path / "two")
+    in_two_processes(two, tmp_path)
+    (second,) = records_of(two)
+    for key in ("reward", "reward_std", "completions/mean_length", "metric"):
+        assert second["curve"][key] == first["curve"][key]
+    for key in ("train_loss", "dev_loss", "entropy", "kl"):
+        assert second["curve"][key] == pytest.approx(first["curve"][key], abs=1e-5)
