@@ -190,6 +190,9 @@ def _make_run(
         if config["init_from"] != method.get("init_from"):
             row = f"{row}_from_{_slug(start_name)}"
         method["label"] += f" from {start_name}"
+    if "reward" in config:  # a row of its own beside the one by likelihood
+        row = f"{row}_by_reward"
+        method["label"] += " by reward"
     words = [f"{group}={choices[group]}" for group in ("method", "model", "task")]
     words += [text for text in overrides if _is_kept(Override(text))]
     return Run(
@@ -281,10 +284,10 @@ def _is_compared(key: str) -> bool:
     """Whether an override of this key is compared with the files: it can change the
     result."""
     group = key.partition(".")[0]
-    if group == "model":
+    if group in ("model", "reward"):
         declared = nearest_key(key)
         return declared is not None and declared.role == RESULT
-    return group in ("task", "method", "train", "reward") and key != group
+    return group in ("task", "method", "train") and key != group
 
 
 def _changed(

@@ -215,7 +215,7 @@ def _differences_from_recipe(run: Run, trains: bool) -> list[str]:
     """The recipe's settings of method and training that the run has otherwise. Where
     nothing trains, only what affects evaluation counts."""
     train = run.config["train"]
-    settings = {**run.config["method"], **train}
+    settings = {**run.config["method"], **train, **run.config.get("reward", {})}
     if not trains:
         settings = {key: train[key] for key in _evaluation_settings()}
     words = []
@@ -252,9 +252,14 @@ def _difference_in_batches(run: Run) -> list[str]:
 def _other_overrides(run: Run, trains: bool) -> list[str]:
     """The overrides of keys that the recipe does not have, except those that name the
     row or do not change the result."""
-    covered = {"method.label", "method.scaling", "train.max_steps"}
+    covered = {
+        "method.label",
+        "method.scaling",
+        "train.max_steps",
+        "train.objective",  # the row says it
+    }
     for key in run.recipe_keys:
-        covered |= {f"train.{key}", f"method.{key}"}
+        covered |= {f"train.{key}", f"method.{key}", f"reward.{key}"}
     covered |= {f"method.{name}" for name in names_with_role(COMPUTING, "method")}
     if run.row.startswith("peft_"):
         covered |= {"method.config_class", "method.config"}

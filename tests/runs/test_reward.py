@@ -17,6 +17,7 @@ from runs.training.effect import estimate_effect
 from runs.training.loop import Training
 from runs.training.policy import token_tensors
 from runs.training.policy_gradient import group_advantages
+from runs.training.result import deviations
 from runs.training.train import train
 
 pytestmark = pytest.mark.determinism
@@ -372,6 +373,15 @@ def test_settings_of_the_reward_tell_runs_apart_by_reward_alone(reward_words):
     likelihood = elsewhere(reward_words, **{"train.objective": "likelihood"})
     assert id_of(likelihood) == id_of([*likelihood, "reward.scale=none"])
     assert id_of(likelihood) != id_of(reward_words)
+
+
+def test_a_run_by_reward_is_a_row_of_its_own(reward_words):
+    (run,) = expand([*reward_words, "reward.samples_every=3"])
+    assert run.row.endswith("_by_reward")
+    assert run.config["method"]["label"].endswith(" by reward")
+    words = deviations(run, [])
+    assert not any("samples_every" in word or "objective" in word for word in words)
+    assert any("reward.samples=4 given" in word for word in words)
 
 
 def test_the_source_of_an_own_function_is_part_of_the_id(reward_words, functions):
