@@ -6,9 +6,12 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from socket import gethostname
 from typing import Any
+
+from tqdm import tqdm
 
 from runs.errors import rank
 from runs.record import (
@@ -26,7 +29,18 @@ from runs.record.cell import kept_epoch, number_of_texts, scored
 #: The last event of a run's training: phase, epoch, metric, seconds_left ...
 Event = Mapping[str, Any]
 #: Without a terminal: the most seconds until the first line and between later ones.
-FIRST_LINE, LINES = 30.0, 60.0
+FIRST_LINE_S, LINE_INTERVAL_S = 10.0, 60.0
+#: The columns of a run's bar.
+BAR = 12
+
+
+@dataclass(frozen=True)
+class SweepState:
+    """How far a sweep is. words: that in words, with the time that is left."""
+
+    ended: int
+    total: int
+    words: str
 
 
 class Display:
@@ -34,34 +48,55 @@ class Display:
 
     def __init__(self) -> None:
         self.live = sys.stderr.isatty() and not rank()
-        self.due = time.monotonic() + FIRST_LINE
+        self.due = time.monotonic() + FIRST_LINE_S
         self._drawn = 0  # live lines on the screen
         self._warned: set[str] = set()  # the heads of runs whose problems were shown
+        self._begun: set[str] = set()  # the heads of runs that have told of themselves
 
-    def show(self, running: Sequence[tuple[str, Event]], left: int = 1) -> None:
-        """Shows the runs that are on: each one's head and last event. left: how many
-        have not ended."""
+    def show(
+        self, running: Sequence[tuple[str, Event]], sweep: SweepState | None = None
+    ) -> None:
+        """Shows the runs that are on: each one's head and last event. sweep: how far
+        all of them are, where they are several."""
         for head, event in running:
             if event.get("problems") and head not in self._warned:
                 self._warned.add(head)
                 for problem in event["problems"]:
-                    self.line(f"{head}  note: {problem}")
+                    self._print(f"{head}  note: {problem}")
+        stages = [(head, self._forward(head, event)) for head, event in running]
         if self.live:
-            self._draw([f"{head}  {words(event)}" for head, event in running])
-        elif time.monotonic() >= self.due and running:
-            (head, event), more = running[0], len(running) - 1
-            others = (
-                f"  and {plural(more, 'other')}, {plural(left, 'run')} left"
-                if more
-                else ""
-            )
-            self.line(f"{head}  {words(event)}{others}")
+            bars = [f"{head}  {bar(event)}{words(event)}" for head, event in stages]
+            self._draw([sweep_bar(sweep), *bars] if sweep and bars else bars)
+        elif time.monotonic() >= self.due and stages:
+            head, event = stages[0]
+            line = f"{head}  {words(event)}"
+            if len(stages) > 1:
+                line += f"  and {plural(len(stages) - 1, 'other')}"
+            self._print(f"{line}  ({sweep.words})" if sweep else line)
+
+    def started(self, head: str) -> None:
+        """A line for a run that starts; a terminal shows it anyway."""
+        if not self.live:
+            self.line(f"{head}  starts")
+
+    def _forward(self, head: str, event: Event) -> Event:
+        """A run's event. One that has told of itself, and does not any more, is about
+        to end: its files are being moved."""
+        if event:
+            self._begun.add(head)
+        elif head in self._begun:
+            return {"phase": "writing the record"}
+        return event
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """A line that stays, such as of a run that has ended, or is tried again."""
+        self._begun = {head for head in self._begun if not text.startswith(head)}
+        self._print(text)
+
+    def _print(self, text: str) -> None:
         self._draw([])
         print(text, flush=True)
-        self.due = time.monotonic() + LINES
+        self.due = time.monotonic() + LINE_INTERVAL_S
 
     def _draw(self, lines: list[str]) -> None:
         """Replaces the live lines."""
@@ -71,6 +106,25 @@ class Display:
             drawn = "".join(f"{line[:width]}\n" for line in lines)
             print(f"{up}\x1b[J{drawn}", end="", file=sys.stderr, flush=True)
             self._drawn = len(lines)
+
+
+def bar(event: Event) -> str:
+    """The bar of a run that is training, or ""."""
+    steps = event.get("steps")
+    if not steps:
+        return ""
+    drawn = tqdm.format_meter(
+        event["step"], steps, 0, ncols=BAR, bar_format="{bar}", ascii=" #"
+    )
+    return f"[{drawn}]  "
+
+
+def sweep_bar(sweep: SweepState) -> str:
+    """The bar of a whole sweep, with the time that is left."""
+    drawn = tqdm.format_meter(
+        sweep.ended, sweep.total, 0, ncols=2 * BAR, bar_format="{bar}", ascii=" #"
+    )
+    return f"[{drawn}]  {sweep.words}"
 
 
 def heads(names: Sequence[str]) -> list[str]:
@@ -92,13 +146,14 @@ def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
             )
         )
         words(event)
+        bar(event)
     except (
+        ArithmeticError,
         ValueError,
         LookupError,
         TypeError,
         AttributeError,
         RecursionError,
-        OverflowError,
     ):
         return {}
     return event if "phase" in event else {}

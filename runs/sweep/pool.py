@@ -34,7 +34,13 @@ from runs.record import (
 from runs.record.text import duration
 from runs.run import Run
 from runs.shared_files import PATIENCE, Lock, run_lock
-from runs.sweep.display import Display, read_progress, result_words
+from runs.sweep.display import (
+    Display,
+    SweepState,
+    read_progress,
+    result_words,
+)
+from runs.sweep.time_left import RunningRun, TimeLeft, left_of, sweep_words
 from runs.tracking import Tracker, Tracking, of_run
 from runs.training.files import Attempt, saved, tidy
 from runs.training.train import (
@@ -157,6 +163,7 @@ class Sweep:
         self._idle = 0.0  # since when nothing is on here; infinity once that was said
         self._room = 0.0  # when there may be room on a full disk: no run starts before
         self._told = False  # that a run waits for a GPU
+        self._time_left = TimeLeft()
 
     @property
     def exit_code(self) -> int:
@@ -219,8 +226,27 @@ class Sweep:
                 record["cost"].get(f"{part}_seconds", 0.0) for part in parts
             )
             line += f"  {duration(seconds)}  run {job.id}"
+        if seconds is not None:
+            self._time_left.add(job.run, seconds)
+            if self.pending and (state := self._state(self.running)):
+                line += f"  ({state.words})"
         self.display.line(f"{job.head}  {line}")
         return True
+
+    def _state(self, running: Sequence[Job]) -> SweepState | None:
+        """How far the sweep is, and the time that is left; None for a single run."""
+        if len(self.jobs) == 1:
+            return None
+        entries = list[RunningRun]()
+        for job in running:
+            expected = left_of(read_progress(job.output, job.id))
+            elapsed = time.monotonic() - getattr(job, "since", time.monotonic())
+            entries.append(RunningRun(job.run, elapsed, expected))
+        waiting = [job.run for job in self.pending if job not in running]
+        seconds = self._time_left.of_sweep(waiting, entries)
+        total = len(self.jobs)
+        ended = total - len(self.pending)
+        return SweepState(ended, total, sweep_words(ended, total, seconds))
 
     def send_to_agent(self, job: Job) -> None:
         """Sends a run that this command did not do, where `wandb agent` started the
@@ -288,6 +314,7 @@ class Sweep:
                 break
             job.start(gpu, self.tracking_of(job), self.alone)
             self.running.append(job)
+            self.display.started(job.head)
         return bool(self.running)
 
     def _look(self, seconds: float) -> None:
@@ -304,7 +331,7 @@ class Sweep:
         ):
             self._idle = time.monotonic()
             shown = [(job.head, read_progress(job.output, job.id)) for job in on]
-            self.display.show(shown, len(pending))
+            self.display.show(shown, self._state(on))
         elif pending and self.places.total and time.monotonic() - self._idle > PATIENCE:
             self._idle, holder = float("inf"), pending[0].lock.holder()
             self.display.line(

@@ -50,7 +50,7 @@ from runs.record import (
     write_record,
 )
 from runs.shared_files import digest, run_lock
-from runs.sweep import display, launch, pool, sweep
+from runs.sweep import display, launch, pool, sweep, time_left
 from runs.tracking import Tracking
 from runs.training import train as tries_of_a_run
 from runs.training.loop import Training
@@ -424,19 +424,68 @@ def test_a_log_shows_a_line_a_minute_and_a_terminal_a_line_a_run(monkeypatch, ca
         [("[ 1/12] a", TRAINING)],
         [("[ 1/12] a", TRAINING), ("[ 2/12] b", {"phase": "loading"})],
     )
-    for now[0], on in ((29, one), (31, one), (90, one), (91.5, two)):
-        shown.show(on, 11)
+    state = display.SweepState(1, 12, "1 of 12 runs, about 2.0h left")
+    for now[0], on in ((9, one), (11, one), (70, one), (71.5, two)):
+        shown.show(on, state)
     alone, beside = capsys.readouterr().out.splitlines()
     numbers = ["1/12", "2/5", "9/25", "0.500", "75.0", "80.0", "1500", "1m01s"]
     assert [number for number in numbers if number not in alone] == []
-    assert beside.startswith(f"{alone}  and 1 other")
+    assert alone.endswith("  (1 of 12 runs, about 2.0h left)")
+    assert beside == alone.replace("  (1 of", "  and 1 other  (1 of")
     shown.live = True
-    shown.show(two)
+    shown.show(two, state)
     shown.line("[ 2/12] b  done")
     printed, drawn = capsys.readouterr()
-    assert (printed, drawn.count("\n")) == ("[ 2/12] b  done\n", 2)
+    assert (printed, drawn.count("\n")) == ("[ 2/12] b  done\n", 3)
+    sweep, run, _ = drawn.split("\n", 2)
+    assert re.search(r"\[##? +\]  1 of 12 runs, about 2.0h left", sweep)
+    assert re.search(r"\[ 1/12\] a  \[#+ +\]  epoch 2/5", run)
     # the live lines are gone before the one that stays
-    assert drawn.endswith("\x1b[2A\r\x1b[J")
+    assert drawn.endswith("\x1b[3A\r\x1b[J")
+
+
+def test_a_stage_never_goes_backwards(monkeypatch, capsys):
+    """A run whose progress is gone is about to end; one that is tried again begins
+    anew."""
+    shown = display.Display()
+    for event in ({}, {"phase": "evaluated"}, {}):
+        shown.due = 0.0
+        shown.show([("[1/2] a", event)])
+    shown.line("[1/2] a  was killed: tried again")
+    shown.due = 0.0
+    shown.show([("[1/2] a", {})])
+    stages = [line.split("  ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert stages == [
+        "starting",
+        "evaluated",
+        "writing the record",
+        "was killed: tried again",
+        "starting",
+    ]
+
+
+def test_the_time_left_of_a_sweep_is_of_runs_that_are_like_those_to_come():
+    runs = expand(["method=vera,lora", "task=rte,mrpc", "seed=0,1"])
+    by_cell = {time_left.cell_of(run): run for run in runs}
+    vera_rte, vera_mrpc, lora_rte, lora_mrpc = by_cell.values()
+    left = time_left.TimeLeft()
+    assert left.of_sweep(runs, []) is None
+    on = [time_left.RunningRun(vera_rte, elapsed=30.0, left=70.0)]
+    # 100 s for each, as the one that is on says of itself
+    assert left.of_sweep([lora_rte, vera_mrpc], on) == 270.0
+    left.add(vera_rte, 50.0)
+    left.add(lora_mrpc, 400.0)
+    assert left.of_sweep([lora_rte], []) == 50.0  # of its task
+    assert left.of_sweep([lora_mrpc, vera_mrpc], []) == 800.0
+    # two at once; the one that has not told of itself takes what its cell takes
+    on = [
+        time_left.RunningRun(vera_rte, 10.0, None),
+        time_left.RunningRun(lora_mrpc, 10.0, 390.0),
+    ]
+    assert left.of_sweep([vera_rte], on) == 390.0
+    assert left.of_sweep([lora_mrpc] * 2, on) == (40 + 390 + 800) / 2
+    assert time_left.sweep_words(3, 180, 7200.0) == "3 of 180 runs, about 2.0h left"
+    assert time_left.sweep_words(3, 180, None) == "3 of 180 runs"
 
 
 def test_one_function_counts_a_run_whoever_did_it(words, capsys):
