@@ -23,18 +23,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from runs import predictions
 from runs.command import OfRecords, entry_point, read, setting
 from runs.config.schema import Count
 from runs.errors import UserError
 from runs.evaluate import find, kept_file, restore
-from runs.record import Metric, Record, csv_text, plural, write_atomically
+from runs.record import (
+    Metric,
+    Record,
+    csv_text,
+    one_line,
+    plural,
+    printable,
+    write_atomically,
+)
 from runs.shared_files import alone, digest, run_lock
 from tasks import DataError, Task, glue
 from tasks.images import NewImages
 from tasks.tables import Table, read_file
 from tasks.text import TextTask, check_columns, make_rows
+
+#: What is shown of the predicted rows.
+SHOWN_ROWS, SHOWN_CHARACTERS = 3, 40
 
 
 @dataclass(frozen=True)
@@ -205,6 +217,26 @@ def predict(record: Record, new: New, out: Path) -> None:
         if task.problem == "regression":
             words += f", RMSE {np.sqrt(np.mean((predicted - labels) ** 2)):.6g}"
     display.line(f"{head}  {words}")
+    print(first_rows(rows))
+
+
+def first_rows(rows: Sequence[Sequence[object]]) -> str:
+    """The first of the predicted rows as a table, without the ends of long texts. rows:
+    the columns' names come first."""
+    columns, *values = rows
+    shown = [[_shortened(value) for value in row] for row in values[:SHOWN_ROWS]]
+    table = pd.DataFrame(shown, columns=[*columns]).to_string(index=False)
+    more = len(values) - len(shown)
+    return f"{table}\n... and {plural(more, 'more row')}" if more else table
+
+
+def _shortened(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = str(printable(one_line(value)))
+    return (
+        text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
+    )
 
 
 if __name__ == "__main__":

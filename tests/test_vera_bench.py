@@ -129,6 +129,7 @@ def test_the_server_is_an_example_of_the_repository(monkeypatch, tmp_path):
     from vera_bench import serve
 
     monkeypatch.setattr(sys, "argv", ["vera-bench serve", "--help"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(SystemExit) as end:
         serve.main(["--help"])
     assert end.value.code == 0

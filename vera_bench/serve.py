@@ -1,6 +1,7 @@
 """vera-bench serve: the server of examples/, which a clone has."""
 
 import importlib.util
+import sys
 
 from runs.errors import UserError
 from runs.record import ROOT
@@ -17,6 +18,8 @@ def main(words: list[str]) -> int:
             f"{EXAMPLE} is not here: the server is an example of the repository. "
             "docs/serving.md shows how to serve with vera alone"
         )
+    # whose other modules lie beside it, as where Python runs it
+    sys.path.insert(0, str(EXAMPLE.parent))
     server = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(server)
     server.main()

@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import vera
 from runs.config import expand
 from runs.evaluate import restore
+from runs.predict import first_rows
 from runs.record import run_folder, write_record
 from runs.sweep.sweep import preflight
 from tasks.text import TextTask
@@ -243,7 +244,9 @@ def test_rows_with_labels_are_scored_and_too_long_ones_cut(
         out.unlink()
     record = trained([*price_words, "task.scale_labels=true"])
     printed = predict(record, price_words, tmp_path / "prices.tsv", f"out={out}").stdout
-    error = float(printed.rpartition("RMSE ")[2])
+    line, *shown = printed.rpartition("RMSE ")[2].splitlines()
+    error = float(line)
+    assert shown[0].split() == ["text", "label", "predicted"]
     found = [(float(row["predicted"]) - float(row["label"])) ** 2 for row in table(out)]
     assert error == pytest.approx(np.sqrt(np.mean(found)), rel=1e-3)
     assert error < 45_000
@@ -341,3 +344,13 @@ def test_images_of_a_folder_are_predicted_as_those_of_dev_were(
         record, image_words, tmp_path / "empty", f"out={tmp_path / 'o.csv'}", check=2
     ).stderr
     assert "no images" in line
+
+
+def test_the_first_rows_are_shown_without_the_ends_of_long_texts():
+    rows = [["text", "predicted"], *([f"{'x' * 50}{i}\n\x1b[2J", i] for i in range(5))]
+    shown = first_rows(rows).splitlines()
+    assert [line.split()[-1] for line in shown[:4]] == ["predicted", "0", "1", "2"]
+    assert shown[1].split()[0] == f"{'x' * 37}..."
+    assert shown[4:] == ["... and 2 more rows"]
+    assert "... and" not in first_rows(rows[:3])
+    assert "\\x1b" in first_rows([["text"], ["\x1b[2J"]])
