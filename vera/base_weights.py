@@ -45,10 +45,10 @@ def base_fingerprint(
     if names is None:
         names = base_names(model)
     weights = {name: parameters[name] for name in names if name in parameters}
-    return fingerprint(model, weights)
+    return hash_weights(model, weights)
 
 
-def fingerprint(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, str]:
+def hash_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, str]:
     """The hashes of `base_fingerprint`, of these parameters of the model.
 
     Hashing takes 1.4 s for RoBERTa-base, and runs save often. The model therefore

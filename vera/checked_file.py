@@ -199,6 +199,11 @@ def check_shapes(
 ) -> None:
     """Compares the names and shapes of a file with those that a model needs.
 
+    Args:
+        path: The file, for the refusal.
+        needed: The model's tensors.
+        shapes: The file's.
+
     Raises:
         AdapterError: They are not just the same.
     """
@@ -223,6 +228,11 @@ def check_finite(
     path: Path, needed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
     """Checks the values of a file.
+
+    Args:
+        path: The file, for the refusal.
+        needed: The model's tensors.
+        tensors: The file's, of the same names.
 
     Raises:
         AdapterError: A value is not finite once it has the dtype that the model needs.

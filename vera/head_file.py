@@ -60,7 +60,16 @@ def load_head(model: nn.Module, path: str | Path, scaled: bool = False) -> None:
 def read_head(
     path: str | Path, needed: Mapping[str, Tensor], scaled: bool = False
 ) -> dict[str, Tensor]:
-    """The tensors of a head, for `load_head`. needed: the model's own."""
+    """Reads the tensors of a head, for `load_head`.
+
+    Args:
+        path: A file that `save_head` wrote.
+        needed: The model's own tensors.
+        scaled: As for `load_head`.
+
+    Raises:
+        AdapterError: The file is damaged, or the head does not fit.
+    """
     file = read_file(path, HEAD_FORMAT)
     tensors = file.tensors(needed)
     scaling = file.header.get("scaling")

@@ -253,7 +253,7 @@ def find_blocks(model: nn.Module) -> list[tuple[nn.Module, Layout]]:
     for stack in model.modules():
         if isinstance(stack, nn.ModuleList | nn.Sequential):
             for block in stack.children():
-                layout = _layout_of(block)
+                layout = _layout_of_block(block)
                 if layout is not None:
                     blocks.append((block, layout))
     if not blocks:
@@ -263,7 +263,7 @@ def find_blocks(model: nn.Module) -> list[tuple[nn.Module, Layout]]:
     return blocks
 
 
-def _layout_of(block: nn.Module) -> Layout | None:
+def _layout_of_block(block: nn.Module) -> Layout | None:
     """The first layout whose submodules a block has."""
     paths = {path for path, _ in block.named_modules()}
     for layout in LAYOUTS:

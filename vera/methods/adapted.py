@@ -198,8 +198,15 @@ def frozen_extra(model: nn.Module) -> dict[str, Tensor]:
 
 
 def disable(model: nn.Module, disabled: bool = True) -> None:
-    """Switches the adapter off (the model is the base model; a merge is taken back) or
-    on again. Values trained in place stay."""
+    """Switches a model's adapter off, or on again.
+
+    Off, the model is the base model, and a merge is taken back. Values that were
+    trained in place stay.
+
+    Args:
+        model: An adapted model. Nothing happens to a base model.
+        disabled: Whether it is switched off.
+    """
     if adapted := adaptation(model):
         adapted.method.disable(model, disabled)
 

@@ -221,8 +221,15 @@ def wrap(
 
 
 def widest(model: nn.Module, targets: dict[str, Blocks]) -> tuple[int, int]:
-    """The most inputs and the most outputs of the adapted blocks: the shape of a pair
-    that all share, each by its leading slice."""
+    """The shape of a pair that all adapted blocks share, each by its leading slice.
+
+    Args:
+        model: The model.
+        targets: What `find_sites` returns.
+
+    Returns:
+        The most inputs and the most outputs of a block.
+    """
     blocks = [rows for of_layer in targets.values() for rows in of_layer.values()]
     inputs = max(size(model.get_submodule(path))[0] for path in targets)
     return inputs, max(rows.stop - rows.start for rows in blocks)

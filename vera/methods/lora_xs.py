@@ -32,10 +32,17 @@ GRID = 2.0**-20
 
 
 def singular_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A (rank, in) and B (out, rank) of a weight (out, in), computed in float64 on the
-    CPU.
+    """The leading singular vectors of a weight, computed in float64 on the CPU.
 
-    A singular vector's sign is free: the largest entry of each row of A is positive."""
+    A singular vector's sign is free: the largest entry of each row of A is positive.
+
+    Args:
+        weight: (outputs, inputs).
+        rank: How many vectors.
+
+    Returns:
+        A (rank, inputs), which holds the singular values, and B (outputs, rank).
+    """
     u, s, vh = torch.linalg.svd(
         weight.detach().to("cpu", torch.float64), full_matrices=False
     )

@@ -18,7 +18,7 @@ from vera.methods.adalora import distance_from_orthogonal
 from vera.methods.adapted import adaptation, frozen_extra, plain_names
 from vera.methods.contract import Method
 from vera.methods.merging import try_merges
-from vera.methods.peft_install import digest, install, installed
+from vera.methods.peft_install import hash_tensor, install, installed
 from vera.methods.peft_settings import SITES, check_values, complete, config_class_of
 
 #: What AdaLoRA's allocator of ranks gathers, by the names of parameters.
@@ -104,7 +104,9 @@ class Peft(Method, kind="peft"):
         trained_bytes = sum(p.nbytes for p in self.adapter_parameters(model).values())
         if 50 * sum(t.nbytes for t in parts.values()) <= trained_bytes:
             return frozenset()
-        return frozenset(name for name, t in parts.items() if digest(t) == hashes[name])
+        return frozenset(
+            name for name, t in parts.items() if hash_tensor(t) == hashes[name]
+        )
 
     def fixed(
         self, model: nn.Module, left_out: frozenset[str] = frozenset()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vera.base_weights import base_fingerprint, fingerprint
+from vera.base_weights import base_fingerprint, hash_weights
 from vera.errors import AdapterError, first_line
 from vera.methods.adapted import plain_names
 from vera.sites import head_parameters, head_prefixes
@@ -81,7 +81,7 @@ def install(
         shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
         clean = copy.deepcopy(model, shared)
     wrapper = _wrap(owner, model, config_class, config)
-    if not is_blank and fingerprint(model, _named_plainly(model, weights)) != base:
+    if not is_blank and hash_weights(model, _named_plainly(model, weights)) != base:
         raise AdapterError(
             f"{owner} rewrites base weights with these settings: not supported"
         )
@@ -196,7 +196,7 @@ def _hash_frozen(model: nn.Module, wrapper: nn.Module, names: set[str]) -> Froze
     stored = {}
     for name, tensor in of_model.items():
         if plain[name] not in names and not tensor.requires_grad:
-            stored[plain[name]] = digest(tensor)
+            stored[plain[name]] = hash_tensor(tensor)
     ids_of_model = {id(tensor) for tensor in of_model.values()}
     tensors = [
         *wrapper.named_parameters(),
@@ -206,7 +206,7 @@ def _hash_frozen(model: nn.Module, wrapper: nn.Module, names: set[str]) -> Froze
     hidden = {}
     for name, tensor in tensors:
         if id(tensor) not in ids_of_model and not tensor.requires_grad:
-            hidden[name] = digest(tensor)
+            hidden[name] = hash_tensor(tensor)
     return Frozen(stored, hidden)
 
 
@@ -224,7 +224,7 @@ def _attributes(wrapper: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     yield f"{path}.{name}.{key}", part
 
 
-def digest(tensor: Tensor) -> str:
+def hash_tensor(tensor: Tensor) -> str:
     """A hash of dtype, shape and every bit."""
     dense = tensor.detach()
     if dense.layout != torch.strided:

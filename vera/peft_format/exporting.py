@@ -25,7 +25,7 @@ from vera.peft_format.layout import (
 
 
 @dataclass(frozen=True)
-class Described:
+class PeftAdapter:
     """An adapter as peft has it, without the head."""
 
     config: Config
@@ -57,7 +57,7 @@ def export_peft(
             projections, or a method without an adapter.
     """
     method = exported_method(model)
-    described = describe(model, method)
+    described = describe_for_peft(model, method)
     settings = method.settings()
     write_folder(
         model, folder, described.config, described.tensors, base, revision, settings
@@ -76,8 +76,19 @@ def exported_method(model: nn.Module) -> Method:
     return adapted.method
 
 
-def describe(model: nn.Module, method: Method) -> Described:
-    """The configuration and the tensors of an adapted model, as peft has them."""
+def describe_for_peft(model: nn.Module, method: Method) -> PeftAdapter:
+    """Describes an adapted model as peft does.
+
+    Args:
+        model: The adapted model.
+        method: The method on it: VeRA, LoRA or one of peft's.
+
+    Returns:
+        The configuration and the tensors, without the head.
+
+    Raises:
+        AdapterError: peft has no such adapter.
+    """
     if isinstance(method, Peft):
         return _describe_peft(model)
     layout = layout_of(model, method)
@@ -86,10 +97,10 @@ def describe(model: nn.Module, method: Method) -> Described:
         layout.config[PROJECTION_KEY] = projection_key(
             method, layout.blocks, tensors[PAIR_A], tensors[PAIR_B]
         )
-    return Described(layout.config, tensors)
+    return PeftAdapter(layout.config, tensors)
 
 
-def _describe_peft(model: nn.Module) -> Described:
+def _describe_peft(model: nn.Module) -> PeftAdapter:
     """The same of one of peft's own methods, by peft."""
     import peft
 
@@ -99,7 +110,7 @@ def _describe_peft(model: nn.Module) -> Described:
         wrapper = installed(model).wrapper
         tensors = peft.get_peft_model_state_dict(wrapper, save_embedding_layers=False)
         copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    return Described(plain_config(wrapper.peft_config["default"].to_dict()), copies)
+    return PeftAdapter(plain_config(wrapper.peft_config["default"].to_dict()), copies)
 
 
 def plain_config(settings: Mapping[str, object]) -> Config:

@@ -32,7 +32,7 @@ from vera.peft_format.layout import (
     PAIR_B,
     PROJECTION_KEY,
     SETTINGS,
-    Layout,
+    PeftLayout,
     layout_of,
     projection_key,
 )
@@ -219,7 +219,8 @@ def _with_projections(method: VeRA, model: nn.Module, source: PeftFolder) -> VeR
             if _draws(spec, vera_a, vera_b):
                 return replace(method, projection_seed=seed, init=init)
     raise AdapterError(
-        "its seed draws another A and B here. Of another version of torch?"
+        f"neither its {PROJECTION_KEY} nor a seed below {SEEDS_TRIED:,} draws its A and B"
+        " here. Of another version of torch?"
     )
 
 
@@ -270,7 +271,7 @@ def _sites_of(model: nn.Module, paths: list[str]) -> tuple[str, ...]:
 
 
 def _check_configuration(
-    source: PeftFolder, model: nn.Module, method: Method, layout: Layout
+    source: PeftFolder, model: nn.Module, method: Method, layout: PeftLayout
 ) -> None:
     """Raises AdapterError where peft would read another adapter from the configuration
     than the weights are of.
@@ -307,7 +308,7 @@ def _edited(source: PeftFolder, key: str) -> AdapterError:
     )
 
 
-def _check_targets(source: PeftFolder, model: nn.Module, layout: Layout) -> None:
+def _check_targets(source: PeftFolder, model: nn.Module, layout: PeftLayout) -> None:
     """peft matches the names of target_modules with the ends of paths, and writes the
     shortest names that match the same layers."""
     names = source.config.get("target_modules")
@@ -334,7 +335,9 @@ def _ending_in(paths: Iterable[str], names: list[str]) -> set[str]:
     return {path for path in paths if f".{path}".endswith(ends)}
 
 
-def _check_projection_key(source: PeftFolder, method: Method, layout: Layout) -> None:
+def _check_projection_key(
+    source: PeftFolder, method: Method, layout: PeftLayout
+) -> None:
     """The key is that of the folder's own A and B; or our seed, which exports had as
     their key before it named the content."""
     vera_a = source.tensors.get(PAIR_A)
@@ -350,7 +353,7 @@ def _check_projection_key(source: PeftFolder, method: Method, layout: Layout) ->
 
 
 def _needed_tensors(
-    source: PeftFolder, trial: nn.Module, layout: Layout
+    source: PeftFolder, trial: nn.Module, layout: PeftLayout
 ) -> dict[str, Tensor]:
     """The tensors that the folder must hold, without values. The head may be missing,
     and so may the pair that peft draws from its key."""
@@ -368,7 +371,7 @@ def _needed_tensors(
     return needed
 
 
-def _fill_adapter(source: PeftFolder, layout: Layout) -> None:
+def _fill_adapter(source: PeftFolder, layout: PeftLayout) -> None:
     """Copies the folder's values into an adapted model. Raises AdapterError where a
     value has no place there."""
     for name, part in layout.tensors.items():

@@ -84,7 +84,7 @@ class PeftTensor:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PeftLayout:
     """How peft describes an adapter of ours, without the head.
 
     config: the adapter's configuration, without VeRA's PROJECTION_KEY, which depends on
@@ -97,8 +97,15 @@ class Layout:
     blocks: int
 
 
-def layout_of(model: nn.Module, method: Method) -> Layout:
+def layout_of(model: nn.Module, method: Method) -> PeftLayout:
     """Describes a model that VeRA or LoRA has adapted, as peft has it.
+
+    Args:
+        model: The adapted model, which may be on the meta device.
+        method: The method on it.
+
+    Returns:
+        The configuration, and where our values stand in peft's tensors.
 
     Raises:
         AdapterError: peft, which has one rank and one pair for all layers, has no place
@@ -128,7 +135,7 @@ def layout_of(model: nn.Module, method: Method) -> Layout:
             tensors |= _vera_tensors(PREFIX + path, layer, method.rank)
         else:
             tensors |= _lora_tensors(PREFIX + path, layer, cast(LoRA, method).rank)
-    return Layout(config, tensors, sorted(layers), blocks)
+    return PeftLayout(config, tensors, sorted(layers), blocks)
 
 
 def projection_key(method: VeRA, blocks: int, vera_a: Tensor, vera_b: Tensor) -> int:
