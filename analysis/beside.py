@@ -59,7 +59,7 @@ def beside(table: str, cells: pd.DataFrame, part: str = "") -> pd.DataFrame:
     rows = _joined(table, cells, part)
     means = table in MEANS
     rows["ours"] = [_middle(values, means) for values in rows["values"]]
-    n, known = rows.n.fillna(0).astype(int), rows.our_spread.notna()
+    n, is_known = rows.n.fillna(0).astype(int), rows.our_spread.notna()
     factor = n.map(lambda seeds: _variance_factor(seeds, means))
     rows["variance"] = factor * rows.our_spread**2 / n
     printed_variance = rows.spread.clip(lower=HALF_DIGIT) ** 2 / SEEDS
@@ -67,7 +67,7 @@ def beside(table: str, cells: pd.DataFrame, part: str = "") -> pd.DataFrame:
     has_spread = rows.spread.notna()
     variances = [rows.variance, rows.paper_variance.where(has_spread, 0.0)]
     freedoms = [np.maximum(n - 1, 1), np.full(len(n), SEEDS - 1)]
-    rows["half"] = np.where(known, welch_half(variances, freedoms), math.nan)
+    rows["half"] = np.where(is_known, welch_half(variances, freedoms), math.nan)
     rows["difference"] = rows.ours - rows.value
     rows["margin"] = rows.column.map(MARGINS).fillna(MARGIN)
     rows["ran"] = rows.runs.notna()
@@ -107,10 +107,16 @@ def _variance_factor(seeds: int, means: bool) -> float:
 
 def _middle(values: Any, means: bool) -> float:
     """The mean or median of the known values; NaN for none, and where no cell is."""
-    known = pd.Series(values if isinstance(values, tuple) else (), dtype=float).dropna()
-    if known.empty:
+    known_values = pd.Series(
+        values if isinstance(values, tuple) else (), dtype=float
+    ).dropna()
+    if known_values.empty:
         return math.nan
-    return math.fsum(known) / len(known) if means else float(known.median())
+    return (
+        math.fsum(known_values) / len(known_values)
+        if means
+        else float(known_values.median())
+    )
 
 
 def verdict_on(difference: Any, half: Any, has_spread: Any, margin: Any) -> Any:
@@ -158,10 +164,10 @@ def summary(verdicts: Iterable[str]) -> str:
     count = Counter(verdicts)
     parts = list[str]()
     if total := sum(count[verdict] for verdict in WITH_SPREAD):
-        others = [f"{verdict} {count[verdict]}" for verdict in WITH_SPREAD[1:]]
+        other_counts = [f"{verdict} {count[verdict]}" for verdict in WITH_SPREAD[1:]]
         by_chance = f"{(1 - LEVEL) * total:.2g} by chance"
         reproduced = f"reproduced {count['reproduced']}/{total}"
-        parts.append(f"{reproduced}, {', '.join(others)} ({by_chance})")
+        parts.append(f"{reproduced}, {', '.join(other_counts)} ({by_chance})")
     if total := sum(count[verdict] for verdict in WITHOUT_SPREAD):
         parts.append(f"inside {count['inside our interval']}/{total}")
     return ", ".join(parts)

@@ -1,11 +1,10 @@
 """Two records side by side: what differs and by how much, in configuration, versions,
 curve, result and cost.
 
-    python -m analysis.diff ID a run of this machine, and the published record of the
-    same id python -m analysis.diff ID ID any two
+    python -m analysis.diff ID        a run of this machine, and the published record
+    python -m analysis.diff ID ID     any two
 
-An id may be cut short.
-"""
+An id may be cut short."""
 
 import contextlib
 import math
@@ -29,106 +28,112 @@ IGNORED: tuple[str, ...] = (
     "tries.",
     "cell.paper.",
     "overrides.",
+    "config.output.",
+    "config.recipe.",
+    "config.debug.",
 )
-IGNORED += ("config.output.", "config.recipe.", "config.debug.")
+#: How many characters of a value a table shows.
+MAX_CHARACTERS = 40
 
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, OfRecords, names="ID [ID]", module=__name__)
-    ledger, output = open_ledger(line.settings.output), line.settings.output
+    output = line.settings.output
+    ledger = open_ledger(output)
     first, *rest = (find_record(ledger, name, output) for name in line.names)
-    whose = ledger.origin[first["id"]]
-    if not rest and first["id"] not in ledger.published:
-        where = "has not run here" if whose != "ours" else "is not published"
-        raise UserError(
-            f"{first['id']} {where}: name the run that it is compared with, too"
-        )
-    others, second = (
-        (ledger.origin[rest[0]["id"]], rest[0])
-        if rest
-        else ledger.published[first["id"]]
-    )
-    print(markdown(compared(first, second, (whose, others))))
+    first_origin = ledger.origin[first["id"]]
+    if rest:
+        second = rest[0]
+        second_origin = ledger.origin[second["id"]]
+    elif first["id"] in ledger.published:
+        second_origin, second = ledger.published[first["id"]]
+    else:
+        reason = "is not published" if first_origin == "ours" else "has not run here"
+        hint = "name the run that it is compared with, too"
+        raise UserError(f"{first['id']} {reason}: {hint}")
+    print(markdown(compared(first, second, (first_origin, second_origin))))
     return 0
 
 
 def compared(first: Record, second: Record, origins: tuple[str, str]) -> Table:
     """The table of two records: a row for each difference. origins: where they come
     from."""
-    both = first, second
-    a, b = (leaves(without_paths(of)) for of in both)
-    rows: list[list[Entry]] = [
-        [key, _word(a.get(key)), _word(b.get(key)), _difference(a.get(key), b.get(key))]
-        for key in a | b
-        if not f"{key}.".startswith(IGNORED) and a.get(key) != b.get(key)
-    ]
-    whose = ["ours" if of == "ours" else f"published in {of}" for of in origins]
-    names = [f"{record['id']} ({of})" for record, of in zip(both, whose, strict=True)]
-    labels = [
-        f"{label_of(of)} on {of['label']['task']}, seed {of['cell']['seed']}"
-        for of in both
-    ]
-    notes = [
-        f"Reported: {_reported(a)}; {_reported(b)}. Differences are the second less the first."
-    ]
-    return Table(
-        " beside ".join(dict.fromkeys(labels)),
-        ["what", *names, "difference"],
-        rows,
-        notes,
-    )
+    records = (first, second)
+    left, right = (leaves(without_paths(record)) for record in records)
+    rows = list[list[Entry]]()
+    for key in left | right:
+        values = left.get(key), right.get(key)
+        if not f"{key}.".startswith(IGNORED) and values[0] != values[1]:
+            rows.append([key, *map(_value_text, values), _difference(*values)])
+    header, labels = ["key"], dict[str, None]()
+    for record, origin in zip(records, origins, strict=True):
+        place = "ours" if origin == "ours" else f"published in {origin}"
+        header.append(f"{record['id']} ({place})")
+        seed, task = record["cell"]["seed"], record["label"]["task"]
+        labels[f"{label_of(record)} on {task}, seed {seed}"] = None
+    reported = f"Reported: {_reported(left)}; {_reported(right)}."
+    notes = [f"{reported} Differences are the second minus the first."]
+    return Table(" beside ".join(labels), [*header, "difference"], rows, notes)
 
 
-def leaves(of: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def leaves(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of a record by dotted keys; a list of plain values, such as a curve,
     is one of them."""
-    found = dict[str, Any]()
-    for key, value in of.items():
+    flat = dict[str, Any]()
+    for key, value in record.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             value = dict(enumerate(value))
-        inner = isinstance(value, Mapping) and value
-        found |= leaves(value, f"{above}{key}.") if inner else {f"{above}{key}": value}
-    return found
+        if isinstance(value, Mapping) and value:
+            flat |= leaves(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
-def _reported(of: Mapping[str, Any]) -> str:
-    """The number that a table reports of a record, in words. of: its leaves."""
-    if "result.metric" not in of:
+def _reported(values: Mapping[str, Any]) -> str:
+    """The number that a table reports of a record, in words. values: its leaves."""
+    if "result.metric" not in values:
         return "no result"
-    epoch = of["result.reported"]
-    return (
-        f"{of['result.metric']} {_word(of.get(f'result.{epoch}'))} at the {epoch} epoch"
-    )
+    epoch = values["result.reported"]
+    number = _value_text(values.get(f"result.{epoch}"))
+    return f"{values['result.metric']} {number} at the {epoch} epoch"
 
 
-def _difference(a: Any, b: Any) -> str:
-    """The second value less the first, and over it, or the largest difference of two
-    lists, infinite where one of them lacks a number; "" where they are no numbers."""
-    if isinstance(a, list) and isinstance(b, list):
-        if len(a) != len(b):
-            return f"{len(a)} and {len(b)} values"
+def _difference(left: Any, right: Any) -> str:
+    """The second value minus the first, and over it, or the largest difference of two
+    lists; "" where they are no numbers."""
+    if isinstance(left, list) and isinstance(right, list):
+        if len(left) != len(right):
+            return f"{len(left)} and {len(right)} values"
         with contextlib.suppress(TypeError, ValueError):
-            x, y = (np.array(of, dtype=float) for of in (a, b))
-            differ = (x != y) & ~(np.isnan(x) & np.isnan(y))
-            apart = np.abs(y[differ] - x[differ])
-            largest = np.where(np.isnan(apart), math.inf, apart).max(initial=0)
-            return f"at most {largest:.3g}, {differ.sum()} of {len(a)} differ"
-    if not all(
-        type(value) in (int, float) and math.isfinite(value) for value in (a, b)
-    ):
+            return _largest_difference(left, right)
+    if not (_is_finite(left) and _is_finite(right)):
         return ""
-    return f"{b - a:+.4g}" + (f" ({b / a:.2f}x)" if a else "")
+    difference = f"{right - left:+.4g}"
+    return f"{difference} ({right / left:.2f}x)" if left else difference
 
 
-def _word(value: Any) -> str:
-    text = (
-        f"{value:.6g}"
-        if isinstance(value, float)
-        else "null"
-        if value is None
-        else str(value)
-    )
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _largest_difference(left: list[Any], right: list[Any]) -> str:
+    """The largest difference of two lists of numbers, infinite where one of them lacks
+    a number. Raises TypeError or ValueError for other lists."""
+    x, y = np.array(left, dtype=float), np.array(right, dtype=float)
+    differ = (x != y) & ~(np.isnan(x) & np.isnan(y))
+    sizes = np.abs(y[differ] - x[differ])
+    largest = np.where(np.isnan(sizes), math.inf, sizes).max(initial=0)
+    return f"at most {largest:.3g}, {differ.sum()} of {len(left)} differ"
+
+
+def _value_text(value: Any) -> str:
+    if value is None:
+        return "null"
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    if len(text) <= MAX_CHARACTERS:
+        return text
+    return f"{text[: MAX_CHARACTERS - 3]}..."
 
 
 if __name__ == "__main__":

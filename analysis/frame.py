@@ -81,10 +81,10 @@ def name_base_models(runs: pd.DataFrame) -> pd.DataFrame:
         is_generic = (results.conf_model != results.model).any()
         renamed = counts.index if is_generic else counts.index[:-1]
         for content in renamed:
-            which = (runs.model == model) & (runs.base_model == content)
+            selected = (runs.model == model) & (runs.base_model == content)
             suffix = f" {content.rpartition(':')[2][:HASH_DIGITS]}"
             for column in ("model", "model_label"):
-                runs.loc[which, column] += suffix
+                runs.loc[selected, column] += suffix
     return runs
 
 
@@ -232,12 +232,12 @@ def rows_sharing(cells: pd.DataFrame, columns: list[str]) -> set[str]:
     those with the same tasks and values of these columns as most other rows have. If no
     two of several rows share them, none. A row with an unknown value shares nothing."""
     unknown = cells.row[cells[columns].isna().any(axis=1)]
-    known = cells[~cells.row.isin(unknown)]
+    comparable = cells[~cells.row.isin(unknown)]
     shared = {
         str(row): frozenset(
             group[["task", *columns]].itertuples(index=False, name=None)
         )
-        for row, group in known.groupby("row", sort=False)
+        for row, group in comparable.groupby("row", sort=False)
     }
     if not shared:
         return set()
@@ -295,46 +295,46 @@ def cells(
       protocols; again, the ids of results that repeat a seed."""
     runs = mark_left_out(runs)
     results = runs[runs.kind == "result"]
-    kept = results[results.left_out == ""].sort_values([*KEY, "seed"], kind="stable")
-    kept["measured_apart"] = measurement_texts(kept)
+    members = results[results.left_out == ""].sort_values([*KEY, "seed"], kind="stable")
+    members["measured_apart"] = measurement_texts(members)
     key = KEY
     if callable(value):
         key = [*KEY, "variant", "column"]
-        kept, value = kept.join(value(kept)), "number"
-        order = kept.groupby(key, sort=False).ngroup()
-        kept = kept.iloc[np.argsort(order.to_numpy(), kind="stable")]
-    kept["score"] = kept[value]
+        members, value = members.join(value(members)), "number"
+        order = members.groupby(key, sort=False).ngroup()
+        members = members.iloc[np.argsort(order.to_numpy(), kind="stable")]
+    members["score"] = members[value]
     numbers = list(dict.fromkeys(["score", *SELECTIONS, "optimism", *MEDIANS]))
-    kept[numbers] = kept[numbers].apply(pd.to_numeric).astype(float)
-    made = _statistics(kept, key).reset_index().join(_left_out(results), on=KEY)
+    members[numbers] = members[numbers].apply(pd.to_numeric).astype(float)
+    frame = _statistics(members, key).reset_index().join(_left_out(results), on=KEY)
     for name in ("one_class", "older", "again"):
-        made[name] = [ids if isinstance(ids, tuple) else () for ids in made[name]]
-    made["class_share"] = made.class_share.astype(object).fillna("")
-    made["left_out"] = made.left_out.fillna(0).astype(int)
-    wanted = [*map(_wanted_seeds, made.task, made.presets)]
-    made["wanted"] = seeds or wanted
-    made["complete"] = made.n >= made.wanted
-    return made
+        frame[name] = [ids if isinstance(ids, tuple) else () for ids in frame[name]]
+    frame["class_share"] = frame.class_share.astype(object).fillna("")
+    frame["left_out"] = frame.left_out.fillna(0).astype(int)
+    wanted_seeds = [*map(_wanted_seeds, frame.task, frame.presets)]
+    frame["wanted"] = seeds or wanted_seeds
+    frame["complete"] = frame.n >= frame.wanted
+    return frame
 
 
-def _statistics(kept: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     """The columns of `cells` that come from the runs of each cell alone. kept: those
     runs; the rows of a cell stand together."""
-    kept["diverged"] = kept.diverged.astype(bool)
-    conditions = kept[COST_CONDITIONS].itertuples(index=False)
-    kept["conditions"] = [", ".join(map(str, values)) for values in conditions]
-    groups = kept.groupby(key, sort=False)
+    members["diverged"] = members.diverged.astype(bool)
+    conditions = members[COST_CONDITIONS].itertuples(index=False)
+    members["conditions"] = [", ".join(map(str, values)) for values in conditions]
+    groups = members.groupby(key, sort=False)
     count, scores = groups.score.count(), groups.score
     has_all = count == groups.size()
     have_selected = groups[SELECTIONS].count().eq(groups.size(), axis=0)
-    costs_count = ~kept.diverged | groups.diverged.transform("all")
-    finished = kept.assign(**kept[MEDIANS].where(costs_count))
-    one_class = kept[
-        kept.one_class.map(lambda share: isinstance(share, str)).astype(bool)
+    costs_count = ~members.diverged | groups.diverged.transform("all")
+    finished = members.assign(**members[MEDIANS].where(costs_count))
+    one_class = members[
+        members.one_class.map(lambda share: isinstance(share, str)).astype(bool)
     ]
     single = one_class.groupby(key)
     firsts = [
-        name for name in (*FIRSTS, "measured_apart", *OF_REPORTED) if name in kept
+        name for name in (*FIRSTS, "measured_apart", *OF_REPORTED) if name in members
     ]
     statistics = {
         "runs": groups.size(),
@@ -348,7 +348,7 @@ def _statistics(kept: pd.DataFrame, key: list[str]) -> pd.DataFrame:
         **groups[SELECTIONS].median().where(have_selected),
         "optimism": groups.optimism.median(),
         **finished.groupby(key, sort=False)[MEDIANS].median(),
-        "conditions": [*map(_only, _tuples(groups, "conditions"))],
+        "conditions": [*map(_common, _tuples(groups, "conditions"))],
         "diverged": groups.diverged.sum(),
         "one_class": single.seed.agg(tuple),
         "class_share": single.one_class.first(),
@@ -386,7 +386,7 @@ def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def _only(texts: Iterable[str]) -> str | None:
+def _common(texts: Iterable[str]) -> str | None:
     """The text that all have; None where they differ."""
     distinct = set(texts)
     return distinct.pop() if len(distinct) == 1 else None
@@ -430,21 +430,21 @@ def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
     metric of the epoch that the table reports, or of cross-fitted ones (select)."""
     # Frames of failed runs alone have columns of floats.
     metrics, epochs = runs.metric.astype(object), runs.reported.astype(object)
-    made = pd.DataFrame({"number": runs["value" if select == "paper" else select]})
-    made["name"] = metrics + ", " + epochs + " epoch"
-    made["digits"] = runs.decimals
-    made["lower_is_better"] = runs.higher_is_better == False  # noqa: E712, objects
+    frame = pd.DataFrame({"number": runs["value" if select == "paper" else select]})
+    frame["name"] = metrics + ", " + epochs + " epoch"
+    frame["digits"] = runs.decimals
+    frame["lower_is_better"] = runs.higher_is_better == False  # noqa: E712, objects
     if select == "paper":
         scores = runs.text_score.astype(object).groupby(runs.cell).transform("first")
         for key in set(scores.dropna()):
             score = TEXT_SCORES[key]
-            made.loc[scores == key, "number"] = runs[key]
-            made.loc[scores == key, OF_REPORTED] = (
+            frame.loc[scores == key, "number"] = runs[key]
+            frame.loc[scores == key, OF_REPORTED] = (
                 f"{score.name}, last epoch",
                 not score.higher_is_better,
                 score.decimals,
             )
-    return runs.assign(**made)
+    return runs.assign(**frame)
 
 
 def reported_cells(
@@ -459,16 +459,16 @@ def pairs(runs: pd.DataFrame, row: str, other: str = "") -> pd.DataFrame:
     model, task and seed that both have, measured on the same: x of `row` and y of the
     other, such that more is better, with the ids of both. runs: of `reported`, in
     cells."""
-    known = runs[(runs.left_out == "") & runs.number.notna()]
-    signed = known.number.where(~known.lower_is_better.astype(bool), -known.number)
-    known = known.assign(signed=signed)
+    scored = runs[(runs.left_out == "") & runs.number.notna()]
+    signed = scored.number.where(~scored.lower_is_better.astype(bool), -scored.number)
+    scored = scored.assign(signed=signed)
     shared = ["model", "task", "seed", "measured", "name"]
-    own = ["row", "label", "lower_is_better", "digits", "id", "signed"]
-    known = known[[*shared, *own]]
-    left = known[known.row == row]
-    right = known[known.row == other] if other else known[known.row != row]
-    both = left.merge(right, on=shared, suffixes=("", "_other"))
-    both = both.rename(columns={"signed": "x", "signed_other": "y"})
+    own_columns = ["row", "label", "lower_is_better", "digits", "id", "signed"]
+    scored = scored[[*shared, *own_columns]]
+    left = scored[scored.row == row]
+    right = scored[scored.row == other] if other else scored[scored.row != row]
+    joined = left.merge(right, on=shared, suffixes=("", "_other"))
+    joined = joined.rename(columns={"signed": "x", "signed_other": "y"})
     # Two diverged runs may both be infinite.
-    difference = np.where(both.x == both.y, 0.0, both.x - both.y)
-    return both.assign(difference=difference)
+    difference = np.where(joined.x == joined.y, 0.0, joined.x - joined.y)
+    return joined.assign(difference=difference)

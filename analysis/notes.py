@@ -193,9 +193,9 @@ def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     """Runs of a table's models and tasks that are in none of its cells, and why."""
     cells = cells.drop_duplicates(KEY)
     points = list[str]()
-    if others := int(cells.left_out.sum()):
+    if different := int(cells.left_out.sum()):
         points.append(
-            f"{plural(others, 'run')} with other settings than the nearest to the recipe"
+            f"{plural(different, 'run')} with other settings than the nearest to the recipe"
             " (all=true shows each)"
         )
     for cell in cells[cells.older.map(len) > 0].itertuples():

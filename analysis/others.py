@@ -104,12 +104,12 @@ def _about(row: dict[str, Any]) -> dict[str, Any]:
     """What is known of a row. row: its keys, and those of its part and its source."""
     about = {key: "" if row.get(key) is None else row[key] for key in ABOUT}
     papers_sites = "all-linear" if row["model"] in LLAMAS else "qv"
-    same = about["sites"] in ("", papers_sites)
+    same_sites = about["sites"] in ("", papers_sites)
     return about | {
         "model": row["model"],
         "row": row["row"],
-        "same": same,
-        "like": row["row"] if same else f"{row['row']}_all",
+        "same": same_sites,
+        "like": row["row"] if same_sites else f"{row['row']}_all",
         "label": " ".join(filter(None, [row["name"], row.get("by")])),
     }
 
@@ -139,15 +139,17 @@ def reports_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.Da
     frame = others()
     reports = frame[(frame.model == model) & frame.column.isin(columns)]
     distinct = cells.drop_duplicates(["row", "column"])
-    own = {(cell.row, cell.column): cell for cell in distinct.itertuples()}
-    differences = [_ours(own, report) - report.value for report in reports.itertuples()]
+    own_cells = {(cell.row, cell.column): cell for cell in distinct.itertuples()}
+    differences = [
+        _ours(own_cells, report) - report.value for report in reports.itertuples()
+    ]
     return reports.assign(difference=differences)
 
 
-def _ours(own: dict[tuple[str, str], Cell], report: Any) -> float:
+def _ours(own_cells: dict[tuple[str, str], Cell], report: Any) -> float:
     """Our number beside a report. own: our cells by row and column."""
     columns = [*GLUE] if report.column == "avg" else [report.column]
-    cells: list[Cell] = [own.get((report.like, column)) for column in columns]
+    cells: list[Cell] = [own_cells.get((report.like, column)) for column in columns]
     if not all(cell and cell.runs >= cell.wanted for cell in cells):
         return math.nan
     # A column that is no task of the paper's is a score, of one epoch.
@@ -166,24 +168,24 @@ def range_texts(reports: pd.DataFrame) -> str:
     for column, group in reports.groupby("column", sort=False):
         if len(group) >= ENOUGH and group.difference.notna().all():
             is_within = group.difference.min() <= 0 <= group.difference.max()
-            where = "within" if is_within else "outside"
+            place = "within" if is_within else "outside"
             texts.append(
-                f"{NAMED[column]} {where} what others report ({_range(group)})"
+                f"{NAMED[column]} {place} what others report ({_range(group)})"
             )
     return ", ".join(texts)
 
 
-def report_lines(reports: pd.DataFrame, each: bool) -> list[dict[str, Entry]]:
+def report_lines(reports: pd.DataFrame, each_source: bool) -> list[dict[str, Entry]]:
     """The lines of a row: one of each source (each), or one of all."""
-    groups = reports.groupby(["label", "sites"] if each else "row", sort=False)
-    return [_report_line(group, each) for _, group in groups]
+    groups = reports.groupby(["label", "sites"] if each_source else "row", sort=False)
+    return [_report_line(group, each_source) for _, group in groups]
 
 
-def _report_line(reports: pd.DataFrame, each: bool) -> dict[str, Entry]:
+def _report_line(reports: pd.DataFrame, each_source: bool) -> dict[str, Entry]:
     """A line of one source, or of all: entries by the names of their columns."""
     epochs = ", ".join(dict.fromkeys(reports.epoch.map(EPOCHS)))
     line: dict[str, Entry] = {"source": "others", "status": epochs}
-    if each:
+    if each_source:
         first = reports.iloc[0].to_dict()
         seeds = plural(first["seeds"], "seed") if first["seeds"] else ""
         statistic = " of ".join(filter(None, [first["statistic"], seeds]))

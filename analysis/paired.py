@@ -49,13 +49,13 @@ def paired_differences(
     95% interval (low, high) and p by Student's t; holm, p by Holm's correction for all
     comparisons of the model, those over tasks apart; better, P(left > right); digits;
     ids."""
-    both = pairs(reported(mark_left_out(runs)), row)
-    both = both.sort_values(["model", "row_other"], kind="stable")
+    joined = pairs(reported(mark_left_out(runs)), row)
+    joined = joined.sort_values(["model", "row_other"], kind="stable")
     if as_reference:
         swapped = {"x": "y", "y": "x", "label": "label_other", "label_other": "label"}
-        both = both.rename(columns=swapped).assign(difference=-both.difference)
+        joined = joined.rename(columns=swapped).assign(difference=-joined.difference)
     lines = list[dict[str, Any]]()
-    for model, of_model in both.groupby("model", sort=False):
+    for model, of_model in joined.groupby("model", sort=False):
         tasks = of_model.task.nunique()
         by_task = [*_by_task(of_model)]
         over_tasks = [*_over_tasks(by_task, tasks)]
@@ -66,14 +66,14 @@ def paired_differences(
     return pd.DataFrame(lines, columns=COLUMNS)
 
 
-def _by_task(both: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def _by_task(joined: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """The comparisons of a model on each task."""
-    for (other, task), group in both.groupby(["row_other", "task"], sort=False):
+    for (other_row, task), group in joined.groupby(["row_other", "task"], sort=False):
         group = group.sort_values("seed", kind="stable")
         differences = tuple(group.difference)
         yield {
             "task": task,
-            "other": other,
+            "other": other_row,
             "left": group.label.iloc[0],
             "right": group.label_other.iloc[0],
             "pairs": len(differences),
@@ -89,13 +89,13 @@ def _over_tasks(by_task: list[dict[str, Any]], count: int) -> Iterator[dict[str,
     """The mean over tasks for each other row that has all of them, of several, in
     points. It varies as the tasks' means do."""
     frame = pd.DataFrame(by_task, columns=COLUMNS)
-    for other, group in frame.groupby("other", sort=False):
+    for other_row, group in frame.groupby("other", sort=False):
         in_points = (group.digits == DIGITS_OF_POINTS).all()
         if count < 2 or len(group) < count or not in_points:
             continue
         yield {
             "task": "",
-            "other": other,
+            "other": other_row,
             "left": group.left.iloc[0],
             "right": group.right.iloc[0],
             "pairs": count,
@@ -175,10 +175,10 @@ def not_compared(cells: pd.DataFrame, lines: pd.DataFrame, row: str) -> list[str
     cells: those of the model."""
     compared = set(zip(lines.other, lines.task, strict=True))
     tasks = cells[cells.row == row].task
-    others = cells[cells.task.isin(tasks) & (cells.row != row)]
+    other_cells = cells[cells.task.isin(tasks) & (cells.row != row)]
     names = [
         f"{cell.label} on {cell.task}"
-        for cell in others.itertuples()
+        for cell in other_cells.itertuples()
         if (cell.row, cell.task) not in compared
     ]
     if not names:

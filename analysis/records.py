@@ -41,9 +41,8 @@ def flat(ledger: Ledger) -> pd.DataFrame:
     frame["deviations"] = frame.deviations.map("; ".join, na_action="ignore")
     frame["left_out"] = frame.left_out.replace("", "no")
     frame["one_class"] = [isinstance(share, str) for share in frame.one_class]
-    config = pd.json_normalize(
-        [{k: v for k, v in r["config"].items() if k != "recipe"} for r in ledger]
-    )
+    settings = [{**record["config"], "recipe": None} for record in ledger]
+    config = pd.json_normalize(settings).drop(columns="recipe", errors="ignore")
     config = config.map(
         lambda value: str(value) if isinstance(value, list | dict) else value
     )
@@ -59,16 +58,15 @@ def main(arguments: list[str]) -> int:
     if not ledger.records:
         raise UserError(f"no records in {settings.output}/records yet (make demo)")
     frame = flat(ledger)
-    csv = to_csv(frame)
     if path is None:
-        sys.stdout.write(csv)
+        sys.stdout.write(to_csv(frame))
         return 0
     if path.suffix == ".parquet":
         frame.to_parquet(path)
+    elif path.suffix == ".csv":
+        write_atomically(path, to_csv(frame))
     else:
-        write_atomically(
-            path, csv if path.suffix == ".csv" else frame.to_json(orient="records")
-        )
+        write_atomically(path, frame.to_json(orient="records"))
     print(f"Runs: {path} ({len(frame):,} rows, {len(frame.columns)} columns)")
     return 0
 

@@ -247,8 +247,8 @@ def render(tables: Iterable[Table], form: str = "md") -> str:
     """Tables as md, latex or csv, which is one frame of all of their numbers with the
     run ids of each."""
     if form == "csv":
-        whole = pd.concat([table.tidy() for table in tables], ignore_index=True)
-        return to_csv(whole.astype({"n": "Int64", "wanted": "Int64"})).rstrip("\n")
+        joined = pd.concat([table.tidy() for table in tables], ignore_index=True)
+        return to_csv(joined.astype({"n": "Int64", "wanted": "Int64"})).rstrip("\n")
     write = {"md": markdown, "latex": latex}[form]
     return "\n\n".join(map(write, tables))
 
@@ -266,8 +266,8 @@ def to_csv(data: pd.DataFrame, digits: str | None = None) -> str:
             return digits % value
         return value
 
-    whole = data.astype(object)
-    rows = whole.where(data.notna(), None).map(cell)
+    joined = data.astype(object)
+    rows = joined.where(data.notna(), None).map(cell)
     header = [cell(name) for name in data.columns]
     return csv_text([header, *rows.itertuples(index=False, name=None)])
 

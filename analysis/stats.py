@@ -46,21 +46,23 @@ def statistics_tables(
 
     judged: their verdicts, where they are at hand. alone: only the row's own cells.
     more: see `comparison_table`."""
-    cells, made = reported_cells(runs), list[Table]()
+    cells, made_tables = reported_cells(runs), list[Table]()
     verdicts = verdicts_by_runs(runs, judged) if len(cells) else {}
     compared = paired_differences(runs, row)
     for model, of_model in cells.groupby("model"):
-        shown = of_model[of_model.row == row] if alone else of_model
-        if len(shown):
-            made.append(_cells_table(shown, runs[runs.model == model], verdicts))
+        shown_tables = of_model[of_model.row == row] if alone else of_model
+        if len(shown_tables):
+            made_tables.append(
+                _cells_table(shown_tables, runs[runs.model == model], verdicts)
+            )
         lines = compared[compared.model == model]
         if len(lines):
             labels = " and ".join(dict.fromkeys(lines.left))
             title = f"{model}: {labels} minus the other methods"
             table = comparison_table(lines, title, more)
             table.notes += not_compared(of_model, lines, row)
-            made.append(table)
-    return made
+            made_tables.append(table)
+    return made_tables
 
 
 def interval(values: Iterable[float], ids: Iterable[str], decimals: int) -> Entry:
@@ -100,8 +102,8 @@ def _cells_table(cells: pd.DataFrame, runs: pd.DataFrame, verdicts: Verdicts) ->
         for cell in cells.sort_values(["task", "row"]).itertuples()
     ]
     description = "Best to optimism are of the dev set's metric (docs/statistics.md)."
-    under = notes(runs[runs.kind == "result"], cells, description=description)
-    return Table.of(f"{model}: cells", lines, under, model)
+    table_notes = notes(runs[runs.kind == "result"], cells, description=description)
+    return Table.of(f"{model}: cells", lines, table_notes, model)
 
 
 def _cell_line(cell: Cell, interval_header: str) -> dict[str, Entry]:
@@ -158,19 +160,21 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"no records{of_name} in {folder} yet ({hint})")
     if settings.row:
         part = _beside_row(part, row)
-    shown = list[Table]()
+    shown_tables = list[Table]()
     for frame, mark in zip(frames, ("", " (published)"), strict=True):
         runs = frame[frame.id.isin(part.id)]
-        made = statistics_tables(
+        made_tables = statistics_tables(
             runs, row, alone=bool(settings.row), more=settings.more
         )
-        shown += [replace(table, title=f"{table.title}{mark}") for table in made]
-    if not shown:
+        shown_tables += [
+            replace(table, title=f"{table.title}{mark}") for table in made_tables
+        ]
+    if not shown_tables:
         reasons = "".join(f": {note}" for note in unfinished(part))
         raise UserError(
             f"no finished run in {settings.output}/records for that{reasons}"
         )
-    print(render(shown, settings.format))
+    print(render(shown_tables, settings.format))
     return 0
 
 
@@ -178,8 +182,8 @@ def _beside_row(runs: pd.DataFrame, row: str) -> pd.DataFrame:
     """The runs of a row, and of all others if it has a result. Raises UserError for a
     row that no run has."""
     one_of("row", row, sorted(set(runs.row)))
-    own = runs[runs.row == row]
-    return runs if (own.kind == "result").any() else own
+    own_runs = runs[runs.row == row]
+    return runs if (own_runs.kind == "result").any() else own_runs
 
 
 def of_table(runs: pd.DataFrame, name: str) -> pd.DataFrame:

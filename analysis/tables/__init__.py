@@ -54,29 +54,31 @@ def make(
     other row minus it follows. view: what View takes."""
     if name in WITHOUT_RECORDS:
         return WITHOUT_RECORDS[name]()
-    own, published = frames or own_and_published(ledger)
+    own_runs, published = frames or own_and_published(ledger)
 
-    def part(runs: pd.DataFrame, each: bool, whose: str) -> list[Table]:
-        shown = every_variant(runs, paper=name != "") if each else runs
-        tables = made(name, shown, whose=whose, **view)
+    def part(runs: pd.DataFrame, all_variants: bool, whose: str) -> list[Table]:
+        variants = every_variant(runs, paper=name != "") if all_variants else runs
+        tables = made(name, variants, whose=whose, **view)
         if not against:
             return tables
-        in_table = belonging(name, shown)
+        in_table = belonging(name, variants)
         if tasks := view.get("tasks"):
             in_table = in_table[in_table.task.isin(tasks)]
         models = [table.model for table in tables if table.ids]
         in_table = in_table[in_table.model.isin(models)]
         # The row itself need not be in the table.
-        reference = shown[(shown.row == against) & shown.task.isin(in_table.task)]
+        reference = variants[
+            (variants.row == against) & variants.task.isin(in_table.task)
+        ]
         compared = pd.concat([in_table, reference]).drop_duplicates("id")
         return tables + _differences(compared, against, whose)
 
     tables = list[Table]()
-    if len(own) or published.empty:
-        tables = part(own, every or every_own, "ours")
+    if len(own_runs) or published.empty:
+        tables = part(own_runs, every or every_own, "ours")
     # The paper's rows alone come after those with runs, and are shown once.
     tables.sort(key=lambda table: not table.ids)
-    missing = _stopped_elsewhere(name, own, tables, view.get("tasks", ()))
+    missing = _stopped_elsewhere(name, own_runs, tables, view.get("tasks", ()))
     if len(published):
         for table in part(published, every, "published"):
             if table.ids or not tables:
@@ -87,10 +89,10 @@ def make(
 
 
 def _stopped_elsewhere(
-    name: str, own: pd.DataFrame, tables: list[Table], tasks: Collection[str]
+    name: str, own_runs: pd.DataFrame, tables: list[Table], tasks: Collection[str]
 ) -> pd.DataFrame:
     """Own runs that were stopped early, of models without a table of own runs."""
-    runs = belonging(name, own)
+    runs = belonging(name, own_runs)
     if tasks:
         runs = runs[runs.task.isin(tasks)]
     has_table = runs.model.isin([table.model for table in tables])
@@ -103,8 +105,8 @@ def made(
     """A table's parts from some runs, whosever they are; view: what View takes."""
     if name in WITHOUT_RECORDS:
         return WITHOUT_RECORDS[name]()
-    shown = runs[runs.task.isin(tasks)] if tasks else runs
-    seen = View(shown, tasks=tuple(tasks), **view)
+    variants = runs[runs.task.isin(tasks)] if tasks else runs
+    seen = View(variants, tasks=tuple(tasks), **view)
     return [table for spec in specs()[name] for table in build(spec, seen)]
 
 

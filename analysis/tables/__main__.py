@@ -135,13 +135,13 @@ def _refuse_unfitting(name: str, settings: Settings, columns: tuple[str, ...]) -
         one_of("column", column, [*FACTS])
 
 
-def _show_leaderboard(settings: Settings, given: set[str]) -> int:
+def _show_leaderboard(settings: Settings, given_keys: set[str]) -> int:
     """The leaderboard of result files, which are no records. given: names and keys of
     the command line."""
     from analysis.leaderboard.command import show_leaderboard  # imports matplotlib
 
     accepted = {"leaderboard", "format", "save", "output", "refresh", "debug"}
-    if rest := sorted(given - accepted):
+    if rest := sorted(given_keys - accepted):
         raise UserError(
             f"{rest[0]} is for records, and leaderboard= reads result files. "
             f"It takes {', '.join(sorted(accepted))}"
@@ -155,8 +155,8 @@ def _show_leaderboard(settings: Settings, given: set[str]) -> int:
 def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:
     """Why there is no table: nothing has run, or nothing to its end."""
     folder, subject = f"in {settings.output}/records", name or "that"
-    own, _ = own_and_published(ledger)
-    if reasons := unfinished(belonging(name, own)):
+    own_runs, _ = own_and_published(ledger)
+    if reasons := unfinished(belonging(name, own_runs)):
         message = f"no finished run {folder} for {subject}: {'; '.join(reasons)}"
         return UserError(message)
     if settings.model and name:

@@ -105,20 +105,25 @@ class ModelTable:
         labels = GLUE | IMAGES if spec.models and not spec.tasks else {}
         labels = (spec.columns if self.is_papers else {}) | labels | spec.columns
         order = [*labels]
-        found = {column: Column(labels[column], column) for column in printed}
+        columns_by_place = {
+            column: Column(labels[column], column) for column in printed
+        }
         for cell in ran.drop_duplicates("place").itertuples():
             label = labels.get(cell.column, cell.column_label)
             if cell.measured_apart:
                 label += f", {cell.measured_apart}"
-            found[cell.place] = Column(label, cell.column)
+            columns_by_place[cell.place] = Column(label, cell.column)
             order.append(cell.column)
 
         def position(place: str) -> tuple[Any, ...]:
-            base = found[place].base
-            known = order.index(base) if base in labels else len(labels)
-            return known, base, place != base, place
+            base = columns_by_place[place].base
+            order_of_base = order.index(base) if base in labels else len(labels)
+            return order_of_base, base, place != base, place
 
-        return {place: found[place] for place in sorted(found, key=position)}
+        return {
+            place: columns_by_place[place]
+            for place in sorted(columns_by_place, key=position)
+        }
 
     def _printed_columns(self) -> list[str]:
         """The paper's columns that are shown whether or not they have run."""
@@ -149,11 +154,11 @@ class ModelTable:
     def own_lines(self) -> dict[str, list[list[Cell]]]:
         """The cells of each row of ours, a list for each of its lines: one for each
         variant and, where columns are scores, each task."""
-        found = dict[str, dict[Any, list[Cell]]]()
+        lines_by_row = dict[str, dict[Any, list[Cell]]]()
         for cell in self.cells.itertuples():
             key = (cell.task if self.spec.tasks else "", cell.variant)
-            found.setdefault(cell.row, {}).setdefault(key, []).append(cell)
-        return {row: [*lines.values()] for row, lines in found.items()}
+            lines_by_row.setdefault(cell.row, {}).setdefault(key, []).append(cell)
+        return {row: [*lines.values()] for row, lines in lines_by_row.items()}
 
     @cached_property
     def reports(self) -> pd.DataFrame:
@@ -165,7 +170,9 @@ class ModelTable:
     @cached_property
     def side_columns(self) -> SideColumns:
         """The columns beside the numbers."""
-        return SideColumns.of(self.spec, self.view.columns, self.runs, self.cells)
+        return SideColumns.from_table(
+            self.spec, self.view.columns, self.runs, self.cells
+        )
 
     # --- the table
 
@@ -223,8 +230,8 @@ class ModelTable:
         title = self.spec.title if self.is_papers else self.spec.other_title
         first = next(self._row_cells.itertuples(), None)
         name = self.spec.models.get(self.model, self.model)
-        whose = "" if self.view.whose == "ours" else f" ({self.view.whose})"
-        return f"{title.format(name, first)}{whose}"
+        origin = "" if self.view.whose == "ours" else f" ({self.view.whose})"
+        return f"{title.format(name, first)}{origin}"
 
     def _notes(self) -> list[str]:
         spec, cells = self.spec, self._row_cells
@@ -289,7 +296,7 @@ class ModelTable:
     def _report_lines(self, row: str) -> list[Line]:
         """The lines of what others report of a row."""
         reports = self.reports[self.reports.row == row]
-        return report_lines(reports, each=self.view.others == "all")
+        return report_lines(reports, each_source=self.view.others == "all")
 
     # --- our rows
 
@@ -301,25 +308,27 @@ class ModelTable:
         alike = group[group.like == row]
         from_mnli = bool((alike.like != alike.row).any())
         required = self._required(alike if from_mnli else alike[:0])
-        for number, own in enumerate(self.own_lines.get(row, [])):
-            averaged = own
+        for number, own_cells in enumerate(self.own_lines.get(row, [])):
+            averaged = own_cells
             if from_mnli:  # the average takes plain LoRA's other tasks
-                own = [cell for cell in own if cell.column in {*alike.task}]
-                averaged = own + self._plain_cells(group.iloc[0].row, own)
-            if not own:
+                own_cells = [cell for cell in own_cells if cell.column in {*alike.task}]
+                averaged = own_cells + self._plain_cells(group.iloc[0].row, own_cells)
+            if not own_cells:
                 continue
-            first = own[0]
+            first = own_cells[0]
             compared = alike[alike.ran & (alike.variant == first.variant)]
             compared = compared[compared.verdict != "quoted"]
             average = self._average(averaged)
-            line = self._own_line(own, compared, required)
+            line = self._own_line(own_cells, compared, required)
             if average:
                 line["avg"] = average
             if number == 0:
                 line |= self._names(first, is_below_paper=len(group) > 0)
                 line["status"] = "; ".join(filter(None, [str(line["status"]), within]))
-            line |= self.side_columns.entries(own, is_first=number == 0)
-            difference = self._difference_line(own, group, compared, average, from_mnli)
+            line |= self.side_columns.entries(own_cells, is_first=number == 0)
+            difference = self._difference_line(
+                own_cells, group, compared, average, from_mnli
+            )
             self.lines += [line, *difference]
 
     def _required(self, from_mnli: pd.DataFrame) -> list[str]:
@@ -335,25 +344,25 @@ class ModelTable:
             required = [*self.spec.columns] if self.is_papers else bases
         return [base for base in bases if base in required]
 
-    def _plain_cells(self, row: str, own: Iterable[Cell]) -> list[Cell]:
+    def _plain_cells(self, row: str, own_cells: Iterable[Cell]) -> list[Cell]:
         """The cells of a row on other tasks than these."""
-        tasks = {cell.task for cell in own}
+        tasks = {cell.task for cell in own_cells}
         lines = self.own_lines.get(row, [[]])
         return [cell for cell in lines[0] if cell.task not in tasks]
 
     def _own_line(
-        self, own: list[Cell], compared: pd.DataFrame, required: list[str]
+        self, own_cells: list[Cell], compared: pd.DataFrame, required: list[str]
     ) -> Line:
         """The numbers of a line of ours, with its source and status."""
         verdicts = dict(zip(compared.column, compared.verdict, strict=True))
-        ran = {cell.column for cell in own}
+        ran = {cell.column for cell in own_cells}
         line: Line = {base: "missing" for base in required if base not in ran}
-        for cell in own:
+        for cell in own_cells:
             line[cell.place] = self.spec.entry(cell, verdicts.get(cell.column, ""))
-        variant = own[0].variant if not self.spec.quoted else ""
+        variant = own_cells[0].variant if not self.spec.quoted else ""
         if variant:
             return line | {"source": f"{self.view.whose}, {variant}", "status": ""}
-        status = self._status(own, compared, required)
+        status = self._status(own_cells, compared, required)
         return line | {"source": self.view.whose, "status": status}
 
     def _names(self, first: Cell, is_below_paper: bool) -> Line:
@@ -364,37 +373,37 @@ class ModelTable:
         return {self.spec.head[0]: name, "params": count(first)}
 
     def _status(
-        self, own: list[Cell], compared: pd.DataFrame, required: list[str]
+        self, own_cells: list[Cell], compared: pd.DataFrame, required: list[str]
     ) -> str:
         """The status of a row of ours."""
-        spec, whose, first = self.spec, self.view.whose, own[0]
+        spec, origin, first = self.spec, self.view.whose, own_cells[0]
         if state := getattr(first, "state", ""):
             return str(state)
-        complete = {cell.column for cell in own if cell.complete}
-        status = whose if spec.tasks or self.is_papers else "other model"
+        complete = {cell.column for cell in own_cells if cell.complete}
+        status = origin if spec.tasks or self.is_papers else "other model"
         if spec.tasks or self.view.select == "paper":
             status = beside.status(compared, with_mean=not spec.tasks) or status
         if not complete.issuperset(required):
-            status = f"{whose}, {spec.incomplete.format(first)}"
+            status = f"{origin}, {spec.incomplete.format(first)}"
         if not compared.same_size.all():
-            status = f"{whose}, another size: not compared"
-        diverged = sum({cell.task: int(cell.diverged) for cell in own}.values())
+            status = f"{origin}, another size: not compared"
+        diverged = sum({cell.task: int(cell.diverged) for cell in own_cells}.values())
         if diverged and not first.variant:
             status += f", {diverged} diverged"
         return status
 
-    def _average(self, own: list[Cell]) -> Number | None:
+    def _average(self, own_cells: list[Cell]) -> Number | None:
         """Table 2's mean over tasks of the medians over seeds; None unless every task
         is there with all its seeds, measured as most rows were."""
-        complete = {cell.place for cell in own if cell.complete}
+        complete = {cell.place for cell in own_cells if cell.complete}
         if not self.has_average or complete != {*GLUE}:
             return None
-        ids = tuple(run for cell in own for run in cell.ids)
-        return Number(statistics.fmean(cell.median for cell in own), ids=ids)
+        ids = tuple(run for cell in own_cells for run in cell.ids)
+        return Number(statistics.fmean(cell.median for cell in own_cells), ids=ids)
 
     def _difference_line(
         self,
-        own: list[Cell],
+        own_cells: list[Cell],
         group: pd.DataFrame,
         compared: pd.DataFrame,
         average: Number | None,
@@ -402,7 +411,7 @@ class ModelTable:
     ) -> list[Line]:
         """The line of ours minus the paper's, if any. compared: the paper's numbers
         that are."""
-        places = {cell.column: cell.place for cell in own}
+        places = {cell.column: cell.place for cell in own_cells}
         complete = [row for row in compared.itertuples() if row.complete and row.n]
         if not complete or not compared.same_size.all():
             return []

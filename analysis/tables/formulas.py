@@ -4,6 +4,7 @@ parameters beside d_90, latency); and tables 8 to 11, the recipes of conf/recipe
 those that the paper prints."""
 
 import itertools
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,47 +47,37 @@ def binary(size: float) -> str:
 def table1() -> list[Table]:
     """Trained parameters and bytes of LoRA and VeRA on query and key, by formula and as
     printed."""
-    header = [
-        "model",
-        "rank",
-        "LoRA",
-        "printed",
-        "LoRA bytes",
-        "printed",
-        "VeRA",
-        "printed",
-        "VeRA bytes",
-    ]
-    rows = list[list[Entry]]()
-    for model, rank, *printed in paper()["table1"]["rows"]:
-        exact = memory(model, rank)
-        values = [exact["lora"], 4 * exact["lora"], exact["vera"], 4 * exact["vera"]]
-        wrong = [
-            not follows(text, value)
-            for text, value in zip(printed, values, strict=True)
-        ]
-        whole, words = (
-            exact["vera"] + exact["frozen"],
-            ["LoRA differs"] * any(wrong[:2]),
-        )
-        if any(wrong[2:]):
-            follow = [
-                follows(printed[i], size)
-                for i, size in ((2, whole), (3, 4 * whole))
-                if wrong[i]
-            ]
-            words.append("VeRA with A and B" if all(follow) else "VeRA differs")
-        entries: list[Entry] = [MODELS[model], str(rank)]
-        for i, value in enumerate(values):
-            entries += [
-                binary(value) if i % 2 else f"{value:,}",
-                printed[i] + "*" * wrong[i],
-            ]
-        rows.append([*entries, ", ".join(words) or "as printed"])
+    header = ["model", "rank"]
+    for name in ("LoRA", "LoRA bytes", "VeRA", "VeRA bytes"):
+        header += [name, "printed"]
+    rows = [_memory_row(*printed) for printed in paper()["table1"]["rows"]]
     title = "Table 1: trained parameters and their memory, by formula"
-    return [
-        Table(title, [*header, "printed", "status"], rows, paper()["notes"]["table1"])
-    ]
+    return [Table(title, [*header, "status"], rows, paper()["notes"]["table1"])]
+
+
+def _memory_row(model: str, rank: int, *printed: str) -> list[Entry]:
+    """A row of table 1. * marks a printed number that does not follow."""
+    exact = memory(model, rank)
+    values = [exact["lora"], 4 * exact["lora"], exact["vera"], 4 * exact["vera"]]
+    row: list[Entry] = [MODELS[model], str(rank)]
+    is_wrong = list[bool]()
+    for place, (value, text) in enumerate(zip(values, printed, strict=True)):
+        is_wrong.append(not follows(text, value))
+        is_bytes = place % 2 == 1
+        row.append(binary(value) if is_bytes else f"{value:,}")
+        row.append(f"{text}*" if is_wrong[-1] else text)
+    status = ["LoRA differs"] if any(is_wrong[:2]) else []
+    if any(is_wrong[2:]):
+        # The paper's number may count the frozen A and B, too.
+        all_elements = exact["vera"] + exact["frozen"]
+        sizes = {2: all_elements, 3: 4 * all_elements}
+        with_frozen = all(
+            follows(printed[place], size)
+            for place, size in sizes.items()
+            if is_wrong[place]
+        )
+        status.append("VeRA with A and B" if with_frozen else "VeRA differs")
+    return [*row, ", ".join(status) or "as printed"]
 
 
 # --- claims
@@ -96,49 +87,58 @@ def claims_table() -> list[Table]:
     """The text's claims, each with the paper's number and ours: an adapter of GPT-3,
     and those of a million users; exact counts beside d_90. Files and latency are
     measured by COMMAND, which prints them."""
-    of, d_90 = (printed_file("claims.yaml")[part] for part in ("memory", "d_90"))
-    rows, exact, users = (
-        list[list[Entry]](),
-        memory(of["model"], of["rank"]),
-        f"{of['users']:,}",
-    )
-    for row, name, *printed in (
-        ("lora", "LoRA", of["adapter"], of["all"]),
-        ("vera", "VeRA", "-", "-"),
-    ):
-        counts = {"an adapter": 1, f"{users} users": of["users"]}
-        for (what, count), text in zip(counts.items(), printed, strict=True):
-            size = 4 * exact[row] * count
-            claim = f"GPT-3, {name} r={of['rank']}: {what}"
-            rows.append([claim, text, binary(size), _status(text, size)])
-    rows.append(["an adapter's file", "-", COMMAND, "not measured"])
-    rows.append(["RoBERTa-base, d_90", str(d_90["value"]), "-", "quoted"])
-    of_model = (one for one in in_conf("counts.yaml") if one["model"] == d_90["model"])
-    for one in sorted(
-        (one for one in of_model if one["method"] != "full"),
-        key=lambda one: -one["count"],
-    ):
-        row, text, rank = one["method"], one["printed"], one["settings"].get("rank")
-        name = NAMES.get(row) or NAMES[row.rpartition("_")[0]]  # adapter_drop_900k
-        times = f"{one['count']:,} = {one['count'] / d_90['value']:.0f} x d_90"
-        claim = f"RoBERTa-base, {name}{f' r={rank}' if rank else ''}: parameters"
-        rows.append([claim, text, times, _status(text, one["count"])])
-    for way, printed in printed_file("claims.yaml")["latency"].items():
-        rows.append(
-            [f"RoBERTa-base, VeRA {way}: time", printed, COMMAND, "not measured"]
-        )
+    latency = printed_file("claims.yaml")["latency"]
+    rows: list[list[Entry]] = [
+        *_memory_claims(),
+        ["an adapter's file", "-", COMMAND, "not measured"],
+        *_count_claims(),
+    ]
+    for path, printed in latency.items():
+        claim = f"RoBERTa-base, VeRA {path}: time"
+        rows.append([claim, printed, COMMAND, "not measured"])
     header = ["claim", "paper", "here", "status"]
     return [Table("Claims of the text", header, rows, paper()["notes"]["claims"])]
 
 
+def _memory_claims() -> Iterator[list[Entry]]:
+    """The memory of one adapter of GPT-3, and of a million."""
+    claims = printed_file("claims.yaml")["memory"]
+    exact = memory(claims["model"], claims["rank"])
+    users = f"{claims['users']:,} users"
+    counts = {"an adapter": 1, users: claims["users"]}
+    printed = {"an adapter": claims["adapter"], users: claims["all"]}
+    for row, name in (("lora", "LoRA"), ("vera", "VeRA")):
+        for subject, count in counts.items():
+            size = 4 * exact[row] * count
+            text = printed[subject] if row == "lora" else "-"
+            claim = f"GPT-3, {name} r={claims['rank']}: {subject}"
+            yield [claim, text, binary(size), _status(text, size)]
+
+
+def _count_claims() -> Iterator[list[Entry]]:
+    """The parameters of RoBERTa-base's rows beside d_90."""
+    d_90 = printed_file("claims.yaml")["d_90"]
+    yield ["RoBERTa-base, d_90", str(d_90["value"]), "-", "quoted"]
+    counts = [
+        entry
+        for entry in in_conf("counts.yaml")
+        if entry["model"] == d_90["model"] and entry["method"] != "full"
+    ]
+    for entry in sorted(counts, key=lambda entry: -entry["count"]):
+        row, count = entry["method"], entry["count"]
+        # adapter_drop_900k has the name of adapter_drop
+        name = NAMES.get(row) or NAMES[row.rpartition("_")[0]]
+        if rank := entry["settings"].get("rank"):
+            name += f" r={rank}"
+        claim = f"RoBERTa-base, {name}: parameters"
+        ratio = f"{count:,} = {count / d_90['value']:.0f} x d_90"
+        yield [claim, entry["printed"], ratio, _status(entry["printed"], count)]
+
+
 def _status(printed: str, value: float) -> str:
-    return (
-        "not printed"
-        if printed == "-"
-        else "as printed"
-        if follows(printed, value)
-        else "DIFFERS"
-    )
+    if printed == "-":
+        return "not printed"
+    return "as printed" if follows(printed, value) else "DIFFERS"
 
 
 # --- recipes
@@ -156,86 +156,107 @@ def _read(path: Path) -> dict[str, Any]:
     """A file with those that its defaults list names, as Hydra merges them: what comes
     later counts."""
     content: dict[str, Any] = yaml.safe_load(path.read_text())
-    entries, merged = content.pop("defaults", ["_self_"]), dict[str, Any]()
-    for entry in entries if "_self_" in entries else [*entries, "_self_"]:
-        other = CONF / f"{entry.partition('@')[0].strip('/')}.yaml"
-        for key, value in (content if entry == "_self_" else _read(other)).items():
-            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-            merged[key] = {**merged[key], **value} if both else value
+    entries = content.pop("defaults", ["_self_"])
+    if "_self_" not in entries:
+        entries = [*entries, "_self_"]
+    merged = dict[str, Any]()
+    for entry in entries:
+        name = entry.partition("@")[0].strip("/")
+        part = content if entry == "_self_" else _read(CONF / f"{name}.yaml")
+        for key, value in part.items():
+            if isinstance(value, dict) and isinstance(merged.get(key), dict):
+                value = {**merged[key], **value}
+            merged[key] = value
     return merged
 
 
-def _parts(of: dict[str, Any]) -> dict[str, Columns]:
+def _parts(table: dict[str, Any]) -> dict[str, Columns]:
     """The tables of a number, by what each is about, and their columns."""
-    found, axes = (
-        dict[str, Columns](),
-        {key: named(of[f"{key}s"]) for key in ("model", "row", "task")},
-    )
-    for each in itertools.product(axes["model"], axes["row"], axes["task"]):
-        names = {key: axes[key][one] for key, one in zip(axes, each, strict=True)}
-        found.setdefault(of["about"].format(**names), {})[names[of["columns"]]] = each
-    return found
+    axes = {key: named(table[f"{key}s"]) for key in ("model", "row", "task")}
+    parts = dict[str, Columns]()
+    for model, row, task in itertools.product(*axes.values()):
+        column = (model, row, task)
+        names = {
+            key: labels[name]
+            for (key, labels), name in zip(axes.items(), column, strict=True)
+        }
+        about = table["about"].format(**names)
+        parts.setdefault(about, {})[names[table["columns"]]] = column
+    return parts
 
 
 def _printed(group: str, model: str, row: str, task: str, key: str) -> Any:
     """What the paper prints of a key; None where it prints nothing."""
-    of, name = recipes()[group], model.replace("_", "-")
-    of_row = of[name][row] if name in of else of[row].get(name, of[row])
-    values = {"accumulation": 1, **of["common"], **of_row}
+    settings, name = recipes()[group], model.replace("_", "-")
+    by_row = settings[row].get(name, settings[row]) if row in settings else {}
+    by_model = settings.get(name, {}).get(row, {})
+    values = {"accumulation": 1, **settings["common"], **(by_model or by_row)}
     if key == "effective_batch" and "batch" in values:
         return values["batch"] * values["accumulation"]
     value = values.get(key)
-    return (
-        value[[*(GLUE if group == "glue" else IMAGES)].index(task)]
-        if isinstance(value, list)
-        else value
-    )
+    if isinstance(value, list):
+        tasks = [*(GLUE if group == "glue" else IMAGES)]
+        return value[tasks.index(task)]
+    return value
 
 
 def _ours(model: str, row: str, task: str, key: str) -> Any:
     """A value of a recipe, of the task or at the file's top; a number where it can be
     one: YAML 1.1 reads 4e-3 as a text."""
     file = _recipe_file(row, model)
-    of = (file.get("by_task") or {}).get(key, {}).get(task, file.get(key))
+    by_task = (file.get("by_task") or {}).get(key, {})
+    value = by_task.get(task, file.get(key))
     try:
-        return float(of) if isinstance(of, str) else of
+        return float(value) if isinstance(value, str) else value
     except ValueError:
-        return of
+        return value
 
 
 def recipe_tables(number: int) -> list[Table]:
     """Table 8 (VeRA on GLUE), 9 (instruction tuning), 10 (E2E) or 11 (images): a line
     for each key, of which the last column says whether the paper prints the same. Rank
     and rates are there if the paper prints them."""
-    of_table, tables = recipes()["tables"][number], list[Table]()
-    group, keys = of_table["of"], of_table["keys"]
-    for about, columns in _parts(of_table).items():
+    settings, tables = recipes()["tables"][number], list[Table]()
+    for about, columns in _parts(settings).items():
         rows = list[list[Entry]]()
-        for key in keys:
-            both = [
-                (_ours(*of, key), _printed(group, *of, key)) for of in columns.values()
-            ]
-            printed = [(a, b) for a, b in both if b is not None]
-            if not printed and key in ("rank", "lr", "lr_head"):
-                continue
-            status = "as printed" if printed else "not printed"
-            if any(a != b for a, b in printed):
-                status = f"DIFFERS: {', '.join(str(b) for _, b in printed)}"
-            ours = [
-                "-" if a is None else f"{a:g}" if isinstance(a, int | float) else str(a)
-                for a, _ in both
-            ]
-            rows.append([keys[key], *ours, status])
-        files = [_recipe_file(row, model) for model, row, _ in columns.values()]
-        reasons = [
-            reason for file in files for reason in (file.get("chosen") or {}).items()
-        ]
-        chosen = dict.fromkeys(
-            f"this project's choice: {key}: {why}" for key, why in reasons
-        )
-        title, header = (
-            f"Table {number}{about}, from conf/recipe",
-            ["hyperparameter", *columns, "paper"],
-        )
-        tables.append(Table(title, header, rows, [of_table["note"], *chosen]))
+        for key, label in settings["keys"].items():
+            if row := _recipe_row(settings["of"], key, [*columns.values()]):
+                rows.append([label, *row])
+        title = f"Table {number}{about}, from conf/recipe"
+        header = ["hyperparameter", *columns, "paper"]
+        notes = [settings["note"], *_own_choices([*columns.values()])]
+        tables.append(Table(title, header, rows, notes))
     return tables
+
+
+def _recipe_row(
+    group: str, key: str, columns: list[tuple[str, str, str]]
+) -> list[Entry]:
+    """The values of a key, and whether the paper prints the same; empty for a rank or a
+    rate that it does not print."""
+    ours = [_ours(*column, key) for column in columns]
+    pairs = zip(
+        ours, [_printed(group, *column, key) for column in columns], strict=True
+    )
+    printed = [(value, text) for value, text in pairs if text is not None]
+    if not printed and key in ("rank", "lr", "lr_head"):
+        return []
+    status = "as printed" if printed else "not printed"
+    if any(value != text for value, text in printed):
+        status = f"DIFFERS: {', '.join(str(text) for _, text in printed)}"
+    return [*map(_value_text, ours), status]
+
+
+def _value_text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def _own_choices(columns: list[tuple[str, str, str]]) -> list[str]:
+    """The values that this project chose, each once."""
+    notes = dict[str, None]()
+    for model, row, _ in columns:
+        for key, reason in (_recipe_file(row, model).get("chosen") or {}).items():
+            notes[f"this project's choice: {key}: {reason}"] = None
+    return [*notes]

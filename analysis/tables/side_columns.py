@@ -38,7 +38,7 @@ class SideColumns:
     same_costs: set[str]
 
     @classmethod
-    def of(
+    def from_table(
         cls,
         spec: Spec,
         columns: Sequence[str],
@@ -46,19 +46,19 @@ class SideColumns:
         cells: pd.DataFrame,
     ) -> "SideColumns":
         """The side columns of a table. columns: further numbers of `frame.runs`."""
-        shown = in_cells(runs, cells)
-        measured = shown[:0]
+        table_runs = in_cells(runs, cells)
+        measured = table_runs[:0]
         if spec.has_forgetting:
-            measured = shown[shown.forgetting.notna()]
+            measured = table_runs[table_runs.forgetting.notna()]
         usual = measured.forgetting_text.mode()[:1]
         forgotten = measured[measured.forgetting_text.isin(usual)]
-        others = measured[~measured.row.isin(forgotten.row)]
+        other_runs = measured[~measured.row.isin(forgotten.row)]
         return cls(
             spec.more,
             {**spec.costs, **{name: {"name": name} for name in columns}},
-            shown,
+            table_runs,
             forgotten,
-            list(dict.fromkeys(others.label)),
+            list(dict.fromkeys(other_runs.label)),
             rows_sharing(cells, ["measured_apart"]),
             rows_sharing(cells, ["conditions"]),
         )
@@ -69,21 +69,21 @@ class SideColumns:
         forgetting = ["forgetting"] if len(self.forgotten) else []
         return [*self.of_cells, *self.of_rows, *forgetting]
 
-    def entries(self, own: Sequence[Cell], is_first: bool) -> dict[str, Entry]:
+    def entries(self, own_cells: Sequence[Cell], is_first: bool) -> dict[str, Entry]:
         """The entries of a line of ours, by the keys of the table's lines. Further
         lines of a row repeat nothing of the row."""
-        ids = {run for cell in own for run in cell.ids}
+        ids = {run for cell in own_cells for run in cell.ids}
         runs = self.runs[self.runs.id.isin(ids)]
-        found = {
-            name: cell_number(own[0], runs, **settings)
+        by_name = {
+            name: cell_number(own_cells[0], runs, **settings)
             for name, settings in self.of_cells.items()
         }
         if is_first:
             for name, settings in self.of_rows.items():
-                found[name] = self._row_number(runs, **settings)
+                by_name[name] = self._row_number(runs, **settings)
             if len(self.forgotten):
-                found["forgetting"] = self._forgetting(runs)
-        return {f"+{name}": entry for name, entry in found.items()}
+                by_name["forgetting"] = self._forgetting(runs)
+        return {f"+{name}": entry for name, entry in by_name.items()}
 
     def _row_number(self, runs: pd.DataFrame, name: str, form: str = "") -> Entry:
         """The mean over a row's tasks of the median of a number of its runs that did
@@ -106,7 +106,7 @@ class SideColumns:
         costs = [
             name
             for name, settings in {**self.of_cells, **self.of_rows}.items()
-            if settings.get("name", settings.get("of")) in COSTS
+            if settings.get("name", settings.get("column")) in COSTS
         ]
         if not costs or self.same_costs >= {*self.runs.row}:
             return []
@@ -118,26 +118,26 @@ class SideColumns:
 
     def _forgetting(self, runs: pd.DataFrame) -> Entry:
         """What these runs have forgotten."""
-        known = self.forgotten[self.forgotten.id.isin(runs.id)].forgetting
-        if known.empty:
+        changes = self.forgotten[self.forgotten.id.isin(runs.id)].forgetting
+        if changes.empty:
             return NONE
-        middle, spread = float(known.median()), float(known.std())
+        middle, spread = float(changes.median()), float(changes.std())
         ids = tuple(runs.id)
         return Number(
-            middle, spread, len(known), len(ids), decimals=3, sign=True, ids=ids
+            middle, spread, len(changes), len(ids), decimals=3, sign=True, ids=ids
         )
 
 
 def cell_number(
-    cell: Cell, runs: pd.DataFrame, of: str, seeds: bool = False, **how: Any
+    cell: Cell, runs: pd.DataFrame, column: str, seeds: bool = False, **settings: Any
 ) -> Entry:
     """A column of `frame.cells`. seeds: nan where a seed has none."""
-    value = getattr(cell, of)
+    value = getattr(cell, column)
     if isinstance(value, str) or value is None:
         return str(value)
     if not seeds:
-        return of_runs(value, runs.id, **how)
-    mark = diverged(cell) if of == "median" else ""
+        return of_runs(value, runs.id, **settings)
+    mark = diverged(cell) if column == "median" else ""
     return Number(value, n=cell.n, wanted=cell.wanted, mark=mark, ids=cell.ids)
 
 

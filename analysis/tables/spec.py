@@ -76,8 +76,8 @@ class Spec:
 
     def belonging(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Its runs, finished or not."""
-        known = {"glue": [*GLUE], "llamas": [*LLAMAS], "names": [*self.row_names]}
-        return runs.query(self.runs, local_dict=known, engine="python")
+        names = {"glue": [*GLUE], "llamas": [*LLAMAS], "names": [*self.row_names]}
+        return runs.query(self.runs, local_dict=names, engine="python")
 
     def parts(self, view: View) -> list[View]:
         """The views of which each has tables of its own: one of its runs."""
@@ -93,17 +93,17 @@ class Spec:
         of the row's line."""
         seeds = view.seeds or self.seeds
         if self.values:
-            made = cells(view.runs, self.numbers, seeds)
-            return made.assign(column_label=made.column)
+            frame = cells(view.runs, self.numbers, seeds)
+            return frame.assign(column_label=frame.column)
         select = "value" if view.select == "paper" else view.select
         return columns_of_tasks(cells(view.runs, select, seeds))
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
         """The numbers of each run by column, for `frame.cells`."""
-        known = runs[[*MEDIANS, *TEXT_SCORES, "steps"]].astype(float)
-        evaluated = {column: known.eval(text) for column, text in self.values.items()}
-        each = pd.DataFrame(evaluated, runs.index)
-        return melted(each).assign(variant="")
+        columns = runs[[*MEDIANS, *TEXT_SCORES, "steps"]].astype(float)
+        evaluated = {column: columns.eval(text) for column, text in self.values.items()}
+        by_column = pd.DataFrame(evaluated, runs.index)
+        return melted(by_column).assign(variant="")
 
     def compares(self, cells: pd.DataFrame) -> pd.DataFrame:
         """Those of its cells that stand beside the paper's."""
@@ -112,10 +112,10 @@ class Spec:
     def entry(self, cell: Cell, verdict: str) -> Entry:
         """A cell as a number of the table."""
         digits = DECIMALS.get(cell.column, 1)
-        made = number(cell, self.middle, digits, verdict, self.skips_missing)
-        if isinstance(made, Number) and not self.has_spread:
-            return replace(made, spread=math.nan)
-        return made
+        frame = number(cell, self.middle, digits, verdict, self.skips_missing)
+        if isinstance(frame, Number) and not self.has_spread:
+            return replace(frame, spread=math.nan)
+        return frame
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:
         """What its numbers are."""
@@ -142,10 +142,10 @@ class Spec:
         ]
         images = cells[cells.family == "images"]
         for task, shots in images.groupby("task").shots:
-            others = sorted({*shots} - {10}, key=str)
+            other_counts = sorted({*shots} - {10}, key=str)
             counts = [
                 "all" if count is None or count != count else f"{count:g}"
-                for count in others
+                for count in other_counts
             ]
             if counts:
                 points.append(f"{task}: {' or '.join(counts)} images a class")
@@ -182,13 +182,17 @@ def melted(numbers: pd.DataFrame, *ids: str) -> pd.DataFrame:
 
 
 def complete_cells(
-    runs: pd.DataFrame, numbers: pd.DataFrame, shown: pd.DataFrame
+    runs: pd.DataFrame, numbers: pd.DataFrame, wanted_columns: pd.DataFrame
 ) -> pd.DataFrame:
     """The numbers with a line for each run of a cell in each variant and column of
     which `shown` has one."""
     keys = ["run", "variant", "column"]
-    shown = runs[KEY].join(shown[["variant", "column"]], how="inner").drop_duplicates()
-    every = runs[KEY].rename_axis("run").reset_index().merge(shown, on=KEY)
-    known = numbers.rename_axis("run").reset_index()[[*keys, "number"]]
-    joined = every.merge(known.drop_duplicates(keys), "left", keys)
+    wanted_columns = (
+        runs[KEY]
+        .join(wanted_columns[["variant", "column"]], how="inner")
+        .drop_duplicates()
+    )
+    all_lines = runs[KEY].rename_axis("run").reset_index().merge(wanted_columns, on=KEY)
+    known_lines = numbers.rename_axis("run").reset_index()[[*keys, "number"]]
+    joined = all_lines.merge(known_lines.drop_duplicates(keys), "left", keys)
     return joined.set_index("run").drop(columns=KEY)

@@ -49,23 +49,23 @@ class Texts(Spec):
         """Those of the last epoch as the paper decodes; by other length penalties; and
         of the best epoch, where it is another in one of the row's runs. A run that
         diverged before it had texts has 0."""
-        each, scores = runs.explode("texts").dropna(subset="texts"), [*self.columns]
+        exploded, scores = runs.explode("texts").dropna(subset="texts"), [*self.columns]
         columns = ["which", "variant", "epoch", *scores]
-        texts = pd.DataFrame([*each.texts], each.index, columns)
+        texts = pd.DataFrame([*exploded.texts], exploded.index, columns)
         first_variant = texts.variant.groupby(level=0).transform("first")
         is_usual = texts.variant == first_variant
         penalties = "length penalty " + texts.variant
         variants = penalties.where(~is_usual, "best epoch")
         # The usual texts of the last epoch are the metric's own line.
         texts["variant"] = variants.where(is_usual == (texts.which == "best"))
-        texts["is_apart"] = texts.epoch != each.last_epoch
+        texts["is_apart"] = texts.epoch != exploded.last_epoch
         texts = texts.dropna(subset="variant")
         long = melted(texts[["variant", "is_apart", *scores]], "variant", "is_apart")
-        shown = long[(long.variant != "best epoch") | long.is_apart]
-        made = complete_cells(runs, long, shown)
+        shown_lines = long[(long.variant != "best epoch") | long.is_apart]
+        frame = complete_cells(runs, long, shown_lines)
         silent = runs.index[runs.diverged.astype(bool) & ~runs.texts.astype(bool)]
-        made["number"] = made.number.mask(made.index.isin(silent), 0.0)
-        return pd.concat([super().numbers(runs), made])
+        frame["number"] = frame.number.mask(frame.index.isin(silent), 0.0)
+        return pd.concat([super().numbers(runs), frame])
 
 
 class Judged(Spec):
@@ -75,10 +75,10 @@ class Judged(Spec):
     def judgements(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Each judgement of its bench, by seed, with the id and label of its run."""
         by_seed = runs.sort_values("seed", kind="stable")
-        each = by_seed.explode("judged").dropna(subset="judged")
-        made = pd.DataFrame([*each.judged], each.index, JUDGEMENT)
-        made = made.assign(id=each.id, label=each.label)
-        of_bench = made[made.bench == self.bench]
+        exploded = by_seed.explode("judged").dropna(subset="judged")
+        frame = pd.DataFrame([*exploded.judged], exploded.index, JUDGEMENT)
+        frame = frame.assign(id=exploded.id, label=exploded.label)
+        of_bench = frame[frame.bench == self.bench]
         return of_bench.drop_duplicates(["id", "judge"], keep="last")
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
@@ -100,22 +100,22 @@ class Judged(Spec):
     def cells(self, view: View) -> pd.DataFrame:
         """With the interval over questions of one run, the medians of each turn, and
         how many judgements have a score."""
-        made, judgements = super().cells(view), self.judgements(view.runs)
-        about = [_judged_columns(cell, judgements) for cell in made.itertuples()]
+        frame, judgements = super().cells(view), self.judgements(view.runs)
+        about = [_judged_columns(cell, judgements) for cell in frame.itertuples()]
         columns = ["interval", "turns", "valid"]
-        made[columns] = pd.DataFrame(about, made.index, columns, dtype=object)
-        is_elsewhere = made.task != "alpaca"
-        made["label"] = made.label.where(
-            ~is_elsewhere, made.label + " on " + made.task_label
+        frame[columns] = pd.DataFrame(about, frame.index, columns, dtype=object)
+        is_elsewhere = frame.task != "alpaca"
+        frame["label"] = frame.label.where(
+            ~is_elsewhere, frame.label + " on " + frame.task_label
         )
         unjudged = f"{view.whose}, not judged by {BENCHES[self.bench]}"
-        states = np.where(made.diverged > 0, "diverged", unjudged)
-        made["state"] = np.where(made.variant == "", states, "")
+        states = np.where(frame.diverged > 0, "diverged", unjudged)
+        frame["state"] = np.where(frame.variant == "", states, "")
         # A cell that nobody has judged lacks no number.
-        made["n"] = made.n.where(made.variant != "", made.runs)
-        made["wanted"] = made[["wanted", "runs"]].max(axis=1)
-        made["complete"] = made.n >= made.wanted
-        return made
+        frame["n"] = frame.n.where(frame.variant != "", frame.runs)
+        frame["wanted"] = frame[["wanted", "runs"]].max(axis=1)
+        frame["complete"] = frame.n >= frame.wanted
+        return frame
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:
         """What the scores are; that judges differ, and what to do where nobody has
@@ -145,15 +145,21 @@ class Judged(Spec):
 
 def _judged_columns(cell: Cell, judgements: pd.DataFrame) -> list[str]:
     """The interval, the turns and the valid answers of a cell's judgements."""
-    own = judgements[judgements.id.isin(cell.ids) & (judgements.judge == cell.variant)]
-    if own.empty:
+    judged_runs = judgements[
+        judgements.id.isin(cell.ids) & (judgements.judge == cell.variant)
+    ]
+    if judged_runs.empty:
         return [NONE, NONE, NONE]
-    turns = pd.DataFrame([*own.turns], dtype=float).median()
+    turns = pd.DataFrame([*judged_runs.turns], dtype=float).median()
     by_turn = " / ".join(NONE if math.isnan(turn) else f"{turn:.2f}" for turn in turns)
     interval = NONE
-    if len(own) == 1 and own.low.notna().all():
-        interval = f"{own.low.iloc[0]:.2f} to {own.high.iloc[0]:.2f}"
-    return [interval, by_turn or NONE, f"{own.n_valid.sum()} of {own.n.sum()}"]
+    if len(judged_runs) == 1 and judged_runs.low.notna().all():
+        interval = f"{judged_runs.low.iloc[0]:.2f} to {judged_runs.high.iloc[0]:.2f}"
+    return [
+        interval,
+        by_turn or NONE,
+        f"{judged_runs.n_valid.sum()} of {judged_runs.n.sum()}",
+    ]
 
 
 class Rows(Spec):
@@ -162,17 +168,17 @@ class Rows(Spec):
     def cells(self, view: View) -> pd.DataFrame:
         """By the number that each task's table reports; what trains most first."""
         seeds = view.seeds or self.seeds
-        made = columns_of_tasks(reported_cells(view.runs, view.select, seeds))
+        frame = columns_of_tasks(reported_cells(view.runs, view.select, seeds))
         order = ["parameters", "row", "task"]
-        return made.sort_values(order, ascending=[False, True, True])
+        return frame.sort_values(order, ascending=[False, True, True])
 
     def entry(self, cell: Cell, verdict: str) -> Entry:
         """The median of the seeds that have a number, with how many: "76.0 +-1.0
         (5)"."""
-        made = number(cell, decimals=int(cell.digits), skips_missing=True)
-        if not isinstance(made, Number):
-            made = Number(math.nan, n=cell.runs, ids=cell.ids)
-        return replace(made, counted=True, mark=diverged(cell), wanted=None)
+        frame = number(cell, decimals=int(cell.digits), skips_missing=True)
+        if not isinstance(frame, Number):
+            frame = Number(math.nan, n=cell.runs, ids=cell.ids)
+        return replace(frame, counted=True, mark=diverged(cell), wanted=None)
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:
         """Which numbers the tasks report."""
@@ -196,23 +202,23 @@ class Exact(Rows):
         scores = [texts[0]["parts"] if texts else {} for texts in runs.texts]
         parts = pd.DataFrame(scores, runs.index, dtype=float)
         if self.average:
-            each = parts.reindex(columns=[*self.columns][:-1])
-            parts[self.average] = each.mean(axis=1, skipna=False)
+            parts_of_average = parts.reindex(columns=[*self.columns][:-1])
+            parts[self.average] = parts_of_average.mean(axis=1, skipna=False)
         long = melted(parts).assign(variant="")
-        made = complete_cells(runs, long, long.dropna())
+        frame = complete_cells(runs, long, long.dropna())
         zero = runs.diverged.map({True: 0.0}).astype(float)
-        return made.assign(number=made.number.fillna(zero[made.index]))
+        return frame.assign(number=frame.number.fillna(zero[frame.index]))
 
     def cells(self, view: View) -> pd.DataFrame:
         """Their status has what the loss is over and how texts are decoded, in which
         papers differ."""
-        made = cells(view.runs, self.numbers, view.seeds or self.seeds)
+        frame = cells(view.runs, self.numbers, view.seeds or self.seeds)
         states = [
             f"{view.whose}, loss on {'prompt and answer' if inputs else 'answer'}, "
             + (f"{beams:g} beams" if beams > 1 else "greedy")
-            for inputs, beams in zip(made.train_on_inputs, made.beams, strict=True)
+            for inputs, beams in zip(frame.train_on_inputs, frame.beams, strict=True)
         ]
-        return made.assign(column_label=made.column, digits=1, state=states)
+        return frame.assign(column_label=frame.column, digits=1, state=states)
 
 
 class LmEval(Spec):
@@ -234,28 +240,28 @@ class LmEval(Spec):
                 values = metric["value"], base["value"]
                 lines.append((run, column, result["asked"], *values))
         columns = ["run", "column", "asked", "", "before"]
-        each = pd.DataFrame(lines, columns=columns).set_index("run")
+        by_metric = pd.DataFrame(lines, columns=columns).set_index("run")
         # The same name may stand for other rows, or another version.
-        are_unequal = each.groupby("column").asked.transform("nunique") > 1
-        each["column"] += (", " + each.asked.str[:4]).where(are_unequal, "")
-        each["difference"] = each[""] - each.before
-        long = each.drop(columns="asked").melt(
+        are_unequal = by_metric.groupby("column").asked.transform("nunique") > 1
+        by_metric["column"] += (", " + by_metric.asked.str[:4]).where(are_unequal, "")
+        by_metric["difference"] = by_metric[""] - by_metric.before
+        long = by_metric.drop(columns="asked").melt(
             "column", var_name="variant", value_name="number", ignore_index=False
         )
         return complete_cells(runs, long, long)
 
     def cells(self, view: View) -> pd.DataFrame:
         """A cell wants no further seeds."""
-        made = super().cells(view)
-        return made.assign(wanted=made.runs)
+        frame = super().cells(view)
+        return frame.assign(wanted=frame.runs)
 
     def entry(self, cell: Cell, verdict: str) -> Entry:
         """The median of the seeds that have a number, with how many: "0.3541 +-0.0131
         (5)"."""
-        made = number(cell, decimals=4, skips_missing=True)
-        if isinstance(made, str):
-            return made
-        return replace(made, counted=True, sign=cell.variant == "difference")
+        frame = number(cell, decimals=4, skips_missing=True)
+        if isinstance(frame, str):
+            return frame
+        return replace(frame, counted=True, sign=cell.variant == "difference")
 
 
 def metric_column(result: dict[str, Any], metric: dict[str, Any]) -> str:
@@ -278,38 +284,38 @@ class Demo(Spec):
         """One for each number of rows, and for each way in which they were measured."""
         runs = self.belonging(view.runs)
         is_trial = runs.kind == "trial"
-        found = list[View]()
+        views = list[View]()
         for _, of_size in runs[~is_trial].groupby(
             ["asked_train_rows", "asked_dev_rows"]
         ):
-            shown = mark_left_out(of_size)
-            ways = shown.measurement[shown.left_out == ""].map(str)
+            marked = mark_left_out(of_size)
+            ways = marked.measurement[marked.left_out == ""].map(str)
             for way in sorted(set(ways)):
-                others = ways.index[ways != way]
-                part = of_size.index.difference(others).union(runs.index[is_trial])
-                found.append(replace(view, runs=runs.loc[part]))
-        return found
+                other_ways = ways.index[ways != way]
+                part = of_size.index.difference(other_ways).union(runs.index[is_trial])
+                views.append(replace(view, runs=runs.loc[part]))
+        return views
 
     def cells(self, view: View) -> pd.DataFrame:
         """The cells, the best first, with their parameters beside LoRA's (ratio);
         labels say (^) whether a rate is the lowest or highest of those that trials on
         held-out rows tried."""
-        made = super().cells(view)
+        frame = super().cells(view)
         keys, rates = ["model", "row"], ["lr", "lr_head"]
         by_row = view.runs[view.runs.kind == "trial"].groupby(keys)[rates]
         lowest, highest, tried = (
-            made[keys].join(statistic, on=keys)[rates]
+            frame[keys].join(statistic, on=keys)[rates]
             for statistic in (by_row.min(), by_row.max(), by_row.nunique())
         )
-        is_end = ((made[rates] == lowest) | (made[rates] == highest)) & (tried > 1)
-        lora = made[made.row == "lora"].set_index("model").parameters
-        trains = made.parameters > 0
-        made["label"] += is_end.any(axis=1).map({True: " ^", False: ""})
-        made["ratio"] = (made.parameters / made.model.map(lora)).where(trains)
-        made["adapter_bytes"] = made.adapter_bytes.where(trains)
-        made["head_bytes"] = 4 * made.head_parameters
-        made["unknown"] = made.runs - made.n
-        return made.sort_values(["unknown", "median"], ascending=[True, False])
+        is_end = ((frame[rates] == lowest) | (frame[rates] == highest)) & (tried > 1)
+        lora = frame[frame.row == "lora"].set_index("model").parameters
+        trains = frame.parameters > 0
+        frame["label"] += is_end.any(axis=1).map({True: " ^", False: ""})
+        frame["ratio"] = (frame.parameters / frame.model.map(lora)).where(trains)
+        frame["adapter_bytes"] = frame.adapter_bytes.where(trains)
+        frame["head_bytes"] = 4 * frame.head_parameters
+        frame["unknown"] = frame.runs - frame.n
+        return frame.sort_values(["unknown", "median"], ascending=[True, False])
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:
         """What its numbers are, and what ^ means where a label has it."""

@@ -201,4 +201,4 @@ def test_our_average_is_compared_where_every_task_is_complete():
         ours = frame.cells(frame.runs(ledger(*some)))
         theirs = reports_of("roberta_large", ["avg"], ours.assign(column=ours.task))
         of = theirs[(theirs.source == "c3a") & (theirs.row == "lora")]
-        assert str(report_lines(of, each=True)[0]["avg"]) == less
+        assert str(report_lines(of, each_source=True)[0]["avg"]) == less
