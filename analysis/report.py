@@ -99,7 +99,7 @@ def page(ledger: Ledger) -> str:
     return html.get_template("report.html").render(
         date=date.today(),
         runs=frame,
-        findings=findings(frame, ledger.measures.values()),
+        findings=findings(frame, ledger.measures.values(), ledger.records),
         verdicts=verdicts_by_table(judged),
         margins=(beside.MARGIN, beside.MARGINS),
         seeds=beside.SEEDS,

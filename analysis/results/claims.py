@@ -95,7 +95,8 @@ class Side:
 @dataclass(frozen=True)
 class Pairs:
     """Two rows on one task in pairs of runs of one seed; a positive difference means
-    that the left one is better."""
+    that the left one is better. over_items: the mean difference over seeds and test
+    rows, where the records say which test rows are right."""
 
     left: Side
     right: Side
@@ -103,6 +104,17 @@ class Pairs:
     differences: tuple[float, ...]
     left_collapsed: tuple[bool, ...]
     right_collapsed: tuple[bool, ...]
+    over_items: Mean | None = None
+
+    @property
+    def task_mean(self) -> Mean:
+        """What decides on this task alone."""
+        return self.over_items or self.mean
+
+    @property
+    def covers(self) -> str:
+        """What the interval is over."""
+        return "seeds and test rows" if self.over_items else "seeds only"
 
     @property
     def collapsed(self) -> tuple[bool, ...]:

@@ -3,13 +3,14 @@ the pairs of runs of one seed that do it."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.frame import KEY, mark_left_out, reported
-from analysis.inference import Verdict
+from analysis.inference import Mean, Verdict, over_seeds_and_items
 from analysis.paper import GLUE, recipes
 from analysis.results.claims import (
     OF_ROWS,
@@ -21,6 +22,8 @@ from analysis.results.claims import (
     common_verdict,
     joint_verdict,
 )
+from runs.record import TEXT_SCORES, Record
+from runs.record.items import Bits, groups_of_items, right_items
 
 #: A run has collapsed, too, if its score is below this share of its row's median.
 COLLAPSED = 2 / 3
@@ -39,24 +42,65 @@ POINTS = ("exact_match", "bleu", "meteor", "rouge_l")
 #: What must agree between two rows of a comparison.
 COMPARABLE = ["model", "task", "measured", "epochs", "length_grouped"]
 
+#: What of a run these comparisons read; a narrow frame is cut up faster.
+COLUMNS = (
+    "id",
+    "origin",
+    "kind",
+    "model",
+    "model_label",
+    "row",
+    "label",
+    "task",
+    "task_label",
+    "family",
+    "seed",
+    "cell",
+    "settings",
+    "measured",
+    "epochs",
+    "protocol",
+    "deviations",
+    "recipe",
+    "metric",
+    "reported",
+    "scale",
+    "higher_is_better",
+    "decimals",
+    "value",
+    "crossfit",
+    "text_score",
+    *TEXT_SCORES,
+    "parameters",
+    "dev_rows",
+    "diverged",
+    "one_class",
+    "evaluations",
+    "best_epoch",
+    "last_epoch",
+)
+
 Rows = Mapping[str, pd.DataFrame]
+Records = Mapping[str, Record]
+NO_RECORDS: Records = MappingProxyType({})
 
 
-def comparisons(runs: pd.DataFrame) -> list[Comparison]:
+def comparisons(runs: pd.DataFrame, records: Records = NO_RECORDS) -> list[Comparison]:
     """Every claim on rows on every model and task where its rows have run, on a score
-    in points.
+    in points. records: by id, where they are at hand: those that say which test rows
+    are right give an interval over test rows, too.
 
     A row has several variants, such as another number of epochs. First the variants
     nearest their recipes are compared, as tables show them. Then every other group of
     runs with equal data, epochs and batches is, where it has a run that was in no
     comparison so far.
     """
-    results = runs[runs.kind == "result"]
+    results = runs.loc[runs.kind == "result", [*COLUMNS]]
     scored = reported(results)
-    compared = _of_groups(scored[in_points(scored)])
+    compared = _of_groups(scored[in_points(scored)], records)
     by_halves = reported(results[results.reported == "best"], "crossfit")
     verdicts = dict[tuple[str, tuple[str, ...]], Verdict]()
-    for comparison in _of_groups(by_halves[by_halves.text_score.isna()]):
+    for comparison in _of_groups(by_halves[by_halves.text_score.isna()], NO_RECORDS):
         verdicts[comparison.claim.finding, comparison.ids] = comparison.verdict
     return [_with_crossfit(comparison, verdicts) for comparison in compared]
 
@@ -68,11 +112,11 @@ def _with_crossfit(
     return Comparison(**{**vars(comparison), "crossfit": verdict})
 
 
-def _of_groups(runs: pd.DataFrame) -> list[Comparison]:
+def _of_groups(runs: pd.DataFrame, records: Records) -> list[Comparison]:
     comparisons = list[Comparison]()
     compared = set[tuple[str, str]]()
     for group in comparable_groups(runs):
-        for comparison in _of_rows(collapsed(group)):
+        for comparison in _of_rows(collapsed(group), records):
             keys = {(comparison.claim.finding, run) for run in comparison.ids}
             if not keys <= compared:
                 comparisons.append(comparison)
@@ -116,7 +160,7 @@ def collapsed(runs: pd.DataFrame) -> pd.DataFrame:
 # --- one model and task
 
 
-def _of_rows(runs: pd.DataFrame) -> Iterator[Comparison]:
+def _of_rows(runs: pd.DataFrame, records: Records) -> Iterator[Comparison]:
     """The claims that compare rows, in their order. runs: one variant of each row."""
     blocks = [*zip(runs.seed, runs.measured, strict=True)]
     by_task = [
@@ -127,18 +171,18 @@ def _of_rows(runs: pd.DataFrame) -> Iterator[Comparison]:
         if claim.kind not in OF_ROWS:
             continue
         for rows in by_task:
-            pairs = _pairs(claim, rows)
+            pairs = _pairs(claim, rows, records)
             if any(pairs):
                 yield _compared(claim, pairs, next(iter(rows.values())).iloc[0])
 
 
-def _pairs(claim: Claim, rows: Rows) -> list[Pairs | None]:
+def _pairs(claim: Claim, rows: Rows, records: Records) -> list[Pairs | None]:
     """The rows that a claim compares; None for a comparison that has not run."""
     if claim.kind == "ranks":
         sides = _matched_ranks(rows, [*claim.rows])
     else:
         sides = _shared_seeds(rows, [*claim.rows])
-    return [compare(*frames) if frames else None for frames in sides]
+    return [compare(*frames, records) if frames else None for frames in sides]
 
 
 def _compared(claim: Claim, pairs: Sequence[Pairs | None], about: Any) -> Comparison:
@@ -149,7 +193,7 @@ def _compared(claim: Claim, pairs: Sequence[Pairs | None], about: Any) -> Compar
         for side in (of_pair.left, of_pair.right):
             sides[side.row] = side
     verdicts = [
-        claim.verdict(of_pair.mean) if of_pair else Verdict.INCONCLUSIVE
+        claim.verdict(of_pair.task_mean) if of_pair else Verdict.INCONCLUSIVE
         for of_pair in pairs
     ]
     joint = common_verdict if claim.kind == "ranks" else joint_verdict
@@ -246,7 +290,9 @@ def _matched_ranks(rows: Rows, patterns: Sequence[str]) -> list[Frames]:
     return matched
 
 
-def compare(left: pd.DataFrame, right: pd.DataFrame) -> Pairs:
+def compare(
+    left: pd.DataFrame, right: pd.DataFrame, records: Records = NO_RECORDS
+) -> Pairs:
     """Two rows in pairs of runs of one seed, such that more is better."""
     left_scores = left.number.to_numpy()
     right_scores = right.number.to_numpy()
@@ -262,7 +308,29 @@ def compare(left: pd.DataFrame, right: pd.DataFrame) -> Pairs:
         differences=tuple(differences.tolist()),
         left_collapsed=tuple(left.collapsed.tolist()),
         right_collapsed=tuple(right.collapsed.tolist()),
+        over_items=over_items(left, right, records),
     )
+
+
+def over_items(
+    left: pd.DataFrame, right: pd.DataFrame, records: Records
+) -> Mean | None:
+    """The mean difference over seeds and test rows of the pairs in which both runs
+    trained; None where a record does not say which test rows are right."""
+    is_trained = ~(left.collapsed.to_numpy() | right.collapsed.to_numpy())
+    if is_trained.sum() < 2:
+        return None
+    sides = list[list[Bits]]()
+    for runs in (left[is_trained], right[is_trained]):
+        # Texts are scored at the last epoch
+        epoch = runs.reported.where(runs.text_score.isna(), "last").iloc[0]
+        known = [right_items(records[run], epoch) for run in runs.id if run in records]
+        items = [bits for bits in known if bits is not None]
+        if len(items) < len(runs):
+            return None
+        sides.append(items)
+    units = groups_of_items(records[left.id.iloc[0]])
+    return over_seeds_and_items(np.array(sides[0]), np.array(sides[1]), units)
 
 
 def side_of(runs: pd.DataFrame) -> Side:

@@ -23,7 +23,13 @@ from analysis.results.claims import (
     claims,
     common_verdict,
 )
-from analysis.results.comparisons import comparisons, in_points
+from analysis.results.comparisons import (
+    COLUMNS,
+    NO_RECORDS,
+    Records,
+    comparisons,
+    in_points,
+)
 from analysis.results.measured import comparisons_of_measures
 from analysis.results.rates import comparisons_of_rates
 from runs.record import Record
@@ -36,17 +42,23 @@ ANALYSES = {
 }
 
 
-def findings(runs: pd.DataFrame, measures: Iterable[Record] = ()) -> list[Finding]:
+def findings(
+    runs: pd.DataFrame,
+    measures: Iterable[Record] = (),
+    records: Records = NO_RECORDS,
+) -> list[Finding]:
     """Every claim of the paper over all tasks on which these runs and measures can be
     compared with it, in the paper's order.
 
     Args:
         runs: of `frame.runs`; their `origin` says which study published them.
         measures: of trained weights and matrix fits.
+        records: of the runs, by id; where they say which test rows are right, the
+            interval on one task covers test rows, too.
     """
     runs = runs.sort_values("id", kind="stable")
     compared = [
-        *comparisons(runs),
+        *comparisons(runs, records),
         *comparisons_of_rates(runs),
         *comparisons_of_measures(runs, [*measures]),
     ]
@@ -219,7 +231,7 @@ def _exclusions(
             reasons |= dict.fromkeys(item.ids, item.excluded)
         else:
             counted |= {*item.ids}
-    results = reported(runs[runs.kind == "result"])
+    results = reported(runs.loc[runs.kind == "result", [*COLUMNS]])
     results = results.assign(points=in_points(results))
     places = ["origin", "model_label", "task_label"]
     for (study, model, task), group in results.groupby(places, sort=False):

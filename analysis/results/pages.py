@@ -83,9 +83,11 @@ def findings_of(studies: Sequence[Study]) -> list[Finding]:
     is_foreign = frame.preset != frame.origin
     frame = frame.assign(foreign=is_foreign).sort_values("foreign", kind="stable")
     measures = dict[str, Record]()
+    records = dict[str, Record]()
     for study in studies:
         measures |= study.ledger.measures
-    return findings_on(frame.drop_duplicates("id"), measures.values())
+        records |= study.ledger.records
+    return findings_on(frame.drop_duplicates("id"), measures.values(), records)
 
 
 def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:

@@ -11,11 +11,12 @@ from ledgers import halves, ledger
 from small import rows, small
 
 from analysis.frame import reported, runs
-from analysis.inference import Verdict
+from analysis.inference import Verdict, over_seeds_and_items
 from analysis.results.comparisons import collapsed
 from analysis.results.findings import findings
 from analysis.results.measured import null_band
 from analysis.results.templates import macros
+from runs.record.items import pack
 
 pytestmark = pytest.mark.properties
 
@@ -232,6 +233,42 @@ def test_matched_parameters_are_within_a_factor_of_two(counts, nearest):
     assert [one.pairs[0].right.label for one in found] == ([nearest] if nearest else [])
     # of one rank of VeRA nothing follows
     assert not ranks(sizes, vera_r1024=(0.9, 0.91), **scores)
+
+
+# --- test rows
+
+
+def with_items(records, random):
+    """The bits of each record by id: which of 1,000 test rows are right."""
+    bits = {}
+    for record in records:
+        right = random.random(1000) < record["result"]["protocols"]["paper"]["best"]
+        record["right"] = {"best": pack(right), "last": pack(~right)}
+        bits[record["id"]] = right
+    return bits
+
+
+def test_an_interval_covers_test_rows_where_the_records_say_which_are_right():
+    made = rows("mrpc", vera=(0.80, 0.81, 0.82, 0.0), lora=(0.84, 0.83, 0.84, 0.82))
+    bits = with_items(made, np.random.default_rng(2))
+    of_ledger = ledger(*made)
+    near = the(findings(runs(of_ledger), records=of_ledger.records))
+    pairs = near.comparisons[0].pairs[0]
+    # without the pair whose run of VeRA collapsed
+    expected = over_seeds_and_items(
+        np.array([bits[run] for run in pairs.left.ids[:3]]),
+        np.array([bits[run] for run in pairs.right.ids[:3]]),
+    )
+    assert pairs.task_mean == expected
+    assert pairs.covers == "seeds and test rows"
+    assert expected.error > pairs.mean.error
+    assert near.comparisons[0].verdict == near.claim.verdict(expected)
+    # over tasks seeds alone are needed
+    assert near.tasks["MiniLM, mrpc"].error == pairs.mean.error
+    del made[0]["right"]
+    near = the(findings(runs(of_ledger), records=of_ledger.records))
+    pairs = near.comparisons[0].pairs[0]
+    assert (pairs.covers, pairs.task_mean) == ("seeds only", pairs.mean)
 
 
 # --- measures

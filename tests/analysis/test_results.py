@@ -75,6 +75,7 @@ def comparisons_of_report(text):
         for line in re.findall(r"<tbody><tr>(.*?)</tr>", part, re.DOTALL):
             cells = re.findall(r"<td[^>]*>(.*?)</td>", line, re.DOTALL)
             cells = [re.sub("<[^>]*>", "", cell).strip() for cell in cells]
+            cells[5] = cells[5].removesuffix(" (seeds only)")
             found.append((title, cells[0], *cells[4:7]))
     return found
 
