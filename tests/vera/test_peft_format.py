@@ -300,6 +300,13 @@ def test_a_small_seed_is_found_where_peft_wrote_the_folder_again(method, tmp_pat
     assert torch.allclose(answer(base), expected, rtol=0, atol=1e-5)
 
 
+def test_a_large_seed_is_not_found_there_and_the_refusal_says_what_was_tried(tmp_path):
+    export_of(tmp_path / "ours", vera.VeRA(rank=12, projection_seed=1000))
+    theirs = peft.PeftModel.from_pretrained(tiny("BERT").double(), tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    refuses(tmp_path / "theirs", "a seed below 1,000", tiny("BERT").double())
+
+
 # --- what is refused
 
 
