@@ -172,8 +172,8 @@ def words(event: Event) -> str:
             f"step {event['step']}/{event['steps']}",
         ]
         parts += [f"loss {event['loss']:.3f}"]
-        if event.get("reward") is not None:
-            parts.append(f"reward {event['reward']:.3f}")
+        if event.get("metrics"):
+            parts.append(reward_words(event["metrics"]))
         if event["metric"] is not None:
             metric = Metric(event["metric_name"], scale=event["scale"])
             now, best = metric.text(event["metric"]), metric.text(event["best"])
@@ -193,6 +193,16 @@ def words(event: Event) -> str:
         else []
     )
     return "  ".join(filter(None, parts))
+
+
+def reward_words(metrics: Mapping[str, float]) -> str:
+    """What the last step of a run by reward has measured."""
+    signal = 100 * (1 - metrics["frac_reward_zero_std"])
+    length = metrics["completions/mean_length"]
+    return (
+        f"reward {metrics['reward']:.3f} ({signal:.0f}% with a signal, "
+        f"{length:.1f} tokens, entropy {metrics['entropy']:.2f})"
+    )
 
 
 def result_words(record: Record) -> str:

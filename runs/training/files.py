@@ -40,7 +40,13 @@ from runs.shared_files import digest
 CHECKPOINT, STATE = "checkpoint.safetensors", "attempt.json"
 #: What a later attempt goes on from, in the order in which it is taken: a file that is
 #: newer than its checkpoint is written again, to the same content.
-CONTINUED = (CHECKPOINT, "*.safetensors", "decoded_*.jsonl", "predictions.csv")
+CONTINUED = (
+    CHECKPOINT,
+    "*.safetensors",
+    "decoded_*.jsonl",
+    "samples.jsonl",
+    "predictions.csv",
+)
 #: What an attempt tells the next one.
 TOLD = {
     "ended": list,

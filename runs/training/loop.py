@@ -486,6 +486,6 @@ class Training(Context):
             * (plan.total_steps - state.step),
             # to be decoded after training
             "texts": len(getattr(self.task, "items", ())),
-            "reward": state.metrics.get("reward"),
+            "metrics": state.metrics,
         }
         self.report({"phase": phase, **numbers})

@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import vera
+from runs.record import write_atomically
 from runs.reward_functions import (
     SAMPLING_BLOCK,
     check_functions,
@@ -286,24 +287,28 @@ class Reward:
     def _write_samples(
         self, groups: Sequence[Group], rewards: Tensor, step: int
     ) -> None:
-        """Appends some of a step's completions to samples.jsonl every
+        """Adds some of a step's completions to samples.jsonl every
         reward.samples_every steps."""
         interval = self.settings["samples_every"]
         is_main = self.context.accelerator.is_main_process
         if not interval or step % interval or not is_main:
             return
-        with open(self.folder / SAMPLES_FILE, "a", encoding="utf-8") as file:
-            for group, of_group in zip(groups[:SHOWN_GROUPS], rewards, strict=False):
-                exercise = self.exercises[group.row]
-                for text, reward in zip(group.texts, of_group.tolist(), strict=True):
-                    line = {
-                        "step": step + 1,
-                        "prompt": exercise.prompt,
-                        "completion": text,
-                        "answer": exercise.answer,
-                        "reward": reward,
-                    }
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        # A resumed run comes by again at the steps after its checkpoint
+        path = self.folder / SAMPLES_FILE
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = [line for line in lines if json.loads(line)["step"] <= step]
+        for group, of_group in zip(groups[:SHOWN_GROUPS], rewards, strict=False):
+            exercise = self.exercises[group.row]
+            for text, reward in zip(group.texts, of_group.tolist(), strict=True):
+                sample = {
+                    "step": step + 1,
+                    "prompt": exercise.prompt,
+                    "completion": text,
+                    "answer": exercise.answer,
+                    "reward": reward,
+                }
+                lines.append(json.dumps(sample, ensure_ascii=False))
+        write_atomically(path, "".join(f"{line}\n" for line in lines))
 
 
 def use_policy_mode(model: nn.Module) -> None:

@@ -6,13 +6,23 @@ import math
 import numpy as np
 import pytest
 import torch
-from running import begin, comparable, do, elsewhere, refused, straight_and_resumed
+from running import (
+    begin,
+    call_here,
+    comparable,
+    do,
+    elsewhere,
+    refused,
+    straight_and_resumed,
+)
 
 from runs.config import expand
 from runs.identity import run_id
 from runs.reach import reach_of
 from runs.reward_functions import rows_of_step
 from runs.run import epoch_batches
+from runs.sweep import display
+from runs.tracking import PLAIN_COLUMNS, points
 from runs.training.effect import estimate_effect
 from runs.training.loop import Training
 from runs.training.policy import token_tensors
@@ -140,7 +150,9 @@ def test_micro_batches_change_rounding_alone(kind, request):
     assert np.allclose(*(record["curve"]["dev_loss"] for record in records), rtol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [[], ["reward.kl=0.1"]])
+@pytest.mark.parametrize(
+    "changes", [["reward.samples_every=1"], ["reward.kl=0.1", "train.evaluate_steps=3"]]
+)
 def test_a_resumed_run_is_the_same(reward_words, tmp_path, changes):
     straight, resumed = straight_and_resumed(
         [*reward_words, *changes], tmp_path, "step", 3
@@ -343,6 +355,35 @@ def test_a_start_that_saw_a_test_problem_is_rejected(digit_words):
     begin([*digit_words, f"init_from={start}"])
     with refused(f"init_from={start}", "was trained on", "test problems"):
         begin([*digit_words, "task.test_rows=200", f"init_from={start}"])
+
+
+def test_progress_says_what_a_step_has_measured(digit_words):
+    training = begin(digit_words)
+    events = []
+    training.report = events.append
+    training._one_step([0, 1, 2])
+    (event,) = [event for event in events if "step" in event]
+    shown = display.words(event)
+    assert "  reward 0." in shown or "  reward 1." in shown
+    assert "% with a signal, 1.0 tokens, entropy " in shown
+
+
+def test_wandb_gets_trls_names():
+    curve = {key: [1.0] for key in (*PLAIN_COLUMNS, "reward", "sampled_exact_match")}
+    (point,) = points(curve, "exact_match", "cell")
+    assert {"train/reward", "dev/sampled_exact_match", "dev/exact_match"} < {*point}
+
+
+def test_a_search_chooses_by_exact_match_on_held_out_rows(digit_words):
+    """Whole groups of the same terms are held out."""
+    left = ("train.lr=", "task.dev_rows", "task.test_rows", "task.train_rows")
+    search = [word for word in digit_words if not word.startswith(left)]
+    search += ["train.lr=1e-3,1e-2", "task.train_rows=200", "launcher=serial"]
+    search += ["train.max_steps=2"]
+    printed = call_here("runs.tune", *search, check=0).stdout
+    assert "exact_match on " in printed
+    assert "held-out training rows" in printed
+    assert "train.objective=reward" in printed
 
 
 def test_samples_are_written(reward_words):
