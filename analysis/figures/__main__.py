@@ -6,6 +6,7 @@
     python -m analysis.figures pareto x=seconds y=metric    two numbers of each row,
                                             with the frontier
     python -m analysis.figures demo labels=vera,lora     names these points, too
+    python -m analysis.figures curve ID [ID ...]     score and losses of single runs
 
 The vector PDF, the PNG and the data behind them as CSV go to OUTPUT/NAME/; each row of
 the data names the run ids (or the measure) that it comes from. Figures 3, 5 and 6 are
@@ -17,7 +18,9 @@ from typing import Any, Literal
 
 from analysis.command import VariantSelection, open_selection, row_name, split_names
 from analysis.figures import FIGURES, NAMES, make, save
-from runs.command import entry_point, one_of, read, setting
+from analysis.figures.curve import curve
+from analysis.figures.figure import Figure
+from runs.command import entry_point, find_record, one_of, read, setting
 from runs.errors import UserError
 
 Name = Literal["metric", "parameters", "bytes", "seconds", "memory", "forgetting"]
@@ -35,9 +38,12 @@ class Settings(VariantSelection):
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, names="FIGURE")
+    line = read(arguments, Settings, names="FIGURE [ID ...]")
     settings = line.settings
-    chosen = one_of("figure", line.names[0], [*NAMES, "all"])
+    chosen = one_of("figure", line.names[0], [*NAMES, "curve", "all"])
+    ids = line.names[1:]
+    if (chosen == "curve") != bool(ids):
+        raise UserError(f"{chosen}: curve takes the ids of runs, and no other figure")
     given_axes = {"x", "y"} & line.given.keys()
     if given_axes and chosen != "pareto":
         key = min(given_axes)
@@ -45,6 +51,10 @@ def main(arguments: list[str]) -> int:
     if settings.x == settings.y:
         raise UserError(f"x={settings.x} y={settings.y}: give two different ones")
     ledger = open_selection(settings)
+    if ids:
+        records = [find_record(ledger, name, settings.output) for name in ids]
+        _save_and_show(curve(records), Path(settings.output) / chosen)
+        return 0
     labels = tuple(map(row_name, split_names(settings.labels)))
     rows = sorted({str(record["cell"]["row"]) for record in ledger})
     for label in labels:
@@ -58,9 +68,7 @@ def main(arguments: list[str]) -> int:
     count = 0
     for name in FIGURES if chosen == "all" else [chosen]:
         for figure in make(name, ledger, every_variant, **options):
-            _, png, _ = save(figure, Path(settings.output) / name)
-            print(*[figure.title, *figure.notes], sep="\n  ")
-            print(f"Plot: {png} (.pdf, .csv beside it)")
+            _save_and_show(figure, Path(settings.output) / name)
             count += 1
     if not count:
         raise UserError(
@@ -68,6 +76,12 @@ def main(arguments: list[str]) -> int:
             "(make help: what runs them)"
         )
     return 0
+
+
+def _save_and_show(figure: Figure, folder: Path) -> None:
+    _, png, _ = save(figure, folder)
+    print(*[figure.title, *figure.notes], sep="\n  ")
+    print(f"Plot: {png} (.pdf, .csv beside it)")
 
 
 if __name__ == "__main__":

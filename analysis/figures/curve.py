@@ -1,0 +1,74 @@
+"""The learning curves of single runs: their score and their losses over the steps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.figures.figure import Figure, finite, metric_label
+from runs.errors import UserError
+from runs.record import Metric, Record
+
+#: The columns of a curve's losses, with their lines.
+LOSSES = {"train loss": "--", "dev loss": ":"}
+
+
+def curve(records: Sequence[Record]) -> Figure:
+    """The curves of runs, in one picture. Raises UserError for runs whose scores are of
+    different metrics, or that have no curve."""
+    metrics = sorted({str(record["result"]["metric"]) for record in records})
+    if len(metrics) > 1:
+        raise UserError(f"one picture is of one metric, these runs have {metrics}")
+    data = pd.concat([_of_run(record) for record in records], ignore_index=True)
+    if data.empty:
+        names = ", ".join(record["id"] for record in records)
+        raise UserError(f"{names}: stopped before the first evaluation, so no curve")
+
+    def draw(axes: Any, data: pd.DataFrame) -> None:
+        _draw_curves(axes, data, metric_label(metrics[0]))
+
+    labels = " and ".join(dict.fromkeys(data.label))
+    return Figure(
+        name="curve_" + "_".join(record["id"] for record in records),
+        title="Score (solid) and losses on training (dashed) and dev rows (dotted)",
+        data=data,
+        notes=[f"Runs: {labels}"],
+        draw=draw,
+    )
+
+
+def _of_run(record: Record) -> pd.DataFrame:
+    """A run's curve, a row for each evaluation. Older records lack some columns."""
+    columns = record["curve"]
+    unknown = [None] * len(columns["epoch"])
+    scale = Metric.of_record(record).scale
+    label = record["label"]
+    data = pd.DataFrame(
+        {
+            "step": finite(columns.get("step", unknown)),
+            "epoch": columns["epoch"],
+            "score": scale * finite(columns["metric"]),
+            "train loss": finite(columns.get("train_loss", unknown)),
+            "dev loss": finite(columns.get("dev_loss", unknown)),
+        }
+    )
+    seed = record["cell"]["seed"]
+    data["label"] = f"{label['row']} on {label['task']}, seed {seed}"
+    data["runs"] = record["id"]
+    return data
+
+
+def _draw_curves(axes: Any, data: pd.DataFrame, score_label: str) -> None:
+    """A colour for each run: its score on the left axis, its losses on the right."""
+    losses = axes.twinx()
+    x = "epoch" if data.step.isna().any() else "step"
+    for number, (_, run) in enumerate(data.groupby("runs", sort=False)):
+        colour = f"C{number}"
+        axes.plot(run[x], run.score, color=colour, marker="o", label=run.label.iloc[0])
+        for column, line in LOSSES.items():
+            losses.plot(run[x], run[column], line, color=colour, alpha=0.6)
+    axes.set_xlabel(x)
+    axes.set_ylabel(score_label)
+    losses.set_ylabel("loss")
+    losses.set_ylim(bottom=0)
+    axes.legend(loc="lower right", fontsize=7)
