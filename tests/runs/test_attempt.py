@@ -330,6 +330,8 @@ WRITES = {os: ("replace", "link", "rename"), vera: ("save", "save_head")}
 def disturbed(words, at, disturb=go):
     """A run, which another one interrupts before its write number `at` (a file that is
     saved, renamed or linked). Returns whether it came so far."""
+    # what composing writes into the user's cache is no write of the run
+    expand(words)
     writes, seen = itertools.count(1), []
 
     def disturbing(call):
