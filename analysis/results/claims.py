@@ -247,6 +247,16 @@ class Finding:
         return words.removesuffix(" with fewer parameters")
 
     @property
+    def parameter_ratios(self) -> tuple[float, float]:
+        """How many times as many parameters the right row trains, at least and at
+        most."""
+        ratios = list[float]()
+        for comparison in self.comparisons:
+            for pairs in filter(None, comparison.pairs):
+                ratios.append(pairs.right.parameters / pairs.left.parameters)
+        return min(ratios), max(ratios)
+
+    @property
     def direction(self) -> str:
         """On which side of 0 the 95% interval lies."""
         return {1: "above", -1: "below"}.get(int(self.mean.sign()), "")

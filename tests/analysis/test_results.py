@@ -155,6 +155,23 @@ def test_the_headline_of_the_published_records(published):
     assert near.collapse_p == pytest.approx(0.498, abs=1e-3)
 
 
+def test_the_first_page_begins_with_the_answer_and_has_short_cells(published):
+    page = overview(published)
+    answer = page.split("\n\n")[2]
+    assert answer.startswith(
+        "**Is VeRA as good as LoRA here?** The claim is contradicted"
+    )
+    assert "One task moves the mean most: SmolLM2-135M, sums" in answer
+    assert "chosen after these data had been seen" in page
+    assert "Of the 4 rules that we tried, 3 give the same sign" in page
+    tables = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len(tables) > 30
+    assert max(len(cell) for line in tables for cell in cells_of(line)) <= 40
+    # A picture or a heading stands alone
+    for mark in ("\n![", "\n## "):
+        assert page.count(mark) == page.count(f"\n{mark}")
+
+
 @pytest.mark.slow
 def test_the_pages_and_the_report_have_the_same_findings_of_the_published_records(
     published,
