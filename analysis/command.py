@@ -95,7 +95,7 @@ def open_selection(settings: Selection) -> Ledger:
             for key, names in selected.items()
         )
 
-    return only(ledger, is_selected)
+    return select_records(ledger, is_selected)
 
 
 def _names(record: Record, key: str) -> set[str]:
@@ -137,10 +137,10 @@ def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
     def is_shown(record: Record, origin: str) -> bool:
         return record["id"] in ids if origin == "ours" else cell(record) in cells
 
-    return only(ledger, is_shown)
+    return select_records(ledger, is_shown)
 
 
-def only(ledger: Ledger, keep: Callable[[Record, str], bool]) -> Ledger:
+def select_records(ledger: Ledger, keep: Callable[[Record, str], bool]) -> Ledger:
     """The records that `keep` takes, by what they are and where from ("ours", or a
     study), with the measures of no other."""
     records = {

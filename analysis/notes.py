@@ -82,8 +82,8 @@ def enumeration(names: list[str], plural_noun: str) -> str:
     """The names or, of many, their number and the first few."""
     if len(names) <= 2 * NAMED:
         return ", ".join(names)
-    rest = len(names) - NAMED
-    return f"{len(names)} {plural_noun}: {', '.join(names[:NAMED])} and {rest} more"
+    first, rest = ", ".join(names[:NAMED]), len(names) - NAMED
+    return f"{len(names)} {plural_noun}: {first} and {rest} more"
 
 
 # --- how runs differ from their recipes
@@ -148,7 +148,7 @@ def cautions(cells: pd.DataFrame) -> list[str]:
     if rows := sorted({*cells.row[shares_draw]}):
         names = enumeration(rows, "rows")
         points.append(
-            f"all seeds of {names} share one pair A, B, so the +- leaves their variance out"
+            f"{names}: all seeds share the same A and B, so the +- leaves their variance out"
         )
     return points
 
@@ -157,11 +157,10 @@ def mixed_sources(runs: pd.DataFrame) -> list[str]:
     """Each cell whose seeds ran with several versions of its method's or its task's
     file, or of what that imports, if one version at least is in no commit."""
     points = list[str]()
-    for ((_, row, task), cell), part in itertools.product(
-        runs.groupby(KEY, sort=False), ("method", "task")
-    ):
-        if text := _versions(cell, part):
-            points.append(f"{row} on {task}: {text}")
+    for (_, row, task), cell in runs.groupby(KEY, sort=False):
+        for part in ("method", "task"):
+            if text := _versions(cell, part):
+                points.append(f"{row} on {task}: {text}")
     return points
 
 
@@ -200,10 +199,8 @@ def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
         )
     for cell in cells[cells.older.map(len) > 0].itertuples():
         older = ", ".join(f"{number:g}" for number in cell.older)
-        points.append(
-            f"{cell.row} on {cell.task}: runs of protocol {older}, not mixed with those"
-            f" of {cell.protocol:g}"
-        )
+        newest = f"not mixed with those of {cell.protocol:g}"
+        points.append(f"{cell.row} on {cell.task}: runs of protocol {older}, {newest}")
     if repeated := [*itertools.chain(*cells.again)]:
         names = enumeration(repeated, "runs")
         points.append(f"more than one record of the same settings and seed: {names}")
@@ -215,10 +212,9 @@ def unfinished(runs: pd.DataFrame) -> list[str]:
     points = list[str]()
     reasons = {"stopped": "stopped early by train.max_steps", "failed": "failed"}
     for kind, reason in reasons.items():
-        names = [
-            f"{run.id} ({run.label} on {run.task_label})"
-            for run in runs[runs.kind == kind].itertuples()
-        ]
+        of_kind = runs[runs.kind == kind]
+        cells = of_kind.label + " on " + of_kind.task_label
+        names = [*(of_kind.id + " (" + cells + ")")]
         if names:
             points.append(f"{reason}: {enumeration(names, 'runs')}")
     return points

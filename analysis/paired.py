@@ -120,10 +120,12 @@ def _student(mean: Mean) -> dict[str, float]:
 # --- as a table
 
 
-def comparison_table(lines: pd.DataFrame, title: str, more: bool = False) -> Table:
-    """Comparisons of one model as a table. more: with the counts, the median with its
+def comparison_table(
+    lines: pd.DataFrame, title: str, with_details: bool = False
+) -> Table:
+    """Comparisons of one model as a table. with_details: the counts, the median with its
     bootstrap interval, the sign test and P(better)."""
-    rows = [_table_line(line, more) for line in lines.itertuples()]
+    rows = [_table_line(line, with_details) for line in lines.itertuples()]
     over_tasks = int((lines.task == "").sum())
     corrected = f"{plural(len(lines) - over_tasks, 'comparison')} on one task"
     means = "Mean differences in pairs of runs of one seed"
@@ -137,7 +139,7 @@ def comparison_table(lines: pd.DataFrame, title: str, more: bool = False) -> Tab
     return Table.of(title, rows, notes, lines.model.iloc[0])
 
 
-def _table_line(line: Any, more: bool) -> dict[str, Entry]:
+def _table_line(line: Any, with_details: bool) -> dict[str, Entry]:
     """One comparison. line: a row of `paired_differences`."""
     signed: Any = {"ids": line.ids, "decimals": line.digits, "sign": True}
     entries: dict[str, Entry] = {
@@ -149,7 +151,7 @@ def _table_line(line: Any, more: bool) -> dict[str, Entry]:
         "p": of_runs(line.p, line.ids, form="p"),
         "p (Holm)": of_runs(line.holm, line.ids, form="p"),
     }
-    return entries | _further(line) if more else entries
+    return entries | _further(line) if with_details else entries
 
 
 def _further(line: Any) -> dict[str, Entry]:

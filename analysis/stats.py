@@ -39,13 +39,13 @@ def statistics_tables(
     row: str = "vera",
     judged: pd.DataFrame | None = None,
     alone: bool = False,
-    more: bool = False,
+    with_details: bool = False,
 ) -> list[Table]:
     """For each model its cells (interval, best against last epoch, what choosing it
     adds), and a row minus the others ("": none).
 
     judged: their verdicts, where they are at hand. alone: only the row's own cells.
-    more: see `comparison_table`."""
+    with_details: see `comparison_table`."""
     cells, made_tables = reported_cells(runs), list[Table]()
     verdicts = verdicts_by_runs(runs, judged) if len(cells) else {}
     compared = paired_differences(runs, row)
@@ -59,7 +59,7 @@ def statistics_tables(
         if len(lines):
             labels = " and ".join(dict.fromkeys(lines.left))
             title = f"{model}: {labels} minus the other methods"
-            table = comparison_table(lines, title, more)
+            table = comparison_table(lines, title, with_details)
             table.notes += not_compared(of_model, lines, row)
             made_tables.append(table)
     return made_tables
@@ -164,7 +164,7 @@ def main(arguments: list[str]) -> int:
     for frame, mark in zip(frames, ("", " (published)"), strict=True):
         runs = frame[frame.id.isin(part.id)]
         made_tables = statistics_tables(
-            runs, row, alone=bool(settings.row), more=settings.more
+            runs, row, alone=bool(settings.row), with_details=settings.more
         )
         shown_tables += [
             replace(table, title=f"{table.title}{mark}") for table in made_tables

@@ -56,9 +56,9 @@ def make(
         return WITHOUT_RECORDS[name]()
     own_runs, published = frames or own_and_published(ledger)
 
-    def part(runs: pd.DataFrame, all_variants: bool, whose: str) -> list[Table]:
+    def part(runs: pd.DataFrame, all_variants: bool, origin: str) -> list[Table]:
         variants = every_variant(runs, paper=name != "") if all_variants else runs
-        tables = made(name, variants, whose=whose, **view)
+        tables = made(name, variants, whose=origin, **view)
         if not against:
             return tables
         in_table = belonging(name, variants)
@@ -71,7 +71,7 @@ def make(
             (variants.row == against) & variants.task.isin(in_table.task)
         ]
         compared = pd.concat([in_table, reference]).drop_duplicates("id")
-        return tables + _differences(compared, against, whose)
+        return tables + _differences(compared, against, origin)
 
     tables = list[Table]()
     if len(own_runs) or published.empty:
@@ -110,9 +110,9 @@ def made(
     return [table for spec in specs()[name] for table in build(spec, seen)]
 
 
-def _differences(runs: pd.DataFrame, against: str, whose: str) -> list[Table]:
+def _differences(runs: pd.DataFrame, against: str, origin: str) -> list[Table]:
     """Each other row minus a row, by pairs of runs, a table for each model."""
-    mark = "" if whose == "ours" else f" ({whose})"
+    mark = "" if origin == "ours" else f" ({origin})"
     lines = paired_differences(runs, against, as_reference=True)
     tables = list[Table]()
     for model, of_model in lines.groupby("model", sort=False):

@@ -103,11 +103,9 @@ class SideColumns:
 
     def cost_notes(self) -> list[str]:
         """Why a cost is not shown, if one is not."""
-        costs = [
-            name
-            for name, settings in {**self.of_cells, **self.of_rows}.items()
-            if settings.get("name", settings.get("column")) in COSTS
-        ]
+        facts = {name: settings["name"] for name, settings in self.of_rows.items()}
+        facts |= {name: settings["column"] for name, settings in self.of_cells.items()}
+        costs = [name for name, fact in facts.items() if fact in COSTS]
         if not costs or self.same_costs >= {*self.runs.row}:
             return []
         names = " and ".join(costs)

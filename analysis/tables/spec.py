@@ -133,20 +133,17 @@ class Spec:
         """How it differs from the paper's, beside its runs' own deviations: rows whose
         size this project chose; other numbers of images per class than the paper's 10;
         why scores are missing, such as without Java."""
-        ran = {*zip(cells.model, cells.row, strict=True)}
-        points = [
-            f"{entry['method']}: size and rates chosen here, with {entry['count']:,}"
-            f" parameters for the paper's {entry['printed']}"
-            for entry in in_conf("counts.yaml")
-            if entry.get("chosen") and (entry["model"], entry["method"]) in ran
-        ]
+        ran, points = {*zip(cells.model, cells.row, strict=True)}, list[str]()
+        for entry in in_conf("counts.yaml"):
+            if entry.get("chosen") and (entry["model"], entry["method"]) in ran:
+                sizes = (
+                    f"{entry['count']:,} parameters for the paper's {entry['printed']}"
+                )
+                reason = f"size and rates chosen here, with {sizes}"
+                points.append(f"{entry['method']}: {reason}")
         images = cells[cells.family == "images"]
         for task, shots in images.groupby("task").shots:
-            other_counts = sorted({*shots} - {10}, key=str)
-            counts = [
-                "all" if count is None or count != count else f"{count:g}"
-                for count in other_counts
-            ]
+            counts = [*map(_shots_text, sorted({*shots} - {10}, key=str))]
             if counts:
                 points.append(f"{task}: {' or '.join(counts)} images a class")
         reasons = set[str]()
@@ -154,6 +151,10 @@ class Spec:
             for scores in texts or []:
                 reasons |= {*(scores.get("unavailable") or {}).values()}
         return points + sorted(reasons)
+
+
+def _shots_text(count: float | None) -> str:
+    return "all" if count is None or math.isnan(count) else f"{count:g}"
 
 
 # --- the columns of the long frame

@@ -303,11 +303,11 @@ class Demo(Spec):
         frame = super().cells(view)
         keys, rates = ["model", "row"], ["lr", "lr_head"]
         by_row = view.runs[view.runs.kind == "trial"].groupby(keys)[rates]
-        lowest, highest, tried = (
-            frame[keys].join(statistic, on=keys)[rates]
-            for statistic in (by_row.min(), by_row.max(), by_row.nunique())
-        )
-        is_end = ((frame[rates] == lowest) | (frame[rates] == highest)) & (tried > 1)
+        rows = frame[keys]
+        lowest = rows.join(by_row.min(), on=keys)[rates]
+        highest = rows.join(by_row.max(), on=keys)[rates]
+        count = rows.join(by_row.nunique(), on=keys)[rates]
+        is_end = ((frame[rates] == lowest) | (frame[rates] == highest)) & (count > 1)
         lora = frame[frame.row == "lora"].set_index("model").parameters
         trains = frame.parameters > 0
         frame["label"] += is_end.any(axis=1).map({True: " ^", False: ""})

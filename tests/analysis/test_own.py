@@ -5,7 +5,7 @@ import pytest
 from ledgers import ledger, notes, record, seeds
 
 from analysis import tables
-from analysis.command import only, open_ledger, own_and_published
+from analysis.command import open_ledger, own_and_published, select_records
 from analysis.frame import cells, runs
 from analysis.notes import deviations
 from analysis.notes import notes as notes_of
@@ -47,13 +47,13 @@ def test_a_run_that_is_published_too_is_in_no_table_of_another_task():
     both = ledger(mine, *seeds("lora", "mrpc"))
     both.published = {theirs["id"]: ("a_study", theirs)}
     both.origin = dict.fromkeys(both.records, "ours")
-    chosen = only(both, lambda one, _: one["cell"]["task"] == "mrpc")
+    chosen = select_records(both, lambda one, _: one["cell"]["task"] == "mrpc")
     assert [{*of.task} for of in own_and_published(chosen)] == [{"mrpc"}, set()]
     (table,) = tables.make("", chosen)
     assert table.header == ["method", "source", "params", "mrpc", "s/run", "adapter"]
-    assert set(only(both, lambda one, _: one["id"] == theirs["id"]).published) == {
-        theirs["id"]
-    }
+    assert set(
+        select_records(both, lambda one, _: one["id"] == theirs["id"]).published
+    ) == {theirs["id"]}
 
 
 def test_every_variant_is_a_row_that_says_what_sets_it_apart():

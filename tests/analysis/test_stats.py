@@ -123,7 +123,7 @@ def test_the_sign_test_and_the_median_come_on_request():
         *seeds("vera", "rte", (0.80, 0.81, 0.82)),
         *seeds("lora", "rte", (0.79, 0.82, 0.80)),
     ]
-    usual, more = told(*made)[1], told(*made, more=True)[1]
+    usual, more = told(*made)[1], told(*made, with_details=True)[1]
     assert usual.header == [
         "difference",
         "task",
