@@ -43,7 +43,7 @@ VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") el
 NO_RECIPE = "recipe=no_recipe"
 #: How Hydra says that a file is missing, and a key.
 NO_FILE = re.compile(r"Could not find '(\w+)/([^']+)'")
-NO_KEY = re.compile(r"Could not override '([^']+)'")
+NO_KEY = re.compile(r"(?:Could not override|No earlier Group Default for) '([^']+)'")
 
 ConfigStore.instance().store(name="schema", node=BASE)
 
@@ -182,13 +182,13 @@ class Composer:
                 self.files.path(*missing.groups())
             except UnknownNameError as refusal:
                 return refusal
-        if key := NO_KEY.search(message):
-            return self.no_key(key[1], ())
         if "No earlier Group Default for 'recipe/" in message:
             return UserError(
                 "Hydra 1.4 takes no recipe with a slash in a preset. Write `override "
                 "/recipe: ROW/${model}`, or give it on the command line: recipe=ROW/MODEL"
             )
+        if key := NO_KEY.search(message):
+            return self.no_key(key[1], ())
         return UserError(one_line(message))
 
     def no_key(self, key: str, groups: tuple[str, ...]) -> UnknownNameError:
