@@ -128,7 +128,7 @@ def compose(words: tuple[str, ...], folder: str | None) -> None:
 WORDS = {
     "analysis.tables": TABLES,
     "analysis.stats": TABLES,
-    "analysis.figures": [*NAMES, "all"],
+    "analysis.figures": [*NAMES, "all", "curve"],
 }
 WORDS |= {"runs.measure": ["magnitude", "similarity", "matrix_fit"]}
 

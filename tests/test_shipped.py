@@ -378,7 +378,8 @@ def test_runs_own_files_and_tables_work_without_a_clone(outside, project, words)
     assert record["code"]["commit"] == git("rev-parse", "HEAD").strip()
     assert record["code"]["sources"]["method"]["file"] == "vera/methods/vera.py"
     assert record["code"]["sources"]["method"]["uncommitted"] is None
-    assert "82 of glue_minilm" in outside("-m", "analysis.tables", "table2").stdout
+    printed = outside("-m", "analysis.tables", "table2").stdout
+    assert "Published by the project in runs/records: 15 of glue_mpnet" in printed
     assert "from conf/recipe" in outside("-m", "analysis.tables", "table8").stdout
     (project / "own" / "method").mkdir(parents=True)
     shutil.copy(
