@@ -63,7 +63,7 @@ WORDS = [*TABLE, f"output={OUTPUT}"]
 from runs.config import read_command
 from runs.forecast import outline
 from runs.plan import left, plan
-from runs.record import read_ledger
+from runs.record.folder import RecordFolder
 from runs.run import with_starts
 
 
@@ -71,7 +71,7 @@ def missing_cells():
     """The cells with runs that are left, the cheapest first: their cost and their
     runs."""
     runs_by_cell = defaultdict(list)
-    planned = plan(with_starts(read_command(WORDS).runs), read_ledger(OUTPUT))
+    planned = plan(with_starts(read_command(WORDS).runs), RecordFolder(OUTPUT))
     for entry in left(planned):
         run = entry.run
         runs_by_cell[run.model, run.row, run.task].append(run)

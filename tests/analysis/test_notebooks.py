@@ -17,7 +17,7 @@ from runs.record import write_record
 pytestmark = pytest.mark.properties
 
 WORDS = {"ablations": "VeRA r=1024", "adaptation_magnitude": "change of d by layer"}
-WORDS |= {"cost": "peak_memory_bytes", "median_tables": "P(better)"}
+WORDS |= {"cost": "peak_memory_bytes", "median_tables": "p (Holm)"}
 # Its weights are not those of the published runs on MiniLM.
 WORDS["rank_scaling"] = "MiniLM hash on reviews: accuracy against parameters"
 

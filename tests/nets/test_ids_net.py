@@ -210,12 +210,14 @@ def hashes(run, run_id):
 
 #: What a model or a task is composed with.
 TASKS = {"text": "reviews", "text generation": "e2e", "image": "digits"}
-MODELS = dict.fromkeys(("alpaca", "commonsense", "e2e", "gsm8k", "sums"), "smollm2")
+MODELS = dict.fromkeys(
+    ("alpaca", "commonsense", "e2e", "gsm8k", "sums", "sums_digit"), "smollm2"
+)
 MODELS |= dict.fromkeys(
     ("cifar100", "digits", "flowers102", "food101", "resisc45"), "dinov2_small"
 )
 #: Those whose files are the user's.
-OWN = {"decoder", "encoder", "vision", "image_folder", "text"}
+OWN = {"decoder", "encoder", "vision", "image_folder", "text", "problems"}
 
 
 # data are many bytes

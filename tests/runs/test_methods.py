@@ -23,7 +23,8 @@ from runs.identity import run_id
 from runs.methods import make_method, patterns_of, rates_of
 from runs.plan import plan
 from runs.provenance import changed
-from runs.record import Ledger, read_record, read_sweep, record_path, sweep_names
+from runs.record import read_record, read_sweep, record_path, sweep_names
+from runs.record.folder import RecordFolder
 from runs.run import with_starts
 from runs.sweep import sweep
 from runs.sweep.display import Display, result_words
@@ -620,7 +621,7 @@ def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_start
     e2e_words,
 ):
     runs = expand(of_method(e2e_words, "method=lora,peft"))
-    assert [(p.state, p.why) for p in plan(runs, Ledger())] == [
+    assert [(p.state, p.why) for p in plan(runs, RecordFolder("nowhere"))] == [
         ("missing", ""),
         ("blocked", FUSED),
     ]

@@ -114,6 +114,7 @@ def ours(folder, tmp_path):
     """A run of the preset, before its first step: in float32, since the recipe's
     precision is bf16."""
     words = ["experiment=metamath_peft", "method=lora", "seed=0", "model=decoder"]
+    words.append("recipe=metamath_peft/llama3_2_3b")
     words += [f"model.path={folder / 'llama'}", f"output={tmp_path}", "device=cpu"]
     words += [f"task.data_dir={folder / 'MetaMathQA.json'}", "train.precision=fp32"]
     words += [f"task.test_dir={folder}", "task.decode=none"]

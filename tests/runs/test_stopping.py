@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from running import ROOT, do, output_of, wait_for
 
+import tasks
 from runs import fork_server
 from runs.config import expand
 from runs.identity import run_id
@@ -97,6 +98,8 @@ def test_a_table_is_written_where_memory_is_too_little_for_pictures(
 ):
     # an import of None fails, as that of matplotlib does without memory
     monkeypatch.setitem(sys.modules, "tasks.pictures", None)
+    # another test may have imported it: then the package has it as an attribute
+    monkeypatch.delattr(tasks, "pictures", raising=False)
     record = do(words)
     folder = run_folder(output_of(words), record["id"])
     assert "the pictures of its predictions were not drawn" in capsys.readouterr().out
