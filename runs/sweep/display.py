@@ -1,15 +1,18 @@
 """What a command shows while runs are on: a live line for each on a terminal, a plain
 line a minute elsewhere, and a line that stays for each run that ends."""
 
+import errno
 import json
+import os
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from socket import gethostname
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -95,7 +98,7 @@ class Display:
 
     def _print(self, text: str) -> None:
         self._draw([])
-        print(text, flush=True)
+        _show(text + "\n", sys.stdout)
         self.due = time.monotonic() + LINE_INTERVAL_S
 
     def _draw(self, lines: list[str]) -> None:
@@ -104,8 +107,30 @@ class Display:
             width = shutil.get_terminal_size().columns - 1
             up = f"\x1b[{self._drawn}A\r" if self._drawn else ""
             drawn = "".join(f"{line[:width]}\n" for line in lines)
-            print(f"{up}\x1b[J{drawn}", end="", file=sys.stderr, flush=True)
+            _show(f"{up}\x1b[J{drawn}", sys.stderr)
             self._drawn = len(lines)
+
+
+def _show(text: str, stream: TextIO) -> None:
+    """Writes to a stream at once. A terminal that has just closed is left: its SIGHUP
+    comes in a moment, and lets the runs save."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        leave_terminal()
+
+
+def leave_terminal() -> None:
+    """Lets output to a terminal that has closed go nowhere: an error of writing would
+    end the command before its runs have saved."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if stat.S_ISCHR(os.fstat(stream).st_mode):
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def bar(event: Event) -> str:

@@ -10,7 +10,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +36,7 @@ from runs.shared_files import PATIENCE, Lock, run_lock
 from runs.sweep.display import (
     Display,
     SweepState,
+    leave_terminal,
     read_progress,
     result_words,
 )
@@ -372,7 +372,7 @@ class Sweep:
     def _stop(self, number: int, frame: Any = None) -> None:
         self.signal = number
         if number == signal.SIGHUP:
-            _leave_terminal()
+            leave_terminal()
         for job in self.running:
             job.signal(signal.SIGTERM)
 
@@ -394,16 +394,6 @@ class Sweep:
         finally:
             for job in self.running:
                 job.signal(signal.SIGKILL)
-
-
-def _leave_terminal() -> None:
-    """Lets output to a terminal that has closed go nowhere: an error of writing would
-    end the command before its runs have saved."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        if stat.S_ISCHR(os.fstat(stream).st_mode):
-            os.dup2(nowhere, stream)
-    os.close(nowhere)
 
 
 # --- a run's process

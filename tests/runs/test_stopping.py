@@ -20,7 +20,7 @@ from runs.config import expand
 from runs.identity import run_id
 from runs.record import read_csv, record_path, run_folder
 from runs.shared_files import run_lock
-from runs.sweep import pool, sweep
+from runs.sweep import display, pool, sweep
 from runs.tracking import Tracking
 from tasks import metrics
 
@@ -131,3 +131,22 @@ def test_a_run_that_failed_is_not_said_to_be_stopped_early(
     lines = capsys.readouterr().out.splitlines()
     told = [line for line in lines if "train.max_steps" in line]
     assert [line.startswith(said) for line in told] == ([True] if said else [])
+
+
+class ClosedTerminal:
+    """A stream to a terminal that has closed: each writing fails."""
+
+    def write(self, text):
+        raise OSError(errno.EIO, "Input/output error")
+
+    def flush(self):
+        pass
+
+
+def test_a_line_to_a_terminal_that_has_just_closed_is_no_error(monkeypatch):
+    """The signal of the closed terminal may come a moment later than the error."""
+    left = []
+    monkeypatch.setattr(display, "leave_terminal", lambda: left.append(True))
+    monkeypatch.setattr(sys, "stdout", ClosedTerminal())
+    display.Display().line("a run has ended")
+    assert left == [True]
