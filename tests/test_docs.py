@@ -424,6 +424,6 @@ def test_python_of_readme_and_serving_runs(tiny_roberta, tmp_path, monkeypatch, 
 
 
 def test_python_of_table_3_runs(tiny_gpt2, capsys):
-    (block,) = blocks(ROOT / "docs" / "tables.md", "python")
+    (block,) = blocks(ROOT / "docs" / "texts.md", "python")
     run_block(block, tiny_gpt2)
     assert capsys.readouterr().out.strip()
