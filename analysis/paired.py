@@ -134,7 +134,7 @@ def comparison_table(
         means += " (over tasks: of the tasks' means)"
     notes = [
         f"{means}, by Student's t. Positive: the first row is better.",
-        f"p (Holm) is corrected for the {corrected}. How to read it: docs/statistics.md.",
+        f"p (Holm) is corrected for the {corrected}. How to read it: docs/stats.md.",
     ]
     return Table.of(title, rows, notes, lines.model.iloc[0])
 

@@ -7,7 +7,7 @@ of one seed, and verdicts.
     python -m analysis.stats row=lora       a row and its comparisons with the others
     python -m analysis.stats more=true      and the sign test, the median, P(better)
 
-What each number is, and where it is from: docs/statistics.md."""
+What each number is, and where it is from: docs/stats.md."""
 
 import math
 from collections.abc import Iterable
@@ -101,7 +101,7 @@ def _cells_table(cells: pd.DataFrame, runs: pd.DataFrame, verdicts: Verdicts) ->
         _cell_line(cell, interval_header) | {"verdict": verdicts.get(cell.ids, unknown)}
         for cell in cells.sort_values(["task", "row"]).itertuples()
     ]
-    description = "Best to optimism are of the dev set's metric (docs/statistics.md)."
+    description = "Best to optimism are of the dev set's metric (docs/stats.md)."
     table_notes = notes(runs[runs.kind == "result"], cells, description=description)
     return Table.of(f"{model}: cells", lines, table_notes, model)
 

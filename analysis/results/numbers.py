@@ -5,7 +5,7 @@ difference, interval and list of rows is a call of what stands here:
     {{ minus("vera", "lora", task="mrpc") | gap }}.
 
 Everything is computed from the study's own records when `make results` writes its page.
-docs/statistics.md lists the calls."""
+docs/stats.md lists the calls."""
 
 import math
 from collections.abc import Sequence
