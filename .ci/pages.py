@@ -16,7 +16,7 @@ from analysis.frame import cells, runs
 from analysis.records import flat
 from analysis.render import to_csv
 from analysis.report import page
-from runs.record import read_ledger
+from runs.record.ledger import read_ledger
 
 ROOT = Path(__file__).parents[1]
 #: Page -> the modules whose public names it shows.
@@ -50,14 +50,19 @@ API = {
         "tasks.fetch",
     ],
     "runs": [
-        *("runs.record", "runs.record.schema", "runs.record.ledger", "runs.config"),
-        *("runs.config.schema", "runs.identity", "runs.training.context"),
+        *(
+            "runs.record.cell",
+            "runs.record.schema",
+            "runs.record.ledger",
+            "runs.config",
+        ),
+        *("runs.config.schema", "runs.run.identity", "runs.training.context"),
         *(
             "runs.training.loop",
             "runs.training.result",
             "runs.sweep.sweep",
-            "runs.command",
-            "runs.errors",
+            "runs.command.parser",
+            "runs.command.errors",
         ),
     ],
     "analysis": [

@@ -8,10 +8,11 @@ import pandas as pd
 
 from analysis.facts import model_of
 from analysis.frame import mark_left_out, runs
-from runs import command
-from runs.command import OfRecords, did_you_mean, setting
-from runs.errors import UserError
-from runs.record import Ledger, Record, read_sweep, sweep_names
+from runs.command import parser
+from runs.command.errors import UserError
+from runs.command.parser import OfRecords, did_you_mean, setting
+from runs.record.ledger import Ledger, read_sweep, sweep_names
+from runs.record.schema import Record
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def row_name(argument: str) -> str:
 def open_ledger(output: str, published: bool = True) -> Ledger:
     """The records of a folder and, unless switched off, the published ones. Warnings
     about unreadable records, and about a folder without records, go to stderr."""
-    ledger = command.open_ledger(output, published)
+    ledger = parser.open_ledger(output, published)
     if "ours" not in ledger.origin.values():
         message = f"note: no records of your own in {output}/records yet"
         if ledger.records:
@@ -73,7 +74,7 @@ def open_ledger(output: str, published: bool = True) -> Ledger:
 def open_selection(settings: Selection) -> Ledger:
     """The part of the records that the settings select. Raises UserError for a name
     that no record has."""
-    ledger = open_ledger(settings.output, settings.published)
+    ledger = parser.open_ledger(settings.output, settings.published)
     if settings.sweep:
         ledger = _of_sweep(ledger, settings.output, settings.sweep)
     rows = tuple(map(row_name, split_names(settings.method)))

@@ -6,7 +6,7 @@ of their cells.
 A table is logged as the records give it; a panel for each model and task has the dev
 metric by epoch, a line a cell. Saved again, the workspace replaces what was saved
 before. What a run is called in W&B, and under which names its numbers are there, is in
-runs/tracking.py."""
+runs/tracking/content.py."""
 
 import contextlib
 import os
@@ -18,10 +18,13 @@ from typing import Any
 from analysis.frame import runs
 from analysis.render import Table
 from analysis.tables import TABLES, made
-from runs.command import OfRecords, entry_point, open_ledger, read, setting
-from runs.errors import UserError
-from runs.record import Ledger, first_line, write_atomically
-from runs.tracking import PROJECT, cell_key, quiet_settings
+from runs.command.errors import UserError
+from runs.command.parser import OfRecords, entry_point, open_ledger, read, setting
+from runs.record.ledger import Ledger, write_atomically
+from runs.record.text import first_line
+from runs.tracking.content import cell_key
+from runs.tracking.settings import PROJECT
+from runs.tracking.tracker import quiet_settings
 
 #: How many runs a panel shows. W&B's default is ten.
 RUNS_SHOWN = 1000

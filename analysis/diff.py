@@ -16,9 +16,10 @@ import numpy as np
 from analysis.command import open_ledger
 from analysis.facts import label_of
 from analysis.render import Entry, Table, markdown
-from runs.command import OfRecords, entry_point, find_record, read
-from runs.errors import UserError
-from runs.record import Record, without_paths
+from runs.command.errors import UserError
+from runs.command.parser import OfRecords, entry_point, find_record, read
+from runs.record.redaction import without_paths
+from runs.record.schema import Record
 
 #: Where files lie and what a run was called, which are no differences between runs.
 IGNORED: tuple[str, ...] = (

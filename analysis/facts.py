@@ -7,17 +7,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from runs.record import (
-    CONF,
-    FINISHED,
-    TEXT_SCORES,
+from runs.record.cell import (
     Metric,
-    Record,
     cell_id,
     crossfit_of,
     defining,
     epoch_of_table,
-    evaluated,
     lora_scaling,
     number_of_texts,
     one_class,
@@ -27,6 +22,8 @@ from runs.record import (
     seed_value,
     text_score,
 )
+from runs.record.ledger import CONF, evaluated
+from runs.record.schema import FINISHED, TEXT_SCORES, Record
 
 #: The names in conf/model of any model of a kind, which model.path= or model.hub= gives.
 GENERIC_MODELS = ("decoder", "encoder", "vision")

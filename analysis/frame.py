@@ -18,7 +18,8 @@ import pandas as pd
 import yaml
 
 from analysis.facts import FACTS, HASH_DIGITS, NAMES, NUMBERS, of_method, settings_of
-from runs.record import CONF, TEXT_SCORES, Ledger, Record, read_ledger
+from runs.record.ledger import CONF, Ledger, read_ledger
+from runs.record.schema import TEXT_SCORES, Record
 
 #: What identifies a cell.
 KEY = ["model", "row", "task"]

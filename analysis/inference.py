@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from runs.record import LEVEL
+from runs.record.cell import LEVEL
 
 Array = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.frame import KEY, in_cells
-from runs.record import plural
+from runs.record.text import plural
 
 #: How many runs or rows a note names before it only counts the rest.
 NAMED = 3

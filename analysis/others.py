@@ -24,7 +24,8 @@ from analysis.paper import (
     value_and_spread,
 )
 from analysis.render import Cell, Entry, Number
-from runs.record import TEXT_SCORES, plural
+from runs.record.schema import TEXT_SCORES
+from runs.record.text import plural
 
 SOURCES: dict[str, dict[str, Any]] = printed_file("others.yaml")
 #: How a source chose the epoch that it reports.

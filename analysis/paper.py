@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from runs.record import TEXT_SCORES
+from runs.record.schema import TEXT_SCORES
 
 #: The content of a YAML file.
 Content = dict[str, Any]

@@ -16,9 +16,9 @@ import pandas as pd
 from analysis.command import Selection, open_selection
 from analysis.frame import runs
 from analysis.render import to_csv
-from runs.command import entry_point, read, setting
-from runs.errors import UserError
-from runs.record import Ledger, write_atomically
+from runs.command.errors import UserError
+from runs.command.parser import entry_point, read, setting
+from runs.record.ledger import Ledger, write_atomically
 
 #: Columns of `runs` that hold more than one value.
 NESTED = ["settings", "measurement", "sources", "texts", "judged", "lm_eval"]

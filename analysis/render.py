@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from runs.record import csv_text, megabytes, one_line
+from runs.record.spreadsheet import csv_text
+from runs.record.text import megabytes, one_line
 
 
 def _decimal(number: "Number") -> str:

@@ -27,15 +27,12 @@ from analysis.render import Number, Table
 from analysis.results.findings import findings
 from analysis.results.templates import templates
 from analysis.stats import statistics_tables
-from runs.command import OfRecords, entry_point, read
-from runs.record import (
-    Ledger,
-    Record,
-    median_interval,
-    megabytes,
-    without_paths,
-    write_atomically,
-)
+from runs.command.parser import OfRecords, entry_point, read
+from runs.record.cell import median_interval
+from runs.record.ledger import Ledger, write_atomically
+from runs.record.redaction import without_paths
+from runs.record.schema import Record
+from runs.record.text import megabytes
 
 #: Parts of a record that the view of a cell shows, and what of them it does not.
 SHOWN_KEYS = (

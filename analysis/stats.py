@@ -24,9 +24,9 @@ from analysis.notes import notes, unfinished
 from analysis.paired import comparison_table, not_compared, paired_differences
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
 from analysis.render import NONE, Cell, Entry, Number, Table, diverged, of_runs, render
-from runs.command import entry_point, one_of, read, setting
-from runs.errors import UserError
-from runs.record import interval_name, median_interval
+from runs.command.errors import UserError
+from runs.command.parser import entry_point, one_of, read, setting
+from runs.record.cell import interval_name, median_interval
 
 #: The models of the paper.
 MODELS = {**ROBERTA, **GPT2, **VIT, **LLAMAS}

@@ -25,9 +25,9 @@ import torch
 from benchmarks.reward import reward
 from benchmarks.serving import decoding, serving
 from benchmarks.training import DEVICE, contention, markdown, training
-from runs.command import Common, entry_point, one_of, read, setting
-from runs.provenance import code_state, machine, versions
-from runs.record import write_atomically
+from runs.command.parser import Common, entry_point, one_of, read, setting
+from runs.record.ledger import write_atomically
+from runs.run.provenance import code_state, machine, versions
 
 PARTS = {
     "training": training,

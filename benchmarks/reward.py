@@ -14,8 +14,8 @@ import yaml
 import vera
 from benchmarks.training import DEVICE, Row, interleaved
 from runs import models
-from runs.record import CONF
 from runs.record.keys import ModelKeys
+from runs.record.ledger import CONF
 from runs.training.policy import policy_rows, token_tensors
 from runs.training.policy_gradient import (
     completion_weights,

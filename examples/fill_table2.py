@@ -61,10 +61,10 @@ WORDS = [*TABLE, f"output={OUTPUT}"]
 # operations.
 # %%
 from runs.config import read_command
-from runs.forecast import outline
+from runs.forecast.work import outline
 from runs.plan import left, plan
 from runs.record.folder import RecordFolder
-from runs.run import with_starts
+from runs.run.definition import with_starts
 
 
 def missing_cells():

@@ -14,7 +14,7 @@ python -m runs is the same command."""
 
 import sys
 
-from runs.fork_server import start_early
+from runs.machine.fork_server import start_early
 
 if __name__ == "__main__":
     start_early(sys.argv[1:])
@@ -27,7 +27,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from runs.command import (
+from runs.command.errors import UserError, rank
+from runs.command.parser import (
     COMPOSING,
     Line,
     entry_point,
@@ -37,13 +38,12 @@ from runs.command import (
     setting,
 )
 from runs.config import Files, read_command
-from runs.errors import UserError, rank
-from runs.identity import identify
 from runs.record.keys import KEYS, PATH
 from runs.record.override import Override
-from runs.run import Run, overrides_of, with_starts
+from runs.run.definition import Run, overrides_of, with_starts
+from runs.run.identity import identify
 from runs.sweep.sweep import dry_run, sweep
-from runs.tracking import agent_note
+from runs.tracking.settings import agent_note
 
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _VERSION = f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}"

@@ -24,13 +24,15 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import ValidationError
 
-from runs.command import Line, OfRecords, entry_point, mistake, setting
+from runs.command.errors import UserError
+from runs.command.parser import Line, OfRecords, entry_point, mistake, setting
 from runs.config.schema import Count, Task
-from runs.errors import UserError
 from runs.evaluate import Report, read_line, records_of, restore
-from runs.identity import data_content
-from runs.record import Record, hash_of, run_folder, write_atomically
-from runs.shared_files import alone, run_lock
+from runs.machine.locks import alone, run_lock
+from runs.record.cell import hash_of
+from runs.record.ledger import run_folder, write_atomically
+from runs.record.schema import Record
+from runs.run.identity import data_content
 from tasks.instruct import InstructTask
 from tasks.mt_bench import (
     BENCHES,

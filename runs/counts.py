@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from runs.command import Common, entry_point, read
+from runs.command.parser import Common, entry_point, read
 from runs.config import parts
 from runs.models import skeleton
-from runs.record import in_conf
+from runs.record.ledger import in_conf
 
 
 def count(entry: dict[str, Any]) -> tuple[int | str, int, int]:

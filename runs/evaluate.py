@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 import tasks
-from runs.command import (
+from runs.command.errors import UserError
+from runs.command.parser import (
     COMPOSING,
     Line,
     OfRecords,
@@ -27,19 +28,14 @@ from runs.command import (
     read,
 )
 from runs.config import read_command
-from runs.errors import UserError
-from runs.identity import identify
-from runs.record import (
-    FINISHED,
-    Record,
-    describe,
-    finished_record,
-    run_folder,
-    write_record,
-)
+from runs.machine.hashes import check_kept
+from runs.machine.locks import alone, run_lock
 from runs.record.folder import RecordFolder
-from runs.run import Run
-from runs.shared_files import alone, check_kept, run_lock
+from runs.record.ledger import finished_record, run_folder, write_record
+from runs.record.schema import FINISHED, Record
+from runs.record.text import describe
+from runs.run.definition import Run
+from runs.run.identity import identify
 from runs.training.files import tidy
 from tasks.continuations import Written
 

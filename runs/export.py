@@ -32,32 +32,26 @@ import jinja2
 import numpy as np
 
 from runs import models
-from runs.command import Line, OfRecords, entry_point, one_of, read, setting
-from runs.errors import UserError
+from runs.command.errors import UserError
+from runs.command.parser import Line, OfRecords, entry_point, one_of, read, setting
 from runs.evaluate import find, kept_result, restore
-from runs.provenance import is_committed
-from runs.record import (
-    FINISHED,
-    TEXT_SCORES,
-    Ledger,
-    Record,
-    cell_id,
-    read_ledger,
-    row_label,
-    without_paths,
-    write_atomically,
-)
+from runs.publishing.result_file import result_file
 from runs.record.cell import (
     Metric,
+    cell_id,
     interval_name,
     median_interval,
+    row_label,
     seed_value,
     text_score,
 )
+from runs.record.ledger import Ledger, read_ledger, write_atomically
+from runs.record.redaction import without_paths
+from runs.record.schema import FINISHED, TEXT_SCORES, Record
 from runs.record.templates import environment
 from runs.record.text import first_line, megabytes, one_line
-from runs.result_file import result_file
-from runs.run import overrides_of
+from runs.run.definition import overrides_of
+from runs.run.provenance import is_committed
 from tasks.images import ImageTask, write_preprocessing
 
 if TYPE_CHECKING:
@@ -585,7 +579,7 @@ def card(
             else one_line(str(value)).replace("<", "&lt;")
         )
 
-    templates = environment(Path(__file__).parent).overlay(
+    templates = environment(Path(__file__).parent / "publishing").overlay(
         finalize=safe, undefined=jinja2.ChainableUndefined, lstrip_blocks=False
     )
     return templates.get_template("card.md").render(gaps)

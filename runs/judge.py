@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from runs.answer import Questions, answerable, answers_path, config_of
-from runs.command import entry_point, setting
-from runs.errors import UserError
+from runs.command.errors import UserError
+from runs.command.parser import entry_point, setting
 from runs.evaluate import amend, read_line
-from runs.record import Record, finished_record, read_regular, record_path
+from runs.record.ledger import finished_record, read_regular, record_path
+from runs.record.schema import Record
 from tasks.mt_bench import (
     Judge,
     data_folder,

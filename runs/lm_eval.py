@@ -27,13 +27,21 @@ from typing import Any, NamedTuple
 
 from pydantic import NonNegativeInt
 
-from runs.command import OfRecords, did_you_mean, entry_point, setting
+from runs.command.errors import UserError
+from runs.command.parser import OfRecords, did_you_mean, entry_point, setting
 from runs.config.schema import Count
-from runs.errors import UserError
 from runs.evaluate import amend, kept_file, read_line, records_of, run_of
-from runs.methods import make_method
-from runs.record import Record, describe, hash_of, run_folder, write_atomically
-from runs.record.ledger import adding, evaluated, write_beside
+from runs.record.cell import hash_of
+from runs.record.ledger import (
+    adding,
+    evaluated,
+    run_folder,
+    write_atomically,
+    write_beside,
+)
+from runs.record.schema import Record
+from runs.record.text import describe
+from runs.run.methods import make_method
 
 #: Files of rows, and how datasets reads them.
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}

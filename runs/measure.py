@@ -23,18 +23,21 @@ from typing import Any, cast
 
 import numpy as np
 
-from runs.command import OfRecords, entry_point, one_of, open_ledger, read, setting
-from runs.errors import UserError, is_users
-from runs.evaluate import find, kept_file
-from runs.record import (
-    MEASURE_SCHEMA,
-    Record,
-    describe,
-    hash_of,
-    is_trial,
-    write_record,
+from runs.command.errors import UserError, is_users
+from runs.command.parser import (
+    OfRecords,
+    entry_point,
+    one_of,
+    open_ledger,
+    read,
+    setting,
 )
-from runs.shared_files import digest
+from runs.evaluate import find, kept_file
+from runs.machine.hashes import digest
+from runs.record.cell import hash_of, is_trial
+from runs.record.ledger import write_record
+from runs.record.schema import MEASURE_SCHEMA, Record
+from runs.record.text import describe
 
 #: The pairs of matrices whose cosine `similarity` has.
 PAIRS = ("lora_vera", "lora_random", "vera_random")
@@ -75,7 +78,7 @@ def main(arguments: list[str]) -> int:
         )
     import torch
 
-    from runs.provenance import code_state, machine, versions
+    from runs.run.provenance import code_state, machine, versions
 
     about = {
         "code": code_state(),

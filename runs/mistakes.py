@@ -15,20 +15,14 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from runs import predictions
-from runs.command import OfRecords, entry_point, one_of, read, setting
-from runs.errors import UserError
+from runs.command.errors import UserError
+from runs.command.parser import OfRecords, entry_point, one_of, read, setting
 from runs.evaluate import find, kept_file
-from runs.record import (
-    Record,
-    describe,
-    number_of_texts,
-    one_line,
-    plural,
-    printable,
-    read_csv,
-    scored,
-)
+from runs.record.cell import number_of_texts, scored
+from runs.record.schema import Record
+from runs.record.spreadsheet import read_csv
+from runs.record.text import describe, one_line, plural, printable
+from runs.training import predictions
 
 #: What a line of the file says of a test item (ExactTask.write in tasks/exact.py).
 KEYS = ("part", "prompt", "text", "expected", "read", "right", "reason")

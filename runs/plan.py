@@ -11,19 +11,21 @@ import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-from runs.command import COMPOSING, Common, entry_point, read, setting
+from runs.command.errors import UserError
+from runs.command.parser import COMPOSING, Common, entry_point, read, setting
 from runs.config import read_command
-from runs.errors import UserError
-from runs.forecast import Planned, estimate, outline, probe
-from runs.identity import Contents, check_ids, identify, start_file
-from runs.methods import refusal
-from runs.reach import reach_of_run
-from runs.record import plural, run_folder
+from runs.forecast.pace import Planned, estimate, probe
+from runs.forecast.work import outline
+from runs.machine.locks import run_lock
 from runs.record.folder import RecordFolder
-from runs.run import Run, with_starts
-from runs.shared_files import run_lock
+from runs.record.ledger import run_folder
+from runs.record.text import plural
+from runs.run.definition import Run, with_starts
+from runs.run.identity import Contents, check_ids, identify, start_file
+from runs.run.methods import refusal
 from runs.sweep.display import read_progress, words
 from runs.training.files import saved
+from runs.training.reach import reach_of_run
 
 #: The states of a run, and their marks in the grid.
 STATES = {

@@ -25,21 +25,18 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from runs import predictions
-from runs.command import OfRecords, entry_point, read, setting
+from runs.command.errors import UserError
+from runs.command.parser import OfRecords, entry_point, read, setting
 from runs.config.schema import Count
-from runs.errors import UserError
 from runs.evaluate import find, kept_file, restore
-from runs.record import (
-    Metric,
-    Record,
-    csv_text,
-    one_line,
-    plural,
-    printable,
-    write_atomically,
-)
-from runs.shared_files import alone, digest, run_lock
+from runs.machine.hashes import digest
+from runs.machine.locks import alone, run_lock
+from runs.record.cell import Metric
+from runs.record.ledger import write_atomically
+from runs.record.schema import Record
+from runs.record.spreadsheet import csv_text
+from runs.record.text import one_line, plural, printable
+from runs.training import predictions
 from tasks import DataError, Task, glue
 from tasks.images import NewImages
 from tasks.tables import Table, read_file

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runs import provenance, study_check
-from runs.command import (
+from runs.command.errors import UserError
+from runs.command.parser import (
     COMPOSING,
     Line,
     OfRecords,
@@ -31,19 +31,16 @@ from runs.command import (
     setting,
 )
 from runs.config import GROUPS, read_command
-from runs.errors import UserError
-from runs.identity import identify
-from runs.provenance import is_committed
-from runs.record import (
-    FINISHED,
-    INSTALLED,
-    Record,
-    plural,
-    read_ledger,
-    without_paths,
-)
+from runs.publishing import study_check
 from runs.record import ledger as files
 from runs.record.derived import NOT_PROVABLE
+from runs.record.ledger import INSTALLED, read_ledger
+from runs.record.redaction import without_paths
+from runs.record.schema import FINISHED, Record
+from runs.record.text import plural
+from runs.run import provenance
+from runs.run.identity import identify
+from runs.run.provenance import is_committed
 from tasks.files import module_file
 
 

@@ -26,22 +26,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from runs.command import COMPOSING, Common, as_word, entry_point, read
+from runs.command.errors import UserError
+from runs.command.parser import COMPOSING, Common, as_word, entry_point, read
 from runs.config import Files, Launch, read_command
 from runs.config.grid import list_values
-from runs.errors import UserError
-from runs.identity import final_ids
-from runs.record import (
-    Record,
-    csv_text,
-    finished_record,
-    hash_of,
-    in_conf,
-    write_atomically,
-)
-from runs.record.cell import Metric, epoch_of_table, one_class, seed_value
+from runs.record.cell import Metric, epoch_of_table, hash_of, one_class, seed_value
+from runs.record.ledger import finished_record, in_conf, write_atomically
+from runs.record.schema import Record
+from runs.record.spreadsheet import csv_text
 from runs.record.text import plural
-from runs.run import Run, with_starts
+from runs.run.definition import Run, with_starts
+from runs.run.identity import final_ids
 from runs.sweep.sweep import sweep
 
 #: Overrides of a trial that the command for the best setting does not have, where none

@@ -31,7 +31,7 @@ import psutil
 from running import ROOT, comparable
 from tiny import save_gpt2, save_tiny, write_e2e, write_glue
 
-from runs.record import finished_record
+from runs.record.ledger import finished_record
 
 #: Who is killed, and how often of ten times.
 WHO = {"run": 5, "server": 1, "command": 2, "everything": 2}

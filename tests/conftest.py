@@ -172,7 +172,7 @@ def predictions_undrawn(request, monkeypatch) -> None:
     unless its test has the fixture `drawn`, or starts runs in others, too, which are
     compared with it."""
     if not {"drawn", "process"} & {*request.fixturenames}:
-        monkeypatch.setattr("runs.predictions.illustrate", nothing)
+        monkeypatch.setattr("runs.training.predictions.illustrate", nothing)
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import yaml
 
 from analysis import tables
 from analysis.frame import cells, runs
-from runs.record import SCHEMA, Ledger
+from runs.record.ledger import Ledger
+from runs.record.schema import SCHEMA
 
 #: Exact counts of the paper's rows: another count would be a row of another size, which
 #: is not compared.

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from runs import predictions
-from runs.command import as_word, entry_point
+from runs.command.errors import UserError
+from runs.command.parser import as_word, entry_point
 from runs.config import GROUPS, expand
 from runs.config.compose import Composer, dotted, without_hydra
 from runs.config.files import Files
-from runs.errors import UserError
-from runs.identity import run_id
-from runs.record import read_record, record_path
+from runs.record.ledger import read_record, record_path
+from runs.run.identity import run_id
+from runs.training import predictions
 from runs.training.loop import Training
 from runs.training.train import train
 from tasks import DataError

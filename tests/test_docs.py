@@ -21,18 +21,18 @@ from running import ROOT
 from tiers import sample
 from tiny import tiny
 
-import runs.command
+import runs.command.parser
 import vera
 from analysis.figures import NAMES
 from analysis.records import flat
 from analysis.tables import TABLES
+from runs.command.errors import UserError
 from runs.config import Files, read_command
 from runs.config.compose import Composer
 from runs.config.grid import read_grid
-from runs.errors import UserError
 from runs.export import FORMATS
 from runs.plan import main as plan
-from runs.run import overrides_of
+from runs.run.definition import overrides_of
 from runs.tune import cells
 from tasks.mt_bench.__main__ import _parser as judge_parser
 from vera.methods.contract import METHODS
@@ -91,18 +91,18 @@ class ReadError(BaseException):
     """Ends a command once its line has been read; holds the line."""
 
 
-def read_line(name: str, words: list[str]) -> runs.command.Line:
+def read_line(name: str, words: list[str]) -> runs.command.parser.Line:
     """A command's line as its own reader parses it; nothing after that is done."""
     module = importlib.import_module(
         f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name
     )
-    real = runs.command.Line
+    real = runs.command.parser.Line
 
     def ends(**parts):
         raise ReadError(real(**parts))
 
     with pytest.MonkeyPatch.context() as own:
-        own.setattr("runs.command.Line", ends)
+        own.setattr("runs.command.parser.Line", ends)
         with pytest.raises(ReadError) as line:
             module.main(words)
     return line.value.args[0]

@@ -8,18 +8,13 @@ import pytest
 from tiers import sample
 
 from analysis.results.__main__ import main
-from runs import identity
 from runs.config import expand
-from runs.identity import run_id
-from runs.record import (
-    FINISHED,
-    PUBLISHED,
-    crossfit_of,
-    is_trial,
-    read_study,
-    study_folders,
-)
-from runs.run import overrides_of
+from runs.record.cell import crossfit_of, is_trial
+from runs.record.ledger import PUBLISHED, read_study, study_folders
+from runs.record.schema import FINISHED
+from runs.run import identity
+from runs.run.definition import overrides_of
+from runs.run.identity import run_id
 
 pytestmark = pytest.mark.nets
 

@@ -24,7 +24,7 @@ from running import ROOT, elsewhere
 
 import runs
 from analysis.results import __main__ as results
-from runs.errors import UserError
+from runs.command.errors import UserError
 from runs.record import ledger as place
 
 pytestmark = pytest.mark.properties

@@ -9,7 +9,7 @@ import sys
 import pytest
 from running import ROOT, refused
 
-from runs.command import entry_point
+from runs.command.parser import entry_point
 from runs.config import Files
 from vera_bench import COMMANDS
 from vera_bench.__main__ import main, overview, script

@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 
-from runs.errors import UserError
+from runs.command.errors import UserError
 from vera_bench import COMMANDS
 
 FIRST_LINES = """\
@@ -40,7 +40,7 @@ def split_command(words: list[str]) -> tuple[str, list[str]]:
     if "=" in first or first.startswith(("-", "~")):
         return "run", words
     # pydantic is imported with it
-    from runs.command import did_you_mean
+    from runs.command.parser import did_you_mean
 
     advice = did_you_mean(first, COMMANDS) or f" Commands: {', '.join(COMMANDS)}"
     raise UserError(f"no command {first!r}.{advice} (vera-bench)")
@@ -68,11 +68,11 @@ def script() -> None:
         print(overview())
         return
     if "=" in words[0] or words[0] == "run":
-        from runs.fork_server import start_early
+        from runs.machine.fork_server import start_early
 
         # before the imports of the command, which take as long
         start_early(words[words[0] == "run" :])
-    from runs.command import entry_point
+    from runs.command.parser import entry_point
 
     entry_point(main)
 

@@ -37,7 +37,7 @@ def _words_of(name: str) -> list[str]:
         return [*KINDS]
     if name == "serve":
         return []
-    from runs.command import Common
+    from runs.command.parser import Common
 
     module = importlib.import_module(COMMANDS[name].module)
     settings = getattr(module, "Settings", Common)

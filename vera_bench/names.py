@@ -7,7 +7,7 @@ import re
 
 import yaml
 
-from runs.command import COMPOSING, Common, entry_point, one_of, read
+from runs.command.parser import COMPOSING, Common, entry_point, one_of, read
 from runs.config.files import LISTED, Files
 
 #: What can be listed, by its group.

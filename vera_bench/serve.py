@@ -3,8 +3,8 @@
 import importlib.util
 import sys
 
-from runs.errors import UserError
-from runs.record import ROOT
+from runs.command.errors import UserError
+from runs.record.ledger import ROOT
 
 EXAMPLE = ROOT / "examples" / "serve.py"
 

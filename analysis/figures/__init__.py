@@ -17,7 +17,8 @@ from analysis.figures.gains import figure4
 from analysis.figures.layers import figure3, figure5
 from analysis.figures.ranks import figure2
 from analysis.frame import every_variant
-from runs.record import Ledger, Record
+from runs.record.ledger import Ledger
+from runs.record.schema import Record
 
 FIGURES: dict[str, Callable[[Part], Iterable[Figure]]] = {
     "figure2": figure2,

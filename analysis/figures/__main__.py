@@ -20,8 +20,8 @@ from analysis.command import VariantSelection, open_selection, row_name, split_n
 from analysis.figures import FIGURES, NAMES, make, save
 from analysis.figures.curve import curve
 from analysis.figures.figure import Figure
-from runs.command import entry_point, find_record, one_of, read, setting
-from runs.errors import UserError
+from runs.command.errors import UserError
+from runs.command.parser import entry_point, find_record, one_of, read, setting
 
 Name = Literal["metric", "parameters", "bytes", "seconds", "memory", "forgetting"]
 

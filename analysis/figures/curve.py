@@ -6,8 +6,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.figures.figure import Figure, finite, metric_label
-from runs.errors import UserError
-from runs.record import Metric, Record
+from runs.command.errors import UserError
+from runs.record.cell import Metric
+from runs.record.schema import Record
 
 #: The columns of a curve's losses, with their lines.
 LOSSES = {"train loss": "--", "dev loss": ":"}

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis.render import to_csv
-from runs.record import TEXT_SCORES, Record, temporary, write_atomically
+from runs.record.ledger import temporary, write_atomically
+from runs.record.schema import TEXT_SCORES, Record
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour
 #: everywhere.

@@ -9,7 +9,7 @@ from analysis.figures.figure import Figure, Part, draw_lines, finite
 from analysis.figures.layers import LOOKS
 from analysis.figures.paper_figure import paper_figure
 from analysis.paper import NAMES
-from runs.record import Record
+from runs.record.schema import Record
 
 #: What a note says of a fit.
 SETTINGS = ("matrices", "target", "steps", "lr", "optimizer")

@@ -14,7 +14,8 @@ from analysis.figures.paper_figure import paper_figure
 from analysis.frame import cells, mark_left_out
 from analysis.notes import notes
 from analysis.paper import paper
-from runs.record import Record, plural
+from runs.record.schema import Record
+from runs.record.text import plural
 
 #: The lines of figure 3: shade, dash and marker tell query and value of one method.
 SITES = {

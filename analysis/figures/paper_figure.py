@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.figures.figure import Figure, Part
 from analysis.notes import notes
 from analysis.paper import GLUE, numbers, paper
-from runs.record import in_conf
+from runs.record.ledger import in_conf
 
 #: The model and task of figures 2 to 5.
 PAPER = ("roberta_large", "rte")

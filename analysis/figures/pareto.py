@@ -24,7 +24,9 @@ from analysis.figures.figure import (
 from analysis.frame import cells, in_cells, reported
 from analysis.notes import notes
 from analysis.paper import GLUE
-from runs.record import TEXT_SCORES, median_interval, megabytes
+from runs.record.cell import median_interval
+from runs.record.schema import TEXT_SCORES
+from runs.record.text import megabytes
 
 
 class Axis(NamedTuple):

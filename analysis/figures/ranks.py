@@ -26,7 +26,7 @@ from analysis.figures.paper_figure import (
 )
 from analysis.frame import reported_cells
 from analysis.paper import GLUE, NAMES
-from runs.record import plural
+from runs.record.text import plural
 
 #: LoRA's recipe's own rank is on both of its lines.
 BOTH_SCALINGS = "constant and proportional"

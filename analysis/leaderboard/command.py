@@ -8,8 +8,8 @@ from analysis.leaderboard.board import boards, power_by_seeds, shifts
 from analysis.leaderboard.reader import read_leaderboard
 from analysis.leaderboard.tables import leaderboard_tables
 from analysis.render import render, to_csv
-from runs.errors import UserError
-from runs.record import INSTALLED, ROOT, write_atomically
+from runs.command.errors import UserError
+from runs.record.ledger import INSTALLED, ROOT, write_atomically
 
 
 def show_leaderboard(source: str, form: str, folder: Path | None, refresh: bool) -> int:

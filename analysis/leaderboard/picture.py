@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from analysis.figures.figure import PARAMETERS, Figure
 from analysis.figures.pareto import on_frontier
 from analysis.leaderboard.board import Board
-from runs.record import megabytes
+from runs.record.text import megabytes
 
 #: Colours of the two questions, and of rows on the frontier.
 RERUN, QUESTIONS, FRONTIER = "#0072B2", "#BBBBBB", "#D55E00"

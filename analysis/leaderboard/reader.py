@@ -24,8 +24,8 @@ from pydantic import (
     ValidationError,
 )
 
-from runs.command import mistake
-from runs.errors import UserError
+from runs.command.errors import UserError
+from runs.command.parser import mistake
 
 #: What the project publishes: facts read from peft's files at the commits that the
 #: column `set` names.

@@ -5,8 +5,8 @@ from typing import Any
 
 from analysis.figures import Figure, svg
 from analysis.render import Table, markdown
-from runs.command import open_ledger
-from runs.record import Ledger
+from runs.command.parser import open_ledger
+from runs.record.ledger import Ledger
 
 
 def ledger() -> Ledger:

@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from runs.command import OfRecords, entry_point, one_of, read
-from runs.errors import UserError
-from runs.record import ROOT, write_atomically
+from runs.command.errors import UserError
+from runs.command.parser import OfRecords, entry_point, one_of, read
+from runs.record.ledger import ROOT, write_atomically
 
 FOLDER = Path(__file__).parent
 NAMES = sorted(

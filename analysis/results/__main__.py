@@ -13,9 +13,15 @@ from pathlib import Path
 
 from analysis.frame import runs
 from analysis.results.pages import headline, near_lora, pages, readme
-from runs.command import Common, entry_point, read, setting
-from runs.errors import UserError
-from runs.record import INSTALLED, ROOT, read_study, study_folders, write_atomically
+from runs.command.errors import UserError
+from runs.command.parser import Common, entry_point, read, setting
+from runs.record.ledger import (
+    INSTALLED,
+    ROOT,
+    read_study,
+    study_folders,
+    write_atomically,
+)
 
 README = ROOT / "README.md"
 #: The study whose table the README shows.

@@ -22,8 +22,8 @@ from analysis.results.claims import (
     common_verdict,
     joint_verdict,
 )
-from runs.record import TEXT_SCORES, Record
 from runs.record.items import Bits, groups_of_items, right_items
+from runs.record.schema import TEXT_SCORES, Record
 
 #: A run has collapsed, too, if its score is below this share of its row's median.
 COLLAPSED = 2 / 3

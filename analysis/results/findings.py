@@ -32,7 +32,7 @@ from analysis.results.comparisons import (
 )
 from analysis.results.measured import comparisons_of_measures
 from analysis.results.rates import comparisons_of_rates
-from runs.record import Record
+from runs.record.schema import Record
 
 #: The analyses beside the rule: whether collapsed runs are in, and weights.
 ANALYSES = {

@@ -12,7 +12,7 @@ from analysis.frame import reported
 from analysis.inference import Verdict, mean_of, superiority_verdict
 from analysis.results.claims import Claim, Comparison, claims, joint_verdict
 from analysis.results.comparisons import paper_epochs, side_of
-from runs.record import Record
+from runs.record.schema import Record
 
 #: A mean squared error below which a fit of N(0, 1) is exact.
 EXACT_FIT = 1e-3

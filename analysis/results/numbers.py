@@ -27,8 +27,8 @@ from analysis.results.comparisons import CHANCE, collapsed
 from analysis.results.scores import FILTERS, Difference, Scores, listed
 from analysis.results.study_rows import OverTasks, StudyRows, over_tasks
 from analysis.results.templates import templates
-from runs.errors import UserError
-from runs.record import read_study
+from runs.command.errors import UserError
+from runs.record.ledger import read_study
 
 NOTES = "NOTES.md"
 

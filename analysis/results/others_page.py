@@ -11,7 +11,7 @@ from analysis.paper import GLUE, NAMES, numbers
 from analysis.render import grid
 from analysis.results.templates import rendered
 from analysis.tables import made as made_tables
-from runs.record import Ledger
+from runs.record.ledger import Ledger
 
 #: The marker of each source.
 MARKS = dict(zip(SOURCES, "osDv^Xp*P<>hd8H.", strict=True))

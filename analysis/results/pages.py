@@ -30,8 +30,10 @@ from analysis.results.study_rows import (
     study_rows,
 )
 from analysis.results.templates import macros, rendered
-from runs.errors import UserError
-from runs.record import Ledger, Record, one_line
+from runs.command.errors import UserError
+from runs.record.ledger import Ledger
+from runs.record.schema import Record
+from runs.record.text import one_line
 
 #: `make results` writes what stands between these lines of the README.
 BEGIN = "<!-- results of {}: written by make results -->"

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.frame import in_cells, mark_left_out, pairs, reported, reported_cells
 from analysis.inference import Mean, TwoWay, holm, mean_of, outlying, two_way
 from analysis.results.comparisons import collapsed
-from runs.record import LEVEL
+from runs.record.cell import LEVEL
 
 #: Rows with similar variances from which on the variance is pooled over them.
 MANY_ROWS = 10

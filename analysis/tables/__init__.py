@@ -16,7 +16,7 @@ from analysis.tables.build import build, of_paper
 from analysis.tables.formulas import claims_table, recipe_tables, table1
 from analysis.tables.spec import View
 from analysis.tables.specs import specs
-from runs.record import Ledger
+from runs.record.ledger import Ledger
 
 #: Those that need no record.
 WITHOUT_RECORDS: dict[str, Callable[[], list[Table]]] = {

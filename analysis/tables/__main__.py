@@ -39,9 +39,9 @@ from analysis.facts import FACTS
 from analysis.notes import unfinished
 from analysis.render import render
 from analysis.tables import TABLES, WITHOUT_RECORDS, belonging, make
-from runs.command import entry_point, one_of, read, setting
-from runs.errors import UserError
-from runs.record import Ledger, write_atomically
+from runs.command.errors import UserError
+from runs.command.parser import entry_point, one_of, read, setting
+from runs.record.ledger import Ledger, write_atomically
 
 #: How a saved table's file ends.
 ENDINGS = {"md": "md", "latex": "tex", "csv": "csv"}

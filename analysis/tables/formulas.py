@@ -15,7 +15,7 @@ from analysis.beside import follows
 from analysis.others import named
 from analysis.paper import GLUE, IMAGES, NAMES, paper, printed_file, recipes
 from analysis.render import Entry, Table
-from runs.record import CONF, in_conf
+from runs.record.ledger import CONF, in_conf
 
 #: Adapted matrices (query and key of each block) and their width.
 SHAPES = {"roberta-base": (24, 768), "roberta-large": (48, 1024), "gpt-3": (192, 12288)}

@@ -11,7 +11,7 @@ from analysis.facts import FACTS
 from analysis.frame import COSTS, in_cells, rows_sharing
 from analysis.render import NONE, Cell, Entry, Number, diverged, of_runs
 from analysis.tables.spec import Spec
-from runs.errors import UserError
+from runs.command.errors import UserError
 
 #: Columns of a row that say the same on each of its tasks.
 CONSTANTS = {

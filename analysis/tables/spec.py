@@ -17,7 +17,8 @@ from analysis.frame import (
 from analysis.notes import SELECTED
 from analysis.paper import DECIMALS, GLUE, LLAMAS
 from analysis.render import Cell, Entry, Number, number
-from runs.record import TEXT_SCORES, in_conf
+from runs.record.ledger import in_conf
+from runs.record.schema import TEXT_SCORES
 
 
 @dataclass(frozen=True)

@@ -3,4 +3,4 @@
 from runs.config.expand import Command, expand, parts, read_command
 from runs.config.files import GROUPS, Files
 from runs.config.schema import WHERE, Launch, Launcher
-from runs.record import CONF
+from runs.record.ledger import CONF

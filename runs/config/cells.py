@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from runs.command import mistake
+from runs.command.errors import UserError
+from runs.command.parser import mistake
 from runs.config.compose import (
     Composer,
     choices_of,
@@ -23,11 +24,10 @@ from runs.config.compose import (
 from runs.config.files import Files, UnknownNameError
 from runs.config.grid import RUN_ID, Grid, read_grid
 from runs.config.schema import WHERE, Config, Launch
-from runs.errors import UserError
-from runs.record import first_line
 from runs.record.keys import KEYS, RESULT, Seed, nearest_key
 from runs.record.override import Override
-from runs.run import Run
+from runs.record.text import first_line
+from runs.run.definition import Run
 
 #: The seed that a cell is composed with, in place of each of its own.
 SEED_STAND_IN = 2**63 - 25

@@ -19,7 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from runs.command import did_you_mean, one_of
+from runs.command.errors import UserError
+from runs.command.parser import did_you_mean, one_of
 from runs.config import resolvers  # noqa: F401 - which conf/ calls
 from runs.config.files import (
     GROUPS,
@@ -30,9 +31,8 @@ from runs.config.files import (
 )
 from runs.config.recipes import check_recipe, recipe_of_row
 from runs.config.schema import BASE
-from runs.errors import UserError
-from runs.record import one_line
 from runs.record.override import Override
+from runs.record.text import one_line
 
 #: What Hydra raises, and OmegaConf and the reader of YAML beneath it.
 ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from typing import Any
 
-from runs.command import COMPOSING, read
+from runs.command.parser import COMPOSING, read
 from runs.config.files import Files
 from runs.config.kept import kept_command
 from runs.config.schema import Launch
 from runs.record.keys import is_own_setting
-from runs.run import Run
+from runs.run.definition import Run
 
 
 @dataclass(frozen=True)

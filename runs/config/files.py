@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import yaml
 
-from runs.command import did_you_mean
-from runs.errors import UserError
-from runs.record import CONF
+from runs.command.errors import UserError
+from runs.command.parser import did_you_mean
+from runs.record.ledger import CONF
 from runs.record.override import Override
 
 #: The groups of a run; launcher and tracking are those of a command, and say where and

@@ -13,13 +13,13 @@ from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from runs.command import at_home
+from runs.command.errors import UserError
+from runs.command.parser import at_home
 from runs.config.compose import Composer
 from runs.config.files import GROUPS, OPEN, Files, open_part
 from runs.config.schema import WHERE
-from runs.errors import UserError
-from runs.record import first_line
 from runs.record.override import Override
+from runs.record.text import first_line
 
 RUN_ID = "[0-9a-f]{12}"
 #: What is not taken, by how it begins, and what to write instead.

@@ -12,17 +12,20 @@ from typing import Any
 
 from runs.config.files import Files
 from runs.config.schema import Launch
-from runs.record import ROOT
+from runs.machine.hashes import kept_in_cache
+from runs.record.ledger import ROOT
 from runs.record.override import Override
-from runs.run import Run
-from runs.shared_files import kept_in_cache
+from runs.run.definition import Run
 
 #: What composing reads beside conf/: the checks, the keys, and the sites of peft.
 SOURCES = (
-    "runs/*.py",
+    "runs/command/*.py",
     "runs/config/*.py",
+    "runs/machine/*.py",
     "runs/record/*.py",
     "runs/models/*.py",
+    "runs/run/*.py",
+    "runs/tracking/*.py",
     "tasks/*.py",
     "vera/methods/peft_sites.json",
 )

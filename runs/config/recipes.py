@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from runs.command import did_you_mean
+from runs.command.errors import UserError
+from runs.command.parser import did_you_mean
 from runs.config.files import Files
-from runs.errors import UserError
 
 #: The keys of a recipe that no other file reads.
 OF_RECIPES = ("source", "chosen", "by_task", "by_row")

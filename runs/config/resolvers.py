@@ -9,7 +9,7 @@ from typing import Any
 import omegaconf
 from omegaconf import DictConfig, OmegaConf
 
-from runs.record import ROOT
+from runs.record.ledger import ROOT
 
 #: The sites of each class of peft where none are named. Read as a file: importing vera
 #: would import torch.

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, model_validator
 
 import tasks
-from runs.methods import rates_of
 from runs.models.wheels import HASH
 from runs.record.keys import (
     COMMAND,
@@ -20,7 +19,8 @@ from runs.record.keys import (
     TaskKeys,
     TrainKeys,
 )
-from runs.tracking import Tracking
+from runs.run.methods import rates_of
+from runs.tracking.settings import Tracking
 
 
 class Model(ModelKeys):
@@ -73,7 +73,7 @@ class Train(TrainKeys):
     @model_validator(mode="after")
     def _by_name(self) -> "Train":
         # Whether the model has such parameters is seen where it is at hand
-        # (runs/methods.py)
+        # (runs/run/methods.py)
         self.lr_by = rates_of(self.lr_by, self.lr, "lr_by")
         self.decay_by = rates_of(self.decay_by, self.weight_decay, "decay_by")
         return self

@@ -12,7 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runs.command import as_word
+from runs.command.errors import UserError, rank
+from runs.command.parser import as_word
 from runs.config.compose import (
     ERRORS,
     VERSION_BASE,
@@ -26,9 +27,9 @@ from runs.config.expand import read_command
 from runs.config.files import GROUPS, LISTED, RECIPE_READ, Files
 from runs.config.grid import Grid, read_grid
 from runs.config.schema import BASE
-from runs.errors import UserError, rank
-from runs.record import CONF, first_line
+from runs.record.ledger import CONF
 from runs.record.override import Override
+from runs.record.text import first_line
 
 #: The shells that Hydra completes for.
 SHELLS = ("bash", "zsh", "fish")

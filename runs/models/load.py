@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runs import INSTALL
-from runs.errors import UserError
+from runs.command.errors import UserError
+from runs.machine.hashes import file_hash
 from runs.models.wheels import (
     PATTERNS,
     convert,
@@ -21,8 +22,8 @@ from runs.models.wheels import (
     sums,
     with_original,
 )
-from runs.record import in_conf, megabytes
-from runs.shared_files import file_hash
+from runs.record.ledger import in_conf
+from runs.record.text import megabytes
 from tasks import DataError
 from tasks.fetch import cached, snapshot
 from tasks.files import open_text, validated

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runs.errors import UserError
-from runs.record import in_conf
-from runs.shared_files import Lock, alone, digest
+from runs.command.errors import UserError
+from runs.machine.hashes import digest
+from runs.machine.locks import Lock, alone
+from runs.record.ledger import in_conf
 from tasks import fetch
 
 #: The files of a model: configuration, weights (safetensors, never pickle), tokenizer.

@@ -6,10 +6,3 @@ record holds, and checks it; cell.py says which settings define a result, what i
 number means, and which records are the seeds of one cell; ledger.py writes and reads
 records; redaction.py takes local paths out of them; spreadsheet.py writes CSV files. No
 torch and no Hydra: analysis/ reads records through this package."""
-
-from runs.record.cell import *
-from runs.record.ledger import *
-from runs.record.redaction import *
-from runs.record.schema import *
-from runs.record.spreadsheet import *
-from runs.record.text import *

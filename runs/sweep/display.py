@@ -16,18 +16,11 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from runs.errors import rank
-from runs.record import (
-    TEXT_SCORES,
-    Metric,
-    Record,
-    duration,
-    one_class,
-    plural,
-    read_regular,
-    run_folder,
-)
-from runs.record.cell import kept_epoch, number_of_texts, scored
+from runs.command.errors import rank
+from runs.record.cell import Metric, kept_epoch, number_of_texts, one_class, scored
+from runs.record.ledger import read_regular, run_folder
+from runs.record.schema import TEXT_SCORES, Record
+from runs.record.text import duration, plural
 
 #: The last event of a run's training: phase, epoch, metric, seconds_left ...
 Event = Mapping[str, Any]

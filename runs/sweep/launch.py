@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from runs.command.errors import UserError
 from runs.config import Launcher
-from runs.errors import UserError
-from runs.fork_server import start_fork_server
-from runs.record import ROOT, plural
+from runs.machine.fork_server import start_fork_server
+from runs.record.ledger import ROOT
+from runs.record.text import plural
 from runs.sweep.pool import GRACE, Places, Sweep
 
 #: The most workers of a sweep where `executors` is null.

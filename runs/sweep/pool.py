@@ -17,22 +17,16 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runs import gpus
-from runs.errors import Stop, UserError
-from runs.fork_server import STOPPING, end_with_parent, handling
-from runs.provenance import differs
-from runs.record import (
-    FINISHED,
-    Record,
-    finished_record,
-    hash_of,
-    read_record,
-    record_path,
-    run_folder,
-)
+from runs.command.errors import Stop, UserError
+from runs.machine import gpus
+from runs.machine.fork_server import STOPPING, end_with_parent, handling
+from runs.machine.locks import PATIENCE, Lock, run_lock
+from runs.record.cell import hash_of
+from runs.record.ledger import finished_record, read_record, record_path, run_folder
+from runs.record.schema import FINISHED, Record
 from runs.record.text import duration
-from runs.run import Run
-from runs.shared_files import PATIENCE, Lock, run_lock
+from runs.run.definition import Run
+from runs.run.provenance import differs
 from runs.sweep.display import (
     Display,
     SweepState,
@@ -41,7 +35,8 @@ from runs.sweep.display import (
     result_words,
 )
 from runs.sweep.time_left import RunningRun, TimeLeft, left_of, sweep_words
-from runs.tracking import Tracker, Tracking, of_run
+from runs.tracking.settings import Tracking, of_run
+from runs.tracking.tracker import Tracker
 from runs.training.files import Attempt, saved, tidy
 from runs.training.train import (
     BUSY,

@@ -16,24 +16,18 @@ from typing import Any
 
 import tasks
 from runs import models
+from runs.command.errors import UserError, interrupted_words, rank
 from runs.config import Launch, Launcher
-from runs.errors import UserError, interrupted_words, rank
-from runs.fork_server import start_fork_server
-from runs.identity import check_ids, final_ids, identify, start_file
-from runs.methods import make_method, refusal
-from runs.provenance import code_state
-from runs.record import (
-    Record,
-    finished_record,
-    hash_of,
-    is_trial,
-    read_record,
-    sweep_up_dead,
-    write_sweep,
-)
+from runs.machine.fork_server import start_fork_server
+from runs.machine.locks import alone
+from runs.record.cell import hash_of, is_trial
+from runs.record.ledger import finished_record, read_record, sweep_up_dead, write_sweep
+from runs.record.schema import Record
 from runs.record.text import duration, plural
-from runs.run import Run
-from runs.shared_files import alone
+from runs.run.definition import Run
+from runs.run.identity import check_ids, final_ids, identify, start_file
+from runs.run.methods import make_method, refusal
+from runs.run.provenance import code_state
 from runs.sweep.display import heads
 from runs.sweep.launch import (
     check_launcher,
@@ -44,7 +38,8 @@ from runs.sweep.launch import (
     workers_for,
 )
 from runs.sweep.pool import Job, Places, Sweep, places
-from runs.tracking import Tracking, ask_before_upload, log_file
+from runs.tracking.settings import Tracking, ask_before_upload
+from runs.tracking.tracker import log_file
 from runs.training.files import Attempt
 from runs.training.train import Reporter
 from tasks.images import preprocessing

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from runs.record.text import duration
-from runs.run import Run
+from runs.run.definition import Run
 
 #: What runs of like duration share.
 Cell = tuple[str, str, str]

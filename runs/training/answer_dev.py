@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 import vera
-from runs.reward_functions import completion_limit
+from runs.run.reward_functions import completion_limit
 from runs.training.sampling import (
     EVALUATION_STEP,
     GREEDY,

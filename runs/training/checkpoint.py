@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import vera
-from runs.errors import DeviceError
-from runs.methods import patterns_of
-from runs.reach import rate_factor, warmup_of
-from runs.record import temporary
+from runs.command.errors import DeviceError
+from runs.record.ledger import temporary
+from runs.run.methods import patterns_of
+from runs.training.reach import rate_factor, warmup_of
 
 #: The columns of a curve: a row for each evaluation.
 CURVE = (

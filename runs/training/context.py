@@ -21,14 +21,17 @@ from torch import Tensor, nn
 
 import tasks
 import vera
-from runs import models, predictions
-from runs.errors import Stop, UserError
-from runs.gpus import check_usable
-from runs.identity import start_file
-from runs.methods import make_method
-from runs.record import Metric, csv_text, run_folder, write_atomically
-from runs.run import Run
-from runs.tracking import Tracker
+from runs import models
+from runs.command.errors import Stop, UserError
+from runs.machine.gpus import check_usable
+from runs.record.cell import Metric
+from runs.record.ledger import run_folder, write_atomically
+from runs.record.spreadsheet import csv_text
+from runs.run.definition import Run
+from runs.run.identity import start_file
+from runs.run.methods import make_method
+from runs.tracking.tracker import Tracker
+from runs.training import predictions
 from runs.training.answer_dev import answer_dev_rows
 from tasks.exact import ExactTask
 from vera.sites import head_parameters
@@ -146,7 +149,7 @@ class Context:
             )
 
     def write_predictions(self, outputs: Any) -> None:
-        """Writes what the outputs of the dev rows predict (runs/predictions.py);
+        """Writes what the outputs of the dev rows predict (runs/training/predictions.py);
         nothing without a head."""
         if self.task.num_labels and self.accelerator.is_main_process:
             rows = predictions.table(

@@ -19,8 +19,8 @@ import torch
 from accelerate.utils import gather_object
 
 import vera
-from runs.record import write_atomically
 from runs.record.items import pack
+from runs.record.ledger import write_atomically
 from runs.training.checkpoint import digest_of
 from runs.training.context import Context
 from runs.training.files import Attempt

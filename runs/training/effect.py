@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from runs.reach import factors_of, reach_of
-from runs.run import epoch_batches
+from runs.run.definition import epoch_batches
 from runs.training.context import Context
 from runs.training.objective import Objective
+from runs.training.reach import factors_of, reach_of
 
 #: The first batches, over which the gradient is averaged.
 BATCHES = 2

@@ -16,26 +16,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from runs.errors import UserError
-from runs.record import (
-    FINISHED,
-    SCHEMA,
-    Record,
-    finished_record,
-    hash_of,
-    run_folder,
-    write_atomically,
-)
+from runs.command.errors import UserError
+from runs.machine.hashes import digest
+from runs.record.cell import hash_of
 from runs.record.ledger import (
+    finished_record,
     is_dead,
     link_or_fail,
     read_record,
     read_regular,
     record_path,
     record_text,
+    run_folder,
+    write_atomically,
 )
-from runs.run import Run
-from runs.shared_files import digest
+from runs.record.schema import FINISHED, SCHEMA, Record
+from runs.run.definition import Run
 
 CHECKPOINT, STATE = "checkpoint.safetensors", "attempt.json"
 #: What a later attempt goes on from, in the order in which it is taken: a file that is

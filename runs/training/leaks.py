@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tasks
-from runs.errors import UserError
-from runs.record import finished_record
-from runs.run import Run
+from runs.command.errors import UserError
+from runs.record.ledger import finished_record
+from runs.run.definition import Run
 from tasks.exact import ExactTask
 
 

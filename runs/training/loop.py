@@ -18,18 +18,18 @@ from torch import Tensor
 
 import tasks
 import vera
-from runs.errors import Stop, StoppedError, UserError, rank
-from runs.provenance import (
+from runs.command.errors import Stop, StoppedError, UserError, rank
+from runs.record.cell import dev_halves, kept_epoch
+from runs.record.items import METRIC_OF_ITEMS, pack
+from runs.record.steps import Plan
+from runs.run.definition import Run, check_dev_rows, epoch_batches
+from runs.run.provenance import (
     changes,
     code_state,
     conditions,
     sources,
     write_configuration,
 )
-from runs.record import dev_halves, kept_epoch
-from runs.record.items import METRIC_OF_ITEMS, pack
-from runs.record.steps import Plan
-from runs.run import Run, check_dev_rows, epoch_batches
 from runs.training.checkpoint import (
     Checkpoint,
     State,

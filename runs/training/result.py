@@ -10,18 +10,19 @@ import torch
 
 import tasks
 import vera
-from runs.identity import data_content, functions_content, model_content, start_id
-from runs.methods import BASES, rates_of
-from runs.provenance import made_with
-from runs.record import SCHEMA, Record, hash_of
 from runs.record.cell import (
     from_recipe,
+    hash_of,
     lora_scaling,
     row_label,
 )
 from runs.record.derived import derived
 from runs.record.keys import COMPUTING, KEYS, names_with_role
-from runs.run import Run
+from runs.record.schema import SCHEMA, Record
+from runs.run.definition import Run
+from runs.run.identity import data_content, functions_content, model_content, start_id
+from runs.run.methods import BASES, rates_of
+from runs.run.provenance import made_with
 from runs.training.context import count, flags
 from runs.training.loop import Training
 

@@ -16,8 +16,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import vera
-from runs.record import write_atomically
-from runs.reward_functions import (
+from runs.record.ledger import write_atomically
+from runs.run.reward_functions import (
     SAMPLING_BLOCK,
     check_functions,
     completion_limit,

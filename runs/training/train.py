@@ -10,21 +10,17 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from runs import predictions
-from runs.errors import DeviceError, Stop, StoppedError, is_users
-from runs.provenance import made_with
-from runs.record import (
-    FULL,
-    Record,
-    describe,
-    finished_record,
-    kept_epoch,
-    run_folder,
-    temporary,
-)
-from runs.reward_functions import rows_of_step
-from runs.run import Run
-from runs.tracking import Tracker, Tracking
+from runs.command.errors import DeviceError, Stop, StoppedError, is_users
+from runs.record.cell import kept_epoch
+from runs.record.ledger import finished_record, run_folder, temporary
+from runs.record.schema import Record
+from runs.record.text import FULL, describe
+from runs.run.definition import Run
+from runs.run.provenance import made_with
+from runs.run.reward_functions import rows_of_step
+from runs.tracking.settings import Tracking
+from runs.tracking.tracker import Tracker
+from runs.training import predictions
 from runs.training.files import Attempt
 
 if TYPE_CHECKING:

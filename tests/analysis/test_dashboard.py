@@ -9,9 +9,9 @@ from running import call
 from servers import NOBODY, logged_in
 
 from analysis import dashboard
-from runs.errors import UserError
-from runs.record import write_record
-from runs.tracking import points
+from runs.command.errors import UserError
+from runs.record.ledger import write_record
+from runs.tracking.content import points
 
 pytestmark = pytest.mark.properties
 

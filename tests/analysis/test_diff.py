@@ -6,8 +6,8 @@ import pytest
 from ledgers import record
 
 from analysis.diff import compared, main
-from runs.errors import UserError
-from runs.record import PUBLISHED, read_study, write_record
+from runs.command.errors import UserError
+from runs.record.ledger import PUBLISHED, read_study, write_record
 
 pytestmark = pytest.mark.properties
 

@@ -16,8 +16,8 @@ from analysis.figures.layers import measured
 from analysis.frame import runs
 from analysis.paper import NAMES
 from analysis.render import to_csv
-from runs.errors import UserError
-from runs.record import Ledger, write_record
+from runs.command.errors import UserError
+from runs.record.ledger import Ledger, write_record
 
 pytestmark = pytest.mark.properties
 

@@ -18,7 +18,7 @@ from analysis.frame import (
     every_variant,
     runs,
 )
-from runs.record import PUBLISHED, read_study
+from runs.record.ledger import PUBLISHED, read_study
 
 pytestmark = pytest.mark.properties
 

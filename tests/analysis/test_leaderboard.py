@@ -35,8 +35,8 @@ from analysis.leaderboard.reader import (
 )
 from analysis.results.pages import others_pages
 from analysis.tables.__main__ import main
-from runs.errors import UserError
-from runs.record import ROOT
+from runs.command.errors import UserError
+from runs.record.ledger import ROOT
 
 pytestmark = pytest.mark.properties
 

@@ -11,8 +11,8 @@ from ledgers import seeds
 from tiers import sample
 
 from analysis.notebooks import __main__ as build
-from runs.errors import UserError
-from runs.record import write_record
+from runs.command.errors import UserError
+from runs.record.ledger import write_record
 
 pytestmark = pytest.mark.properties
 

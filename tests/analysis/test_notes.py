@@ -13,8 +13,8 @@ from analysis.frame import every_variant, runs
 from analysis.results.numbers import StudyNumbers, rendered_notes
 from analysis.results.scores import fixed, listed
 from analysis.results.study_rows import study_rows
-from runs.errors import UserError
-from runs.record import PUBLISHED
+from runs.command.errors import UserError
+from runs.record.ledger import PUBLISHED
 
 pytestmark = pytest.mark.nets
 

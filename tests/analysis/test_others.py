@@ -19,7 +19,7 @@ from analysis.others import (
 )
 from analysis.paper import GLUE, IMAGES, numbers
 from analysis.results import others_page
-from runs.record import CONF, ROOT
+from runs.record.ledger import CONF, ROOT
 
 pytestmark = pytest.mark.properties
 

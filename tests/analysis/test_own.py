@@ -10,8 +10,8 @@ from analysis.frame import cells, runs
 from analysis.notes import deviations
 from analysis.notes import notes as notes_of
 from analysis.tables.__main__ import main
-from runs.errors import UserError
-from runs.record import run_folder, write_record, write_study, write_sweep
+from runs.command.errors import UserError
+from runs.record.ledger import run_folder, write_record, write_study, write_sweep
 
 pytestmark = pytest.mark.properties
 

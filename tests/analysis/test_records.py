@@ -5,8 +5,8 @@ import pytest
 from ledgers import record
 
 from analysis.records import main
-from runs.errors import UserError
-from runs.record import write_record
+from runs.command.errors import UserError
+from runs.record.ledger import write_record
 
 pytestmark = pytest.mark.properties
 

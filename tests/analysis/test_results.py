@@ -24,8 +24,8 @@ from analysis.results.pages import (
     overview,
     studies_of,
 )
-from runs.errors import UserError
-from runs.record import PUBLISHED, read_ledger, read_study, write_study
+from runs.command.errors import UserError
+from runs.record.ledger import PUBLISHED, read_ledger, read_study, write_study
 
 pytestmark = pytest.mark.properties
 

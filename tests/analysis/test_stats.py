@@ -12,8 +12,9 @@ from analysis import inference, stats, tables
 from analysis.frame import runs
 from analysis.paired import paired_differences
 from analysis.stats import interval, statistics_tables
-from runs.errors import UserError
-from runs.record import RESAMPLES, median_interval, write_record
+from runs.command.errors import UserError
+from runs.record.cell import RESAMPLES, median_interval
+from runs.record.ledger import write_record
 
 pytestmark = pytest.mark.parity
 

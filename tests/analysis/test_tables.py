@@ -35,8 +35,8 @@ from analysis.render import TIDY, Number, Table, render
 from analysis.tables import formulas
 from analysis.tables.__main__ import main
 from analysis.tables.specs import specs
-from runs.errors import UserError
-from runs.record import read_study, study_folders, write_record
+from runs.command.errors import UserError
+from runs.record.ledger import read_study, study_folders, write_record
 from runs.sweep.display import result_words
 
 pytestmark = pytest.mark.properties

@@ -41,9 +41,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import vera
 from runs.config import expand
-from runs.identity import run_id
-from runs.provenance import git
-from runs.record import PUBLISHED, is_hidden, ledger, write_record
+from runs.record import ledger
+from runs.record.ledger import PUBLISHED, write_record
+from runs.record.text import is_hidden
+from runs.run.identity import run_id
+from runs.run.provenance import git
 
 PAGE, COLUMNS = (
     ROOT / "docs" / "attack.md",

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from runs.errors import is_users
+from runs.command.errors import is_users
 
 #: What is tried by hand.
 HOSTILE = yaml.safe_load(

@@ -27,7 +27,7 @@ from support import written
 import vera
 from runs import models
 from runs.config import expand
-from runs.identity import model_content
+from runs.run.identity import model_content
 from tasks import mt_bench
 from tasks.e2e_metrics import read_hypotheses
 from tasks.images.pixels import BadImageError, preprocessing

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import pytest
 
-from runs.command import Common, entry_point, one_of, read, setting
+from runs.command.parser import Common, entry_point, one_of, read, setting
 
 PARTS = ("environment", "parity", "repeats", "memory", "families", "speed")
 HERE = Path(__file__).parent
@@ -102,7 +102,7 @@ def check(paths: Iterable[Path], device: str, output: Path, limit: float) -> boo
     one failed."""
     import torch
 
-    from runs.provenance import code_state, machine, versions
+    from runs.run.provenance import code_state, machine, versions
 
     header = {
         "date": time.strftime("%Y-%m-%d"),
@@ -133,7 +133,7 @@ def main(arguments: list[str]) -> int:
     parts = [one_of("part", name, PARTS) for name in words] or list(PARTS)
     device, output = line.settings.device, Path(line.settings.output)
     if device == "cuda":
-        from runs.gpus import check_usable  # which imports torch
+        from runs.machine.gpus import check_usable
 
         check_usable(device)
     return check(

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gpu_check import DEVICE, GPU_ONLY
-from runs import gpus
 from runs.config import expand
+from runs.machine import gpus
 from runs.training.context import flags, set_flags
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from gpu_check import DEVICE, ON_GPU, cases
-from runs import methods, models
+from runs import models
 from runs.config import expand
-from runs.methods import make_method
-from runs.run import Run
+from runs.run import methods
+from runs.run.definition import Run
+from runs.run.methods import make_method
 from runs.training.checkpoint import make_optimizer, optimizer_groups
 from runs.training.context import make_accelerator
 

@@ -8,7 +8,7 @@ from ledgers import COUNTS, record
 
 from analysis.paper import DECIMALS, FROM_MNLI, numbers
 from nets.golden import short_hash
-from runs.record import Ledger
+from runs.record.ledger import Ledger
 
 #: Ours less the paper's and our spread, in units of the table; seeds; a diverged one;
 #: trained numbers more.

@@ -24,7 +24,9 @@ from analysis.results.templates import macros
 from analysis.stats import MODELS, verdicts_by_runs
 from nets.golden import read_lines, same_lines
 from nets.made import made_ledger
-from runs.record import PUBLISHED, TEXT_SCORES, Record, median_interval, read_ledger
+from runs.record.cell import median_interval
+from runs.record.ledger import PUBLISHED, read_ledger
+from runs.record.schema import TEXT_SCORES, Record
 
 pytestmark = pytest.mark.nets
 

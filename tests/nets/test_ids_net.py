@@ -13,14 +13,16 @@ from tiers import sample
 import tasks
 import vera
 from nets.golden import WRITES, read_lines, same_lines, short_hash, write_lines
-from runs import config, identity
+from runs import config
 from runs.config import Files
 from runs.config.compose import Composer
 from runs.config.grid import read_grid
-from runs.methods import make_method
 from runs.models import skeleton
-from runs.record import CONF, PUBLISHED, is_trial, read_study
-from runs.run import Run
+from runs.record.cell import is_trial
+from runs.record.ledger import CONF, PUBLISHED, read_study
+from runs.run import identity
+from runs.run.definition import Run
+from runs.run.methods import make_method
 from runs.training.checkpoint import optimizer_groups
 
 pytestmark = pytest.mark.nets

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from runs.gpus import processor_model
+from runs.machine.gpus import processor_model
 from runs.record.agreement import difference_of_results
 
 pytestmark = pytest.mark.properties

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from runs import answer, evaluate, export, judge, models
 from runs.config import expand
-from runs.identity import run_id
-from runs.record import read_record, record_path, run_folder, write_record
+from runs.record.ledger import read_record, record_path, run_folder, write_record
+from runs.run.identity import run_id
 from runs.training.loop import Training
 from tasks.instruct import OWN_TEMPLATE, read_template
 from tasks.mt_bench import read_answers, read_questions

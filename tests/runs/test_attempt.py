@@ -33,20 +33,21 @@ from running import (
 )
 
 import vera
-from runs import shared_files as locks
+from runs.command.errors import DeviceError, Stop, StoppedError, UserError
 from runs.config import expand
-from runs.errors import DeviceError, Stop, StoppedError, UserError
 from runs.evaluate import amend
-from runs.identity import run_id
-from runs.record import (
+from runs.machine import locks
+from runs.machine.hashes import check_kept, digest
+from runs.machine.locks import Lock, alone, run_lock
+from runs.record.ledger import (
     finished_record,
     record_path,
     run_folder,
     sweep_up_dead,
     write_record,
 )
-from runs.shared_files import Lock, alone, check_kept, digest, run_lock
-from runs.tracking import Tracking
+from runs.run.identity import run_id
+from runs.tracking.settings import Tracking
 from runs.training import train
 from runs.training.files import CHECKPOINT, Attempt, saved, tidy
 from runs.training.loop import Training
@@ -515,7 +516,7 @@ def test_a_stop_while_a_run_loads_ends_it_at_once_and_is_no_failure(words):
 
 COMMAND = """
 import multiprocessing, time
-from runs.fork_server import end_with_parent
+from runs.machine.fork_server import end_with_parent
 
 def run():
     end_with_parent()

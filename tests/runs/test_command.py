@@ -13,9 +13,8 @@ from typing import Literal
 import pytest
 from running import ROOT, call_here, refused
 
-from runs import command
-from runs.command import COMPOSING, Common, OfRecords, entry_point, read, setting
-from runs.errors import UserError
+from runs.command.errors import UserError
+from runs.command.parser import COMPOSING, Common, OfRecords, entry_point, read, setting
 from runs.record.text import LONGEST
 
 pytestmark = pytest.mark.properties
@@ -310,7 +309,7 @@ def test_what_will_change_in_a_library_is_not_on_the_screen(
 def test_a_pipe_that_is_not_the_output_breaks_with_a_line(monkeypatch, capfd):
     assert ended(raising(BrokenPipeError(32, "Broken pipe")), monkeypatch) == 2
     assert capfd.readouterr().err == "error: Broken pipe\n"
-    monkeypatch.setattr(command, "_drop_unread_output", lambda: True)
+    monkeypatch.setattr("runs.command.parser._drop_unread_output", lambda: True)
     assert ended(raising(BrokenPipeError(32, "Broken pipe")), monkeypatch) == 141
     assert capfd.readouterr().err == ""
 
@@ -355,7 +354,7 @@ def test_a_full_disk_behind_the_output_is_one_line():
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        ("runs.command", {"torch", "hydra", "tasks", "vera"}),
+        ("runs.command.parser", {"torch", "hydra", "tasks", "vera"}),
         (
             "runs.plan, runs.publish, runs.sweep.sweep, analysis.dashboard",
             {"torch", "evaluate", "wandb"},

@@ -27,15 +27,15 @@ from tiers import sample
 
 import runs.__main__ as main
 import vera
-from runs import shared_files
-from runs.command import mistake
+from runs.command.errors import UserError
+from runs.command.parser import mistake
 from runs.config import CONF, Files, cells, expand, files, parts, read_command
 from runs.config.compose import NO_RECIPE, VERSION_BASE, Composer
 from runs.config.recipes import check_recipe
 from runs.config.schema import Config
-from runs.errors import UserError
-from runs.identity import run_id
-from runs.record import run_folder
+from runs.machine import hashes
+from runs.record.ledger import run_folder
+from runs.run.identity import run_id
 
 pytestmark = pytest.mark.properties
 
@@ -754,7 +754,7 @@ def test_a_table_is_composed_once_until_a_file_changes(tmp_path, monkeypatch):
 
     def read_anew(*words):
         """As another process does."""
-        monkeypatch.setattr(shared_files, "FOUND", {})
+        monkeypatch.setattr(hashes, "FOUND", {})
         return read_command(words)
 
     monkeypatch.setattr(cells, "compose_command", compose_command)

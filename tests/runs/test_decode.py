@@ -28,8 +28,8 @@ import tasks.e2e_metrics
 import vera
 from runs import evaluate
 from runs.config import expand
-from runs.identity import run_id
-from runs.record import read_record, record_path, run_folder
+from runs.record.ledger import read_record, record_path, run_folder
+from runs.run.identity import run_id
 from runs.training import decode
 from runs.training.result import deviations
 from tasks.forgetting import fixed_text

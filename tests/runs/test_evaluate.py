@@ -15,13 +15,20 @@ from tiers import sample
 from runs import evaluate, plan, publish
 from runs.config import expand
 from runs.evaluate import find, restore
-from runs.identity import run_id
+from runs.machine.locks import alone, run_lock
 from runs.measure import layer_and_site, magnitude, matrix_fit, measure_id, similarity
 from runs.measure import main as measure_main
-from runs.record import read_ledger, run_folder, without_paths, write_record
 from runs.record.folder import RecordFolder
-from runs.record.ledger import read_study, record_text, write_study
-from runs.shared_files import alone, run_lock
+from runs.record.ledger import (
+    read_ledger,
+    read_study,
+    record_text,
+    run_folder,
+    write_record,
+    write_study,
+)
+from runs.record.redaction import without_paths
+from runs.run.identity import run_id
 from vera.methods.layers import changes
 
 pytestmark = pytest.mark.properties

@@ -23,10 +23,11 @@ from tiny import answer
 from transformers import AutoModelForSequenceClassification
 
 from runs import export, models
-from runs.errors import UserError
+from runs.command.errors import UserError
 from runs.evaluate import restore
 from runs.export import push
-from runs.record import Ledger, median_interval, write_record
+from runs.record.cell import median_interval
+from runs.record.ledger import Ledger, write_record
 from vera import AdapterError, Conversion, LayerConversion
 from vera.methods.vera_layer import VeRAChange
 

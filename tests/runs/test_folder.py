@@ -7,9 +7,10 @@ from ledgers import record
 from running import output_of, trained
 
 from runs import evaluate, plan
-from runs.command import OfRecords
-from runs.record import folder, record_path, write_record
+from runs.command.parser import OfRecords
+from runs.record import folder
 from runs.record.folder import RecordFolder
+from runs.record.ledger import record_path, write_record
 
 pytestmark = pytest.mark.properties
 
@@ -69,7 +70,7 @@ def test_a_plan_opens_the_records_of_its_runs_and_the_newest(
 ):
     done = trained(words)
     fill(output_of(words), 9)
-    monkeypatch.setattr("runs.forecast.PACE_RECORDS", 2)
+    monkeypatch.setattr("runs.forecast.pace.PACE_RECORDS", 2)
     assert plan.main([*words, "seed=0,1"]) == 0
     assert "done 1" in capsys.readouterr().out
     assert len(opened) == len(set(opened)) <= 4  # two runs, and the two newest

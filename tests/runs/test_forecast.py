@@ -17,15 +17,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 import vera
-from runs import counts, forecast, methods, models, plan
+from runs import counts, models, plan
+from runs.command.errors import UserError
 from runs.config import CONF, expand
-from runs.errors import UserError
-from runs.forecast import GRID, Lengths, Planned, known_data, outline
-from runs.identity import run_id
-from runs.record import duration, read_study, run_folder
+from runs.forecast import data, pace, work
+from runs.forecast.data import GRID, Lengths, known_data
+from runs.forecast.pace import Planned
+from runs.forecast.work import outline
 from runs.record.folder import RecordFolder
+from runs.record.ledger import read_study, run_folder
 from runs.record.steps import Plan
-from runs.run import epoch_batches
+from runs.record.text import duration
+from runs.run import methods
+from runs.run.definition import epoch_batches
+from runs.run.identity import run_id
 from tasks import e2e, glue, images, instruct
 
 pytestmark = pytest.mark.parity
@@ -150,7 +155,7 @@ def test_published_runs_took_the_steps_and_about_the_tokens_that_the_table_says(
             or config["task"].get("holdout")
         ):
             continue
-        train, _ = forecast._published(config["task"], entry)
+        train, _ = data._published(config["task"], entry)
         where = Plan.of(config["train"], train.rows)
         assert where.total_steps == steps, record["id"]
         epochs, rest = divmod(steps, where.steps_per_epoch)
@@ -158,7 +163,7 @@ def test_published_runs_took_the_steps_and_about_the_tokens_that_the_table_says(
             tokens = (
                 record["cost"]["tokens_per_second"] * record["cost"]["train_seconds"]
             )
-            lengths = np.interp(forecast.EVENLY, GRID, entry["tokens"]["train"]["at"])
+            lengths = np.interp(data.EVENLY, GRID, entry["tokens"]["train"]["at"])
             length = Lengths(1, lengths).cut(config["train"]["max_length"]).mean
             assert epochs * train.rows * length == pytest.approx(tokens, rel=0.11), (
                 record["id"]
@@ -300,7 +305,7 @@ def test_counts_are_kept_and_what_cannot_be_counted_is_named(monkeypatch):
         methods, "run_forward", lambda *_: pytest.fail("it was counted before")
     )
     assert outline(lora) == first
-    lines = forecast.estimate(
+    lines = pace.estimate(
         [Planned(vb, "missing"), Planned(lora, "missing")], RecordFolder("nowhere")
     )
     assert "FLOPs are not known of peft_vblora" in lines
@@ -339,7 +344,7 @@ def test_the_plan_of_a_row_of_table_2(tmp_path):
 def test_nothing_is_claimed_where_nothing_is_known():
     # No row counts: a data set of the hub that nobody has described
     words = f"model=minilm task=text task.hub=nobody/knows task.revision={'0' * 40} task.name=mine"
-    text = forecast.estimate(
+    text = pace.estimate(
         [Planned(run, "missing") for run in expand(words.split())],
         RecordFolder("nowhere"),
     )
@@ -350,10 +355,8 @@ def test_nothing_is_claimed_where_nothing_is_known():
         math.ceil(392702 / mnli.config["train"]["effective_batch"])
         * mnli.config["train"]["epochs"]
     )
-    assert outline(mnli) == forecast.Outline(
-        steps, "rows as published (conf/rows.yaml)"
-    )
-    text = forecast.estimate([Planned(mnli, "missing")], RecordFolder("nowhere"))
+    assert outline(mnli) == work.Outline(steps, "rows as published (conf/rows.yaml)")
+    text = pace.estimate([Planned(mnli, "missing")], RecordFolder("nowhere"))
     assert (" tokens" in text, "FLOPs are not known of lora" in text) == (False, True)
 
 
@@ -377,9 +380,7 @@ def test_decoding_reads_the_weights_for_each_token_of_a_batch(
     )
     assert known.prompts > 0
     rates = yaml.safe_load((CONF / "cards.yaml").read_text())["H100"]
-    hours = forecast.estimate(
-        [Planned(run, "missing")], RecordFolder("nowhere"), "H100"
-    )
+    hours = pace.estimate([Planned(run, "missing")], RecordFolder("nowhere"), "H100")
     seconds = (known.flops + known.prompts) / rates[precision] + known.reads / rates[
         "memory"
     ]
@@ -394,9 +395,7 @@ def test_decoding_reads_the_weights_for_each_token_of_a_batch(
 
 def test_how_many_texts_are_decoded(e2e):
     def texts(**task):
-        return forecast.known_texts(
-            json.dumps({"decode": "test", "items": None} | task)
-        )
+        return data.known_texts(json.dumps({"decode": "test", "items": None} | task))
 
     both = {"name": "gsm8k", "tests": ["gsm8k", "math"]}
     assert (texts(**both), texts(**both, items=100)) == (1319 + 5000, 200)
@@ -424,7 +423,7 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request):
         expand(words),
     )
     assert not (Path(output_of(words)) / "records").exists()
-    flops, _ = forecast.rate_of(run, [])
+    flops, _ = pace.rate_of(run, [])
     assert f"est. {duration(outline(run).flops / flops)} left" in out
     # Kept: nothing is measured twice, and another row has a rate of its own
     assert (
@@ -453,11 +452,11 @@ def test_a_probe_that_cannot_be_made_is_named_and_a_damaged_rate_is_none(
         "no estimate of time"
     )
     (run,) = expand(words)
-    file = forecast.rate_file(run)
+    file = pace.rate_file(run)
     file.parent.mkdir(parents=True)
     for text in ("", "[]", '{"flops": "x"}', '{"flops": null}', '{"flops": 5.0}'):
         file.write_text(text)
-        assert forecast.rate_of(run, []) == (
+        assert pace.rate_of(run, []) == (
             (5.0, "a probe's rate") if "5.0" in text else None
         )
 
@@ -472,7 +471,7 @@ def test_what_is_a_measure_of_a_runs_time(words):
     for row in ("head", "none"):
         record = trained([*plain, f"method={row}"])
         (run,), (other,) = expand(words), expand([*plain, f"method={row}", "seed=1"])
-        assert (forecast._like(run, [record]), forecast._like(other, [record])) == (
+        assert (pace._like(run, [record]), pace._like(other, [record])) == (
             [],
             [record],
         )
@@ -481,7 +480,7 @@ def test_what_is_a_measure_of_a_runs_time(words):
     for more, steps in (([], 10), (["train.max_steps=2"], 2)):  # 2 epochs of 5 steps
         (run,) = expand([*words, *more])
         left = Planned(run, "missing")
-        assert forecast._as_finished(left, [record]) == pytest.approx(
+        assert pace._as_finished(left, [record]) == pytest.approx(
             steps * (4.0 + 3.0) / 2
         )
 
@@ -505,9 +504,7 @@ def test_what_a_checkpoint_has_is_not_planned_again(words):
     assert (planned.state, planned.progress["step"]) == ("partial", whole.steps // 2)
     assert plan.left([planned]) == [planned]
     seconds = record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"]
-    assert forecast._as_finished(planned, [record]) == pytest.approx(
-        seconds / 2, rel=1e-3
-    )
-    assert f"{whole.steps - whole.steps // 2:,} steps" in forecast.estimate(
+    assert pace._as_finished(planned, [record]) == pytest.approx(seconds / 2, rel=1e-3)
+    assert f"{whole.steps - whole.steps // 2:,} steps" in pace.estimate(
         [planned], RecordFolder("nowhere")
     )

@@ -7,11 +7,10 @@ import json
 import pytest
 from running import trained
 
-from runs.record import PUBLISHED, read_study
+from runs.publishing.study_check import problems, read
 from runs.record.derived import NOT_PROVABLE, contradictions, derived
 from runs.record.items import pack, unpack
-from runs.record.ledger import write_study
-from runs.study_check import problems, read
+from runs.record.ledger import PUBLISHED, read_study, write_study
 
 pytestmark = pytest.mark.properties
 
@@ -116,7 +115,7 @@ FORGERIES = {
     "cell id": edit("cell_id", "0" * 16),
     "protocol": edit("protocol", 99),
     "sources of the code": edit("code.sources.method.sha256", "0" * 16),
-    "changed code": edit("code.altered", ["runs/run.py"]),
+    "changed code": edit("code.altered", ["runs/run/definition.py"]),
 }
 
 

@@ -22,12 +22,13 @@ from tiers import sample
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from runs import ENVIRONMENT, SPINNING, gpus, models
+from runs import ENVIRONMENT, SPINNING, models
+from runs.command.errors import DeviceError, UserError
 from runs.config import expand
-from runs.errors import DeviceError, UserError
-from runs.identity import run_id
+from runs.machine import gpus
+from runs.run.identity import run_id
 from runs.sweep import pool
-from runs.tracking import Tracking
+from runs.tracking.settings import Tracking
 from runs.training import checkpoint, context
 
 pytestmark = pytest.mark.properties
@@ -416,11 +417,11 @@ import gc, sys, torch
 asked = []
 for name in ("is_available", "device_count", "_lazy_init", "init", "current_device", "get_device_properties"):
     setattr(torch.cuda, name, lambda *given, name=name: asked.append(name) or 0)
-import runs.preload
+import runs.machine.preload
 print(*sys.modules)
 assert not torch.cuda.is_initialized() and not asked
 assert gc.isenabled() and gc.get_freeze_count()
-from runs.provenance import code_state, versions
+from runs.run.provenance import code_state, versions
 assert code_state.cache_info().currsize == versions.cache_info().currsize == 1
 """
 

@@ -22,15 +22,17 @@ from safetensors.torch import load_file
 
 import tasks
 import vera
-from runs import models, plan, provenance, shared_files
+from runs import models, plan
+from runs.command.errors import Stop
 from runs.config import expand
-from runs.errors import Stop
-from runs.identity import hash_files, identify, run_id, start_file, start_id
-from runs.record import read_record, record_path, run_folder, write_record
+from runs.machine import hashes
 from runs.record.folder import RecordFolder
-from runs.run import starts, with_starts
+from runs.record.ledger import read_record, record_path, run_folder, write_record
+from runs.run import provenance
+from runs.run.definition import starts, with_starts
+from runs.run.identity import hash_files, identify, run_id, start_file, start_id
 from runs.sweep import sweep
-from runs.tracking import Tracking
+from runs.tracking.settings import Tracking
 from runs.training.loop import Training
 from runs.training.train import do as attempt
 from runs.training.train import train
@@ -231,14 +233,14 @@ def test_a_file_is_read_once_in_all_processes_and_a_damaged_note_of_it_is_none(
     path = tmp_path / "weights"
     path.write_bytes(b"weights")
     expected, read = hashlib.sha256(b"weights").hexdigest(), []
-    digest = shared_files.digest
+    digest = hashes.digest
     monkeypatch.setattr(
-        shared_files, "digest", lambda path: read.append(path) or digest(path)
+        hashes, "digest", lambda path: read.append(path) or digest(path)
     )
     for number, reads in enumerate((1, 1, 2)):
-        assert shared_files.file_hash(path) == shared_files.file_hash(path) == expected
+        assert hashes.file_hash(path) == hashes.file_hash(path) == expected
         assert len(read) == reads
-        shared_files.FOUND.clear()  # the next look is another process's
+        hashes.FOUND.clear()  # the next look is another process's
         if number == 1:
             (kept,) = [
                 p
@@ -247,7 +249,7 @@ def test_a_file_is_read_once_in_all_processes_and_a_damaged_note_of_it_is_none(
             ]
             kept.write_text('"no hash"')
     path.write_bytes(b"others!")
-    assert shared_files.file_hash(path) != expected
+    assert hashes.file_hash(path) != expected
 
 
 # --- starting from another adapter: label, plan, order, and what is said while the start is not there

@@ -27,7 +27,7 @@ from runs import evaluate, models
 from runs.config import expand, parts
 from runs.export import main as export
 from runs.models import wheels
-from runs.record import run_folder
+from runs.record.ledger import run_folder
 from runs.sweep.sweep import preflight, sweep
 from tasks import DataError
 from tasks.fetch import cache_folder

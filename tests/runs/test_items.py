@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import output_of, straight_and_resumed, trained
 
-from runs.record import run_folder
 from runs.record.items import MOST_ITEMS, pack, right_items, unpack
+from runs.record.ledger import run_folder
 
 pytestmark = pytest.mark.properties
 

@@ -14,16 +14,7 @@ from running import refused
 from runs.__main__ import main
 from runs.config import expand
 from runs.config.schema import Launch
-from runs.identity import run_id
-from runs.record import (
-    CONF,
-    PUBLISHED,
-    defining,
-    id_of,
-    protocol,
-    read_study,
-    without_paths,
-)
+from runs.record.cell import defining, id_of, protocol
 from runs.record.keys import (
     KEYS,
     PATH,
@@ -35,6 +26,9 @@ from runs.record.keys import (
     names_with_role,
     nearest_key,
 )
+from runs.record.ledger import CONF, PUBLISHED, read_study
+from runs.record.redaction import without_paths
+from runs.run.identity import run_id
 from runs.training.result import deviations
 
 pytestmark = pytest.mark.properties

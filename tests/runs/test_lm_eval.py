@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import vera
 from runs import evaluate, export, lm_eval
-from runs.record import (
+from runs.record.ledger import (
     evaluated,
     read_ledger,
     read_record,

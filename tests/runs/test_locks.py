@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from runs import gpus
-from runs.errors import UserError
-from runs.shared_files import Lock
+from runs.command.errors import UserError
+from runs.machine import gpus
+from runs.machine.locks import Lock
 
 pytestmark = pytest.mark.properties
 
@@ -212,7 +212,7 @@ def test_a_lock_on_a_removed_file_keeps_nobody_off(tmp_path, monkeypatch):
         lock_file(descriptor, operation)
 
     with monkeypatch.context() as patch:
-        patch.setattr("runs.shared_files.fcntl.flock", remove_and_lock)
+        patch.setattr("runs.machine.locks.fcntl.flock", remove_and_lock)
         assert not Lock(path).take(0)
     lock = Lock(path)
     assert lock.take(0)

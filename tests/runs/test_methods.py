@@ -17,15 +17,16 @@ from tiers import sample
 from tiny import tiny_model
 
 import vera
-from runs import evaluate, methods, models, tune
+from runs import evaluate, models, tune
 from runs.config import CONF, expand
-from runs.identity import run_id
-from runs.methods import make_method, patterns_of, rates_of
 from runs.plan import plan
-from runs.provenance import changed
-from runs.record import read_record, read_sweep, record_path, sweep_names
 from runs.record.folder import RecordFolder
-from runs.run import with_starts
+from runs.record.ledger import read_record, read_sweep, record_path, sweep_names
+from runs.run import methods
+from runs.run.definition import with_starts
+from runs.run.identity import run_id
+from runs.run.methods import make_method, patterns_of, rates_of
+from runs.run.provenance import changed
 from runs.sweep import sweep
 from runs.sweep.display import Display, result_words
 from runs.training.checkpoint import WITHOUT_GRADIENT, make_optimizer, optimizer_groups

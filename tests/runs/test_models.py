@@ -42,9 +42,9 @@ import tasks
 import tasks.fetch
 from runs import models
 from runs.config import expand
-from runs.identity import model_content
 from runs.models import wheels
-from runs.record import CONF, in_conf, read_record
+from runs.record.ledger import CONF, in_conf, read_record
+from runs.run.identity import model_content
 from runs.training.context import build
 from tasks import fetch
 from tasks.fetch import cached, content, snapshot

@@ -22,7 +22,7 @@ import vera
 from runs.config import expand
 from runs.evaluate import restore
 from runs.predict import first_rows
-from runs.record import run_folder, write_record
+from runs.record.ledger import run_folder, write_record
 from runs.sweep.sweep import preflight
 from tasks.text import TextTask
 

@@ -24,20 +24,15 @@ from sklearn.metrics import classification_report
 from tiers import pairs
 
 from analysis.report import main as report
-from runs import predictions
 from runs.evaluate import kept_result, restore
 from runs.export import main as export
 from runs.mistakes import main as mistakes
 from runs.publish import main as publish
-from runs.record import (
-    read_csv,
-    read_record,
-    record_path,
-    run_folder,
-    write_record,
-)
+from runs.record.ledger import read_record, record_path, run_folder, write_record
+from runs.record.spreadsheet import read_csv
 from runs.sweep.display import result_words
-from runs.tracking import Tracking
+from runs.tracking.settings import Tracking
+from runs.training import predictions
 from runs.training.train import train
 
 pytestmark = pytest.mark.properties

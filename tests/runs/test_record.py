@@ -17,27 +17,21 @@ from running import ODD, refused
 
 from analysis import frame
 from runs import models
-from runs.command import open_ledger
-from runs.record import (
-    SCHEMA,
-    Metric,
-    best_and_last,
-    cell_id,
-    crossfit,
+from runs.command.parser import open_ledger
+from runs.record.cell import Metric, best_and_last, cell_id, crossfit
+from runs.record.ledger import (
     read_ledger,
     read_record,
     read_study,
-)
-from runs.record.ledger import (
     record_path,
     record_text,
     write_record,
     write_study,
 )
 from runs.record.redaction import without_paths
-from runs.record.schema import FAILED, check
+from runs.record.schema import FAILED, SCHEMA, check
 from runs.record.text import describe, is_hidden, printable
-from runs.run import overrides_of
+from runs.run.definition import overrides_of
 
 pytestmark = pytest.mark.properties
 

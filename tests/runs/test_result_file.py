@@ -7,8 +7,8 @@ from ledgers import exact
 
 from analysis.leaderboard.reader import read_leaderboard
 from runs import export
-from runs.errors import UserError
-from runs.record import write_record
+from runs.command.errors import UserError
+from runs.record.ledger import write_record
 
 pytestmark = pytest.mark.properties
 

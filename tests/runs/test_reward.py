@@ -17,16 +17,16 @@ from running import (
 )
 
 from runs.config import expand
-from runs.identity import run_id
-from runs.reach import reach_of
-from runs.reward_functions import rows_of_step
-from runs.run import epoch_batches
+from runs.run.definition import epoch_batches
+from runs.run.identity import run_id
+from runs.run.reward_functions import rows_of_step
 from runs.sweep import display
-from runs.tracking import PLAIN_COLUMNS, points
+from runs.tracking.content import PLAIN_COLUMNS, points
 from runs.training.effect import estimate_effect
 from runs.training.loop import Training
 from runs.training.policy import token_tensors
 from runs.training.policy_gradient import group_advantages
+from runs.training.reach import reach_of
 from runs.training.result import deviations
 from runs.training.train import train
 

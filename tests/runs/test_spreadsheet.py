@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from runs.record import csv_text, read_csv
+from runs.record.spreadsheet import csv_text, read_csv
 
 pytestmark = pytest.mark.properties
 

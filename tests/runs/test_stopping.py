@@ -15,13 +15,14 @@ import pytest
 from running import ROOT, do, output_of, wait_for
 
 import tasks
-from runs import fork_server
 from runs.config import expand
-from runs.identity import run_id
-from runs.record import read_csv, record_path, run_folder
-from runs.shared_files import run_lock
+from runs.machine import fork_server
+from runs.machine.locks import run_lock
+from runs.record.ledger import record_path, run_folder
+from runs.record.spreadsheet import read_csv
+from runs.run.identity import run_id
 from runs.sweep import display, pool, sweep
-from runs.tracking import Tracking
+from runs.tracking.settings import Tracking
 from tasks import metrics
 
 pytestmark = pytest.mark.properties

@@ -12,11 +12,15 @@ from ledgers import seeds
 from running import ROOT, call_here, output_of, refused, trained
 
 import tasks
-from runs import provenance, publish, study_check
+from runs import publish
 from runs.config import expand
-from runs.record import ledger, study_folders, without_paths, write_sweep
+from runs.publishing import study_check
+from runs.publishing.study_check import problems, read
+from runs.record import ledger
 from runs.record.derived import derived
-from runs.study_check import problems, read
+from runs.record.ledger import study_folders, write_sweep
+from runs.record.redaction import without_paths
+from runs.run import provenance
 from runs.sweep.sweep import preflight
 
 pytestmark = pytest.mark.properties
@@ -44,7 +48,7 @@ def clone(tmp_path, monkeypatch):
     project, root = tmp_path / "project", tmp_path / "clone"
     for name in (
         *SOURCES.values(),
-        "runs/run.py",
+        "runs/run/definition.py",
         "conf/config.yaml",
         "runs/records/s/records.jsonl",
     ):
@@ -169,8 +173,8 @@ def test_a_method_on_the_branch_or_in_sources_makes_a_result_repeatable(clone):
 #: What is planted in a record of the first seed, below its keys, and what is said of it.
 FAULTS = [
     (
-        {"code": {"altered": ["runs/run.py"]}},
-        "changed files of the project itself (runs/run.py): 1 run",
+        {"code": {"altered": ["runs/run/definition.py"]}},
+        "changed files of the project itself (runs/run/definition.py): 1 run",
     ),
     (
         {"code": {"altered": None, "dirty": True}},
@@ -217,11 +221,11 @@ def test_a_planted_fault_is_found_in_a_line(planted, named, clone):
 
 
 def test_a_changed_file_of_the_project_is_named(clone):
-    (clone / "runs/run.py").write_text("edited\n")
+    (clone / "runs/run/definition.py").write_text("edited\n")
     (line,) = problems(read(study_of(clone, sound(clone))))
-    assert "(runs/run.py): 2 runs" in line
+    assert "(runs/run/definition.py): 2 runs" in line
     # And before the hours, by the sweep
-    assert provenance.code_state()["altered"] == ["runs/run.py"]
+    assert provenance.code_state()["altered"] == ["runs/run/definition.py"]
 
 
 def test_a_count_is_the_methods_own(clone):
@@ -411,12 +415,15 @@ def test_a_method_and_configuration_from_outside_come_along(tmp_path, monkeypatc
 
 
 def test_a_sweep_says_before_its_runs_that_code_was_changed(words, monkeypatch, capsys):
-    for others, told in (([], False), (["runs/run.py", "vera/check.py"], True)):
+    for others, told in (
+        ([], False),
+        (["runs/run/definition.py", "vera/check.py"], True),
+    ):
         monkeypatch.setattr(
             "runs.sweep.sweep.code_state", lambda of=others: {"altered": of}
         )
         preflight(expand(words))
-        assert ("runs/run.py and 1 more" in capsys.readouterr().out) == told
+        assert ("runs/run/definition.py and 1 more" in capsys.readouterr().out) == told
 
 
 @pytest.mark.usefixtures("process")

@@ -36,12 +36,12 @@ from tiers import ALL_TESTS
 
 import runs.__main__
 import vera
-from runs import fork_server
+from runs.command.errors import DeviceError, UserError
 from runs.config import Launch, expand, read_command
-from runs.errors import DeviceError, UserError
-from runs.identity import run_id
-from runs.provenance import differs
-from runs.record import (
+from runs.machine import fork_server
+from runs.machine.hashes import digest
+from runs.machine.locks import run_lock
+from runs.record.ledger import (
     ROOT,
     read_ledger,
     read_record,
@@ -49,9 +49,10 @@ from runs.record import (
     run_folder,
     write_record,
 )
-from runs.shared_files import digest, run_lock
+from runs.run.identity import run_id
+from runs.run.provenance import differs
 from runs.sweep import display, launch, pool, sweep, time_left
-from runs.tracking import Tracking
+from runs.tracking.settings import Tracking
 from runs.training import train as tries_of_a_run
 from runs.training.loop import Training
 

@@ -20,21 +20,15 @@ import yaml
 from running import ROOT, call, comparable, elsewhere, output_of, trained
 from servers import NOBODY, logged_in
 
-from runs import tracking
+from runs.command.errors import StoppedError
 from runs.config import expand
-from runs.errors import StoppedError
-from runs.identity import run_id
-from runs.record import read_record, record_path
-from runs.run import with_starts
-from runs.tracking import (
-    Tracker,
-    Tracking,
-    about_run,
-    agent_note,
-    ask_before_upload,
-    of_run,
-    summary_of,
-)
+from runs.record.ledger import read_record, record_path
+from runs.run.definition import with_starts
+from runs.run.identity import run_id
+from runs.tracking import tracker
+from runs.tracking.content import about_run, summary_of
+from runs.tracking.settings import Tracking, agent_note, ask_before_upload, of_run
+from runs.tracking.tracker import Tracker
 from runs.training.loop import Training
 from runs.training.train import train
 
@@ -177,9 +171,9 @@ def test_how_a_run_ends_in_wandb(status, error, run, words):
 )
 def test_a_fault_of_wandb_changes_no_record(fault, run, words, monkeypatch, tmp_path):
     """And loses nothing, nor takes more than half a minute."""
-    assert tracking.START + tracking.FINISH_TIMEOUT <= 30
-    monkeypatch.setattr(tracking, "INIT_TIMEOUT", 4.0)
-    monkeypatch.setattr(tracking, "FINISH_TIMEOUT", 3.0)
+    assert tracker.START + tracker.FINISH_TIMEOUT <= 30
+    monkeypatch.setattr(tracker, "INIT_TIMEOUT", 4.0)
+    monkeypatch.setattr(tracker, "FINISH_TIMEOUT", 3.0)
     straight = trained(elsewhere([*words, "method=vera"], output=tmp_path / "straight"))
 
     def report(event):  # the second epoch is over

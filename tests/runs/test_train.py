@@ -23,15 +23,15 @@ from running import (
 from tiers import sample
 from torch import nn
 
-from runs import provenance
+from runs.command.errors import UserError
 from runs.config import expand
-from runs.errors import UserError
-from runs.identity import run_id
-from runs.reach import rate_factor
-from runs.record import Metric, dev_halves
+from runs.record.cell import Metric, dev_halves
 from runs.record.derived import summarise
-from runs.run import check_dev_rows, epoch_batches
+from runs.run import provenance
+from runs.run.definition import check_dev_rows, epoch_batches
+from runs.run.identity import run_id
 from runs.training.loop import Training
+from runs.training.reach import rate_factor
 from runs.training.result import deviations
 from runs.training.train import train
 

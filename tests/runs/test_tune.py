@@ -22,8 +22,8 @@ from tiny import write_glue
 from analysis.frame import runs as frame_of
 from runs import publish, tune
 from runs.config import CONF, expand
-from runs.identity import run_id
-from runs.record import read_ledger, read_study
+from runs.record.ledger import read_ledger, read_study
+from runs.run.identity import run_id
 
 pytestmark = pytest.mark.determinism
 

@@ -15,9 +15,10 @@ from tiny import cells, picture, write_images
 
 import tasks
 from runs.config import expand
-from runs.identity import data_content
-from runs.predictions import illustrate, table
-from runs.record import csv_text, write_atomically
+from runs.record.ledger import write_atomically
+from runs.record.spreadsheet import csv_text
+from runs.run.identity import data_content
+from runs.training.predictions import illustrate, table
 from tasks.images.pixels import Preprocessing
 from tasks.images.sets import _cells
 

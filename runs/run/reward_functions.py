@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runs.errors import UserError
+from runs.command.errors import UserError
 from tasks.base import first_line, quoted
 from tasks.exact import ExactTask, Exercise
 from tasks.files import module_file
@@ -27,17 +27,18 @@ Functions = str | Mapping[str, float]
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """A function with its weight in the reward."""
+    """A function with its weight in the reward. function: None for an exact answer,
+    which the task decides."""
 
     name: str
     weight: float
-    function: Callable[[str, str, str | None], Any]
+    function: Callable[[str, str, str | None], Any] | None
     task: ExactTask
 
     def score(self, exercise: Exercise, completion: str) -> float:
         """The score of a completion. Raises UserError where the function raises or
         returns no finite number."""
-        if self.name == EXACT_MATCH:
+        if self.function is None:
             return float(self.task.is_right(exercise, completion))
         try:
             score = self.function(exercise.prompt, completion, exercise.answer)
@@ -84,7 +85,7 @@ def load_functions(functions: Functions, task: ExactTask) -> list[RewardFunction
     """The functions of a run. Raises UserError for one that cannot be imported."""
     loaded = []
     for name, weight in weights_by_name(functions).items():
-        function: Callable[[str, str, str | None], Any] = _no_function
+        function: Callable[[str, str, str | None], Any] | None = None
         if name != EXACT_MATCH:
             function_file(name)
             try:
@@ -96,10 +97,6 @@ def load_functions(functions: Functions, task: ExactTask) -> list[RewardFunction
                 ) from None
         loaded.append(RewardFunction(name, weight, function, task))
     return loaded
-
-
-def _no_function(prompt: str, completion: str, answer: str | None) -> float:
-    raise NotImplementedError("exact match is the task's")
 
 
 def check_functions(functions: list[RewardFunction], task: ExactTask) -> None:

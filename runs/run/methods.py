@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runs import models
-from runs.errors import UserError, is_users
-from runs.record import ROOT, one_line
-from runs.run import Run
-from runs.shared_files import digest, kept_in_cache
+from runs.command.errors import UserError, is_users
+from runs.machine.hashes import digest, kept_in_cache
+from runs.record.ledger import ROOT
+from runs.record.text import one_line
+from runs.run.definition import Run
 from tasks import DataError
 from tasks.files import stamp
 

@@ -15,8 +15,8 @@ from typing import TypeVar
 
 import pynvml
 
-from runs.errors import DeviceError, UserError
-from runs.shared_files import Lock
+from runs.command.errors import DeviceError, UserError
+from runs.machine.locks import Lock
 
 T = TypeVar("T")
 #: Where NVIDIA's driver shows.

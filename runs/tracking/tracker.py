@@ -13,44 +13,29 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from runs.errors import rank
-from runs.record import (
-    Record,
-    describe,
-    hide_paths,
-    is_trial,
-    run_folder,
-    without_paths,
+from runs.command.errors import rank
+from runs.record.ledger import run_folder
+from runs.record.redaction import hide_paths
+from runs.record.schema import Record
+from runs.record.text import describe
+from runs.run.definition import Run
+from runs.tracking.content import (
+    LONGEST_NAME,
+    about_run,
+    cell_key,
+    points,
+    provenance_of,
+    summary_of,
 )
-from runs.run import Run, starts
+from runs.tracking.settings import AGENT, PROJECT, Tracking
 
-PROJECT = "vera-bench"
 #: Seconds that W&B's server has at a run's beginning and end, after which the run is
 #: written offline; and that a run waits at its end for wandb's start, where the machine
 #: is busy.
 INIT_TIMEOUT, FINISH_TIMEOUT, START = 10.0, 10.0, 20.0
-#: W&B's limits.
-LONGEST_TAG, LONGEST_NAME = 64, 128
-#: Environment variables that `wandb agent` sets for a command.
-AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
-
-
-@dataclass
-class Tracking:
-    """mode: online, offline or off. None: offline, unless the user says yes to
-    `ask_before_upload`. stats: with W&B's statistics of the system. adapter: the
-    adapter that is kept becomes an artifact. agent: whether `wandb agent` started the
-    command for this run (`of_run` sets it)."""
-
-    mode: Literal["online", "offline", "off"] | None = None
-    stats: bool = False
-    adapter: bool = False
-    # no key of the command line
-    agent: bool = field(default=False, metadata={"omegaconf_ignore": True})
 
 
 class Tracker:
@@ -241,76 +226,9 @@ class Tracker:
         self.wandb.log_artifact(artifact, aliases=["latest", self.run_id])
 
 
-def ask_before_upload(settings: Tracking, runs: int, output: str) -> Tracking:
-    """The settings of a command's runs, which are uploaded after a yes at the terminal
-    where tracking= says nothing; else a line says how to send them. Nobody is asked who
-    is not logged in to W&B, or has switched it off or offline.
-
-    runs: how many are left to do."""
-    set_otherwise = os.environ.get("WANDB_MODE", "online") != "online"
-    if settings.mode or set_otherwise or rank() or not runs or not is_logged_in():
-        return settings
-    if sys.stdin.isatty() and sys.stderr.isatty():
-        what = "this run" if runs == 1 else f"these {runs} runs"
-        print(
-            f"You are logged in to W&B. Send it {what}? docs/tracking.md lists what is"
-            " sent; tracking=online or tracking=offline answers in advance. [y/N] ",
-            end="",
-            file=sys.stderr,
-            flush=True,
-        )
-        if sys.stdin.readline().strip().lower() in ("y", "yes"):
-            return replace(settings, mode="online")
-    print(
-        "note: nothing is sent to W&B without tracking=online or a yes at a terminal."
-        f" To send these runs later: WANDB_DIR={output} wandb sync --yes",
-        file=sys.stderr,
-    )
-    return replace(settings, mode="offline")
-
-
-def is_logged_in() -> bool:
-    """Whether W&B has a key of this user. wandb, which takes a second to import, is
-    asked only where there is something like a key."""
-    variables = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
-    files = (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")
-    has_file = any(Path(file).expanduser().is_file() for file in files if file)
-    if not has_file and not any(os.environ.get(name) for name in variables):
-        return False
-    os.environ["WANDB_SILENT"] = "true"
-    with contextlib.suppress(Exception):  # whatever is wrong with wandb or its files
-        import wandb
-
-        known = bool(wandb.login(prompt=False, verify=False))
-        wandb.teardown()
-        return known
-    return False
-
-
 def log_file(output: str) -> Path:
     """The file with what went wrong with W&B, a line each."""
     return Path(output, "wandb", "tracking.log")
-
-
-def of_run(settings: Tracking, run: Run, runs: list[Run]) -> Tracking:
-    """The settings for one of a command's runs: an agent's is the only one that no
-    other run starts from."""
-    last = [other for other in runs if other not in starts(runs)]
-    return replace(settings, agent=AGENT[0] in os.environ and last == [run])
-
-
-def agent_note(runs: list[Run]) -> str | None:
-    """A line for an agent's command with too many runs to be attached to its sweep."""
-    sweep = os.environ.get(AGENT[0])
-    if not sweep or any(of_run(Tracking(), run, runs).agent for run in runs):
-        return None
-    return f"note: this command has {len(runs)} runs, so that W&B attaches none of them to the sweep {sweep}"
-
-
-def cell_key(model: str, task: str) -> str:
-    """The prefix of the names of a cell's numbers. A panel of a workspace selects by
-    name, not by run."""
-    return f"cells/{model}/{task}"
 
 
 def quiet_settings(**more: Any) -> Any:
@@ -325,112 +243,3 @@ def quiet_settings(**more: Any) -> Any:
     quiet |= {"silent": True, "console": "off", "finish_timeout_raises": True}
     quiet |= {"save_code": False, "symlink": False, "x_save_requirements": False}
     return wandb.Settings(**quiet | more)
-
-
-def about_run(run: Run, run_id: str, made_with: Mapping[str, Any]) -> dict[str, Any]:
-    """A run at its beginning, without this machine's paths, as in published records."""
-    config, cell = run.config, run.names["cell"]
-    trial = "trial" if is_trial(config) else None
-    tags = [
-        run.row,
-        run.model,
-        cell["task"],
-        config["method"]["kind"],
-        run.experiment,
-        trial,
-    ]
-    start = {"from": config["init_from"]} if config["init_from"] else None
-    known = {"cell": cell, "run_id": run_id, "recipe_name": run.recipe} | provenance_of(
-        made_with
-    )
-    job = "eval" if config["method"]["kind"] == "none" else "train"
-    return {
-        "job_type": job if config["task"].get("holdout") is None else "tune",
-        "name": run.label[:LONGEST_NAME],
-        "group": f"{run.row}@{run.model}@{cell['task']}"[:LONGEST_NAME],
-        "tags": [tag[:LONGEST_TAG] for tag in dict.fromkeys(tags) if tag],
-        "config": without_paths({"config": config, "start": start})["config"] | known,
-    }
-
-
-def provenance_of(source: Mapping[str, Any]) -> dict[str, Any]:
-    """How a run was made, as keys of its configuration in W&B. source: its record, or
-    these parts of it."""
-    code = {key: source["code"][key] for key in ("commit", "dirty")}
-    return code | {
-        "versions": source["versions"],
-        "device_name": source["device"]["name"],
-    }
-
-
-#: The columns of every curve. Others are of training by reward, whose names are TRL's:
-#: W&B gets them under these.
-PLAIN_COLUMNS = frozenset(
-    {
-        "epoch",
-        "step",
-        "train_loss",
-        "dev_loss",
-        "metric",
-        "metric_select",
-        "metric_report",
-        "lr",
-    }
-)
-
-
-def points(
-    curve: Mapping[str, Sequence[Any]], metric: str, cell: str
-) -> list[dict[str, Any]]:
-    """A point for each epoch of a record's curve. metric: its name. cell: of
-    cell_key."""
-    columns = [
-        curve[key] for key in ("epoch", "step", "train_loss", "metric", "metric")
-    ]
-    names = ["epoch", "step", "train/loss", f"dev/{metric}", f"{cell}/dev"]
-    for key in set(curve) - PLAIN_COLUMNS:
-        part = "dev" if key == "sampled_exact_match" else "train"
-        columns.append(curve[key])
-        names.append(f"{part}/{key}")
-    return [
-        dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)
-    ]
-
-
-def summary_of(record: Record) -> dict[str, Any]:
-    """The summary of a finished run: status, result, parameters, cost, and the scores
-    of its texts by the protocol. The numbers of tables are there twice: once more under
-    the name of the cell."""
-    result, cost, texts = record["result"], record["cost"], record.get("texts") or {}
-    numbers = {"status": record["status"], "error": hide_paths(record["error"]) or ""}
-    numbers |= {
-        key: result.get(key)
-        for key in ("metric", "select", "best", "best_epoch", "last")
-    }
-    numbers |= {
-        f"parameters/{key}": value for key, value in record["parameters"].items()
-    }
-    numbers |= {f"cost/{key}": value for key, value in cost.items()}
-    of_cell = {key: result.get(key) for key in ("best", "last")}
-    of_cell |= {key: cost.get(key) for key in ("train_seconds", "peak_memory_bytes")}
-    numbers |= {
-        f"forgetting/{key}": (result.get("forgetting") or {}).get(key)
-        for key in ("before", "after")
-    }
-    # of the last epoch, and of the best one where it is another
-    for entry in texts.get("scores") or []:
-        if entry["variant"] == texts["scores"][0]["variant"]:
-            scores = {
-                k: v for k, v in entry.items() if isinstance(v, float) and k != "epoch"
-            }
-            scores |= {
-                f"parts/{part}": value
-                for part, value in (entry.get("parts") or {}).items()
-            }
-            numbers |= {
-                f"texts/{entry['which']}/{key}": value for key, value in scores.items()
-            }
-            of_cell |= scores if entry["which"] == "last" else {}
-    cell = cell_key(record["cell"]["model"], record["cell"]["task"])
-    numbers |= {f"{cell}/{key}": value for key, value in of_cell.items()}
-    return {key: value for key, value in numbers.items() if value is not None}

@@ -1,5 +1,5 @@
 """What nearly every run imports: once, in the server that runs are forked from
-(runs/fork_server.py)."""
+(runs/machine/fork_server.py)."""
 
 import gc
 import importlib
@@ -27,7 +27,7 @@ with warnings.catch_warnings(action="ignore"):
         importlib.import_module(name)
 
 # Runs are this code, whatever is committed or installed while the sweep lasts
-provenance = importlib.import_module("runs.provenance")
+provenance = importlib.import_module("runs.run.provenance")
 provenance.code_state()
 provenance.versions()
 # a run's collector does not walk through all this, and so copies no pages of it

@@ -25,26 +25,20 @@ from typing import Any
 import yaml
 
 import tasks
-from runs import provenance
-from runs.errors import UserError
-from runs.methods import LABELS, adapted, make_method
-from runs.provenance import MAKING, git
-from runs.record import (
-    Record,
-    cell,
-    cell_id,
-    ledger,
-    plural,
-    printable,
-    refusal,
-    schema,
-    without_paths,
-)
+from runs.command.errors import UserError
+from runs.record import cell, ledger, schema
 from runs.record.agreement import difference_of_results
+from runs.record.cell import cell_id
 from runs.record.derived import contradictions
 from runs.record.keys import PATH, is_own_setting, nearest_key
 from runs.record.override import Override
-from runs.run import overrides_of
+from runs.record.redaction import without_paths
+from runs.record.schema import Record
+from runs.record.text import plural, printable, refusal
+from runs.run import provenance
+from runs.run.definition import overrides_of
+from runs.run.methods import LABELS, adapted, make_method
+from runs.run.provenance import MAKING, git
 
 #: The name of a study, which is its folder's.
 NAME = re.compile(r"[a-z0-9_]{1,80}")

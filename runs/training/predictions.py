@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 import tasks
-from runs.record import csv_text, read_csv, write_atomically
+from runs.record.ledger import write_atomically
+from runs.record.spreadsheet import csv_text, read_csv
 
 NAME = "predictions.csv"
 #: The columns after those that name a row; the last is the probability of a class, for

@@ -1,5 +1,6 @@
 """The process that every run is forked from. It imports torch and others once
-(runs/preload.py), which takes seconds: a command starts it before its own imports."""
+(runs/machine/preload.py), which takes seconds: a command starts it before its own
+imports."""
 
 import contextlib
 import multiprocessing.forkserver
@@ -39,7 +40,9 @@ def start_fork_server(several: bool = True) -> None:
     evaluates, after its first step."""
     if several:
         os.environ[SEVERAL] = "1"
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["runs.preload"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["runs.machine.preload"]
+    )
     # Signals may go to a whole group of processes. The server must ignore them, and
     # inherits that from here
     with handling(signal.SIG_IGN, (signal.SIGINT, *STOPPING)):

@@ -35,8 +35,10 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from runs.errors import UserError, interrupted_words, is_users, rank
-from runs.record import Ledger, Record, describe, in_conf, read_ledger, refusal
+from runs.command.errors import UserError, interrupted_words, is_users, rank
+from runs.record.ledger import Ledger, in_conf, read_ledger
+from runs.record.schema import Record
+from runs.record.text import describe, refusal
 
 #: Options by their names, as argparse's add_argument takes them.
 Options = Mapping[tuple[str, ...], Mapping[str, Any]]

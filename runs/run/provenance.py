@@ -19,17 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from runs.gpus import driver, processor, processor_model
-from runs.record import (
-    INSTALLED,
-    ROOT,
-    Record,
-    built_from,
-    run_folder,
-    write_atomically,
-)
-from runs.run import Run
-from runs.shared_files import digest
+from runs.machine.gpus import driver, processor, processor_model
+from runs.machine.hashes import digest
+from runs.record.ledger import INSTALLED, ROOT, built_from, run_folder, write_atomically
+from runs.record.schema import Record
+from runs.run.definition import Run
 from tasks.files import module_file
 
 if TYPE_CHECKING:

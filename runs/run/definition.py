@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from runs.errors import UserError
-from runs.record import PUBLISHED, Record, row_label
+from runs.command.errors import UserError
+from runs.record.cell import row_label
 from runs.record.keys import is_own_setting
+from runs.record.ledger import PUBLISHED
 from runs.record.override import Override
+from runs.record.schema import Record
 
 #: Methods whose runs take as long as no other's: a head needs no gradient of the model,
 #: none no training.

@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 import tasks
 from runs import models
-from runs.errors import UserError
-from runs.record import finished_record, hash_of, id_of, record_path, run_folder
-from runs.reward_functions import function_files
-from runs.run import Run
-from runs.shared_files import MISSING, check_kept, digest, file_hash, kept_in_cache
+from runs.command.errors import UserError
+from runs.machine.hashes import MISSING, check_kept, digest, file_hash, kept_in_cache
+from runs.record.cell import hash_of, id_of
+from runs.record.ledger import finished_record, record_path, run_folder
+from runs.run.definition import Run
+from runs.run.reward_functions import function_files
 from tasks.fetch import content
 from tasks.files import stamp
 

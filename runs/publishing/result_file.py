@@ -5,8 +5,8 @@ stands beside the others there; `analysis.tables leaderboard=FOLDER` reads it, t
 import datetime
 from typing import Any
 
-from runs.errors import UserError
-from runs.record import Record
+from runs.command.errors import UserError
+from runs.record.schema import Record
 
 #: Test questions of GSM8K, of which a score of that benchmark is a share.
 QUESTIONS = 1319

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from runs.run import Run
+from runs.run.definition import Run
 
 #: Adam's first beta, which is the optimizer's default.
 BETA1 = 0.9
