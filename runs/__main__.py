@@ -112,6 +112,8 @@ def main(arguments: list[str]) -> int:
     if _answer(line):
         return 0
     command = read_command(line.overrides, line.config_dir)
+    for reason in command.left_out:
+        print(f"left out: {reason}", file=sys.stderr)
     if repeated_id:
         _note_on_another_run(command.runs, repeated_id)
     # without the runs that only others need

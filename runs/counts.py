@@ -1,17 +1,25 @@
 """Trainable parameters: counted in a model without weights, by the method's formula,
-and in the paper.
+and in the paper. With a budget: the setting of each row that comes nearest to it.
 
-python -m runs.counts
+vera-bench counts
+vera-bench counts budget=100,1000,10000 model=smollm2
+vera-bench counts budget=100,1000,10000 model=minilm method=vera,lora
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runs.command.parser import Common, entry_point, read
-from runs.config import parts
+from runs.command.errors import UserError
+from runs.command.parser import COMPOSING, Common, entry_point, read
+from runs.config import Files, parts
 from runs.models import skeleton
 from runs.record.ledger import in_conf
+from runs.record.override import Override
+
+if TYPE_CHECKING:
+    from runs.config.budget import Ladder
 
 
 def count(entry: dict[str, Any]) -> tuple[int | str, int, int]:
@@ -33,8 +41,54 @@ def count(entry: dict[str, Any]) -> tuple[int | str, int, int]:
     )
 
 
+def budget_table(overrides: Sequence[str], files: Files) -> str:
+    """What budget=N means for each row on a model: its nearest setting and the count,
+    or why it has none. Raises UserError for any mistake."""
+    from runs.config.budget import ladder_of, read_budget, rows_with_ladder
+    from runs.config.compose import Composer
+    from runs.config.grid import list_values, split_classes_of_peft
+
+    values = dict(list_values(word, files) for word in overrides)
+    if "budget" not in values or "model" not in values:
+        raise UserError("a budget needs a model: budget=100,1000 model=smollm2")
+    budgets = [read_budget(Override(line).value) for line in values.pop("budget")]
+    rows = values.pop("method", [])
+    if not rows:
+        rows = [f"method={name}" for name in rows_with_ladder()]
+    fixed = [lines[0] for lines in values.values()]
+    ladders = []
+    with Composer(files) as composer:
+        for row in rows:
+            ladders.append(ladder_of(split_classes_of_peft([*fixed, row]), composer))
+    lines = []
+    for ladder in ladders:
+        for budget in budgets:
+            lines.append([ladder.row, budget, *_cells_of_budget(ladder, budget)])
+    names = ["row", "budget", "parameters", "setting"]
+    return pd.DataFrame(lines, columns=names).to_string(
+        index=False, formatters={"budget": "{:,}".format}
+    )
+
+
+def _cells_of_budget(ladder: "Ladder", budget: int) -> tuple[str, str]:
+    """The count and the setting that a ladder has for a budget."""
+    rung = ladder.nearest(budget)
+    if ladder.misfit(budget):
+        return "-", f"none is near: the nearest trains {rung.parameters:,}"
+    return f"{rung.parameters:,}", rung.label
+
+
 def main(arguments: list[str]) -> int:
-    read(arguments, Common, module=__name__)
+    line = read(
+        arguments,
+        Common,
+        overrides="a budget=, a model= and rows (method=)",
+        options=COMPOSING,
+        module=__name__,
+    )
+    if line.overrides:
+        print(budget_table(line.overrides, Files(line.config_dir)))
+        return 0
     entries = in_conf("counts.yaml")
     frame = pd.DataFrame(entries).rename(columns={"count": "expected"})
     frame[["rank", "exact", "formula"]] = [count(entry) for entry in entries]

@@ -16,6 +16,7 @@ holds trials.csv."""
 import itertools
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -119,6 +120,8 @@ def cells(
         read_command([*plain, *trial, *tracking, "seed=0"], config_dir),
         list[Cell](),
     )
+    for reason in command.left_out:
+        print(f"left out: {reason}", file=sys.stderr)
     for run in command.runs:
         task, kind = run.config["task"], run.config["method"]["kind"]
         if task["holdout"] is None:

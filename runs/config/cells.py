@@ -33,9 +33,12 @@ from runs.run.definition import Run
 SEED_STAND_IN = 2**63 - 25
 
 
-def compose_command(overrides: Sequence[str], files: Files) -> tuple[list[Run], Launch]:
-    """The runs of a command line's overrides, in order, and where they are done. Raises
-    UserError for any mistake, with file and line where a preset makes it."""
+def compose_command(
+    overrides: Sequence[str], files: Files
+) -> tuple[list[Run], Launch, list[str]]:
+    """The runs of a command line's overrides, in order, where they are done, and why
+    cells were left out. Raises UserError for any mistake, with file and line where a
+    preset makes it."""
     grid, cfg = Grid([]), OmegaConf.create()
     try:
         with Composer(files) as composer:
@@ -49,7 +52,7 @@ def compose_command(overrides: Sequence[str], files: Files) -> tuple[list[Run], 
             for number, cell in enumerate(grid.cells):
                 cfg = composer.compose(cell) if number else cfg
                 runs += _runs_of_cell(cfg, cell, grid, composer)
-            return runs, launch
+            return runs, launch, grid.left_out
     except UnknownNameError as error:
         place = _in_preset(error.name, overrides, files)
         raise UserError(f"{place}{error}") from None

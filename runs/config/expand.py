@@ -14,10 +14,13 @@ from runs.run.definition import Run
 
 @dataclass(frozen=True)
 class Command:
-    """A command line, read: its runs in order, and where and how they are done."""
+    """A command line, read: its runs in order, and where and how they are done.
+
+    left_out: a sentence for each cell without a setting for its budget."""
 
     runs: list[Run]
     launch: Launch
+    left_out: list[str]
 
 
 def expand(arguments: Sequence[str]) -> list[Run]:

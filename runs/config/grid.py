@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from runs.command.errors import UserError
 from runs.command.parser import at_home
+from runs.config.budget import cell_of_budget
 from runs.config.compose import Composer
 from runs.config.files import GROUPS, OPEN, Files, open_part
 from runs.config.schema import WHERE
@@ -42,12 +43,14 @@ PEFT_CLASS = re.compile(r"(?<=^method=peft)\\*:(?=\w+$)")
 class Grid:
     """What a command line lists. cells: the overrides of each, in order. seeds: the
     override of each; none where the cells have their own. preset: its name, or "".
-    of_preset: the keys that the preset lists and the command line does not give."""
+    of_preset: the keys that the preset lists and the command line does not give.
+    left_out: why a row has no cell for a budget."""
 
     cells: list[tuple[str, ...]]
     seeds: list[str] = field(default_factory=list)
     preset: str = ""
     of_preset: frozenset[str] = frozenset()
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def first(self) -> tuple[str, ...]:
@@ -70,11 +73,18 @@ def read_grid(overrides: Sequence[str], composer: Composer) -> Grid:
         if key.partition(".")[0] in (*WHERE, "experiment"):
             raise UserError(f"{key}= takes one value, for all runs of the command")
     seeds = lists.pop("seed", [])
-    cells = list[tuple[str, ...]]()
+    grid = Grid([], seeds, preset, of_preset)
     for combination in itertools.product(*lists.values()):
-        words = _split_classes_of_peft([*fixed.values(), *combination])
-        cells.append(_with_recipe_file(words, composer))
-    return Grid(cells, seeds, preset, of_preset)
+        words = split_classes_of_peft([*fixed.values(), *combination])
+        words = _with_recipe_file(words, composer)
+        cell, misfit = cell_of_budget(words, composer)
+        if misfit:
+            grid.left_out.append(misfit)
+        else:
+            grid.cells.append(cell)
+    if not grid.cells:
+        raise UserError(grid.left_out[0])
+    return grid
 
 
 def _fixed_and_lists(
@@ -109,7 +119,7 @@ def _lists_of_preset(
     return lists
 
 
-def _split_classes_of_peft(lines: Sequence[str]) -> tuple[str, ...]:
+def split_classes_of_peft(lines: Sequence[str]) -> tuple[str, ...]:
     """The overrides with two for method=peft:CLASS, as Hydra takes them."""
     words = list[str]()
     for line in lines:

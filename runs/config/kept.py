@@ -17,7 +17,8 @@ from runs.record.ledger import ROOT
 from runs.record.override import Override
 from runs.run.definition import Run
 
-#: What composing reads beside conf/: the checks, the keys, and the sites of peft.
+#: What composing reads beside conf/: the checks, the keys, the sites
+#: of peft, and the methods whose parameters a budget counts.
 SOURCES = (
     "runs/command/*.py",
     "runs/config/*.py",
@@ -27,24 +28,29 @@ SOURCES = (
     "runs/run/*.py",
     "runs/tracking/*.py",
     "tasks/*.py",
+    "vera/*.py",
+    "vera/methods/*.py",
     "vera/methods/peft_sites.json",
 )
-#: What lists several runs.
-LISTING = re.compile(r"[,(]|^\+?experiment=")
+#: What lists several runs, or takes long to compose.
+LISTING = re.compile(r"[,(]|^\+?experiment=|^budget=")
 #: What may give another value tomorrow: an environment variable, the time, the folder,
 #: chance.
 CHANGING = re.compile(r"\$\{\s*(oc\.env|now|hydra)\b|shuffle\(")
 
 
-def kept_command(overrides: Sequence[str], files: Files) -> tuple[list[Run], Launch]:
-    """The runs of a command line, and where they are done: from the cache where they
-    are several and have been composed before. Raises UserError for any mistake."""
+def kept_command(
+    overrides: Sequence[str], files: Files
+) -> tuple[list[Run], Launch, list[str]]:
+    """The runs of a command line, where they are done, and why cells were left out:
+    from the cache where they are several and have been composed before. Raises
+    UserError for any mistake."""
     # the import waits for Hydra
     if not _is_kept(overrides, files):
         from runs.config.cells import compose_command
 
         return compose_command(overrides, files)
-    composed = list[tuple[list[Run], Launch]]()
+    composed = list[tuple[list[Run], Launch, list[str]]]()
 
     def compose() -> dict[str, Any]:
         from runs.config.cells import compose_command
@@ -109,22 +115,25 @@ class _Parts:
         return json.loads(self.texts[number])
 
 
-def encode(runs: Sequence[Run], launch: Launch) -> dict[str, Any]:
-    """Runs and where they are done, as JSON."""
+def encode(
+    runs: Sequence[Run], launch: Launch, left_out: Sequence[str]
+) -> dict[str, Any]:
+    """What a command line means, as JSON."""
     parts = _Parts()
     encoded = [_encode_run(run, parts) for run in runs]
     return {
         "launch": launch.model_dump(mode="json", exclude_unset=True),
         "parts": parts.texts,
         "runs": encoded,
+        "left_out": [*left_out],
     }
 
 
-def decode(values: dict[str, Any]) -> tuple[list[Run], Launch]:
+def decode(values: dict[str, Any]) -> tuple[list[Run], Launch, list[str]]:
     """What `encode` was given."""
     parts = _Parts(values["parts"])
     runs = [_decode_run(fields, parts) for fields in values["runs"]]
-    return runs, Launch.model_validate(values["launch"])
+    return runs, Launch.model_validate(values["launch"]), values["left_out"]
 
 
 def _encode_run(run: Run, parts: _Parts) -> dict[str, Any]:
