@@ -23,7 +23,6 @@ from analysis.leaderboard.others_rows import PRINTED, with_rows
 from analysis.leaderboard.picture import pareto_figures, score_figure
 from analysis.leaderboard.reader import COLUMNS, PUBLISHED, QUESTIONS
 from analysis.leaderboard.tables import (
-    LETTERS,
     board_table,
     decided_table,
     seeds_table,
@@ -50,7 +49,6 @@ NUMBERS = {
     "top_scores": f"{TOP_SCORES:.0f}",
     "upper_scores": f"{UPPER_SCORES:.0f}",
     "correlation": CORRELATION,
-    "letters": LETTERS,
 }
 
 
