@@ -5,12 +5,14 @@ and the model is trained on those that follow. The test problems are therefore t
 whatever a run is trained on.
 
 sums has two and three terms. sums_digit has four, and its answer is one digit: a prompt
-ends with a blank, so that the answer is the next token. No two of its parts share the
-terms of a problem."""
+ends with a blank, so that the answer is the next token. It has no other blanks, which
+would be tokens without a meaning. No two of its parts share the terms of a problem, and
+each digit is the answer of a tenth of the test problems and of the dev rows."""
 
 import itertools
 import random
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from tasks.base import DataError, Settings, Source
@@ -23,8 +25,8 @@ PARTS = ("test", "dev", "train")
 
 class Space(NamedTuple):
     """The problems of a task. content: stands for them in ids; raise its number with a
-    change of the problems. one_digit: whether the answer is the one digit after a
-    prompt that ends with a blank."""
+    change of the problems. one_digit: whether the answer is one digit, the next token
+    after the prompt."""
 
     content: str
     numbers_of_terms: tuple[int, ...]
@@ -35,13 +37,13 @@ class Space(NamedTuple):
 #: By task.prepare.
 SPACES = {
     "sums": Space("tasks/sums.py 2", (2, 3), 9, one_digit=False),
-    "sums_digit": Space("tasks/sums.py digit 1", (4,), 6, one_digit=True),
+    "sums_digit": Space("tasks/sums.py digit 2", (4,), 6, one_digit=True),
 }
 
 
 class Problem(NamedTuple):
-    """A prompt such as "4 + 8 - 5 =", its answer (" 7"), and the number of its group:
-    problems of one group are orders of the same terms."""
+    """A prompt such as "4 + 8 - 5 =" or "4+3-5+2= ", its answer (" 7" or "4"), and the
+    number of its group: problems of one group are orders of the same terms."""
 
     prompt: str
     answer: str
@@ -67,7 +69,8 @@ def load(settings: Settings) -> ExactTask:
     source(settings)
     space = SPACES[settings["prepare"]]
     sizes = {part: settings[f"{part}_rows"] for part in PARTS}
-    parts = split_problems(problems(space), sizes, whole_groups=space.one_digit)
+    split = balanced_parts if space.one_digit else parts_in_order
+    parts = split(problems(space), sizes)
     splits = {
         split: [(problem.prompt, problem.answer) for problem in parts[split]]
         for split in ("train", "dev")
@@ -92,31 +95,52 @@ def load(settings: Settings) -> ExactTask:
 
 def terms_of(prompt: str) -> str:
     """The terms of a problem in their order by size: the same for all its orders."""
-    terms = re.findall(r"[+-] \d+", f"+ {prompt}")
+    terms = re.findall(r"[+-]\d+", "+" + prompt.replace(" ", ""))
     return " ".join(sorted(terms))
 
 
-def split_problems(
-    all_problems: list[Problem], sizes: dict[str, int], whole_groups: bool
+def parts_in_order(
+    all_problems: list[Problem], sizes: Mapping[str, int]
 ) -> dict[str, list[Problem]]:
-    """The problems of each part. whole_groups: leave out the rest of a group that a
-    part has begun, so that no two parts share one. Raises DataError where there are too
-    few problems."""
+    """The problems of each part, which follow one another."""
     parts = {}
     start = 0
     for part, size in sizes.items():
-        stop = start + size
-        parts[part] = all_problems[start:stop]
-        if len(parts[part]) < size:
+        parts[part] = all_problems[start : start + size]
+        start += size
+    return parts
+
+
+def balanced_parts(
+    all_problems: list[Problem], sizes: Mapping[str, int]
+) -> dict[str, list[Problem]]:
+    """The problems of each part. The parts that models are judged on have every answer
+    equally often, so that a model that always gives one answer scores 10%. What is left
+    of a group that a part has begun is left out, so that no two parts share a group.
+
+    Raises DataError where there are too few problems."""
+    by_group = itertools.groupby(all_problems, key=lambda problem: problem.group)
+    groups = [list(members) for _, members in by_group]
+    parts = {}
+    for part, size in sizes.items():
+        room = {str(digit): (size + 9 - digit) // 10 for digit in range(10)}
+        chosen: list[Problem] = []
+        remaining = []
+        for group in groups:
+            space_left = room[group[0].answer]
+            if part == "train":
+                space_left = size - len(chosen)
+            if space_left:
+                chosen += group[:space_left]
+                room[group[0].answer] -= len(group[:space_left])
+            else:
+                remaining.append(group)
+        if len(chosen) < size:
             raise DataError(
-                f"task.{part}_rows={size}: only {len(parts[part]):,} problems are left "
-                "for it"
+                f"task.{part}_rows={size}: only {len(chosen):,} problems are left for it"
             )
-        while whole_groups and stop < len(all_problems):
-            if all_problems[stop].group != all_problems[stop - 1].group:
-                break
-            stop += 1
-        start = stop
+        parts[part] = chosen
+        groups = remaining
     return parts
 
 
@@ -149,7 +173,7 @@ def problems(space: Space) -> list[Problem]:
             if order[0] > 0:
                 prompt = _prompt(order)
                 if space.one_digit:
-                    prompt += " "
+                    prompt = prompt.replace(" ", "") + " "
                 all_problems.append(Problem(prompt, answer, number))
     return all_problems
 

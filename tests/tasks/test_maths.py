@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tiny import write_maths
 
 import tasks
 from tasks import sums
+from tasks.base import DataError
 
 pytestmark = pytest.mark.parity
 
@@ -178,7 +180,7 @@ def test_what_defines_the_rows_is_in_the_source(load, tmp_path, monkeypatch):
 
 def terms_of(prompt):
     """The signed terms of a problem, whatever their order."""
-    return tuple(sorted(re.findall(r"[+-] \d", f"+ {prompt}")))
+    return tuple(sorted(re.findall(r"[+-]\d", f"+{prompt}")))
 
 
 @pytest.mark.parametrize("share", [None, 0.2])
@@ -203,14 +205,26 @@ def test_parts_of_one_digit_sums_share_no_terms(share):
             assert len(answer) == 1
 
 
-def test_the_most_common_digit_is_a_tenth_of_the_answers():
+def test_each_digit_is_the_answer_of_a_tenth_of_what_models_are_judged_on():
     task = tasks.load(task_of("sums_digit"))
-    for answers in (
-        [answer for _, answer in task.splits["train"]],
-        [item.answer for item in task.items],
+    dev = Counter(answer for _, answer in task.splits["dev"])
+    test = Counter(item.answer for item in task.items)
+    assert set(dev.values()) == {30}
+    assert set(test.values()) == {100}
+    train = Counter(answer for _, answer in task.splits["train"])
+    assert max(train.values()) < 0.13 * 3200
+
+
+def test_more_problems_of_one_digit_than_there_are_are_refused():
+    with pytest.raises(
+        DataError, match=r"task\.train_rows=3900: only 3,8\d\d problems"
     ):
-        common = max(answers.count(digit) for digit in set(answers))
-        assert common < 0.13 * len(answers)
+        tasks.load(task_of("sums_digit") | {"train_rows": 3900})
+
+
+def test_orders_of_the_same_terms_are_one_problem_however_they_are_written():
+    assert sums.terms_of("4+3-5+2= ") == sums.terms_of("2 + 3 + 4 - 5 =")
+    assert sums.terms_of("4+3-5+2= ") != sums.terms_of("4+3+5-2= ")
 
 
 def test_rows_are_asked_like_the_test_and_answered_like_their_solutions(
