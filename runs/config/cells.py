@@ -194,8 +194,9 @@ def _make_run(
             row = f"{row}_from_{_slug(start_name)}"
         method["label"] += f" from {start_name}"
     if "reward" in config:  # a row of its own beside the one by likelihood
-        row = f"{row}_by_reward"
-        method["label"] += " by reward"
+        reward = "permuted reward" if config["reward"]["permuted"] else "reward"
+        row = f"{row}_by_{_slug(reward)}"
+        method["label"] += f" by {reward}"
     words = [f"{group}={choices[group]}" for group in ("method", "model", "task")]
     words += [text for text in overrides if _is_kept(Override(text))]
     return Run(

@@ -316,6 +316,8 @@ class RewardKeys(Part):
     truncated: Annotated[float | None, RESULT]
     max_new_tokens: Annotated[Count | None, RESULT]
     samples_every: Annotated[Count | None, OUTCOME]
+    # a control that can teach nothing: a step's rewards change places at random
+    permuted: Annotated[bool, RESULT, Added(False)] = False
 
 
 class RunKeys(Part):

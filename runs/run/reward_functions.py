@@ -18,8 +18,8 @@ from tasks.exact import ExactTask, Exercise
 from tasks.files import module_file
 
 EXACT_MATCH = "exact_match"
-#: Completions that are sampled together. The number is fixed: another one would change
-#: the rounding of the logits that tokens are drawn from.
+#: Rows of the forward passes that tokens are sampled from. The number is fixed: another
+#: one would change the rounding of the logits.
 SAMPLING_BLOCK = 128
 #: The setting reward.function: a name, or weights by name.
 Functions = str | Mapping[str, float]
@@ -112,6 +112,14 @@ def completion_limit(config: Mapping[str, Any]) -> int:
     """The most tokens that a completion may have."""
     limit = config["reward"]["max_new_tokens"] or config["task"]["max_new_tokens"]
     return int(limit)
+
+
+def prompts_of_block(config: Mapping[str, Any]) -> int:
+    """The prompts whose completions are sampled together. Completions of one token need
+    no more rows than their prompts."""
+    if completion_limit(config) == 1:
+        return SAMPLING_BLOCK
+    return max(1, SAMPLING_BLOCK // config["reward"]["samples"])
 
 
 def rows_of_step(config: Mapping[str, Any]) -> int:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 import vera
 from runs.record.ledger import write_atomically
 from runs.run.reward_functions import (
-    SAMPLING_BLOCK,
     check_functions,
     completion_limit,
     load_functions,
+    prompts_of_block,
 )
 from runs.training.context import Context
 from runs.training.policy import PolicyRow, policy_rows, token_tensors
@@ -43,6 +43,8 @@ SHOWN_GROUPS = 2
 #: In place of a step's number, for completions that are sampled before training.
 BEFORE_TRAINING = 2**63 + 1
 SAMPLES_FILE = "samples.jsonl"
+#: Separates the order of permuted rewards from the numbers behind samples.
+PERMUTATION_STREAM = 2
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,10 @@ class Reward:
         use_policy_mode(model)
         groups = self._sample(rows, step)
         rewards = self._rewards(groups)
-        advantages = group_advantages(rewards, self.settings["scale"])
+        followed = rewards
+        if self.settings["permuted"]:
+            followed = permuted_rewards(rewards, self.context.config["seed"], step)
+        advantages = group_advantages(followed, self.settings["scale"])
         lengths = torch.tensor(
             [[len(ids) for ids in group.completions] for group in groups]
         )
@@ -170,8 +175,8 @@ class Reward:
     @torch.no_grad()
     def _sample(self, rows: list[int], step: int) -> list[Group]:
         """The step's groups in the order of the rows. Processes share the blocks."""
-        accelerator, samples = self.context.accelerator, self.settings["samples"]
-        size = max(1, SAMPLING_BLOCK // samples)
+        accelerator = self.context.accelerator
+        size = prompts_of_block(self.context.config)
         blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
         groups = []
         for block in blocks[accelerator.process_index :: accelerator.num_processes]:
@@ -309,6 +314,14 @@ class Reward:
                 }
                 lines.append(json.dumps(sample, ensure_ascii=False))
         write_atomically(path, "".join(f"{line}\n" for line in lines))
+
+
+def permuted_rewards(rewards: Tensor, seed: int, step: int) -> Tensor:
+    """The rewards of a step, which have changed places at random. No completion has
+    earned the reward that it gets."""
+    bits = np.random.Philox(key=[seed, step], counter=[0, PERMUTATION_STREAM, 0, 0])
+    order = np.random.Generator(bits).permutation(rewards.numel())
+    return rewards.flatten()[torch.from_numpy(order)].view_as(rewards)
 
 
 def use_policy_mode(model: nn.Module) -> None:

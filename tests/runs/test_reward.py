@@ -1,5 +1,6 @@
 """Runs that are trained by reward."""
 
+import itertools
 import json
 import math
 
@@ -19,15 +20,16 @@ from running import (
 from runs.config import expand
 from runs.run.definition import epoch_batches
 from runs.run.identity import run_id
-from runs.run.reward_functions import rows_of_step
+from runs.run.reward_functions import prompts_of_block, rows_of_step
 from runs.sweep import display
 from runs.tracking.content import PLAIN_COLUMNS, points
-from runs.training.effect import estimate_effect
+from runs.training.effect import Moments, estimate_effect
 from runs.training.loop import Training
 from runs.training.policy import token_tensors
 from runs.training.policy_gradient import group_advantages
 from runs.training.reach import reach_of
 from runs.training.result import deviations
+from runs.training.reward import permuted_rewards
 from runs.training.train import train
 
 pytestmark = pytest.mark.determinism
@@ -127,6 +129,34 @@ def test_a_step_follows_the_gradient_of_what_was_sampled(reward_words):
         assert torch.allclose(gradient, parameter.grad, atol=1e-6)
 
 
+def test_permuted_rewards_are_a_step_s_rewards_in_other_places(reward_words):
+    """The groups keep their completions, and the curve shows what these have earned."""
+    plain = begin(reward_words)
+    permuted = begin([*reward_words, "reward.permuted=true"])
+    batch = epoch_batches(plain.lengths, 6, 0, 0, plain.task.block)[0]
+    advantages = []
+    for training in (plain, permuted):
+        rows = training.objective.begin(batch, 0)
+        advantages.append([row.advantages[0] for row in rows])
+    assert advantages[0] != advantages[1]
+    assert plain.objective.metrics == permuted.objective.metrics
+    rewards = torch.arange(24.0).view(6, 4)
+    shuffled = permuted_rewards(rewards, 0, 3)
+    assert not torch.equal(shuffled, rewards)
+    assert torch.equal(shuffled.flatten().sort().values, rewards.flatten())
+    assert torch.equal(shuffled, permuted_rewards(rewards, 0, 3))
+    assert not torch.equal(shuffled, permuted_rewards(rewards, 0, 4))
+
+
+def test_answers_of_one_token_are_sampled_by_prompts_and_longer_ones_by_completions(
+    reward_words, digit_words
+):
+    (whole,) = expand([*reward_words, "reward.samples=64"])
+    (digit,) = expand([*digit_words, "reward.samples=64"])
+    assert prompts_of_block(whole.config) == 2
+    assert prompts_of_block(digit.config) == 128
+
+
 def test_dropout_is_off(reward_words):
     training = begin([*reward_words, "method.dropout=0.5"])
     batch = epoch_batches(training.lengths, 6, 0, 0, training.task.block)[0]
@@ -198,20 +228,54 @@ def test_the_reference_is_the_model_at_the_start(reward_words, path):
 # --- what a run can change
 
 
-def test_the_effect_is_the_rates_sum_times_the_gradient(reward_words):
+def test_the_effect_is_the_rates_sum_times_what_the_first_batches_agree_on(
+    reward_words,
+):
     words = [*reward_words, "train.epochs=1", "train.warmup_ratio=0"]
     training = begin([*words, "train.schedule=constant"])
-    effect = estimate_effect(
-        training, training.objective, training.optimizer.param_groups, 4
-    )
-    size = sum(
-        float(p.grad.abs().sum())
-        for p in training.parameters.values()
-        if p.grad is not None
-    )
-    assert effect["effect"] == pytest.approx(100 * 4 * 1e-2 * size, rel=1e-2)
+    objective, groups = training.objective, training.optimizer.param_groups
+    effect = estimate_effect(training, objective, groups, 4)
+    gradients = []
+    for rows in epoch_batches(training.lengths, 6, 0, 0, training.task.block):
+        training.optimizer.zero_grad()
+        objective.add_gradient(rows)
+        parts = [
+            torch.zeros_like(p) if p.grad is None else p.grad
+            for p in training.parameters.values()
+        ]
+        gradients.append(torch.cat([part.flatten() for part in parts]).double())
+    products = sum(a * b for a, b in itertools.combinations(gradients, 2)) / 6
+    root = (sum(gradient**2 for gradient in gradients) / 4).sqrt()
+    slope = float((products / root).nan_to_num().sum())
+    assert slope > 0
+    assert effect["effect"] == pytest.approx(100 * 4 * 1e-2 * slope, rel=1e-2)
     assert effect["unit"] == "points of mean reward"
     assert effect["constant"] == pytest.approx(0.04)
+
+
+def test_what_batches_disagree_on_has_no_effect():
+    generator = torch.Generator().manual_seed(0)
+    parameter = torch.nn.Parameter(torch.zeros(20_000))
+    size = {}
+    for mean in (0.0, 0.1, 10.0):
+        moments = Moments([parameter])
+        for _ in range(4):
+            noise = torch.randn(20_000, generator=generator)
+            parameter.grad = mean + noise
+            moments.add()
+        size[mean] = moments.slope() / 20_000
+    # Of a mean m and deviation 1, Adam's average step is m / sqrt(m**2 + 1)
+    assert size[0.0] == pytest.approx(0, abs=0.02)
+    assert size[0.1] == pytest.approx(0.01, abs=0.02)
+    assert size[10.0] == pytest.approx(10, rel=0.02)
+
+
+def test_of_one_batch_the_effect_is_the_sum_of_its_gradient():
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    moments = Moments([parameter, torch.nn.Parameter(torch.zeros(2))])
+    parameter.grad = torch.tensor([1.0, -2.0, 0.0])
+    moments.add()
+    assert moments.slope() == pytest.approx(3)
 
 
 def test_an_estimate_changes_nothing_that_follows(reward_words, tmp_path, monkeypatch):
@@ -420,7 +484,12 @@ def test_a_run_by_reward_is_a_row_of_its_own(reward_words):
     (run,) = expand([*reward_words, "reward.samples_every=3"])
     assert run.row.endswith("_by_reward")
     assert run.config["method"]["label"].endswith(" by reward")
-    words = deviations(run, [])
+    (permuted,) = expand([*reward_words, "reward.permuted=true"])
+    assert permuted.row == run.row.replace("_by_reward", "_by_permuted_reward")
+    assert id_of([*reward_words, "reward.permuted=false"]) == id_of(reward_words)
+    assert run_id(permuted) != id_of(reward_words)
+    words = deviations(permuted, [])
+    assert not any("permuted" in word for word in words)
     assert not any("samples_every" in word or "objective" in word for word in words)
     assert any("reward.samples=4 given" in word for word in words)
 
