@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from runs.run.definition import epoch_batches
 from runs.training.context import Context
 from runs.training.objective import Objective
 from runs.training.reach import factors_of, reach_of
 
-#: The first batches, over which the gradient is averaged.
-BATCHES = 2
+#: The first batches, whose gradients are compared.
+BATCHES = 4
 #: Below this, in points of mean reward or in nats, a run warns.
 SMALLEST_EFFECT = {"points of mean reward": 1.0, "nats": 0.02}
 
@@ -22,8 +23,7 @@ def estimate_effect(
     groups: Sequence[Mapping[str, Any]],
     steps: int,
 ) -> dict[str, Any]:
-    """How far the trained numbers can move, and what that changes to first order: the
-    rates' sum times the sum of the gradient's absolute values on the first batches.
+    """How far the trained numbers can move, and what that changes to first order.
 
     Values and generators stay as they are; the gradients have to be cleared.
 
@@ -39,23 +39,66 @@ def estimate_effect(
     batches = all_batches[:BATCHES]
     device = context.accelerator.device
     gpus = [device] if device.type == "cuda" else []
+    moments = [Moments(group["params"]) for group in groups]
     with torch.random.fork_rng(gpus), context.accelerator.autocast():
         for rows in batches:
-            objective.add_gradient(rows, len(batches))
+            context.raw_model.zero_grad()
+            objective.add_gradient(rows)
+            for of_group in moments:
+                of_group.add()
     factors = factors_of(train, steps)
     effect = 0.0
-    for group in groups:
-        gradients = [p.grad for p in group["params"] if p.grad is not None]
-        size = sum(float(gradient.abs().sum()) for gradient in gradients)
-        effect += group["initial_lr"] * sum(factors) * size
+    for group, of_group in zip(groups, moments, strict=True):
+        effect += group["initial_lr"] * sum(factors) * of_group.slope()
     reach = reach_of([train["lr"] * factor for factor in factors], train["adam_beta2"])
     unit, scale = objective.unit
     return {
         "constant": rounded(reach.constant),
         "adam": rounded(reach.adam),
-        "effect": rounded(scale * effect),
+        "effect": rounded(scale * max(effect, 0.0)),
         "unit": unit,
     }
+
+
+class Moments:
+    """Sums over batches of the gradients of some parameters, and of their squares. They
+    take the memory that Adam's own moments take afterwards."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+        self.squares = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+        self.batches = 0
+
+    def add(self) -> None:
+        """Adds the gradients that the parameters have."""
+        self.batches += 1
+        for parameter, total, square in zip(
+            self.parameters, self.sums, self.squares, strict=True
+        ):
+            if parameter.grad is not None:
+                gradient = parameter.grad.float()
+                total += gradient
+                square += gradient.square()
+
+    def slope(self) -> float:
+        """The change of the objective for each unit of learning rate that Adam spends.
+
+        Adam moves a number by lr m / sqrt(v): on average by lr times the mean gradient
+        over the root of its mean square. Where batches disagree, most of it is back and
+        forth. So the change is the squared mean over that root, added up over the
+        numbers. The mean product of two batches estimates the squared mean without
+        their noise; of one batch there is only its square."""
+        count = self.batches
+        change = 0.0
+        for total, square in zip(self.sums, self.squares, strict=True):
+            mean_square = square / count
+            squared_mean = mean_square
+            if count > 1:
+                squared_mean = (total.square() - square) / (count * (count - 1))
+            root = mean_square.sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+            change += float((squared_mean / root).double().sum())
+        return change
 
 
 def rounded(value: float) -> float:

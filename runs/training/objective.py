@@ -28,10 +28,9 @@ class Objective(Protocol):
     def loss(self, model: Any, part: Sequence[Any]) -> Tensor:
         """The loss of a micro-batch, a scalar."""
 
-    def add_gradient(self, rows: list[int], batches: int) -> None:
-        """Adds the gradient of what the objective is about, at the values of now and
-        without dropout: of the mean reward, or of the loss. batches: how many of these
-        are averaged."""
+    def add_gradient(self, rows: list[int]) -> None:
+        """Adds the gradient of what the objective is about on a batch, at the values of
+        now and without dropout: of the mean reward, or of the loss."""
 
     @property
     def unit(self) -> tuple[str, float]:
@@ -62,13 +61,13 @@ class Likelihood:
         loss: Tensor = self.task.loss(model, self.context.batch("train", part))
         return loss
 
-    def add_gradient(self, rows: list[int], batches: int) -> None:
+    def add_gradient(self, rows: list[int]) -> None:
         model = self.context.raw_model.eval()
         size = self.context.config["micro_batch"] or len(rows)
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             loss = self.loss(model, part) * self.share(part, rows)
-            torch.autograd.backward(loss / batches)
+            torch.autograd.backward(loss)
 
     @property
     def unit(self) -> tuple[str, float]:

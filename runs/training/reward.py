@@ -144,7 +144,7 @@ class Reward:
 
     # --- before the first step
 
-    def add_gradient(self, rows: list[int], batches: int) -> None:
+    def add_gradient(self, rows: list[int]) -> None:
         """See Objective. Of the mean reward: the mean over completions of the advantage
         times the log-probability, whatever reward.scale and reward.loss are."""
         model = self.context.raw_model
@@ -153,7 +153,7 @@ class Reward:
         rewards = self._rewards(groups)
         samples = rewards.shape[1]
         advantages = group_advantages(rewards, "none") * samples / (samples - 1)
-        weight = 1 / (rewards.numel() * batches)
+        weight = 1 / rewards.numel()
         policy = []
         for group, of_group in zip(groups, advantages.tolist(), strict=True):
             prompt = self.exercises[group.row].prompt_ids
