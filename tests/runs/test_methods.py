@@ -65,6 +65,7 @@ KINDS |= {
 SHARED = (
     "peers",
     "sums",
+    "sums_digit",
     "commonsense",
     "commonsense_hira",
     "metamath_peft",
