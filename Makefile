@@ -80,7 +80,7 @@ demo: setup ## VeRA, LoRA and others on real data, 3 seeds each: a table and a p
 	@failed=0; $(BIN)/python -m runs experiment=demo table=false $(WORDS) $(LAUNCH) $(failed); echo; \
 	$(BIN)/python -m analysis.tables demo $(call quoted,output=,OUTPUT) published=false save=true $(failed); \
 	$(BIN)/python -m analysis.figures demo $(call quoted,output=,OUTPUT) published=false $(failed); \
-	echo "Next: python -m analysis.figures demo (beside it what the project has published), make glue-base, make help"; \
+	echo "Next: vera-bench figure demo (beside it what the project has published), make glue-base, make help"; \
 	exit $$failed
 
 # Both print the slowest tests at the end. A worker whose tests are done takes tests from the others.

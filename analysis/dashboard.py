@@ -1,12 +1,14 @@
 """Logs the tables to Weights & Biases, with a workspace that shows them and the curves
 of their cells.
 
-    python -m analysis.dashboard entity=TEAM project=NAME      (make dashboard)
+vera-bench dashboard entity=TEAM project=NAME
+    also: make dashboard
 
-A table is logged as the records give it; a panel for each model and task has the dev
-metric by epoch, a line a cell. Saved again, the workspace replaces what was saved
-before. What a run is called in W&B, and under which names its numbers are there, is in
-runs/tracking/content.py."""
+A table is logged as the records give it. A panel for each model and task has the dev
+metric by epoch, with one line for each cell. Saving the workspace again replaces what
+was saved before. runs/tracking/content.py says what a run is called in W&B, and under which
+names its numbers are there.
+"""
 
 import contextlib
 import os

@@ -1,10 +1,11 @@
-"""Two records side by side: what differs and by how much, in configuration, versions,
-curve, result and cost.
+"""Shows two records side by side: what differs and by how much, in configuration,
+versions, curve, result and cost.
 
-    python -m analysis.diff ID        a run of this machine, and the published record
-    python -m analysis.diff ID ID     any two
+vera-bench diff ID     a run of this machine, and the published record
+vera-bench diff ID ID  any two
 
-An id may be cut short."""
+The beginning of an id is enough.
+"""
 
 import contextlib
 import math

@@ -1,11 +1,15 @@
-"""Writes the records as one table, a row a run, for pandas, R or a spreadsheet.
+"""Writes the records as one table, with one row for each run, for pandas, R or a
+spreadsheet.
 
-    python -m analysis.records out=runs.parquet        (.csv, .json)
-    python -m analysis.records task=mrpc method=vera   as CSV on the screen
+vera-bench records out=runs.parquet
+    also .csv and .json
+vera-bench records task=mrpc method=vera
+    as CSV on the screen
 
-Columns: those of analysis.frame.runs (kind is result, trial, stopped or failed;
-left_out says why a run is in no cell), and the run's configuration under config.
-Published runs have their study as origin."""
+The columns are those of analysis.frame.runs (kind is result, trial, stopped or failed;
+left_out says why a run is in no cell), and the run's configuration under config. The
+origin of a published run is its study.
+"""
 
 import sys
 from dataclasses import dataclass

@@ -1,13 +1,14 @@
 """Writes one HTML page from the records: the paper's claims, verdicts, tables, figures,
-statistics, and a view of each cell with its runs and curves. report.html is its
-template.
+statistics, and a view of each cell with its runs and curves.
 
-    python -m analysis.report       (make report)
+vera-bench report
+    also: make report
 
 The page is OUTPUT/report.html. It holds its data, styles and script, and needs neither
-a server nor a network. The words and numbers of its tables are those of
-analysis.tables; its verdicts and statistics are over your runs and the published ones
-together."""
+a server nor a network. Its tables have the words and numbers of `vera-bench table`;
+its verdicts and statistics cover your runs and the published ones together.
+report.html is its template.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

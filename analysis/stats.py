@@ -1,13 +1,14 @@
-"""Statistics beside the paper's own: intervals over seeds, differences by pairs of runs
-of one seed, and verdicts.
+"""Statistics beside the paper's own: intervals over seeds, differences between paired
+runs of one seed, and verdicts.
 
-    python -m analysis.stats                every cell of the ledger
-    python -m analysis.stats table2         the cells of one table
-    python -m analysis.stats sweep=last     the runs of a sweep (task=, model=, method=)
-    python -m analysis.stats row=lora       a row and its comparisons with the others
-    python -m analysis.stats more=true      and the sign test, the median, P(better)
+vera-bench stats             every cell of the ledger
+vera-bench stats table2      the cells of one table
+vera-bench stats sweep=last  the runs of a sweep (task=, model=, method=)
+vera-bench stats row=lora    a row and its comparisons with the others
+vera-bench stats more=true   also the sign test, the median and P(better)
 
-What each number is, and where it is from: docs/stats.md."""
+docs/stats.md says what each number is, and where it is from.
+"""
 
 import math
 from collections.abc import Iterable

@@ -1,19 +1,23 @@
-"""The cost of VeRA beside peft and the base model: ratios over interleaved rounds, in
-one process.
+"""Measures the cost of VeRA beside peft and the base model: ratios over interleaved
+rounds, in one process.
 
-python -m benchmarks training steps of RoBERTa-base, and memory: under 5 minutes on 2
-    cores
-python -m benchmarks serving 64 adapters in one batch (full=true: 10,000 resident, more
-    lengths)
-python -m benchmarks decoding beam search for E2E beside transformers' own, GPT-2 small
-                                   (full=true: medium, too)
-python -m benchmarks contention a run beside busy processes, by how OpenMP's threads
-                                   wait: five minutes (full=true: three rounds)
-python -m benchmarks reward steps of training by reward beside TRL's GRPOTrainer, with
-                                   the embedded SmolLM2-135M (full=true: more sizes)
+python -m benchmarks training
+    steps of RoBERTa-base, and memory: under 5 minutes on 2 cores
+python -m benchmarks serving
+    64 adapters in one batch (full=true: 10,000 resident, more lengths)
+python -m benchmarks decoding
+    beam search for E2E beside transformers' own, GPT-2 small (full=true:
+    medium, too)
+python -m benchmarks contention
+    a run beside busy processes, by how OpenMP's threads wait: five minutes
+    (full=true: three rounds)
+python -m benchmarks reward
+    steps of training by reward beside TRL's GRPOTrainer, with the embedded
+    SmolLM2-135M (full=true: more sizes)
 
-But for reward's, weights are random: time does not depend on them. float32 on a CPU, bfloat16 autocast on
-a GPU; no dropout."""
+Weights are random except for reward, since time does not depend on them. It computes
+in float32 on a CPU and with bfloat16 autocast on a GPU, without dropout.
+"""
 
 import json
 import time

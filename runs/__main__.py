@@ -1,16 +1,18 @@
-"""Runs experiments.
+"""Trains a model with a method on a task, and records the result.
 
-vera-bench model=roberta_base task=rte method=vera seed=3   one run
-vera-bench task=rte,mrpc method=vera,lora seed=0,1,2        a sweep: every combination
-vera-bench experiment=table2_base                           a preset: a whole table of the paper
-vera-bench experiment=table2_base method=vera seed=0        part of it
-vera-bench experiment=table2_base launcher=local            one process a device (or slurm, ray)
-vera-bench experiment=table2_base redo=true                 again; its records are archived
-vera-bench rerun=0123456789ab                               a run by its id, published or done here
-vera-bench --cfg job task=cola                              the configuration, without running
-vera-bench --help task=mrpc                                 every key and value, for this task
+vera-bench model=roberta_base task=rte method=vera seed=3  one run
+vera-bench task=rte,mrpc method=vera,lora seed=0,1,2       every combination
+vera-bench experiment=table2_base                          a table of the paper
+vera-bench experiment=table2_base method=vera seed=0       a part of it
+vera-bench experiment=table2_base launcher=local           one process a device
+vera-bench experiment=table2_base redo=true                once more
+vera-bench rerun=0123456789ab                              a run by its id
+vera-bench --cfg job task=cola                             the configuration
+vera-bench --help task=mrpc                                every key and value
 
-python -m runs is the same command."""
+redo=true archives the old records. launcher= also knows slurm and ray. rerun= takes
+a published run, too; overrides beside it replace the run's own.
+"""
 
 import sys
 
@@ -90,12 +92,8 @@ OPTIONS: Mapping[tuple[str, ...], Mapping[str, Any]] = {
 class Settings:
     """The settings of a command that are no keys of the configuration."""
 
-    rerun: str | None = setting(
-        None, "the id of a run, or its beginning: its overrides before those here"
-    )
-    sources: bool = setting(
-        False, "with --cfg job: each value, and where it comes from"
-    )
+    rerun: str | None = setting(None, "the id of a run to repeat, or its beginning")
+    sources: bool = setting(False, "with --cfg job: each value and its source")
 
 
 def main(arguments: list[str]) -> int:
@@ -200,7 +198,7 @@ def _answer(line: Line[Settings]) -> bool:
 
 
 def script() -> None:
-    """What python -m runs does."""
+    """What `python -m runs` does."""
     entry_point(main)
 
 

@@ -1,18 +1,20 @@
-"""Asks a finished run's model the questions of MT-Bench or Vicuna-bench, for
-runs.judge.
+"""Has a finished run's model answer the questions of MT-Bench or Vicuna-bench.
 
-python -m runs.answer RUN [RUN ...]                                a run id (or its beginning), as in
-                                                                   outputs/records
-python -m runs.answer experiment=table4_llama2_7b                  every finished run of a preset, or of
-                                                                   whatever else names runs
-python -m runs.answer RUN task.mt_bench_dir=/where/llm_judge/data  a local copy of FastChat's data folder
-python -m runs.answer RUN task.bench=vicuna_bench task.answer_tokens=512 task.top_p=0.9 task.top_k=50 \\
-                           eval_batch=8
+vera-bench answer RUN [RUN ...]
+    RUN is a run id, or its beginning, as in outputs/records
+vera-bench answer experiment=table4_llama2_7b
+    every finished run of a preset, or of other overrides
+vera-bench answer RUN task.mt_bench_dir=/where/llm_judge/data
+    questions from a local copy of FastChat's data folder
+vera-bench answer RUN task.bench=vicuna_bench task.answer_tokens=512 \\
+        task.top_p=0.9 task.top_k=50 eval_batch=8
+    the questions of Vicuna-bench, with settings of your own
 
-Answers are saved as they come; after a kill the same command continues. They lie in
-outputs/runs/RUN/BENCH.jsonl, in FastChat's format; BENCH.json has the settings that
-made them. Questions of one temperature are answered in batches, each with a seed of its
-own: the size of a batch is a setting.
+Answers are saved as they come. If the command is killed, the same command continues.
+The answers are in outputs/runs/RUN/BENCH.jsonl, in FastChat's format, and the settings
+that produced them in BENCH.json. Questions of one temperature are answered in batches,
+each with its own seed, so the size of a batch is one of these settings. Let
+`vera-bench judge` score the answers next.
 """
 
 import itertools
@@ -57,7 +59,7 @@ SAMPLING = 2
 
 @dataclass(frozen=True)
 class Questions(OfRecords):
-    """Settings that runs.judge has, too. null: as in the run's configuration."""
+    """Settings that `vera-bench judge` has, too. null: as in the run's configuration."""
 
     bench: str | None = setting(None, "mt_bench or vicuna_bench", "task.bench")
     mt_bench_dir: str | None = setting(

@@ -1,9 +1,11 @@
-"""Trainable parameters: counted in a model without weights, by the method's formula,
-and in the paper. With a budget: the setting of each row that comes nearest to it.
+"""Prints the number of trainable parameters of each method: counted in a model without
+weights, by the method's formula, and in the paper.
 
 vera-bench counts
 vera-bench counts budget=100,1000,10000 model=smollm2
+    the setting of each row that comes nearest to each budget
 vera-bench counts budget=100,1000,10000 model=minilm method=vera,lora
+    the same for some rows
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,14 @@
-"""Checks a finished run: puts its adapter and head on a fresh base model and evaluates
-them again.
+"""Checks a finished run: loads its adapter and head into a fresh base model and
+evaluates them again.
 
-python -m runs.evaluate RUN a run id (or its beginning), as in outputs/records
+vera-bench evaluate RUN
+    RUN is a run id, or its beginning, as in outputs/records
+vera-bench evaluate experiment=table2_base
+    every finished run of a preset, or of other overrides
 
 Texts that the run has decoded are scored again, too. A score that the record lacks
-(where there was no Java) is added to it."""
+(because there was no Java) is added to it.
+"""
 
 import os
 import re
@@ -137,7 +141,7 @@ def read_line(arguments: list[str], settings: type[S]) -> Line[S]:
     under torchrun."""
     if "LOCAL_RANK" in os.environ:
         raise UserError("this command is one process: start it without torchrun")
-    runs = "the runs, as for python -m runs, in place of ids"
+    runs = "the runs, as for vera-bench run, in place of ids"
     line = read(arguments, settings, "[RUN ...]", overrides=runs, options=COMPOSING)
     if not (line.names or line.overrides or line.options):
         raise UserError(
@@ -177,7 +181,7 @@ def records_of(line: Line[Any]) -> list[Record]:
         if not records:
             words = " ".join([*line.options, *line.overrides])
             none = f"none of these {len(runs)} runs has finished in {output}/records"
-            raise UserError(f"{none}. First: python -m runs {words}")
+            raise UserError(f"{none}. First: vera-bench {words}")
     return records
 
 
@@ -257,7 +261,7 @@ def kept_file(name: str, record: Record, output: str) -> Path:
     )
     words += [f"output={output}"] if output != "outputs" else []
     words += ["redo=true"] if here else []
-    repeat = f"To have it here: python -m runs {shlex.join(words)}"
+    repeat = f"To have it here: vera-bench {shlex.join(words)}"
     raise UserError(
         f"{path} is not there (run {record['id']} had keep={keep}). {repeat}"
     )

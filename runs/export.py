@@ -1,20 +1,22 @@
 """Writes a finished run's adapter for use elsewhere, or publishes it.
 
-python -m runs.export RUN peft FOLDER      adapter and head in peft's format, with tokenizer and model card:
-                                           peft.PeftModel.from_pretrained(base, FOLDER)
-python -m runs.export RUN hub OWNER/NAME   the same folder, pushed to the Hugging Face hub (private=true: only
-                                           its owner sees it)
-python -m runs.export RUN lora FOLDER      as a LoRA, for servers that serve nothing else. VeRA loses nothing;
-                                           rank=8 makes the LoRA smaller, and prints what that loses
-python -m runs.export RUN merged FOLDER the whole model, the adapter merged in:
-                                           AutoModel...from_pretrained(FOLDER); prints
-                                           by how much its outputs differ, and refuses
-                                           more than rounding
+vera-bench export RUN peft FOLDER
+    adapter and head in peft's format, with tokenizer and model card. Load them
+    with peft.PeftModel.from_pretrained(base, FOLDER)
+vera-bench export RUN hub OWNER/NAME
+    the same folder, pushed to the Hugging Face hub; private=true shows it to
+    its owner alone
+vera-bench export RUN lora FOLDER
+    as a LoRA, for servers that serve nothing else. VeRA loses nothing; rank=8
+    makes the LoRA smaller, and prints what that loses
+vera-bench export RUN merged FOLDER
+    the whole model with the adapter merged in, for
+    AutoModel...from_pretrained(FOLDER). It prints by how much its outputs
+    differ, and refuses more than rounding
+vera-bench export RUN leaderboard=FILE
+    a run of GSM8K as a result file of peft's method comparison
 
-python -m runs.export RUN leaderboard=FILE
-                                           a run of GSM8K as a result file of peft's method comparison
-
-RUN is a run id (or its beginning), as in outputs/records.
+RUN is a run id, or its beginning, as in outputs/records.
 """
 
 import json
@@ -142,7 +144,7 @@ def main(arguments: list[str]) -> int:
     else:
         write_adapter(record, folder, settings, repo, form == "lora")
     if repo:
-        again = shlex.join(["python", "-m", "runs.export", *arguments])
+        again = shlex.join(["vera-bench", "export", *arguments])
         print(
             push(
                 folder,
@@ -168,7 +170,7 @@ def export_result(line: Line[Settings]) -> int:
         raise UserError(f"{path}: is there already. Name another, or remove it")
     record = find(line.names[0], line.settings.output)
     write_atomically(path, json.dumps(result_file(record), indent=2) + "\n")
-    print(f"{path}: python -m analysis.tables leaderboard={path.parent} reads it")
+    print(f"{path}: vera-bench table leaderboard={path.parent} reads it")
     return 0
 
 

@@ -1,15 +1,19 @@
-"""Has a judge score finished runs' answers (runs.answer), and writes the scores into
-their records (table 4).
+"""Has a judge score the answers of finished runs, and writes the scores into their
+records (table 4). The answers come from `vera-bench answer`.
 
-python -m runs.judge RUN [RUN ...]                     a run id (or its beginning), as in outputs/records
-python -m runs.judge experiment=table4_llama2_7b       every finished run of a preset, or of any words that
-                                                       name runs
-python -m runs.judge RUN judge=gpt-4 passes=3          another judge; everything judged three times
-python -m runs.judge RUN base_url=http://localhost:8000/v1 judge=my-model      any OpenAI-compatible endpoint
+vera-bench judge RUN [RUN ...]
+    RUN is a run id, or its beginning, as in outputs/records
+vera-bench judge experiment=table4_llama2_7b
+    every finished run of a preset, or of other overrides
+vera-bench judge RUN judge=gpt-4 passes=3
+    another judge, which scores every answer three times
+vera-bench judge RUN base_url=http://localhost:8000/v1 judge=my-model
+    any OpenAI-compatible endpoint
 
-The key is read from OPENAI_API_KEY. Judgments are saved as they come, in
-outputs/judgments/JUDGE.jsonl: the same command continues after a kill, and none is paid
-for twice. python -m tasks.mt_bench judges any answers."""
+The key is read from OPENAI_API_KEY. Each judgment is saved as it comes, in
+outputs/judgments/JUDGE.jsonl. If the command is killed, the same command continues,
+and you pay for no judgment twice. tasks/mt_bench judges answers from anywhere.
+"""
 
 import json
 from dataclasses import dataclass
@@ -113,7 +117,7 @@ def _answers(
         answering["generate"] = about.get("generate")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: no answers yet ({error}). First: python -m runs.answer {run}"
+            f"{path}: no answers yet ({error}). First: vera-bench answer {run}"
         ) from None
     if not finished_record(config["output"], run):
         raise UserError(

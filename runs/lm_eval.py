@@ -1,15 +1,19 @@
-"""Evaluates finished language models by tasks of EleutherAI's lm-evaluation-harness, in
-this process.
+"""Evaluates finished language models on tasks of EleutherAI's lm-evaluation-harness,
+in this process.
 
-python -m runs.lm_eval RUN [RUN ...] tasks=gsm8k,arc_easy run ids (or their beginnings)
-python -m runs.lm_eval experiment=NAME tasks=mmlu every finished run of whatever
-composes runs python -m runs.lm_eval RUN tasks=gsm8k data_dir=/where/gsm8k rows from a
-folder: test.jsonl, train.jsonl python -m runs.lm_eval RUN tasks=mine
-include_path=/where/yamls
+vera-bench lm-eval RUN [RUN ...] tasks=gsm8k,arc_easy
+    RUN is a run id, or its beginning, as in outputs/records
+vera-bench lm-eval experiment=NAME tasks=mmlu
+    every finished run of a preset, or of other overrides
+vera-bench lm-eval RUN tasks=gsm8k data_dir=/where/gsm8k
+    rows from a folder that holds test.jsonl and train.jsonl
+vera-bench lm-eval RUN tasks=mine include_path=/where/yamls
+    tasks of your own
 
-One base model is in memory: it is evaluated, and then with each run's adapter. Results
-go into the records (analysis.tables lm_eval), rows and answers into
-outputs/runs/RUN/lm_eval. Needs pip install '.[lm-eval]'."""
+The base model is loaded once. It is evaluated by itself, and then with the adapter of
+each run. Results go into the records (`vera-bench table lm_eval` shows them), rows and
+answers into outputs/runs/RUN/lm_eval. You need pip install '.[lm-eval]' for it.
+"""
 
 import contextlib
 import io

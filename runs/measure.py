@@ -1,16 +1,19 @@
-"""The measurements of figures 3, 5 and 6: from the adapters of finished runs, or by a
-fit that takes seconds.
+"""Computes the measures behind figures 3, 5 and 6: from the adapters of finished runs,
+or by a fit that takes seconds.
 
-python -m runs.measure magnitude [RUN ...]       how far each d and b has moved (VeRA paper, figure 3); no
-                                                 RUN: every VeRA run
-python -m runs.measure similarity [LORA VERA]    cosine of two runs' weight differences (figure 5); without
-                                                 runs: every pair of one model, task, seed and rank
-python -m runs.measure matrix_fit [seed=0]       random 10 x 10 matrices, fitted by LoRA and by VeRA (figure
-                                                 6), on the CPU
+vera-bench measure magnitude [RUN ...]
+    how far each d and b has moved (VeRA paper, figure 3); without RUN for
+    every VeRA run
+vera-bench measure similarity [LORA VERA]
+    cosine of two runs' weight differences (figure 5); without runs for every
+    pair of one model, task, seed and rank
+vera-bench measure matrix_fit [seed=0]
+    random 10 x 10 matrices, fitted by LoRA and by VeRA on the CPU (figure 6)
 
-A RUN is a run id (or its beginning). Each measure is a file in outputs/measures
-(runs/record), which the same command replaces. Adapter files are enough: no base model
-or data is needed."""
+RUN is a run id, or its beginning. Each measure is a file in outputs/measures, which
+the same command replaces. Adapter files are enough: you need neither the base model
+nor the data.
+"""
 
 import itertools
 import math

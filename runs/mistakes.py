@@ -1,12 +1,17 @@
-"""The wrong answers of a finished run whose texts were read for an answer (maths,
-commonsense, your own); of a run with a head, the dev rows with the largest loss.
+"""Shows the wrong answers of a finished run whose texts were read for an answer (maths,
+commonsense, your own). For a run with a head it shows the dev rows with the largest
+loss.
 
-python -m runs.mistakes RUN a run id (or its beginning), as in outputs/records python -m
-runs.mistakes RUN limit=5 part=gsm8k python -m runs.mistakes RUN whole=true prompts and
-texts as they are
+vera-bench mistakes RUN
+    RUN is a run id, or its beginning, as in outputs/records
+vera-bench mistakes RUN limit=5 part=gsm8k
+    five rows of one part
+vera-bench mistakes RUN whole=true
+    prompts and texts as they are
 
-A row's number is its line in last_VARIANT.jsonl of the run's folder, which holds the
-right answers, too. With a head, rows are those of predictions.csv there."""
+The number of a row is its line in last_VARIANT.jsonl in the run's folder, which holds
+the right answers, too. With a head, the rows are those of predictions.csv there.
+"""
 
 import json
 import shutil
@@ -103,7 +108,7 @@ def answers(record: Record, output: str) -> dict[int, dict[str, Any]]:
         }
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
-            f"{path} cannot be read ({describe(error)}): python -m runs.evaluate {run}"
+            f"{path} cannot be read ({describe(error)}): vera-bench evaluate {run}"
         ) from None
 
 
@@ -117,7 +122,7 @@ def worst(record: Record, settings: Settings) -> int:
     try:
         rows = sorted(read_csv(path), key=predictions.loss, reverse=True)
     except (OSError, ValueError, LookupError, TypeError) as error:
-        again = f"python -m runs rerun={record['id']} redo=true writes it again"
+        again = f"vera-bench rerun={record['id']} redo=true writes it again"
         raise UserError(f"{path} cannot be read ({describe(error)}): {again}") from None
     if settings.part is not None:
         one_of("part", settings.part, sorted({row[label] for row in rows}))

@@ -1,10 +1,14 @@
-"""What a command would do: which runs are done, running, failed, missing or blocked,
-and what the others would cost. It starts no run. torch is imported to count FLOPs,
-once, and for probe=true.
+"""Shows what a command would do: which runs are done, running, failed, missing or
+blocked, and what the missing ones would cost. It starts no run.
 
-python -m runs.plan experiment=table2_base
-python -m runs.plan experiment=table2_base probe=true   and hours, before the first run
-python -m runs.plan experiment=table2_base card=H100    hours on a card that is not here
+vera-bench plan experiment=table2_base
+    the state of each run
+vera-bench plan experiment=table2_base probe=true
+    also hours, from 20 steps of a run of each row on this device
+vera-bench plan experiment=table2_base card=H100
+    hours on a card that is not here
+
+It imports torch to count FLOPs, once, and for probe=true.
 """
 
 import sys
@@ -216,7 +220,7 @@ def main(arguments: list[str]) -> int:
     line = read(
         arguments,
         Settings,
-        overrides="the runs, as for python -m runs",
+        overrides="the runs, as for vera-bench run",
         options=COMPOSING,
     )
     command, settings = read_command(line.overrides, line.config_dir), line.settings

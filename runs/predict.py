@@ -1,18 +1,22 @@
-"""Predicts new rows with a finished run's model: classes with their probabilities, or a
-regression's numbers.
+"""Predicts new rows with a finished run's model: classes with their probabilities, or
+the numbers of a regression.
 
-python -m runs.predict RUN FILE a run id (or its beginning), as in outputs/records; FILE
-                                     is CSV, TSV, JSONL or parquet, with the columns of
-                                     texts that were trained on
-python -m runs.predict RUN FOLDER of a run on images: those of a folder, and of the
-    folders in it
-python -m runs.predict RUN -         CSV, TSV or JSON lines from the standard input
-python -m runs.predict RUN FILE out=mine.csv
+vera-bench predict RUN FILE
+    FILE is CSV, TSV, JSONL or parquet, with the text columns of the training
+    rows
+vera-bench predict RUN FOLDER
+    for a run on images: those of a folder, and of the folders in it
+vera-bench predict RUN -
+    CSV, TSV or JSON lines from the standard input
+vera-bench predict RUN FILE out=mine.csv
+    writes another file than answers.csv
 
-The CSV file `out` has the rows' own columns and what is predicted, and appears whole at
-the end. Rows are kept in OUT.partial as they come: after a kill the same command
-continues. Where rows have labels, the metric is printed. The run's adapter and head and
-its base model are needed, and no training rows."""
+RUN is a run id, or its beginning, as in outputs/records. The CSV file `out` has the
+columns of the rows and what is predicted. It appears complete, at the end. Rows are
+kept in OUT.partial as they come: if the command is killed, the same command continues.
+Where rows have labels, the metric is printed. You need the run's adapter and head and
+its base model, and no training rows.
+"""
 
 import os
 import sys
@@ -83,7 +87,7 @@ def main(arguments: list[str]) -> int:
         if (value := getattr(settings, key))
     }
     if not record["parameters"]["head"]:
-        writes = f"What a language model writes: python -m runs.answer {run}"
+        writes = f"What a language model writes: vera-bench answer {run}"
         raise UserError(
             f"run {run} ({record['label']['task']}) has no head that predicts. {writes}"
         )

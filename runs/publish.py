@@ -1,18 +1,21 @@
 """Publishes records: copies finished ones from outputs/records to runs/records/STUDY,
-to be committed.
+where you commit them.
 
-python -m runs.publish STUDY             every finished record of this machine, without copies
-                                         of published ones
-python -m runs.publish STUDY experiment=table2_base    those of a preset, or of whatever else
-                                         names runs
-python -m runs.publish STUDY sweep=last  those of a sweep
-python -m runs.publish check=FOLDER      what a study lacks, a line each (exit code 1); runs
-                                         no code
+vera-bench publish STUDY
+    every finished record of this machine that is not published yet
+vera-bench publish STUDY experiment=table2_base
+    those of a preset, or of other overrides
+vera-bench publish STUDY sweep=last
+    those of a sweep
+vera-bench publish check=FOLDER
+    prints what a study lacks, one line each (exit code 1), and runs no code
 
-In the folder records.jsonl has a line for each record, sorted by id, and measures.jsonl
-for each measure (runs/measure) of them; sources/ has methods and files of configuration
-from outside the clone. An installed package writes the folder STUDY below the current
-one (into=FOLDER: below another), to be added to a clone as runs/records/STUDY."""
+In the folder, records.jsonl has one line for each record, sorted by id, and
+measures.jsonl one for each measure of them (`vera-bench measure`). sources/ holds
+methods and configuration files from outside the clone. An installed package writes the
+folder STUDY below the current one (or below into=FOLDER); add it to a clone as
+runs/records/STUDY.
+"""
 
 import os
 from collections.abc import Sequence
@@ -63,7 +66,7 @@ class Settings(OfRecords):
 def main(arguments: list[str]) -> int:
     checks = any(word.startswith("check=") for word in arguments)
     names = "" if checks else "STUDY"
-    purpose = "the runs, as for python -m runs"
+    purpose = "the runs, as for vera-bench run"
     line = read(arguments, Settings, names, purpose, COMPOSING)
     folder = line.settings.check
     if not folder:
@@ -168,7 +171,7 @@ def publish(line: Line[Settings]) -> int:
         print(f"{plural(len(measures), 'measure')} in {shown}/measures.jsonl")
     if notes.read_text(encoding="utf-8") == study_check.NOTES_TEMPLATE:
         print(f"To be written: {shown}/NOTES.md, on how it was run")
-    print(f"To see what it lacks: python -m runs.publish check={shown}")
+    print(f"To see what it lacks: vera-bench publish check={shown}")
     return 0
 
 

@@ -1,17 +1,24 @@
 """Tunes learning rates: a grid for each cell, judged on held-out training rows, never
 on a dev or test set.
 
-python -m runs.tune model=minilm task=mrpc method=vera the grid of conf/tune.yaml, seed
-0 python -m runs.tune task=rte,mrpc method=vera,lora seed=0,1 four cells, two seeds a
-trial python -m runs.tune experiment=table2_base method=vera the cells of a preset
-python -m runs.tune method=lora method.rank=4,8 train.lr=1e-3,1e-2 lists of train. and
-method. are searched python -m runs.tune method=lora train.lr=1e-3 a key with one value
-is not python -m runs.tune task.holdout=0.3 the share of held-out training rows (0.2)
+vera-bench tune model=minilm task=mrpc method=vera
+    the grid of conf/tune.yaml, with seed 0
+vera-bench tune task=rte,mrpc method=vera,lora seed=0,1
+    four cells, with two seeds for each trial
+vera-bench tune experiment=table2_base method=vera
+    the cells of a preset
+vera-bench tune method=lora method.rank=4,8 train.lr=1e-3,1e-2
+    searches each list of values for a key of train. and method.
+vera-bench tune method=lora train.lr=1e-3
+    a key with one value is fixed
+vera-bench tune task.holdout=0.3
+    the share of training rows that are held out (0.2 by default)
 
-The overrides are those of python -m runs, launcher= among them. Each trial is one run
-for each seed; their records enter no table. The same command continues a search, and
-repeats failed trials. W&B hears of trials where tracking= is given. outputs/tune/CELL
-holds trials.csv."""
+The overrides are those of `vera-bench run`, launcher= among them. A trial is one run
+for each seed; these records enter no table. The same command continues a search, and
+repeats failed trials. Trials are sent to W&B where you give tracking=.
+outputs/tune/CELL holds trials.csv.
+"""
 
 import itertools
 import os
@@ -46,12 +53,10 @@ TRIAL = ("task.holdout=0.2", "keep=none")
 
 
 def main(arguments: list[str]) -> int:
-    words = "the cells, as for python -m runs"
+    words = "the cells, as for vera-bench run"
     line = read(arguments, Common, overrides=words, options=COMPOSING, module=__name__)
     if "LOCAL_RANK" in os.environ:
-        raise UserError(
-            "a search is one process: python -m runs.tune, without torchrun"
-        )
+        raise UserError("a search is one process: vera-bench tune, without torchrun")
     debug = [f"debug={as_word(line.settings.debug)}"] if "debug" in line.given else []
     of_search, launch = cells([*line.overrides, *debug], line.config_dir)
     trials = [run for cell in of_search for run in cell.runs]
@@ -270,7 +275,7 @@ def command_of(cell: Cell, setting: dict[str, str]) -> str:
         *cell.overrides,
         *(f"{key}={value}" for key, value in setting.items()),
     ]
-    return f"python -m runs {shlex.join(words)}"
+    return f"vera-bench {shlex.join(words)}"
 
 
 def edges(

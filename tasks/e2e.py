@@ -208,7 +208,7 @@ def load(settings: Settings) -> E2ETask:
     if task.decodes and shutil.which("java") is None:
         task.advice = [
             f"METEOR, ROUGE-L and CIDEr will be missing: {NO_JAVA}. "
-            "python -m runs.evaluate ID adds them later"
+            "vera-bench evaluate ID adds them later"
         ]
     return task
 

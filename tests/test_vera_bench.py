@@ -43,7 +43,7 @@ def test_by_itself_it_says_what_to_type_first(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert shown == f"{overview()}\n"
     assert len(shown.splitlines()) <= 12
-    assert max(map(len, shown.splitlines())) <= 95
+    assert max(map(len, shown.splitlines())) <= 80
     for name in COMMANDS:
         assert f" {name}" in shown
 

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import textwrap
 
 from runs.command.errors import UserError
 from vera_bench import COMMANDS
@@ -14,21 +15,20 @@ vera-bench trains and compares parameter-efficient adapters.
   vera-bench model=roberta_base task=rte method=vera,lora seed=0,1,2
   vera-bench plan experiment=table2_base  what would run, and for how long
   vera-bench table table2                 your results beside the paper's
-  vera-bench predict RUN new.csv          what a finished run says about new rows
+  vera-bench predict RUN new.csv          what a run says about new rows
 """
 LAST_LINE = "Help: vera-bench COMMAND --help, vera-bench --help task=mrpc."
 
 
 def overview() -> str:
     """What vera-bench says by itself."""
-    names = [*COMMANDS]
-    half = len(names) // 2
-    return (
-        f"{FIRST_LINES}\n"
-        f"Commands: {' '.join(names[:half])}\n"
-        f"          {' '.join(names[half:])}\n"
-        f"{LAST_LINE}"
+    names = textwrap.fill(
+        f"Commands: {' '.join(COMMANDS)}",
+        width=80,
+        subsequent_indent=" " * len("Commands: "),
+        break_on_hyphens=False,
     )
+    return f"{FIRST_LINES}\n{names}\n{LAST_LINE}"
 
 
 def split_command(words: list[str]) -> tuple[str, list[str]]:

@@ -1,7 +1,9 @@
-"""The models, tasks and methods that vera-bench has, with their labels.
+"""Lists the models, tasks and methods that you can name, with their labels.
 
 vera-bench list models
-vera-bench list methods --config-dir FOLDER   and those of your own"""
+vera-bench list methods --config-dir FOLDER
+    also those of your own
+"""
 
 import re
 

@@ -1,16 +1,20 @@
 """Draws a figure from the records, beside what the paper prints of it.
 
-    python -m analysis.figures figure2      to figure6, parameters, demo; all: each
-    python -m analysis.figures parameters task=mine      of any task; model=, method=,
-                                            sweep=, published=false
-    python -m analysis.figures pareto x=seconds y=metric    two numbers of each row,
-                                            with the frontier
-    python -m analysis.figures demo labels=vera,lora     names these points, too
-    python -m analysis.figures curve ID [ID ...]     score and losses of single runs
+vera-bench figure figure2
+    also figure3 to figure6, parameters and demo; all draws each of them
+vera-bench figure parameters task=mine
+    for any task; model=, method=, sweep= and published=false choose runs
+vera-bench figure pareto x=seconds y=metric
+    two numbers of each row, with the frontier
+vera-bench figure demo labels=vera,lora
+    labels these points, too
+vera-bench figure curve ID [ID ...]
+    score and losses of single runs
 
-The vector PDF, the PNG and the data behind them as CSV go to OUTPUT/NAME/; each row of
+The vector PDF, the PNG and the data behind them as CSV go to OUTPUT/NAME/. Each row of
 the data names the run ids (or the measure) that it comes from. Figures 3, 5 and 6 are
-drawn from measures: python -m runs.measure."""
+drawn from measures: run `vera-bench measure` first.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

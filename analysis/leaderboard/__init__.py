@@ -2,4 +2,4 @@
 
 reader.py reads folders of result files into one frame; inference.py answers two
 questions about a pair of rows; board.py puts both together; tables.py, picture.py and
-page.py show it. `python -m analysis.tables leaderboard=FOLDER` is the command."""
+page.py show it. `vera-bench table leaderboard=FOLDER` is the command."""

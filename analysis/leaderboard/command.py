@@ -1,4 +1,4 @@
-"""`python -m analysis.tables leaderboard=...`: prints the boards, and writes them."""
+"""`vera-bench table leaderboard=...`: prints the boards, and writes them."""
 
 import sys
 from pathlib import Path

@@ -10,7 +10,7 @@ from analysis.leaderboard.reader import PUBLISHED, QUESTIONS
 
 PRINTED = PUBLISHED.with_name("others.yaml")
 #: The lines of others.yaml between which the rows stand.
-BEGIN = "  # the next parts: written by python -m analysis.tables leaderboard= refresh=true\n"
+BEGIN = "  # the next parts: written by vera-bench table leaderboard= refresh=true\n"
 END = "  # to here\n"
 #: The sets that others.yaml has: complete ones, each of one commit. Others hold a few
 #: rows beside older ones.

@@ -1,7 +1,8 @@
-"""Executes the notebooks of this folder, percent scripts, on the records: OUTPUT/notebooks/NAME.ipynb and
-NAME.html.
+"""Executes the notebooks of this folder, percent scripts, on the records, and writes
+OUTPUT/notebooks/NAME.ipynb and NAME.html.
 
-    python -m analysis.notebooks [median_tables]      all of them, or one
+vera-bench notebooks                 all of them
+vera-bench notebooks median_tables   one
 """
 
 import os

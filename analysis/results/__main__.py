@@ -1,11 +1,12 @@
 """Writes docs/results.md and a page for each study in docs/results, from the records in
 runs/records; and docs/others.md, from analysis/printed/others.yaml.
 
-    python -m analysis.results               (make results)
-    python -m analysis.results check=true    (only compares the pages with the records)
+python -m analysis.results             writes the pages (make results)
+python -m analysis.results check=true  compares the pages with the records
 
 A study is a folder of published records. Its NOTES.md is a template: words by hand,
-numbers from the records (numbers.py)."""
+numbers from the records (numbers.py).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,13 +1,21 @@
 """Prints a table from the records, beside the paper's where there is one.
 
-    python -m analysis.tables table2            table1 to table13, claims, demo, lm_eval
-    python -m analysis.tables table2 model=minilm task=mrpc seed=0,1
-    python -m analysis.tables sweep=NAME        rows x tasks of a sweep
-    python -m analysis.tables task=mine         the same of a task (model=, method=)
-    python -m analysis.tables table2 against=lora      and each row minus LoRA, by pairs
-    python -m analysis.tables table2 format=latex      for papers; csv: for spreadsheets
-    python -m analysis.tables table2 select=crossfit save=true
-    python -m analysis.tables leaderboard=FOLDER       others' result files
+vera-bench table table2
+    table1 to table13, claims, demo, lm_eval
+vera-bench table table2 model=minilm task=mrpc seed=0,1
+    a part of it
+vera-bench table sweep=NAME
+    the rows and tasks of a sweep
+vera-bench table task=mine
+    the same for a task (also model= and method=)
+vera-bench table table2 against=lora
+    also each row minus LoRA, by paired runs
+vera-bench table table2 format=latex
+    for papers; csv is for spreadsheets
+vera-bench table table2 select=crossfit save=true
+    the epoch is selected on one half of dev; the table is saved to a file, too
+vera-bench table leaderboard=FOLDER
+    the result files of other groups
 
 Your own runs come first, also those that deviate from the recipe; below them, what the
 project has published (published=false leaves it out). Of several variants of a row the
@@ -15,11 +23,12 @@ one nearest to its recipe is shown; all=true shows each. The table of a sweep sh
 variant of your own rows.
 
 Each cell is the median over the seeds, +- the sample standard deviation (in tables 6
-and 7 the mean), of the epoch that the table reports: the best one in tables 2, 6 and 7,
-the last one in 3, 4 and 5. A cell with fewer seeds than the protocol's says so and
-enters no average. format=csv has the run ids of each number. Table 1 is computed from
-formulas, tables 8 to 11 are the recipes of conf/: neither needs a record. claims has
-the numbers of the paper's text."""
+and 7 the mean), of the epoch that the table reports: the selected one in tables 2, 6
+and 7, the last one in 3, 4 and 5. A cell with fewer seeds than the protocol's says so
+and enters no average. format=csv has the run ids of each number. Table 1 is computed
+from formulas, tables 8 to 11 are the recipes of conf/: neither needs a record. claims
+has the numbers of the paper's text.
+"""
 
 import sys
 from dataclasses import dataclass

@@ -9,7 +9,9 @@ converted by pydantic. Options with a dash are argparse's.
 
     line = read(arguments, Settings, names="TABLE")
 
-`python -m ... --help` shows the settings, and the docstring of the dataclass's module.
+`vera-bench COMMAND --help` shows the settings, and the docstring of the dataclass's
+module. Examples in it begin with `vera-bench` and stand one a line; what an example
+does follows it, on the same line or indented below it.
 """
 
 import difflib
@@ -19,7 +21,9 @@ import json
 import os
 import re
 import select
+import shutil
 import sys
+import textwrap
 import warnings
 from argparse import (
     SUPPRESS,
@@ -52,6 +56,8 @@ KINDS = {
     Path: "path",
     NoneType: "null",
 }
+#: The beginning of an example in the docstring of a command.
+EXAMPLE = re.compile(r"^(vera-bench|python -m) ", re.MULTILINE)
 #: Hydra's options of the commands that compose runs.
 COMPOSING: Options = {
     ("-cd", "--config-dir"): {
@@ -185,9 +191,8 @@ class _Grammar:
             rows[f"{key}={as_word(item.default)}"] = text
         if self.overrides:
             rows["KEY=VALUE ..."] = self.overrides
-        width = max(map(len, rows))
-        about = [f"  {key:<{width}}  {text}" for key, text in rows.items()]
-        about += ["", inspect.getdoc(command) or ""]
+        about = _settings_rows(rows)
+        about += ["", _description(inspect.getdoc(command) or "")]
         program = _program(command)
         parser = ArgumentParser(
             prog=program,
@@ -296,6 +301,31 @@ def _program(command: ModuleType) -> str:
     if command.__spec__:
         return f"python -m {command.__spec__.name.removesuffix('.__main__')}"
     return sys.argv[0]
+
+
+def _wrapped(text: str, indent: int = 0) -> str:
+    """Text wrapped to the terminal, as argparse wraps options; indent: of the lines
+    after the first."""
+    width = max(indent + 30, min(100, shutil.get_terminal_size().columns) - 2)
+    return textwrap.fill(
+        text, width, subsequent_indent=" " * indent, break_on_hyphens=False
+    )
+
+
+def _settings_rows(rows: Mapping[str, str]) -> list[str]:
+    """Settings beside what each is for."""
+    width = max(map(len, rows))
+    return [
+        _wrapped(f"  {key:<{width}}  {text}", width + 4) for key, text in rows.items()
+    ]
+
+
+def _description(docstring: str) -> str:
+    """A docstring with its prose wrapped, and its examples one a line."""
+    paragraphs = docstring.split("\n\n")
+    return "\n\n".join(
+        text if EXAMPLE.search(text) else _wrapped(text) for text in paragraphs
+    )
 
 
 def _values(kind: Any) -> str:

@@ -13,6 +13,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co"})
 #: The most characters of a refusal, with room for what a command puts before it.
 LONGEST = 480
+#: How a refusal names a command that the user can copy.
+COMMAND_TO_TYPE = ": vera-bench "
 
 
 def duration(seconds: float) -> str:
@@ -77,7 +79,7 @@ def refusal(text: str) -> str:
     lacks its middle, since the file stands at its start and the mend at its end; one
     whose mend is a command to type stays whole."""
     line: str = printable(one_line(text))
-    if len(line) <= LONGEST or "python -m runs " in line:
+    if len(line) <= LONGEST or COMMAND_TO_TYPE in line:
         return line
     return f"{line[:300]} ... {line[305 - LONGEST :]}"
 

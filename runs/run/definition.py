@@ -141,7 +141,7 @@ def with_starts(runs: list[Run]) -> list[Run]:
 
 
 def overrides_of(record: Record) -> list[str]:
-    """The overrides of `python -m runs` that make a record's run again; none where it
+    """The overrides of `vera-bench run` that make a record's run again; none where it
     has none, as of a run of an older version that is not published. Of a published run
     a local file or folder is its name alone."""
     words = _of_published().get(record["id"]) or record.get("overrides")

@@ -226,7 +226,7 @@ def preflight(runs: list[Run]) -> None:
         notes += [*task.notes, *task.advice]
     if others := code_state().get("altered"):
         more = f" and {len(others) - 1} more" * (len(others) > 1)
-        why = "A result of changed code cannot be published (runs.publish check=)"
+        why = "A result of changed code cannot be published (vera-bench publish check=)"
         notes.append(f"{others[0]}{more}: changed, of the project itself. {why}")
     gaps: dict[str, dict[str, None]] = defaultdict(dict)
     for run in runs:
@@ -349,15 +349,18 @@ def _summary(done: Sweep, seconds: float) -> None:
 def _show_table(output: str, which: list[str], table: bool) -> None:
     """Prints a table, made by another process (runs does not import analysis), and its
     command."""
-    words = [
-        "-m",
-        "analysis.tables",
-        *which,
-        *([f"output={output}"] if output != "outputs" else []),
-    ]
-    if table:
-        done = subprocess.run(
-            [sys.executable, *words], env=environment(), capture_output=True, text=True
-        )
-        print(f"\n{done.stdout or done.stderr}".rstrip())
-    print(f"{'This' if table else 'Its'} table: python {shlex.join(words)}")
+    words = [*which]
+    if output != "outputs":
+        words.append(f"output={output}")
+    command = f"vera-bench table {shlex.join(words)}"
+    if not table:
+        print(f"Its table: {command}")
+        return
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis.tables", *words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    print(f"\n{done.stdout or done.stderr}".rstrip())
+    print(f"This table: {command}")

@@ -1,8 +1,9 @@
 """MT-Bench and Vicuna-bench: questions, answer files, and a judge behind any
 OpenAI-compatible endpoint.
 
-    python -m tasks.mt_bench judge ANSWERS [ANSWERS ...] [--bench mt_bench] [--judge
-    gpt-4] [--passes 1] python -m tasks.mt_bench show ANSWERS [ANSWERS ...]
+    python -m tasks.mt_bench judge ANSWERS [ANSWERS ...]
+    python -m tasks.mt_bench judge ANSWERS --bench vicuna_bench --judge gpt-4
+    python -m tasks.mt_bench show ANSWERS [ANSWERS ...]
 
 The key is read from OPENAI_API_KEY, the endpoint from --base-url or OPENAI_BASE_URL.
 ANSWERS are files in FastChat's format. Each judgment is saved at once under a hash of

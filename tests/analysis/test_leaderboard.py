@@ -384,7 +384,7 @@ def test_more_seeds_find_smaller_differences(folders):
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_page_is_what_the_published_numbers_give():
-    command = "python -m analysis.tables leaderboard=published refresh=true"
+    command = "vera-bench table leaderboard=published refresh=true"
     docs = ROOT / "docs"
     text = page.page_text(read_published())
     assert (docs / "leaderboard.md").read_text() == text, command

@@ -298,7 +298,7 @@ def test_several_seeds_are_a_median_and_what_is_not_judged_is_said():
     )
     states = {line["method"]: line["status"] for line in lines(table, "ours")}
     assert states == {"none": "ours, not judged by MT-Bench", "VeRA r=1024": "diverged"}
-    assert "python -m runs.judge ID" in notes(table)
+    assert "vera-bench judge ID" in notes(table)
 
 
 def test_a_part_of_the_rows_is_table_13s_and_not_table_4s():

@@ -442,9 +442,7 @@ def test_what_changes_while_a_judge_judges_and_what_cannot_be_judged(
     with refused(f"an answer of 'another', not of '{record['id']}'"):
         judged_by(server)
     (folder / "mt_bench.json").unlink()
-    with refused(
-        "mt_bench.json: no such file", f"python -m runs.answer {record['id']}"
-    ):
+    with refused("mt_bench.json: no such file", f"vera-bench answer {record['id']}"):
         judged_by(server)
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import pytest
 from running import ROOT, call_here, refused
 
+import vera_bench
 from runs.command.errors import UserError
 from runs.command.parser import COMPOSING, Common, OfRecords, entry_point, read, setting
 from runs.record.text import LONGEST
@@ -88,18 +89,39 @@ def test_help_is_the_options_then_every_setting_and_then_the_docstring(name):
     module = module_of(name)
     text = call_here(module.__name__, *COMMANDS[name], "--help", check=0).stdout
     assert text.startswith(f"usage: python -m {name}")
-    settings, docs, rest = text.partition("options:\n")[2].partition(
-        f"\n\n{module.__doc__.strip()}\n"
-    )
+    shown = " ".join(text.partition("options:\n")[2].split())
+    settings, docs, rest = shown.partition(" ".join(module.__doc__.split()))
     assert (bool(docs), rest) == (True, "")
-    for one in dataclasses.fields(getattr(module, "Settings", Common)):
-        key, about = (
-            re.escape(of)
-            for of in (one.metadata["key"] or one.name, one.metadata["about"])
-        )
-        shown = rf"^  {key}=\S* +{about} \([a-z_|]+\)$"
-        assert re.search(shown, settings, re.M), one.name
+    for field in dataclasses.fields(getattr(module, "Settings", Common)):
+        key = re.escape(field.metadata["key"] or field.name)
+        about = re.escape(field.metadata["about"])
+        assert re.search(rf" {key}=\S* {about} \([a-z_|]+\)", settings), field.name
     assert "debug=maybe: should be" in mistake_of(name, *COMMANDS[name], "debug=maybe")
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("name", [n for n in vera_bench.COMMANDS if n != "serve"])
+def test_help_has_its_examples_one_a_line_and_names_vera_bench(
+    name, columns, monkeypatch
+):
+    """The server's parser is its own."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    module = vera_bench.COMMANDS[name].module
+    words = COMMANDS.get(module.removesuffix(".__main__"), [])
+    text = call_here(module, *words, "--help", check=0).stdout
+    # usage, options and settings come before it, and Hydra's groups after it
+    description = text.split("\n\n", 3)[3].partition("\n\nGroups")[0]
+    lines = re.sub("`.*?`", "", description, flags=re.S).splitlines()
+    examples = [line for line in lines if line.startswith("vera-bench ")]
+    assert examples
+    for example in examples:
+        typed = example.split()[1]
+        assert typed == name or (name == "run" and re.match("[a-z]+=|--", typed))
+    # no second example in a line, nor one within a paragraph
+    assert sum("vera-bench " in line for line in lines) == len(examples)
+    assert all(line.count("vera-bench ") <= 1 for line in lines)
+    assert "python -m" not in description
+    assert max(map(len, text.splitlines())) <= columns
 
 
 #: Words, and what the line that refuses them names.

@@ -207,7 +207,7 @@ def test_a_run_is_repeated_by_its_id(words, monkeypatch, tmp_path):
     record = trained([*words, "train.max_steps=1", "keep=none"])
     done = call_here("runs.evaluate", record["id"], f"output={output}", check=2)
     assert "adapter.safetensors is not there" in done.stderr
-    command = done.stderr.partition("python -m runs ")[2].split()
+    command = done.stderr.partition("vera-bench ")[2].split()
     assert command == [
         f"rerun={record['id']}",
         "keep=best",
@@ -220,7 +220,7 @@ def test_a_run_is_repeated_by_its_id(words, monkeypatch, tmp_path):
     write_study(study, [without_paths(record)])
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", study.parent)
     told = call_here("runs.evaluate", record["id"], other, check=2).stderr
-    assert f"To have it here: python -m runs rerun={record['id']}" in told
+    assert f"To have it here: vera-bench rerun={record['id']}" in told
     assert told.count("\n") == 1
     call_here("analysis.diff", record["id"], other, check=2)
     again = [f"rerun={record['id'][:8]}", other]
@@ -474,7 +474,7 @@ def test_an_ids_beginning_means_a_run_of_this_machine_before_a_published_one(
     write_study(tmp_path / "published" / "study", [other])
     output = str(tmp_path / "others")
     assert find(vera["id"][:6], output)["id"] == other["id"]
-    with refused("is not there ", "To have it here: python -m runs rerun="):
+    with refused("is not there ", "To have it here: vera-bench rerun="):
         restore(other, output)
     write_record(output, vera)
     assert find(vera["id"][:6], output)["id"] == vera["id"]

@@ -167,7 +167,7 @@ def test_the_card_is_written_from_the_record(
     ):
         assert part in text
     assert re.search(
-        rf"python -m runs method=vera .*model.path={tiny_bert.name} .*seed=0\n", text
+        rf"vera-bench method=vera .*model.path={tiny_bert.name} .*seed=0\n", text
     )
     hidden(folder, tmp_path, tiny_bert.parent, glue.parent)
     # What a record does not tell is not in its card: base model, licence, and an older
@@ -178,7 +178,7 @@ def test_the_card_is_written_from_the_record(
     assert export.main([first["id"], "peft", str(tmp_path / "bare"), output]) == 0
     assert "no licence is known" in capsys.readouterr().out
     assert not {"base_model", "license"} & metadata(tmp_path / "bare").keys()
-    assert "python -m runs" not in (tmp_path / "bare" / "README.md").read_text()
+    assert "vera-bench method=" not in (tmp_path / "bare" / "README.md").read_text()
     monkeypatch.setenv("HF_TOKEN", "own-token")
     with pytest.raises(UserError, match="name it, base=OWNER/NAME"):
         export.main([first["id"], "hub", "me/films", output])
@@ -394,7 +394,7 @@ def test_an_adapter_is_pushed_in_one_commit_and_pushed_again(api, words, capsys)
     assert "me/films is there already" in capsys.readouterr().out
     assert metadata(folder)["license"] == "mit"
     api.upload_folder.side_effect = ConnectionError("gone\nand more")
-    again = f"{folder} has all that would be there; to try again: python -m runs.export {' '.join(line)}"
+    again = f"{folder} has all that would be there; to try again: vera-bench export {' '.join(line)}"
     with refused("me/films is not pushed: ConnectionError: gone. ", again):
         export.main(line)
     # A private one is private, and what the hub does not take is one line

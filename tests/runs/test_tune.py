@@ -80,7 +80,7 @@ def test_every_point_is_tried_once_on_held_out_rows_and_enters_no_table(
     assert [float(trial["train.lr"]) for trial in trials] == [1e-9, 1e-8]
     # The command of the best one is a run on the real dev set
     line = next(
-        line for line in text.splitlines() if line.startswith("best: python -m runs ")
+        line for line in text.splitlines() if line.startswith("best: vera-bench ")
     )
     (best_run,) = expand(shlex.split(line)[4:])
     assert (best_run.config["task"]["holdout"], best_run.config["keep"]) == (
@@ -324,7 +324,7 @@ def test_the_best_trial_comes_first_and_none_that_diverged_is_the_best(
     assert list(frame.index) == order
     np.testing.assert_allclose(frame.value, values)
     assert list(frame["train.lr"]) == [cell.axes["train.lr"][i] for i in order]
-    assert ("best: python -m runs " in tune.report(cell)) == best
+    assert ("best: vera-bench " in tune.report(cell)) == best
 
 
 def test_the_report_of_the_best_trial(results, tmp_path):
@@ -343,10 +343,10 @@ def test_the_report_of_the_best_trial(results, tmp_path):
     more = ["method.scaling=proportional", "train.lr_head=${train.lr}", "method.rank=2"]
     cell = replace(cell, overrides=["method=lora", *more], config_dir=str(tmp_path))
     words = shlex.split(tune.command_of(cell, {"train.lr": "0.001"}))
-    assert words[3:] == [
+    assert words[1:] == [
         f"--config-dir={tmp_path}",
         "method=lora",
         *more,
         "train.lr=0.001",
     ]
-    assert expand(words[3:])[0].config["train"]["lr"] == 1e-3
+    assert expand(words[1:])[0].config["train"]["lr"] == 1e-3
