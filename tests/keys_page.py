@@ -9,15 +9,18 @@ PAGE = Path(__file__).parents[1] / "docs" / "keys.md"
 INTRODUCTION = """\
 # Keys of a run
 
-This page lists every key of a run's configuration, what you can set it to, and what
-kind of key it is. The kind tells you what happens when you change it: some keys make
-another run with an id of its own, others only change where files lie or how fast the
-run is. `make keys` writes the page from `runs/record/keys.py`.
+This page lists every key of a run's configuration with the values that it takes.
+Keys are grouped by what happens when you change them: some make another run with an id
+of its own, others only change where files lie or how fast the run is.
 
-To see the values of a run and where each one comes from, type
-`python -m runs --cfg job sources=true` with the run's overrides. The comments in
-`conf/` explain the keys one by one; `python -m runs --help task=mrpc` prints them for a
-choice. A method or task of your own may have further keys. They define the result.
+- `vera-bench --cfg job sources=true` shows the value of each key in your run, and where
+  it comes from.
+- `vera-bench --help task=mrpc` explains the keys, with the comments of `conf/`.
+- A method or task of your own may have further keys. They define the result.
+- "Default before" is what every run did before the key was added. With that value, a
+  run keeps its id.
+
+`make keys` writes this page from `runs/record/keys.py`.
 """
 
 #: The order of the page: what defines a run comes first.
@@ -52,7 +55,7 @@ def page() -> str:
         keys = [key for key in KEYS.values() if key.role == role]
         keys.sort(key=lambda key: key.name)
         parts.append(f"\n## {TITLES[role]}\n\n{role.value}\n\n")
-        parts.append("| key | takes | added later, with this meaning before |\n")
+        parts.append("| key | takes | default before |\n")
         parts.append("|---|---|---|\n")
         parts += map(row, keys)
     return "".join(parts)

@@ -407,7 +407,14 @@ def page() -> str:
     text = "\n\n".join(
         "\n".join(next(tables)) if block.startswith("|") else block for block in blocks
     )
-    return re.sub(r"peft [\d.]+,", f"peft {peft.__version__},", text.rstrip()) + "\n"
+    return (
+        re.sub(
+            r"class of peft [\d.]+\d",
+            f"class of peft {peft.__version__}",
+            text.rstrip(),
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":  # PYTHONPATH=.:tests python tests/support.py

@@ -28,22 +28,22 @@ class Role(StrEnum):
     """What a key is for. The texts are those of docs/keys.md."""
 
     RESULT = "Defines the result. Another value makes another run."
-    SEED = "A seed. Another value makes another run of the same cell."
+    SEED = "Is a seed. Another value makes another run of the same cell."
     CONTENT = (
-        "Says which files are read. Their content defines the result, not their name."
+        "Chooses the files to read. Their content defines the result, not their name."
     )
     PATH = (
         "Says where files lie on this machine. Their content defines the result. "
-        "A published record keeps the last part of the path."
+        "A published record keeps only the last part of the path."
     )
-    CHECKED = "Is compared with the files that are read. It changes nothing."
+    CHECKED = "Is compared with the files that are read. It changes no result."
     COMPUTING = (
-        "Says how a run is computed. The result is the same, apart from rounding."
+        "Changes how a run is computed. The result is the same, apart from rounding."
     )
-    OUTCOME = "Says what is kept, shown or asked after training."
-    DISPLAY = "A name for people."
-    DEFAULTS = "Gives other keys their values, and those count."
-    COMMAND = "Says where and how a command does its runs. It is part of no run."
+    OUTCOME = "Changes what is kept, shown or asked after training."
+    DISPLAY = "Is a name that you see in tables and messages."
+    DEFAULTS = "Sets other keys. Only their values count."
+    COMMAND = "Says where and how a command does its runs. It is not part of a run."
 
 
 RESULT, SEED, CONTENT, PATH = Role.RESULT, Role.SEED, Role.CONTENT, Role.PATH
