@@ -148,6 +148,14 @@ def measurement_of(record: Record) -> dict[str, str]:
     return phrases
 
 
+def way_of(record: Record) -> str:
+    """The way in which a record's score was measured, as one text: `measurement_of`
+    without the protocol, of which a row's newest replaces the older ones."""
+    phrases = measurement_of(record)
+    del phrases["protocol"]
+    return "; ".join(phrases.values())
+
+
 def measured_on(record: Record) -> str:
     """A key that two records of one seed share if their scores may be paired. The
     images that a seed draws (selection) belong to it."""
@@ -314,6 +322,7 @@ NUMBERS: dict[str, Fact] = {
     "protocol": Fact(protocol, "first"),
     "measurement": Fact(measurement_of, "first"),
     "measured": Fact(measured_on, "first"),
+    "way": Fact(way_of),
     "cell": Fact(cell_id, "first"),
     "sources": Fact(lambda record: (record.get("code") or {}).get("sources") or {}),
     "one_draw": Fact(one_draw, "first"),

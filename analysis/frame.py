@@ -1,5 +1,5 @@
 """Records as two pandas frames: `runs` has a row for each run, and `cells` one for each
-cell (model, row, task) over its seeds.
+cell (model, row, task, and the way in which it was measured) over its seeds.
 
 Every value is a number or a name; tables make text of them. A metric's columns (value,
 best, last, crossfit, half, optimism, median, mean, spread) are in the unit that tables
@@ -21,8 +21,10 @@ from analysis.facts import FACTS, HASH_DIGITS, NAMES, NUMBERS, of_method, settin
 from runs.record.ledger import CONF, Ledger, read_ledger
 from runs.record.schema import TEXT_SCORES, Record
 
-#: What identifies a cell.
+#: The place of a cell in a table, and what identifies it: a row may have been measured
+#: in several ways on a task, such as on 1,000 training rows and on 5,000.
 KEY = ["model", "row", "task"]
+CELL_KEY = [*KEY, "way"]
 #: Seeds of a complete cell: as many as the paper's medians are over, unless a task's
 #: protocol has others.
 SEEDS = 5
@@ -42,8 +44,8 @@ OF_STUDIES = ("alpaca", "commonsense", "gsm8k", "reviews", "sums")
 
 def runs(ledger: Ledger | str | None = None) -> pd.DataFrame:
     """Every run of a ledger, with a column for each of FACTS and these: origin ("ours",
-    or the study that has published it), settings (what defines its result), and
-    left_out, why it is in no cell ("": it is in one; see `mark_left_out`).
+    or the study that has published it), settings (what defines its result), left_out,
+    why it is in no cell ("": it is in one), and is_nearest (see `mark_left_out`).
 
     ledger: records, or the folder of them; by default those of outputs/. The published
     ones come with a folder."""
@@ -99,31 +101,39 @@ def mark_left_out(runs: pd.DataFrame) -> pd.DataFrame:
       the most runs.
     - seed: another run of the same settings has that seed.
 
-    Runs with different settings are never in one cell."""
-    columns = [*KEY, "cell", "protocol", "deviations", "recipe", "seed", "id"]
+    Variants are of the same row, model and task, measured in the same way. Runs with
+    different settings are never in one cell. is_nearest: whether a run's cell is the
+    nearest of all ways in which its row was measured; that one stands beside the
+    paper's."""
+    columns = [*CELL_KEY, "cell", "protocol", "deviations", "recipe", "seed", "id"]
     results = runs.loc[runs.kind == "result", columns]
     if results.empty:  # pandas joins no empty strings of Arrow's
-        return runs.assign(left_out=runs.kind.astype(object))
+        return runs.assign(left_out=runs.kind.astype(object), is_nearest=False)
     results["closeness"] = -results.deviations.map(len)
     results["of_method"] = results.recipe.map(of_method)
-    cells = results.groupby([*KEY, "cell"], sort=False)
-    results["runs"] = cells.seed.transform("size")
+    variants = results.groupby([*CELL_KEY, "cell"], sort=False)
+    results["runs"] = variants.seed.transform("size")
     order = ["protocol", "closeness", "of_method", "runs", "id"]
-    nearest = results.sort_values(order).drop_duplicates(KEY, keep="last")
-    nearest = nearest.set_index(KEY)[["cell", "protocol"]]
+    by_closeness = results.sort_values(order)
+    nearest_of_row = by_closeness.drop_duplicates(KEY, keep="last").set_index(KEY)
+    nearest = by_closeness.drop_duplicates(CELL_KEY, keep="last")
+    nearest = nearest.set_index(CELL_KEY)[["cell", "protocol"]]
     nearest.columns = ["nearest_cell", "newest_protocol"]
-    results = results.join(nearest, on=KEY)
+    results = results.join(nearest, on=CELL_KEY)
+    results = results.join(nearest_of_row.way.rename("nearest_way"), on=KEY)
     results = results.sort_values(
         ["seed", "closeness", "id"], ascending=[True, False, True]
     )
     reasons = {
         "protocol": results.protocol != results.newest_protocol,
         "settings": results.cell != results.nearest_cell,
-        "seed": results.duplicated([*KEY, "cell", "seed"]),
+        "seed": results.duplicated([*CELL_KEY, "cell", "seed"]),
     }
     left_out = runs.kind.astype(object)
     left_out[results.index] = np.select([*reasons.values()], [*reasons], "")
-    return runs.assign(left_out=left_out)
+    is_nearest = (left_out == "").astype(bool)
+    is_nearest[results.index] &= results.way == results.nearest_way
+    return runs.assign(left_out=left_out, is_nearest=is_nearest)
 
 
 def in_cells(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
@@ -137,15 +147,15 @@ def in_cells(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 def every_variant(runs: pd.DataFrame, paper: bool) -> pd.DataFrame:
     """The runs with every variant of a row as a row of its own, whose label says what
     sets it apart: "VeRA r=256, lr 0.001". Variants are results of the same row, model
-    and task with other settings, data or start. paper: the nearest variant keeps the
-    row's name, so that it stands beside the paper's row."""
+    and task, measured in the same way, with other settings or another start. paper: the
+    nearest variant keeps the row's name, so that it stands beside the paper's row."""
     runs = mark_left_out(runs)
     labels, rows = runs.label.copy(), runs.row.copy()
     results = runs.loc[
-        runs.kind == "result", [*KEY, "cell", "label", "settings", "left_out"]
+        runs.kind == "result", [*CELL_KEY, "cell", "label", "settings", "left_out"]
     ]
-    variants = results.groupby(KEY).cell.transform("nunique")
-    for _, group in results[variants > 1].groupby(KEY, sort=False):
+    variants = results.groupby(CELL_KEY).cell.transform("nunique")
+    for _, group in results[variants > 1].groupby(CELL_KEY, sort=False):
         settings = group.drop_duplicates("cell").set_index("cell").settings
         for cell, text in distinctions(settings.to_dict()).items():
             variant = group[group.cell == cell]
@@ -215,6 +225,26 @@ def _unequal_phrases(phrases: pd.DataFrame) -> pd.Series:
     return described.apply(lambda texts: ", ".join(filter(None, texts)), axis=1)
 
 
+def place_in_columns(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells with `place`, the column of a table that each stands in: its own
+    `column` or, where rows were measured in different ways, one for each of them. The
+    way of most rows keeps the column's name."""
+    ways = cells.measured_apart
+    if cells.empty:
+        return cells.assign(place=cells.column)
+    usual = ways.groupby([cells.model, cells.task]).transform(lambda way: way.mode()[0])
+    places = cells.column.where(ways == usual, cells.column + ", " + ways)
+    return cells.assign(place=places)
+
+
+def tasks_by_way(frame: pd.DataFrame, column: str = "task") -> pd.Series:
+    """The task of each row of a frame (column: or its label) with how it was measured,
+    where rows of the task were measured in several ways: "sst2, 1,000 training
+    rows"."""
+    apart = ", " + frame.measured_apart
+    return frame[column] + apart.where(frame.measured_apart != "", "")
+
+
 #: What two costs must share to be compared, besides the task.
 COST_CONDITIONS = ["train_rows", "dev_rows", "precision", "device"]
 #: Columns of `cells` that depend on them.
@@ -271,7 +301,7 @@ Numbers = Callable[[pd.DataFrame], pd.DataFrame]
 def cells(
     runs: pd.DataFrame, value: str | Numbers = "value", seeds: int | None = None
 ) -> pd.DataFrame:
-    """The cells of some runs, a row each, sorted by KEY: the statistics of a column of
+    """The cells of some runs, a row each, sorted by CELL_KEY: the statistics of a column of
     `runs` over the seeds. This is the long frame that every table is made from.
 
     value: the column (value, best, last, crossfit, a score); or makes several numbers
@@ -282,8 +312,8 @@ def cells(
 
     Columns:
 
-    - KEY, and `column` and `variant` where there are several numbers; FIRSTS, MEDIANS
-      and those of `reported`.
+    - CELL_KEY, and `column` and `variant` where there are several numbers; FIRSTS,
+      MEDIANS, is_nearest, and those of `reported`.
     - runs; n, how many have the number; wanted, complete.
     - values, seeds, ids: tuples by seed. median, mean, spread (sample standard
       deviation). best, last, crossfit, half, optimism: medians.
@@ -292,22 +322,25 @@ def cells(
       where seeds differ in it.
     - diverged, a count; one_class, the seeds that predict one class; class_share, its
       share of the rows in words; deviations; presets; origins.
-    - left_out, how many results of the row have other settings; older, their older
-      protocols; again, the ids of results that repeat a seed."""
+    - left_out, how many results of the row that were measured in the same way have
+      other settings; older, their older protocols; again, the ids of results that
+      repeat a seed."""
     runs = mark_left_out(runs)
     results = runs[runs.kind == "result"]
-    members = results[results.left_out == ""].sort_values([*KEY, "seed"], kind="stable")
+    members = results[results.left_out == ""]
+    members = members.sort_values([*CELL_KEY, "seed"], kind="stable")
     members["measured_apart"] = measurement_texts(members)
-    key = KEY
+    key = CELL_KEY
     if callable(value):
-        key = [*KEY, "variant", "column"]
+        key = [*CELL_KEY, "variant", "column"]
         members, value = members.join(value(members)), "number"
         order = members.groupby(key, sort=False).ngroup()
         members = members.iloc[np.argsort(order.to_numpy(), kind="stable")]
     members["score"] = members[value]
     numbers = list(dict.fromkeys(["score", *SELECTIONS, "optimism", *MEDIANS]))
     members[numbers] = members[numbers].apply(pd.to_numeric).astype(float)
-    frame = _statistics(members, key).reset_index().join(_left_out(results), on=KEY)
+    frame = _statistics(members, key).reset_index()
+    frame = frame.join(_left_out(results), on=CELL_KEY)
     for name in ("one_class", "older", "again"):
         frame[name] = [ids if isinstance(ids, tuple) else () for ids in frame[name]]
     frame["class_share"] = frame.class_share.astype(object).fillna("")
@@ -334,9 +367,8 @@ def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
         members.one_class.map(lambda share: isinstance(share, str)).astype(bool)
     ]
     single = one_class.groupby(key)
-    firsts = [
-        name for name in (*FIRSTS, "measured_apart", *OF_REPORTED) if name in members
-    ]
+    columns = (*FIRSTS, "is_nearest", "measured_apart", *OF_REPORTED)
+    firsts = [name for name in columns if name in members]
     statistics = {
         "runs": groups.size(),
         "n": count,
@@ -366,10 +398,10 @@ def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
 def _left_out(results: pd.DataFrame) -> pd.DataFrame:
     """Of the results that are in no cell: left_out, older and again of `cells`."""
     different = results[results.left_out.isin(["settings", "protocol"])]
-    older = results[results.left_out == "protocol"].groupby(KEY).protocol
-    repeated = results[results.left_out == "seed"].groupby(KEY).id
+    older = results[results.left_out == "protocol"].groupby(CELL_KEY).protocol
+    repeated = results[results.left_out == "seed"].groupby(CELL_KEY).id
     columns = {
-        "left_out": different.groupby(KEY).size(),
+        "left_out": different.groupby(CELL_KEY).size(),
         "older": older.agg(lambda protocols: (*sorted({*protocols}),)),
         "again": repeated.agg(tuple),
     }
@@ -464,7 +496,7 @@ def pairs(runs: pd.DataFrame, row: str, other: str = "") -> pd.DataFrame:
     signed = scored.number.where(~scored.lower_is_better.astype(bool), -scored.number)
     scored = scored.assign(signed=signed)
     shared = ["model", "task", "seed", "measured", "name"]
-    own_columns = ["row", "label", "lower_is_better", "digits", "id", "signed"]
+    own_columns = ["row", "label", "way", "lower_is_better", "digits", "id", "signed"]
     scored = scored[[*shared, *own_columns]]
     left = scored[scored.row == row]
     right = scored[scored.row == other] if other else scored[scored.row != row]

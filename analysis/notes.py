@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.frame import KEY, in_cells
+from analysis.frame import CELL_KEY, in_cells
 from runs.record.text import plural
 
 #: How many runs or rows a note names before it only counts the rest.
@@ -157,7 +157,7 @@ def mixed_sources(runs: pd.DataFrame) -> list[str]:
     """Each cell whose seeds ran with several versions of its method's or its task's
     file, or of what that imports, if one version at least is in no commit."""
     points = list[str]()
-    for (_, row, task), cell in runs.groupby(KEY, sort=False):
+    for (_, row, task, _), cell in runs.groupby(CELL_KEY, sort=False):
         for part in ("method", "task"):
             if text := _versions(cell, part):
                 points.append(f"{row} on {task}: {text}")
@@ -190,7 +190,7 @@ def _versions(cell: pd.DataFrame, part: str) -> str:
 
 def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     """Runs of a table's models and tasks that are in none of its cells, and why."""
-    cells = cells.drop_duplicates(KEY)
+    cells = cells.drop_duplicates(CELL_KEY)
     points = list[str]()
     if different := int(cells.left_out.sum()):
         points.append(

@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.frame import mark_left_out, pairs, reported
+from analysis.frame import (
+    mark_left_out,
+    measurement_texts,
+    pairs,
+    reported,
+    tasks_by_way,
+)
 from analysis.inference import Mean, holm, improvement, mean_of, sign_test
 from analysis.notes import enumeration
 from analysis.render import Entry, Number, Table, of_runs
@@ -39,19 +45,26 @@ COLUMNS = [
 def paired_differences(
     runs: pd.DataFrame, row: str, as_reference: bool = False
 ) -> pd.DataFrame:
-    """A row minus every other row of its model, on each task where both have runs of
-    one seed that were measured on the same, and over all of its tasks.
+    """A row minus every other row of its model, on each task (and for each way of
+    measuring it) where both have runs of one seed that were measured on the same, and
+    over all of its tasks.
 
     as_reference: every other row minus it instead. Positive: the first is better, also
     for scores of which lower is better.
 
-    Columns: model; task ("" over tasks); other, the other row; left, right: the labels;
+    Columns: model; task, with how it was measured where there are several ways ("" over
+    tasks); other, the other row; left, right: the labels;
     differences, by seed (or by task), and how many pairs they are; their mean with its
     95% interval (low, high) and p by Student's t; holm, p by Holm's correction for all
     comparisons of the model, those over tasks apart; better, P(left > right); digits;
     ids."""
-    joined = pairs(reported(mark_left_out(runs)), row)
+    scored = reported(mark_left_out(runs))
+    scored = scored[scored.left_out == ""]
+    apart = pd.Series([*measurement_texts(scored)], scored.id, dtype=object)
+    joined = pairs(scored, row)
     joined = joined.sort_values(["model", "row_other"], kind="stable")
+    joined = joined.assign(measured_apart=joined.id.map(apart).astype(object))
+    joined["place"] = tasks_by_way(joined)
     if as_reference:
         swapped = {"x": "y", "y": "x", "label": "label_other", "label_other": "label"}
         joined = joined.rename(columns=swapped).assign(difference=-joined.difference)
@@ -69,11 +82,12 @@ def paired_differences(
 
 def _by_task(joined: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """The comparisons of a model on each task."""
-    for (other_row, task), group in joined.groupby(["row_other", "task"], sort=False):
+    for (other_row, place), group in joined.groupby(["row_other", "place"], sort=False):
         group = group.sort_values("seed", kind="stable")
         differences = tuple(group.difference)
         yield {
-            "task": task,
+            "task": place,
+            "conf_task": group.task.iloc[0],
             "other": other_row,
             "left": group.label.iloc[0],
             "right": group.label_other.iloc[0],
@@ -88,11 +102,13 @@ def _by_task(joined: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 def _over_tasks(by_task: list[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
     """The mean over tasks for each other row that has all of them, of several, in
-    points. It varies as the tasks' means do."""
-    frame = pd.DataFrame(by_task, columns=COLUMNS)
+    points. It varies as the tasks' means do. A task that was measured in several ways
+    counts once, with the mean of these."""
+    frame = pd.DataFrame(by_task, columns=[*COLUMNS, "conf_task"])
     for other_row, group in frame.groupby("other", sort=False):
         in_points = (group.digits == DIGITS_OF_POINTS).all()
-        if count < 2 or len(group) < count or not in_points:
+        means = group.groupby("conf_task", sort=False)["mean"].mean()
+        if count < 2 or len(means) < count or not in_points:
             continue
         yield {
             "task": "",
@@ -100,8 +116,8 @@ def _over_tasks(by_task: list[dict[str, Any]], count: int) -> Iterator[dict[str,
             "left": group.left.iloc[0],
             "right": group.right.iloc[0],
             "pairs": count,
-            "differences": tuple(group["mean"]),
-            **_student(mean_of(group["mean"])),
+            "differences": tuple(means),
+            **_student(mean_of(means)),
             "better": np.nan,
             "digits": DIGITS_OF_POINTS,
             "ids": tuple(group.ids.sum()),
@@ -179,10 +195,11 @@ def not_compared(cells: pd.DataFrame, lines: pd.DataFrame, row: str) -> list[str
     compared = set(zip(lines.other, lines.task, strict=True))
     tasks = cells[cells.row == row].task
     other_cells = cells[cells.task.isin(tasks) & (cells.row != row)]
+    other_cells = other_cells.assign(place=tasks_by_way(other_cells))
     names = [
-        f"{cell.label} on {cell.task}"
+        f"{cell.label} on {cell.place}"
         for cell in other_cells.itertuples()
-        if (cell.row, cell.task) not in compared
+        if (cell.row, cell.place) not in compared
     ]
     if not names:
         return []

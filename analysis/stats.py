@@ -20,7 +20,7 @@ import pandas as pd
 from analysis import tables
 from analysis.beside import summary
 from analysis.command import Selection, open_selection, own_and_published, row_name
-from analysis.frame import reported_cells
+from analysis.frame import reported_cells, tasks_by_way
 from analysis.notes import notes, unfinished
 from analysis.paired import comparison_table, not_compared, paired_differences
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
@@ -98,9 +98,10 @@ def _cells_table(cells: pd.DataFrame, runs: pd.DataFrame, verdicts: Verdicts) ->
     which they are."""
     model, interval_header = cells.model.iloc[0], interval_name(cells.n)
     unknown = "not in the paper" if model in MODELS else "other model"
+    ordered = cells.assign(task=tasks_by_way(cells)).sort_values(["task", "row"])
     lines = [
         _cell_line(cell, interval_header) | {"verdict": verdicts.get(cell.ids, unknown)}
-        for cell in cells.sort_values(["task", "row"]).itertuples()
+        for cell in ordered.itertuples()
     ]
     description = "Best to optimism are of the dev set's metric (docs/stats.md)."
     table_notes = notes(runs[runs.kind == "result"], cells, description=description)

@@ -41,8 +41,8 @@ def cells_with_gain(runs: pd.DataFrame) -> pd.DataFrame:
     is_varied = cells.row.astype(str).str.match(VARIED)
     cells = cells[~is_varied].sort_values("parameters", kind="stable")
     heads = cells[cells.row == "head"]
-    heads = heads[["model", "task", "median", "complete", "ids"]]
-    cells = cells.merge(heads, on=["model", "task"], suffixes=("", "_head"))
+    heads = heads[["model", "task", "way", "median", "complete", "ids"]]
+    cells = cells.merge(heads, on=["model", "task", "way"], suffixes=("", "_head"))
     cells = cells.assign(
         kind=cells.method,
         method=cells.label,

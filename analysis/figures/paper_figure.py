@@ -1,5 +1,6 @@
 """What figures 2 to 6 share: their columns, and what the paper prints beside them."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.figures.figure import Figure, Part
+from analysis.frame import place_in_columns
 from analysis.notes import notes
 from analysis.paper import GLUE, numbers, paper
 from runs.record.ledger import in_conf
@@ -78,8 +80,8 @@ def paper_figure(
 
 @dataclass(frozen=True)
 class Panel:
-    """The cells of a model and task (`pair`) as a figure's data, both by label, and
-    notes."""
+    """The cells of a model and task as a figure's data, both by label, and notes.
+    pair: of both, with how the task was measured, unless most rows were measured so."""
 
     pair: tuple[str, str]
     data: pd.DataFrame
@@ -89,14 +91,17 @@ class Panel:
 
 
 def panels(part: Part, cells: pd.DataFrame) -> Iterator[Panel]:
-    """These cells by model and task."""
-    for (model, task), group in cells.groupby(["model", "task"]):
-        is_same = (part.runs.model == model) & (part.runs.task == task)
+    """These cells by model, task and the way in which they were measured."""
+    placed = place_in_columns(cells.assign(column=cells.task))
+    for (model, place), group in placed.groupby(["model", "place"]):
+        first = group.iloc[0]
+        is_same = (part.runs.model == model) & (part.runs.task == first.task)
+        parts = [GLUE[first.task], first.measured_apart]
         yield Panel(
-            pair=(model, task),
+            pair=(model, re.sub(r"\W+", "_", place.replace(",", ""))),
             data=group.assign(source=part.source, runs=group.ids),
-            model_label=group.model_label.iloc[0],
-            task_label=GLUE[task],
+            model_label=first.model_label,
+            task_label=", ".join(filter(None, parts)),
             notes=notes(part.runs[is_same], group),
         )
 

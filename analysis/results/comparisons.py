@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.frame import KEY, mark_left_out, reported
+from analysis.frame import CELL_KEY, mark_left_out, reported
 from analysis.inference import Mean, Verdict, over_seeds_and_items
 from analysis.paper import GLUE, recipes
 from analysis.results.claims import (
@@ -58,6 +58,7 @@ COLUMNS = (
     "cell",
     "settings",
     "measured",
+    "way",
     "epochs",
     "protocol",
     "deviations",
@@ -133,9 +134,11 @@ def in_points(runs: pd.DataFrame) -> pd.Series:
 
 def comparable_groups(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The results whose rows may be compared, as frames in which a row has one variant:
-    first those that tables show, then those of equal data, epochs and batches."""
+    first those that tables show, by the way in which they were measured, then those of
+    equal data, epochs and batches."""
     runs = mark_left_out(runs)
-    yield _shown(runs)
+    for _, of_way in _shown(runs).groupby("way"):
+        yield of_way
     grouped = runs.settings.map(lambda settings: settings.get("length_grouped", True))
     for _, group in runs.assign(length_grouped=grouped).groupby(COMPARABLE, sort=False):
         if (group.left_out != "").any():
@@ -151,7 +154,7 @@ def _shown(runs: pd.DataFrame) -> pd.DataFrame:
 def collapsed(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs (of `reported`) with `collapsed`: diverged, one class for every row, or
     far below the row's median."""
-    ratio = runs.number / runs.groupby(KEY).number.transform("median")
+    ratio = runs.number / runs.groupby(CELL_KEY).number.transform("median")
     share = (1 / ratio).where(runs.lower_is_better, ratio)
     broken = runs.diverged.astype(bool) | runs.one_class.notna()
     return runs.assign(collapsed=broken | (share < COLLAPSED))

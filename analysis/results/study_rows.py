@@ -9,8 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.frame import in_cells, mark_left_out, pairs, reported, reported_cells
+from analysis.frame import (
+    comparable_costs,
+    in_cells,
+    mark_left_out,
+    reported,
+    reported_cells,
+    tasks_by_way,
+)
 from analysis.inference import Mean, TwoWay, holm, mean_of, outlying, two_way
+from analysis.paired import paired_differences
 from analysis.results.comparisons import collapsed
 from runs.record.cell import LEVEL
 
@@ -25,8 +33,8 @@ class RowDifference:
     """A row of a study on one task, and its mean difference from VeRA.
 
     cell: its line of `frame.reported_cells`. mean: by the pooled variance where there
-    is one; paired: by the differences of its own pairs. p, paired_p: of these after
-    Holm's correction over the whole study. at_end: whether its best learning rate is
+    is one, and p after Holm's correction over the whole study; paired, paired_p: by the
+    differences of its own pairs (`paired.paired_differences`). at_end: whether its best learning rate is
     the lowest or the highest that was tried.
     """
 
@@ -75,12 +83,16 @@ class StudyRows:
 def study_rows(runs: pd.DataFrame) -> StudyRows:
     """Each row of a study on each task beside VeRA. runs: every variant as a row."""
     cells = reported_cells(runs)
+    places = tasks_by_way(cells)
+    cells["task_label"] = tasks_by_way(cells, "task_label")
     results = collapsed(reported(mark_left_out(runs)))
     trials = reported(runs[runs.kind == "trial"])
+    compared = paired_differences(runs, "vera", as_reference=True)
+    by_row = compared.set_index(["model", "task", "other"])
     pooled = dict[str, PooledVariance]()
-    lines = list[tuple[Any, Mean, Mean]]()
+    lines = list[tuple[Any, Mean, Mean, float]]()
     alike = list[int]()
-    for (_, task), of_task in cells.groupby(["model", "task_label"], sort=False):
+    for (model, place), of_task in cells.groupby(["model", places], sort=False):
         on_task = in_cells(results, of_task)
         outliers = rows_apart(on_task)
         is_apart = of_task.row.isin(outliers)
@@ -88,33 +100,24 @@ def study_rows(runs: pd.DataFrame) -> StudyRows:
         variance = pooled_variance(on_task[~on_task.row.isin(outliers)])
         if variance:
             labels = sorted(of_task.label[is_apart])
-            pooled[task] = PooledVariance(variance, (*labels,))
-        by_row = _paired_means(on_task)
+            pooled[of_task.task_label.iloc[0]] = PooledVariance(variance, (*labels,))
         ordered = of_task.sort_values("parameters", kind="stable")
-        if on_task.device.nunique() > 1:
-            # Seconds on several kinds of processor do not compare
-            ordered = ordered.assign(seconds=math.nan)
-        for cell in ordered.itertuples():
-            paired = by_row.get(cell.row, mean_of([]))
+        for cell in comparable_costs(ordered).itertuples():
+            paired, paired_p = mean_of([]), math.nan
+            key = (model, place, cell.row)
+            if key in by_row.index:
+                paired = mean_of(by_row.differences[key])
+                paired_p = float(by_row.holm[key])
             mean = paired
             if variance and cell.row not in outliers:
                 mean = _with_variance(paired, variance)
-            lines.append((cell, mean, paired))
-    corrected = holm([mean.p() for _, mean, _ in lines])
-    paired_corrected = holm([paired.p() for _, _, paired in lines])
+            lines.append((cell, mean, paired, paired_p))
+    corrected = holm([mean.p() for _, mean, _, _ in lines])
     rows = tuple(
-        RowDifference(cell, mean, paired, float(p), float(q), at_end(cell, trials))
-        for (cell, mean, paired), p, q in zip(
-            lines, corrected, paired_corrected, strict=True
-        )
+        RowDifference(cell, mean, paired, float(p), paired_p, at_end(cell, trials))
+        for (cell, mean, paired, paired_p), p in zip(lines, corrected, strict=True)
     )
     return StudyRows(rows, pooled, cells, cells.loc[alike])
-
-
-def _paired_means(runs: pd.DataFrame) -> dict[str, Mean]:
-    """The mean difference of each other row minus VeRA, in pairs of one seed."""
-    by_row = pairs(runs, "vera").groupby("row_other", sort=False)
-    return {row: mean_of(-of_row.difference) for row, of_row in by_row}
 
 
 def _with_variance(paired: Mean, variance: TwoWay) -> Mean:

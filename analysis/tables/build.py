@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis import beside
-from analysis.frame import SEEDS, comparable_costs
+from analysis.frame import CELL_KEY, SEEDS, comparable_costs
 from analysis.notes import notes
 from analysis.others import METHODS, range_texts, report_lines, reports_of
 from analysis.paper import DECIMALS, GLUE, IMAGES, numbers
@@ -30,7 +30,13 @@ def of_paper(spec: Spec, part: View) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The cells of a table, and the paper's numbers with them (`beside.beside`)."""
     cells, printed = spec.frame(part), numbers()
     if spec.name not in {*printed.table}:
-        empty = {"ran": False, "same_size": True, "verdict": "", "variant": ""}
+        empty = {
+            "ran": False,
+            "same_size": True,
+            "verdict": "",
+            "variant": "",
+            "ids": "",
+        }
         return cells, printed[:0].assign(**empty)
     return cells, beside.beside(spec.name, spec.compares(cells), spec.part)
 
@@ -153,10 +159,12 @@ class ModelTable:
     @cached_property
     def own_lines(self) -> dict[str, list[list[Cell]]]:
         """The cells of each row of ours, a list for each of its lines: one for each
-        variant and, where columns are scores, each task."""
+        variant and, where columns are scores, each task and way of measuring it."""
         lines_by_row = dict[str, dict[Any, list[Cell]]]()
         for cell in self.cells.itertuples():
-            key = (cell.task if self.spec.tasks else "", cell.variant)
+            key = ("", "", cell.variant)
+            if self.spec.tasks:
+                key = (cell.task, cell.measured_apart, cell.variant)
             lines_by_row.setdefault(cell.row, {}).setdefault(key, []).append(cell)
         return {row: [*lines.values()] for row, lines in lines_by_row.items()}
 
@@ -224,7 +232,7 @@ class ModelTable:
 
     @cached_property
     def _row_cells(self) -> pd.DataFrame:
-        return self.cells.drop_duplicates(["row", "task"])
+        return self.cells.drop_duplicates(CELL_KEY)
 
     def _title(self) -> str:
         title = self.spec.title if self.is_papers else self.spec.other_title
@@ -316,7 +324,9 @@ class ModelTable:
             if not own_cells:
                 continue
             first = own_cells[0]
+            own_ids = {cell.ids for cell in own_cells}
             compared = alike[alike.ran & (alike.variant == first.variant)]
+            compared = compared[compared.ids.isin(own_ids)]
             compared = compared[compared.verdict != "quoted"]
             average = self._average(averaged)
             line = self._own_line(own_cells, compared, required)
@@ -354,11 +364,13 @@ class ModelTable:
         self, own_cells: list[Cell], compared: pd.DataFrame, required: list[str]
     ) -> Line:
         """The numbers of a line of ours, with its source and status."""
-        verdicts = dict(zip(compared.column, compared.verdict, strict=True))
+        numbers_compared = zip(compared.column, compared.ids, strict=True)
+        verdicts = dict(zip(numbers_compared, compared.verdict, strict=True))
         ran = {cell.column for cell in own_cells}
         line: Line = {base: "missing" for base in required if base not in ran}
         for cell in own_cells:
-            line[cell.place] = self.spec.entry(cell, verdicts.get(cell.column, ""))
+            verdict = verdicts.get((cell.column, cell.ids), "")
+            line[cell.place] = self.spec.entry(cell, verdict)
         variant = own_cells[0].variant if not self.spec.quoted else ""
         if variant:
             return line | {"source": f"{self.view.whose}, {variant}", "status": ""}
@@ -379,7 +391,8 @@ class ModelTable:
         spec, origin, first = self.spec, self.view.whose, own_cells[0]
         if state := getattr(first, "state", ""):
             return str(state)
-        complete = {cell.column for cell in own_cells if cell.complete}
+        nearest = [cell for cell in own_cells if cell.is_nearest]
+        complete = {cell.column for cell in nearest if cell.complete}
         status = origin if spec.tasks or self.is_papers else "other model"
         if spec.tasks or self.view.select == "paper":
             status = beside.status(compared, with_mean=not spec.tasks) or status
@@ -395,11 +408,12 @@ class ModelTable:
     def _average(self, own_cells: list[Cell]) -> Number | None:
         """Table 2's mean over tasks of the medians over seeds; None unless every task
         is there with all its seeds, measured as most rows were."""
-        complete = {cell.place for cell in own_cells if cell.complete}
+        averaged = [cell for cell in own_cells if cell.place in GLUE]
+        complete = {cell.place for cell in averaged if cell.complete}
         if not self.has_average or complete != {*GLUE}:
             return None
-        ids = tuple(run for cell in own_cells for run in cell.ids)
-        return Number(statistics.fmean(cell.median for cell in own_cells), ids=ids)
+        ids = tuple(run for cell in averaged for run in cell.ids)
+        return Number(statistics.fmean(cell.median for cell in averaged), ids=ids)
 
     def _difference_line(
         self,
@@ -411,13 +425,13 @@ class ModelTable:
     ) -> list[Line]:
         """The line of ours minus the paper's, if any. compared: the paper's numbers
         that are."""
-        places = {cell.column: cell.place for cell in own_cells}
+        places = {(cell.column, cell.ids): cell.place for cell in own_cells}
         complete = [row for row in compared.itertuples() if row.complete and row.n]
         if not complete or not compared.same_size.all():
             return []
         line: Line = {"source": "difference"}
         for row in complete:
-            line[places[row.column]] = Number(
+            line[places[row.column, row.ids]] = Number(
                 row.difference,
                 # fewer seeds are not enough for a verdict
                 row.half if row.n >= SEEDS else float("nan"),

@@ -86,16 +86,16 @@ class SideColumns:
         return {f"+{name}": entry for name, entry in by_name.items()}
 
     def _row_number(self, runs: pd.DataFrame, name: str, form: str = "") -> Entry:
-        """The mean over a row's tasks of the median of a number of its runs that did
+        """The mean over a row's cells of the median of a number of its runs that did
         not diverge; "-" where other rows have other tasks or, of costs, ran on other
         hardware or data."""
-        by_task = _medians(runs, name)
+        by_cell = _medians(runs, name)
         if name in CONSTANTS:
-            is_shown = by_task.nunique() == 1
+            is_shown = by_cell.nunique() == 1
         else:
             comparable = self.same_costs if name in COSTS else self.same_tasks
             is_shown = runs.row.iloc[0] in comparable
-        value = float(by_task.mean()) if is_shown else math.nan
+        value = float(by_cell.mean()) if is_shown else math.nan
         form = form or FACTS[name].form
         if form == "bytes" and value == 0:
             return NONE
@@ -140,12 +140,12 @@ def cell_number(
 
 
 def _medians(runs: pd.DataFrame, name: str) -> pd.Series:
-    """The median of a number on each task, over the runs that did not diverge, unless
-    all did."""
+    """The median of a number in each cell of a row, over the runs that did not diverge,
+    unless all did."""
     is_diverged = runs.diverged.astype(bool)
     finished = runs[~is_diverged | is_diverged.all()]
     try:
-        return pd.to_numeric(finished[name]).groupby(finished.task).median()
+        return pd.to_numeric(finished[name]).groupby(finished.cell).median()
     except (ValueError, TypeError):
         raise UserError(f"columns={name}: {name} is no number of a run") from None
 

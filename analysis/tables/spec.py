@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 
 from analysis.frame import (
-    KEY,
+    CELL_KEY,
     MEDIANS,
     cells,
     in_cells,
+    place_in_columns,
 )
 from analysis.notes import SELECTED
 from analysis.paper import DECIMALS, GLUE, LLAMAS
@@ -107,8 +108,10 @@ class Spec:
         return melted(by_column).assign(variant="")
 
     def compares(self, cells: pd.DataFrame) -> pd.DataFrame:
-        """Those of its cells that stand beside the paper's."""
-        return cells[cells.variant.astype(str).str.fullmatch(self.compared)]
+        """Those of its cells that stand beside the paper's: of a row that was measured
+        in several ways on a task, the nearest to its recipe."""
+        is_compared = cells.variant.astype(str).str.fullmatch(self.compared)
+        return cells[is_compared & cells.is_nearest]
 
     def entry(self, cell: Cell, verdict: str) -> Entry:
         """A cell as a number of the table."""
@@ -166,18 +169,6 @@ def columns_of_tasks(cells: pd.DataFrame) -> pd.DataFrame:
     return cells.assign(column=cells.task, column_label=cells.task_label, variant="")
 
 
-def place_in_columns(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells with `place`, the column of the table that each stands in: its own
-    column or, where rows were measured in different ways, one for each of them. The way
-    of most rows keeps the column's name."""
-    ways = cells.measured_apart
-    if cells.empty:
-        return cells.assign(place=cells.column)
-    usual = ways.groupby([cells.model, cells.task]).transform(lambda way: way.mode()[0])
-    places = cells.column.where(ways == usual, cells.column + ", " + ways)
-    return cells.assign(place=places)
-
-
 def melted(numbers: pd.DataFrame, *ids: str) -> pd.DataFrame:
     """Columns of numbers as one, `number`, with their names in `column`."""
     return numbers.melt(ids, var_name="column", value_name="number", ignore_index=False)
@@ -190,11 +181,12 @@ def complete_cells(
     which `shown` has one."""
     keys = ["run", "variant", "column"]
     wanted_columns = (
-        runs[KEY]
+        runs[CELL_KEY]
         .join(wanted_columns[["variant", "column"]], how="inner")
         .drop_duplicates()
     )
-    all_lines = runs[KEY].rename_axis("run").reset_index().merge(wanted_columns, on=KEY)
+    run_keys = runs[CELL_KEY].rename_axis("run").reset_index()
+    all_lines = run_keys.merge(wanted_columns, on=CELL_KEY)
     known_lines = numbers.rename_axis("run").reset_index()[[*keys, "number"]]
     joined = all_lines.merge(known_lines.drop_duplicates(keys), "left", keys)
-    return joined.set_index("run").drop(columns=KEY)
+    return joined.set_index("run").drop(columns=CELL_KEY)

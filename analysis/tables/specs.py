@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from analysis.frame import cells, in_cells, mark_left_out, reported_cells
+from analysis.frame import cells, in_cells, reported_cells
 from analysis.others import named
 from analysis.paper import BENCHES
 from analysis.render import NONE, Cell, Entry, Number, diverged, number
@@ -288,11 +288,9 @@ class Demo(Spec):
         for _, of_size in runs[~is_trial].groupby(
             ["asked_train_rows", "asked_dev_rows"]
         ):
-            marked = mark_left_out(of_size)
-            ways = marked.measurement[marked.left_out == ""].map(str)
-            for way in sorted(set(ways)):
-                other_ways = ways.index[ways != way]
-                part = of_size.index.difference(other_ways).union(runs.index[is_trial])
+            for way in sorted(of_size.way.dropna().unique()):
+                is_of_way = of_size.way.isna() | (of_size.way == way)
+                part = of_size.index[is_of_way].union(runs.index[is_trial])
                 views.append(replace(view, runs=runs.loc[part]))
         return views
 

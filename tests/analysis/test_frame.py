@@ -11,7 +11,7 @@ from ledgers import cells_of, halves, ledger, record
 
 import analysis
 from analysis.frame import (
-    KEY,
+    CELL_KEY,
     cells,
     comparable_costs,
     count_seeds,
@@ -168,11 +168,14 @@ def test_two_sizes_of_data_protocols_or_epochs_of_choice_never_meet_and_no_run_d
         }
         made.append(one)
     frame = runs(ledger(*made))
-    for _, of in frame[frame.left_out == ""].groupby(KEY):
+    for _, of in frame[frame.left_out == ""].groupby(CELL_KEY):
         assert (of[["protocol", "train_rows", "reported", "cell"]].nunique() == 1).all()
         assert of.seed.is_unique
-    (cell,) = cells(frame).itertuples()
-    assert cell.runs + cell.left_out + len(cell.again) == len(made) == len(frame)
+    by_way = cells(frame)
+    assert len(by_way) == len({(rows, epoch) for _, _, rows, epoch in kinds})
+    assert by_way.is_nearest.sum() == 1
+    counts = by_way.runs + by_way.left_out + by_way.again.map(len)
+    assert counts.sum() == len(made) == len(frame)
     # Each variant has a cell of its own
     every = cells(every_variant(frame, paper=False))
     assert (every.runs + every.again.map(len)).sum() == len(made)
@@ -214,7 +217,7 @@ def test_every_published_record_is_a_run_and_counted_once_and_no_record_has_fram
 ):
     empty = runs(ledger())
     assert len(empty) == len(cells(empty)) == len(every_variant(empty, paper=True)) == 0
-    assert set(KEY) <= set(cells(empty))
+    assert set(CELL_KEY) <= set(cells(empty))
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", PUBLISHED)
     monkeypatch.chdir(tmp_path)
     frame = analysis.runs()  # of outputs/ and the published records

@@ -171,7 +171,7 @@ def test_statistics_name_what_they_leave_out():
     assert [line["difference"] for line in lines(table)] == [
         "VeRA r=1024 minus LoRA r=8"
     ]
-    assert table.notes[2].endswith("full on rte.")
+    assert table.notes[2].endswith("full on rte, data other.")
 
 
 def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():

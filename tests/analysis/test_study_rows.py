@@ -11,6 +11,7 @@ from ledgers import ledger
 from small import rows, small
 
 from analysis.frame import runs
+from analysis.paired import paired_differences
 from analysis.results.pages import over_tasks_table, rows_table
 from analysis.results.study_rows import at_end, over_tasks, study_rows
 
@@ -85,6 +86,42 @@ def test_what_is_firm_by_a_pooled_variance_need_not_be_by_pairs():
     lora = next(row for row in study.rows if row.cell.row == "lora")
     expected = scipy.stats.ttest_rel([80, 82, 81], [70, 71, 72]).pvalue
     assert float(lora.paired.p()) == pytest.approx(expected)
+
+
+def test_a_studys_pairs_are_those_of_every_other_page():
+    """The same differences and corrected p as `paired_differences` gives."""
+    made = runs(ledger(*many_rows()))
+    lines = paired_differences(made, "vera", as_reference=True).set_index("other")
+    for row in study_rows(made).rows:
+        if row.cell.row != "vera":
+            line = lines.loc[row.cell.row]
+            assert float(row.paired.mean) == pytest.approx(line["mean"])
+            assert row.paired_p == pytest.approx(line.holm)
+
+
+def test_costs_of_a_study_stand_where_rows_share_what_they_depend_on():
+    """One row on another device hides no other row's cost."""
+    made = rows("cola", vera=(0.7, 0.71), lora=(0.69, 0.7), full=(0.8, 0.8))
+    for one in made:
+        if one["cell"]["row"] == "full":
+            one["device"] = one["device"] | {"name": "another card"}
+    seconds = {row.cell.row: row.cell.seconds for row in study_of(*made).rows}
+    assert math.isnan(seconds["full"])
+    assert seconds["vera"] > 0
+    assert seconds["lora"] > 0
+
+
+def test_a_task_that_was_measured_in_two_ways_is_two_tasks():
+    made = rows("cola", vera=(0.7, 0.71), lora=(0.69, 0.7))
+    other = rows("cola", vera=(0.6, 0.61), lora=(0.58, 0.6))
+    for one in other:
+        one["id"] += "-other"
+        one["data"] = one["data"] | {"train_rows": 7}
+    study = study_of(*made, *other)
+    by_task = {row.cell.task_label: row for row in study.rows if row.cell.row == "lora"}
+    assert len(by_task) == 2
+    differences = [float(row.mean.mean) for row in by_task.values()]
+    assert sorted(differences) == pytest.approx([-1.5, -1.0])
 
 
 def gains_over_tasks(gains):

@@ -618,6 +618,33 @@ def test_two_ways_of_measuring_are_two_columns_beside_the_papers_number():
     assert "trained on 1,000 rows and evaluated on 10 (lora on rte)" in found
 
 
+def test_a_row_that_was_measured_in_two_ways_stands_in_both_columns():
+    """Beside the paper's number stands the one nearest to the recipe, alone."""
+    small = [
+        record(row, "rte", seed, best, deviations=["1,000 rows"])
+        for row, best in (("vera", 0.6), ("lora", 0.7))
+        for seed in range(5)
+    ]
+    for one in small:
+        one["data"] = one["data"] | {"train_rows": 1000}
+        one["config"]["task"] |= {"train_rows": 1000}
+        one["id"] += "-small"
+    table = part("table2", *complete(), *small)
+    small_column = "RTE, 1,000 training rows"
+    whole_column = "RTE, 10 training rows"
+    by_method = {line["method"]: line for line in lines(table, "ours")}
+    row = by_method["VeRA r=1024"]
+    assert row[small_column].startswith("60.0")
+    assert row[whole_column] == lines(part("table2", *complete()), "ours")[0]["RTE"]
+    assert row["Avg"] != "-"
+    (difference,) = lines(table, "difference")
+    assert difference[small_column] == "-"
+    assert difference[whole_column] != "-"
+    assert by_method["LoRA r=8"][small_column].startswith("70.0")
+    assert by_method["LoRA r=8"][whole_column] in ("-", "missing")
+    assert "other settings" not in notes(table)
+
+
 def test_a_cost_is_shown_for_rows_that_share_what_it_depends_on():
     made = [record(row, task) for row in ("vera", "lora") for task in ("rte", "cola")]
     for number, one in enumerate(made):
