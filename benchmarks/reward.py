@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -51,7 +51,8 @@ def reward(full: bool) -> list[Row]:
 def smollm2() -> Path:
     """The folder of the embedded model, which is fetched once."""
     settings = yaml.safe_load((CONF / "model" / "smollm2.yaml").read_text())
-    return Path(models.fetch(ModelKeys(**settings).model_dump()))
+    model = cast(models.ModelSettings, ModelKeys(**settings).model_dump())
+    return models.fetch(model)
 
 
 def even_tokens(ids: list[int]) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 from runs.command.errors import UserError
 from runs.config.compose import Composer, name_of_row, plain
-from runs.models import skeleton
+from runs.models import ModelSettings, skeleton
 from runs.record.keys import is_own_setting
 from runs.record.ledger import in_conf
 from runs.record.override import Override
@@ -138,7 +138,7 @@ def _settings_of_entries(entries: list[dict[str, Any]]) -> Iterator[dict[str, An
 
 
 def _sites_of_last_blocks(
-    model: Mapping[str, Any], sites: tuple[str, ...], blocks: int
+    model: ModelSettings, sites: tuple[str, ...], blocks: int
 ) -> list[str]:
     """The paths of the sites in the last transformer blocks of a model."""
     from vera.sites import find_sites
@@ -153,12 +153,12 @@ def _sites_of_last_blocks(
     return last_sites
 
 
-def _skeleton(model: Mapping[str, Any]) -> Any:
+def _skeleton(model: ModelSettings) -> Any:
     return skeleton(model, num_labels=2)
 
 
 def _parameters(
-    model: Mapping[str, Any], own: Mapping[str, Any], settings: Mapping[str, Any]
+    model: ModelSettings, own: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> int:
     """How many parameters a method trains with these settings, without a model's head."""
     import vera

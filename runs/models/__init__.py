@@ -3,13 +3,8 @@
 torch and transformers are imported in functions, since the plan only asks where a model
 lies."""
 
-from runs.models.load import (
-    architecture_of,
-    check_memory,
-    fetch,
-    image_side,
-    load,
-    locate,
-    skeleton,
-)
-from runs.models.wheels import Origin, content, files, origin, packages
+from runs.models.folder import architecture_of, fetch, image_side, locate
+from runs.models.load import check_memory, load, skeleton
+from runs.models.origin import Origin, origin
+from runs.models.settings import ModelSettings, hub_name
+from runs.models.wheels import content, files, packages

