@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.answers import Reader, boxed_answer, reader, same_form
+from tasks.answers import Reader, boxed_answer, gsm8k_answer, reader, same_form
 from tasks.base import DataError, Settings, Source, require_columns
 from tasks.exact import ExactTask, Item, Tests
 from tasks.files import module_file
@@ -50,6 +50,7 @@ READERS = {
     "text": Reader(whole_text, whole_text),
     "number": Reader(last_number, last_number),
     "boxed": Reader(boxed_answer, boxed_or_plain),
+    "gsm8k_boxed": Reader(boxed_answer, gsm8k_answer),
 }
 
 

@@ -137,6 +137,7 @@ e2e = folder("e2e", "write_e2e")
 alpaca = folder("alpaca", "write_alpaca")
 commonsense = folder("commonsense", "write_commonsense")
 maths = folder("maths", "write_maths")
+problems = folder("problems", "write_maths")
 glue = folder("glue", "write_glue")
 images = folder("images", "write_images")
 

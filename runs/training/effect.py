@@ -112,6 +112,11 @@ def effect_note(reach: dict[str, Any]) -> str | None:
     effect, unit = reach["effect"], reach["unit"]
     if effect >= SMALLEST_EFFECT[unit]:
         return None
+    if not effect:
+        return (
+            "the gradients of the first batches do not agree on anything, so what this "
+            "run can change is not known. By reward, look whether prompts have a signal"
+        )
     return (
         f"to first order this run can change {effect:g} {unit} at most: its rates add "
         f"up to {reach['constant']:g} for each trained number. Try a higher train.lr, "

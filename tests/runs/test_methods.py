@@ -55,8 +55,10 @@ KINDS = dict.fromkeys(
 )
 KINDS |= dict.fromkeys(("glue", "rank", "ablations"), ("tiny_bert", "glue", ""))
 KINDS |= {"table5": IMAGES, "images": IMAGES, "table3": ("tiny_gpt2", "e2e", FEW)}
-#: Settings that name the rows' folder.
-DIRS = {"maths": ["data_dir", "test_dir"], "sums": []}
+#: Settings that name the rows' folder, or a file in it.
+DIRS = {"maths": {"data_dir": "", "test_dir": ""}, "sums": {}}
+QUESTIONS = dict.fromkeys(("train_file", "dev_file", "test_file"), "train.jsonl")
+DIRS |= {"problems": QUESTIONS}
 KINDS |= {
     "peers": ("wide_bert", "glue", "task=rte task.dev_rows=null"),
     "e2e": ("tiny_llama", "e2e", FEW),
@@ -70,6 +72,8 @@ SHARED = (
     "commonsense_hira",
     "metamath_peft",
     "metamath_papers",
+    "rlmath_peft",
+    "perl",
 )
 #: In 4 bit, as the preset says; bf16 and checkpointing as the recipe does.
 CHATS = ("tiny_llama", "alpaca", "task.train_rows=null task.dev_rows=2")
@@ -80,6 +84,14 @@ KINDS |= {
 KINDS |= {"metamath": ("wide_llama", "maths", f"{SHORT} train.effective_batch=8")}
 SUMS = f"{SHORT} train.effective_batch=8 task.train_rows=8 task.test_rows=2"
 KINDS |= {"sums": ("tiny_llama", "sums", SUMS)}
+REWARD = (
+    "task.items=1 task.max_new_tokens=4 reward.max_new_tokens=4 train.max_length=64"
+)
+REWARD += " task.forgetting_text=none train.precision=fp32 train.effective_batch=8"
+PERL = f"{REWARD} task.prompt_column=question task.answer_column=answer"
+PERL += " task.chat_template=false task.prompt=null"
+KINDS |= {"rlmath": ("wide_llama", "problems", REWARD)}
+KINDS |= {"perl": ("wide_llama", "problems", PERL)}
 
 
 #: What was trained here: kinds of rows, each with its task, and models, each with its
@@ -126,8 +138,8 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
         *more.split(),
     ]
     words += [
-        f"task.{key}={request.getfixturevalue(data)}"
-        for key in DIRS.get(data, ["data_dir"])
+        f"task.{key}={request.getfixturevalue(data) / name}"
+        for key, name in DIRS.get(data, {"data_dir": ""}).items()
     ]
     words += ["model.architecture=null"]
     if any(name in paper for name in ("minilm", "mpnet", "dinov2", "smollm2")):
@@ -156,7 +168,7 @@ def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeyp
         assert record["parameters"]["adapter"] == record["parameters"]["formula"]
         assert record["effective_batch"] == run.config["train"]["effective_batch"]
         assert bool(record["texts"]) == (
-            data in ("e2e", "commonsense", "maths", "sums")
+            data in ("e2e", "commonsense", "maths", "problems", "sums")
         )
 
 
