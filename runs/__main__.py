@@ -40,6 +40,7 @@ from runs.command.parser import (
     setting,
 )
 from runs.config import Files, read_command
+from runs.launchers.contract import ByWorkers
 from runs.record.keys import KEYS, PATH
 from runs.record.override import Override
 from runs.run.definition import Run, overrides_of, with_starts
@@ -117,8 +118,9 @@ def main(arguments: list[str]) -> int:
     # without the runs that only others need
     again = command.runs if command.launch.redo else []
     runs = with_starts(command.runs)
-    if command.launch.launcher.dry_run:
-        print(dry_run(runs, command.launch.launcher))
+    launcher = command.launch.launcher
+    if isinstance(launcher, ByWorkers) and launcher.only_prints:
+        print(dry_run(runs, launcher))
         return 0
     if note := agent_note(runs):
         print(note)

@@ -28,10 +28,11 @@ from pydantic import ValidationError
 
 from runs.command.errors import UserError
 from runs.command.parser import Line, OfRecords, entry_point, mistake, setting
-from runs.config.schema import Count, Task
+from runs.config.schema import Task
 from runs.evaluate import Report, read_line, records_of, restore
 from runs.machine.locks import alone, run_lock
 from runs.record.cell import hash_of
+from runs.record.keys import Count
 from runs.record.ledger import run_folder, write_atomically
 from runs.record.schema import Record
 from runs.run.identity import data_content

@@ -33,9 +33,9 @@ from pydantic import NonNegativeInt
 
 from runs.command.errors import UserError
 from runs.command.parser import OfRecords, did_you_mean, entry_point, setting
-from runs.config.schema import Count
 from runs.evaluate import amend, kept_file, read_line, records_of, run_of
 from runs.record.cell import hash_of
+from runs.record.keys import Count
 from runs.record.ledger import (
     adding,
     evaluated,

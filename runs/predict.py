@@ -31,11 +31,11 @@ import pandas as pd
 
 from runs.command.errors import UserError
 from runs.command.parser import OfRecords, entry_point, read, setting
-from runs.config.schema import Count
 from runs.evaluate import find, kept_file, restore
 from runs.machine.hashes import digest
 from runs.machine.locks import alone, run_lock
 from runs.record.cell import Metric
+from runs.record.keys import Count
 from runs.record.ledger import write_atomically
 from runs.record.schema import Record
 from runs.record.spreadsheet import csv_text

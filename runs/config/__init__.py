@@ -2,5 +2,5 @@
 
 from runs.config.expand import Command, expand, parts, read_command
 from runs.config.files import GROUPS, Files
-from runs.config.schema import WHERE, Launch, Launcher
+from runs.config.schema import WHERE, Launch
 from runs.record.ledger import CONF

@@ -22,6 +22,7 @@ from runs.run.definition import Run
 SOURCES = (
     "runs/command/*.py",
     "runs/config/*.py",
+    "runs/launchers/*.py",
     "runs/machine/*.py",
     "runs/record/*.py",
     "runs/models/*.py",

@@ -1,17 +1,19 @@
 """The checks of a configuration that need more than its keys: pydantic checks and
 converts what Hydra has composed. The keys themselves, with their types and roles, are
-declared in runs/record/keys.py. Task, method and Slurm's launcher are open: their files
-may define keys of their own."""
+declared in runs/record/keys.py, and those of launchers in runs/launchers. Task, method
+and Slurm's launcher are open: their files may define keys of their own."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, model_validator
+from pydantic import BeforeValidator, SerializeAsAny, model_validator
 
 import tasks
+from runs.launchers.contract import Launcher
+from runs.launchers.registry import launcher_of
+from runs.launchers.this_machine import Serial
 from runs.models.wheels import HASH
 from runs.record.keys import (
     COMMAND,
-    Count,
     MethodKeys,
     ModelKeys,
     Part,
@@ -79,42 +81,13 @@ class Train(TrainKeys):
         return self
 
 
-class Launcher(Part):
-    """How runs are started: each launcher's keys are those of its file in
-    conf/launcher."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: Literal["serial", "local", "slurm", "ray"] = "serial"
-    # serial, local: how many runs share a device
-    runs_per_device: Count = 1
-    # slurm, ray: how many workers at once; null: one a run, at most 8
-    executors: Count | None = None
-    # slurm: whether the sbatch script is printed, and nothing submitted
-    dry_run: bool = False
-    init: dict[str, Any] | None = None  # of ray.init: {address: auto}
-    remote: dict[str, Any] | None = None  # of ray.remote: {num_gpus: 1}
-
-    @model_validator(mode="after")
-    def _own(self) -> "Launcher":
-        keys_of_launchers = {
-            "slurm": {"executors", "dry_run", *(self.model_extra or {})},
-            "ray": {"executors", "init", "remote"},
-        }
-        allowed = keys_of_launchers.get(self.name, {"runs_per_device"})
-        unknown = self.model_fields_set - {"name"} - allowed
-        if unknown:
-            raise ValueError(
-                f"no key 'launcher.{min(unknown)}' of launcher={self.name}"
-            )
-        return self
-
-
 class Launch(Part):
     """Where and how the runs of a command are done: no part of a run's identity or
     configuration, so a sweep can start with one launcher and continue with another."""
 
-    launcher: Annotated[Launcher, COMMAND] = Launcher()
+    launcher: Annotated[
+        SerializeAsAny[Launcher], BeforeValidator(launcher_of), COMMAND
+    ] = Serial()
     tracking: Annotated[Tracking, COMMAND] = Tracking()
     # whether runs that have a record are done again; their old files are archived
     redo: Annotated[bool, COMMAND] = False

@@ -34,11 +34,11 @@ def handling(handler: Any, signals: Sequence[int] = STOPPING) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-def start_fork_server(several: bool = True) -> None:
+def start_fork_server(several_runs: bool = True) -> None:
     """Starts it, unless it is on. It ends with this process, once it has imported all.
-    several: whether more than one run will be; a single one imports the metrics as it
-    evaluates, after its first step."""
-    if several:
+    several_runs: a single run imports the metrics as it evaluates, after its first
+    step."""
+    if several_runs:
         os.environ[SEVERAL] = "1"
     multiprocessing.get_context("forkserver").set_forkserver_preload(
         ["runs.machine.preload"]
@@ -52,15 +52,13 @@ def start_fork_server(several: bool = True) -> None:
 def start_early(words: Sequence[str]) -> None:
     """Starts it where runs here seem to be wanted. A wrong guess costs a process that
     ends with this one."""
+    if not words or "LOCAL_RANK" in os.environ:
+        return
     elsewhere = ("-", "launcher=slurm", "launcher=ray", "debug=")
-    if (
-        words
-        and not any(word.startswith(elsewhere) for word in words)
-        and "LOCAL_RANK" not in os.environ
-    ):
-        start_fork_server(
-            any("," in word or word.startswith("experiment=") for word in words)
-        )
+    if any(word.startswith(elsewhere) for word in words):
+        return
+    several_runs = any("," in word or word.startswith("experiment=") for word in words)
+    start_fork_server(several_runs)
 
 
 def end_with_parent() -> None:

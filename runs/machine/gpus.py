@@ -11,7 +11,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import pynvml
 
@@ -23,24 +23,29 @@ T = TypeVar("T")
 DRIVER = "/dev/nvidia[0-9]*"
 
 
-def cards(what: str) -> list[str]:
+def cards(attribute: str) -> list[str]:
     """The UUID or Name of each of NVIDIA's GPUs, in PCI order; empty where the driver
     does not answer."""
-    of, handle = (
-        getattr(pynvml, f"nvmlDeviceGet{what}"),
-        pynvml.nvmlDeviceGetHandleByIndex,
-    )
-    return _answer(
-        lambda: [str(of(handle(i))) for i in range(pynvml.nvmlDeviceGetCount())], []
-    )
+    read_attribute = getattr(pynvml, f"nvmlDeviceGet{attribute}")
+
+    def read_all() -> list[str]:
+        handles = map(
+            pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount())
+        )
+        return [str(read_attribute(handle)) for handle in handles]
+
+    return _answer(read_all, [])
 
 
 def visible() -> list[str]:
     """The UUIDs of the GPUs in CUDA_VISIBLE_DEVICES, in its order, MIG slices as they
     are; else of all."""
-    uuids, words = cards("UUID"), named()
-    by_number = {str(i): uuid for i, uuid in enumerate(uuids)}
-    return uuids if words is None else [by_number.get(word, word) for word in words]
+    uuids = cards("UUID")
+    names = gpus_of_environment()
+    if names is None:
+        return uuids
+    by_number = {str(number): uuid for number, uuid in enumerate(uuids)}
+    return [by_number.get(name, name) for name in names]
 
 
 def free_bytes(name: str) -> float:
@@ -49,10 +54,17 @@ def free_bytes(name: str) -> float:
     return _answer(lambda: float(memory(handle(name)).free), 0.0)
 
 
-def take(names: Sequence[str], share: int) -> tuple[str, Lock] | None:
-    """The least shared of these GPUs, for a run, and the lock on it; None where there
-    are none, and while each has `share` runs, over all commands of this machine. Raises
-    UserError where none can be locked."""
+class TakenGpu(NamedTuple):
+    """A GPU that a run has, and the lock on it."""
+
+    name: str
+    lock: Lock
+
+
+def take(names: Sequence[str], share: int) -> TakenGpu | None:
+    """The least shared of these GPUs, for a run; None where there are none, and while
+    each has `share` runs, over all commands of this machine. Raises UserError where
+    none can be locked."""
     if not names:
         return None
     folder = lock_folder()
@@ -66,7 +78,7 @@ def take(names: Sequence[str], share: int) -> tuple[str, Lock] | None:
         lock = Lock(folder / file_name, mode=0o666)
         try:
             if lock.take(0):
-                return name, lock
+                return TakenGpu(name, lock)
         except OSError as error:
             # such as another user's, which the kernel protects
             errors.append(error)
@@ -131,15 +143,15 @@ def processor_model() -> str:
     """The maker, family and model of this machine's processor, such as "GenuineIntel
     family 6 model 143". Clouds give several models one name, and they round
     differently."""
-    wanted = {"vendor_id": "", "cpu family": "", "model": ""}
+    values = {"vendor_id": "", "cpu family": "", "model": ""}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
-            if name.strip() in wanted and not wanted[name.strip()]:
-                wanted[name.strip()] = value.strip()
-    if not all(wanted.values()):  # not Linux, or not x86
+            if values.get(name.strip()) == "":
+                values[name.strip()] = value.strip()
+    if not all(values.values()):  # not Linux, or not x86
         return processor()
-    maker, family, model = wanted.values()
+    maker, family, model = values.values()
     return f"{maker} family {family} model {model}"
 
 
@@ -161,15 +173,14 @@ def _answer(question: Callable[[], T], otherwise: T) -> T:
         return otherwise
 
 
-def named() -> list[str] | None:
+def gpus_of_environment() -> list[str] | None:
     """The GPUs that CUDA_VISIBLE_DEVICES names; None where it is not set. Empty: none
     is to be used."""
-    words = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (
-        None
-        if words is None
-        else [w for w in map(str.strip, words.split(",")) if w not in ("", "-1")]
-    )
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return None
+    names = map(str.strip, text.split(","))
+    return [name for name in names if name not in ("", "-1")]
 
 
 def check_usable(device: str) -> bool:
@@ -184,8 +195,10 @@ def check_usable(device: str) -> bool:
         )
     if device in ("cpu", "mps") or torch.cuda.is_available():
         return device not in ("cpu", "mps")
-    wanted, here = named(), cards("UUID") or glob.glob(DRIVER)
-    if device == "auto" and not (here if wanted is None else wanted):
+    chosen_gpus = gpus_of_environment()
+    if chosen_gpus is None:
+        chosen_gpus = cards("UUID") or glob.glob(DRIVER)
+    if device == "auto" and not chosen_gpus:
         return False
     build = f"torch {torch.__version__} (CUDA {torch.version.cuda or 'none'})"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "(not set)")

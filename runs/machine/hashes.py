@@ -26,7 +26,7 @@ KEPT = {
     "refusals": r'null|".*"',
     "commands": r'\{"launch": .*, "runs": \[.*\]\}',
 }
-#: Seconds.
+#: Seconds after which a composed command is removed from the cache.
 MONTH = 30 * 24 * 3600.0
 #: What this process has found or made, by the cache's files: it may be unable to write
 #: them.
@@ -66,21 +66,18 @@ def _remove_unused(folder: Path) -> None:
 def file_hash(path: Path) -> str:
     """A file's SHA-256, or MISSING; from the cache, which knows files by path, size and
     time of change."""
-    return str(
-        kept_in_cache(
-            "sha256", [str(path.resolve()), *stamp(path)], lambda: digest(path)
-        )
-    )
+    key = [str(path.resolve()), *stamp(path)]
+    return str(kept_in_cache("sha256", key, lambda: digest(path)))
 
 
 def check_kept(record: Record, path: Path) -> None:
     """Raises UserError where a run's file is not the one that its record names. Older
     records name none."""
-    wanted = record.get("files", {}).get(path.name)
-    if wanted and digest(path) != wanted:
+    recorded_hash = record.get("files", {}).get(path.name)
+    if recorded_hash and digest(path) != recorded_hash:
         raise UserError(
-            f"{path} is not the file that the record of run {record['id']} names: something has changed it."
-            " redo=true makes the run again"
+            f"{path} is not the file that the record of run {record['id']} names: "
+            "something has changed it. redo=true makes the run again"
         )
 
 
@@ -88,13 +85,13 @@ def digest(*paths: Path) -> str:
     """SHA-256 of the current content; of several files, as if they were one. MISSING
     where one of them is not there or is no regular file: whether it is needed is for
     the task to say."""
-    whole = hashlib.sha256()
+    content = hashlib.sha256()
     for path in paths:
         if not path.is_file():
             return MISSING
         try:
             with open(path, "rb") as file:
-                hashlib.file_digest(file, lambda: whole)
+                hashlib.file_digest(file, lambda: content)
         except OSError:
             return MISSING
-    return whole.hexdigest()
+    return content.hexdigest()

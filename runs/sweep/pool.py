@@ -2,7 +2,7 @@
 as many at once as there are places. One function counts and shows each end, whoever did
 the run.
 
-A process takes its run's lock and trains, once: another try is another process. It is
+A process takes its run's lock and trains, once: a retry is another process. It is
 forked from a server that has imported torch: a run starts in a fraction of a second,
 and leaves no state to the next one."""
 
@@ -51,50 +51,52 @@ from runs.training.train import (
     no_room,
 )
 
-#: How often a run is tried again, unless it has saved more in between.
+#: How often a run is retried, unless it has saved more in between.
 RETRIES = 3
 #: Seconds that runs have to save, after they were asked to stop.
 GRACE = 60
+#: Seconds between two looks at the runs that are on.
+LOOK_INTERVAL_S = 1.0
 
 
 class Job:
-    """A run of a sweep, and its process. head: how its lines begin, with its number and
-    what tells it from the others. record, log: paths. saved, tries: what a process of
-    it that failed had saved, and those that have failed since: the error of a full
-    disk, "" of another end. before: the attempt whose failed record is from before the
-    command. ready: what multiprocessing.connection.wait waits for."""
+    """A run of a sweep, and its process.
 
-    before: str | None = None
+    head: how its lines begin, with its number and what tells it from the others.
+    record, log: paths. earlier_claim: the attempt whose failed record is from before
+    the command. failures: of the processes that have failed since more was saved: the
+    error of a full disk, "" for any other end. saved: what was saved then. ready: what
+    multiprocessing.connection.wait waits for. since: when its process started."""
 
     def __init__(self, head: str, run: Run, run_id: str) -> None:
-        self.head, self.run, self.id, self.output = (
-            head,
-            run,
-            run_id,
-            str(run.config["output"]),
-        )
-        self.record, self.saved, self.tries = (
-            record_path(self.output, run_id),
-            list[Any](),
-            list[str](),
-        )
+        self.head = head
+        self.run = run
+        self.id = run_id
+        self.output = str(run.config["output"])
+        self.record = record_path(self.output, run_id)
         self.log = str(run_folder(self.output, run_id) / "log.txt")
+        self.earlier_claim: str | None = None
+        self.failures: list[str] = []
+        self.saved: list[tuple[str, int]] = []
+        self.gpu: gpus.TakenGpu | None = None
+        self.since: float | None = None
+        self.ready: Any = None
+        self.child: Any = None
 
     @property
     def lock(self) -> Lock:
         """The lock that its process takes."""
         return run_lock(self.output, self.id)
 
-    def start(
-        self, gpu: tuple[str, Lock] | None, tracking: Tracking, alone: bool
-    ) -> None:
-        """Starts its process. gpu: a GPU, if any, and its lock. alone: a user's mistake
-        leaves no record."""
-        self.gpu, self.since = gpu, time.monotonic()
+    def start(self, gpu: gpus.TakenGpu | None, tracking: Tracking, alone: bool) -> None:
+        """Starts its process. alone: a user's mistake leaves no record."""
+        self.gpu = gpu
+        self.since = time.monotonic()
         context = multiprocessing.get_context("forkserver")
         self.ready, sender = context.Pipe(duplex=False)
-        work = (self.run, self.id, self.tries, gpu and gpu[0], tracking, alone, sender)
-        self.child: Any = context.Process(target=_child, args=work, daemon=True)
+        name = gpu.name if gpu else None
+        work = (self.run, self.id, self.failures, name, tracking, alone, sender)
+        self.child = context.Process(target=_child, args=work, daemon=True)
         # the server was killed now
         with contextlib.closing(sender), contextlib.suppress(OSError, EOFError):
             self.child.start()
@@ -112,12 +114,14 @@ class Job:
         if self.child.pid:
             self.child.join()
         if self.gpu:
-            self.gpu[1].release()
+            self.gpu.lock.release()
+        if end:
+            return end
         code = self.child.exitcode
         # 255: the server has ended, too. None: before it began
-        killed = code in (-signal.SIGKILL, 255, None)
-        why = "was killed (out of memory?)" if killed else f"ended with code {code}"
-        return end or (KILLED, f"the process {why}")
+        if code in (-signal.SIGKILL, 255, None):
+            return KILLED, "the process was killed (out of memory?)"
+        return KILLED, f"the process ended with code {code}"
 
 
 class Places(NamedTuple):
@@ -130,55 +134,64 @@ class Places(NamedTuple):
     share: int = 1
 
 
-def places(device: str, share: int, every: bool) -> Places:
-    """The places for runs with this `device=`; only one unless every."""
+def places(device: str, share: int, all_devices: bool) -> Places:
+    """The places for runs with this `device=`; only one unless all_devices."""
     names = gpus.devices(device)
+    has_gpus = not {"cpu", "mps"} & set(names)
     return Places(
-        len(names) * share if every else 1,
-        () if {"cpu", "mps"} & set(names) else names,
-        share,
+        total=len(names) * share if all_devices else 1,
+        gpus=names if has_gpus else (),
+        share=share,
     )
 
 
 class Sweep:
     """The runs of one command, which it does in processes of their own, and how they
-    have ended. Paths begin at the command's folder. diverged, failed: with the
-    error."""
+    have ended. Paths begin at the command's folder. diverged, failed: with the error.
+    signal: the one that asked for an end, or 0."""
 
     def __init__(self, jobs: list[Job], tracking: Tracking) -> None:
-        self.jobs, self.tracking, self.pending, self.display = (
-            jobs,
-            tracking,
-            [*jobs],
-            Display(),
-        )
-        self.done, self.skipped, self.places, self.running = 0, 0, Places(), list[Job]()
-        self.diverged, self.failed = list[tuple[Job, str]](), list[tuple[Job, str]]()
-        self.signal = 0  # the one that asked for an end
-        self._idle = 0.0  # since when nothing is on here; infinity once that was said
-        self._room = 0.0  # when there may be room on a full disk: no run starts before
-        self._told = False  # that a run waits for a GPU
+        self.jobs = jobs
+        self.tracking = tracking
+        self.pending = [*jobs]
+        self.running: list[Job] = []
+        self.done = 0
+        self.skipped = 0
+        self.diverged: list[tuple[Job, str]] = []
+        self.failed: list[tuple[Job, str]] = []
+        self.signal = 0
+        self.display = Display()
+        self.places = Places()
+        self.alone = False
         self._time_left = TimeLeft()
+        #: Since when nothing is on here; infinity once that was said.
+        self._idle_since = 0.0
+        #: When there may be room on a full disk: no run starts before.
+        self._room_at = 0.0
+        self._waits_for_gpu = False
 
     @property
     def exit_code(self) -> int:
         """143 where the command was interrupted, 1 where a run failed. One that
         diverged is a result."""
-        return 143 if self.signal else 1 if self.failed else 0
+        if self.signal:
+            return 143
+        return 1 if self.failed else 0
 
     @property
     def name(self) -> str:
         """The name of the sweep and of its Slurm jobs: its preset, and a hash of its
         runs and folder."""
-        folder, preset = (
-            str(Path(self.jobs[0].output).resolve()),
-            self.jobs[0].run.experiment or "runs",
-        )
-        return f"{preset}-{hash_of([folder, [job.id for job in self.jobs]])[:8]}"
+        folder = str(Path(self.jobs[0].output).resolve())
+        preset = self.jobs[0].run.experiment or "runs"
+        content = hash_of([folder, [job.id for job in self.jobs]])
+        return f"{preset}-{content[:8]}"
 
     def tracking_of(self, job: Job) -> Tracking:
         """W&B's settings of a run."""
-        return of_run(self.tracking, job.run, [other.run for other in self.jobs])
+        return of_run(self.tracking, job.run, [entry.run for entry in self.jobs])
+
+    # --- how a run ends
 
     def finish(self, job: Job, seconds: float | None, error: str = "") -> bool:
         """Counts, shows and tidies up a job that has ended. Returns False without a
@@ -186,15 +199,13 @@ class Sweep:
 
         seconds: it took, 0 if not known here, None if done before. error: why it wrote
         no record."""
-        record: Record | None = None
-        try:
-            record = read_record(job.record)
-        except ValueError as damage:  # there is none, or a damaged one
-            if seconds is None and job.record.is_file():
-                print(f"{damage}: the run is done again", file=sys.stderr)
+        record = self._read_record(job, is_first_look=seconds is None)
         if record and record["status"] not in FINISHED:
-            job.before = record.get("claim") if seconds is None else job.before
-            error = error if record.get("claim") == job.before else record["error"]
+            claim = record.get("claim")
+            if seconds is None:
+                job.earlier_claim = claim
+            if claim != job.earlier_claim:
+                error = record["error"]
             record = None
         if record is None and not error:
             return False
@@ -202,40 +213,53 @@ class Sweep:
         if record is None:
             self.failed.append((job, error))
             self.display.line(f"{job.head}  FAILED: {error} ({job.log})")
-            return True
-        tidy(job.output, record)
+        else:
+            tidy(job.output, record)
+            self._count(job, record, seconds)
+        return True
+
+    def _read_record(self, job: Job, is_first_look: bool) -> Record | None:
+        """A job's record; None where there is none, or a damaged one."""
+        try:
+            return read_record(job.record)
+        except ValueError as damage:
+            if is_first_look and job.record.is_file():
+                print(f"{damage}: the run is done again", file=sys.stderr)
+            return None
+
+    def _count(self, job: Job, record: Record, seconds: float | None) -> None:
+        """Counts and shows a job with a finished record."""
         line = result_words(record)
         if seconds is None:
             self.skipped += 1
             self.send_to_agent(job)
-            why = differs(record, job.run)
-            line = (
-                f"already done ({line}, run {job.id}), skipped{': ' * bool(why)}{why}"
-            )
-        elif record["status"] == "diverged":
+            line = f"already done ({line}, run {job.id}), skipped"
+            difference = differs(record, job.run)
+            if difference:
+                line += f": {difference}"
+            self.display.line(f"{job.head}  {line}")
+            return
+        if record["status"] == "diverged":
             self.diverged.append((job, record["error"]))
         else:
             self.done += 1
-            parts = ("train", "evaluate", "decode")
-            seconds = seconds or sum(
-                record["cost"].get(f"{part}_seconds", 0.0) for part in parts
-            )
+            seconds = seconds or _seconds_of(record)
             line += f"  {duration(seconds)}  run {job.id}"
-        if seconds is not None:
-            self._time_left.add(job.run, seconds)
-            if self.pending and (state := self._state(self.running)):
-                line += f"  ({state.words})"
+        self._time_left.add(job.run, seconds)
+        state = self._state(self.running)
+        if self.pending and state:
+            line += f"  ({state.words})"
         self.display.line(f"{job.head}  {line}")
-        return True
 
     def _state(self, running: Sequence[Job]) -> SweepState | None:
         """How far the sweep is, and the time that is left; None for a single run."""
         if len(self.jobs) == 1:
             return None
+        now_s = time.monotonic()
         entries = list[RunningRun]()
         for job in running:
             expected = left_of(read_progress(job.output, job.id))
-            elapsed = time.monotonic() - getattr(job, "since", time.monotonic())
+            elapsed = 0.0 if job.since is None else now_s - job.since
             entries.append(RunningRun(job.run, elapsed, expected))
         waiting = [job.run for job in self.pending if job not in running]
         seconds = self._time_left.of_sweep(waiting, entries)
@@ -247,70 +271,86 @@ class Sweep:
         """Sends a run that this command did not do, where `wandb agent` started the
         command for it."""
         settings = self.tracking_of(job)
-        if settings.agent and (record := finished_record(job.output, job.id)):
+        if not settings.agent:
+            return
+        record = finished_record(job.output, job.id)
+        if record:
             Tracker(settings, job.run, job.id, record).finish(record)
+
+    # --- the processes of runs
 
     def go(
         self,
         places: Places,
         alone: bool = False,
-        others: Callable[[], bool] = lambda: True,
+        others_work: Callable[[], bool] = lambda: True,
     ) -> None:
         """Does runs, as many at once as there are places, until none is left that this
-        process can do, or has to wait for. alone: this is the one run of a command, in
-        which a user's mistake is raised (UserError) and leaves no record. others:
-        whether to wait for the runs that other processes do."""
-        self.places, self.alone, self._idle = places, alone, time.monotonic()
+        process can do, or has to wait for.
+
+        alone: this is the one run of a command, in which a user's mistake is raised
+        (UserError) and leaves no record. others_work: whether to wait for the runs that
+        other processes do."""
+        self.places = places
+        self.alone = alone
+        self._idle_since = time.monotonic()
         try:
             with handling(self._stop):
                 waits = True
-                while (
-                    self.pending
-                    and not self.signal
-                    and ((on := self._start()) or waits)
-                ):
-                    waits = others()
-                    self._look(1.0 if on or waits else 0.0)
-                    for job in [job for job in self.pending if job not in self.running]:
-                        # Another process has done it; without places, one of this
-                        # command's workers
-                        if self.finish(job, 0.0) and places.total:
-                            self.send_to_agent(job)
+                while self.pending and not self.signal:
+                    is_busy = self._start()
+                    if not is_busy and not waits:
+                        break
+                    waits = others_work()
+                    self._look(LOOK_INTERVAL_S if is_busy or waits else 0.0)
+                    self._finish_runs_of_others()
         finally:
             self._end()
             self.display.show([])
 
+    def _finish_runs_of_others(self) -> None:
+        """Finishes runs that another process has done; without places, one of this
+        command's workers."""
+        for job in [job for job in self.pending if job not in self.running]:
+            if self.finish(job, 0.0) and self.places.total:
+                self.send_to_agent(job)
+
     def _start(self) -> bool:
         """Starts a run for each free place. Returns whether runs are on, or wait for
         room on the disk."""
-        if time.monotonic() < self._room:
+        if time.monotonic() < self._room_at:
             return True
         for _ in range(self.places.total - len(self.running)):
-            left = [job.run for job in self.pending]
-            # Another run that one starts from comes first
-            free = (
-                job
-                for job in self.pending
-                if job not in self.running and job.run.start not in left
-            )
-            job = next((job for job in free if not job.lock.is_held()), None)
+            job = self._free_job()
             if job is None or self.signal:
                 break
-            gpu, names = (
-                gpus.take(self.places.gpus, self.places.share),
-                ", ".join(self.places.gpus),
-            )
-            if names and not gpu:
-                more = f"launcher.runs_per_device={self.places.share + 1} shares them"
-                told = f"every device here is in use ({names}): waiting for one. {more}"
-                if not self._told:
-                    self.display.line(told)
-                self._idle, self._told = time.monotonic(), True
+            gpu = gpus.take(self.places.gpus, self.places.share)
+            if self.places.gpus and not gpu:
+                self._wait_for_gpu()
                 break
             job.start(gpu, self.tracking_of(job), self.alone)
             self.running.append(job)
             self.display.started(job.head)
         return bool(self.running)
+
+    def _free_job(self) -> Job | None:
+        """A pending job that nobody does, and whose start is done, if it has one."""
+        pending_runs = [job.run for job in self.pending]
+        for job in self.pending:
+            is_free = job not in self.running and job.run.start not in pending_runs
+            if is_free and not job.lock.is_held():
+                return job
+        return None
+
+    def _wait_for_gpu(self) -> None:
+        if not self._waits_for_gpu:
+            names = ", ".join(self.places.gpus)
+            shared = f"launcher.runs_per_device={self.places.share + 1} shares them"
+            self.display.line(
+                f"every device here is in use ({names}): waiting for one. {shared}"
+            )
+        self._idle_since = time.monotonic()
+        self._waits_for_gpu = True
 
     def _look(self, seconds: float) -> None:
         """Waits for the end of a process, and shows how far the runs are."""
@@ -318,47 +358,63 @@ class Sweep:
         for job in [job for job in self.running if job.ready in ended]:
             self.running.remove(job)
             self._ended(job)
-        pending, on = self.pending, self.running
-        if (
-            on := on
-            if self.places.total
-            else [job for job in pending if job.lock.is_held()]
-        ):
-            self._idle = time.monotonic()
-            shown = [(job.head, read_progress(job.output, job.id)) for job in on]
-            self.display.show(shown, self._state(on))
-        elif pending and self.places.total and time.monotonic() - self._idle > PATIENCE:
-            self._idle, holder = float("inf"), pending[0].lock.holder()
-            self.display.line(
-                f"{pending[0].head}  is being done by {holder}: waiting for it"
-            )
+        watched = self.running
+        if not self.places.total:
+            watched = [job for job in self.pending if job.lock.is_held()]
+        if watched:
+            self._idle_since = time.monotonic()
+            events = [(job.head, read_progress(job.output, job.id)) for job in watched]
+            self.display.show(events, self._state(watched))
+        elif self.pending and self.places.total:
+            self._note_long_wait()
+
+    def _note_long_wait(self) -> None:
+        """Says once which process this command has been waiting for."""
+        if time.monotonic() - self._idle_since > PATIENCE:
+            self._idle_since = float("inf")
+            job = self.pending[0]
+            holder = job.lock.holder()
+            self.display.line(f"{job.head}  is being done by {holder}: waiting for it")
 
     def _ended(self, job: Job) -> None:
-        """Finishes a run whose process has ended, or leaves it pending for another
-        try."""
+        """Finishes a run whose process has ended, or leaves it pending for a retry."""
         how, error = job.ended()
         if how == FAILED and self.alone and not job.record.exists():
             raise UserError(error)
-        finished = self.finish(
-            job, time.monotonic() - job.since, error if how == FAILED else ""
-        )
+        seconds = time.monotonic() - (job.since or 0.0)
+        finished = self.finish(job, seconds, error if how == FAILED else "")
         # another process did it, while this one was to begin
         if finished and how == BUSY:
             self.send_to_agent(job)
         if finished or how not in (KILLED, NO_ROOM, SMALLER) or self.signal:
             return
-        before, job.saved = job.saved, saved(job.output, job.id)
-        since = job.tries if job.saved == before else []
-        job.tries = [*since, *{KILLED: [""], NO_ROOM: [error]}.get(how, [])]
-        again, lock, when = len(job.tries) <= RETRIES, job.lock, ""
+        self._count_failure(job, how, error)
+        if len(job.failures) > RETRIES:
+            self.display.line(f"{job.head}  {error}: given up")
+            self._give_up(job, error)
+            return
+        line = f"{job.head}  {error}: tried again"
         if how == NO_ROOM:
-            pause = ROOM[len(job.tries) - 1]
-            self._room = self._idle = time.monotonic() + pause
-            when = f" in {duration(pause)}"
-        self.display.line(
-            f"{job.head}  {error}: {f'tried again{when}' if again else 'given up'}"
-        )
-        if not again and lock.take():
+            pause = ROOM[len(job.failures) - 1]
+            self._room_at = self._idle_since = time.monotonic() + pause
+            line += f" in {duration(pause)}"
+        self.display.line(line)
+
+    def _count_failure(self, job: Job, how: str, error: str) -> None:
+        """Counts the end of a process, from 0 where it has saved more than the last
+        one. One that will compute less at once is not counted."""
+        saved_earlier = job.saved
+        job.saved = saved(job.output, job.id)
+        if job.saved != saved_earlier:
+            job.failures = []
+        if how == KILLED:
+            job.failures = [*job.failures, ""]
+        elif how == NO_ROOM:
+            job.failures = [*job.failures, error]
+
+    def _give_up(self, job: Job, error: str) -> None:
+        lock = job.lock
+        if lock.take():
             # a full disk: it is tried again after all
             with contextlib.suppress(OSError):
                 Attempt(job.output, job.id).fail(job.run, error)
@@ -374,7 +430,7 @@ class Sweep:
     def _end(self) -> None:
         """Ends the processes that are on, which may save first. A second Ctrl-C ends
         them at once."""
-        end = time.monotonic() + GRACE
+        deadline = time.monotonic() + GRACE
         if self.running and not self.signal:
             print(
                 "\nsaving checkpoints. Ctrl-C again does not wait for them",
@@ -382,13 +438,20 @@ class Sweep:
                 flush=True,
             )
         try:
-            while self.running and time.monotonic() < end:
+            while self.running and time.monotonic() < deadline:
                 # again, for a process that had not set its handler yet
                 self._stop(self.signal)
-                self._look(1.0)
+                self._look(LOOK_INTERVAL_S)
         finally:
             for job in self.running:
                 job.signal(signal.SIGKILL)
+
+
+def _seconds_of(record: Record) -> float:
+    """The seconds that a finished run took, by its record."""
+    cost = record["cost"]
+    parts = ("train_seconds", "evaluate_seconds", "decode_seconds")
+    return float(sum(cost.get(part, 0.0) for part in parts))
 
 
 # --- a run's process
@@ -397,7 +460,7 @@ class Sweep:
 def _child(
     run: Run,
     run_id: str,
-    tries: list[str],
+    failures: list[str],
     gpu: str | None,
     tracking: Tracking,
     alone: bool,
@@ -408,19 +471,21 @@ def _child(
     end_with_parent()
     # the command handles Ctrl-C and a closed terminal, and ends this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stop, lock = Stop(), run_lock(run.config["output"], run_id)
+    stop = Stop()
+    lock = run_lock(run.config["output"], run_id)
     for number in STOPPING:
         handler = signal.SIG_IGN if number == signal.SIGHUP else stop.ask
         signal.signal(number, handler)
-    os.environ |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
+    if gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
         _log_into(run, run_id)
         end = BUSY, ""
         if lock.take():  # to the process's end
-            end = do(run, run_id, tries, stop, tracking, alone)
+            end = do(run, run_id, failures, stop, tracking, alone)
     except Exception as error:  # such as a log that cannot be written
-        cause, words = cause_of(error)
-        end = no_room(tries) if cause == "disk" else FAILED, words
+        cause, text = cause_of(error)
+        end = (no_room(failures) if cause == "disk" else FAILED), text
     sender.send(end)
 
 
@@ -431,7 +496,5 @@ def _log_into(run: Run, run_id: str) -> None:
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(log, stream)
-    print(
-        f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.label}, run {run_id}",
-        flush=True,
-    )
+    date = time.strftime("%Y-%m-%d %H:%M:%S")
+    print(f"--- {date} {run.label}, run {run_id}", flush=True)

@@ -9,40 +9,30 @@ import shlex
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import tasks
-from runs import models
 from runs.command.errors import UserError, interrupted_words, rank
-from runs.config import Launch, Launcher
+from runs.config import Launch
+from runs.launchers.contract import ByWorkers, Launcher, OnThisMachine
 from runs.machine.fork_server import start_fork_server
 from runs.machine.locks import alone
-from runs.record.cell import hash_of, is_trial
+from runs.machine.processes import environment
+from runs.record.cell import is_trial
 from runs.record.ledger import finished_record, read_record, sweep_up_dead, write_sweep
 from runs.record.schema import Record
 from runs.record.text import duration, plural
 from runs.run.definition import Run
-from runs.run.identity import check_ids, final_ids, identify, start_file
-from runs.run.methods import make_method, refusal
-from runs.run.provenance import code_state
+from runs.run.identity import check_ids, final_ids, identify
 from runs.sweep.display import heads
-from runs.sweep.launch import (
-    check_launcher,
-    environment,
-    folder_of,
-    launched,
-    sbatch_script,
-    workers_for,
-)
 from runs.sweep.pool import Job, Places, Sweep, places
+from runs.sweep.preflight import preflight
+from runs.sweep.worker import log_folder, run_by_workers
 from runs.tracking.settings import Tracking, ask_before_upload
 from runs.tracking.tracker import log_file
 from runs.training.files import Attempt
 from runs.training.train import Reporter
-from tasks.images import preprocessing
 
 
 def sweep(
@@ -51,316 +41,304 @@ def sweep(
     """Does every run that has no record yet. Raises a user's error (is_users) before
     anything starts.
 
-    launch: where and how; default: one after another, here. again: runs whose record is
-    set aside first."""
-    first = not rank()  # of torchrun's processes this one writes the files of the sweep
-    started, launch, output = (
-        time.monotonic(),
-        launch or Launch(),
-        runs[0].config["output"],
-    )
-    launcher, whole = launch.launcher, first and len(runs) > 1
-    # Torchrun's processes train themselves, and a debugger cannot follow into a child
-    here = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
-    jobs, replaced, on = _begin(runs, launcher, again, here)
-    log = log_file(output)
-    trouble = log.exists() and log.stat().st_size
+    Args:
+        launch: Where and how; by default one after another, here.
+        again: Runs whose record is archived first."""
+    started = time.monotonic()
+    launch = launch or Launch()
+    output = runs[0].config["output"]
+    # of torchrun's processes the first one writes the files of the sweep
+    is_first = not rank()
+    # torchrun's processes train themselves, and a debugger cannot follow into a child
+    in_this_process = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
+    plan = _begin(runs, launch.launcher, again, in_this_process)
+    tracking_log = log_file(output)
+    log_bytes = _size(tracking_log)
     for folder in ("records", "sweeps"):
         sweep_up_dead(Path(output) / folder)
-    if replaced and first:
-        count = sum(set_aside(job, record) for job, record in replaced)
-        print(
-            f"redo: {plural(count, 'record')} set aside, in {Path(output) / 'replaced'}",
-            flush=True,
-        )
-    left = sum(not job.record.is_file() for job in jobs)
-    done = Sweep(jobs, ask_before_upload(launch.tracking, left, output))
-    if whole:
+    if plan.replaced and is_first:
+        _archive_all(plan.replaced, output)
+    todo = sum(not job.record.is_file() for job in plan.jobs)
+    commanded = Sweep(plan.jobs, ask_before_upload(launch.tracking, todo, output))
+    if is_first and len(runs) > 1:
         with contextlib.suppress(OSError):  # a full disk: the runs wait for room
-            write_sweep(output, done.name, [job.id for job in jobs])
-    for job in [] if here else jobs:  # torchrun's processes might not see the same
-        done.finish(job, None)
-    if here:
-        _do_here(done)
-    elif launcher.name in ("slurm", "ray"):
-        launched(done, launcher)
+            write_sweep(output, commanded.name, [job.id for job in plan.jobs])
+    _run_all(commanded, launch.launcher, plan.places, in_this_process)
+    if is_first and _size(tracking_log) not in (0, log_bytes):
+        _note_unsent(output)
+    _summary(commanded, time.monotonic() - started)
+    if is_first:
+        _name_table(commanded, runs, launch.table)
+    return commanded
+
+
+def _run_all(
+    commanded: Sweep, launcher: Launcher, available: Places, in_this_process: bool
+) -> None:
+    """Does the runs, where the launcher does them."""
+    if in_this_process:
+        # torchrun's processes might not see the same records, so that none is skipped
+        # here
+        _do_here(commanded)
+        return
+    for job in commanded.jobs:
+        commanded.finish(job, None)
+    if isinstance(launcher, ByWorkers):
+        run_by_workers(commanded, launcher)
     else:
-        done.go(on, alone=len(runs) == 1)
-    if first and log.exists() and log.stat().st_size != trouble:
-        words = "make sync" if output == "outputs" else f"make sync OUTPUT={output}"
-        print(
-            f"note: W&B does not have everything: {words} uploads it", file=sys.stderr
-        )
-    _summary(done, time.monotonic() - started)
-    ended = first and not done.signal and (whole or not done.failed)
-    if ended and not all(
-        is_trial(run.config) or run.config["train"].get("max_steps") for run in runs
-    ):
-        task = runs[0].config["task"]["name"]
-        which = f"sweep={done.name}" if whole else f"model={runs[0].model} task={task}"
-        _show_table(output, which.split(), launch.table and whole)
-    return done
+        commanded.go(available, alone=len(commanded.jobs) == 1)
 
 
-def dry_run(runs: list[Run], launcher: Launcher) -> str:
-    """The sbatch script of the runs that are left, without fetching, checking or
-    submitting anything."""
-    output, ids = runs[0].config["output"], identify(runs)
-    done = [bool(finished_record(output, run_id)) for run_id in ids]
-    left = done.count(False)
-    if not left:
+def dry_run(runs: list[Run], launcher: ByWorkers) -> str:
+    """The script of the runs that are left, without fetching, checking or submitting
+    anything."""
+    output = runs[0].config["output"]
+    ids = identify(runs)
+    todo = sum(not finished_record(output, run_id) for run_id in ids)
+    if not todo:
         return f"# {plural(len(runs), 'run')} already done: nothing to submit"
-    jobs = [
-        Job(run.label, run, run_id or "unknown")
-        for run, run_id in zip(runs, ids, strict=True)
-    ]
-    folder = folder_of(Sweep(jobs, Tracking("off")))
-    workers = workers_for(launcher, left)
-    head = (
-        f"# {plural(workers, 'worker')} for {plural(left, 'run')}; nothing is submitted"
-    )
+    jobs = []
+    for run, run_id in zip(runs, ids, strict=True):
+        jobs.append(Job(run.label, run, run_id or "unknown"))
+    workers = launcher.count_workers(todo)
+    text = f"{plural(workers, 'worker')} for {plural(todo, 'run')}"
+    notes = [f"# {text}; nothing is submitted"]
     if None in ids:
-        head += (
-            "\n# The jobs will have another name: it is known once models and data are"
+        notes.append(
+            "# The jobs will have another name: it is known once models and data are"
             " fetched"
         )
+    folder = log_folder(Sweep(jobs, Tracking("off")))
     # the first line of the script has to stay the first
-    shebang, _, rest = sbatch_script(launcher, folder, workers).partition("\n")
-    return f"{shebang}\n{head}\n{rest}".rstrip()
+    shebang, _, rest = launcher.script(folder, workers).partition("\n")
+    return "\n".join([shebang, *notes, rest]).rstrip()
+
+
+# --- before the first run
+
+
+class Plan(NamedTuple):
+    """What a command will do. replaced: jobs that are done again, with their records.
+    places: of this machine, where the launcher uses them."""
+
+    jobs: list[Job]
+    replaced: list[tuple[Job, Record]]
+    places: Places
 
 
 def _begin(
-    runs: list[Run], launcher: Launcher, again: Sequence[Run], here: bool
-) -> tuple[list[Job], list[tuple[Job, Record]], Places]:
-    """Checks all that can be checked before the first run. Returns the jobs, the
-    records of those that are done again, and the places of this machine, where the
-    launcher uses them.
-
-    here: in this process."""
-    if here and launcher.name != "serial":
+    runs: list[Run], launcher: Launcher, again: Sequence[Run], in_this_process: bool
+) -> Plan:
+    """Checks all that can be checked before the first run. Raises UserError."""
+    if in_this_process and launcher.name != "serial":
         raise UserError(
-            f"launcher={launcher.name} has its own processes: leave out torchrun and debug=true"
+            f"launcher={launcher.name} has its own processes: "
+            "leave out torchrun and debug=true"
         )
-    output, ids = runs[0].config["output"], identify(runs)
+    output = runs[0].config["output"]
+    ids = identify(runs)
     if len({run.config["output"] for run in runs}) > 1:
         raise UserError(
             "output= differs from run to run: the runs of a command go to one folder"
         )
     check_ids(runs, ids)
-    records, on = [finished_record(output, run_id) for run_id in ids], Places()
-    left = [
-        run
-        for run, record in zip(runs, records, strict=True)
-        if record is None or run in again
-    ]
-    if left:
-        check_launcher(launcher)
-        if launcher.name in ("serial", "local"):
-            on = places(
-                left[0].config["device"],
+    records = [finished_record(output, run_id) for run_id in ids]
+    todo = list[Run]()
+    for run, record in zip(runs, records, strict=True):
+        if record is None or run in again:
+            todo.append(run)
+    available = Places()
+    if todo:
+        launcher.check()
+        if isinstance(launcher, OnThisMachine):
+            available = places(
+                todo[0].config["device"],
                 launcher.runs_per_device,
-                launcher.name == "local",
+                launcher.uses_all_devices,
             )
-            if not here:
-                start_fork_server(len(left) > 1)
-        preflight(left)
+            if not in_this_process:
+                start_fork_server(len(todo) > 1)
+        preflight(todo)
     jobs = [
         Job(*job)
         for job in zip(heads(_names(runs)), runs, final_ids(runs), strict=True)
     ]
-    # a file in a folder's place is found now
+    # a file in a folder's place is noticed now
     for name in ("locks", "runs", "sweeps", "records"):
         Path(output, name).mkdir(parents=True, exist_ok=True)
-    of_jobs = zip(jobs, records, strict=True)
-    return (
-        jobs,
-        [(job, record) for job, record in of_jobs if record and job.run in again],
-        on,
-    )
-
-
-def preflight(runs: list[Run]) -> None:
-    """Fetches and checks the model, the data and the method of every run.
-
-    Raises UserError with all that is missing at once."""
-    import vera
-
-    for run in runs:
-        method = make_method(run.method)
-        if run.start:
-            vera.check_start(
-                make_method(run.start.method),
-                method,
-                f"init_from={run.config['init_from']}",
-            )
-        elif run.config["init_from"]:
-            path = start_file(run)
-            vera.check_start(vera.read_method(path), method, path)
-    found, missing, notes = dict[str, Any](), list[str](), list[str]()
-    for part, load in dict[str, Any](task=tasks.load, model=models.fetch).items():
-        for run in _distinct(runs, part):
-            try:
-                found[hash_of(run.config[part])] = load(run.config[part])
-            except (tasks.DataError, UserError) as error:
-                after = next(
-                    (r for r in runs if r.start and r.start.task == run.task != r.task),
-                    None,
-                )
-                first = (
-                    f"{after.row} starts from {run.label}: "
-                    if after and part == "task"
-                    else ""
-                )
-                missing.append(f"{first}{error}")
-    missing += [
-        why for run in _distinct(runs, "model", "method") if (why := refusal(run))
-    ]
-    if missing:
-        raise UserError("; ".join(dict.fromkeys(missing)))
-    for run in _distinct(runs, "task", "model"):
-        task, folder = (found[hash_of(run.config[part])] for part in ("task", "model"))
-        if run.config["model"]["modality"] == "image":
-            # Evaluation images are preprocessed once for all runs, which shows that
-            # they can be read
-            task.prepare(preprocessing(folder), 0)
-        notes += [*task.notes, *task.advice]
-    if others := code_state().get("altered"):
-        more = f" and {len(others) - 1} more" * (len(others) > 1)
-        why = "A result of changed code cannot be published (vera-bench publish check=)"
-        notes.append(f"{others[0]}{more}: changed, of the project itself. {why}")
-    gaps: dict[str, dict[str, None]] = defaultdict(dict)
-    for run in runs:
-        gaps[run.recipe_gap][f"{run.row} on {run.task}"] = None
-    notes += [f"{words} ({', '.join(of)})" for words, of in gaps.items() if words]
-    # the image tasks of all seeds have the same notes
-    for note in dict.fromkeys(notes):
-        print(f"note: {note}")
-
-
-def _distinct(runs: list[Run], *parts: str) -> list[Run]:
-    """One run for each combination of these parts of the configuration."""
-    return list(
-        {hash_of([run.config[part] for part in parts]): run for run in runs}.values()
-    )
+    replaced = list[tuple[Job, Record]]()
+    for job, record in zip(jobs, records, strict=True):
+        if record and job.run in again:
+            replaced.append((job, record))
+    return Plan(jobs, replaced, available)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
     """For each run its label, and the overrides that the others lack."""
     common = set.intersection(*(set(run.overrides) for run in runs))
-    shown = ("method", "method.config_class", "model", "task", "recipe", "seed")
-    own = [
-        [
-            w
-            for w in run.overrides
-            if w not in common and w.partition("=")[0] not in shown
-        ]
-        for run in runs
-    ]
-    return [
-        ", ".join([run.label, *words]) for run, words in zip(runs, own, strict=True)
-    ]
+    in_label = ("method", "method.config_class", "model", "task", "recipe", "seed")
+    names = []
+    for run in runs:
+        parts = [run.label]
+        for override in run.overrides:
+            if override not in common and override.partition("=")[0] not in in_label:
+                parts.append(override)
+        names.append(", ".join(parts))
+    return names
 
 
-def _do_here(done: Sweep) -> None:
-    """Does every run in this process: for a debugger, and under torchrun, whose first
-    process holds the locks and makes the attempt that the others work on, too."""
-    from accelerate.utils import broadcast_object_list
-
-    from runs.training.context import make_accelerator
-    from runs.training.loop import Training
-    from runs.training.train import train
-
-    for job in done.jobs:
-        start, attempts = time.monotonic(), list[Attempt | None]([None])
-        with contextlib.nullcontext() if rank() else alone(job.lock, job.head):
-            if not rank() and not finished_record(job.output, job.id):
-                attempts = [Attempt(job.output, job.id)]
-            if "LOCAL_RANK" in os.environ:
-                make_accelerator(job.run)  # joins the processes
-                broadcast_object_list(attempts)
-            if attempt := attempts[0]:
-                # A micro-batch may have been halved, since memory ran out
-                run = dataclasses.replace(
-                    job.run, config=job.run.config | attempt.settings
-                )
-                try:
-                    train(
-                        Training(run, job.id, Reporter(run, job.id), attempt),
-                        done.tracking_of(job),
-                    )
-                except BaseException:
-                    attempt.save(stopped=True)
-                    raise
-        done.finish(job, time.monotonic() - start if attempt else None)
+def _archive_all(replaced: Sequence[tuple[Job, Record]], output: str) -> None:
+    count = sum(archive(job, record) for job, record in replaced)
+    folder = Path(output) / "replaced"
+    print(f"redo: {plural(count, 'record')} archived in {folder}", flush=True)
 
 
-def set_aside(job: Job, record: Record) -> bool:
+def archive(job: Job, record: Record) -> bool:
     """Moves a finished run's record, folder and measures to OUTPUT/replaced/ID.TIME,
     under the run's lock, for redo=true. Returns False where another command was first.
     The record goes last: a kill loses none."""
-    folder = Path(job.log).parent
+    output = Path(job.output)
+    run_files = Path(job.log).parent
     with alone(job.lock, job.head):
         if finished_record(job.output, job.id) != record:
             return False
-        aside = (
-            Path(job.output)
-            / "replaced"
-            / f"{job.id}.{time.strftime('%Y%m%d-%H%M%S')}.{os.getpid()}"
-        )
-        aside.mkdir(parents=True)
-        if folder.is_dir():
-            os.replace(folder, aside / "run")
-        for measure in (Path(job.output) / "measures").glob("*.json"):
-            with contextlib.suppress(ValueError):  # one that cannot be read
-                if job.id in [
-                    run["id"] for run in read_record(measure, "measure")["of"]
-                ]:
-                    os.replace(measure, aside / f"measure_{measure.name}")
-        os.replace(job.record, aside / "record.json")
+        date = time.strftime("%Y%m%d-%H%M%S")
+        folder = output / "replaced" / f"{job.id}.{date}.{os.getpid()}"
+        folder.mkdir(parents=True)
+        if run_files.is_dir():
+            os.replace(run_files, folder / "run")
+        for measure in (output / "measures").glob("*.json"):
+            if job.id in _measured_ids(measure):
+                os.replace(measure, folder / f"measure_{measure.name}")
+        os.replace(job.record, folder / "record.json")
     return True
 
 
-def _summary(done: Sweep, seconds: float) -> None:
-    counts = {"done": done.done, "already there": done.skipped}
-    others = {
-        "diverged": len(done.diverged),
-        "failed": len(done.failed),
-        "left": len(done.pending),
+def _measured_ids(path: Path) -> list[str]:
+    """The ids of the runs that a measure is of; none where it cannot be read."""
+    try:
+        return [run["id"] for run in read_record(path, "measure")["of"]]
+    except ValueError:
+        return []
+
+
+# --- runs in this process
+
+
+def _do_here(commanded: Sweep) -> None:
+    """Does every run in this process: for a debugger, and under torchrun, whose first
+    process holds the locks and makes the attempt that the others work on, too."""
+    for job in commanded.jobs:
+        started = time.monotonic()
+        with contextlib.nullcontext() if rank() else alone(job.lock, job.head):
+            attempt = _shared_attempt(job)
+            if attempt:
+                _train_here(job, attempt, commanded.tracking_of(job))
+        commanded.finish(job, time.monotonic() - started if attempt else None)
+
+
+def _shared_attempt(job: Job) -> Attempt | None:
+    """The attempt that all of torchrun's processes work on; None for a finished run."""
+    from accelerate.utils import broadcast_object_list
+
+    from runs.training.context import make_accelerator
+
+    attempts: list[Attempt | None] = [None]
+    if not rank() and not finished_record(job.output, job.id):
+        attempts = [Attempt(job.output, job.id)]
+    if "LOCAL_RANK" in os.environ:
+        make_accelerator(job.run)  # joins the processes
+        broadcast_object_list(attempts)
+    return attempts[0]
+
+
+def _train_here(job: Job, attempt: Attempt, tracking: Tracking) -> None:
+    from runs.training.loop import Training
+    from runs.training.train import train
+
+    # a micro-batch may have been halved, since memory ran out
+    run = dataclasses.replace(job.run, config=job.run.config | attempt.settings)
+    try:
+        train(Training(run, job.id, Reporter(run, job.id), attempt), tracking)
+    except BaseException:
+        attempt.save(stopped=True)
+        raise
+
+
+# --- after the last run
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _note_unsent(output: str) -> None:
+    command = "make sync"
+    if output != "outputs":
+        command += f" OUTPUT={output}"
+    print(f"note: W&B does not have everything: {command} uploads it", file=sys.stderr)
+
+
+def _summary(commanded: Sweep, seconds: float) -> None:
+    counts = {"done": commanded.done, "already there": commanded.skipped}
+    problems = {
+        "diverged": len(commanded.diverged),
+        "failed": len(commanded.failed),
+        "left": len(commanded.pending),
     }
-    counts |= {status: count for status, count in others.items() if count}
-    words = ", ".join(f"{count} {status}" for status, count in counts.items())
-    records = done.jobs[0].record.parent
-    print(
-        f"{plural(len(done.jobs), 'run')} in {duration(seconds)}: {words}. Records: {records}"
-    )
-    unfinished = [*done.pending, *(job for job, _ in done.failed)]
-    finished = [job for job in done.jobs if job not in unfinished]
+    counts |= {status: count for status, count in problems.items() if count}
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+    total = plural(len(commanded.jobs), "run")
+    folder = commanded.jobs[0].record.parent
+    print(f"{total} in {duration(seconds)}: {summary}. Records: {folder}")
+    unfinished = [*commanded.pending, *(job for job, _ in commanded.failed)]
+    finished = [job for job in commanded.jobs if job not in unfinished]
     limits = [job.run.config["train"].get("max_steps") for job in finished]
     if limits and None not in limits:
-        which = "the others" if unfinished else "all"
-        print(f"  {which} stopped early by train.max_steps: in no table")
-    for status, ended in (("diverged", done.diverged), ("failed", done.failed)):
-        for job, error in ended:
-            print(f"  {status}: {job.head}: {error} ({job.log})")
-    if done.signal:
+        which_runs = "the others" if unfinished else "all"
+        print(f"  {which_runs} stopped early by train.max_steps: in no table")
+    for job, error in commanded.diverged:
+        print(f"  diverged: {job.head}: {error} ({job.log})")
+    for job, error in commanded.failed:
+        print(f"  failed: {job.head}: {error} ({job.log})")
+    if commanded.signal:
         print(interrupted_words(), file=sys.stderr)
 
 
-def _show_table(output: str, which: list[str], table: bool) -> None:
-    """Prints a table, made by another process (runs does not import analysis), and its
-    command."""
-    words = [*which]
+def _name_table(commanded: Sweep, runs: list[Run], is_wanted: bool) -> None:
+    """Names the command of the table that the runs are in, and shows a sweep's where it
+    is wanted. Trials and shortened runs are in no table."""
+    is_sweep = len(runs) > 1
+    if commanded.signal or (commanded.failed and not is_sweep):
+        return
+    if all(_is_in_no_table(run) for run in runs):
+        return
+    task = runs[0].config["task"]["name"]
+    selection = [f"model={runs[0].model}", f"task={task}"]
+    if is_sweep:
+        selection = [f"sweep={commanded.name}"]
+    _show_table(runs[0].config["output"], selection, is_wanted and is_sweep)
+
+
+def _is_in_no_table(run: Run) -> bool:
+    return is_trial(run.config) or bool(run.config["train"].get("max_steps"))
+
+
+def _show_table(output: str, selection: list[str], is_wanted: bool) -> None:
+    """Prints the command of a table; and the table, made by another process (runs does
+    not import analysis)."""
+    words = [*selection]
     if output != "outputs":
         words.append(f"output={output}")
     command = f"vera-bench table {shlex.join(words)}"
-    if not table:
+    if not is_wanted:
         print(f"Its table: {command}")
         return
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "analysis.tables", *words],
         env=environment(),
         capture_output=True,
         text=True,
     )
-    print(f"\n{done.stdout or done.stderr}".rstrip())
+    print(f"\n{result.stdout or result.stderr}".rstrip())
     print(f"This table: {command}")

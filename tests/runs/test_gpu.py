@@ -168,9 +168,9 @@ def test_a_device_that_cannot_be_locked_is_not_free_and_one_line_where_none_can(
 
 def test_the_places_of_a_machine(machine):
     both = ["GPU-aaaa", "GPU-bbbb"]
-    assert pool.places("auto", 2, every=True) == (4, both, 2)
-    assert pool.places("auto", 2, every=False) == (1, both, 2)
-    assert pool.places("cpu", 3, every=True) == (3, (), 3)
+    assert pool.places("auto", 2, all_devices=True) == (4, both, 2)
+    assert pool.places("auto", 2, all_devices=False) == (1, both, 2)
+    assert pool.places("cpu", 3, all_devices=True) == (3, (), 3)
 
 
 def test_a_command_says_once_that_it_waits_for_a_device_which_its_run_then_sees(

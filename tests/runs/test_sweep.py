@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partialmethod
 from multiprocessing.context import ForkContext
 from pathlib import Path
+from typing import Literal
 from unittest.mock import Mock
 
 import ledgers
@@ -29,6 +30,7 @@ from running import (
     do,
     elsewhere,
     output_of,
+    refused,
     trained,
     wait_for,
 )
@@ -37,7 +39,11 @@ from tiers import ALL_TESTS
 import runs.__main__
 import vera
 from runs.command.errors import DeviceError, UserError
-from runs.config import Launch, expand, read_command
+from runs.config import Launch, expand, kept, read_command
+from runs.launchers import ray_tasks
+from runs.launchers import slurm as slurm_jobs
+from runs.launchers.contract import ByWorkers
+from runs.launchers.registry import LAUNCHERS
 from runs.machine import fork_server
 from runs.machine.hashes import digest
 from runs.machine.locks import run_lock
@@ -51,7 +57,7 @@ from runs.record.ledger import (
 )
 from runs.run.identity import run_id
 from runs.run.provenance import differs
-from runs.sweep import display, launch, pool, sweep, time_left
+from runs.sweep import display, pool, sweep, time_left, worker
 from runs.tracking.settings import Tracking
 from runs.training import train as tries_of_a_run
 from runs.training.loop import Training
@@ -337,7 +343,7 @@ def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch, c
         monkeypatch.setattr(module, "ROOM", (0.1, 0.1))
     # As a worker: it waits for room, and for no other process
     monkeypatch.setattr(
-        pool.Sweep, "go", partialmethod(pool.Sweep.go, others=lambda: False)
+        pool.Sweep, "go", partialmethod(pool.Sweep.go, others_work=lambda: False)
     )
     assert sweep.sweep(expand(words)).done == 1
     (why,) = records_of(words)[0]["tries"]
@@ -568,11 +574,11 @@ def test_two_commands_set_a_record_aside_once_and_not_under_its_owners_hands(wor
         (output / "measures" / f"{name}.json").write_text(json.dumps(content))
     job = pool.Job("it", expand(few)[0], record["id"])
     # it has been replaced since
-    assert not sweep.set_aside(job, record | {"error": "newer"})
+    assert not sweep.archive(job, record | {"error": "newer"})
     claim = run_lock(output, record["id"])
     assert claim.take()
     with ThreadPoolExecutor() as threads:
-        moved = [threads.submit(sweep.set_aside, job, record) for _ in range(4)]
+        moved = [threads.submit(sweep.archive, job, record) for _ in range(4)]
         time.sleep(1.5)
         waited = run_folder(output, record["id"]).is_dir()
         claim.release()
@@ -598,8 +604,8 @@ def test_nothing_is_set_aside_where_nothing_can_start(how, words, monkeypatch):
         else DeviceError("torch cannot use it")
     )
     monkeypatch.setattr(pool.gpus, "devices", refuse)
-    monkeypatch.setattr(launch, "_output", refuse)
-    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(slurm_jobs, "output_of", refuse)
+    monkeypatch.setattr(ray_tasks.importlib.util, "find_spec", lambda name: None)
     command = read_command([*words, "train.max_steps=1", how])
     with pytest.raises(UserError, match=r"cannot use it|not installed|no Slurm here"):
         sweep.sweep(command.runs, launch=command.launch, again=command.runs)
@@ -622,7 +628,7 @@ def test_submitit_is_told_what_the_launcher_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(submitit.SlurmExecutor, "_submit_command", submit)
     monkeypatch.setenv("PYTHONPATH", "")
     # squeue: no job of that name is there
-    monkeypatch.setattr(launch, "_output", lambda *_: "")
+    monkeypatch.setattr(slurm_jobs, "output_of", lambda *_: "")
     told = {
         key: key
         for key in (
@@ -649,14 +655,14 @@ def test_submitit_is_told_what_the_launcher_is_told(monkeypatch, tmp_path):
     keys = [f"launcher.{key}" for key in (*told, "setup=[module load cuda]")]
     command = read_command(["launcher=slurm", *keys, "seed=1", "redo=true"])
     assert (command.runs, command.launch.redo) == (expand(["seed=1"]), True)
-    work = launch.Work(pool.Sweep([], Tracking("off")), tmp_path, 3)
-    with launch.on_slurm(command.launch.launcher, work) as alive:
+    work = worker.SweepWorker(pool.Sweep([], Tracking("off")), tmp_path, 3)
+    with command.launch.launcher.start(work) as alive:
         assert alive() == 0
     (text,) = sent
     flags = [*told.values(), f"job-name={tmp_path.name}", "nodes=1"]
     assert not [flag for flag in flags if f"#SBATCH --{flag}\n" not in text]
     assert "module load cuda" in text
-    with launch.on_slurm(Launch(launcher={"name": "slurm"}).launcher, work):
+    with Launch(launcher={"name": "slurm"}).launcher.start(work):
         assert len(sent) == 2
     again = work.checkpoint(3)
     assert (again.function, again.args) == (work, (3,))
@@ -684,7 +690,7 @@ def test_a_dry_run_prints_what_sbatch_would_get_and_submits_nothing(words, monke
 
     monkeypatch.setattr(submitit.SlurmExecutor, "affinity", classmethod(lambda cls: 2))
     monkeypatch.setattr(submitit.SlurmExecutor, "_submit_command", submit)
-    monkeypatch.setattr(launch, "_output", lambda *_: "")
+    monkeypatch.setattr(slurm_jobs, "output_of", lambda *_: "")
     command = read_command([*few, *slurm])
     sweep.sweep(command.runs, launch=command.launch)
     assert sent[0].splitlines() == [lines[0], *lines[2:]]
@@ -708,14 +714,14 @@ def test_a_worker_that_was_asked_to_stop_has_its_job_requeued(
     """And has the threads of the command, whatever the engine has set."""
     seen, (run,) = [], expand(words)
 
-    def go(sweep, places, others):
+    def go(sweep, places, others_work):
         seen.append((os.environ.get("OMP_NUM_THREADS"), [job.id for job in sweep.jobs]))
-        seen.append(others())
+        seen.append(others_work())
         sweep.signal = number
 
     monkeypatch.setattr(pool.Sweep, "go", go)
-    monkeypatch.setattr(launch, "start_fork_server", lambda: None)
-    work = launch.Work(
+    monkeypatch.setattr(worker, "start_fork_server", lambda: None)
+    work = worker.SweepWorker(
         pool.Sweep([pool.Job("", run, name) for name in "abcd"], Tracking()),
         tmp_path,
         2,
@@ -729,16 +735,64 @@ def test_a_worker_that_was_asked_to_stop_has_its_job_requeued(
 def test_what_workers_leave_is_a_failure_that_says_where_to_look(
     words, monkeypatch, capsys
 ):
-    monkeypatch.setattr(launch, "on_ray", lambda *_: contextlib.nullcontext(lambda: 0))
-    monkeypatch.setattr(sweep, "check_launcher", lambda launcher: None)
-    assert (
-        sweep.sweep(expand(words), launch=Launch(launcher={"name": "ray"})).exit_code
-        == 1
-    )
+    class Idle(ByWorkers):
+        def start(self, worker):
+            return contextlib.nullcontext(lambda: 0)
+
+    monkeypatch.setitem(LAUNCHERS, "idle", Idle)
+    launch = Launch(launcher={"name": "idle"})
+    assert sweep.sweep(expand(words), launch=launch).exit_code == 1
     assert re.search(
         r"FAILED: its workers have ended, see .*/sweeps/runs-\w+\.",
         capsys.readouterr().out,
     )
+
+
+class AtOnce(ByWorkers):
+    """A launcher as somebody may add it: its settings, a check, and a start."""
+
+    name: Literal["at_once"] = "at_once"
+    refuses: bool = False
+
+    def check(self):
+        if self.refuses:
+            raise UserError("launcher=at_once: not here")
+
+    @contextlib.contextmanager
+    def start(self, worker):
+        codes = [worker(number) for number in range(worker.workers)]
+        assert codes == [0]
+        yield lambda: 0
+
+
+def test_a_launcher_is_a_class_and_a_line_in_the_registry(
+    words, fork, tmp_path, monkeypatch
+):
+    """And a file of Hydra's, for `launcher=NAME`."""
+    monkeypatch.setitem(LAUNCHERS, "at_once", AtOnce)
+    monkeypatch.setattr(worker, "start_fork_server", lambda: None)
+    (tmp_path / "conf" / "launcher").mkdir(parents=True)
+    (tmp_path / "conf" / "launcher" / "at_once.yaml").write_text("name: at_once\n")
+    line = [*words, "train.max_steps=1", "launcher=at_once"]
+    folder = str(tmp_path / "conf")
+    command = read_command([*line, "+launcher.executors=1"], folder)
+    assert command.launch.launcher == AtOnce(executors=1)
+    outcome = sweep.sweep(command.runs, launch=command.launch)
+    assert (outcome.done, outcome.failed) == (1, [])
+    refusing = read_command([*line, "+launcher.refuses=true"], folder).launch
+    with refused("not here"):
+        sweep.sweep(command.runs, launch=refusing, again=command.runs)
+    with refused("no key", "launcher.colour", "launcher=at_once"):
+        read_command([*line, "+launcher.colour=red"], folder)
+
+
+def test_settings_of_a_launcher_survive_the_cache_of_composed_commands(words):
+    line = [*words, "seed=0,1", "launcher=slurm", "launcher.partition=gpu"]
+    composed = read_command(line).launch.launcher
+    (runs, launch) = kept.decode(kept.encode(expand(line), read_command(line).launch))
+    assert launch.launcher == composed
+    assert (launch.launcher.name, launch.launcher.partition) == ("slurm", "gpu")
+    assert len(runs) == 2
 
 
 # --- Slurm, Ray and torchrun, for real

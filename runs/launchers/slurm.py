@@ -1,0 +1,133 @@
+"""Slurm: an array of jobs, through submitit. A job that reaches its time limit goes
+back into the queue."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+
+from runs.command.errors import UserError
+from runs.launchers.contract import ByWorkers, CountWorkers, Worker
+from runs.machine.processes import environment, last_line, output_of
+
+#: How often a job goes back into the queue, unless conf/launcher/slurm.yaml is left
+#: out.
+MAX_REQUEUES = 1000
+
+
+class Slurm(ByWorkers):
+    """An array of Slurm jobs. Keys that are not declared here are submitit's.
+
+    dry_run: whether the sbatch script is printed, and nothing submitted."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Literal["slurm"] = "slurm"
+    dry_run: bool = False
+
+    @property
+    def only_prints(self) -> bool:
+        """As `dry_run` says."""
+        return self.dry_run
+
+    def check(self) -> None:
+        """Raises UserError where Slurm does not answer."""
+        try:
+            output_of("squeue", "--noheader")
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = last_line(getattr(error, "stderr", None) or error)
+            raise UserError(
+                f"launcher=slurm: no Slurm here ({reason}). Log in where sbatch works"
+            ) from None
+
+    @contextlib.contextmanager
+    def start(self, worker: Worker) -> Iterator[CountWorkers]:
+        """Submits an array of jobs, unless those of an earlier command are there. Jobs
+        go on without this command. Raises UserError where Slurm refuses."""
+        jobs = _Jobs(worker.folder.name)
+        if not jobs.count():
+            self._submit(worker)
+            jobs.last_count = worker.workers
+        try:
+            yield jobs.count
+        finally:
+            if worker.all_done():
+                jobs.cancel_pending()
+            elif jobs.count():
+                print(
+                    f"{jobs.last_count} jobs go on without this command. "
+                    f"To end them: scancel --name={jobs.name}",
+                    file=sys.stderr,
+                )
+
+    def _submit(self, worker: Worker) -> None:
+        # sbatch passes this process's environment on
+        os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]
+        try:
+            executor = self._executor(worker.folder)
+            # sbatch's message is in the error below
+            with contextlib.redirect_stderr(io.StringIO()):
+                executor.map_array(worker, range(worker.workers))
+        except Exception as error:
+            raise UserError(f"Slurm takes no job: {last_line(error)}") from None
+
+    def script(self, folder: Path, workers: int) -> str:
+        """What sbatch would get. Raises UserError for a setting that submitit does not
+        take."""
+        try:
+            executor = self._executor(folder, needs_slurm=False)
+        except Exception as error:
+            raise UserError(f"launcher=slurm: {last_line(error)}") from None
+        if workers > 1:
+            executor.parameters["map_count"] = workers
+        command = executor._submitit_command_str
+        return str(executor._make_submission_file_text(command, ""))
+
+    def _executor(self, folder: Path, needs_slurm: bool = True) -> Any:
+        """submitit's executor with these settings. folder: of the sweep, whose name is
+        the jobs'."""
+        import submitit
+
+        class Executor(submitit.SlurmExecutor):
+            @classmethod
+            def affinity(cls) -> int:
+                return int(super().affinity()) if needs_slurm else 1
+
+        settings = dict(self.model_extra or {})
+        requeues = settings.pop("max_num_timeout", MAX_REQUEUES)
+        executor = Executor(folder / "submitit" / "%j", max_num_timeout=requeues)
+        parameters = {"name": folder.name, "tasks_per_node": 1}
+        for key, value in settings.items():
+            if value is not None:
+                parameters[key] = value
+        # into sbatch's names
+        executor.update_parameters(**executor._convert_parameters(parameters))
+        return executor
+
+
+class _Jobs:
+    """The jobs of a sweep in Slurm's queue, by their name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.last_count = 0
+
+    def count(self) -> int:
+        """How many are in the queue. Without an answer now, the last one stays: a busy
+        controller answers with an error. sacct misses killed jobs on a cluster without
+        accounting."""
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            flags = ("--noheader", "--array", f"--name={self.name}", "--format=%T")
+            self.last_count = len(output_of("squeue", *flags).split())
+        return self.last_count
+
+    def cancel_pending(self) -> None:
+        """Takes jobs that have not begun out of the queue."""
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            output_of("scancel", f"--name={self.name}", "--state=PENDING")

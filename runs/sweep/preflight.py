@@ -1,0 +1,134 @@
+"""The checks before the first run of a command: its model, data and method, so that all
+that is missing is said at once, before anything trains."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tasks
+from runs import models
+from runs.command.errors import UserError
+from runs.record.cell import hash_of
+from runs.run.definition import Run
+from runs.run.identity import start_file
+from runs.run.methods import make_method, refusal
+from runs.run.provenance import code_state
+from tasks.images import preprocessing
+
+
+class Loaded(NamedTuple):
+    """What was loaded for the runs of a command, by the hash of its settings. errors:
+    what could not be."""
+
+    tasks: dict[str, tasks.Task]
+    models: dict[str, Any]
+    errors: list[str]
+
+
+def preflight(runs: list[Run]) -> None:
+    """Fetches and checks the model, the data and the method of every run, and prints
+    notes. Raises UserError with all that is missing at once."""
+    for run in runs:
+        _check_start(run)
+    loaded = _load(runs)
+    errors = [*loaded.errors]
+    for run in _distinct(runs, "model", "method"):
+        reason = refusal(run)
+        if reason:
+            errors.append(reason)
+    if errors:
+        raise UserError("; ".join(dict.fromkeys(errors)))
+    notes = [*_notes_of_tasks(runs, loaded), *_note_of_changed_code()]
+    notes += _notes_of_recipes(runs)
+    # the image tasks of all seeds have the same notes
+    for note in dict.fromkeys(notes):
+        print(f"note: {note}")
+
+
+def _check_start(run: Run) -> None:
+    """Makes the method of a run. Raises AdapterError where it cannot start from the
+    adapter that the run names."""
+    import vera
+
+    method = make_method(run.method)
+    name: str | Path
+    if run.start:
+        start = make_method(run.start.method)
+        name = f"init_from={run.config['init_from']}"
+    elif run.config["init_from"]:
+        name = start_file(run)
+        start = vera.read_method(name)
+    else:
+        return
+    vera.check_start(start, method, name)
+
+
+def _load(runs: list[Run]) -> Loaded:
+    """Loads each task, and fetches each model, once."""
+    loaded = Loaded({}, {}, [])
+    for run in _distinct(runs, "task"):
+        settings = run.config["task"]
+        try:
+            loaded.tasks[hash_of(settings)] = tasks.load(settings)
+        except (tasks.DataError, UserError) as error:
+            loaded.errors.append(f"{_needed_by(run, runs)}{error}")
+    for run in _distinct(runs, "model"):
+        settings = run.config["model"]
+        try:
+            loaded.models[hash_of(settings)] = models.fetch(settings)
+        except (tasks.DataError, UserError) as error:
+            loaded.errors.append(str(error))
+    return loaded
+
+
+def _needed_by(run: Run, runs: Sequence[Run]) -> str:
+    """For the task of a run that another one starts from: which one that is."""
+    for follower in runs:
+        start = follower.start
+        if start and start.task == run.task != follower.task:
+            return f"{follower.row} starts from {run.label}: "
+    return ""
+
+
+def _notes_of_tasks(runs: list[Run], loaded: Loaded) -> list[str]:
+    notes = list[str]()
+    for run in _distinct(runs, "task", "model"):
+        task = loaded.tasks[hash_of(run.config["task"])]
+        if run.config["model"]["modality"] == "image":
+            # Evaluation images are preprocessed once for all runs, which shows that
+            # they can be read
+            folder = loaded.models[hash_of(run.config["model"])]
+            task.prepare(preprocessing(folder), 0)
+        notes += [*task.notes, *task.advice]
+    return notes
+
+
+def _note_of_changed_code() -> list[str]:
+    altered = code_state().get("altered")
+    if not altered:
+        return []
+    files = str(altered[0])
+    if len(altered) > 1:
+        files += f" and {len(altered) - 1} more"
+    reason = "A result of changed code cannot be published (vera-bench publish check=)"
+    return [f"{files}: changed, of the project itself. {reason}"]
+
+
+def _notes_of_recipes(runs: list[Run]) -> list[str]:
+    """What recipes leave open, with the rows and tasks that it concerns."""
+    rows_by_gap = defaultdict[str, list[str]](list)
+    for run in runs:
+        row = f"{run.row} on {run.task}"
+        if run.recipe_gap and row not in rows_by_gap[run.recipe_gap]:
+            rows_by_gap[run.recipe_gap].append(row)
+    return [f"{gap} ({', '.join(rows)})" for gap, rows in rows_by_gap.items()]
+
+
+def _distinct(runs: list[Run], *parts: str) -> list[Run]:
+    """One run for each combination of these parts of the configuration: the last
+    one, in the place of the first."""
+    runs_by_content = dict[str, Run]()
+    for run in runs:
+        runs_by_content[hash_of([run.config[part] for part in parts])] = run
+    return list(runs_by_content.values())

@@ -1,0 +1,97 @@
+"""A worker of a sweep, on this machine or another, and the command that watches the
+workers. A worker does the runs that nobody else does, one after another, as a command
+does on its own machine; so it imports torch once."""
+
+import contextlib
+import copy
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+from runs.launchers.contract import ByWorkers
+from runs.machine.fork_server import start_fork_server
+from runs.record.text import plural
+from runs.sweep.pool import Job, Places, Sweep
+
+
+def log_folder(sweep: Sweep) -> Path:
+    """The folder of a sweep's logs."""
+    return (Path(sweep.jobs[0].output) / "sweeps" / sweep.name).resolve()
+
+
+def run_by_workers(sweep: Sweep, launcher: ByWorkers) -> None:
+    """Has workers do the runs, and shows what they do."""
+    folder = log_folder(sweep)
+    pending = sweep.pending
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep.display.line(f"{sweep.skipped} already done, {len(pending)} to do")
+    if pending:
+        count = launcher.count_workers(len(pending))
+        with launcher.start(SweepWorker(sweep, folder, count)) as count_workers:
+
+            def others_work() -> bool:
+                return bool(count_workers()) or any(
+                    job.lock.is_held() for job in pending
+                )
+
+            workers = plural(count, "worker")
+            sweep.display.line(f"{workers} of {folder.name}. Logs: {folder}")
+            sweep.go(Places(), others_work=others_work)
+    if sweep.signal:
+        return
+    error = f"its workers have ended, see {folder}. The same command goes on"
+    for job in [*pending]:
+        sweep.finish(job, 0.0, error)
+
+
+class SweepWorker:
+    """What each worker does; see runs.launchers.contract.Worker.
+
+    A run has as many threads everywhere: as OMP_NUM_THREADS said where the command was
+    given, or as torch chooses for the cores that it sees."""
+
+    def __init__(self, sweep: Sweep, folder: Path, workers: int) -> None:
+        self.sweep = sweep
+        self.folder = folder
+        self.workers = workers
+        self.directory = os.getcwd()
+        self.threads = os.environ.get("OMP_NUM_THREADS")
+
+    def all_done(self) -> bool:
+        """Whether every run of the sweep has ended."""
+        return not self.sweep.pending
+
+    def __call__(self, number: int) -> int:
+        """Does the runs that no other worker does. Each worker begins at another run,
+        by its number. Returns the exit code."""
+        os.chdir(self.directory)
+        os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets one
+        if self.threads:
+            os.environ["OMP_NUM_THREADS"] = self.threads
+        handler_of_submitit = signal.getsignal(signal.SIGUSR2)
+        log_file = self.folder / f"worker-{socket.gethostname()}-{os.getpid()}.log"
+        with open(log_file, "a", buffering=1) as log, contextlib.redirect_stdout(log):
+            start_fork_server()
+            sweep = Sweep(self._jobs_from(number), self.sweep.tracking)
+            sweep.go(Places(1), others_work=lambda: False)
+        at_time_limit = sweep.signal in (signal.SIGUSR1, signal.SIGUSR2)
+        if at_time_limit and callable(handler_of_submitit):
+            # the job goes back into the queue
+            handler_of_submitit(sweep.signal, None)
+        return sweep.exit_code
+
+    def _jobs_from(self, number: int) -> list[Job]:
+        """The jobs in the order of a worker. Copies: a job that goes back into the
+        queue is pickled, and no process of a run can be."""
+        first = number * len(self.sweep.jobs) // self.workers
+        in_order = [*self.sweep.jobs[first:], *self.sweep.jobs[:first]]
+        return [copy.copy(job) for job in in_order]
+
+    def checkpoint(self, number: int) -> Any:
+        """The job that submitit puts into the queue when this one's time is over: the
+        same."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, number)
