@@ -1,7 +1,7 @@
 """What the site (mkdocs.yml) has beside the files of docs/: README.md as its first
-page, with what was found, CONTRIBUTING.md, CHANGELOG.md, a script with which the search
-works from the disk, a page of the API reference for each package, from the docstrings,
-and the published records: as a table with its card, and the report."""
+page, CONTRIBUTING.md, CHANGELOG.md, a script with which the search works from the disk,
+a page of the API reference for each package, from the docstrings, and the published
+records: as a table with its card, and the report."""
 
 import io
 import re
@@ -81,7 +81,25 @@ API = {
 STYLE = """.md-grid { max-width: 75rem }
 .md-typeset pre > code { font-size: .72em }
 .md-typeset table:not([class]) :is(th, td) { min-width: 0; padding: .35em .7em }
+.md-typeset img[src$=".svg"] { background: white }
+.md-typeset img[src$="forest.svg"] { width: min(100%, 34rem); height: auto }
 """
+#: Pages that tell a story in steps.
+GUIDES = (
+    "index",
+    "quickstart",
+    "own_method",
+    "own_task",
+    "sweeps",
+    "serving",
+    "exporting",
+    "publishing",
+    "tracking",
+    "lm_eval",
+    "reward",
+    "results",
+    "glossary",
+)
 #: Files of the root that pages link to.
 LINKED = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff")
 
@@ -96,9 +114,18 @@ def on_config(config: MkDocsConfig) -> None:
 def on_page_markdown(
     markdown: str, page: Page, config: MkDocsConfig, files: Files
 ) -> str:
+    """Fills in the project's address, and says how far up the search puts a page."""
+    page.meta["search"] = {"boost": boost_of(page.file.src_uri)}
     return re.sub(
         r"(git clone |git\+)URL\b", rf"\1{config.repo_url or 'URL'}", markdown
     )
+
+
+def boost_of(path: str) -> float:
+    """Guides stand before references, and both before the API and the changelog."""
+    if path.startswith(("api/", "CHANGELOG")):
+        return 0.2
+    return 4 if path.removesuffix(".md") in GUIDES else 1
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -108,19 +135,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     def add(path: str, content: str | bytes) -> None:
         files.append(File.generated(config, path, content=content))
 
-    text = (ROOT / "docs" / "results.md").read_text()
-    found = re.search(r"^\*\*Is VeRA as good.*?^!\[[^\n]*$", text, re.M | re.S)
-    if not found:
-        raise ValueError(
-            "docs/results.md does not begin with what was found: make results"
-        )
-    first, start, rest = (ROOT / "README.md").read_text().partition("\n```sh\n")
-    add(
-        "index.md",
-        f"{first}\n## What was found\n\n{found[0]}\n\n## Start\n{start}{rest}".replace(
-            "](docs/", "]("
-        ),
-    )
+    readme = (ROOT / "README.md").read_text()
+    add("index.md", readme.replace("](docs/", "]("))
     add("site.css", STYLE)
     add("iframe-worker.js", (ROOT / ".ci" / "iframe-worker.js").read_text())
     for name in LINKED:

@@ -241,7 +241,7 @@ def svft(tmp_path, monkeypatch):
 def test_every_command_exists_as_it_is_written(page, request):
     options = [request.getfixturevalue("svft")] if page.stem == "own_method" else []
     found = commands(page)
-    assert len(found) > 15 or page.stem != "README"
+    assert len(found) > 12 or page.stem != "README"
     for line in found:
         try:
             check(line, options)
@@ -318,7 +318,7 @@ def test_the_card_of_the_data_names_columns_that_are_there():
 
 def test_readme_is_short_and_narrow():
     lines = (ROOT / "README.md").read_text().splitlines()
-    assert len(lines) <= 180
+    assert len(lines) <= 130
     assert max(map(len, lines)) <= 100
     code = [
         line
@@ -343,12 +343,12 @@ def test_the_costs_on_the_gpu_page_are_the_plans(preset, capsys):
 
 def test_the_costs_of_the_readme_are_those_of_the_gpu_page():
     page = (ROOT / "docs" / "gpu.md").read_text()
-    lines = re.findall(
-        r"^\| \d, .*` \| (.*) \|$", (ROOT / "README.md").read_text(), re.M
-    )
-    assert len(lines) == 5
-    for line in lines:
-        assert f"| {line} |" in page
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    sentence = r"whole table is (\d+) runs. We estimate ([\d.]+h) on one H100"
+    runs, hours = re.search(sentence, readme).groups()
+    (row,) = re.findall(r"^\| table2_base \| .*$", page, re.M)
+    assert row.startswith(f"| table2_base | {runs} | ")
+    assert row.endswith(f"| {hours} |")
 
 
 # --- Python
@@ -387,9 +387,7 @@ def run_block(text: str, folder: Path, **names) -> dict:
 
 def test_python_of_readme_and_serving_runs(tiny_roberta, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    notebook, front = blocks(ROOT / "README.md", "python")
-    names = run_block(notebook, tiny_roberta)
-    assert len(names["cells"](names["runs"]())) == 0  # in an empty folder
+    (front,) = blocks(ROOT / "README.md", "python")
     names = run_block(front, tiny_roberta)
     assert names["method"] == vera.VeRA(rank=12)
     first, of_a_run, second = blocks(ROOT / "docs" / "serving.md", "python")

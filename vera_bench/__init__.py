@@ -20,6 +20,7 @@ COMMANDS = {
     "table": Command("analysis.tables.__main__", "your results beside the paper's"),
     "figure": Command("analysis.figures.__main__", "the paper's figures and your own"),
     "stats": Command("analysis.stats", "paired differences with intervals"),
+    "findings": Command("analysis.findings", "the paper's claims, with verdicts"),
     "records": Command("analysis.records", "the records as one table"),
     "report": Command("analysis.report", "one page of everything that is recorded"),
     "evaluate": Command("runs.evaluate", "checks a finished run again"),

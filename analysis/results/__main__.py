@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.frame import runs
-from analysis.results.pages import headline, near_lora, pages, readme
+from analysis.results.pages import near_lora, pages, readme
 from runs.command.errors import UserError
 from runs.command.parser import Common, entry_point, read, setting
 from runs.record.ledger import (
@@ -25,8 +24,6 @@ from runs.record.ledger import (
 )
 
 README = ROOT / "README.md"
-#: The study whose table the README shows.
-FRONT = "glue_minilm"
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,9 @@ class Settings(Common):
     """What is written, or only compared."""
 
     docs: Path = setting(README.parent / "docs", "where results.md and results/ go")
-    readme: Path = setting(README, "the file whose table is written, too")
+    readme: Path = setting(
+        README, "the file whose paragraph on results is written, too"
+    )
     check: bool = setting(
         False, "write nothing; exit code 1 where a page is not what the records give"
     )
@@ -53,11 +52,8 @@ def main(arguments: list[str]) -> int:
         )
     written = pages(ledgers, settings.docs)
     files = {settings.docs / path: text for path, text in written.files.items()}
-    for folder, ledger in ledgers.items():
-        if folder.name == FRONT:
-            text = readme(settings.readme.read_text(), FRONT, headline(runs(ledger)))
-            block = near_lora(written.findings)
-            files[settings.readme] = readme(text, "all studies", block)
+    block = near_lora(written.findings)
+    files[settings.readme] = readme(settings.readme.read_text(), block)
     obsolete = obsolete_pages(settings.docs / "results", files)
     if settings.check:
         stale = obsolete + stale_pages(files)

@@ -238,7 +238,7 @@ class Finding:
 
     @property
     def title(self) -> str:
-        return f"{self.claim.finding}: {self.name}" if self.name else self.claim.finding
+        return f"{self.claim.name}: {self.name}" if self.name else self.claim.name
 
     @property
     def opponent(self) -> str:
@@ -293,6 +293,14 @@ class Finding:
             key=lambda task: abs(self.mean_without(task).mean - self.mean.mean),
         )
 
+    @property
+    def largest_comparison(self) -> Comparison | None:
+        """The comparison with the most pairs."""
+        counted = [
+            item for item in self.comparisons if item.pairs and not item.excluded
+        ]
+        return max(counted, key=lambda item: item.size, default=None)
+
     def verdict_counts(self) -> dict[Verdict, int]:
         """How many comparisons have each verdict."""
         verdicts = [comparison.verdict for comparison in self.comparisons]
@@ -320,6 +328,12 @@ def common_verdict(verdicts: Iterable[Verdict]) -> Verdict:
     """The verdict that all of them give; inconclusive where they differ."""
     verdicts = {*verdicts}
     return verdicts.pop() if len(verdicts) == 1 else Verdict.INCONCLUSIVE
+
+
+def numbered_claims(findings: Sequence[Finding]) -> dict[str, int]:
+    """The number of each claim on the pages."""
+    claims = dict.fromkeys(finding.claim.finding for finding in findings)
+    return {claim: place for place, claim in enumerate(claims, 1)}
 
 
 MARGIN_TEXT = f"{MARGIN:g}"

@@ -225,7 +225,7 @@ def _exclusion(task: str, sides: Sequence[Side]) -> str:
     variance = chance * (100 - chance) if chance else 100.0**2
     error = math.sqrt(variance / sides[0].dev_rows)
     if all(side.median <= chance + 2 * error for side in sides):
-        return f"no row is two standard errors above chance ({chance:g})"
+        return f"no row has learned (chance is {chance:g})"
     return ""
 
 

@@ -242,13 +242,14 @@ def _exclusions(
 
 def _reason(claim: Claim, group: pd.DataFrame, reasons: Mapping[str, str]) -> str:
     if not group.points.any():
-        return f"its score, {group['name'].iloc[0].partition(',')[0]}, is not in points"
+        score = group["name"].iloc[0].partition(",")[0]
+        return f"{score} is not in points"
     for run in group.id:
         if run in reasons:
             return reasons[run]
     if claim.kind == "ranks":
-        return "no two ranks of VeRA with LoRA of as many parameters"
+        return "no two ranks of VeRA with LoRA's size"
     missing = [row for row in claim.rows if not (group.row == row).any()]
     if missing:
-        return f"no run of its own of the row {' and '.join(missing)}"
+        return f"no own run of {', '.join(missing)}"
     return "no pair of one seed on the same data"

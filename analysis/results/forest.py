@@ -20,11 +20,13 @@ LOOKS = {
     "mean": ("s", COLOURS["vera"]),
     "prediction": ("", COLOURS["vera"]),
 }
-AXIS = "VeRA worse  \N{LEFTWARDS ARROW}  points  \N{RIGHTWARDS ARROW}  VeRA better"
+AXIS = "VeRA worse \N{LEFTWARDS ARROW} points \N{RIGHTWARDS ARROW} VeRA better"
 COLUMNS = ["kind", "label", "difference", "low", "high"]
 #: The height of a line and of what stands around them, in inches.
 LINE_HEIGHT = 0.2
 MARGIN_HEIGHT = 0.75
+#: The width, in inches: narrow, so that a telephone shows it at its size.
+WIDTH = 4.2
 
 Line = tuple[str, str, float, float, float]
 
@@ -43,7 +45,7 @@ def forest(findings: Sequence[Finding]) -> Figure | None:
     data = data.assign(place=is_other.cumsum() - 1)
     height = MARGIN_HEIGHT + LINE_HEIGHT * (data.place.max() + 1)
     title = "VeRA minus the other row, with 95% intervals"
-    return Figure("forest", title, data, [], _draw, size=(4.8, height))
+    return Figure("forest", title, data, [], _draw, size=(WIDTH, height))
 
 
 def _lines(finding: Finding) -> Iterator[Line]:
@@ -79,7 +81,7 @@ def _draw(axes: Any, data: pd.DataFrame) -> None:
         _draw_arrowheads(axes, lines, colour)
     names = data.drop_duplicates("place")
     axes.set_xlim(-FRAME, FRAME)
-    axes.set_xlabel(AXIS, fontsize=9)
+    axes.set_xlabel(AXIS, fontsize=8)
     axes.set_yticks(names.place, names.label)
     axes.set_ylim(names.place.max() + 0.5, -0.5)
     axes.tick_params(labelsize=9)

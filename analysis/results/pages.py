@@ -1,4 +1,4 @@
-"""docs/results.md with the findings, a page for each study, and the README's blocks,
+"""docs/results.md with the findings, a page for each study, and the README's block,
 through the templates beside this file."""
 
 import re
@@ -12,11 +12,11 @@ import pandas as pd
 
 from analysis import figures
 from analysis.figures.figure import Figure, Part, svg
-from analysis.frame import cells, every_variant, runs
+from analysis.frame import every_variant, runs
 from analysis.notes import cautions
-from analysis.paper import GLUE
 from analysis.render import NONE, Entry, Table, count, grid, number, of_runs
-from analysis.results.claims import Finding
+from analysis.results.answers import Costs, RowsOfSize, costs_of, rows_of_size
+from analysis.results.claims import Finding, numbered_claims
 from analysis.results.findings import findings as findings_on
 from analysis.results.forest import forest
 from analysis.results.numbers import rendered_notes
@@ -36,8 +36,8 @@ from runs.record.schema import Record
 from runs.record.text import one_line
 
 #: `make results` writes what stands between these lines of the README.
-BEGIN = "<!-- results of {}: written by make results -->"
-END = "<!-- results of {}: end -->"
+BEGIN = "<!-- results of all studies: written by make results -->"
+END = "<!-- results of all studies: end -->"
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,21 @@ def studies_of(ledgers: Mapping[Path, Ledger]) -> list[Study]:
     return [Study(folder, runs(ledger), ledger) for folder, ledger in ledgers.items()]
 
 
+def all_runs(studies: Sequence[Study]) -> pd.DataFrame:
+    """The runs of all studies, with the study that published them as origin."""
+    frames = [study.runs.assign(origin=study.name) for study in studies]
+    return pd.concat(frames, ignore_index=True)
+
+
+def near_claims(findings: Sequence[Finding]) -> list[Finding]:
+    """The claims that VeRA is as good as another row, which were compared."""
+    return [item for item in findings if item.claim.kind == "near" and item.tasks]
+
+
 def findings_of(studies: Sequence[Study]) -> list[Finding]:
     """The findings over the runs of all studies. A run that several have published
     belongs to the one whose preset started it."""
-    frames = [study.runs.assign(origin=study.name) for study in studies]
-    frame = pd.concat(frames, ignore_index=True)
+    frame = all_runs(studies)
     is_foreign = frame.preset != frame.origin
     frame = frame.assign(foreign=is_foreign).sort_values("foreign", kind="stable")
     measures = dict[str, Record]()
@@ -96,18 +106,22 @@ def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
     """The pages of these studies, by their folders. They link what docs/bench has."""
     studies = studies_of(ledgers)
     of_all = findings_of(studies)
+    costs = [costs_of(item, all_runs(studies)) for item in near_claims(of_all)[:1]]
     files = others_pages()
     plot = forest(of_all)
     if plot:
         files["results/forest.svg"] = svg(plot)
-    compared = dict[str, OverTasks]()
+    compared = dict[str, RowsOfSize]()
     for study in studies:
         page = StudyPage(study)
         files |= page.files()
-        if page.over_tasks:
-            compared[study.name] = page.over_tasks
+        small_rows = rows_of_size(page.over_tasks, study.runs)
+        if small_rows:
+            compared[study.name] = small_rows
     benches = sorted(docs.glob("bench/*/*.md"))
-    files["results.md"] = overview(of_all, studies, benches, compared)
+    files["results.md"] = overview(
+        of_all, studies, benches, compared, costs[0] if costs else None
+    )
     files["results/comparisons.md"] = comparisons_page(of_all)
     return Pages(files, of_all)
 
@@ -116,10 +130,11 @@ def overview(
     findings: Sequence[Finding],
     studies: Sequence[Study] = (),
     benches: Sequence[Path] = (),
-    compared: Mapping[str, OverTasks] = MappingProxyType({}),
+    compared: Mapping[str, RowsOfSize] = MappingProxyType({}),
+    costs: Costs | None = None,
 ) -> str:
     """The page of all studies. benches: pages in docs/bench/NAME. compared: of the
-    studies that compare many rows over tasks."""
+    studies that compare many rows over tasks. costs: VeRA's next to LoRA's."""
     return rendered(
         "results.md",
         findings=findings,
@@ -127,6 +142,7 @@ def overview(
         studies=studies,
         benches=benches,
         compared=compared,
+        costs=costs,
         drawn=forest(findings) is not None,
     )
 
@@ -137,38 +153,7 @@ def comparisons_page(findings: Sequence[Finding]) -> str:
     return rendered("comparisons.md", findings=findings, numbers=numbers)
 
 
-def numbered_claims(findings: Sequence[Finding]) -> dict[str, int]:
-    """The number of each claim on the pages."""
-    claims = dict.fromkeys(finding.claim.finding for finding in findings)
-    return {claim: place for place, claim in enumerate(claims, 1)}
-
-
-# --- the README's blocks
-
-
-@dataclass(frozen=True)
-class HeadlineRow:
-    """A line of the README's table: ratio is to LoRA's parameters (0: unknown)."""
-
-    label: str
-    parameters: float
-    ratio: float
-    numbers: Sequence[Entry]
-
-
-def headline(runs: pd.DataFrame) -> str:
-    """A table of the README: the rows of a study of GLUE, those that train most
-    first."""
-    table = cells(runs).sort_values("parameters", ascending=False, kind="stable")
-    tasks = {task: name for task, name in GLUE.items() if task in set(table.task)}
-    lora = table[table.row == "lora"].parameters.max()
-    rows = list[HeadlineRow]()
-    for (size, _), of_row in table.groupby(["parameters", "row"], sort=False):
-        by_task = {cell.task: cell for cell in of_row.itertuples()}
-        ratio = 0.0 if pd.isna(lora) else size / lora
-        numbers = [number(by_task.get(task)) for task in tasks]
-        rows.append(HeadlineRow(of_row.label.iloc[0], size, ratio, numbers))
-    return str(macros("readme.md").headline(rows, list(tasks.values()))).strip()
+# --- the README's block
 
 
 def near_lora(findings: Sequence[Finding]) -> str:
@@ -181,16 +166,14 @@ def near_lora(findings: Sequence[Finding]) -> str:
     return str(macros("readme.md").near_lora(beside_lora)).strip()
 
 
-def readme(text: str, study: str, block: str) -> str:
+def readme(text: str, block: str) -> str:
     """The README with a block between its two marks. Raises UserError where a mark is
     missing."""
-    begin = BEGIN.format(study)
-    end = END.format(study)
-    pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
+    pattern = f"{re.escape(BEGIN)}.*?{re.escape(END)}"
     previous = re.search(pattern, text, re.DOTALL)
     if not previous:
-        raise UserError(f"README.md lacks the lines {begin} and {end}")
-    return text.replace(previous[0], f"{begin}\n\n{block}\n\n{end}")
+        raise UserError(f"README.md lacks the lines {BEGIN} and {END}")
+    return text.replace(previous[0], f"{BEGIN}\n\n{block}\n\n{END}")
 
 
 # --- a study
@@ -210,13 +193,14 @@ class StudyPage:
         drawn = self._figures()
         pictures = {f"{name}_{figure.name}.svg": figure for figure in drawn}
         notes = rendered_notes(self.study.folder, self.study.runs, self.rows)
-        answer, _, rest = notes.strip().partition("\n\n")
+        title, notes = _titled(notes.strip(), name)
+        answer, _, rest = notes.partition("\n\n")
         change, _, details = rest.partition("\n## Details\n")
         table = rows_table(self.rows)
         tables, equal = _by_task(table)
         page = rendered(
             "study.md",
-            name=name,
+            title=title,
             answer=answer,
             change=change,
             details=details,
@@ -256,6 +240,14 @@ class StudyPage:
             return []
         table = over_tasks_table(self.over_tasks)
         return grid(table.header, table.texts)
+
+
+def _titled(notes: str, name: str) -> tuple[str, str]:
+    """The title of a study's notes, or else its name; and the notes without it."""
+    if not notes.startswith("# "):
+        return name, notes
+    title, _, rest = notes.partition("\n")
+    return title.removeprefix("# "), rest.strip()
 
 
 def _by_task(table: Table) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

@@ -20,7 +20,6 @@ from analysis.inference import mean_of, sign_test
 from analysis.paired import paired_differences
 from analysis.render import Number, Table, render
 from analysis.results.findings import findings as found_findings
-from analysis.results.templates import macros
 from analysis.stats import MODELS, verdicts_by_runs
 from nets.golden import read_lines, same_lines
 from nets.made import made_ledger
@@ -287,7 +286,7 @@ def findings(frame: pd.DataFrame, measures: Iterable[Record]) -> Lines:
     verdict, the differences and the runs of each row."""
     for finding in found_findings(frame, measures):
         yield {
-            "claim": finding.title,
+            "claim": ": ".join(filter(None, [finding.claim.finding, finding.name])),
             "verdict": str(finding.verdict),
             "mean": of_mean(finding.mean),
             "tasks": {task: of_mean(mean) for task, mean in finding.tasks.items()},
@@ -295,13 +294,12 @@ def findings(frame: pd.DataFrame, measures: Iterable[Record]) -> Lines:
             "collapses": [[one.count, one.total] for one in finding.collapses],
             "pairs to decide": finding.pairs_to_decide,
         }
-    words = macros("words.md")
     seen = set[tuple[str, ...]]()
     for finding in found_findings(frame, measures):
         for one in finding.comparisons:
             key = (one.claim.finding, one.place, *one.ids, *one.origins)
             if key not in seen:
-                yield comparison_line(one, words)
+                yield comparison_line(one)
             seen.add(key)
 
 
@@ -309,10 +307,26 @@ def of_mean(mean: Any) -> list[Any]:
     return [none(float(value)) for value in (mean.mean, *mean.interval())]
 
 
-def comparison_line(one: Any, words: Any) -> dict[str, Any]:
+def trained(one: Any) -> str:
+    """Where and for how long the rows of a comparison trained, beside the paper."""
+    text = one.place
+    if one.epochs:
+        text += f", {' to '.join(map(str, one.epochs))} epoch"
+        text += "s" if [*one.epochs] != [1] else ""
+        paper = [f"{count} {size}".strip() for size, count in one.paper_epochs.items()]
+        text += f" (paper: {', '.join(paper)})" if paper else ""
+    rising = [
+        f"{side.label} ({side.best_is_last} of {side.curves})"
+        for side in one.sides
+        if side.still_rising
+    ]
+    return text + (f"; still rising: {', '.join(rising)}" if rising else "")
+
+
+def comparison_line(one: Any) -> dict[str, Any]:
     return {
         "claim": one.claim.finding,
-        "where": str(words.trained(one)).strip(),
+        "where": trained(one),
         "verdict": str(one.verdict),
         "crossfit": one.crossfit and str(one.crossfit),
         "firm": one.is_firm,

@@ -1,0 +1,110 @@
+"""The paper's claims on your runs and on what the project has published: the mean
+difference over tasks, its interval and the verdict.
+
+    vera-bench findings                 every claim
+    vera-bench findings claim=1         one claim, task by task
+    vera-bench findings task=mrpc       every claim on a part of the records
+
+docs/results.md prints the same numbers; docs/statistics.md explains the rule."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from analysis.command import Selection, open_selection
+from analysis.frame import runs
+from analysis.inference import Mean
+from analysis.render import Entry, Number, Table, of_runs, render
+from analysis.results.claims import Finding, numbered_claims
+from analysis.results.findings import findings
+from runs.command.errors import UserError
+from runs.command.parser import entry_point, read, setting
+
+RULE = "Differences in points, over the pairs in which both runs trained."
+
+
+@dataclass(frozen=True)
+class Settings(Selection):
+    """Which claims are shown, and how."""
+
+    claim: int | None = setting(None, "this claim alone, task by task, by its number")
+    format: Literal["md", "latex", "csv"] = setting("md", "how the table is printed")
+
+
+def main(arguments: list[str]) -> int:
+    """Prints every claim with its verdict, or one task by task."""
+    settings = read(arguments, Settings).settings
+    ledger = open_selection(settings)
+    compared = findings(runs(ledger), ledger.measures.values(), ledger.records)
+    if not compared:
+        raise UserError("no two rows of a claim have run on one task (make demo)")
+    tables = [claims_table(compared)]
+    if settings.claim is not None:
+        tables = tables_by_task(compared, settings.claim)
+    print(render(tables, settings.format))
+    return 0
+
+
+def claims_table(compared: Sequence[Finding]) -> Table:
+    """A line for each claim, and for each of its comparisons where it has several."""
+    numbers = numbered_claims(compared)
+    lines = list[dict[str, Entry]]()
+    for finding in compared:
+        number = numbers[finding.claim.finding]
+        label = finding.claim.name
+        if finding.name:
+            label += f": {finding.name}"
+        line: dict[str, Entry] = {"claim": f"{number}. {label}"}
+        line["tasks"] = str(len(finding.tasks) or len(finding.comparisons))
+        line |= _difference(finding.mean)
+        line["verdict"] = str(finding.verdict)
+        lines.append(line)
+    note = f"{RULE} claim=1 shows the first claim task by task."
+    return Table.of("The paper's claims on these runs", lines, [note])
+
+
+def tables_by_task(compared: Sequence[Finding], number: int) -> list[Table]:
+    """A claim's mean differences on each task, a table for each of its comparisons.
+
+    Raises:
+        UserError: no claim has this number, or the claim compares no rows.
+    """
+    numbers = numbered_claims(compared)
+    of_claim = [item for item in compared if numbers[item.claim.finding] == number]
+    if not of_claim:
+        raise UserError(f"claim={number}: there are {len(numbers)}")
+    tables = list[Table]()
+    for finding in of_claim:
+        lines = list[dict[str, Entry]]()
+        for task, mean in finding.tasks.items():
+            pairs = Number(finding.pair_counts[task], form="count")
+            line: dict[str, Entry] = {"task": task, "pairs": pairs}
+            lines.append(line | _difference(mean))
+        if lines:
+            line = {"task": "mean", "pairs": ""}
+            lines.append(line | _difference(finding.mean))
+            title = f"{number}. {finding.title}: {finding.verdict}"
+            tables.append(Table.of(title, lines, [RULE]))
+    exclusions: list[dict[str, Entry]] = [
+        {"study": item.study, "task": item.place, "why": item.reason}
+        for item in of_claim[0].exclusions
+    ]
+    if exclusions:
+        tables.append(Table.of("In no pair of this claim", exclusions))
+    if not tables:
+        raise UserError(
+            f"claim={number} is measured without pairs: docs/results/comparisons.md"
+        )
+    return tables
+
+
+def _difference(mean: Mean) -> dict[str, Entry]:
+    low, high = mean.interval()
+    return {
+        "difference": of_runs(mean.mean, (), sign=True),
+        "95% CI": of_runs(low, (), high=high, sign=True),
+    }
+
+
+if __name__ == "__main__":
+    entry_point(main)

@@ -1,0 +1,122 @@
+"""What the first page of the results answers besides the findings, and the command that
+prints the findings."""
+
+import pytest
+from ledgers import ledger
+from small import rows
+
+from analysis.findings import claims_table, main, tables_by_task
+from analysis.frame import runs
+from analysis.results.answers import RowOfSize, RowsOfSize, costs_of, rows_of_size
+from analysis.results.findings import findings
+from analysis.results.study_rows import over_tasks, study_rows
+from runs.command.errors import UserError
+
+pytestmark = pytest.mark.properties
+
+TASKS = ("mrpc", "sst2")
+#: Ten rows of about one size, and one that is far below.
+PEERS = {f"lora_r{rank}": 0.70 + rank / 1000 for rank in range(1, 11)}
+
+
+def of_rows(*tasks, **scores):
+    made = []
+    for task in tasks:
+        made += rows(task, **scores)
+    return ledger(*made)
+
+
+def near_lora(of_ledger):
+    compared = findings(runs(of_ledger))
+    return next(item for item in compared if item.opponent == "LoRA")
+
+
+def records_with_costs(device="cpu"):
+    """VeRA takes one and a half times as long as LoRA on MRPC, half as long on SST-2."""
+    of_ledger = of_rows(*TASKS, vera=(0.8, 0.81), lora=(0.8, 0.82))
+    for record in of_ledger:
+        is_vera = record["cell"]["row"] == "vera"
+        on_mrpc = record["cell"]["task"] == "mrpc"
+        seconds = (15 if on_mrpc else 5) if is_vera else 10
+        size = 100 if is_vera else 400
+        cost = {"train_seconds": seconds, "adapter_bytes": size}
+        record["cost"] = {**record["cost"], **cost}
+        name = device if is_vera else "cpu"
+        record["device"] = {**record["device"], "name": name}
+    return of_ledger
+
+
+def test_costs_are_medians_over_pairs_of_one_kind_of_processor():
+    of_ledger = records_with_costs()
+    costs = costs_of(near_lora(of_ledger), runs(of_ledger))
+    assert sorted(costs.seconds.values()) == [0.5, 1.5]
+    assert costs.typical == 1.0
+    assert [costs.seconds[task] for task in costs.ends] == [0.5, 1.5]
+    assert costs.bytes == (0.25, 0.25)
+
+
+def test_costs_of_different_processors_are_unknown():
+    of_ledger = records_with_costs(device="another")
+    assert costs_of(near_lora(of_ledger), runs(of_ledger)) is None
+
+
+def test_rows_of_about_veras_size_are_ordered_by_their_means():
+    scores = {row: (mean, mean + 0.01) for row, mean in PEERS.items()}
+    of_ledger = of_rows(*TASKS, vera=(0.7, 0.71), **scores)
+    for record in of_ledger:
+        # the highest row is too large to be one of them
+        large = record["cell"]["row"] == "lora_r10"
+        record["parameters"]["adapter"] = 9_000 if large else 1_000
+    frame = runs(of_ledger)
+    compared = over_tasks(study_rows(frame).alike)
+    small = rows_of_size(compared, frame)
+    assert small.vera_parameters == 1_000
+    assert small.parameters == (1_000, 1_000)
+    means = [row.mean.mean for row in small.rows]
+    assert len(means) == 9
+    assert means == sorted(means, reverse=True)
+    assert means[0] == pytest.approx(0.9)
+    assert len(small.top) == 3
+    assert rows_of_size(None, frame) is None
+
+
+def test_a_row_is_above_or_below_only_after_correction():
+    class Difference:
+        mean = 1.0
+
+    def row(p, sign=1):
+        difference = Difference()
+        difference.mean = float(sign)
+        return RowOfSize("a", 1, difference, p)
+
+    rows_of_both = RowsOfSize((), 1, (row(0.01), row(0.2), row(0.01, sign=-1)))
+    assert [len(rows_of_both.above), len(rows_of_both.below)] == [1, 1]
+
+
+# --- the command
+
+
+def test_the_table_of_claims_has_the_difference_and_the_verdict():
+    compared = findings(runs(of_rows("mrpc", vera=(0.7, 0.71), lora=(0.72, 0.73))))
+    table = claims_table(compared)
+    assert table.header == ["claim", "tasks", "difference", "95% CI", "verdict"]
+    assert table.texts[0][:3] == ["1. VeRA is as good as LoRA", "1", "-2.0"]
+
+
+def test_a_claim_task_by_task_ends_with_its_mean_and_names_what_is_left_out():
+    of_ledger = of_rows(*TASKS, vera=(0.8, 0.81), lora=(0.82, 0.85))
+    of_ledger.records |= of_rows("cola", vera=(0.7, 0.71)).records
+    by_task, exclusions = tables_by_task(findings(runs(of_ledger)), 1)
+    assert [line[1:3] for line in by_task.texts] == [["2", "-3.0"]] * 2 + [["", "-3.0"]]
+    assert [line[2] for line in exclusions.texts] == ["no own run of lora"]
+
+
+def test_a_claim_that_is_not_there_is_refused_with_their_number():
+    compared = findings(runs(of_rows("mrpc", vera=(0.7,), lora=(0.72,))))
+    with pytest.raises(UserError, match=r"claim=9: there are 1"):
+        tables_by_task(compared, 9)
+
+
+def test_without_two_rows_the_command_says_what_to_run(tmp_path):
+    with pytest.raises(UserError, match=r"no two rows .*make demo"):
+        main([f"output={tmp_path}", "published=false"])
