@@ -142,6 +142,9 @@ def measurement_of(record: Record) -> dict[str, str]:
         "protocol": f"protocol {protocol(record)}",
         "data": f"data {short_hash(data['content'])}",
     }
+    dtype = record["config"]["model"].get("dtype")
+    if dtype not in (None, "fp32"):
+        phrases["dtype"] = f"{dtype} base weights"
     for key in DECODING:
         if task.get(key) is not None:
             phrases[key] = f"{key}={task[key]}"
@@ -341,6 +344,9 @@ NUMBERS: dict[str, Fact] = {
     "rank": value_at("config.method.rank", "first"),
     "alpha": value_at("config.method.alpha", "first"),
     "precision": value_at("config.train.precision", "first"),
+    "dtype": Fact(
+        lambda record: record["config"]["model"].get("dtype") or "fp32", "first"
+    ),
     "device": value_at("device.name", "first"),
     "device_type": value_at("device.type", "first"),
     "train_seconds": value_at("cost.train_seconds", "median", "number"),

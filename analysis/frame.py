@@ -246,7 +246,7 @@ def tasks_by_way(frame: pd.DataFrame, column: str = "task") -> pd.Series:
 
 
 #: What two costs must share to be compared, besides the task.
-COST_CONDITIONS = ["train_rows", "dev_rows", "precision", "device"]
+COST_CONDITIONS = ["train_rows", "dev_rows", "precision", "dtype", "device"]
 #: Columns of `cells` that depend on them.
 COSTS = (
     "seconds",
@@ -280,7 +280,7 @@ def rows_sharing(cells: pd.DataFrame, columns: list[str]) -> set[str]:
 
 def comparable_costs(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells of one table, with costs only for the rows that share tasks, data
-    sizes, precision and device with most others: NaN elsewhere."""
+    sizes, precision, dtype and device with most others: NaN elsewhere."""
     comparable = cells.row.isin(rows_sharing(cells, ["conditions"]))
     return cells.assign(**cells[list(COSTS)].where(comparable))
 

@@ -361,6 +361,7 @@ def write_merged(record: Record, folder: Path, output: str) -> None:
             "the adapter was trained over 4-bit weights; it is merged into the whole ones"
         )
     context = restore({**record, "config": config}, output)
+    context.raw_model.float()
     model, before = context.raw_model, outputs(context)
     vera.unload(model, merge=True)
     rounding, words = difference(before, outputs(context))
@@ -447,8 +448,11 @@ def loads(context: "Context") -> dict[str, Any]:
     """The settings with which transformers loads the base model as the run had it."""
     config, classes = context.raw_model.config, getattr(context.task, "classes", None)
     of_timm = config.model_type == "timm_wrapper"
+    dtype = None
+    if not context.config["model"].get("quantise"):
+        dtype = models.DTYPES[models.dtype_of(context.config)]
     given = {
-        "dtype": None if context.config["model"].get("quantise") else "float32",
+        "dtype": dtype,
         "num_labels": context.task.num_labels or None,
         # with its own number of classes
         "model_args": (config.model_args or {}) if of_timm else None,

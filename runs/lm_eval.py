@@ -34,6 +34,7 @@ from pydantic import NonNegativeInt
 from runs.command.errors import UserError
 from runs.command.parser import OfRecords, did_you_mean, entry_point, setting
 from runs.evaluate import amend, kept_file, read_line, records_of, run_of
+from runs.models import dtype_of
 from runs.record.cell import hash_of
 from runs.record.keys import Count
 from runs.record.ledger import (
@@ -132,6 +133,8 @@ def base_of(record: Record) -> str:
         config["model"].get("settings"),
         config["model"].get("quantise"),
     ]
+    if dtype_of(config) != "fp32":
+        model.append(dtype_of(config))
     return hash_of([*model, config["train"]["precision"], config["device"]])[:16]
 
 

@@ -21,12 +21,13 @@ from runs.config import read_command
 from runs.forecast.pace import Planned, estimate, probe
 from runs.forecast.work import outline
 from runs.machine.locks import run_lock
+from runs.models import dtype_of, memory_of_weights
 from runs.record.folder import RecordFolder
 from runs.record.ledger import run_folder
-from runs.record.text import plural
+from runs.record.text import megabytes, plural
 from runs.run.definition import Run, with_starts
 from runs.run.identity import Contents, check_ids, identify, start_file
-from runs.run.methods import refusal
+from runs.run.methods import refusal, weights, words_of
 from runs.sweep.display import read_progress, words
 from runs.training.files import saved
 from runs.training.reach import reach_of_run
@@ -130,7 +131,8 @@ def text(
         ]
     cost = estimate(runs, records, card) if runs else "nothing that can be done now"
     title = f"{name}: {plural(len(planned), 'run')} on {models}"
-    body = [title, "", *_grid(planned), "", states, cost, *_reaches(runs)]
+    body = [title, "", *_grid(planned), "", states, cost]
+    body += [*_memory(runs), *_reaches(runs)]
     return "\n".join([*body, *_remarks(planned)])
 
 
@@ -165,6 +167,24 @@ def _grid(planned: list[Planned]) -> list[str]:
         *("".join(map(str.ljust, line, widths)).rstrip() for line in lines),
         *filter(None, [legend]),
     ]
+
+
+def _memory(planned: list[Planned]) -> list[str]:
+    """A line for each language model, and for full fine-tuning of it: the memory that
+    its weights take whatever the batch is."""
+    lines = dict[str, None]()
+    for entry in planned:
+        run = entry.run
+        is_language = run.config["task"]["modality"] == "text generation"
+        if not is_language or not words_of(run):
+            continue
+        what, bytes_of_value = memory_of_weights(run.config)
+        held = run.config["model"].get("quantise") or dtype_of(run.config)
+        size = megabytes(weights(run) * bytes_of_value)
+        lines[
+            f"memory of {run.model} in {held}: {size} for its {what}, and activations"
+        ] = None
+    return list(lines)
 
 
 def _reaches(planned: list[Planned]) -> list[str]:

@@ -31,6 +31,8 @@ from runs.run.definition import Run
 
 #: The seed that a cell is composed with, in place of each of its own.
 SEED_STAND_IN = 2**63 - 25
+#: Keys that configurations lack at the value of all earlier runs.
+LEFT_OUT = ("train.objective", "train.evaluate_steps", "model.dtype")
 
 
 def compose_command(
@@ -273,15 +275,15 @@ def _configuration(
 
 
 def _leave_out_neutral(values: dict[str, Any]) -> None:
-    """Takes the settings of training by reward out of other runs' configurations, which
-    then stay as they were before there were any."""
-    train = values["train"]
-    if train.get("objective") == "likelihood":
+    """Takes settings that came later out of the configurations of runs that do not use
+    them, which then stay as they were before there were any."""
+    if values["train"].get("objective") == "likelihood":
         del values["reward"]
-    for name in ("objective", "evaluate_steps"):
-        declared = KEYS[f"train.{name}"].added
-        if name in train and declared and train[name] == declared.neutral:
-            del train[name]
+    for key in LEFT_OUT:
+        group, name = key.split(".")
+        declared = KEYS[key].added
+        if declared and values[group].get(name, ...) == declared.neutral:
+            del values[group][name]
 
 
 def _is_compared(key: str) -> bool:

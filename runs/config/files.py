@@ -12,6 +12,7 @@ import yaml
 
 from runs.command.errors import UserError
 from runs.command.parser import did_you_mean
+from runs.config.schema import BASE
 from runs.record.ledger import CONF
 from runs.record.override import Override
 
@@ -80,7 +81,8 @@ class Files:
         for folder in self.folders:
             for group in ("method", "task", "shared"):
                 paths += folder.glob(f"{group}/*.yaml")
-        keys = set[str]()
+        defaults = " ".join(map(str, BASE["model"].values()))
+        keys = set(RECIPE_READ.findall(defaults))
         for path in paths:
             keys.update(RECIPE_READ.findall(path.read_text(encoding="utf-8")))
         return keys

@@ -110,6 +110,7 @@ class Config(Launch, RunKeys):
                 "method=full trains weights that 4 bits cannot hold: "
                 "model.quantise=null"
             )
+        _check_dtype(self)
         if self.keep == "both" and "decode" not in self.task.model_fields_set:
             raise ValueError(
                 "keep=both is for tasks that decode texts, such as e2e: best or last"
@@ -135,6 +136,35 @@ class Config(Launch, RunKeys):
         return self
 
 
+def _check_dtype(config: Config) -> None:
+    """Raises ValueError where base weights of this dtype cannot be computed with in
+    train.precision."""
+    dtype, precision = config.model.dtype, config.train.precision
+    if dtype == "fp32":
+        return
+    if dtype == "fp16" and precision != "fp16":
+        raise ValueError(
+            "model.dtype=fp16 needs train.precision=fp16, which scales the loss so that "
+            "small gradients survive"
+        )
+    if dtype == "bf16" and precision == "fp16":
+        raise ValueError(
+            "train.precision=fp16 would round weights of model.dtype=bf16 a second time: "
+            "train.precision=bf16, or fp32 for no autocast"
+        )
+    if dtype == "fp16" and config.method.kind == "full":
+        raise ValueError(
+            "method=full trains the weights, and no loss is scaled for weights of "
+            "model.dtype=fp16: fp32 or bf16"
+        )
+    has_head = config.model.modality != "text generation"
+    if has_head and precision != dtype and config.method.kind != "full":
+        raise ValueError(
+            f"model.dtype={dtype}: the new head trains in float32, and computes with "
+            f"such weights under autocast only: train.precision={dtype}"
+        )
+
+
 #: Keys for where and how runs are done: no part of a run, and one value for a whole
 #: command.
 WHERE = tuple(Launch.model_fields)
@@ -143,3 +173,4 @@ BASE: dict[str, Any] = {"recipe": {}, "model": {}}
 for _name, _field in Model.model_fields.items():
     if not _field.is_required():
         BASE["model"][_name] = _field.default
+BASE["model"]["dtype"] = "${recipe:dtype,fp32}"  # where a model's file has none

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from runs.command.parser import one_of
 from runs.forecast.work import outline
 from runs.machine import gpus
+from runs.models.memory import computing_precision
 from runs.record.cell import hash_of
 from runs.record.folder import RecordFolder
 from runs.record.ledger import in_conf, write_atomically
@@ -117,7 +118,7 @@ def rate_of(
     it of a card. Without one this machine's: as a probe has measured it for the row, or
     as up to three finished runs of other cells in the same precision had it. Raises
     UserError for a card that the file lacks."""
-    precision = run.config["train"]["precision"]
+    precision = computing_precision(run.config)
     if card:
         cards = in_conf("cards.yaml")
         rate = cards[one_of("card", card, cards)][precision]
@@ -132,7 +133,7 @@ def rate_of(
         alike = config["method"]["kind"] not in UNLIKE_OTHERS
         # A record may be from before a setting, or of a run that took no time
         with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
-            if alike and config["train"]["precision"] == precision and len(had) < 3:
+            if alike and computing_precision(config) == precision and len(had) < 3:
                 flops = outline(
                     Run(cell["row"], cell["model"], cell["task"], 0, "", None, config)
                 ).flops

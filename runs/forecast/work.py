@@ -5,8 +5,9 @@ import json
 import math
 from dataclasses import dataclass, replace
 
+from runs import models
 from runs.forecast.data import as_read, known_data, known_texts
-from runs.models.load import NF4_BYTES
+from runs.models.memory import HALF, bytes_of_weight, computing_precision
 from runs.record.steps import Plan
 from runs.run import methods
 from runs.run.definition import Run
@@ -79,14 +80,13 @@ def outline(run: Run) -> Outline:
     texts = (1 + (evaluations > 1)) * known_texts(json.dumps(task))
     if not (texts and counted):
         return made
-    # Every token of a batch reads each weight once, in float32 or in 4 bit. For a half
-    # precision it is cast before each product, which writes and reads two bytes more
-    in_4_bit, batch = (
-        config["model"]["quantise"],
-        prompts_at_once(config["eval_batch"], task["beams"], True),
-    )
-    cast = 4 if in_4_bit or config["train"]["precision"] in ("bf16", "fp16") else 0
-    read = methods.weights(run) * ((NF4_BYTES if in_4_bit else 4) + cast)
+    # Every token of a batch reads each weight once, as it is held. Where autocast or 4
+    # bit make it another dtype, it is cast before each product, which writes and reads
+    # two bytes more
+    batch = prompts_at_once(config["eval_batch"], task["beams"], True)
+    is_cast = models.dtype_of(config) == "fp32" and computing_precision(config) in HALF
+    cast = 4 if config["model"]["quantise"] or is_cast else 0
+    read = methods.weights(run) * (bytes_of_weight(config) + cast)
     reads = math.ceil(texts / batch) * task["max_new_tokens"] * read
     return replace(made, prompts=texts * of_dev, reads=reads)
 

@@ -4,7 +4,8 @@ torch and transformers are imported in functions, since the plan only asks where
 lies."""
 
 from runs.models.folder import architecture_of, fetch, image_side, locate
-from runs.models.load import check_memory, load, skeleton
+from runs.models.load import DTYPES, load, skeleton
+from runs.models.memory import check_memory, dtype_of, memory_of_weights
 from runs.models.origin import Origin, origin
 from runs.models.settings import ModelSettings, hub_name
 from runs.models.wheels import content, files, packages

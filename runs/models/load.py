@@ -1,21 +1,20 @@
-"""Loads a model with its tokenizer or image preprocessing, or builds it without weights,
-and compares its size with the free memory of a device."""
+"""Loads a model with its tokenizer or image preprocessing, or builds it without
+weights."""
 
-import contextlib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runs.command.errors import UserError
 from runs.models.settings import ModelSettings
-from runs.record.text import megabytes
 from tasks import DataError
 from tasks.images import preprocessing
 
 if TYPE_CHECKING:
     import torch
 
+#: What model.dtype may be, by torch's names.
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 #: By modality: transformers' class. A text model with num_labels 0 is one of text
 #: generation.
 AUTO = {
@@ -33,6 +32,7 @@ def load(
     modality: str = "text",
     quantise: "torch.dtype | None" = None,
     device: "torch.device | None" = None,
+    dtype: str = "fp32",
 ) -> tuple[Any, Any]:
     """The backbone and its tokenizer: with a new classification head, initialised from
     torch's seed, or for num_labels 0 a language model with its own head.
@@ -40,7 +40,7 @@ def load(
     settings: settings of the model's configuration that replace the pretrained ones.
     modality: for "image" the second value is the image preprocessing. quantise: the
     compute dtype of linear layers in 4 bit (NF4 with double quantisation, as in QLoRA),
-    loaded on `device`; None: no quantisation.
+    loaded on `device`; None: no quantisation. dtype: of DTYPES, of all other weights.
 
     Raises UserError where weights are damaged or missing (transformers would initialise
     them at random)."""
@@ -51,7 +51,7 @@ def load(
     # it reports the head, which is new on purpose
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    given: dict[str, Any] = {"dtype": "float32", "use_safetensors": True}
+    given: dict[str, Any] = {"dtype": DTYPES[dtype], "use_safetensors": True}
     given |= {"ignore_mismatched_sizes": True} if num_labels else {}
     if quantise is not None:
         how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -175,62 +175,3 @@ def skeleton(model: ModelSettings, num_labels: int, folder: Path | None = None) 
             architecture = model["architecture"] or {}
             config = transformers.AutoConfig.for_model(**architecture, **settings)
         return auto_class.from_config(config)
-
-
-# --- memory
-
-#: Bytes of a 4-bit value with its share of the quantised block scales (QLoRA, Dettmers
-#: et al. 2023).
-NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
-
-
-def check_memory(
-    folder: Path, config: Mapping[str, Any], device: "torch.device"
-) -> None:
-    """Raises UserError, before it is loaded, for a model that cannot fit into the
-    device's free memory.
-
-    Counts weights and, where all are trained, gradients and moments; activations are
-    not known yet."""
-    from safetensors import SafetensorError, safe_open
-
-    whole, quantise, values = (
-        config["method"]["kind"] == "full",
-        config["model"].get("quantise"),
-        0,
-    )
-    for path in folder.glob("model*.safetensors"):
-        # A damaged file gets its message when it is loaded
-        with (
-            contextlib.suppress(SafetensorError, OSError),
-            safe_open(path, "np") as file,
-        ):
-            names = file.keys()
-            values += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-    needed, free = (
-        values * (16 if whole else NF4_BYTES if quantise else 4),
-        free_memory(device),
-    )
-    if needed > free:
-        what = "weights, gradients and AdamW's moments" if whole else "weights alone"
-        takes = config["model"]["modality"] == "text generation" and not (
-            whole or quantise
-        )
-        smaller = "model.quantise=nf4, " if takes else ""
-        raise UserError(
-            f"{config['model']['label']}: its {what} take {megabytes(needed)}, and {megabytes(free)} are free"
-            f" on {device.type}. Choose {smaller}a smaller model, or another device (device=)"
-        )
-
-
-def free_memory(device: "torch.device") -> float:
-    """Bytes that are free on a device."""
-    import psutil
-    import torch
-
-    cuda = device.type == "cuda"
-    return float(
-        torch.cuda.mem_get_info(device)[0]
-        if cuda
-        else psutil.virtual_memory().available
-    )

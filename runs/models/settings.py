@@ -23,6 +23,7 @@ class ModelSettings(TypedDict):
     architecture: TransformersSettings | None
     settings: NotRequired[TransformersSettings | None]
     quantise: NotRequired[str | None]
+    dtype: NotRequired[str]
 
 
 def hub_name(model: ModelSettings) -> str:

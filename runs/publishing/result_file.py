@@ -6,6 +6,7 @@ import datetime
 from typing import Any
 
 from runs.command.errors import UserError
+from runs.models.memory import computing_precision
 from runs.record.schema import Record
 
 #: Test questions of GSM8K, of which a score of that benchmark is a share.
@@ -92,7 +93,7 @@ def train_config(record: Record) -> dict[str, Any]:
     train, task = config["train"], config["task"]
     return {
         "model_id": config["model"].get("hub") or record["cell"]["model"],
-        "dtype": train.get("precision"),
+        "dtype": computing_precision(config),
         "max_seq_length": train.get("max_length"),
         "batch_size": record["effective_batch"],
         "max_steps": record["steps"],

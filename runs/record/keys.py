@@ -120,6 +120,8 @@ class ModelKeys(Part):
     settings: Annotated[dict[str, Any] | None, RESULT, Added(None)] = None
     # the linear layers in 4 bit
     quantise: Annotated[Literal["nf4"] | None, RESULT, Added(None)] = None
+    # the base weights; what is trained is float32, unless method=full
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"], RESULT, Added("fp32")] = "fp32"
 
 
 class TaskKeys(Part):

@@ -33,11 +33,12 @@ from runs.run.methods import make_method
 from runs.tracking.tracker import Tracker
 from runs.training import predictions
 from runs.training.answer_dev import answer_dev_rows
+from runs.training.dtypes import train_in_float32
 from tasks.exact import ExactTask
 from vera.sites import head_parameters
 
 Report = Callable[[dict[str, Any]], None]
-#: What adapter_precision may be.
+#: What adapter_precision and model.dtype may be; None: as it is.
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -291,6 +292,8 @@ def build(
     if task.scaling:
         vera.output_layer(model)  # whose bias takes the mean
     method.adapt(model)
+    if method.kind != "full":
+        train_in_float32(model)
     if config.get("gradient_checkpointing"):
         checkpoint_gradients(model)
     if start and config["init_from"]:
@@ -312,13 +315,21 @@ def load_base(
     folder = models.fetch(of)
     models.check_memory(folder, config, device)
     seed_everything(seed)
-    compute = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
-        config["train"]["precision"], torch.float32
-    )
-    quantise = compute if of.get("quantise") else None
-    settings = of.get("settings")
+    dtype = models.dtype_of(config)
+    quantise = None
+    if of.get("quantise"):
+        # autocast's dtype; without autocast that of the other weights
+        precision = config["train"]["precision"]
+        quantise = DTYPES.get(precision) or DTYPES[dtype] or torch.float32
     return models.load(
-        folder, num_labels, problem, settings, of["modality"], quantise, device
+        folder,
+        num_labels,
+        problem,
+        of.get("settings"),
+        of["modality"],
+        quantise,
+        device,
+        dtype,
     )
 
 

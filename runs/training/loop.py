@@ -47,6 +47,7 @@ from runs.training.context import (
     seed_process,
 )
 from runs.training.decode import decode_epochs, rehearse
+from runs.training.dtypes import check_dtypes
 from runs.training.effect import effect_note, estimate_effect
 from runs.training.files import CHECKPOINT, Attempt
 from runs.training.leaks import check_start
@@ -81,6 +82,7 @@ class Training(Context):
             write_configuration(run, run_id)
         self.attempt = attempt or Attempt(run.config["output"], run_id)
         super().__init__(run, run_id, report, folder=self.attempt.folder)
+        check_dtypes(self.raw_model, self.config)
         if self.config["init_from"] and isinstance(self.task, ExactTask):
             check_start(run, self.task)
         self.stop = stop or Stop()

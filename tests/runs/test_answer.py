@@ -24,7 +24,7 @@ from tasks.instruct import OWN_TEMPLATE, read_template
 from tasks.mt_bench import read_answers, read_questions
 
 # the package has its function of that name
-memory = importlib.import_module("runs.models.load")
+memory = importlib.import_module("runs.models.memory")
 pytestmark = pytest.mark.determinism
 
 COUNT = len(QUESTIONS["mt_bench"])

@@ -542,6 +542,7 @@ model.package=null | model.path=
 model.wheel="foo==1.0" model.sha256=null | model.sha256=
 model.wheel=['foo==1.0'] | name==version --hash
 model.quantise=nf4 | model.quantise=nf4 is for language models
+model.dtype=bf16 | the new head trains in float32
 method.redrawn=true seed=1 | method.projection_seed=0: redrawn
 launcher.name=slurm launcher.executors=0 | launcher.executors=0: should be
 launcher.name=local launcher.executors=3 | launcher.executors
@@ -551,6 +552,10 @@ task.decode=train task.beams=null task.no_repeat_ngram=-1 task.length_penalty=[]
 task.label_smoothing=1.0 task.max_characters=0 task.tests=[] task.stops=[''] task.reader=null
 task.train_on_inputs=null task.train_rows=null task.test_rows=0 task.top_p=0 task.top_p=2
 method.kind=full model.quantise=nf4 | method=full trains weights that 4 bits cannot
+model.dtype=int8 model.dtype=null
+model.dtype=fp16 | model.dtype=fp16 needs train.precision=fp16
+model.dtype=bf16 train.precision=fp16 | train.precision=bf16, or fp32 for no autocast
+model.dtype=fp16 train.precision=fp16 method.kind=full | model.dtype=fp16: fp32 or bf16
 """,
 }
 

@@ -112,6 +112,7 @@ ANOTHER |= {
     "model.revision": "0" * 40,
     "model.settings": {"a": 1},
     "model.quantise": "nf4",
+    "model.dtype": "bf16",
 }
 ANOTHER |= {"task.revision": "0" * 40, "method.alpha": 2}
 

@@ -109,14 +109,12 @@ def save_llama(folder):
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-@pytest.fixture
-def ours(folder, tmp_path):
-    """A run of the preset, before its first step: in float32, since the recipe's
-    precision is bf16."""
+def ours(folder, output, dtype):
+    """A run of the preset, before its first step. The recipe's dtype is bf16."""
     words = ["experiment=metamath_peft", "method=lora", "seed=0", "model=decoder"]
     words.append("recipe=metamath_peft/llama3_2_3b")
-    words += [f"model.path={folder / 'llama'}", f"output={tmp_path}", "device=cpu"]
-    words += [f"task.data_dir={folder / 'MetaMathQA.json'}", "train.precision=fp32"]
+    words += [f"model.path={folder / 'llama'}", f"output={output}", "device=cpu"]
+    words += [f"task.data_dir={folder / 'MetaMathQA.json'}", f"model.dtype={dtype}"]
     words += [f"task.test_dir={folder}", "task.decode=none"]
     words += ["task.forgetting_text=none", f"train.max_steps={STEPS}"]
     return begin(words)
@@ -161,9 +159,10 @@ def theirs_inputs(tokenizer, rows, column_more):
     return {**batch, "labels": labels}
 
 
-def theirs_model(folder, ours):
-    """peft's LoRA as in lora/llama-3.2-3B-rank32, with our first values."""
-    base = AutoModelForCausalLM.from_pretrained(folder / "llama", dtype=torch.float32)
+def theirs_model(folder, ours, dtype=torch.float32):
+    """peft's LoRA as in lora/llama-3.2-3B-rank32, with our first values. peft makes the
+    adapter float32 over any base, as autocast_adapter_dtype says by default."""
+    base = AutoModelForCausalLM.from_pretrained(folder / "llama", dtype=dtype)
     config = peft.LoraConfig(
         r=32, lora_alpha=64, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
     )
@@ -200,27 +199,56 @@ def theirs_losses(model, tokenizer, input_ids, batches, column_more):
     return losses
 
 
-def test_twenty_steps_have_the_losses_of_pefts_code(folder, ours):
+def theirs_tokenizer(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder / "llama")
     tokenizer.padding_side = "right"
     tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def test_over_weights_in_bf16_losses_and_adapter_are_pefts_to_the_rounding(
+    folder, tmp_path
+):
+    """model.dtype=bf16 with train.precision=fp32 is their dtype bfloat16 with use_amp
+    false: the base computes in bf16, the adapter in float32."""
+    tokenizer = theirs_tokenizer(folder)
+    run = ours(folder, tmp_path, "bf16")
+    dtypes = {p.requires_grad: p.dtype for p in run.raw_model.parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+    input_ids = theirs_rows(folder, tokenizer)
+    batches = theirs_batches(input_ids)
+    model = theirs_model(folder, run, torch.bfloat16)
+    theirs = theirs_losses(model, tokenizer, input_ids, batches, column_more=1)
+    losses = [float(run.step(batch)) for batch in batches[:STEPS]]
+    assert losses == pytest.approx(theirs, rel=2**-9)
+    values = model.state_dict()
+    for name, value in run.parameters.items():
+        site, _, matrix = name.partition(".changes.whole.")
+        key = f"base_model.model.{site}.lora_{matrix}.default.weight"
+        value = value.detach()
+        assert (values[key] - value).norm() < 0.01 * value.norm()
+
+
+def test_twenty_steps_have_the_losses_of_pefts_code(folder, tmp_path):
+    tokenizer = theirs_tokenizer(folder)
+    run = ours(folder, tmp_path, "fp32")
     input_ids = theirs_rows(folder, tokenizer)
     # the same rows, in the order of the file; ours have their end token
     end = [tokenizer.eos_token_id]
     assert len(input_ids) < 190
-    ours_ids = [ids for ids, _ in ours.task._rows["train"]]
+    ours_ids = [ids for ids, _ in run.task._rows["train"]]
     assert ours_ids == [ids + end for ids in input_ids]
     batches = theirs_batches(input_ids)
     every_end = theirs_losses(
-        theirs_model(folder, ours), tokenizer, input_ids, batches, column_more=1
+        theirs_model(folder, run), tokenizer, input_ids, batches, column_more=1
     )
     as_it_is = theirs_losses(
-        theirs_model(folder, ours), tokenizer, input_ids, batches, column_more=0
+        theirs_model(folder, run), tokenizer, input_ids, batches, column_more=0
     )
-    losses = [float(ours.step(batch)) for batch in batches[:STEPS]]
+    losses = [float(run.step(batch)) for batch in batches[:STEPS]]
     assert losses == pytest.approx(every_end, abs=1e-6, rel=0)
     # the last steps are of an adapter that has moved
-    moved = [value for name, value in ours.parameters.items() if name.endswith(".B")]
+    moved = [value for name, value in run.parameters.items() if name.endswith(".B")]
     assert all(value.abs().max() > 1e-4 for value in moved)
     # what their code leaves out is the loss of the longest rows' end token
     for loss, theirs, batch in zip(losses, as_it_is, batches, strict=False):

@@ -197,6 +197,20 @@ def frozen_extra(model: nn.Module) -> dict[str, Tensor]:
     return extra
 
 
+def trained_in_place(model: nn.Module) -> list[str]:
+    """The names of the base model's own parameters that train: the head's, and those
+    that a method unfreezes. Empty for a base model."""
+    adapted = adaptation(model)
+    if adapted is None:
+        return []
+    plain = plain_names(model)
+    return [
+        plain[name]
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and plain[name] in adapted.base_names
+    ]
+
+
 def disable(model: nn.Module, disabled: bool = True) -> None:
     """Switches a model's adapter off, or on again.
 

@@ -1,0 +1,96 @@
+"""How much memory a model takes whatever the batch is, and whether it fits."""
+
+import contextlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runs.command.errors import UserError
+from runs.record.text import megabytes
+
+if TYPE_CHECKING:
+    import torch
+
+#: Bytes of a 4-bit value with its share of the quantised block scales (QLoRA, Dettmers
+#: et al. 2023).
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+#: Bytes of a value, by model.dtype.
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+#: The precisions of two bytes.
+HALF = ("bf16", "fp16")
+
+
+def check_memory(
+    folder: Path, config: Mapping[str, Any], device: "torch.device"
+) -> None:
+    """Raises UserError, before it is loaded, for a model that cannot fit into the
+    device's free memory."""
+    from safetensors import SafetensorError, safe_open
+
+    values = 0
+    for path in folder.glob("model*.safetensors"):
+        # A damaged file gets its message when it is loaded
+        with (
+            contextlib.suppress(SafetensorError, OSError),
+            safe_open(path, "np") as file,
+        ):
+            names = file.keys()
+            values += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    what, bytes_of_value = memory_of_weights(config)
+    needed, free = values * bytes_of_value, free_memory(device)
+    if needed > free:
+        model = config["model"]
+        smaller = ""
+        if model["modality"] == "text generation" and not model.get("quantise"):
+            if dtype_of(config) == "fp32":
+                smaller += "model.dtype=bf16, "
+            if config["method"]["kind"] != "full":
+                smaller += "model.quantise=nf4, "
+        raise UserError(
+            f"{model['label']}: its {what} take {megabytes(needed)}, and "
+            f"{megabytes(free)} are free on {device.type}. Choose {smaller}a smaller "
+            "model, or another device (device=)"
+        )
+
+
+def dtype_of(config: Mapping[str, Any]) -> str:
+    """model.dtype of a configuration, which may be from before there was that key."""
+    return str(config["model"].get("dtype") or "fp32")
+
+
+def memory_of_weights(config: Mapping[str, Any]) -> tuple[str, float]:
+    """What of a model is held in memory whatever the batch is, in words, and its bytes
+    for each value of the model. Where all is trained there are gradients and two
+    moments beside the weights; activations are not counted."""
+    bytes_of_value = bytes_of_weight(config)
+    if config["method"]["kind"] == "full":
+        return "weights, gradients and AdamW's moments", 4 * bytes_of_value
+    return "weights alone", bytes_of_value
+
+
+def bytes_of_weight(config: Mapping[str, Any]) -> float:
+    """The bytes of a base weight."""
+    if config["model"].get("quantise"):
+        return NF4_BYTES
+    return BYTES[dtype_of(config)]
+
+
+def computing_precision(config: Mapping[str, Any]) -> str:
+    """The precision of most products: train.precision under autocast, else that of the
+    base weights, which each layer computes in."""
+    precision, dtype = config["train"]["precision"], dtype_of(config)
+    return dtype if dtype in HALF else str(precision)
+
+
+def free_memory(device: "torch.device") -> float:
+    """Bytes that are free on a device."""
+    import psutil
+    import torch
+
+    cuda = device.type == "cuda"
+    return float(
+        torch.cuda.mem_get_info(device)[0]
+        if cuda
+        else psutil.virtual_memory().available
+    )
