@@ -145,9 +145,10 @@ class Pairs:
 class Comparison:
     """A claim on one model and task.
 
-    pairs: the rows that are compared, None where one of several has not run. numbers,
-    table: of a claim on measures or rates. unit, counts: how many seeds, runs or pairs
-    it rests on. excluded: why it counts in no mean over tasks ("": it counts).
+    pairs: the rows that are compared, None where one of several has not run. numbers:
+    of a claim on measures; table, mean: of one on rates (`rates.regret`). unit,
+    counts: how many seeds, runs or pairs it rests on. excluded: why it counts in no
+    mean over tasks ("": it counts).
     crossfit: the verdict by cross-fitted epochs, where epochs are chosen.
     """
 
@@ -162,6 +163,7 @@ class Comparison:
     pairs: tuple[Pairs | None, ...] = ()
     numbers: Mapping[str, float] = field(default_factory=dict)
     table: Sequence[Sequence[str]] = ()
+    mean: Mean = UNKNOWN
     unit: str = "seed"
     counts: tuple[int, ...] = ()
     size: int = 0

@@ -85,7 +85,13 @@ def _of_claim(
     """A claim as one finding, or as one for each of several comparisons."""
     if claim.kind not in OF_ROWS:
         verdict = common_verdict(item.verdict for item in compared)
-        yield Finding(claim, "", (*compared,), verdict)
+        tasks = {
+            item.place: item.mean for item in compared if not math.isnan(item.mean.mean)
+        }
+        mean = mean_of([of_task.mean for of_task in tasks.values()])
+        if len(tasks) == 1:
+            (mean,) = tasks.values()
+        yield Finding(claim, "", (*compared,), verdict, tasks=tasks, mean=mean)
         return
     exclusions = (*_exclusions(claim, compared, runs),)
     count = len(compared[0].pairs)

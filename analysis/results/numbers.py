@@ -20,10 +20,11 @@ from scipy import special
 
 from analysis.frame import reported
 from analysis.frame import runs as all_runs
-from analysis.inference import TwoWay, two_way
+from analysis.inference import Mean, TwoWay, two_way
 from analysis.paper import numbers
 from analysis.results.claims import MARGIN_TEXT
 from analysis.results.comparisons import CHANCE, collapsed
+from analysis.results.rates import regret_of_search
 from analysis.results.scores import FILTERS, Difference, Scores, listed
 from analysis.results.study_rows import OverTasks, StudyRows, over_tasks
 from analysis.results.templates import templates
@@ -70,6 +71,7 @@ CALLS = (
     "seeds_of",
     "best_is_last",
     "at_end",
+    "rank_regret",
     "firm",
     "difference_of",
     "row_labels",
@@ -248,6 +250,12 @@ class StudyNumbers:
             for cell in cells
             if all(getattr(cell, key) == value for key, value in filters.items())
         ]
+
+    def rank_regret(self, **filters: Any) -> Mean:
+        """How much VeRA's score changes at the rate that is best for another rank;
+        unknown (NaN) where trials are too few."""
+        trials = self.select("", "trial", method="vera", **filters)
+        return regret_of_search(trials)
 
     def best_is_last(self, **filters: Any) -> int:
         """In how many runs the best epoch is the last."""

@@ -18,9 +18,6 @@ SEARCH = ["model", "task", "measured", "epochs"]
 def comparisons_of_rates(runs: pd.DataFrame) -> Iterator[Comparison]:
     """The claim on every search that tried several rates for several ranks."""
     trials = reported(runs[runs.kind == "trial"])
-    trials = trials.assign(
-        score=trials.number.where(~trials.lower_is_better, -trials.number)
-    )
     for claim in claims():
         if claim.kind != "rates":
             continue
@@ -35,7 +32,7 @@ def _of_search(claim: Claim, search: pd.DataFrame) -> Comparison:
     about = search.iloc[0]
     scores = score_table(search)
     seeds = search.seed.nunique()
-    mean = regret(scores.to_numpy().reshape(len(scores), -1, seeds))
+    mean = regret_of_search(search)
     return Comparison(
         claim=claim,
         model=about.model,
@@ -45,7 +42,7 @@ def _of_search(claim: Claim, search: pd.DataFrame) -> Comparison:
         family=about.family,
         sides=(),
         verdict=equivalence_verdict(mean),
-        numbers={"regret": float(mean.mean), "error": float(mean.error)},
+        mean=mean,
         table=_printed(scores, int(about.digits)),
         counts=(seeds,),
         size=seeds,
@@ -55,10 +52,19 @@ def _of_search(claim: Claim, search: pd.DataFrame) -> Comparison:
 
 def score_table(search: pd.DataFrame) -> pd.DataFrame:
     """The score of each rank (index) at each rate and seed (columns)."""
+    scores = search.number.where(~search.lower_is_better.astype(bool), -search.number)
+    search = search.assign(score=scores)
     table = search.pivot_table(index="rank", columns=["lr", "seed"], values="score")
     rates = sorted(search.lr.unique())
     seeds = sorted(search.seed.unique())
     return table.reindex(columns=pd.MultiIndex.from_product([rates, seeds]))
+
+
+def regret_of_search(search: pd.DataFrame) -> Mean:
+    """The regret of the trials of one search, over seeds (`regret`)."""
+    scores = score_table(search)
+    seeds = search.seed.nunique()
+    return regret(scores.to_numpy().reshape(len(scores), -1, seeds))
 
 
 def regret(scores: Array) -> Mean:
@@ -88,7 +94,8 @@ def regret(scores: Array) -> Mean:
 
 
 def _printed(scores: pd.DataFrame, digits: int) -> list[list[str]]:
-    """The table: a line for each rank, its mean at each rate, and the best rate."""
+    """The table: a line for each rank, its mean at each rate, and the best rate, with ^
+    where that is the smallest or the largest that was tried for the rank."""
     means = scores.T.groupby(level=0).mean().T
     header = ["rank", *(f"rate {rate:g}" for rate in means.columns), "best rate"]
     lines = [header]
@@ -96,5 +103,8 @@ def _printed(scores: pd.DataFrame, digits: int) -> list[list[str]]:
         texts = [
             "-" if math.isnan(score) else f"{score:.{digits}f}" for score in of_rank
         ]
-        lines.append([f"{rank:g}", *texts, f"{of_rank.idxmax():g}"])
+        tried = of_rank.dropna()
+        best = tried.idxmax()
+        mark = "^" if best in (tried.index[0], tried.index[-1]) else ""
+        lines.append([f"{rank:g}", *texts, f"{best:g}{mark}"])
     return lines

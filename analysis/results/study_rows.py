@@ -160,7 +160,7 @@ def freedom_of(table: pd.DataFrame) -> int:
 
 def at_end(cell: Any, trials: pd.DataFrame) -> bool:
     """Whether the best learning rate that trials tried for a cell is the lowest or the
-    highest of them: by their medians over seeds, each beside its best rate of the
+    highest of them: by their means over seeds, each beside its best rate of the
     head."""
     is_same = (
         (trials.conf_row == cell.conf_row)
@@ -172,8 +172,8 @@ def at_end(cell: Any, trials: pd.DataFrame) -> bool:
     of_row = of_row[prefix.astype(bool)]
     better = of_row.number.where(~of_row.lower_is_better.astype(bool), -of_row.number)
     rate = of_row.lr_head if cell.method == "head" else of_row.lr
-    medians = better.groupby([rate, of_row.lr_head], dropna=False).median()
-    rates = medians.groupby(level=0).max().sort_index()
+    means = better.groupby([rate, of_row.lr_head], dropna=False).mean()
+    rates = means.groupby(level=0).max().sort_index()
     if len(rates) < 2:
         return False
     best = rates.sort_values(ascending=False, kind="stable").index[0]

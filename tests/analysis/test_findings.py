@@ -451,21 +451,51 @@ def test_the_regret_of_another_ranks_rate_is_scored_on_other_seeds_than_it_is_ch
     )
     name = "another rank needs no learning rate"
     rates = compared(*made, name=name)
-    assert rates.numbers["regret"] == pytest.approx(-2.0, abs=0.01)
+    assert float(rates.mean.mean) == pytest.approx(-2.0, abs=0.01)
     assert rates.verdict == CONTRADICTED
     assert rates.table == [
         ["rank", "rate 0.01", "rate 0.04", "best rate"],
-        ["1", "80.0", "83.0", "0.04"],
-        ["256", "82.0", "81.0", "0.01"],
+        ["1", "80.0", "83.0", "0.04^"],
+        ["256", "82.0", "81.0", "0.01^"],
     ]
+
+
+def test_trials_that_are_added_to_a_grid_join_it_and_the_pages_say_what_they_give():
+    """As when further seeds and a lower rate join trials of one seed."""
+    noise = np.array([0.0, 0.001, -0.001, 0.0, 0.001])
+    whole = trials(
+        {
+            1: [0.78 + noise, 0.83 - noise, 0.80 + noise, 0.79 - noise],
+            256: [0.80 + noise, 0.82 - noise, 0.81 + noise, 0.80 - noise],
+        }
+    )
+
+    def is_first(record):
+        is_lowest = record["config"]["train"]["lr"] == 0.01
+        return record["cell"]["seed"] == 0 and not is_lowest
+
+    first = [record for record in whole if is_first(record)]
+    (before,) = found_on(*first)
+    assert before.verdict == INCONCLUSIVE
+    assert before.tasks == {}
+    assert "too few" in str(macros("words.md").regret(before.comparisons[0]))
+    (after,) = found_on(*first, *(one for one in whole if not is_first(one)))
+    (comparison,) = after.comparisons
+    assert comparison.counts == (5,)
+    assert [line[-1] for line in comparison.table[1:]] == ["0.04", "0.04"]
+    # Both ranks have the same best rate, so that another rank's costs nothing
+    assert float(after.mean.mean) == 0
+    assert after.verdict == SUPPORTED
+    sentence = str(macros("words.md").regret(comparison))
+    assert "differs by +0.0 (95% CI +0.0 to +0.0) points" in sentence
 
 
 def test_one_seed_cannot_choose_a_rate_and_score_it():
     made = trials({1: [(0.80,), (0.83,)], 256: [(0.82,), (0.81,)]})
     rates = compared(*made, name="another rank needs no learning rate")
     assert rates.verdict == INCONCLUSIVE
-    assert math.isnan(rates.numbers["regret"])
-    assert [line[-1] for line in rates.table] == ["best rate", "0.04", "0.01"]
+    assert math.isnan(rates.mean.mean)
+    assert [line[-1] for line in rates.table] == ["best rate", "0.04^", "0.01^"]
     # one rank, or one rate, is no comparison
     assert found_on(*trials({256: [(0.82,), (0.81,)]})) == []
     assert found_on(*trials({1: [(0.82,)], 256: [(0.81,)]})) == []
@@ -474,8 +504,8 @@ def test_one_seed_cannot_choose_a_rate_and_score_it():
 def test_a_rank_that_was_not_tried_at_a_rate_has_no_regret():
     made = trials({1: [(0.80, 0.8), (0.83, 0.83)], 256: [(0.82, 0.81)]})
     rates = compared(*made, name="another rank needs no learning rate")
-    assert math.isnan(rates.numbers["regret"])
-    assert rates.table[2] == ["256", "81.5", "-", "0.01"]
+    assert math.isnan(rates.mean.mean)
+    assert rates.table[2] == ["256", "81.5", "-", "0.01^"]
 
 
 def test_reported_scores_are_those_of_the_frame():
