@@ -82,6 +82,8 @@ class ExactTask(Written):
 
     as_one = True
     items: list[Item]
+    #: What the model's chat template gets beside the messages (model.chat).
+    chat_variables: Mapping[str, object] = {}
 
     def __init__(
         self,
@@ -138,10 +140,42 @@ class ExactTask(Written):
         max_length: int,
         positions: int | None = None,
     ) -> None:
+        """See Task.prepare. task.chat_template: the prompts are messages of a user in
+        the model's own form."""
+        if self.task_settings.get("chat_template"):
+            self._apply_chat_template(tokenizer)
         super().prepare(tokenizer, max_length, positions)
         self.ends = (tokenizer.eos_token_id,)
         self._prompts = token_ids(tokenizer, [item.prompt for item in self.items])
         self.check_positions()
+
+    def _apply_chat_template(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Raises DataError for a model without a template."""
+        if not tokenizer.chat_template:
+            raise DataError(
+                "task.chat_template=true: the model's tokenizer has no chat template"
+            )
+
+        def as_message(prompt: str) -> str:
+            messages = [{"role": "user", "content": prompt}]
+            text = tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=True,
+                **self.chat_variables,
+            )
+            # The tokenizer adds its beginning token to every text
+            begin = str(tokenizer.bos_token or "")
+            adds_begin = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+            return str(text).removeprefix(begin if adds_begin else "")
+
+        self.splits = {
+            split: [(as_message(prompt), response) for prompt, response in pairs]
+            for split, pairs in self.splits.items()
+        }
+        self.items = [
+            Item(as_message(item.prompt), item.answer, item.part) for item in self.items
+        ]
 
     # --- rows of train and dev that are answered
 

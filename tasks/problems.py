@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from tasks.answers import Reader, boxed_answer, gsm8k_answer, reader, same_form
 from tasks.base import DataError, Settings, Source, require_columns
-from tasks.exact import ExactTask, Item, Tests
+from tasks.exact import ExactTask, Tests
 from tasks.files import module_file
 from tasks.text import read_file
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 PROTOCOL = 1
 
@@ -90,7 +90,7 @@ def load(settings: Settings) -> ExactTask:
         tests["test"] = [
             (prompt, read.solution(answer)) for prompt, answer in rows.pop("test")
         ]
-    task = ProblemsTask(
+    task = ExactTask(
         settings,
         rows,
         tests,
@@ -100,46 +100,6 @@ def load(settings: Settings) -> ExactTask:
     )
     task.notes += notes
     return task
-
-
-class ProblemsTask(ExactTask):
-    """See the module. task.chat_template: the prompts are messages of a user in the
-    model's own form."""
-
-    def prepare(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        max_length: int,
-        positions: int | None = None,
-    ) -> None:
-        if self.task_settings["chat_template"]:
-            self._apply_chat_template(tokenizer)
-        super().prepare(tokenizer, max_length, positions)
-
-    def _apply_chat_template(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Raises DataError for a model without a template."""
-        if not tokenizer.chat_template:
-            raise DataError(
-                "task.chat_template=true: the model's tokenizer has no chat template"
-            )
-
-        def as_message(prompt: str) -> str:
-            messages = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-            # The tokenizer adds its beginning token to every text
-            begin = str(tokenizer.bos_token or "")
-            adds_begin = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-            return str(text).removeprefix(begin if adds_begin else "")
-
-        self.splits = {
-            split: [(as_message(prompt), response) for prompt, response in pairs]
-            for split, pairs in self.splits.items()
-        }
-        self.items = [
-            Item(as_message(item.prompt), item.answer, item.part) for item in self.items
-        ]
 
 
 def _files(settings: Settings) -> dict[str, Path]:

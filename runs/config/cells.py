@@ -32,7 +32,12 @@ from runs.run.definition import Run
 #: The seed that a cell is composed with, in place of each of its own.
 SEED_STAND_IN = 2**63 - 25
 #: Keys that configurations lack at the value of all earlier runs.
-LEFT_OUT = ("train.objective", "train.evaluate_steps", "model.dtype")
+LEFT_OUT = (
+    "train.objective",
+    "train.evaluate_steps",
+    "model.dtype",
+    "model.chat",
+)
 
 
 def compose_command(

@@ -23,6 +23,7 @@ GROUPS = ("model", "task", "method", "recipe", "experiment", "launcher", "tracki
 OPEN = (
     "method.config",
     "model.settings",
+    "model.chat",
     "train.lr_by",
     "train.decay_by",
     "launcher.init",

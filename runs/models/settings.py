@@ -24,6 +24,7 @@ class ModelSettings(TypedDict):
     settings: NotRequired[TransformersSettings | None]
     quantise: NotRequired[str | None]
     dtype: NotRequired[str]
+    chat: NotRequired[dict[str, object] | None]
 
 
 def hub_name(model: ModelSettings) -> str:

@@ -120,6 +120,8 @@ class ModelKeys(Part):
     settings: Annotated[dict[str, Any] | None, RESULT, Added(None)] = None
     # the linear layers in 4 bit
     quantise: Annotated[Literal["nf4"] | None, RESULT, Added(None)] = None
+    # what the chat template gets beside the messages, such as {enable_thinking: false}
+    chat: Annotated[dict[str, Any] | None, RESULT, Added(None)] = None
     # the base weights; what is trained is float32, unless method=full
     dtype: Annotated[Literal["fp32", "bf16", "fp16"], RESULT, Added("fp32")] = "fp32"
 
@@ -181,7 +183,7 @@ class TaskKeys(Part):
     prompt: Annotated[str | None, RESULT] = None
     prompt_column: Annotated[str, RESULT] = ""
     answer_column: Annotated[str, RESULT] = ""
-    chat_template: Annotated[bool, RESULT] = False
+    chat_template: Annotated[bool, RESULT, Added(False, ("maths",))] = False
     layout: Annotated[Literal["indented", "plain"], RESULT] = "plain"
     max_characters: Annotated[Count | None, RESULT] = None
     train_on_inputs: Annotated[bool, RESULT] = False

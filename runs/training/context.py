@@ -288,6 +288,8 @@ def build(
         length = min(
             config["train"]["max_length"], positions, tokenizer.model_max_length
         )
+        if isinstance(task, ExactTask):
+            task.chat_variables = config["model"].get("chat") or {}
         task.prepare(tokenizer, length, positions)
     if task.scaling:
         vera.output_layer(model)  # whose bias takes the mean
