@@ -71,6 +71,8 @@ what | no command 'what'. Commands: run, plan,
 method=vera seed=0, 1 | seed=0, 1: a list has no blanks: seed=0,1
 expriment=demo | no key 'expriment'. Did you mean experiment?
 model=bert-base-uncased | One of the hub: model=encoder model.hub=bert-base-uncased
+--config-dir X tune method=vera | the command comes first: vera-bench tune ...
+method=vera plan | the command comes first: vera-bench plan ...
 list modles | no kind of name 'modles'. Did you mean models?
 """
 

@@ -1,6 +1,7 @@
 """vera-bench COMMAND ...: imports the module of the command, and no other."""
 
 import importlib
+import itertools
 import os
 import sys
 import textwrap
@@ -38,12 +39,21 @@ def split_command(words: list[str]) -> tuple[str, list[str]]:
     if first in COMMANDS:
         return first, words[1:]
     if "=" in first or first.startswith(("-", "~")):
+        _refuse_later_command(words)
         return "run", words
     # pydantic is imported with it
     from runs.command.parser import did_you_mean
 
     advice = did_you_mean(first, COMMANDS) or f" Commands: {', '.join(COMMANDS)}"
     raise UserError(f"no command {first!r}.{advice} (vera-bench)")
+
+
+def _refuse_later_command(words: list[str]) -> None:
+    """Raises UserError where the name of a command comes after other words."""
+    for previous, word in itertools.pairwise(words):
+        # a name after an option is its value, such as a folder
+        if word in COMMANDS and not previous.startswith("-"):
+            raise UserError(f"the command comes first: vera-bench {word} ...")
 
 
 def main(words: list[str]) -> int:
