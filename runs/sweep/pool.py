@@ -40,15 +40,15 @@ from runs.tracking.tracker import Tracker
 from runs.training.files import Attempt, saved, tidy
 from runs.training.train import (
     BUSY,
+    DISK_PAUSES_S,
     FAILED,
     KILLED,
     NO_ROOM,
-    ROOM,
     SMALLER,
     End,
+    attempt_run,
     cause_of,
-    do,
-    no_room,
+    end_on_full_disk,
 )
 
 #: How often a run is retried, unless it has saved more in between.
@@ -395,7 +395,7 @@ class Sweep:
             return
         line = f"{job.head}  {error}: tried again"
         if how == NO_ROOM:
-            pause = ROOM[len(job.failures) - 1]
+            pause = DISK_PAUSES_S[len(job.failures) - 1]
             self._room_at = self._idle_since = time.monotonic() + pause
             line += f" in {duration(pause)}"
         self.display.line(line)
@@ -482,10 +482,10 @@ def _child(
         _log_into(run, run_id)
         end = BUSY, ""
         if lock.take():  # to the process's end
-            end = do(run, run_id, failures, stop, tracking, alone)
+            end = attempt_run(run, run_id, failures, stop, tracking, alone)
     except Exception as error:  # such as a log that cannot be written
         cause, text = cause_of(error)
-        end = (no_room(failures) if cause == "disk" else FAILED), text
+        end = (end_on_full_disk(failures) if cause == "disk" else FAILED), text
     sender.send(end)
 
 

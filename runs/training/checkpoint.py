@@ -1,13 +1,12 @@
 """What training changes: the optimizer with its rates, and the state; and the
 checkpoint of both.
 
-That is one safetensors file, written atomically, from which a killed run goes on to the
-same record.
-
-Tensors: the trainable parameters, the optimizer's state, torch's generators. The
-header's metadata is JSON: the step, Python's and numpy's generators, and the curve so
-far. Never pickle. A checksum over all of it: a run that went on from a damaged file
-would end with a record like any other."""
+The checkpoint is one safetensors file, written atomically, from which a killed run
+continues to the same record. Its tensors are the trainable parameters, the state of the
+optimizer and torch's generators. The metadata of its header is JSON: the step, the
+generators of Python and numpy, and the curve so far. Nothing is pickled. A checksum
+covers all of it, since a run that continued from a damaged file would end with a record
+like any other."""
 
 import errno
 import hashlib
@@ -20,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import vera
-from runs.command.errors import DeviceError
+from runs.command.errors import DeviceError, UserError
 from runs.record.ledger import temporary
 from runs.run.methods import patterns_of
 from runs.training.reach import rate_factor, warmup_of
@@ -45,6 +44,19 @@ CURVE = (
     "metric_select",
     "metric_report",
     "lr",
+)
+
+
+#: Plain values, as JSON has them.
+Plain = dict[str, Any]
+#: What reading a damaged checkpoint may raise.
+READING_ERRORS = (
+    SafetensorError,
+    ValueError,
+    KeyError,
+    TypeError,
+    OSError,
+    RecursionError,
 )
 
 
@@ -104,10 +116,21 @@ class State:
             name: total / self.metric_steps for name, total in self.metric_sums.items()
         }
 
-    def diverge(self, why: str) -> None:
+    def check_settings(self, config: Mapping[str, Any], checkpoint: Path) -> None:
+        """Raises UserError where a resumed run has other settings of what it keeps: its
+        adapter would be of another epoch, or precision, than the record says."""
+        for key in ("keep", "adapter_precision"):
+            at_start, setting = getattr(self, key), config[key]
+            if at_start != setting:
+                raise UserError(
+                    f"{key}={setting}: this run was begun with {key}={at_start}: go on "
+                    f"with that, or delete {checkpoint} to begin anew"
+                )
+
+    def diverge(self, reason: str) -> None:
         """Ends the run as diverged, which is a result: another attempt would end the
         same way."""
-        self.status, self.error = "diverged", why
+        self.status, self.error = "diverged", reason
 
 
 # --- the checkpoint
@@ -115,8 +138,12 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run's checkpoint: path, trained parameters by name, optimizer, device (whose
-    generator it has)."""
+    """A run's checkpoint.
+
+    Attributes:
+        parameters: those that train, by name.
+        device: whose generator the checkpoint has.
+    """
 
     path: Path
     run_id: str
@@ -124,90 +151,75 @@ class Checkpoint:
     optimizer: Optimizer
     device: torch.device
 
-    def save(self, state: dict[str, Any], method_state: dict[str, Tensor]) -> None:
-        """Writes it. `load` returns `state` (plain values) and `method_state` (what the
-        method gathered)."""
-        tensors: dict[str, Tensor] = {
-            f"parameter/{name}": p.detach() for name, p in self.parameters.items()
-        }
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"optimizer/{index}/{name}": value for name, value in values.items()
+    def save(self, state: Plain, method_state: dict[str, Tensor]) -> None:
+        """Writes the checkpoint. `load` returns both arguments.
+
+        Args:
+            state: plain values.
+            method_state: what the method has gathered.
+        """
+        tensors = self._tensors(method_state)
+        header = json.dumps(
+            {
+                "run_id": self.run_id,
+                "device": self.device.type,
+                "state": state,
+                "python": random.getstate(),
+                "numpy": _numpy_state(),
             }
-        tensors |= {f"method/{name}": value for name, value in method_state.items()}
-        tensors["generator/cpu"] = torch.get_rng_state()
-        if self.device.type != "cpu":
-            tensors[f"generator/{self.device.type}"] = torch.get_device_module(
-                self.device
-            ).get_rng_state()
-        # Once: the file and its checksum are made from the same copy
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        version, words, position, has_gauss, cached = tuple(
-            np.random.get_state(legacy=True)
         )
-        header = {
-            "run_id": self.run_id,
-            "device": self.device.type,
-            "state": state,
-            "python": random.getstate(),
-            "numpy": [version, np.asarray(words).tolist(), position, has_gauss, cached],
-        }
-        text = json.dumps(header)
+        metadata = {"header": header, "sha256": digest_of(header, tensors)}
         with temporary(self.path) as partial:
             try:
-                save_file(
-                    tensors,
-                    partial,
-                    {"header": text, "sha256": digest_of(text, tensors)},
-                )
+                save_file(tensors, partial, metadata)
             except SafetensorError as error:
-                # The operating system's own error is in its words: a full disk is known
-                # by its number
-                number = re.search(r"\(os error (\d+)\)", str(error))
-                raise OSError(
-                    int(number[1]) if number else errno.EIO, str(error), str(self.path)
-                ) from None
+                raise self._os_error(error) from None
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(partial, self.path)
 
-    def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """Puts everything back and returns the state and the method's; None, with
-        nothing changed, without a usable file. Raises DeviceError where it was begun on
-        another type of device."""
+    def _tensors(self, method_state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All that training changes, by PART/NAME, as copies on the CPU."""
+        tensors = dict[str, Tensor]()
+        for name, parameter in self.parameters.items():
+            tensors[f"parameter/{name}"] = parameter.detach()
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            for name, tensor in moments.items():
+                tensors[f"optimizer/{index}/{name}"] = tensor
+        for name, tensor in method_state.items():
+            tensors[f"method/{name}"] = tensor
+        tensors["generator/cpu"] = torch.get_rng_state()
+        if self.device.type != "cpu":
+            device_module = torch.get_device_module(self.device)
+            tensors[f"generator/{self.device.type}"] = device_module.get_rng_state()
+        # copied once: the file and its checksum are made from the same values
+        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+    def _os_error(self, error: SafetensorError) -> OSError:
+        """The operating system's error that safetensors quotes: a full disk is known by
+        its number."""
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        return OSError(code, str(error), str(self.path))
+
+    def load(self) -> tuple[Plain, dict[str, Tensor]] | None:
+        """Puts everything back.
+
+        Returns:
+            The state and the method's; None, with nothing changed, without a usable
+            file.
+
+        Raises:
+            DeviceError: where it was begun on another type of device.
+        """
         if not self.path.is_file():
             return None
         try:
-            with safe_open(self.path, framework="pt") as file:
-                metadata = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            if digest_of(metadata["header"], tensors) != metadata["sha256"]:
-                raise ValueError("its checksum is another")
-            header, parts = (
-                json.loads(metadata["header"]),
-                defaultdict[str, dict[str, Tensor]](dict),
-            )
-            for path, tensor in tensors.items():
-                part, _, name = path.partition("/")
-                parts[part][name] = tensor
-            if (
-                header["run_id"] != self.run_id
-                or self.parameters.keys() - parts["parameter"].keys()
-            ):
-                raise ValueError("of another run")
-            python, numpy_state = header["python"], header["numpy"]
-            state: dict[str, Any] = header["state"]
-            if header["device"] != self.device.type:
-                begun = f"this run was begun on {header['device']} and cannot go on on {self.device.type}"
-                raise DeviceError(f"{begun}: go on there, or delete {self.path}")
-        except (
-            SafetensorError,
-            ValueError,
-            KeyError,
-            TypeError,
-            OSError,
-            RecursionError,
-        ) as error:
+            header, parts = self._read()
+            numpy_state = header["numpy"]
+            version, keys, cached = header["python"]
+            state: Plain = header["state"]
+        except READING_ERRORS as error:
             print(
                 f"the checkpoint {self.path} is not usable ({error}): starting over",
                 flush=True,
@@ -216,25 +228,53 @@ class Checkpoint:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(parts["parameter"][name])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in parts["optimizer"].items():
-            index, _, key = name.partition("/")
-            moments.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        self._load_moments(parts["optimizer"])
         torch.set_rng_state(parts["generator"]["cpu"])
         if self.device.type != "cpu":
-            torch.get_device_module(self.device).set_rng_state(
-                parts["generator"][self.device.type]
-            )
-        random.setstate((python[0], tuple(python[1]), python[2]))
-        np.random.set_state(
-            (
-                numpy_state[0],
-                np.array(numpy_state[1], dtype=np.uint32),
-                *numpy_state[2:],
-            )
-        )
+            device_module = torch.get_device_module(self.device)
+            device_module.set_rng_state(parts["generator"][self.device.type])
+        random.setstate((version, tuple(keys), cached))
+        kind, words, *position = numpy_state
+        np.random.set_state((kind, np.array(words, dtype=np.uint32), *position))
         return state, parts["method"]
+
+    def _read(self) -> tuple[Plain, dict[str, dict[str, Tensor]]]:
+        """The header and the tensors, by part and name."""
+        with safe_open(self.path, framework="pt") as file:
+            metadata = file.metadata()
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+        if digest_of(metadata["header"], tensors) != metadata["sha256"]:
+            raise ValueError("its checksum is another")
+        header: Plain = json.loads(metadata["header"])
+        parts = defaultdict[str, dict[str, Tensor]](dict)
+        for path, tensor in tensors.items():
+            part, _, name = path.partition("/")
+            parts[part][name] = tensor
+        lacks_parameters = self.parameters.keys() - parts["parameter"].keys()
+        if header["run_id"] != self.run_id or lacks_parameters:
+            raise ValueError("of another run")
+        if header["device"] != self.device.type:
+            raise DeviceError(
+                f"this run was begun on {header['device']} and cannot go on on "
+                f"{self.device.type}: go on there, or delete {self.path}"
+            )
+        return header, parts
+
+    def _load_moments(self, tensors: dict[str, Tensor]) -> None:
+        """Puts the optimizer's state back, from INDEX/NAME."""
+        moments = defaultdict[int, dict[str, Tensor]](dict)
+        for name, tensor in tensors.items():
+            index, _, key = name.partition("/")
+            moments[int(index)][key] = tensor
+        state = {**self.optimizer.state_dict(), "state": dict(moments)}
+        self.optimizer.load_state_dict(state)
+
+
+def _numpy_state() -> list[Any]:
+    """The state of numpy's generator as plain values."""
+    kind, words, *position = tuple(np.random.get_state(legacy=True))
+    return [kind, np.asarray(words).tolist(), *position]
 
 
 def digest_of(header: str, tensors: dict[str, Tensor]) -> str:
@@ -242,73 +282,94 @@ def digest_of(header: str, tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(
-            tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data
-        )
+        flat = tensors[name].contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 # --- the optimizer and its rates
 
 
+class OptimizerGroup(TypedDict):
+    """A group of parameters, as torch's optimizers take them."""
+
+    name: str
+    lr: float
+    weight_decay: float
+    params: list[nn.Parameter]
+
+
 def optimizer_groups(
-    method: vera.Method, model: nn.Module, train: dict[str, Any]
-) -> list[dict[str, Any]]:
+    method: vera.Method, model: nn.Module, train: Mapping[str, Any]
+) -> list[OptimizerGroup]:
     """The optimizer's groups "adapter" and "head" with their rates. Parameters of
-    train.lr_by or decay_by, and biases and LayerNorms (no weight decay, but for
-    decay_all or decay_by), are groups of their own."""
-    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
-    of_norms = {id(p) for module in norms for p in module.parameters(recurse=False)}
-    rates, decays = train.get("lr_by") or {}, train.get("decay_by") or {}
+    train.lr_by or decay_by, and biases and LayerNorms (no weight decay, except with
+    decay_all or decay_by), have groups of their own."""
+    rates = train.get("lr_by") or {}
+    groups: list[OptimizerGroup] = []
     named = method.parameter_groups(model)
     names = [name for parameters in named.values() for name in parameters]
-    pattern_of, decay_by = (
-        patterns_of(names, rates),
-        patterns_of(names, decays, "decay_by"),
-    )
-    groups = []
-    for name, parameters in named.items():
-        decay_of = dict[str, float]()
-        if not train["decay_all"]:
-            decay_of = {
-                n: 0.0
-                for n, p in parameters.items()
-                if n.endswith("bias") or id(p) in of_norms
-            }
-        decay_of |= {n: decays[decay_by[n]] for n in parameters if n in decay_by}
-        keys = {n: (pattern_of.get(n), decay_of.get(n)) for n in parameters}
-        for pattern, decay in itertools.product(
-            (None, *rates), dict.fromkeys((None, *decay_of.values()))
-        ):
-            of = [p for n, p in parameters.items() if keys[n] == (pattern, decay)]
-            title = name if pattern is None else f"{name} {pattern}"
-            title += (
-                f" (decay {decay:g})"
-                if decay
-                else ""
-                if decay is None
-                else " (no decay)"
-            )
-            rate = (
-                train["lr_head" if name == "head" else "lr"]
-                if pattern is None
-                else rates[pattern]
-            )
-            value = train["weight_decay"] if decay is None else decay
-            groups += (
-                [{"name": title, "lr": rate, "weight_decay": value, "params": of}]
-                if of
-                else []
+    pattern_of = patterns_of(names, rates)
+    decay_of = _weight_decays(named, model, train)
+    for part, parameters in named.items():
+        base_rate = train["lr_head" if part == "head" else "lr"]
+        members = defaultdict[tuple[str | None, float | None], list[nn.Parameter]](list)
+        decays = dict[float | None, None]({None: None})
+        for name, parameter in parameters.items():
+            decay = decay_of.get(name)
+            decays[decay] = None
+            members[pattern_of.get(name), decay].append(parameter)
+        for pattern, decay in itertools.product((None, *rates), decays):
+            if not members[pattern, decay]:
+                continue
+            groups.append(
+                {
+                    "name": _group_title(part, pattern, decay),
+                    "lr": base_rate if pattern is None else rates[pattern],
+                    "weight_decay": train["weight_decay"] if decay is None else decay,
+                    "params": members[pattern, decay],
+                }
             )
     return groups
 
 
+def _weight_decays(
+    named: Mapping[str, Mapping[str, nn.Parameter]],
+    model: nn.Module,
+    train: Mapping[str, Any],
+) -> dict[str, float]:
+    """The weight decay of each parameter that has not train.weight_decay, by name."""
+    in_norms = set[int]()
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            in_norms |= {id(tensor) for tensor in module.parameters(recurse=False)}
+    decays = train.get("decay_by") or {}
+    names = [name for parameters in named.values() for name in parameters]
+    pattern_of = patterns_of(names, decays, "decay_by")
+    decay_of = dict[str, float]()
+    for parameters in named.values():
+        for name, parameter in parameters.items():
+            is_exempt = name.endswith("bias") or id(parameter) in in_norms
+            if name in pattern_of:
+                decay_of[name] = decays[pattern_of[name]]
+            elif is_exempt and not train["decay_all"]:
+                decay_of[name] = 0.0
+    return decay_of
+
+
+def _group_title(part: str, pattern: str | None, decay: float | None) -> str:
+    title = part if pattern is None else f"{part} {pattern}"
+    if decay is None:
+        return title
+    return f"{title} (decay {decay:g})" if decay else f"{title} (no decay)"
+
+
 def make_optimizer(
-    groups: list[dict[str, Any]], train: dict[str, Any], device: torch.device
-) -> torch.optim.Optimizer:
+    groups: list[OptimizerGroup], train: Mapping[str, Any], device: torch.device
+) -> Optimizer:
     """AdamW on these groups, whose parameters are on the device; on an empty one where
     nothing trains."""
-    nothing = {
+    nothing: OptimizerGroup = {
         "name": "nothing",
         "lr": 0.0,
         "weight_decay": 0.0,
@@ -318,13 +379,17 @@ def make_optimizer(
     # step by itself, unseen by accelerate, and a method's after_step would take
     # gradients that overflowed
     fused = bool(groups) and device.type == "cuda" and train["precision"] != "fp16"
-    betas, eps = (0.9, train["adam_beta2"]), train["adam_eps"]
     return torch.optim.AdamW(
-        groups or [nothing], betas=betas, eps=eps, fused=fused or None
+        [dict(group) for group in groups or [nothing]],
+        betas=(0.9, train["adam_beta2"]),
+        eps=train["adam_eps"],
+        fused=fused or None,
     )
 
 
-def set_rates(optimizer: Any, train: dict[str, Any], step: int, total: int) -> None:
+def set_rates(
+    optimizer: Optimizer, train: Mapping[str, Any], step: int, total: int
+) -> None:
     """Sets the learning rates for a step, from 0: the warm-up, then the schedule.
     total: all steps."""
     warmup = warmup_of(train, total)
@@ -335,25 +400,34 @@ def set_rates(optimizer: Any, train: dict[str, Any], step: int, total: int) -> N
 
 #: The step at which a gradient is looked for: earlier a token may be in no batch, or a
 #: head still 0.
-WITHOUT_GRADIENT = 20
+GRADIENT_CHECK_STEP = 20
 
 
 def check_gradient(
-    method: vera.Method, model: nn.Module, optimizer: Any, step: int, total: int
+    method: vera.Method, model: nn.Module, optimizer: Optimizer, step: int, total: int
 ) -> None:
-    """Raises AdapterError where no gradient has reached what a method adds or
-    unfreezes, now or before: its run would be the head's alone. It looks at one step;
-    total: all steps. Of peft's classes it is known."""
-    if step != min(WITHOUT_GRADIENT, total) or method.kind == "peft":
+    """Looks at one step for the gradient of what a method adds or unfreezes. peft's
+    classes need no such check.
+
+    Args:
+        total: the number of all steps.
+
+    Raises:
+        AdapterError: where no gradient has reached it, now or before: the run would
+            train its head alone.
+    """
+    if step != min(GRADIENT_CHECK_STEP, total) or method.kind == "peft":
         return
     trained = method.adapter_parameters(model)
-    seen = [p.grad for p in trained.values()] + [
-        optimizer.state[p].get("exp_avg") for p in trained.values()
-    ]
-    if trained and not any(
-        tensor is not None and bool(tensor.any()) for tensor in seen
-    ):
-        raise vera.AdapterError(
-            f"no gradient has reached what {type(method).__name__} trains (such as {next(iter(trained))})."
-            " It has to be used in forward, and of a product not all factors may start at 0"
-        )
+    if not trained:
+        return
+    for parameter in trained.values():
+        mean_gradient = optimizer.state[parameter].get("exp_avg")
+        for gradient in (parameter.grad, mean_gradient):
+            if gradient is not None and bool(gradient.any()):
+                return
+    raise vera.AdapterError(
+        f"no gradient has reached what {type(method).__name__} trains (such as "
+        f"{next(iter(trained))}). It has to be used in forward, and of a product not "
+        "all factors may start at 0"
+    )

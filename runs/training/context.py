@@ -460,6 +460,14 @@ def not_deterministic(run: Run, device: torch.device) -> list[str]:
     return [f"another run may differ in the last bits: {reason}" for reason in reasons]
 
 
+def is_slow_in_bf16(device_type: str, precision: str) -> bool:
+    """Whether this device is a CPU without instructions for bfloat16: a product of
+    matrices took 48 times as long there as in float32."""
+    if device_type != "cpu" or precision != "bf16":
+        return False
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
 def flags(device: torch.device) -> dict[str, Any]:
     """How the process computes now, for the record. fused_attention: the kernels that
     attention may take."""

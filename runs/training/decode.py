@@ -2,8 +2,8 @@
 best one.
 
 Texts are saved as they come, so that a killed run continues with the missing ones. They
-stay in the run's folder: decoded_last.jsonl, decoded_best.jsonl, and the task's files
-in the format of the metrics' scripts."""
+stay in the run's folder: decoded_last.jsonl, decoded_best.jsonl, and the files of the
+task in the format of the metrics' scripts."""
 
 import contextlib
 import hashlib
@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -36,25 +36,30 @@ Answer = TypeVar("Answer")
 def decode_epochs(
     context: Context, epochs: Sequence[float], best: int, attempt: Attempt
 ) -> dict[str, Any]:
-    """Decodes with the last and with the best epoch's adapter, and scores; the record's
-    `texts`.
+    """Decodes with the last and with the best epoch's adapter, and scores the texts. The
+    model has the best epoch's adapter at the end.
 
-    epochs: all that were evaluated; best: index of the best one. attempt: counts the
-    seconds that decoding takes. The model carries the best epoch's adapter at the
-    end."""
-    task, last, begun = (
-        cast(Written, context.task),
-        len(epochs) - 1,
-        time.monotonic() - attempt.decoding,
-    )
-    keep, adapter = context.config["keep"], context.folder / "adapter.safetensors"
+    Args:
+        epochs: all that were evaluated.
+        best: the index of the best one.
+        attempt: counts the seconds that decoding takes.
 
-    def decoded() -> None:
-        attempt.decoding = time.monotonic() - begun
+    Returns:
+        The record's `texts`; empty in all processes but the first.
+    """
+    task = cast(Written, context.task)
+    last = len(epochs) - 1
+    keep = context.config["keep"]
+    adapter = context.folder / "adapter.safetensors"
+    # earlier attempts have decoded for a while, too
+    started = time.monotonic() - attempt.decoding
+
+    def count_seconds() -> None:
+        attempt.decoding = time.monotonic() - started
         if context.accelerator.is_main_process:
             attempt.save()
 
-    texts = {"last": _texts(context, "last", decoded)}
+    texts = {"last": _texts(context, "last", count_seconds)}
     if keep in ("last", "both"):
         context.write(adapter)
     if best == last:
@@ -62,7 +67,7 @@ def decode_epochs(
         (context.folder / "decoded_best.jsonl").unlink(missing_ok=True)
     else:
         vera.start_from(context.raw_model, context.best_file)
-        texts["best"] = _texts(context, "best", decoded)
+        texts["best"] = _texts(context, "best", count_seconds)
     if keep == "best":
         context.write(adapter)
     context.report({"phase": "scoring"})
@@ -71,24 +76,27 @@ def decode_epochs(
     write(task, context.folder, texts)
     entries = scores(task, texts, {"last": epochs[last], "best": epochs[best]})
     for entry in entries:
-        numbers = {
-            key: value
-            for key, value in entry.items()
-            if isinstance(value, float) and key != "epoch"
-        }
-        words = ", ".join(
-            f"{key} {value:.2f}"
-            for key, value in (numbers | entry.get("parts", {})).items()
-        )
-        print(f"{entry['which']} epoch, {entry['variant']}: {words}", flush=True)
-    about = {
+        print(_summary(entry), flush=True)
+    record = {
         "split": task.split,
         "items": len(task.items),
         "decoding": task.decoding(context.raw_model),
     }
     if task.item_groups is not None:
-        about["groups"] = list(task.item_groups)
-    return {**about, "scores": entries}
+        record["groups"] = list(task.item_groups)
+    record["scores"] = entries
+    return record
+
+
+def _summary(entry: Mapping[str, Any]) -> str:
+    """The scores of an epoch's texts in one line."""
+    numbers = {}
+    for key, value in entry.items():
+        if isinstance(value, float) and key != "epoch":
+            numbers[key] = value
+    numbers |= entry.get("parts", {})
+    text = ", ".join(f"{key} {value:.2f}" for key, value in numbers.items())
+    return f"{entry['which']} epoch, {entry['variant']}: {text}"
 
 
 def rehearse(context: Context) -> None:
@@ -107,15 +115,18 @@ def scores(
     # equal texts are scored once: METEOR takes a while
     by_hash: dict[str, Mapping[str, Any]] = {}
     entries = []
-    for which, of_epoch in texts.items():
+    for epoch_name, by_variant in texts.items():
         for variant in task.variants:
-            digest = hashlib.sha256(json.dumps(of_epoch[variant]).encode()).hexdigest()[
-                :16
-            ]
+            written = json.dumps(by_variant[variant]).encode()
+            digest = hashlib.sha256(written).hexdigest()[:16]
             if digest not in by_hash:
-                by_hash[digest] = _scores_and_bits(task, of_epoch[variant])
-            about = {"which": which, "epoch": epochs[which], "variant": variant}
-            entries.append({**about, **by_hash[digest], "hash": digest})
+                by_hash[digest] = _scores_and_bits(task, by_variant[variant])
+            entry: dict[str, Any] = {
+                "which": epoch_name,
+                "epoch": epochs[epoch_name],
+                "variant": variant,
+            }
+            entries.append({**entry, **by_hash[digest], "hash": digest})
     return entries
 
 
@@ -129,98 +140,112 @@ def _scores_and_bits(task: Written, texts: Sequence[str]) -> dict[str, Any]:
 
 def write(task: Written, folder: Path, texts: Mapping[str, Texts]) -> None:
     """Writes the texts as files in the format of the metrics' own scripts."""
-    files = {
-        f"{which}_{v}": of_epoch[v]
-        for which, of_epoch in texts.items()
-        for v in task.variants
-    }
+    files = {}
+    for epoch_name, by_variant in texts.items():
+        for variant in task.variants:
+            files[f"{epoch_name}_{variant}"] = by_variant[variant]
     task.write(folder, files)
 
 
 def read(task: Written, folder: Path) -> dict[str, Texts]:
     """The texts of a finished run for the last and the best epoch. Raises ValueError
     where one is missing."""
-    texts = {}
-    for which in ("last", "best"):
-        path = folder / f"decoded_{which}.jsonl"
-        if which == "last" or path.is_file():
-            by_item = {line["item"]: line["texts"] for line in _lines(path)[1:]}
-            missing = [i for i in range(len(task.items)) if i not in by_item]
-            if missing:
-                raise ValueError(
-                    f"{len(missing)} of the {len(task.items)} texts are missing or damaged"
-                )
-            texts[which] = {
-                v: [by_item[i][v] for i in range(len(task.items))]
-                for v in task.variants
-            }
-    return {"last": texts["last"], "best": texts.get("best", texts["last"])}
+    last = _read_epoch(task, folder / "decoded_last.jsonl")
+    best_file = folder / "decoded_best.jsonl"
+    best = _read_epoch(task, best_file) if best_file.is_file() else last
+    return {"last": last, "best": best}
 
 
-def _texts(context: Context, which: str, decoded: Callable[[], None]) -> Texts:
-    """Every item's texts; those that an earlier attempt saved stay. decoded: called
-    after each batch."""
+def _read_epoch(task: Written, path: Path) -> Texts:
+    by_item = {line["item"]: line["texts"] for line in _lines(path)[1:]}
+    missing = set(range(len(task.items))) - by_item.keys()
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of the {len(task.items)} texts are missing or damaged"
+        )
+    return _by_variant(task, by_item)
+
+
+def _by_variant(task: Written, by_item: Mapping[int, Mapping[str, str]]) -> Texts:
+    """The texts of all items in their order, by variant of decoding."""
+    items = [by_item[index] for index in range(len(task.items))]
+    return {variant: [item[variant] for item in items] for variant in task.variants}
+
+
+def _texts(context: Context, epoch_name: str, after_batch: Callable[[], None]) -> Texts:
+    """Every item's texts; those that an earlier attempt saved stay.
+
+    Args:
+        epoch_name: last or best, whose adapter the model has.
+        after_batch: called after each batch.
+    """
     task = cast(Written, context.task)
 
     def decode(items: Sequence[int]) -> list[dict[str, str]]:
         texts = task.decode(context.raw_model, items)
-        decoded()
+        after_batch()
         return texts
 
     order = sorted(range(len(task.items)), key=lambda i: len(task.items[i][0]))
     on_gpu = context.accelerator.device.type == "cuda"
-    size = prompts_at_once(
-        context.config["eval_batch"], task.settings()["beams"], on_gpu
-    )
+    beams = task.settings()["beams"]
+    size = prompts_at_once(context.config["eval_batch"], beams, on_gpu)
+    header = {
+        "run": context.run_id,
+        "weights": weights(context),
+        "decoding": task.settings(),
+        "prompts": size,
+    }
     by_item = write_down(
         context,
-        context.folder / f"decoded_{which}.jsonl",
-        {
-            "run": context.run_id,
-            "weights": weights(context),
-            "decoding": task.settings(),
-            "prompts": size,
-        },
+        context.folder / f"decoded_{epoch_name}.jsonl",
+        header,
         [order[i : i + size] for i in range(0, len(order), size)],
         decode,
-        f"decoding ({which} epoch)",
+        f"decoding ({epoch_name} epoch)",
     )
-    return {
-        variant: [by_item[i][variant] for i in range(len(task.items))]
-        for variant in task.variants
-    }
+    return _by_variant(task, by_item)
 
 
 def write_down(
     context: Context,
     path: Path,
-    of: Mapping[str, Any],
+    header: Mapping[str, Any],
     batches: Sequence[Sequence[int]],
     decode: Callable[[Sequence[int]], list[Answer]],
     phase: str,
 ) -> dict[int, Answer]:
-    """Decodes each item and saves what it becomes in `path`, as it comes; processes
-    share the batches. Returns that by item: its texts by variant, or the outputs of a
-    head.
+    """Decodes each item, and saves its answer in `path` as it comes. Processes share
+    the batches.
 
-    of: what defines them, the file's first line. Those that an earlier attempt saved
-    under the same `of` are not decoded again. The batches stay the same after a kill,
-    since a sum of floats depends on them."""
-    accelerator, total = context.accelerator, sum(map(len, batches))
-    header, *lines = _lines(path) or [None]
-    saved = {line["item"]: line["texts"] for line in lines} if header == of else {}
+    Args:
+        header: what defines the answers, the file's first line. Answers that an earlier
+            attempt saved below the same header are not decoded again.
+        batches: indices of items. They stay the same after a kill, since a sum of
+            floats depends on them.
+        decode: the answers of a batch.
+        phase: shown while it runs.
+
+    Returns:
+        The answer of each item: its texts by variant, or the outputs of a head.
+    """
+    accelerator = context.accelerator
+    saved = _saved_answers(path, header)
     # all have read the file before the main process writes
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:  # again, since a kill may have cut its last line
-        lines = [of, *({"item": item, "texts": texts} for item, texts in saved.items())]
-        write_atomically(path, "".join(map(_line, lines)))
-    left = [batch for batch in batches if not saved.keys() >= set(batch)]
-    world, rank = accelerator.num_processes, accelerator.process_index
-    rounds, begun = math.ceil(len(left) / world), time.monotonic()
+    if accelerator.is_main_process:
+        # the whole file, since a kill may have cut its last line
+        lines = [_line(header)]
+        lines += [_line({"item": item, "texts": saved[item]}) for item in saved]
+        write_atomically(path, "".join(lines))
+    total = sum(map(len, batches))
+    missing = [batch for batch in batches if not saved.keys() >= set(batch)]
+    rounds = math.ceil(len(missing) / accelerator.num_processes)
+    started = time.monotonic()
     if saved:
         print(f"{len(saved)} of {total} are there already ({path.name})", flush=True)
 
-    def report(seconds_left: float | None = None) -> None:
+    def report(seconds_left: float | None) -> None:
         context.report(
             {
                 "phase": phase,
@@ -231,35 +256,50 @@ def write_down(
         )
 
     context.raw_model.eval()
-    where = path if accelerator.is_main_process else os.devnull  # it alone writes
+    output_file = path if accelerator.is_main_process else os.devnull
+    with _merged(context), open(output_file, "a", encoding="utf-8") as file:
+        for turn in range(rounds):
+            seconds = time.monotonic() - started
+            report(seconds / turn * (rounds - turn) if turn else None)
+            # in the last round a process may have no batch
+            position = turn * accelerator.num_processes + accelerator.process_index
+            batch = missing[position] if position < len(missing) else []
+            with accelerator.autocast():
+                answers = decode(batch) if batch else []
+            pairs = list(zip(batch, answers, strict=True))
+            for item, answer in gather_object(pairs):
+                saved[item] = answer
+                file.write(_line({"item": item, "texts": answer}))
+            file.flush()
+    report(None)
+    return saved
+
+
+@contextlib.contextmanager
+def _merged(context: Context) -> Iterator[None]:
+    """Merges the adapter for a block, where the method can: a step then costs as much
+    as without an adapter."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(vera.AdapterError):  # a method that cannot merge
-            # a step then costs as much as without an adapter
+        with contextlib.suppress(vera.AdapterError):
             context.method.merge(context.raw_model)
             stack.callback(context.method.unmerge, context.raw_model)
-        file = stack.enter_context(open(where, "a", encoding="utf-8"))
-        for turn in range(rounds):
-            report(
-                (time.monotonic() - begun) / turn * (rounds - turn) if turn else None
-            )
-            mine = next(iter(left[turn * world + rank :]), [])
-            with accelerator.autocast():
-                texts = decode(mine) if mine else []
-            for item, written in gather_object(list(zip(mine, texts, strict=True))):
-                saved[item] = written
-                file.write(_line({"item": item, "texts": written}))
-            file.flush()
-    report()
-    return saved
+        yield
+
+
+def _saved_answers(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
+    """The answers in a file that begins with this header, by item."""
+    lines = _lines(path)
+    if not lines or lines[0] != header:
+        return {}
+    return {line["item"]: line["texts"] for line in lines[1:]}
 
 
 def weights(context: Context) -> str:
     """A hash of the trained values, which saved texts must come from."""
-    trained = {
-        n: p.detach().cpu()
-        for n, p in context.raw_model.named_parameters()
-        if p.requires_grad
-    }
+    trained = {}
+    for name, parameter in context.raw_model.named_parameters():
+        if parameter.requires_grad:
+            trained[name] = parameter.detach().cpu()
     return digest_of("", trained)[:16]
 
 
@@ -275,7 +315,6 @@ def _lines(path: Path) -> list[Any]:
         # the kill may have cut a letter
         text = path.read_text(encoding="utf-8", errors="replace")
         # not splitlines: a text may hold other ends of lines
-        *whole, _ = text.split("\n")
-        for line in whole:
+        for line in text.split("\n")[:-1]:
             values.append(json.loads(line))
     return values

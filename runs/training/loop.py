@@ -18,7 +18,7 @@ from torch import Tensor
 
 import tasks
 import vera
-from runs.command.errors import Stop, StoppedError, UserError, rank
+from runs.command.errors import Stop, StoppedError, rank
 from runs.record.cell import dev_halves, kept_epoch
 from runs.record.items import METRIC_OF_ITEMS, pack
 from runs.record.steps import Plan
@@ -42,6 +42,7 @@ from runs.training.context import (
     Context,
     Report,
     count_differs,
+    is_slow_in_bf16,
     large_share,
     not_deterministic,
     seed_process,
@@ -117,9 +118,12 @@ class Training(Context):
             *large_share(self.method, self.raw_model),
             *not_deterministic(run, device),
         ]
-        now = conditions(self.code, self.accelerator, self.config["micro_batch"])
         self.state = State(
-            self.config["keep"], self.config["adapter_precision"], conditions=now
+            self.config["keep"],
+            self.config["adapter_precision"],
+            conditions=conditions(
+                self.code, self.accelerator, self.config["micro_batch"]
+            ),
         )
         self.objective: Objective = Likelihood(self)
         if "reward" in self.config and self.groups:
@@ -179,18 +183,13 @@ class Training(Context):
     def _epochs(self) -> None:
         """Trains and evaluates, epoch by epoch, from where the state stands to the
         end."""
-        begins = (
-            f"resumed at step {self.state.step}" if self.state.step else "first step"
-        )
-        on = (
-            self.accelerator.device.type,
-            self.settings["precision"],
-            torch.backends.cpu.get_cpu_capability(),
-        )
-        # a product of matrices took 48 times as long as in float32
-        if on == ("cpu", "bf16", "AVX2"):
-            begins += ", slow in bf16 on this CPU"
-        self.report({"phase": f"training, {begins}", "problems": self.problems})
+        device = self.accelerator.device
+        phase = "training, first step"
+        if self.state.step:
+            phase = f"training, resumed at step {self.state.step}"
+        if is_slow_in_bf16(device.type, self.settings["precision"]):
+            phase += ", slow in bf16 on this CPU"
+        self.report({"phase": phase, "problems": self.problems})
         while self.state.epoch < self.plan.epochs and self.state.status == "done":
             epoch, size = self.state.epoch, self.settings["effective_batch"]
             # They depend on seed and epoch alone, so a checkpoint needs nothing about
@@ -198,11 +197,11 @@ class Training(Context):
             batches = epoch_batches(
                 self.lengths, size, self.config["data_seed"], epoch, self.task.block
             )
-            # What is left of the epoch. train.max_steps may end within one, evaluated
-            # like a whole one.
-            done = self.state.step - epoch * self.plan.steps_per_epoch
-            coming = batches[done : done + self.plan.total_steps - self.state.step]
-            for rows in coming:
+            # The rest of the epoch. train.max_steps may end within one, which is then
+            # evaluated like a complete one.
+            first = self.state.step - epoch * self.plan.steps_per_epoch
+            remaining_steps = self.plan.total_steps - self.state.step
+            for rows in batches[first : first + remaining_steps]:
                 # Before a step, so that a run that was stopped after the one before
                 # still has its evaluation
                 if self.plan.evaluates_step(self.state.step):
@@ -213,10 +212,8 @@ class Training(Context):
                 if self.state.status == "diverged":
                     break
                 self.stop.check()
-                if (
-                    time.monotonic() - self.saved
-                    > 60 * self.config["checkpoint_minutes"]
-                ):
+                seconds_since_save = time.monotonic() - self.saved
+                if seconds_since_save > 60 * self.config["checkpoint_minutes"]:
                     self._save()
             self._read_losses()
             if self.state.status == "done" and self.plan.evaluates(epoch):
@@ -239,29 +236,30 @@ class Training(Context):
             self.evaluate_and_keep()
 
     def _one_step(self, rows: list[int]) -> None:
-        """A step. A GPU is not waited for: its loss is read after the next step, which
-        is on its way by then, and a loss that is not finite ends the run a step
+        """Trains one step. It does not wait for a GPU: the loss is read after the next
+        step has been sent there, and a loss that is not finite ends the run a step
         late."""
-        started, state = time.monotonic(), self.state
+        state = self.state
+        start_s = time.monotonic()
         loss = self.step(rows)
-        # the report has this step
-        state.seconds["train"] += (stepped := time.monotonic()) - started
+        # before the report, which includes this step
+        step_end_s = time.monotonic()
+        state.seconds["train"] += step_end_s - start_s
         # A batch's loss is a mean over rows or tokens; so is an epoch's, which needs
         # these weights.
         self.unread.append((state.step, loss, self.task.weight("train", rows)))
-        state.units += (
-            len(rows)
-            if self.task.unit == "img"
-            else sum(self.lengths[row] for row in rows)
-        )
-        self._read_losses(leave=self.behind)
-        state.seconds["train"] += time.monotonic() - stepped
+        if self.task.unit == "img":
+            state.units += len(rows)
+        else:
+            state.units += sum(self.lengths[row] for row in rows)
+        self._read_losses(keep=self.behind)
+        state.seconds["train"] += time.monotonic() - step_end_s
 
-    def _read_losses(self, leave: int = 0) -> None:
-        """Adds the losses of the steps so far to the state, but for the last few, and
-        reports progress."""
+    def _read_losses(self, keep: int = 0) -> None:
+        """Adds the losses of the steps so far to the state, except the last `keep`
+        ones, and reports progress."""
         state = self.state
-        while len(self.unread) > leave and state.status == "done":
+        while len(self.unread) > keep and state.status == "done":
             step, loss, weight = self.unread.pop(0)
             value = float(sum(gather_object([float(loss)])))  # the processes' shares
             if step == 1:
@@ -278,35 +276,35 @@ class Training(Context):
     # --- a step
 
     def step(self, rows: list[int]) -> Tensor:
-        """One optimizer step on an effective batch. Returns this process's share of its
-        mean loss, ()."""
+        """One optimizer step on an effective batch.
+
+        Returns:
+            This process's share of its mean loss, ().
+        """
         world = self.accelerator.num_processes
         items = self.objective.begin(rows, self.state.step)
         size = self.config["micro_batch"] or len(items)
         mine = items[self.accelerator.process_index :: world]
         parts = [mine[i : i + size] for i in range(0, len(mine), size)]
-        # Or the others would wait for its last backward: a process without rows has one
-        # with weight 0.
-        empty = not parts
+        # A process without rows still runs a backward pass (weight 0); otherwise the
+        # others would wait for it.
+        is_empty = not parts
         parts = parts or [items[:1]]
-        # Else the processes would draw the same dropout, and a resumed one what another
-        # has drawn.
+        # Each process and each step draws its own dropout, also after a resume.
         if world > 1:
             seed_process(
                 self.config["seed"], self.state.step, self.accelerator.process_index
             )
         device = self.accelerator.device
         # Apple's GPUs have no float64.
-        total = torch.zeros(
-            (),
-            dtype=torch.float32 if device.type == "mps" else torch.float64,
-            device=device,
-        )
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        total = torch.zeros((), dtype=dtype, device=device)
         # Between two optimizer steps merged weights serve every micro-batch.
         with vera.unchanged(self.raw_model):
             for i, part in enumerate(parts):
-                weight = 0.0 if empty else self.objective.share(part, items)
-                loss = self._gradient(part, weight * world, last=i == len(parts) - 1)
+                weight = 0.0 if is_empty else self.objective.share(part, items)
+                is_last = i == len(parts) - 1
+                loss = self._gradient(part, weight * world, is_last)
                 total += loss.to(total.dtype) * weight
         steps = self.plan.total_steps
         if self.objective.has_signal:
@@ -326,11 +324,14 @@ class Training(Context):
         set_rates(self.optimizer, self.settings, self.state.step, steps)
         return total
 
-    def _gradient(self, part: Sequence[Any], scale: float, last: bool) -> Tensor:
-        """Adds the gradient of a micro-batch's loss, scaled; returns that loss.
+    def _gradient(self, part: Sequence[Any], scale: float, is_last: bool) -> Tensor:
+        """Adds the gradient of a micro-batch's loss, times `scale`; returns that loss.
         Data parallel averages over processes, which exchange gradients with the last
         micro-batch alone."""
-        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+        exchange = contextlib.nullcontext()
+        if not is_last:
+            exchange = self.accelerator.no_sync(self.model)
+        with exchange:
             with self.accelerator.autocast():
                 loss = self.objective.loss(self.model, part)
                 penalty = self.method.penalty(self.raw_model)
@@ -343,31 +344,16 @@ class Training(Context):
     def evaluate_and_keep(self) -> None:
         """Evaluates, adds a point to the curve, and keeps the adapter of the best epoch
         so far."""
-        started, state = time.monotonic(), self.state
+        state = self.state
+        start_s = time.monotonic()
         self.report({"phase": "evaluating"})
         dev_loss, outputs = self.evaluate()
         if not math.isfinite(dev_loss):
             state.diverge(f"dev loss became {dev_loss} at step {state.step}")
             return
         predictions, labels = self.task.predict(outputs), self.task.labels("dev")
-        # Each half is scored by itself, too: crossfit chooses an epoch on one and
-        # reports it on the other.
-        a, b = dev_halves(len(labels))
-        point: dict[str, Any] = {
-            "epoch": round(state.step / self.plan.steps_per_epoch, 4),
-            "step": state.step,
-            "train_loss": state.loss_sum / max(state.rows, 1),
-            "dev_loss": dev_loss,
-            "metric": self.task.score(predictions, labels),
-            "metric_select": self.task.score(predictions[a], labels[a]),
-            "metric_report": self.task.score(predictions[b], labels[b]),
-            "lr": [group["lr"] for group in self.optimizer.param_groups],
-            **self.state.mean_metrics(),
-        }
+        point = self._point_of_curve(dev_loss, predictions, labels)
         if self.task.answers_dev:
-            point["sampled_exact_match"] = float(predictions[:, 1].mean())
-            if samples := self.config["task"].get("pass_at"):
-                point[f"pass@{samples}"] = float(predictions[:, 1:].any(1).mean())
             predictions = np.ascontiguousarray(predictions[:, :2])
         if point.get("frac_reward_zero_std") == 1:
             print(f"note: {NO_SIGNAL}", flush=True)
@@ -378,11 +364,37 @@ class Training(Context):
         metric = f"{self.metric.name} {self.metric.text(point['metric'])}"
         print(f"epoch {point['epoch']:g}: {losses}, {metric}", flush=True)
         self._keep(outputs)
-        state.seconds["evaluate"] += time.monotonic() - started
+        state.seconds["evaluate"] += time.monotonic() - start_s
         if self.plan.total_steps:
             self._progress(point["train_loss"], "evaluated")
         if self.tracker:
             self.tracker.epoch(state.curve, self.metric.name)
+
+    def _point_of_curve(
+        self, dev_loss: float, predictions: Any, labels: Any
+    ) -> dict[str, Any]:
+        """The curve's columns for an evaluation now."""
+        state, score = self.state, self.task.score
+        point: dict[str, Any] = {
+            "epoch": round(state.step / self.plan.steps_per_epoch, 4),
+            "step": state.step,
+            "train_loss": state.loss_sum / max(state.rows, 1),
+            "dev_loss": dev_loss,
+            "metric": score(predictions, labels),
+        }
+        # Each half is scored by itself, too: crossfit chooses an epoch on one and
+        # reports it on the other.
+        half_a, half_b = dev_halves(len(labels))
+        point["metric_select"] = score(predictions[half_a], labels[half_a])
+        point["metric_report"] = score(predictions[half_b], labels[half_b])
+        point["lr"] = [group["lr"] for group in self.optimizer.param_groups]
+        point |= state.mean_metrics()
+        if self.task.answers_dev:
+            point["sampled_exact_match"] = float(predictions[:, 1].mean())
+            samples = self.config["task"].get("pass_at")
+            if samples:
+                point[f"pass@{samples}"] = float(predictions[:, 1:].any(1).mean())
+        return point
 
     def best(self) -> int:
         """Index of the best evaluation so far."""
@@ -404,16 +416,13 @@ class Training(Context):
         """Writes the adapter after an epoch if `keep` asks for it, and what the outputs
         of the dev rows predict. A task with texts writes only the best epoch's here,
         and the rest after decoding."""
-        keep, is_best = (
-            self.config["keep"],
-            self.best() == len(self.state.curve["epoch"]) - 1,
-        )
+        keep = self.config["keep"]
+        is_best = self.best() == len(self.state.curve["epoch"]) - 1
+        keeps_this = keep in ("last", "both") or (keep == "best" and is_best)
         # Texts are decoded with the trained values, whatever precision is kept.
         if is_best and self.task.decodes:
             self.write(self.best_file, "fp32")
-        elif not self.task.decodes and (
-            keep in ("last", "both") or (is_best and keep == "best")
-        ):
+        elif keeps_this and not self.task.decodes:
             self.write(self.folder / "adapter.safetensors")
             if is_best and keep == "both":
                 self.write(self.best_file)
@@ -428,66 +437,54 @@ class Training(Context):
         scaler = self.accelerator.scaler
         self.state.scaler = scaler.state_dict() if scaler else None
         if self.accelerator.is_main_process:
-            self.checkpoint.save(
-                dataclasses.asdict(self.state),
-                self.method.training_state(self.raw_model),
-            )
+            method_state = self.method.training_state(self.raw_model)
+            self.checkpoint.save(dataclasses.asdict(self.state), method_state)
 
     def _resume(self) -> bool:
         """Continues from the checkpoint of an earlier attempt, if there is one. Returns
         whether there is."""
-        if not (saved := self.checkpoint.load()):
+        saved = self.checkpoint.load()
+        if saved is None:
             return False
-        state, of_method = saved
-        here, self.state = self.state.conditions, State(**state)
-        # Or the adapter on disk would be of another epoch, or precision, than the
-        # record says.
-        for key in ("keep", "adapter_precision"):
-            before, now = getattr(self.state, key), self.config[key]
-            if before != now:
-                anew = (
-                    f"go on with that, or delete {self.checkpoint.path} to begin anew"
-                )
-                raise UserError(
-                    f"{key}={now}: this run was begun with {key}={before}: {anew}"
-                )
-        self.method.load_training_state(self.raw_model, of_method)
+        state, method_state = saved
+        conditions_now = self.state.conditions
+        self.state = State(**state)
+        self.state.check_settings(self.config, self.checkpoint.path)
+        self.method.load_training_state(self.raw_model, method_state)
         set_rates(self.optimizer, self.settings, self.state.step, self.plan.total_steps)
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
-        at = f"at step {self.state.step} of {self.plan.total_steps}"
-        if changed := changes(self.state.conditions, here):
-            self.state.resumed.append(f"{at}: {changed}")
-        self.state.conditions = here
-        print(f"resumed {at}{': ' * bool(changed)}{changed}", flush=True)
+        note = f"at step {self.state.step} of {self.plan.total_steps}"
+        changed = changes(self.state.conditions, conditions_now)
+        if changed:
+            note += f": {changed}"
+            self.state.resumed.append(note)
+        self.state.conditions = conditions_now
+        print(f"resumed {note}", flush=True)
         return True
 
     # --- progress
 
     def _progress(self, loss: float, phase: str = "training") -> None:
-        state, plan, values, seconds = (
-            self.state,
-            self.plan,
-            self.state.curve["metric"],
-            self.state.seconds,
-        )
-        numbers = {
+        state, plan = self.state, self.plan
+        scores, seconds = state.curve["metric"], state.seconds
+        event: dict[str, Any] = {
+            "phase": phase,
             "epoch": math.ceil(state.step / plan.steps_per_epoch),
             "epochs": plan.epochs,
             "step": state.step,
             "steps": plan.total_steps,
             "loss": loss,
-            "metric_name": self.metric.name,
-            "scale": self.metric.scale,
-            "metric": values[-1] if values else None,
-            "best": values[self.best()] if values else None,
-            "pace": state.units / max(seconds["train"], 1e-9),
-            "unit": self.task.unit,
-            "seconds_left": sum(seconds.values())
-            / max(state.step, 1)
-            * (plan.total_steps - state.step),
-            # to be decoded after training
-            "texts": len(getattr(self.task, "items", ())),
-            "metrics": state.metrics,
         }
-        self.report({"phase": phase, **numbers})
+        event["metric_name"] = self.metric.name
+        event["scale"] = self.metric.scale
+        event["metric"] = scores[-1] if scores else None
+        event["best"] = scores[self.best()] if scores else None
+        event["metrics"] = state.metrics
+        event["pace"] = state.units / max(seconds["train"], 1e-9)
+        event["unit"] = self.task.unit
+        seconds_per_step = sum(seconds.values()) / max(state.step, 1)
+        event["seconds_left"] = seconds_per_step * (plan.total_steps - state.step)
+        # to be decoded after training
+        event["texts"] = len(getattr(self.task, "items", ()))
+        self.report(event)

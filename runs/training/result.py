@@ -32,87 +32,104 @@ def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
     its keys.
 
     texts: the decoded texts' scores, where the task decodes."""
-    run, config, state = training.run, training.config, training.state
     measured = _measured(training, texts)
-    known = derived(measured)
-    if known["id"] != training.run_id:
+    values = derived(measured)
+    if values["id"] != training.run_id:
         raise RuntimeError(
-            f"the record's id is {known['id']}, the run's {training.run_id}: "
+            f"the record's id is {values['id']}, the run's {training.run_id}: "
             "its model or data changed while it ran"
         )
-    result = known["result"]
-    if training.forgetting:
-        result["forgetting"] = training.forgetting
-    predictions = state.predictions
-    return {
+    state = training.state
+    record: Record = {
         "schema": SCHEMA,
-        "id": known["id"],
+        "id": values["id"],
         "status": state.status,
         "error": state.error,
         "tries": training.attempt.ended,
-        "cell": known["cell"],
-        "label": known["label"],
-        "overrides": run.names["overrides"],
-        "start": measured["start"],
-        "config": config,
-        "config_hash": hash_of(config)[:16],
-        "recipe": known["recipe"],
-        "seeds": known["seeds"],
-        **made_with(training.code, training.accelerator.device),
-        "determinism": _determinism(training),
-        "model": measured["model"],
-        "protocol": measured["protocol"],
-        "data": measured["data"],
-        **({"functions": measured["functions"]} if measured["functions"] else {}),
-        "parameters": _parameters(training),
-        "groups": _groups(training),
-        "effective_batch": known["effective_batch"],
-        "micro_batch": known["micro_batch"],
-        "steps": state.step,
-        **({"reach": state.reach} if state.reach else {}),
-        "curve": state.curve,
-        "result": result,
-        "texts": texts,
-        "cost": _cost(training, decoded=bool(texts)),
-        "predictions": {
-            "best": predictions[training.best()] if predictions else None,
-            "last": predictions[-1] if predictions else None,
-        },
-        **({"right": state.right} if state.right else {}),
-        "deviations": [
-            *deviations(run, training.task.notes),
-            *training.notes,
-            *training.attempt.deviations,
-        ],
-        "cell_id": known["cell_id"],
     }
+
+    # --- what was run
+
+    config = training.config
+    record["cell"] = values["cell"]
+    record["label"] = values["label"]
+    record["overrides"] = training.run.names["overrides"]
+    record["start"] = measured["start"]
+    record["config"] = config
+    record["config_hash"] = hash_of(config)[:16]
+    record["recipe"] = values["recipe"]
+    record["seeds"] = values["seeds"]
+    record |= made_with(training.code, training.accelerator.device)
+    record["determinism"] = _determinism(training)
+
+    # --- what it read
+
+    for key in ("model", "protocol", "data"):
+        record[key] = measured[key]
+    if measured["functions"]:
+        record["functions"] = measured["functions"]
+
+    # --- what trained
+
+    record["parameters"] = _parameters(training)
+    record["groups"] = _groups(training)
+    record["effective_batch"] = values["effective_batch"]
+    record["micro_batch"] = values["micro_batch"]
+    record["steps"] = state.step
+    if state.reach:
+        record["reach"] = state.reach
+
+    # --- what came out
+
+    record["curve"] = state.curve
+    record["result"] = values["result"]
+    if training.forgetting:
+        record["result"]["forgetting"] = training.forgetting
+    record["texts"] = texts
+    record["cost"] = _cost(training, decoded=bool(texts))
+    record["predictions"] = _prediction_hashes(training)
+    if state.right:
+        record["right"] = state.right
+    record["deviations"] = deviations(training.run, training.task.notes)
+    record["deviations"] += [*training.notes, *training.attempt.deviations]
+    record["cell_id"] = values["cell_id"]
+    return record
 
 
 def _measured(training: Training, texts: dict[str, Any] | None) -> Record:
     """What the record's other keys are derived from."""
-    run, config, metric = training.run, training.config, training.metric
-    start = None
-    if config["init_from"]:
-        start = {"from": config["init_from"], "id": start_id(run)}
-    return {
+    run, config = training.run, training.config
+    measured: Record = {
         "status": training.state.status,
         "cell": run.names["cell"],
         "config": config,
         "recipe": {"name": run.recipe},
-        "start": start,
-        "model": model_content(config["model"]),
-        "protocol": tasks.protocol(config["task"]),
-        "data": _data(training),
-        "functions": functions_content(config),
-        "curve": training.state.curve,
-        "result": {
-            "metric": metric.name,
-            "higher_is_better": metric.higher_is_better,
-            "scale": metric.scale,
-            "reported": training.task.reported,
-        },
-        "texts": texts,
+        "start": None,
     }
+    if config["init_from"]:
+        measured["start"] = {"from": config["init_from"], "id": start_id(run)}
+    measured["model"] = model_content(config["model"])
+    measured["protocol"] = tasks.protocol(config["task"])
+    measured["data"] = _data(training)
+    measured["functions"] = functions_content(config)
+    measured["curve"] = training.state.curve
+    metric = training.metric
+    measured["result"] = {
+        "metric": metric.name,
+        "higher_is_better": metric.higher_is_better,
+        "scale": metric.scale,
+        "reported": training.task.reported,
+    }
+    measured["texts"] = texts
+    return measured
+
+
+def _prediction_hashes(training: Training) -> dict[str, str | None]:
+    """The hashes of what the best evaluation and the last one predicted."""
+    hashes = training.state.predictions
+    if not hashes:
+        return {"best": None, "last": None}
+    return {"best": hashes[training.best()], "last": hashes[-1]}
 
 
 def _data(training: Training) -> dict[str, Any]:
@@ -142,19 +159,16 @@ def _determinism(training: Training) -> dict[str, Any]:
     return conditions
 
 
-def _parameters(training: Training) -> dict[str, Any]:
+def _parameters(training: Training) -> dict[str, int]:
     model, method = training.raw_model, training.method
-    groups = method.parameter_groups(model).items()
-    trained = {
-        name: sum(p.numel() for p in parameters.values()) for name, parameters in groups
-    }
-    frozen = sum(tensor.numel() for tensor in vera.frozen_extra(model).values())
-    return {
-        **trained,
-        "frozen_extra": frozen,
-        "total": count(model),
-        "formula": method.count(model),
-    }
+    counts = dict[str, int]()
+    for name, parameters in method.parameter_groups(model).items():
+        counts[name] = sum(parameter.numel() for parameter in parameters.values())
+    frozen = vera.frozen_extra(model).values()
+    counts["frozen_extra"] = sum(tensor.numel() for tensor in frozen)
+    counts["total"] = count(model)
+    counts["formula"] = method.count(model)
+    return counts
 
 
 def _groups(training: Training) -> list[dict[str, Any]]:
@@ -173,43 +187,48 @@ def _groups(training: Training) -> list[dict[str, Any]]:
     return groups
 
 
-def _cost(training: Training, decoded: bool) -> dict[str, Any]:
-    device, file = training.accelerator.device, training.folder / "adapter.safetensors"
-    trained = training.method.adapter_parameters(training.raw_model).values()
-    seconds = training.state.seconds
-    pace = {"tok": "tokens", "img": "images"}[training.task.unit]
-    memory = (
-        torch.cuda.max_memory_allocated(device)
-        if device.type == "cuda"
-        else peak_memory()
-    )
-    values = sum(p.numel() * p.element_size() for p in trained)
-    return {
-        "train_seconds": round(seconds["train"], 3),
-        "evaluate_seconds": round(seconds["evaluate"], 3),
-        **({"decode_seconds": round(training.attempt.decoding, 3)} if decoded else {}),
-        f"{pace}_per_second": round(
-            training.state.units / max(seconds["train"], 1e-9), 1
-        ),
-        "peak_memory_bytes": memory,
-        "adapter_bytes": file.stat().st_size if file.is_file() else values,
+def _cost(training: Training, decoded: bool) -> dict[str, float]:
+    state, device = training.state, training.accelerator.device
+    train_seconds = state.seconds["train"]
+    cost = {
+        "train_seconds": round(train_seconds, 3),
+        "evaluate_seconds": round(state.seconds["evaluate"], 3),
     }
+    if decoded:
+        cost["decode_seconds"] = round(training.attempt.decoding, 3)
+    unit = {"tok": "tokens", "img": "images"}[training.task.unit]
+    cost[f"{unit}_per_second"] = round(state.units / max(train_seconds, 1e-9), 1)
+    if device.type == "cuda":
+        cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    else:
+        cost["peak_memory_bytes"] = peak_memory()
+    cost["adapter_bytes"] = _adapter_bytes(training)
+    return cost
+
+
+def _adapter_bytes(training: Training) -> int:
+    """The size of the adapter's file; of its values, where the run keeps none."""
+    file = training.folder / "adapter.safetensors"
+    if file.is_file():
+        return file.stat().st_size
+    trained = training.method.adapter_parameters(training.raw_model).values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in trained)
 
 
 def deviations(run: Run, notes: list[str]) -> list[str]:
     """The task's notes, and what differs from the recipe, in words."""
     trains = run.method["kind"] != "none"
-    words = list(notes)
+    sentences = list(notes)
     if run.recipe_gap:
-        words.append(run.recipe_gap)
-    words += _differences_from_recipe(run, trains)
+        sentences.append(run.recipe_gap)
+    sentences += _differences_from_recipe(run, trains)
     if trains:
-        words += _difference_in_batches(run)
-    words += _other_overrides(run, trains)
+        sentences += _difference_in_batches(run)
+    sentences += _other_overrides(run, trains)
     max_steps = run.config["train"]["max_steps"]
     if max_steps is not None and trains:
-        words.append(f"stopped after {max_steps} steps")
-    return words
+        sentences.append(f"stopped after {max_steps} steps")
+    return sentences
 
 
 def _differences_from_recipe(run: Run, trains: bool) -> list[str]:
@@ -219,19 +238,21 @@ def _differences_from_recipe(run: Run, trains: bool) -> list[str]:
     settings = {**run.config["method"], **train, **run.config.get("reward", {})}
     if not trains:
         settings = {key: train[key] for key in _evaluation_settings()}
-    words = []
+    sentences = []
     for key in sorted(run.recipe_keys & set(settings)):
-        wanted = from_recipe(run.config, key)
+        expected = from_recipe(run.config, key)
         if key in BASES:
-            wanted = rates_of(wanted, train[BASES[key]], key)
+            expected = rates_of(expected, train[BASES[key]], key)
         if key == "alpha" and lora_scaling(run.config) == "proportional":
             alpha = row_label(run.config).rpartition(", ")[2]
-            words.append(
-                f"alpha follows the rank ({alpha}), the recipe's is constant {wanted}"
+            sentences.append(
+                f"alpha follows the rank ({alpha}), the recipe's is constant {expected}"
             )
-        elif settings[key] != wanted:
-            words.append(f"{key} {settings[key]} instead of the recipe's {wanted}")
-    return words
+        elif settings[key] != expected:
+            sentences.append(
+                f"{key} {settings[key]} instead of the recipe's {expected}"
+            )
+    return sentences
 
 
 def _difference_in_batches(run: Run) -> list[str]:
@@ -242,12 +263,12 @@ def _difference_in_batches(run: Run) -> list[str]:
     if added is None or task["family"] not in (added.families or ()):
         return []
     grouped = task.get("length_grouped", True)
-    wanted = from_recipe(run.config, "length_grouped", True)
-    if grouped == wanted:
+    expected = from_recipe(run.config, "length_grouped", True)
+    if grouped == expected:
         return []
     kinds = {True: "of like lengths", False: "random"}
-    whose = "harness" if run.recipe == "defaults" else "recipe"
-    return [f"batches are {kinds[grouped]}; the {whose}'s are {kinds[wanted]}"]
+    source = "harness" if run.recipe == "defaults" else "recipe"
+    return [f"batches are {kinds[grouped]}; the {source}'s are {kinds[expected]}"]
 
 
 def _other_overrides(run: Run, trains: bool) -> list[str]:
@@ -280,11 +301,10 @@ def _evaluation_settings() -> set[str]:
 
 def peak_memory() -> int:
     """The largest resident size of this process so far, in bytes."""
-    # Linux. getrusage would include the process that started this one, before exec.
+    # Linux: getrusage would include the process that started this one, before exec.
     with contextlib.suppress(OSError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(
-            int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")
-        )
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

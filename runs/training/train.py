@@ -1,5 +1,5 @@
-"""One run in its process, to its record or to what another try needs. torch is imported
-where it trains."""
+"""One run in its process: it ends with a record, or with what another attempt needs.
+torch is imported where it trains."""
 
 import contextlib
 import dataclasses
@@ -29,100 +29,117 @@ if TYPE_CHECKING:
 Event = dict[str, Any]
 #: How a run's process ended, and why there is no finished record.
 End = tuple[str, str]
-#: DONE: it has a record; FAILED: and has a failed record, but for a mistake of a single
-#: run. BUSY: another process has, or had, the lock. STOPPED: it can go on. KILLED, or
-#: its device is lost: a new process may succeed. NO_ROOM on the disk: it may after a
-#: while. SMALLER: it will, or be smaller still.
-DONE, FAILED, BUSY, STOPPED, KILLED, SMALLER = (
-    "done",
-    "failed",
-    "busy",
-    "stopped",
-    "killed",
-    "smaller",
-)
+#: It has a record.
+DONE = "done"
+#: It has a failed record, except for a mistake of the only run.
+FAILED = "failed"
+#: Another process has, or had, the lock.
+BUSY = "busy"
+#: It was asked to stop, and can be resumed.
+STOPPED = "stopped"
+#: It was killed, or its device was lost: a new process may succeed.
+KILLED = "killed"
+#: Memory ran out. The next attempt computes with smaller batches.
+SMALLER = "smaller"
+#: The disk is full: the next attempt may succeed after a while.
 NO_ROOM = "no room"
-#: On a full disk, or where it does not answer: seconds before each new try. Somebody
-#: may make room meanwhile.
-ROOM = (30, 120, 300)
-DISK = (*FULL, errno.EIO, errno.ESTALE)
+#: Seconds before each new attempt where a disk is full or does not answer. Somebody may
+#: make room meanwhile.
+DISK_PAUSES_S = (30, 120, 300)
+#: The operating system's errors for such a disk.
+DISK_ERRORS = (*FULL, errno.EIO, errno.ESTALE)
 #: Seconds between two writings of a run's progress.
-EVERY = 1.0
+PROGRESS_INTERVAL_S = 1.0
 
 
-def do(
-    run: Run, run_id: str, tries: list[str], stop: Stop, tracking: Tracking, alone: bool
+def attempt_run(
+    run: Run,
+    run_id: str,
+    failures: list[str],
+    stop: Stop,
+    tracking: Tracking,
+    is_only_run: bool,
 ) -> End:
-    """Tries to do a run whose lock this process has. tries: those that have failed
-    since it has saved more: the error of a full disk, "" of another end. alone: a
-    user's mistake leaves no record."""
+    """Attempts a run whose lock this process has.
+
+    Args:
+        failures: how attempts have failed since one of them last saved more: the error
+            of a full disk, "" for any other end.
+        is_only_run: of its command: then a user's mistake leaves no record.
+    """
     from runs.training.loop import Training
 
-    output, report = run.config["output"], Reporter(run, run_id)
+    output = run.config["output"]
+    report = Reporter(run, run_id)
     attempt: Attempt | None = None
     if finished_record(output, run_id):
         return BUSY, ""
     try:
-        attempt, stop.listens = Attempt(output, run_id, *tries[-1:]), False
+        attempt = Attempt(output, run_id, *failures[-1:])
+        stop.listens = False
         stop.check()
-        now = dataclasses.replace(run, config=run.config | attempt.settings)
-        train(Training(now, run_id, report, attempt, stop), tracking)
+        attempted_run = dataclasses.replace(run, config=run.config | attempt.settings)
+        training = Training(attempted_run, run_id, report, attempt, stop)
+        train(training, tracking)
         return DONE, ""
     except BaseException as error:
         stop.listens = True
-        if finished_record(output, run_id):  # of another attempt: this one is late
+        # another attempt has finished: this one is late
+        if finished_record(output, run_id):
             return DONE, ""
         if not is_users(error) and not isinstance(error, StoppedError):
             traceback.print_exc()
-        cause, words = cause_of(error)
-    end = {"stopped": STOPPED, "device": KILLED, "disk": no_room(tries)}.get(
-        cause, FAILED
-    )
-    if (
-        cause == "memory"
-        and attempt
-        and less_memory(now.config, report.latest["phase"], attempt)
-    ):
+        cause, message = cause_of(error)
+    ends = {"stopped": STOPPED, "device": KILLED, "disk": end_on_full_disk(failures)}
+    end = ends.get(cause, FAILED)
+    if attempt is None:
+        return end, message
+    phase = report.latest["phase"]
+    if cause == "memory" and less_memory(attempted_run.config, phase, attempt):
         end = SMALLER
     with contextlib.suppress(OSError):  # there may be no room for that
-        if attempt and end != FAILED:
-            attempt.ended += [words] if words else []
+        if end != FAILED:
+            attempt.ended += [message] if message else []
             attempt.save(stopped=True)
-        elif attempt and (cause != "mistake" or not alone):
-            attempt.fail(run, words)
-    return (
-        end,
-        f"{words} ({attempt.deviations[-1]})" if attempt and end == SMALLER else words,
-    )
+        elif cause != "mistake" or not is_only_run:
+            attempt.fail(run, message)
+    if end == SMALLER:
+        message += f" ({attempt.deviations[-1]})"
+    return end, message
 
 
-def no_room(tries: list[str]) -> str:
-    """How a process ends on a full disk, after these tries."""
-    return NO_ROOM if len(tries) < len(ROOM) else FAILED
+def end_on_full_disk(failures: list[str]) -> str:
+    """How a process ends on a full disk, after these failures."""
+    return NO_ROOM if len(failures) < len(DISK_PAUSES_S) else FAILED
 
 
 class Reporter:
-    """Writes a run's events into its progress.json, for whoever looks on. latest: the
-    last one."""
+    """Writes a run's events into its progress.json, for whoever watches it.
+
+    Attributes:
+        latest: the last event.
+    """
 
     def __init__(self, run: Run, run_id: str) -> None:
         self.path = run_folder(run.config["output"], run_id) / "progress.json"
-        self.latest, self.written = Event(phase="loading"), 0.0
+        self.latest = Event(phase="loading")
+        self.written_at = 0.0
 
     def __call__(self, event: Event) -> None:
-        of_now, now = ("done", "of"), time.monotonic()
-        self.latest = {
-            key: value for key, value in self.latest.items() if key not in of_now
-        } | event
-        if event["phase"] != "training" or now - self.written > EVERY:
-            self.written, process = (
-                now,
-                {"host": os.uname().nodename, "pid": os.getpid()},
-            )
-            # A full disk must not stop the run here
-            with contextlib.suppress(OSError), temporary(self.path) as partial:
-                partial.write_text(json.dumps(self.latest | process))
-                os.replace(partial, self.path)
+        # how far the phase before had come
+        for key in ("done", "of"):
+            self.latest.pop(key, None)
+        self.latest = self.latest | event
+        time_s = time.monotonic()
+        is_due = time_s - self.written_at > PROGRESS_INTERVAL_S
+        if event["phase"] == "training" and not is_due:
+            return
+        self.written_at = time_s
+        process = {"host": os.uname().nodename, "pid": os.getpid()}
+        # a full disk must not stop the run here
+        with contextlib.suppress(OSError), temporary(self.path) as partial:
+            partial.write_text(json.dumps(self.latest | process))
+            os.replace(partial, self.path)
 
 
 def train(training: "Training", tracking: Tracking | None = None) -> Record:
@@ -133,8 +150,8 @@ def train(training: "Training", tracking: Tracking | None = None) -> Record:
     from runs.training.result import build_record
 
     accelerator = training.accelerator
-    made = made_with(training.code, accelerator.device)
-    training.tracker = Tracker(tracking, training.run, training.run_id, made)
+    provenance = made_with(training.code, accelerator.device)
+    training.tracker = Tracker(tracking, training.run, training.run_id, provenance)
     try:
         record = build_record(training, training.go())
         if record["status"] == "done" and accelerator.is_main_process:
@@ -155,18 +172,16 @@ def _illustrate(training: "Training") -> None:
     """Draws the predictions that the run keeps, where its model has a head."""
     if not (training.folder / predictions.NAME).is_file():
         return
-    which, epochs = (
-        kept_epoch(training.state.keep, training.task.reported),
-        training.state.curve["epoch"],
-    )
-    epoch = epochs[training.best() if which == "best" else -1]
+    epoch_name = kept_epoch(training.state.keep, training.task.reported)
+    index = training.best() if epoch_name == "best" else -1
+    epoch = training.state.curve["epoch"][index]
+    title = f"{epoch_name} epoch ({epoch:.3g})"
     try:
-        predictions.illustrate(
-            training.task, training.folder, f"{which} epoch ({epoch:.3g})"
-        )
+        predictions.illustrate(training.task, training.folder, title)
     except Exception as error:  # a run is worth more than its pictures
         print(
-            f"the pictures of its predictions were not drawn ({type(error).__name__}: {error})",
+            "the pictures of its predictions were not drawn "
+            f"({type(error).__name__}: {error})",
             flush=True,
         )
 
@@ -178,45 +193,40 @@ def less_memory(config: dict[str, Any], phase: str, attempt: Attempt) -> bool:
     """Halves what an attempt computes at once in a phase, after memory ran out; False
     where that would not help. The effective batch stays: a micro-batch changes
     rounding, and what dropout draws."""
-    whole = rows_of_step(config)
-    # an epoch's first step tells of itself when it is done
+    rows = rows_of_step(config)
+    # the report of an epoch's first step comes when the step is done
     if phase.startswith(("training", "evaluated", "estimating")):
-        key, name, kept = "micro_batch", "micro-batch", "; the effective batch stays"
-        before = min(config["micro_batch"] or whole, whole)
+        key, name = "micro_batch", "micro-batch"
+        size = min(config["micro_batch"] or rows, rows)
     elif phase.startswith(("evaluating", "decoding")):
-        key, name, kept, before = (
-            "eval_batch",
-            "evaluation batch",
-            "",
-            config["eval_batch"],
-        )
+        key, name = "eval_batch", "evaluation batch"
+        size = config["eval_batch"]
     else:  # the model alone is too large
         return False
-    if before < 2:
+    if size < 2:
         return False
-    attempt.settings[key] = before // 2
+    attempt.settings[key] = size // 2
     attempt.deviations = [
-        words for words in attempt.deviations if not words.startswith(name)
+        sentence for sentence in attempt.deviations if not sentence.startswith(name)
     ]
-    attempt.deviations.append(
-        f"{name} {before // 2}, since memory ran out at {before}{kept}"
-    )
+    sentence = f"{name} {size // 2}, since memory ran out at {size}"
+    if key == "micro_batch":
+        sentence += "; the effective batch stays"
+    attempt.deviations.append(sentence)
     return True
 
 
-#: What torch, CUDA's libraries and the driver say where memory ends; cuBLAS cannot
+#: What torch, CUDA's libraries and the driver say where memory runs out; cuBLAS cannot
 #: start without some.
-MEMORY = (
-    *(
-        "out of memory",
-        "can't allocate memory",
-        "ALLOC_FAILED",
-        "CUBLAS_STATUS_NOT_INITIALIZED",
-    ),
+MEMORY_MESSAGES = (
+    "out of memory",
+    "can't allocate memory",
+    "ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
     "CUDACachingAllocator",
 )
-#: What they say of a device that fails, or is lost: a new process may find it again.
-DEVICE = (
+#: What they say where a device fails or is lost: a new process may find it again.
+DEVICE_MESSAGES = (
     "CUDA",
     "CUDNN",
     "cuDNN error",
@@ -230,22 +240,34 @@ DEVICE = (
 def cause_of(error: BaseException) -> tuple[str, str]:
     """The cause of an error (stopped, mistake, memory, disk, device or error), and the
     error in one line."""
-    words, name = describe(error), type(error).__name__
-    # torch's own errors are such, too
-    said = str(error) if isinstance(error, RuntimeError) else ""
     if isinstance(error, StoppedError):
         return "stopped", ""
+    message = describe(error)
     if isinstance(error, DeviceError):
-        return "device", words
+        return "device", message
     if is_users(error):
-        return "mistake", words
-    no_memory = (
-        isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-    )
-    if no_memory or name == "OutOfMemoryError" or any(word in said for word in MEMORY):
+        return "mistake", message
+    name = type(error).__name__
+    if _is_out_of_memory(error) or name == "OutOfMemoryError":
         return "memory", "out of memory"
     if isinstance(error, OSError):
-        return ("disk" if error.errno in DISK else "mistake"), words
-    if name == "AcceleratorError" or any(word in said for word in DEVICE):
-        return "device", f"{name}: {words}"
-    return "error", f"{name}: {words}"
+        return ("disk" if error.errno in DISK_ERRORS else "mistake"), message
+    if name == "AcceleratorError" or _says(error, DEVICE_MESSAGES):
+        return "device", f"{name}: {message}"
+    return "error", f"{name}: {message}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return _says(error, MEMORY_MESSAGES)
+
+
+def _says(error: BaseException, messages: tuple[str, ...]) -> bool:
+    """Whether an error has one of these messages. torch's own errors are RuntimeErrors;
+    other kinds may quote anything."""
+    if not isinstance(error, RuntimeError):
+        return False
+    return any(message in str(error) for message in messages)

@@ -321,7 +321,7 @@ def go(words):
     """What the process of a run does once it has the lock: how it ends, and the record
     that is there then."""
     (run,) = expand(words)
-    how, _ = train.do(run, run_id(run), [], Stop(), Tracking("off"), True)
+    how, _ = train.attempt_run(run, run_id(run), [], Stop(), Tracking("off"), True)
     return how, record_path(output_of(words), run_id(run)).read_text()
 
 
@@ -507,7 +507,7 @@ def test_a_stop_within_an_evaluation_evaluates_again(words, more, tmp_path):
 def test_a_stop_while_a_run_loads_ends_it_at_once_and_is_no_failure(words):
     (run,), stop = expand(words), Stop()
     with patch.object(Training, "__init__", lambda *_: stop.ask()):
-        assert train.do(run, run_id(run), [], stop, Tracking("off"), True) == (
+        assert train.attempt_run(run, run_id(run), [], stop, Tracking("off"), True) == (
             "stopped",
             "",
         )

@@ -340,7 +340,7 @@ def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch, c
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(pool, "_log_into", log_into)
     for module in (pool, tries_of_a_run):
-        monkeypatch.setattr(module, "ROOM", (0.1, 0.1))
+        monkeypatch.setattr(module, "DISK_PAUSES_S", (0.1, 0.1))
     # As a worker: it waits for room, and for no other process
     monkeypatch.setattr(
         pool.Sweep, "go", partialmethod(pool.Sweep.go, others_work=lambda: False)
