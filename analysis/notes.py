@@ -12,7 +12,8 @@ import pandas as pd
 from analysis.frame import CELL_KEY, in_cells
 from runs.record.text import plural
 
-#: How many runs or rows a note names before it only counts the rest.
+#: How many runs or rows a note names at most; of more it counts the rest after NAMED.
+LONGEST_LIST = 5
 NAMED = 3
 #: How many characters a note has at most, unless its first point has more.
 NOTE_LENGTH = 200
@@ -20,8 +21,8 @@ NOTE_LENGTH = 200
 LINES = 2
 #: How an epoch is chosen that the paper does not choose so (select=), in a sentence.
 SELECTED = {
-    "crossfit": "Cross-fitted: the epoch is chosen on one half of dev and reported on the other, both ways.",
-    "half": "The epoch is chosen on one half of dev and reported on the other, one split for all seeds.",
+    "crossfit": "Cross-fitted: one half of dev chooses the epoch and the other one is reported, both ways.",
+    "half": "One half of dev chooses the epoch and the other one is reported, with one split for all seeds.",
 }
 PAGE = "How to read it: docs/tables.md."
 
@@ -80,7 +81,7 @@ def published_studies(runs: pd.DataFrame) -> str:
 
 def enumeration(names: list[str], plural_noun: str) -> str:
     """The names or, of many, their number and the first few."""
-    if len(names) <= 2 * NAMED:
+    if len(names) <= LONGEST_LIST:
         return ", ".join(names)
     first, rest = ", ".join(names[:NAMED]), len(names) - NAMED
     return f"{len(names)} {plural_noun}: {first} and {rest} more"
@@ -95,18 +96,30 @@ def deviations(cells: pd.DataFrame) -> list[str]:
     that the row's name says is no difference."""
     listed = pd.concat([cells.explode("deviations"), parts_of_the_data(cells)])
     listed = listed[["row", "task", "deviations"]].dropna().drop_duplicates()
-    row_count = len(cells.drop_duplicates(["row", "task"]))
+    every_row = cells.drop_duplicates(["row", "task"])
     points = list[str]()
     for text, group in listed.groupby("deviations"):
         ranks = group.row.str.rpartition("_r")[2]
         in_name = [str(text).startswith(f"rank {rank} instead of") for rank in ranks]
         group = group[~pd.Series(in_name, group.index)]
-        if len(group) == row_count > 1:
-            points.append(f"{text} (all rows)")
-        elif len(group):
-            names = sorted(group.row + " on " + group.task)
-            points.append(f"{text} ({enumeration(names, 'rows')})")
+        if len(group):
+            points.append(f"{text} ({which_rows(group, every_row)})")
     return points
+
+
+def which_rows(rows: pd.DataFrame, every_row: pd.DataFrame) -> str:
+    """Names some rows of a table, by row and task: all of them, all of a task, or each
+    by its name."""
+    if len(rows) == len(every_row) > 1:
+        return "all rows"
+    counts = every_row.task.value_counts()
+    names = list[str]()
+    for task, group in rows.groupby("task"):
+        if len(group) == counts[task] > 1:
+            names.append(f"all rows on {task}")
+        else:
+            names += sorted(f"{row} on {task}" for row in group.row)
+    return enumeration(names, "rows")
 
 
 def parts_of_the_data(cells: pd.DataFrame) -> pd.DataFrame:
@@ -131,24 +144,27 @@ def cautions(cells: pd.DataFrame) -> list[str]:
     number; rows whose seeds share one draw of random matrices."""
     points = list[str]()
     if diverged := int(cells.diverged.sum()):
-        points.append(f"{plural(diverged, 'diverged run')} (1d: one of the seeds)")
+        points.append(f"{plural(diverged, 'diverged run')} (1d: one seed of the cell)")
     if unknown := int((cells.runs - cells.n).sum()):
-        points.append(f"nan: {plural(unknown, 'run')} that finished without the number")
+        points.append(f"nan: {plural(unknown, 'run')} finished without the score")
     collapsed = cells[cells.one_class.map(len) > 0]
     for (task, share), group in collapsed.groupby(["task", "class_share"]):
         rows = [
             f"{cell.row}, seed {', '.join(map(str, cell.one_class))}"
             for cell in group.itertuples()
         ]
-        count = f"{plural(sum(map(len, group.one_class)), 'run')} on {task}"
-        if share:
-            count += f" ({share})"
-        points.append(f"predicts one class: {count}: {'; '.join(rows)}")
+        count = sum(map(len, group.one_class))
+        verb = "predicts" if count == 1 else "predict"
+        in_brackets = f" ({share})" if share else ""
+        points.append(
+            f"collapsed: {plural(count, 'run')} on {task} {verb} one class{in_brackets}: "
+            f"{'; '.join(rows)}"
+        )
     shares_draw = cells.one_draw.astype(bool) & (cells.runs > 1)
     if rows := sorted({*cells.row[shares_draw]}):
         names = enumeration(rows, "rows")
         points.append(
-            f"{names}: all seeds share the same A and B, so the +- leaves their variance out"
+            f"{names}: all seeds share one A and B, so +- excludes their variance"
         )
     return points
 
@@ -182,7 +198,7 @@ def _versions(cell: pd.DataFrame, part: str) -> str:
         return ""
     file = next(iter(sources.values()))["file"]
     by_version = " | ".join(map(", ".join, seeds.values()))
-    return f"seeds of {len(seeds)} versions of {file} or its imports: {by_version}"
+    return f"its seeds ran with {len(seeds)} versions of {file} or its imports: {by_version}"
 
 
 # --- what is left out
@@ -194,8 +210,8 @@ def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     points = list[str]()
     if different := int(cells.left_out.sum()):
         points.append(
-            f"{plural(different, 'run')} with other settings than the nearest to the recipe"
-            " (all=true shows each)"
+            f"{plural(different, 'run')} with settings further from the recipe"
+            " (all=true shows them)"
         )
     for cell in cells[cells.older.map(len) > 0].itertuples():
         older = ", ".join(f"{number:g}" for number in cell.older)
@@ -203,7 +219,7 @@ def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
         points.append(f"{cell.row} on {cell.task}: runs of protocol {older}, {newest}")
     if repeated := [*itertools.chain(*cells.again)]:
         names = enumeration(repeated, "runs")
-        points.append(f"more than one record of the same settings and seed: {names}")
+        points.append(f"further records of the same settings and seed: {names}")
     return points + unfinished(runs)
 
 

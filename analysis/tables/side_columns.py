@@ -110,8 +110,8 @@ class SideColumns:
             return []
         names = " and ".join(costs)
         return [
-            f"{names}: shown for rows that share tasks, data sizes, precision and device"
-            " with most others."
+            f"{names}: shown for the largest group of rows with the same tasks, data sizes,"
+            " precision and device."
         ]
 
     def _forgetting(self, runs: pd.DataFrame) -> Entry:

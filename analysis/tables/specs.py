@@ -319,9 +319,7 @@ class Demo(Spec):
         """What its numbers are, and what ^ means where a label has it."""
         text = super().describe(view, cells)
         if cells.label.str.endswith(" ^").any():
-            text += (
-                " ^: its rate is at an end of the grid; one beyond it could be better."
-            )
+            text += " ^: its best rate is the lowest or highest of the grid; one beyond it may be better."
         return text
 
 

@@ -226,6 +226,19 @@ def test_a_rank_that_a_rows_name_says_is_no_deviation_and_a_part_of_the_data_is_
     assert deviations(both) == words
 
 
+def test_what_holds_for_every_row_of_a_task_is_said_once():
+    small = {"deviations": ["images of 112 pixels"]}
+    rows = [
+        *(record(row, "digits", **small) for row in ("vera", "lora")),
+        *(record(row, "rte") for row in ("vera", "lora")),
+    ]
+    of_cells = cells(runs(ledger(*rows)))
+    assert deviations(of_cells) == ["images of 112 pixels (all rows on digits)"]
+    assert deviations(of_cells[of_cells.task == "digits"]) == [
+        "images of 112 pixels (all rows)"
+    ]
+
+
 def test_rows_that_were_not_measured_on_the_same_have_columns_of_their_own():
     bitfit = seeds("bitfit")
     made = [*seeds("vera"), *seeds("lora"), *bitfit]
@@ -258,21 +271,21 @@ def test_rows_that_were_not_measured_on_the_same_have_columns_of_their_own():
             True,
             "aab",
             "ccc",
-            "seeds of 2 versions of mine.py or its imports: 0, 1 | 2",
+            "its seeds ran with 2 versions of mine.py or its imports: 0, 1 | 2",
         ),
         (
             "task",
             None,
             "aba",
             "ccc",
-            "seeds of 2 versions of mine.py or its imports: 0, 2 | 1",
+            "its seeds ran with 2 versions of mine.py or its imports: 0, 2 | 1",
         ),
         (
             "method",
             True,
             "aaa",
             "ccd",
-            "seeds of 2 versions of mine.py or its imports: 0, 1 | 2",
+            "its seeds ran with 2 versions of mine.py or its imports: 0, 1 | 2",
         ),
         # both are in commits that the records name
         ("method", False, "aab", "ccc", None),
@@ -307,9 +320,9 @@ def test_what_is_left_out_is_counted_and_named():
     of = runs(ledger(*old, new, new | {"id": "zz again"}, failed))
     found = " ".join(notes_of(of, cells(of)))
     for told in (
-        "Left out: 3 runs with other settings",
+        "Left out: 3 runs with settings further from the recipe",
         "vera on rte: runs of protocol 1, not mixed with those of 2",
-        "more than one record of the same settings and seed: zz again",
+        "further records of the same settings and seed: zz again",
         f"failed: {failed['id']} (VeRA r=1024 on RTE)",
     ):
         assert told in found

@@ -160,11 +160,11 @@ def test_what_is_left_out_is_said_with_its_reason(page):
     assert "19 runs (17 results, 1 trial, 1 failed); 19 of them ran here" in plain(page)
     text = plain(part(page, "left-out"))
     assert (
-        "1 run: trials, judged on training rows roberta_base-vera-rte-7-0.1-done ("
+        "1 run: trials, scored on held-out training rows roberta_base-vera-rte-7-0.1-done ("
         in text
     )
     assert (
-        "2 runs: other settings than the cell of the tables roberta_base-vera-rte-0-0.5-done ("
+        "2 runs: other settings than the table's roberta_base-vera-rte-0-0.5-done ("
         in text
     )
     assert "0.01-failed (full on RTE, RoBERTa-base): out of memory at batch 32" in text

@@ -165,7 +165,7 @@ def test_statistics_name_what_they_leave_out():
     assert [(line["seeds"], line["median"]) for line in lines(table)] == [
         ("2/5", "75.0")
     ]
-    assert "nan: 1 run that finished without the number" in notes(table)
+    assert "nan: 1 run finished without the score" in notes(table)
     full = [one | {"data": one["data"] | {"content": "other"}} for one in seeds("full")]
     _, table = told(*seeds("vera"), *seeds("lora"), *full)
     assert [line["difference"] for line in lines(table)] == [

@@ -132,9 +132,15 @@ def test_seeds_that_answer_one_class_are_told():
     alike = [answers(one, [1] * 10) for one in of]
     small = answers(record("head", "mrpc", model="minilm", values=[0.335]), [0] * 10)
     found = notes(part("table2", *alike, small, model="minilm"))
-    told = "predicts one class: 4 runs on mrpc (the larger class is 66.5): lora, seed 0, 1; vera, seed 0, 1"
+    told = (
+        "collapsed: 4 runs on mrpc predict one class (the larger class is 66.5): "
+        "lora, seed 0, 1; vera, seed 0, 1"
+    )
     assert told in found
-    assert "predicts one class: 1 run on mrpc (a class of 33.5): head, seed 0" in found
+    assert (
+        "collapsed: 1 run on mrpc predicts one class (a class of 33.5): head, seed 0"
+        in found
+    )
     assert result_words(alike[0]).endswith(
         "last 66.5, predicts one class (the larger class is 66.5)"
     )
@@ -239,7 +245,7 @@ def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
     assert difference[1:4] == ["difference", "", "+0.23"]  # to 4.77
     assert other[:5] == ["", "ours", "", "7.00", "6.50 to 7.50"]
     assert other[5:] == ["7.25 / 6.75", "159 of 160", "gpt-4o-mini", "ours"]
-    assert "A judge that is no GPT-4" in notes(table)
+    assert "Only GPT-4's scores are compared" in notes(table)
     silent = instructed(scores=[("gpt-4", 5.0)])
     silent["judged"][0] |= {
         "mean": None,
@@ -282,7 +288,7 @@ def test_several_seeds_are_a_median_and_what_is_not_judged_is_said():
     shown = [line[of] for of in ("score", "95%", "valid", "status")]
     assert shown == ["5.00 +-1.00", "-", "477 of 480", "ours"]
     assert not re.search(
-        "no GPT-4|not judged", notes(llama("table4", *records, seeds=3))
+        "Only GPT-4's|not judged", notes(llama("table4", *records, seeds=3))
     )
     records[1]["judged"] = []
     table = llama("table4", *records, seeds=3)
@@ -379,7 +385,7 @@ def test_the_demo_marks_a_rate_at_an_end_of_its_grid():
         "head ^",
         "full",
     }
-    assert "^: its rate is at an end" in notes(table)
+    assert "^: its best rate is the lowest or highest of the grid" in notes(table)
     (table,) = made("demo", *runs, seeds=1)
     assert not any(
         "^" in text for text in (*(row[0] for row in table.texts), notes(table))
@@ -654,7 +660,9 @@ def test_a_cost_is_shown_for_rows_that_share_what_it_depends_on():
     shown = {row[0]: row[table.header.index("s/run")] for row in table.texts}
     # With evaluation, the mean of both tasks.
     assert shown == {"VeRA r=1024": "6.0", "LoRA r=8": "26", "full": "-"}
-    assert "s/run: shown for rows that share tasks" in notes(table)
+    assert "s/run: shown for the largest group of rows with the same tasks" in notes(
+        table
+    )
     (table,) = tables.make("", ledger(*made))
     assert "s/run: shown" not in notes(table)
 
