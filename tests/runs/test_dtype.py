@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 from analysis import frame
 from runs import evaluate, export, models
 from runs.config import expand
-from runs.export import loads
 from runs.plan import plan, text
+from runs.publishing.adapter_folder import loading_settings
 from runs.publishing.result_file import train_config
 from runs.record.folder import RecordFolder
 from runs.record.text import megabytes
@@ -111,7 +111,7 @@ def test_it_is_evaluated_merged_and_exported_as_it_was_trained(llama_words, tmp_
     context = evaluate.restore(record, output)
     assert dtypes(context.raw_model) == ({torch.float32}, {torch.bfloat16})
     assert context.score() == pytest.approx(record["curve"]["metric"][-1], rel=1e-6)
-    assert loads(context)["dtype"] == "bfloat16"
+    assert loading_settings(context)["dtype"] == "bfloat16"
     assert train_config(record)["dtype"] == "bf16"
     for form in ("peft", "merged", "lora"):
         folder = str(tmp_path / form)

@@ -25,7 +25,9 @@ from transformers import AutoModelForSequenceClassification
 from runs import export, models
 from runs.command.errors import UserError
 from runs.evaluate import restore
-from runs.export import push
+from runs.publishing.adapter_folder import describe_conversion
+from runs.publishing.card import CardOptions, card_scores, model_card, seeds_of
+from runs.publishing.hub import push
 from runs.record.cell import median_interval
 from runs.record.ledger import Ledger, write_record
 from vera import AdapterError, Conversion, LayerConversion
@@ -225,11 +227,11 @@ def test_a_card_has_the_scores_of_texts_and_no_number_that_a_seed_lacks():
         record["texts"] = {"split": "test", "items": 1, "scores": [score]}
 
     def shown(*records):
-        return export.numbers(records[0], export.seeds_of(records[0], records))
+        return card_scores(records[0], seeds_of(records[0], records))
 
     accuracy, bleu = shown(*records, made_record(seed=3, task="cola"))
-    assert (accuracy["name"], accuracy["seeds"]) == ("accuracy", 3)
-    assert (bleu["name"], bleu["median"], bleu["cells"][0], bleu["seeds"]) == (
+    assert (accuracy.name, accuracy.seeds) == ("accuracy", 3)
+    assert (bleu.name, bleu.median, bleu.cells[0], bleu.seeds) == (
         "bleu",
         61.0,
         "60.00",
@@ -242,9 +244,9 @@ def test_a_card_has_the_scores_of_texts_and_no_number_that_a_seed_lacks():
         "best": None,
         "protocols": {},
     }
-    assert [number["name"] for number in shown(*records)] == ["bleu"]
+    assert [score.name for score in shown(*records)] == ["bleu"]
     alone = shown(records[0])[0]
-    assert (alone["cells"][2], alone["title"]) == ("-", "accuracy, one seed")
+    assert (alone.cells[2], alone.title) == ("-", "accuracy, one seed")
 
 
 PUBLISHED = "that vera-bench has published in runs/records/"
@@ -276,14 +278,8 @@ def test_a_card_says_which_of_its_seeds_others_ran_and_is_not_forged(
         one["recipe"]["source"] = one["result"]["metric"] = forged
         one["deviations"] = [forged]
     origin = {one["id"]: study for one, study in zip(runs, studies, strict=True)}
-    text = export.card(
-        runs[0],
-        Ledger({one["id"]: one for one in runs}, origin),
-        "mine",
-        None,
-        "mit",
-        {},
-    )
+    ledger = Ledger({one["id"]: one for one in runs}, origin)
+    text = model_card(runs[0], ledger, CardOptions("mine", licence="mit"))
     assert said in text
     assert f"| 80.0 | 80.0 | 80.0 to 80.0 | {len(runs)} |" in text
     assert ("published in" in text) == any(study != "ours" for study in studies)
@@ -455,7 +451,7 @@ def test_without_a_rank_vera_becomes_a_lora_of_the_same_answers(
 def test_a_rank_beyond_what_servers_allow_is_named():
     layer = LayerConversion(rank=1024, error=1e-7, change=1.0)
     conversion = Conversion({"query": layer})
-    sentences = export.describe_conversion(conversion, None, 10**6)
+    sentences = describe_conversion(conversion, None, 10**6)
     assert "rank=512 truncates" in " ".join(sentences)
 
 

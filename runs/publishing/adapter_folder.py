@@ -1,0 +1,337 @@
+"""Writes a finished run's adapter in peft's format or as a LoRA, or the whole model with
+the adapter merged in."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runs import models
+from runs.command.errors import UserError
+from runs.evaluate import restore
+from runs.publishing.card import CardOptions, model_card
+from runs.record.ledger import read_ledger
+from runs.record.schema import Record
+from runs.record.text import megabytes
+from tasks.images import ImageTask, write_preprocessing
+
+if TYPE_CHECKING:
+    import vera
+    from runs.training.context import Context
+
+#: How many dev rows have their outputs compared.
+COMPARED_ROWS = 64
+#: The largest rank of a LoRA that vLLM serves (its --max-lora-rank).
+VLLM_RANK = 512
+#: How far outputs may lie apart by rounding in float32, relative to the largest: a
+#: thousand units in the last place. Merged, all methods moved MiniLM's by 0 to 24; VeRA
+#: and LoRA those of 24 and 32 layers by 3 to 8.
+ROUNDING = 1000 * 2.0**-23
+
+
+@dataclass(frozen=True)
+class AdapterChoices:
+    """What a user chooses about an exported adapter.
+
+    Attributes:
+        base: the hub's name of the base model, where the record does not tell.
+        licence: as the hub abbreviates it; None: the base model's.
+        repository: OWNER/NAME on the hub, where the folder is to be pushed.
+        as_lora: whether the adapter is converted to a LoRA.
+        lora_rank: as for `vera.export_lora`.
+    """
+
+    base: str | None = None
+    licence: str | None = None
+    repository: str | None = None
+    as_lora: bool = False
+    lora_rank: int | float | None = None
+
+
+def write_adapter(
+    record: Record, folder: Path, output: str, choices: AdapterChoices
+) -> None:
+    """Writes a run's adapter in peft's format, with how inputs are prepared and a model
+    card.
+
+    Args:
+        output: the folder that holds the run's files.
+
+    Raises:
+        UserError: for a repository on the hub whose base model is not known.
+    """
+    import vera
+
+    model = record["config"]["model"]
+    origin = models.origin(model, record["model"], choices.base)
+    _note_on_origin(record, origin, choices)
+    licence = choices.licence or (origin.licence if origin else None)
+    if licence is None:
+        print("no licence is known, and the card names none (license=mit)")
+    context = restore(record, output)
+    unscale_answers(context)
+    base, revision = (origin.name, origin.revision) if origin else (None, None)
+    conversion_note = ""
+    if choices.as_lora:
+        conversion_note = write_lora(context, choices.lora_rank, folder, base, revision)
+        print(conversion_note)
+    else:
+        vera.export_peft(context.raw_model, folder, base, revision)
+    write_inputs(context, folder)
+    options = CardOptions(
+        # no path of this machine in the card
+        name=choices.repository or folder.resolve().name,
+        origin=origin,
+        licence=licence,
+        loading=loading_settings(context),
+        conversion_note=conversion_note,
+    )
+    card = model_card(record, read_ledger(output), options)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    if not choices.repository:
+        print(
+            f"for peft.PeftModel.from_pretrained(base, '{folder}'), where base is the "
+            f"model of {models.fetch(model)}"
+        )
+
+
+def _note_on_origin(
+    record: Record, origin: models.Origin | None, choices: AdapterChoices
+) -> None:
+    """Prints what the user should know about the base model's name. Raises UserError
+    where a repository needs the name and it is not known."""
+    if origin is None and choices.repository:
+        raise UserError(
+            f"run {record['id']}: which model of the hub its base is, is not known: "
+            "name it, base=OWNER/NAME"
+        )
+    if origin is None:
+        print(
+            "which model of the hub the base is, is not known: AutoPeftModel needs it "
+            "(base=OWNER/NAME)"
+        )
+    elif origin.note and not choices.base:
+        print(f"base model: {origin.name}. Note: {origin.note}")
+
+
+def write_lora(
+    context: "Context",
+    rank: int | float | None,
+    folder: Path,
+    base: str | None,
+    revision: str | None,
+) -> str:
+    """Writes the adapter of a restored run as a LoRA in peft's format, with its head,
+    and loads that file onto the run's model by peft.
+
+    Args:
+        context: The run, restored. Its model has the LoRA afterwards.
+        rank: As for `vera.export_lora`.
+        folder: Where the adapter goes.
+        base: As for `vera.export_lora`.
+        revision: As for `vera.export_lora`.
+
+    Returns:
+        Sentences for a user: the rank, the size, what servers allow, and what is lost.
+
+    Raises:
+        AdapterError: The adapter cannot be converted; nothing is written then.
+    """
+    import peft
+
+    import vera
+
+    model, task = context.raw_model, context.task
+    score_before = context.score()
+    outputs_before = outputs(context)
+    conversion = vera.export_lora(model, folder, rank, base, revision)
+    if not conversion.change:
+        return (
+            "The adapter changes no weight: its kept epoch is one before its values had "
+            "moved."
+        )
+    vera.unload(model)
+    with warnings.catch_warnings():
+        # peft's, of a base model that it cannot look up
+        warnings.simplefilter("ignore")
+        peft.PeftModel.from_pretrained(model, folder)  # in place
+    score_after = context.score()
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    sentences = describe_conversion(conversion, rank, size)
+    sentences.append(
+        f"{task.metric}: {task.scale * score_before:.2f} before, "
+        f"{task.scale * score_after:.2f} after."
+    )
+    sentences.append(Difference.between(outputs_before, outputs(context)).text)
+    return " ".join(sentences)
+
+
+def describe_conversion(
+    conversion: "vera.Conversion", rank: int | float | None, size: int
+) -> list[str]:
+    """What a conversion to LoRA gave and lost, in sentences. size: of the file in
+    bytes."""
+    lora = f"The LoRA has rank {conversion.rank} and {megabytes(size)}."
+    if conversion.rank > VLLM_RANK:
+        limit = f"vLLM serves ranks up to {VLLM_RANK}: rank={VLLM_RANK} truncates it."
+    else:
+        limit = f"vLLM serves it with --max-lora-rank of at least {conversion.rank}."
+    lost = conversion.error / conversion.change
+    if rank is None:
+        return [lora, limit, f"It is VeRA's change up to rounding ({lost:.0e})."]
+    shares = {}
+    for site, layer in conversion.layers.items():
+        shares[site] = layer.error / layer.change if layer.change else 0.0
+    worst = max(shares, key=lambda site: shares[site])
+    loses = (
+        f"The conversion to LoRA (rank={rank:g}) loses {lost:.2%} of the change of the"
+        f" weights (Frobenius norm), at worst {shares[worst]:.2%}, in {worst}."
+    )
+    return [lora, limit, loses]
+
+
+def write_merged(record: Record, folder: Path, output: str) -> None:
+    """Writes a run's whole model with the adapter merged in, in float32 whatever the
+    run computed in.
+
+    Raises:
+        UserError: where its outputs are another model's; nothing is written then.
+    """
+    import vera
+
+    train = {**record["config"]["train"], "precision": "fp32"}
+    config = {**record["config"], "train": train}
+    if config["model"].get("quantise"):
+        # Weights of full precision take the adapter in; 4-bit ones would round it away.
+        config["model"] = {**config["model"], "quantise": None}
+        print(
+            "the adapter was trained over 4-bit weights; it is merged into the whole "
+            "ones"
+        )
+    context = restore({**record, "config": config}, output)
+    model = context.raw_model
+    model.float()
+    outputs_before = outputs(context)
+    vera.unload(model, merge=True)
+    difference = Difference.between(outputs_before, outputs(context))
+    if not difference.is_rounding:
+        raise UserError(
+            f"run {record['id']} is not written: merged, it is another model. "
+            f"{difference.text}"
+        )
+    print(difference.text)
+    unscale_answers(context)
+    classes = getattr(context.task, "classes", None)
+    if classes:
+        model.config.id2label = dict(enumerate(classes))
+        model.config.label2id = {name: index for index, name in enumerate(classes)}
+    model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        # safetensors lets the owner alone read its files
+        weights.chmod((folder / "config.json").stat().st_mode)
+    write_inputs(context, folder)
+
+
+def unscale_answers(context: "Context") -> None:
+    """Makes a regression that was trained on scaled labels answer in their own
+    units."""
+    import vera
+
+    if context.task.scaling:
+        vera.unscale(vera.output_layer(context.raw_model), *context.task.scaling)
+        context.task.scaling = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two models' outputs of the same rows lie apart.
+
+    Attributes:
+        largest_change: of an output.
+        largest_output: in absolute value, before the change.
+    """
+
+    rows: int
+    largest_change: float
+    largest_output: float
+
+    @classmethod
+    def between(cls, before: np.ndarray, after: np.ndarray) -> "Difference":
+        """The difference of outputs (rows, outputs)."""
+        change = float(abs(after - before).max())
+        return cls(len(before), change, float(abs(before).max()))
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether rounding alone explains it."""
+        return self.largest_change <= ROUNDING * self.largest_output
+
+    @property
+    def text(self) -> str:
+        """The difference as a sentence."""
+        return (
+            f"Outputs of {self.rows} dev rows differ by at most "
+            f"{self.largest_change:.2g}; the largest output is "
+            f"{self.largest_output:.2g}."
+        )
+
+
+def outputs(context: "Context") -> np.ndarray:
+    """What the first dev rows are judged by now: logits, or a row's loss.
+
+    Returns:
+        (rows, outputs).
+    """
+    import torch
+
+    import vera
+
+    model, task = context.raw_model, context.task
+    model.eval()
+    count = min(COMPARED_ROWS, len(task.lengths("dev")))
+    size = context.config["eval_batch"]
+    parts = []
+    with torch.no_grad(), vera.unchanged(model), context.accelerator.autocast():
+        for start in range(0, count, size):
+            rows = range(start, min(start + size, count))
+            _, answers = task.answers(model, context.batch("dev", rows))
+            parts.append(answers)
+    return np.concatenate(parts)
+
+
+def write_inputs(context: "Context", folder: Path) -> None:
+    """Writes the tokenizer, or how images are prepared. timm's models have that in
+    their own config.json, which a folder with the adapter alone has not."""
+    from transformers import AutoTokenizer
+
+    base = models.fetch(context.config["model"])
+    if not isinstance(context.task, ImageTask):
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+        tokenizer.save_pretrained(folder)
+        return
+    has_own_file = (base / "preprocessor_config.json").is_file()
+    if has_own_file or (folder / "config.json").is_file():
+        write_preprocessing(base, folder, context.task.preprocessing)
+
+
+def loading_settings(context: "Context") -> dict[str, Any]:
+    """The settings with which transformers loads the base model as the run had it."""
+    config = context.raw_model.config
+    settings = dict[str, Any]()
+    if not context.config["model"].get("quantise"):
+        settings["dtype"] = models.DTYPES[models.dtype_of(context.config)]
+    if context.task.num_labels:
+        settings["num_labels"] = context.task.num_labels
+    is_timm = config.model_type == "timm_wrapper"
+    if is_timm:  # with its own number of classes
+        settings["model_args"] = config.model_args or {}
+    architecture = (config.architectures or [""])[0]
+    if is_timm or architecture.endswith("Classification"):
+        # the base has a head of other classes
+        settings["ignore_mismatched_sizes"] = True
+    classes = getattr(context.task, "classes", None)
+    if classes:
+        settings["id2label"] = dict(enumerate(classes))
+    return settings

@@ -1,0 +1,192 @@
+"""The model card of an adapter, from its record: what it is, how well it does, and how
+it was made. card.md is its template."""
+
+import json
+import math
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jinja2
+
+from runs import models
+from runs.evaluate import kept_result
+from runs.record.cell import (
+    Metric,
+    cell_id,
+    interval_name,
+    median_interval,
+    row_label,
+    seed_value,
+    text_score,
+)
+from runs.record.ledger import Ledger
+from runs.record.redaction import without_paths
+from runs.record.schema import FINISHED, TEXT_SCORES, Record
+from runs.record.templates import environment
+from runs.record.text import one_line
+from runs.run.definition import overrides_of
+from runs.run.provenance import is_committed
+
+
+@dataclass(frozen=True)
+class CardOptions:
+    """What a card says beside its record.
+
+    Attributes:
+        name: what the adapter is to be called.
+        origin: its base model on the hub, where that is known.
+        loading: the settings that load its base model as the run had it.
+        conversion_note: what a conversion to LoRA lost, in words; the numbers are then
+            those of the adapters before.
+    """
+
+    name: str
+    origin: models.Origin | None = None
+    licence: str | None = None
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    conversion_note: str = ""
+
+
+@dataclass(frozen=True)
+class CardScore:
+    """A score of a run beside those of its cell's other seeds.
+
+    Attributes:
+        median: over the seeds.
+        seeds: how many.
+        title: in the model-index, which has no field for seeds and an interval.
+        cells: of the card's table.
+    """
+
+    name: str
+    median: float
+    seeds: int
+    title: str
+    cells: list[str]
+
+
+def seeds_of(record: Record, records: Iterable[Record]) -> dict[int, Record]:
+    """A run and the others of its cell, by seed. Of several runs of a seed it is the
+    one of the fewest deviations and first id."""
+    cell = cell_id(record), record["cell"]["row"]
+    runs_of_cell = []
+    for other_record in records:
+        key = cell_id(other_record), other_record["cell"]["row"]
+        if other_record["status"] in FINISHED and key == cell:
+            runs_of_cell.append(other_record)
+    # the last one of a seed counts
+    runs_of_cell.sort(key=lambda run: (len(run["deviations"]), run["id"]), reverse=True)
+    runs_of_cell.append(record)
+    return {run["cell"]["seed"]: run for run in runs_of_cell}
+
+
+def card_scores(record: Record, seeds: Mapping[int, Record]) -> list[CardScore]:
+    """The metric of a run and the scores of its texts; without those that this run
+    lacks, or that are not finite.
+
+    Args:
+        seeds: the runs of its cell (`seeds_of`).
+    """
+    scores = []
+    for name in (Metric.of_record(record).name, *TEXT_SCORES):
+        score = _card_score(name, record, seeds)
+        if score is not None:
+            scores.append(score)
+    return scores
+
+
+def _card_score(
+    name: str, record: Record, seeds: Mapping[int, Record]
+) -> CardScore | None:
+    is_text_score = name in TEXT_SCORES
+    by_seed = dict[int, float]()
+    for seed, run in seeds.items():
+        score = text_score(run, name) if is_text_score else seed_value(run)
+        if score is not None:
+            by_seed[seed] = score
+    own_seed = record["cell"]["seed"]
+    if own_seed not in by_seed or not all(map(math.isfinite, by_seed.values())):
+        return None
+    format_score: Callable[[float], str] = "{:.2f}".format
+    own_score = by_seed[own_seed]
+    if not is_text_score:
+        format_score = Metric.of_record(record).text
+        own_score = kept_result(record, best=False)
+    count = len(by_seed)
+    middle = median(by_seed.values())
+    ends = median_interval([*by_seed.values()])
+    title = f"{name}, one seed"
+    interval = "-"
+    if ends:
+        interval = " to ".join(map(format_score, ends))
+        plain_interval = " to ".join(f"{end:g}" for end in ends)
+        title = (
+            f"{name}, median of {count} seeds "
+            f"({interval_name([count])}: {plain_interval})"
+        )
+    cells = [format_score(own_score), format_score(middle), interval, str(count)]
+    return CardScore(name, middle, count, title, cells)
+
+
+def model_card(record: Record, ledger: Ledger, options: CardOptions) -> str:
+    """The card of an adapter, by the template card.md.
+
+    Args:
+        ledger: with the other seeds of its cell; the card says who ran them.
+    """
+    record = without_paths(record)
+    config = record["config"]
+    seeds = seeds_of(record, ledger)
+    scores = card_scores(record, seeds)
+    values = {
+        "record": record,
+        "config": config,
+        "origin": options.origin,
+        "licence": options.licence,
+        "converted": options.conversion_note,
+    }
+    values |= {
+        "name": options.name,
+        "quoted": repr(options.name),
+        "method": row_label(config),
+        "settings": _method_settings(config["method"]),
+    }
+    values |= {
+        "metric": Metric.of_record(record),
+        "numbers": scores,
+        "interval": interval_name(score.seeds for score in scores),
+        "origins": [ledger.origin.get(run["id"], "ours") for run in seeds.values()],
+    }
+    arguments = [repr(options.name)]
+    arguments += [f"{key}={value!r}" for key, value in options.loading.items()]
+    values |= {
+        "loads": ", ".join(arguments),
+        "committed": is_committed(record),
+        "command": shlex.join(overrides_of(record)),
+    }
+    templates = environment(Path(__file__).parent).overlay(
+        finalize=_escaped, undefined=jinja2.ChainableUndefined, lstrip_blocks=False
+    )
+    return templates.get_template("card.md").render(values)
+
+
+def _method_settings(method: Mapping[str, Any]) -> str:
+    """The method's settings that a reader of the card looks for."""
+    parts = []
+    for key in ("rank", "alpha", "sites", "projection_seed"):
+        value = method.get(key)
+        if value is not None:
+            parts.append(f"{key} {json.dumps(value)}")
+    return ", ".join(parts)
+
+
+def _escaped(value: object) -> object:
+    """One line without HTML, so that no text of a record forges a heading; what is
+    marked safe stays."""
+    if hasattr(value, "__html__"):
+        return value
+    return one_line(str(value)).replace("<", "&lt;")
