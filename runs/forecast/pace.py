@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from runs.command.parser import one_of
-from runs.forecast.work import outline
+from runs.forecast.work import Outline, outline
 from runs.machine import gpus
 from runs.models.memory import computing_precision
 from runs.record.cell import hash_of
@@ -29,121 +29,154 @@ from runs.run.definition import UNLIKE_OTHERS, Run, epoch_batches
 from tasks.fetch import cache_folder
 
 #: What a forecast says of the time of decoding that is in it.
-DECODING = "decoding: of the longest texts, bytes of weights over another such rate, without the host's time"
+DECODING = (
+    "decoding: of the longest texts, bytes of weights over another such rate, "
+    "without the host's time"
+)
 #: The most steps and seconds of a probe, for each row of a model.
 STEPS, SECONDS = 20, 20
+#: A rate is the median over so many finished runs of other cells.
+RATED_RUNS = 3
+#: A forecast looks at so many of the newest records for the pace of this machine.
+PACE_RECORDS = 300
+
+#: What runs share that differ in their seeds alone.
+Variant = tuple[str, ...]
+
+
+def variant_of(run: Run) -> Variant:
+    """The variant of a run."""
+    return (run.row, run.model, run.task, *run.overrides)
 
 
 # --- FLOP a second
+
+
+class Rate(NamedTuple):
+    """FLOP a second, and in words where the number is from."""
+
+    flops: float
+    source: str
 
 
 def probe(runs: Iterable[Run]) -> None:
     """Trains some steps of each row of each model, on one of its tasks, and keeps the
     FLOP a second. Rows that were measured here before are left out; a line gives the
     reason for each that cannot be measured."""
-    cells = {
-        cell_key(run): run for run in runs if run.method["kind"] not in UNLIKE_OTHERS
+    variants = {
+        variant_of(run): run for run in runs if run.method["kind"] not in UNLIKE_OTHERS
     }
-    known = ((run, outline(run)) for run in cells.values() if not rate_of(run, []))
-    rows = {rate_file(run): (run, one.step_flops) for run, one in known if one.flops}
-    print(
-        f"probe: at most {STEPS} steps and {SECONDS}s for each of {plural(len(rows), 'row')}"
-    )
-    for number, (file, (run, flops)) in enumerate(rows.items(), 1):
+    rows = dict[Path, tuple[Run, float]]()
+    for run in variants.values():
+        if not rate_of(run, []):
+            known = outline(run)
+            if known.flops:
+                rows[rate_file(run)] = (run, known.step_flops)
+    total = plural(len(rows), "row")
+    print(f"probe: at most {STEPS} steps and {SECONDS}s for each of {total}")
+    for number, (file, (run, step_flops)) in enumerate(rows.items(), 1):
         name = f"probe {number}/{len(rows)}: {run.label}"
         try:
-            from runs.training.loop import Training
-
-            with tempfile.TemporaryDirectory() as folder:
-                config = run.config | {"output": folder, "init_from": None}
-                training = Training(
-                    replace(run, config=config, start=None), "probe", lambda event: None
-                )
-                size, times = config["train"]["effective_batch"], list[float]()
-                batches = epoch_batches(
-                    training.lengths, size, 0, 0, training.task.block
-                )[: STEPS + 1]
-                while len(times) < len(batches) and sum(times[1:]) < SECONDS:
-                    start = time.perf_counter()
-                    float(training.step(batches[len(times)]))  # waits for the device
-                    times.append(time.perf_counter() - start)
-                training.accelerator.free_memory()
+            times = _time_steps(run)
         except Exception as error:
             # of the run's settings, of a model's own code, of a full device
-            print(
-                f"{name}: left out, a probe needs the run's model and data here ({describe(error)})"
-            )
+            reason = f"a probe needs the run's model and data here ({describe(error)})"
+            print(f"{name}: left out, {reason}")
             continue
-        times = times[1:] or times  # the first one loads kernels
-        rate = len(times) * flops / sum(times)
+        rate = len(times) * step_flops / sum(times)
         # a read-only home costs the forecast, no more
         with contextlib.suppress(OSError):
             write_atomically(file, json.dumps({"flops": rate, "of": run.label}))
-        print(
-            f"{name}: {plural(len(times), 'step')} in {duration(sum(times))}, {rate / 1e12:,.2f} TFLOP/s"
-        )
+        steps = plural(len(times), "step")
+        print(f"{name}: {steps} in {duration(sum(times))}, {rate / 1e12:,.2f} TFLOP/s")
+
+
+def _time_steps(run: Run) -> list[float]:
+    """The seconds of some training steps of a run, without the first one, which loads
+    kernels."""
+    from runs.training.loop import Training
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = run.config | {"output": folder, "init_from": None}
+        alone = replace(run, config=config, start=None)
+        training = Training(alone, "probe", lambda event: None)
+        size = config["train"]["effective_batch"]
+        batches = epoch_batches(training.lengths, size, 0, 0, training.task.block)
+        times = list[float]()
+        for batch in batches[: STEPS + 1]:
+            if sum(times[1:]) >= SECONDS:
+                break
+            start = time.perf_counter()
+            float(training.step(batch))  # waits for the device
+            times.append(time.perf_counter() - start)
+        training.accelerator.free_memory()
+    return times[1:] or times
 
 
 def devices(run: Run) -> list[str]:
     """The names of the devices of this machine that a run may compute on."""
-    return (gpus.cards("Name") if run.config["device"] != "cpu" else []) or [
-        gpus.processor()
-    ]
+    names = gpus.cards("Name") if run.config["device"] != "cpu" else []
+    return names or [gpus.processor()]
 
 
 def rate_file(run: Run) -> Path:
     """Where a probe keeps the FLOP a second of a run's row: by machine, model,
     precision and row."""
-    where = [
-        os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
-    ]
-    row = [
-        run.config[key]
-        for key in ("device", "model", "micro_batch", "gradient_checkpointing")
-    ]
-    cores = (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count()
-    )
-    machine = [devices(run), gpus.processor(), cores, where, version("torch")]
+    cores = os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    variables = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    environment = [os.environ.get(name) for name in variables]
+    machine = [devices(run), gpus.processor(), cores, environment, version("torch")]
+    keys = ("device", "model", "micro_batch", "gradient_checkpointing")
+    row = [run.config[key] for key in keys]
     key = hash_of([machine, row, run.method, run.config["train"]["precision"]])
     return cache_folder() / "rates" / f"{key[:24]}.json"
 
 
-def rate_of(
-    run: Run, done: Sequence[Record], card: str | None = None
-) -> tuple[float, str] | None:
-    """A run's FLOP a second, and in words where it is from: as conf/cards.yaml assumes
-    it of a card. Without one this machine's: as a probe has measured it for the row, or
-    as up to three finished runs of other cells in the same precision had it. Raises
-    UserError for a card that the file lacks."""
+def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate | None:
+    """A run's FLOP a second: as conf/cards.yaml assumes it of a card. Without one this
+    machine's: as a probe has measured it for the row, or as finished runs of other
+    cells in the same precision had it. Raises UserError for a card that the file
+    lacks.
+
+    Args:
+        done: Finished runs, the oldest first."""
     precision = computing_precision(run.config)
     if card:
         cards = in_conf("cards.yaml")
         rate = cards[one_of("card", card, cards)][precision]
-        return rate, "a rate that conf/cards.yaml assumes: nobody measured it"
+        return Rate(rate, "a rate that conf/cards.yaml assumes: nobody measured it")
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return float(json.loads(rate_file(run).read_bytes())["flops"]), "a probe's rate"
-    had = list[float]()
-    for record in (
-        record for record in reversed(done) if record["device"]["name"] in devices(run)
-    ):
-        config, cost, cell = record["config"], record["cost"], record["cell"]
-        alike = config["method"]["kind"] not in UNLIKE_OTHERS
-        # A record may be from before a setting, or of a run that took no time
-        with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
-            if alike and computing_precision(config) == precision and len(had) < 3:
-                flops = outline(
-                    Run(cell["row"], cell["model"], cell["task"], 0, "", None, config)
-                ).flops
-                had += (
-                    [flops / (cost["train_seconds"] + cost["evaluate_seconds"])]
-                    if flops
-                    else []
-                )
-    words = f"the rate of {plural(len(had), 'finished run')} of other cells"
-    return (float(np.median(had)), words) if had else None
+        measured = json.loads(rate_file(run).read_bytes())
+        return Rate(float(measured["flops"]), "a probe's rate")
+    rates = list[float]()
+    names = devices(run)
+    for record in reversed(done):
+        if len(rates) < RATED_RUNS and record["device"]["name"] in names:
+            rate = _rate_of_finished(record, precision)
+            if rate:
+                rates.append(rate)
+    if not rates:
+        return None
+    runs = plural(len(rates), "finished run")
+    return Rate(float(np.median(rates)), f"the rate of {runs} of other cells")
+
+
+def _rate_of_finished(record: Record, precision: str) -> float:
+    """The FLOP a second of a finished run; 0 where they are not known, or it does not
+    tell of others."""
+    config = record["config"]
+    cost = record["cost"]
+    cell = record["cell"]
+    # A record may be from before a setting, or of a run that took no time
+    with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
+        is_like_others = config["method"]["kind"] not in UNLIKE_OTHERS
+        if is_like_others and computing_precision(config) == precision:
+            run = Run(cell["row"], cell["model"], cell["task"], 0, "", None, config)
+            seconds = cost["train_seconds"] + cost["evaluate_seconds"]
+            return float(outline(run).flops / seconds)
+    return 0.0
 
 
 # --- runs that are left
@@ -161,8 +194,40 @@ class Planned:
     progress: Mapping[str, Any] = field(default_factory=dict)
 
 
-#: A forecast looks at so many of the newest records for the pace of this machine.
-PACE_RECORDS = 300
+class Work(NamedTuple):
+    """An amount of work."""
+
+    steps: float = 0.0
+    tokens: float = 0.0
+    flops: float = 0.0
+    sampled: float = 0.0
+
+
+@dataclass
+class _Variants:
+    """The variants of the runs that are left: a run of each, its finished runs, and of
+    those without any the amount of work of a run, and this machine's rate."""
+
+    runs: dict[Variant, Run]
+    finished: dict[Variant, list[Record]]
+    outlines: dict[Variant, Outline]
+    rates: dict[Variant, Rate | None]
+
+
+@dataclass
+class _Total:
+    """What runs take together. work: of those without a finished run like them.
+    seconds: of each run whose time is known. sources: where times are from."""
+
+    work: list[Work] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    disk_bytes: float = 0.0
+    sources: list[str] = field(default_factory=list)
+
+    def add_source(self, source: str) -> None:
+        """Names a source once."""
+        if source not in self.sources:
+            self.sources.append(source)
 
 
 def estimate(
@@ -173,124 +238,201 @@ def estimate(
     whose hours are wanted."""
     recent = [] if card else records.newest(PACE_RECORDS)
     done = [record for record in reversed(recent) if record["status"] == "done"]
-    cells = {cell_key(one.run): one.run for one in left}
-    like = {key: _like(run, done) for key, run in cells.items()}
-    bar = tqdm(
-        [key for key in cells if not like[key]],
-        "counting FLOPs",
-        leave=False,
-        disable=None,
-        delay=2,
-    )
-    new = {key: outline(cells[key]) for key in bar}
-    rates = {
-        key: rate_of(cells[key], done, card) for key, each in new.items() if each.flops
-    }
-    amounts, times, disk, sources = list[Any](), list[float](), 0.0, dict[str, None]()
-    for one in left:
-        key, seconds = (
-            cell_key(one.run),
-            None if card else one.progress.get("seconds_left"),
-        )
-        if like[key]:
-            seconds = _as_finished(one, like[key]) if seconds is None else seconds
-            kept = [
-                of["cost"]["adapter_bytes"] + 4 * of["parameters"]["head"]
-                for of in like[key]
-            ]
-            disk += float(np.median(kept))
-        elif (each := new[key]).basis:
-            share = 1 - min(one.progress.get("step", 0) / max(each.steps, 1), 1.0)
-            amount = [each.steps, each.tokens, each.flops, each.sampled]
-            amounts.append(share * np.array(amount))
-            if seconds is None and (rate := rates.get(key)):
-                seconds, sources[f"FLOPs at {rate[1]}"] = amounts[-1][2] / rate[0], None
-                if card and each.reads:
-                    seconds += (
-                        each.prompts / rate[0]
-                        + each.reads / in_conf("cards.yaml")[card]["memory"]
-                    )
-                    sources[DECODING] = None
-        times += [] if seconds is None else [seconds]
-    steps, tokens, flops, sampled = np.sum(amounts, 0) if amounts else (0, 0, 0, 0)
-    bases = dict.fromkeys(
-        word for each in new.values() if each.basis for word in each.basis.split("; ")
-    )
-    unknown = ", ".join(
-        dict.fromkeys(cells[key].row for key, each in new.items() if not each.flops)
-    )
-    slow = {rate_file(cells[key]) for key, rate in rates.items() if not rate}
-    decoding = (
-        key
-        for key in rates
-        if cells[key].config["task"].get("decode", "none") != "none"
-    )
-    decodes = any(not (card and new[key].reads) for key in decoding)
-    ids = {record["id"] for records in like.values() for record in records}
-    words = "; ".join(
-        [*([f"from {plural(len(ids), 'finished run')}"] if ids else []), *sources]
-    )
-    part = (
-        ""
-        if len(times) == len(left)
-        else f" for {len(times)} of the {len(left)} runs left"
-    )
-    lines = {
-        f"forecast for {plural(len(amounts), 'run')}: {steps:,.0f} steps"
-        + (f", {tokens / 1e6:,.0f}M tokens" if tokens else "")
-        + (f", at most {sampled / 1e6:,.2f}M sampled tokens" if sampled else "")
-        + (f", {flops:.1e} FLOP".replace("e+", "e") if flops else ""): amounts,
-        f"  ({'; '.join(bases)})": amounts,
-        f"FLOPs are not known of {unknown}: its rows or lengths are not, or torch cannot count them": unknown,
-        f"no estimate of time: no rate of {plural(len(slow), 'row')} (probe=true: {SECONDS}s each)": slow,
-        "the time of decoding is not in it: a finished run shows it": decodes,
-        f"est. {duration(sum(times))} left on one {card or devices(left[0].run)[0]}{part}"
-        f"{words and f' ({words})'}{f', {megabytes(disk)} on disk' if disk else ''}": times,
-    }
-    return "\n".join(line for line, holds in lines.items() if holds)
+    variants = _variants_of(left, done, card)
+    total = _Total()
+    for planned in left:
+        seconds = _add_run(planned, variants, total, card)
+        if seconds is not None:
+            total.seconds.append(seconds)
+    lines = _lines_of_work(total, variants)
+    lines += _lines_of_gaps(variants, card)
+    if total.seconds:
+        lines.append(_line_of_time(total, variants, left, card))
+    return "\n".join(lines)
 
 
-def _like(run: Run, done: Sequence[Record]) -> list[Record]:
-    """Finished runs of the same cell, with the same settings of the task that decide
-    the amount of work."""
-    task, cell = run.config["task"], (run.row, run.model, run.config["task"]["name"])
-    amounts = (
-        "train_rows",
-        "dev_rows",
-        "holdout",
-        "shots",
-        "image_size",
-        "items",
-        "decode",
-        "beams",
+def _variants_of(
+    left: Sequence[Planned], done: Sequence[Record], card: str | None
+) -> _Variants:
+    runs = {variant_of(planned.run): planned.run for planned in left}
+    finished = {variant: _like(run, done) for variant, run in runs.items()}
+    unknown = [variant for variant in runs if not finished[variant]]
+    bar = tqdm(unknown, "counting FLOPs", leave=False, disable=None, delay=2)
+    outlines = {variant: outline(runs[variant]) for variant in bar}
+    rates = dict[Variant, Rate | None]()
+    for variant, known in outlines.items():
+        if known.flops:
+            rates[variant] = rate_of(runs[variant], done, card)
+    return _Variants(runs, finished, outlines, rates)
+
+
+def _add_run(
+    planned: Planned, variants: _Variants, total: _Total, card: str | None
+) -> float | None:
+    """Adds a run's disk space, or its work. Returns the seconds that it still takes,
+    where they are known."""
+    variant = variant_of(planned.run)
+    seconds = None if card else planned.progress.get("seconds_left")
+    finished = variants.finished[variant]
+    if finished:
+        total.disk_bytes += _bytes_kept(finished)
+        return _as_finished(planned, finished) if seconds is None else seconds
+    known = variants.outlines[variant]
+    if not known.basis:
+        return seconds
+    work = _work_left(planned, known)
+    total.work.append(work)
+    rate = variants.rates.get(variant)
+    if seconds is not None or rate is None:
+        return seconds
+    total.add_source(f"FLOPs at {rate.source}")
+    seconds = work.flops / rate.flops
+    if card and known.reads:
+        total.add_source(DECODING)
+        memory = in_conf("cards.yaml")[card]["memory"]
+        seconds += known.prompts / rate.flops + known.reads / memory
+    return seconds
+
+
+def _work_left(planned: Planned, known: Outline) -> Work:
+    done = planned.progress.get("step", 0) / max(known.steps, 1)
+    share = 1 - min(done, 1.0)
+    return Work(
+        share * known.steps,
+        share * known.tokens,
+        share * known.flops,
+        share * known.sampled,
     )
+
+
+def _bytes_kept(finished: Sequence[Record]) -> float:
+    """What a run of a cell leaves on the disk: its adapter, and its head in float32."""
+    sizes = [
+        record["cost"]["adapter_bytes"] + 4 * record["parameters"]["head"]
+        for record in finished
+    ]
+    return float(np.median(sizes))
+
+
+def _lines_of_work(total: _Total, variants: _Variants) -> list[str]:
+    """Steps, tokens and FLOPs, and how they are known."""
+    if not total.work:
+        return []
+    work = Work(*np.sum(total.work, 0))
+    parts = [f"{work.steps:,.0f} steps"]
+    if work.tokens:
+        parts.append(f"{work.tokens / 1e6:,.0f}M tokens")
+    if work.sampled:
+        parts.append(f"at most {work.sampled / 1e6:,.2f}M sampled tokens")
+    if work.flops:
+        parts.append(f"{work.flops:.1e} FLOP".replace("e+", "e"))
+    bases = list[str]()
+    for known in variants.outlines.values():
+        if known.basis:
+            bases += known.basis.split("; ")
+    runs = plural(len(total.work), "run")
     return [
-        record
-        for record in done
-        if tuple(record["cell"][key] for key in ("row", "model", "task")) == cell
-        and all(record["config"]["task"].get(key) == task.get(key) for key in amounts)
-        and record["config"].get("reward") == run.config.get("reward")
+        f"forecast for {runs}: {', '.join(parts)}",
+        f"  ({'; '.join(dict.fromkeys(bases))})",
     ]
 
 
-def _as_finished(one: Planned, like: Sequence[Record]) -> float:
+def _lines_of_gaps(variants: _Variants, card: str | None) -> list[str]:
+    """What is not known."""
+    lines = list[str]()
+    uncounted = [
+        variants.runs[variant].row
+        for variant, known in variants.outlines.items()
+        if not known.flops
+    ]
+    if uncounted:
+        rows = ", ".join(dict.fromkeys(uncounted))
+        lines.append(
+            f"FLOPs are not known of {rows}: its rows or lengths are not, or torch "
+            "cannot count them"
+        )
+    unrated = {
+        rate_file(variants.runs[variant])
+        for variant, rate in variants.rates.items()
+        if not rate
+    }
+    if unrated:
+        rows = plural(len(unrated), "row")
+        lines.append(
+            f"no estimate of time: no rate of {rows} (probe=true: {SECONDS}s each)"
+        )
+    for variant in variants.rates:
+        decodes = variants.runs[variant].config["task"].get("decode", "none") != "none"
+        if decodes and not (card and variants.outlines[variant].reads):
+            lines.append("the time of decoding is not in it: a finished run shows it")
+            break
+    return lines
+
+
+def _line_of_time(
+    total: _Total, variants: _Variants, left: Sequence[Planned], card: str | None
+) -> str:
+    device = card or devices(left[0].run)[0]
+    line = f"est. {duration(sum(total.seconds))} left on one {device}"
+    if len(total.seconds) < len(left):
+        line += f" for {len(total.seconds)} of the {len(left)} runs left"
+    ids = set[str]()
+    for finished in variants.finished.values():
+        ids.update(record["id"] for record in finished)
+    sources = [*total.sources]
+    if ids:
+        sources.insert(0, f"from {plural(len(ids), 'finished run')}")
+    if sources:
+        line += f" ({'; '.join(sources)})"
+    if total.disk_bytes:
+        line += f", {megabytes(total.disk_bytes)} on disk"
+    return line
+
+
+#: Settings of a task that decide the amount of work.
+AMOUNTS = (
+    "train_rows",
+    "dev_rows",
+    "holdout",
+    "shots",
+    "image_size",
+    "items",
+    "decode",
+    "beams",
+)
+
+
+def _like(run: Run, done: Sequence[Record]) -> list[Record]:
+    """Finished runs of the same cell, with the same amount of work."""
+    task = run.config["task"]
+    alike = list[Record]()
+    for record in done:
+        cell = record["cell"]
+        config = record["config"]
+        if (cell["row"], cell["model"], cell["task"]) != (
+            run.row,
+            run.model,
+            task["name"],
+        ):
+            continue
+        if config.get("reward") != run.config.get("reward"):
+            continue
+        if all(config["task"].get(key) == task.get(key) for key in AMOUNTS):
+            alike.append(record)
+    return alike
+
+
+def _as_finished(planned: Planned, finished: Sequence[Record]) -> float:
     """The seconds that a run has left if its steps are as fast as those of its cell's
     finished runs."""
-    times, train, trains = (
-        list[float](),
-        one.run.config["train"],
-        one.run.method["kind"] != "none",
-    )
-    for record in like:
-        cost, rows = record["cost"], record["data"]
-        steps = Plan.of(train, rows["train_rows"], trains).total_steps
-        left = max(steps - one.progress.get("step", 0), 0)
-        share = left / record["steps"] if record["steps"] else 1.0
+    train = planned.run.config["train"]
+    trains = planned.run.method["kind"] != "none"
+    times = list[float]()
+    for record in finished:
+        cost = record["cost"]
+        steps = Plan.of(train, record["data"]["train_rows"], trains).total_steps
+        steps_left = max(steps - planned.progress.get("step", 0), 0)
+        share = steps_left / record["steps"] if record["steps"] else 1.0
         seconds = cost["train_seconds"] + cost["evaluate_seconds"]
         times.append(share * seconds + cost.get("decode_seconds", 0.0))
     return float(np.median(times))
-
-
-def cell_key(run: Run) -> tuple[str, ...]:
-    """The key that runs share which differ in their seeds alone."""
-    return (run.row, run.model, run.task, *run.overrides)

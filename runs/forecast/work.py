@@ -4,9 +4,10 @@ for the first time (runs/run/methods.py)."""
 import json
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from runs import models
-from runs.forecast.data import as_read, known_data, known_texts
+from runs.forecast.data import Lengths, as_read, known_data, known_texts
 from runs.models.memory import HALF, bytes_of_weight, computing_precision
 from runs.record.steps import Plan
 from runs.run import methods
@@ -17,78 +18,125 @@ from tasks.base import block, prompts_at_once
 
 @dataclass(frozen=True)
 class Outline:
-    """What a run will take, from its first step on; 0 for what is not known."""
+    """What a run will take, from its first step on; 0 for what is not known.
 
-    steps: int = 0  # of the optimizer
-    basis: str = ""  # how the numbers of rows and their lengths are known
-    tokens: float = 0.0  # of training, without padding; of images the patches
-    flops: float = 0.0  # of training and evaluation, padding included
+    steps: of the optimizer. basis: how the numbers of rows and their lengths are known.
+    tokens: of training, without padding; of images the patches. flops: of training and
+    evaluation, padding included. prompts: FLOPs of the prompts of decoding. reads:
+    bytes of weights that a GPU reads to decode the new tokens. sampled: the tokens that
+    training by reward samples at most."""
+
+    steps: int = 0
+    basis: str = ""
+    tokens: float = 0.0
+    flops: float = 0.0
     step_flops: float = 0.0
-    # Of decoding: FLOPs of the prompts, and the bytes of weights that a GPU reads for
-    # the new tokens
     prompts: float = 0.0
     reads: float = 0.0
-    # Of training by reward: the tokens that it samples at most
     sampled: float = 0.0
+
+
+class RowFlops(NamedTuple):
+    """FLOPs of a row: of a forward pass, and of a training pass."""
+
+    forward: float
+    training: float
 
 
 def outline(run: Run) -> Outline:
     """What a run will take; nothing is known, nor a basis, where its number of rows is
     not."""
-    config, task = run.config, run.config["task"]
-    if (data := known_data(json.dumps(task))) is None:
+    config = run.config
+    task = config["task"]
+    data = known_data(json.dumps(task))
+    if data is None:
         return Outline()
-    train, dev, basis = as_read(run, data[0]), as_read(run, data[1]), data[2]
+    train = as_read(run, data.train)
+    dev = as_read(run, data.dev)
     plan = Plan.of(config["train"], train.rows, run.method["kind"] != "none")
     if not (len(train.tokens) and len(dev.tokens)):
-        return Outline(plan.total_steps, basis)
-    whole = min(plan.batch, train.rows)
-    rows, evaluated = (
-        min(config["micro_batch"] or whole, whole),
-        min(config["eval_batch"], dev.rows),
-    )
-    batches = block(task)  # that are sorted by length together
-    length = round(
-        train.padded(rows, batches * math.ceil(plan.batch / rows) if batches > 1 else 1)
-    )
-    epochs, rest = divmod(plan.total_steps, plan.steps_per_epoch)
-    trained = epochs * train.rows + min(rest * plan.batch, train.rows)
+        return Outline(plan.total_steps, data.basis)
+    rows_of_step = min(plan.batch, train.rows)
+    rows = min(config["micro_batch"] or rows_of_step, rows_of_step)
+    length = _padded_length(run, train, plan.batch, rows)
     predicted = train.mean if task.get("train_on_inputs") else train.predicted
-    counted = methods.flops(
+    row_flops = _row_flops(
         run, rows, length, math.ceil(length * predicted / train.mean)
     )
-    forward, training = (each / rows for each in counted or (0.0, 0.0))
-    # which repeats the forward pass
-    training += forward if config.get("gradient_checkpointing") else 0.0
-    # An evaluation's FLOPs are taken to grow with the tokens alone; where nothing
-    # trains there is one
-    of_dev = dev.padded(evaluated, math.ceil(dev.rows / evaluated)) / length * forward
+    if row_flops is None:
+        return Outline(
+            plan.total_steps, data.basis, _trained_rows(plan, train) * train.mean
+        )
+    flops_of_training = row_flops.training
+    sampled = 0.0
+    if "reward" in config:
+        flops_of_training, sampled = _work_by_reward(
+            run, rows, train.mean - train.predicted
+        )
+    evaluated = min(config["eval_batch"], dev.rows)
+    # an evaluation's FLOPs are taken to grow with the tokens alone
+    dev_length = dev.padded(evaluated, math.ceil(dev.rows / evaluated))
+    flops_of_dev_row = dev_length / length * row_flops.forward
+    # where nothing trains there is one evaluation
     evaluations = sum(map(plan.evaluates, range(plan.epochs))) or 1
-    work, sampled = training, 0.0
-    if "reward" in config and counted:
-        work, sampled = _work_by_reward(run, rows, train.mean - train.predicted)
-    flops = trained * work + evaluations * dev.rows * of_dev
-    made = Outline(
-        plan.total_steps,
-        basis,
-        trained * train.mean,
-        flops,
-        whole * work,
-        sampled=trained * sampled,
+    trained_rows = _trained_rows(plan, train)
+    known = Outline(
+        steps=plan.total_steps,
+        basis=data.basis,
+        tokens=trained_rows * train.mean,
+        flops=trained_rows * flops_of_training
+        + evaluations * dev.rows * flops_of_dev_row,
+        step_flops=rows_of_step * flops_of_training,
+        sampled=trained_rows * sampled,
     )
-    # the last epoch's, and the best one's
-    texts = (1 + (evaluations > 1)) * known_texts(json.dumps(task))
-    if not (texts and counted):
-        return made
-    # Every token of a batch reads each weight once, as it is held. Where autocast or 4
-    # bit make it another dtype, it is cast before each product, which writes and reads
-    # two bytes more
-    batch = prompts_at_once(config["eval_batch"], task["beams"], True)
+    texts = known_texts(json.dumps(task))
+    if evaluations > 1:  # the last epoch's, and the best one's
+        texts *= 2
+    if not texts:
+        return known
+    return replace(
+        known, prompts=texts * flops_of_dev_row, reads=_bytes_read(run, texts)
+    )
+
+
+def _trained_rows(plan: Plan, train: Lengths) -> int:
+    """The rows of all steps."""
+    epochs, steps = divmod(plan.total_steps, plan.steps_per_epoch)
+    return epochs * train.rows + min(steps * plan.batch, train.rows)
+
+
+def _padded_length(run: Run, train: Lengths, batch: int, rows: int) -> int:
+    """The tokens of a row of a micro-batch, padding included."""
+    batches_sorted_together = block(run.config["task"])
+    if batches_sorted_together > 1:
+        batches_sorted_together *= math.ceil(batch / rows)
+    return round(train.padded(rows, batches_sorted_together))
+
+
+def _row_flops(run: Run, rows: int, length: int, predicted: int) -> RowFlops | None:
+    """The FLOPs of a row of a micro-batch; None where they cannot be counted."""
+    counted = methods.flops(run, rows, length, predicted)
+    if counted is None:
+        return None
+    forward, training = (flops / rows for flops in counted)
+    if run.config.get("gradient_checkpointing"):
+        training += forward  # which it repeats
+    return RowFlops(forward, training)
+
+
+def _bytes_read(run: Run, texts: int) -> float:
+    """The bytes of weights that decoding reads: every token of a batch reads each
+    weight once, as it is held. Where autocast or 4 bit make it another dtype, it is
+    cast before each product, which writes and reads two bytes more."""
+    config = run.config
+    size = bytes_of_weight(config)
     is_cast = models.dtype_of(config) == "fp32" and computing_precision(config) in HALF
-    cast = 4 if config["model"]["quantise"] or is_cast else 0
-    read = methods.weights(run) * (bytes_of_weight(config) + cast)
-    reads = math.ceil(texts / batch) * task["max_new_tokens"] * read
-    return replace(made, prompts=texts * of_dev, reads=reads)
+    if config["model"]["quantise"] or is_cast:
+        size += 4
+    batch = prompts_at_once(config["eval_batch"], config["task"]["beams"], True)
+    batches = math.ceil(texts / batch)
+    tokens = config["task"]["max_new_tokens"]
+    return float(batches * tokens * methods.weights(run) * size)
 
 
 def _work_by_reward(run: Run, rows: int, prompt: float) -> tuple[float, float]:
@@ -100,12 +148,11 @@ def _work_by_reward(run: Run, rows: int, prompt: float) -> tuple[float, float]:
         prompt: tokens of a prompt, on average."""
     samples = run.config["reward"]["samples"]
     limit = completion_limit(run.config)
-    tokens = samples * limit
     # The last token of a completion is not read again, and all samples of one token
     # share the prompt's pass.
     length = max(1.0, prompt + limit - 1)
-    counted = methods.flops(run, rows, math.ceil(length), limit)
-    forward, training = (each / rows for each in counted or (0.0, 0.0))
+    counted = methods.flops(run, rows, math.ceil(length), limit) or (0.0, 0.0)
+    forward, training = (flops / rows for flops in counted)
     sampling = forward * (prompt + samples * (limit - 1)) / length
     passes = 1 if limit == 1 else samples
-    return passes * training + sampling, tokens
+    return passes * training + sampling, samples * limit
