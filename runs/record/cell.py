@@ -41,8 +41,8 @@ def defining(config: Mapping[str, Any], with_seeds: bool = True) -> dict[str, An
     if config["method"].get("redrawn") and not with_seeds:
         settings["method"].pop("projection_seed", None)  # A and B follow the seed
     for name, value in _in_ids("model", config["model"], family, with_seeds).items():
-        known = f"model.{name}" in KEYS
-        if known and value:  # an empty mapping of settings is none
+        is_declared = f"model.{name}" in KEYS
+        if is_declared and value:  # an empty mapping of settings is none
             settings[f"model {name}"] = value
     return settings
 
@@ -117,20 +117,19 @@ def cell_id(record: Record) -> str:
     if "cell_id" in record:
         return str(record["cell_id"])
     settings = defining(record["config"], with_seeds=False)
-    recipe, start = record["recipe"]["name"], (record.get("start") or {}).get("id")
     parts = [
         settings,
         record["model"],
         record["data"]["content"],
-        recipe,
-        start,
+        record["recipe"]["name"],
+        (record.get("start") or {}).get("id"),
         protocol(record),
     ]
-    if (data_seed := other_data_seed(record)) is not None:
+    data_seed = other_data_seed(record)
+    if data_seed is not None:
         parts.append(data_seed)
-    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[
-        :16
-    ]
+    content = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def hash_of(value: Any) -> str:
@@ -158,46 +157,42 @@ def lora_scaling(config: dict[str, Any]) -> str | None:
     if method.get("kind") != "lora":
         return None
     # Without a recipe: the values of conf/method/lora.yaml
-    rank, alpha = from_recipe(config, "rank", 8), from_recipe(config, "alpha", 8)
-    own = method.get("rank"), method.get("alpha")
-    if own == (rank, alpha) or not all(
-        isinstance(number, int | float) for number in (rank, alpha, *own)
-    ):
+    recipe = (from_recipe(config, "rank", 8), from_recipe(config, "alpha", 8))
+    chosen = (method.get("rank"), method.get("alpha"))
+    numbers = [isinstance(value, int | float) for value in (*recipe, *chosen)]
+    if chosen == recipe or not all(numbers):
         return None
+    rank, alpha = recipe
     if method["rank"] != rank and method["alpha"] == alpha:
         return "constant"
-    return (
-        "proportional" if method["alpha"] * rank == method["rank"] * alpha else "given"
-    )
+    if method["alpha"] * rank == method["rank"] * alpha:
+        return "proportional"
+    return "given"
 
 
 #: Methods as their papers spell them.
 PAPERS = (
-    *(
-        "AdaLoRA",
-        "AdaMSS",
-        "BEFT",
-        "DEFT",
-        "DeLoRA",
-        "FRoD",
-        "GLoRA",
-        "GraLoRA",
-        "HiRA",
-        "LoRA",
-        "MiSS",
-    ),
-    *(
-        "PEANuT",
-        "PSOFT",
-        "PVeRA",
-        "RandLoRA",
-        "RoAd",
-        "SHiRA",
-        "TinyLoRA",
-        "Uni-LoRA",
-        "VB-LoRA",
-        "VeRA",
-    ),
+    "AdaLoRA",
+    "AdaMSS",
+    "BEFT",
+    "DEFT",
+    "DeLoRA",
+    "FRoD",
+    "GLoRA",
+    "GraLoRA",
+    "HiRA",
+    "LoRA",
+    "MiSS",
+    "PEANuT",
+    "PSOFT",
+    "PVeRA",
+    "RandLoRA",
+    "RoAd",
+    "SHiRA",
+    "TinyLoRA",
+    "Uni-LoRA",
+    "VB-LoRA",
+    "VeRA",
 )
 #: The same, by peft's class in small letters.
 SPELLINGS = {name.lower().replace("-", ""): name for name in PAPERS}
@@ -207,23 +202,21 @@ def row_label(config: dict[str, Any]) -> str:
     """A run's method as tables and logs name it: "LoRA r=2, alpha=8" where alpha stayed
     the recipe's at another rank, "alpha=r" or "alpha=2r" where it follows the rank.
     peft's classes are spelt as in papers."""
-    method, scaling = config["method"], lora_scaling(config)
-    label, of_class = (
-        str(method["label"]),
-        str(method.get("config_class")).removesuffix("Config"),
-    )
+    method = config["method"]
+    label = str(method["label"])
+    class_name = str(method.get("config_class")).removesuffix("Config")
     # made from the class, as a record keeps it
-    if re.split("[ ,]", label)[0] == of_class:
-        label = SPELLINGS.get(of_class.lower(), of_class) + label.removeprefix(of_class)
+    if re.split("[ ,]", label)[0] == class_name:
+        spelling = SPELLINGS.get(class_name.lower(), class_name)
+        label = spelling + label.removeprefix(class_name)
+    scaling = lora_scaling(config)
     if scaling is None:
         return label
+    if scaling != "proportional":
+        return f"{label}, alpha={method['alpha']:g}"
     ratio = method["alpha"] / method["rank"]
-    alpha = (
-        f"{'' if ratio == 1 else f'{ratio:g}'}r"
-        if scaling == "proportional"
-        else f"{method['alpha']:g}"
-    )
-    return f"{label}, alpha={alpha}"
+    factor = "" if ratio == 1 else f"{ratio:g}"
+    return f"{label}, alpha={factor}r"
 
 
 # --- metrics
@@ -257,11 +250,10 @@ class Metric:
     def best(self, values: Sequence[float]) -> int:
         """Index of the best of these values, the earliest of equals; 0 where there are
         none."""
-        return (
-            values.index((max if self.higher_is_better else min)(values))
-            if values
-            else 0
-        )
+        if not values:
+            return 0
+        best = max(values) if self.higher_is_better else min(values)
+        return values.index(best)
 
     def text(self, value: float) -> str:
         """A value as tables print it."""
@@ -292,21 +284,27 @@ def crossfit(
     best_epoch, the two epochs chosen; and optimism, the mean at the epoch that is best
     on all of dev, minus `best`. That is an upper estimate, since half of the rows
     choose worse than all of them. None for a curve without values of both halves."""
-    a, b = curve.get("metric_select") or [], curve.get("metric_report") or []
-    if not a or len(a) != len(b) or None in (*a, *b, *curve["metric"]):
+    half_a = curve.get("metric_select") or []
+    half_b = curve.get("metric_report") or []
+    if not half_a or len(half_a) != len(half_b):
         return None
-    by_a, by_b, by_all = (metric.best(values) for values in (a, b, curve["metric"]))
+    if None in (*half_a, *half_b, *curve["metric"]):
+        return None
+    chosen_on_a = metric.best(half_a)
+    chosen_on_b = metric.best(half_b)
+    chosen_on_all = metric.best(curve["metric"])
     share = (dev_rows // 2) / dev_rows
 
-    def mean(of_a: float, of_b: float) -> float:
-        return share * of_a + (1 - share) * of_b
+    def mean(score_a: float, score_b: float) -> float:
+        return share * score_a + (1 - share) * score_b
 
-    best = mean(a[by_b], b[by_a])
-    optimism = mean(a[by_all], b[by_all]) - best
+    best = mean(half_a[chosen_on_b], half_b[chosen_on_a])
+    optimism = mean(half_a[chosen_on_all], half_b[chosen_on_all]) - best
+    epochs = curve["epoch"]
     return {
         "best": best,
-        "best_epoch": [curve["epoch"][by_a], curve["epoch"][by_b]],
-        "last": mean(a[-1], b[-1]),
+        "best_epoch": [epochs[chosen_on_a], epochs[chosen_on_b]],
+        "last": mean(half_a[-1], half_b[-1]),
         "optimism": optimism if metric.higher_is_better else -optimism,
     }
 
@@ -316,11 +314,13 @@ def best_and_last(record: Record, select: str) -> dict[str, Any]:
     reports); empty without."""
     if select == "paper":
         return dict(record["result"].get("protocols", {}).get("paper") or {})
-    found, curve = crossfit_of(record) or {}, record["curve"]
-    if select == "half" and found:
-        best = curve["metric_report"][curve["epoch"].index(found["best_epoch"][0])]
-        return {"best": best, "last": curve["metric_report"][-1]}
-    return found
+    selected = crossfit_of(record) or {}
+    if select == "half" and selected:
+        curve = record["curve"]
+        evaluation = curve["epoch"].index(selected["best_epoch"][0])
+        scores = curve["metric_report"]
+        return {"best": scores[evaluation], "last": scores[-1]}
+    return selected
 
 
 def crossfit_of(record: Record) -> dict[str, Any] | None:
@@ -358,8 +358,8 @@ def epoch_of_table(train: Mapping[str, Any], reported: str) -> str:
     """best or last: the epoch that a table reports of runs with these settings, where
     their task's table reports `reported`. Where one epoch is evaluated, none is chosen:
     it is the last."""
-    several = train["epochs"] > (train.get("evaluate_every") or 1)
-    return reported if several or train.get("evaluate_steps") else "last"
+    is_chosen = train["epochs"] > (train.get("evaluate_every") or 1)
+    return reported if is_chosen or train.get("evaluate_steps") else "last"
 
 
 def kept_epoch(keep: str, reported: str) -> str:
@@ -387,7 +387,9 @@ def text_score(record: Record, key: str) -> float | None:
     """A score of the texts (`scored`); None without one (no Java), 0 where it diverged
     before any text."""
     entry = scored(record)
-    score = entry.get(key) if entry else 0.0 if record["status"] == "diverged" else None
+    if not entry:
+        return 0.0 if record["status"] == "diverged" else None
+    score = entry.get(key)
     return None if score is None else float(score)
 
 
@@ -399,16 +401,15 @@ def one_class(record: Record) -> str | None:
     Records have a hash of the predictions (runs/training/loop.py), which are int64."""
     result = record["result"]
     epoch = epoch_of_table(record["config"]["train"], result["reported"])
-    kept, rows = (
-        (record.get("predictions") or {}).get(epoch),
-        record["data"]["dev_rows"],
-    )
-    if record["status"] != "done" or kept not in _hashes_of_one_class(rows):
+    predictions = (record.get("predictions") or {}).get(epoch)
+    hashes = _hashes_of_one_class(record["data"]["dev_rows"])
+    if record["status"] != "done" or predictions not in hashes:
         return None
     if result["metric"] != "accuracy":
         return ""
     value = seed_value(record, epoch)
-    return f"{'the larger class is' if value >= 0.5 else 'a class of'} {Metric.of_record(record).text(value)}"
+    share = Metric.of_record(record).text(value)
+    return f"the larger class is {share}" if value >= 0.5 else f"a class of {share}"
 
 
 @cache
@@ -417,16 +418,19 @@ def _hashes_of_one_class(rows: int) -> frozenset[str]:
     return frozenset(hashlib.sha256(answer).hexdigest()[:16] for answer in answers)
 
 
-def interval_name(counts: Iterable[int], of: str = "seeds") -> str:
+def interval_name(counts: Iterable[int], unit: str = "seeds") -> str:
     """What a table calls intervals over so many seeds: "95%", below INTERVAL_SEEDS
     "range of 2 seeds"."""
-    several = sorted(count for count in counts if count > 1)
-    if not several or several[0] >= INTERVAL_SEEDS:
+    with_spread = sorted(count for count in counts if count > 1)
+    if not with_spread or with_spread[0] >= INTERVAL_SEEDS:
         return f"{LEVEL:.0%}"
-    least, most = several[0], several[-1]
-    if most >= INTERVAL_SEEDS:
-        return f"{LEVEL:.0%}, or range below {INTERVAL_SEEDS} {of}"
-    return f"range of {least}{f' to {most}' if most > least else ''} {of}"
+    fewest = with_spread[0]
+    highest = with_spread[-1]
+    if highest >= INTERVAL_SEEDS:
+        return f"{LEVEL:.0%}, or range below {INTERVAL_SEEDS} {unit}"
+    if highest > fewest:
+        return f"range of {fewest} to {highest} {unit}"
+    return f"range of {fewest} {unit}"
 
 
 @cache
@@ -455,9 +459,8 @@ def median_interval(
     percents = 50 * (1 - level), 50 * (1 + level)
     # between two infinities there is nothing to interpolate
     with np.errstate(invalid="ignore"):
-        ends = [
-            np.percentile(medians, percents, method=how)
-            for how in ("lower", "higher", "linear")
-        ]
-    low, high = np.where(ends[0] == ends[1], ends[0], ends[2])
+        lower = np.percentile(medians, percents, method="lower")
+        higher = np.percentile(medians, percents, method="higher")
+        linear = np.percentile(medians, percents, method="linear")
+    low, high = np.where(lower == higher, lower, linear)
     return float(low), float(high)

@@ -61,18 +61,18 @@ def built_from() -> dict[str, Any]:
     return {"commit": None, "dirty": None}
 
 
-def read_regular(path: str | Path, most: int = 64 * 2**20) -> bytes:
+def read_regular(path: str | Path, max_bytes: int = 64 * 2**20) -> bytes:
     """The bytes of a regular file, or of one that a link leads to; never blocks. Raises
     ValueError, naming the file, for one that is missing, unreadable or of more than
-    `most` bytes, a folder, a pipe, a device."""
+    `max_bytes`, a folder, a pipe, a device."""
     try:
         # before it is opened: a pipe would block, a device may do something
         if not os.path.isfile(path):
-            raise ValueError(
-                f"{path}: {'not a regular file' if os.path.lexists(path) else 'no such file'}"
-            )
-        if os.path.getsize(path) > most:
-            raise ValueError(f"{path}: larger than {most:,} bytes")
+            if os.path.lexists(path):
+                raise ValueError(f"{path}: not a regular file")
+            raise ValueError(f"{path}: no such file")
+        if os.path.getsize(path) > max_bytes:
+            raise ValueError(f"{path}: larger than {max_bytes:,} bytes")
         return Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
@@ -96,16 +96,15 @@ def link_or_fail(path: Path, text: str) -> None:
             if not os.path.samefile(partial, path):
                 raise
         except OSError as error:
-            if error.errno not in (
-                errno.EPERM,
-                errno.ENOTSUP,
-                errno.ENOSYS,
-                errno.EMLINK,
-            ):
+            if error.errno not in NO_HARD_LINKS:
                 raise
             # a file system without hard links
             with open(path, "x", encoding="utf-8") as file:
                 file.write(text)
+
+
+#: What file systems without hard links say, and those that have no more for a file.
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextlib.contextmanager
@@ -188,10 +187,11 @@ def write_study(
     `record_text` does."""
     for kind, added in ("record", records), ("measure", measures):
         path = folder / f"{kind}s.jsonl"
-        lines = {
-            orjson.loads(line)["id"]: f"{line.decode()}\n" for _, line in _parts(path)
-        }
-        lines |= {one["id"]: record_text(one, kind) for one in added}
+        lines = dict[str, str]()
+        for _, line in _parts(path):
+            lines[orjson.loads(line)["id"]] = f"{line.decode()}\n"
+        for record in added:
+            lines[record["id"]] = record_text(record, kind)
         if added:
             write_atomically(path, "".join(lines[key] for key in sorted(lines)))
 
@@ -207,9 +207,8 @@ def write_sweep(output: str | Path, name: str, ids: Sequence[str]) -> None:
 
 def read_sweep(output: str | Path, name: str) -> list[str]:
     """The ids of a sweep's runs."""
-    return list(
-        orjson.loads(Path(output, "sweeps", f"{name}.json").read_bytes())["runs"]
-    )
+    content = Path(output, "sweeps", f"{name}.json").read_bytes()
+    return list(orjson.loads(content)["runs"])
 
 
 def sweep_names(output: str | Path) -> list[str]:
@@ -237,7 +236,8 @@ def read_record(path: str | Path, kind: str = "record", line: bytes = b"") -> Re
             raise ValueError("it has no id and no schema")
         if not oldest <= record["schema"] <= newest:
             raise ValueError(
-                f"schema {record['schema']} is not known here; a newer version may read it"
+                f"schema {record['schema']} is not known here; a newer version may "
+                "read it"
             )
         # Printable ASCII without escapes, as most records are, hides nothing: a search
         # of it takes no time
@@ -249,6 +249,10 @@ def read_record(path: str | Path, kind: str = "record", line: bytes = b"") -> Re
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a {kind} ({error})") from None
     return record
+
+
+#: A result of lm-eval, as LM_EVAL in schema.py says.
+LmEvalResult = dict[str, Any]
 
 
 @dataclass
@@ -283,32 +287,43 @@ def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledge
     for folder in study_folders() if published else []:
         _read_folder(ledger, folder.name, folder, ".jsonl", output)
     for measure in ledger.measures.values():
-        if measure["kind"] == "lm_eval" and (
-            record := ledger.records.get(measure["of"][0]["id"])
-        ):
-            both = evaluated(record), measure["values"]["result"]
-            # Beside a record of this machine, the measure is from before it; a study's
-            # record is not changed
-            both = both[::-1] if ledger.origin[record["id"]] == "ours" else both
-            record["result"] = adding(record, *both)
+        if measure["kind"] == "lm_eval":
+            _add_evaluation(ledger, measure)
     return ledger
 
 
-def evaluated(record: Record) -> list[dict[str, Any]]:
+def _add_evaluation(ledger: Ledger, measure: Record) -> None:
+    """Adds what lm-eval has measured of a run to its record, if the ledger has it."""
+    record = ledger.records.get(measure["of"][0]["id"])
+    if record is None:
+        return
+    measured = measure["values"]["result"]
+    if ledger.origin[record["id"]] == "ours":
+        # beside a record of this machine, the measure is from before it
+        record["result"] = adding(record, measured, evaluated(record))
+    else:
+        # a study's record is not changed
+        record["result"] = adding(record, evaluated(record), measured)
+
+
+def evaluated(record: Record) -> list[LmEvalResult]:
     """What lm-eval has measured of a run."""
     return (record.get("result") or {}).get("lm_eval") or []
 
 
-def adding(record: Record, *results: list[dict[str, Any]]) -> Record:
+def adding(record: Record, *results: list[LmEvalResult]) -> Record:
     """A record's result with those of lm-eval: one of each way of asking a task, the
     last."""
-    known = {(of["task"], of["asked"]): of for entries in results for of in entries}
-    return {**record["result"], "lm_eval": [*known.values()]}
+    latest = dict[tuple[str, str], LmEvalResult]()
+    for entries in results:
+        for entry in entries:
+            latest[entry["task"], entry["asked"]] = entry
+    return {**record["result"], "lm_eval": [*latest.values()]}
 
 
-def write_beside(output: str | Path, record: Record, result: dict[str, Any]) -> None:
+def write_beside(output: str | Path, record: Record, result: LmEvalResult) -> None:
     """Writes a result of lm-eval of a run that only a study has, as a measure."""
-    of = {key: record[key] for key in ("id", "cell", "label")} | {"adapter": {}}
+    run = {key: record[key] for key in ("id", "cell", "label")} | {"adapter": {}}
     name = hash_of(["lm_eval", record["id"], result["task"], result["asked"]])[:12]
     about = {
         "schema": MEASURE_SCHEMA,
@@ -316,7 +331,7 @@ def write_beside(output: str | Path, record: Record, result: dict[str, Any]) -> 
         "kind": "lm_eval",
         "settings": {},
         "seeds": {},
-        "of": [of],
+        "of": [run],
     }
     write_record(output, {**about, "values": {"result": [result]}}, "measure")
 
@@ -366,15 +381,17 @@ def _read_folder(
 def _in_words(ledger: Ledger, conflicts: Mapping[str, float]) -> str:
     """That runs have another result in the ledger, and by how much."""
     origins = sorted({ledger.origin[run_id] for run_id in conflicts})
-    which = f"{len(conflicts)} runs have"
+    runs_have = f"{len(conflicts)} runs have"
     if len(conflicts) == 1:
-        which = f"run {min(conflicts)} has"
+        runs_have = f"run {min(conflicts)} has"
     largest = max(conflicts.values())
     by_how_much = ""
     if math.isfinite(largest):
         by_how_much = f" (the largest difference is {largest:.2g})"
-    others = ", ".join(origins)
-    return f"{which} another result here than in {others}, which counts{by_how_much}"
+    return (
+        f"{runs_have} another result here than in {', '.join(origins)}, which "
+        f"counts{by_how_much}"
+    )
 
 
 def _parts(place: Path) -> list[tuple[str, bytes]]:
@@ -382,39 +399,29 @@ def _parts(place: Path) -> list[tuple[str, bytes]]:
     texts."""
     if place.suffix == ".jsonl":
         lines = place.read_bytes().splitlines() if place.is_file() else []
-        return [
-            (f"{place} line {number}", line)
-            for number, line in enumerate(lines, 1)
-            if line
-        ]
+        numbered = enumerate(lines, 1)
+        return [(f"{place} line {number}", line) for number, line in numbered if line]
     names = sorted(os.listdir(place)) if place.is_dir() else []
-    return [
-        (f"{place}/{name}", b"")
-        for name in names
-        if name.endswith(".json") and name[0] != "."
-    ]
+    names = [name for name in names if name.endswith(".json") and name[0] != "."]
+    return [(f"{place}/{name}", b"") for name in names]
 
 
 def _read_all(ledger: Ledger, place: Path, kind: str) -> Iterator[Record]:
     """What the parts of a place hold. Those that cannot be read are problems of the
     ledger."""
-    for where, line in _parts(place):
+    for part, line in _parts(place):
         try:
-            found = read_record(where, kind, line)
+            record = read_record(part, kind, line)
+            file_name = f"{record['id']}.json"
             # A copy by hand has another name; which of two counts must not depend on
             # their names
-            if (
-                kind == "record"
-                and not line
-                and not where.endswith(f"/{found['id']}.json")
-            ):
-                raise ValueError(
-                    f"{where}: a record that belongs in {found['id']}.json"
-                )
+            is_file = kind == "record" and not line
+            if is_file and not part.endswith(f"/{file_name}"):
+                raise ValueError(f"{part}: a record that belongs in {file_name}")
         except ValueError as error:
             ledger.problems.append(refusal(str(error)))
             continue
-        yield found
+        yield record
 
 
 def _add(
@@ -428,7 +435,7 @@ def _add(
         ledger.origin[name] = origin
         return None
     difference = difference_of_results(first, record)
-    same = difference is None
+    is_same = difference is None
     if ledger.origin[name] == "ours":
         # Publishing takes paths out, and a run of this machine leaves a folder: the
         # first one is a copy
@@ -436,9 +443,9 @@ def _add(
     else:
         # the study of the preset that the run was started by
         better = origin == record["cell"]["paper"]
-    if same and better:
+    if is_same and better:
         ledger.origin[name] = origin
-    if same and evaluated(record):
+    if is_same and evaluated(record):
         first["result"] = adding(first, evaluated(record), evaluated(first))
     if ledger.origin[name] == "ours":
         ledger.published.setdefault(name, (origin, record))

@@ -298,10 +298,9 @@ def type_of(shape: Any) -> Any:
     if str in shape:
         return dict[str, type_of(shape[str])]  # type: ignore[misc]
     types = {key: type_of(inner) for key, inner in shape.items()}
-    keys = {
-        key.removesuffix("?"): NotRequired[of] if key[-1] == "?" else of
-        for key, of in types.items()
-    }
+    keys = dict[str, Any]()
+    for key, kind in types.items():
+        keys[key.removesuffix("?")] = NotRequired[kind] if key[-1] == "?" else kind
     return TypedDict("Keys", keys)  # type: ignore[operator]
 
 
@@ -332,20 +331,21 @@ def check(record: Record) -> None:
         )
 
 
-def validate(of: Any, value: Any) -> None:
+def validate(kind: Any, value: Any) -> None:
     """Raises ValueError for a value's first key that is missing or of another type than
     `type_of` says."""
     try:
-        _adapter(of).validate_python(value, strict=True)
+        _adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
-        first, *others = error.errors(
+        first, *rest = error.errors(
             include_url=False, include_context=False, include_input=False
         )
-        where = ".".join(map(str, first["loc"])) or "it"
-        more = f", and {len(others)} more" if others else ""
-        raise ValueError(
-            f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}{more}"
-        ) from None
+        place = ".".join(map(str, first["loc"])) or "it"
+        message = first["msg"]
+        text = f"{place}: {message[:1].lower()}{message[1:]}"
+        if rest:
+            text += f", and {len(rest)} more"
+        raise ValueError(text) from None
 
 
 # --- measures: numbers that figures are drawn from and no table shows

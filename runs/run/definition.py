@@ -79,16 +79,18 @@ class Run:
         task; "" where it has."""
         rate = "lr_head" if self.method["kind"] == "head" else "lr"
         changed = {override.key for override in self.changed}
-        lacking = [
-            key
-            for key in sorted({"epochs", rate} - self.recipe_keys)
-            if f"train.{key}" not in changed
-        ]
-        if self.method["kind"] == "none" or (self.recipe != "defaults" and not lacking):
+        if self.method["kind"] == "none":
             return ""
         if self.recipe == "defaults":
             return "no recipe for this method and model: the harness's defaults"
-        return f"the recipe has no {' and '.join(lacking)} for this task: the harness's defaults"
+        lacking = []
+        for key in sorted({"epochs", rate} - self.recipe_keys):
+            if f"train.{key}" not in changed:
+                lacking.append(key)
+        if not lacking:
+            return ""
+        keys = " and ".join(lacking)
+        return f"the recipe has no {keys} for this task: the harness's defaults"
 
     @property
     def label(self) -> str:
@@ -99,8 +101,8 @@ class Run:
 def check_dev_rows(rows: int) -> None:
     """Raises UserError for a dev set of one row."""
     if rows < 2:
-        why = "two are needed, since an epoch is also chosen on each half of it"
-        raise UserError(f"the dev set has {rows} row: {why}")
+        reason = "two are needed, since an epoch is also chosen on each half of it"
+        raise UserError(f"the dev set has {rows} row: {reason}")
 
 
 def epoch_batches(

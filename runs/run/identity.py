@@ -24,6 +24,8 @@ from runs.run.reward_functions import function_files
 from tasks.fetch import content
 from tasks.files import stamp
 
+#: Below so many files each one's hash is cached.
+FEW_FILES = 16
 #: The contents of the models and data sets that were read, by their settings.
 Contents = dict[str, str | None]
 
@@ -38,7 +40,8 @@ def identify(
     Raises UserError or DataError where a local file that a configuration names is
     missing. Where `problems` is given, it keeps the message there instead, by the run's
     index in the list, and goes on."""
-    contents, ids = Contents(), list[str | None]()
+    contents = Contents()
+    ids = list[str | None]()
     for index, run in enumerate(runs):
         try:
             ids.append(_identify(run, contents))
@@ -80,9 +83,8 @@ def _identify(run: Run, contents: Contents) -> str | None:
 def _once(
     contents: Contents, settings: dict[str, Any], read: Callable[[Any], str | None]
 ) -> str | None:
-    key = json.dumps(
-        {k: v for k, v in settings.items() if k != "draw_seed"}, sort_keys=True
-    )
+    shared = {name: value for name, value in settings.items() if name != "draw_seed"}
+    key = json.dumps(shared, sort_keys=True)
     if key not in contents:
         contents[key] = read(settings)
     return contents[key]
@@ -100,20 +102,22 @@ def start_id(run: Run, contents: Contents | None = None) -> str | None:
         if not Path(source).is_file():
             raise UserError(f"init_from={source}: no such file")
         return hash_files({"adapter": Path(source)})
-    if (other := _start_run(run, contents)) is None:
+    run_id = _start_run(run, contents)
+    if run_id is None:
         return None
+    config: dict[str, Any] = run.start.config if run.start else {}
+    record = finished_record(run.config["output"], run_id)
+    if record:
+        config = record["config"]
     # These keys are no part of the other run's identity, but change which values it
     # keeps. An older record may have select=unbiased, which kept the epoch chosen on
     # one half of dev; others keep the best epoch.
-    record = finished_record(run.config["output"], other)
-    config = record["config"] if record else run.start.config if run.start else {}
-    kept = (
-        config.get("keep", "best"),
-        config.get("select", "paper"),
-        config.get("adapter_precision", "fp32"),
-    )
-    usual = kept[0] in ("best", "none") and kept[1] != "unbiased" and kept[2] == "fp32"
-    return other if usual else f"{other} {' '.join(kept)}"
+    keep = config.get("keep", "best")
+    select = config.get("select", "paper")
+    precision = config.get("adapter_precision", "fp32")
+    if keep in ("best", "none") and select != "unbiased" and precision == "fp32":
+        return run_id
+    return f"{run_id} {keep} {select} {precision}"
 
 
 def _start_run(run: Run, contents: Contents | None) -> str | None:
@@ -130,16 +134,23 @@ def start_file(run: Run, contents: Contents | None = None) -> Path:
     source = run.config["init_from"]
     if source.endswith(".safetensors"):
         return Path(source)
-    other, output = _start_run(run, contents), run.config["output"]
-    path = run_folder(output, str(other)) / "adapter.safetensors"
-    name = f"{run.start.label} (run {other or '?'})" if run.start else f"run {source}"
-    record = finished_record(output, other)
-    if not record or record["status"] != "done":
-        why = f"is {record['status']}" if record else "has not run here to its end"
-        raise UserError(f"waits for {name}, which {why}")
+    run_id = _start_run(run, contents)
+    output = run.config["output"]
+    path = run_folder(output, str(run_id)) / "adapter.safetensors"
+    name = f"run {source}"
+    if run.start:
+        name = f"{run.start.label} (run {run_id or '?'})"
+    record = finished_record(output, run_id)
+    if not record:
+        raise UserError(f"waits for {name}, which has not run here to its end")
+    if record["status"] != "done":
+        raise UserError(f"waits for {name}, which is {record['status']}")
     if not path.is_file():
-        again = f"delete {record_path(output, record['id'])} and run it again with keep=best"
-        raise UserError(f"waits for the adapter of {name}, which kept none: {again}")
+        file = record_path(output, record["id"])
+        raise UserError(
+            f"waits for the adapter of {name}, which kept none: delete {file} and run "
+            "it again with keep=best"
+        )
     check_kept(record, path)
     return path
 
@@ -174,11 +185,11 @@ def functions_content(config: Mapping[str, Any]) -> str | None:
 
 def hash_files(files: Mapping[str, Path]) -> str:
     """One hash over the names and contents of files, wherever they lie."""
-    if len(files) < 16:
-        return (
-            f"sha256:{hash_of({name: file_hash(path) for name, path in files.items()})}"
-        )
     hashes = dict[str, str]()
+    if len(files) < FEW_FILES:
+        for name, path in files.items():
+            hashes[name] = file_hash(path)
+        return f"sha256:{hash_of(hashes)}"
 
     def read() -> str:
         bar = tqdm(files.items(), "reading the data, once", leave=False, disable=None)
@@ -190,8 +201,10 @@ def hash_files(files: Mapping[str, Path]) -> str:
     stamps = [
         [name, str(path.absolute()), *stamp(path)] for name, path in files.items()
     ]
-    whole = kept_in_cache("sha256", stamps, read)
-    return f"sha256:{hash_of(hashes) if whole == MISSING else whole}"
+    content_hash = kept_in_cache("sha256", stamps, read)
+    if content_hash == MISSING:
+        content_hash = hash_of(hashes)
+    return f"sha256:{content_hash}"
 
 
 # --- the runs of a command
@@ -202,8 +215,11 @@ def final_ids(runs: Sequence[Run]) -> list[str]:
     a pinned revision."""
     ids = identify(runs)
     if None in ids:
-        why = "the revision of its data cannot be told. Name one: task.revision= or model.revision="
-        raise UserError(f"{runs[ids.index(None)].label}: {why}")
+        run = runs[ids.index(None)]
+        raise UserError(
+            f"{run.label}: the revision of its data cannot be told. Name one: "
+            "task.revision= or model.revision="
+        )
     return [*filter(None, ids)]
 
 

@@ -47,18 +47,13 @@ def make_method(settings: dict[str, Any]) -> "vera.Method":
     try:
         method = getattr(importlib.import_module(path), name)
     except Exception as error:  # of the module's own code, too
-        why = f"{type(error).__name__}: {one_line(str(error))}"
-        mend = (
-            "Its package has to be installed, or the folder that it is in on PYTHONPATH"
-        )
+        reason = f"{type(error).__name__}: {one_line(str(error))}"
         raise UserError(
-            f"method.kind={kind}: cannot be imported ({why}). {mend}"
+            f"method.kind={kind}: cannot be imported ({reason}). Its package has to be "
+            "installed, or the folder that it is in on PYTHONPATH"
         ) from None
-    if not (
-        inspect.isclass(method)
-        and issubclass(method, vera.Method)
-        and "kind" in vars(method)
-    ):
+    is_method = inspect.isclass(method) and issubclass(method, vera.Method)
+    if not is_method or "kind" not in vars(method):
         should = f'a method such as class {name}(vera.Method, kind="{name.lower()}")'
         raise UserError(f"method.kind={kind}: should be {should}")
     return vera.make_method(**settings | {"kind": method.kind})
@@ -68,19 +63,20 @@ def make_method(settings: dict[str, Any]) -> "vera.Method":
 
 
 #: Names in an error message, at most.
-SHOWN = 12
+NAMED_PARAMETERS = 12
 #: The keys of such mappings, and the key that a multiple in one, such as 16x, is of.
 BASES = {"lr_by": "lr", "decay_by": "weight_decay"}
 
 
-def rates_of(given: Any, base: float, key: str = "lr_by") -> dict[str, float] | None:
+def rates_of(setting: Any, base: float, key: str = "lr_by") -> dict[str, float] | None:
     """train.lr_by (or another key of BASES) with numbers alone, where 16x is 16 times
     the base; None for an empty one, as if it were not there. Raises UserError for what
     is no mapping of names to numbers."""
-    rates = given or {}
+    rates = setting or {}
     if not isinstance(rates, dict):
         raise UserError(
-            f"train.{key}={rates}: should be a mapping of names to rates, such as {{B: 1e-2}}"
+            f"train.{key}={rates}: should be a mapping of names to rates, "
+            "such as {B: 1e-2}"
         )
     numbers = dict[str, float]()
     for pattern, rate in rates.items():
@@ -88,8 +84,8 @@ def rates_of(given: Any, base: float, key: str = "lr_by") -> dict[str, float] | 
         number = float(times[1]) * base if times else rate
         if type(number) not in (int, float) or not 0 <= number < float("inf"):
             raise UserError(
-                f"train.{key}.{pattern}={rate}: should be a number that is not negative, or such as 16x, 16"
-                f" times train.{BASES[key]}"
+                f"train.{key}.{pattern}={rate}: should be a number that is not "
+                f"negative, or such as 16x, 16 times train.{BASES[key]}"
             )
         numbers[str(pattern)] = float(number)  # `1` and `1.0` are one run
     return numbers or None
@@ -104,25 +100,33 @@ def patterns_of(
     A pattern is the end of a name, from a dot on, and may have wildcards: B, query*.B,
     classifier.*. Raises UserError for one that no name has, listing the model's own,
     and for two that have a name in common."""
-    names, found = list(names), dict[str, str]()
+    names = list(names)
+    pattern_of_name = dict[str, str]()
     for pattern in rates:
         matches = [name for name in names if fnmatchcase(f".{name}", f"*.{pattern}")]
         if not matches:
-            kinds = list(
-                dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names)
-            )
-            more = f" and {len(kinds) - SHOWN} more" if len(kinds) > SHOWN else ""
             raise UserError(
-                f"train.{key}: no trained parameter's name ends with {pattern!r}. There are:"
-                f" {', '.join(kinds[:SHOWN]) or 'none'}{more}"
+                f"train.{key}: no trained parameter's name ends with {pattern!r}. "
+                f"There are: {_listed_names(names)}"
             )
         for name in matches:
-            if name in found:
+            if name in pattern_of_name:
+                earlier = pattern_of_name[name]
                 raise UserError(
-                    f"train.{key}: {found[name]!r} and {pattern!r} both name {name}"
+                    f"train.{key}: {earlier!r} and {pattern!r} both name {name}"
                 )
-            found[name] = pattern
-    return found
+            pattern_of_name[name] = pattern
+    return pattern_of_name
+
+
+def _listed_names(names: Iterable[str]) -> str:
+    """Names of parameters, each once for all layers."""
+    without_numbers = [re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names]
+    kinds = list(dict.fromkeys(without_numbers))
+    text = ", ".join(kinds[:NAMED_PARAMETERS]) or "none"
+    if len(kinds) > NAMED_PARAMETERS:
+        text += f" and {len(kinds) - NAMED_PARAMETERS} more"
+    return text
 
 
 # --- whether it fits a model, and FLOPs: on torch's device meta, which has shapes and no values. Methods that
@@ -201,15 +205,16 @@ def _find_refusal(words: str) -> str | None:
     model, method, rates, label = json.loads(words)
     try:
         adapter = make_method(method)
-        groups = adapter.parameter_groups(
-            adapted(models.skeleton(**model), adapter)
-        ).values()
-        for key, by in rates.items():
-            patterns_of([name for parameters in groups for name in parameters], by, key)
+        network = adapted(models.skeleton(**model), adapter)
+        names = list[str]()
+        for parameters in adapter.parameter_groups(network).values():
+            names += parameters
+        for key, rates_by_name in rates.items():
+            patterns_of(names, rates_by_name, key)
     except Exception as error:
-        # such as an architecture that transformers lacks: loading it raises it again On
-        # the meta device some computations fail that work on weights, and torch names
-        # the device
+        # such as an architecture that transformers lacks: loading it raises it again.
+        # On the meta device some computations fail that work on weights, and torch
+        # names the device
         if is_users(error) and "meta" not in f"{error} {error.__context__}":
             return f"{label}: {error}"
     return None

@@ -44,36 +44,49 @@ def git(*words: str) -> str | None:
     return done.stdout.strip()
 
 
+#: A file of code in a record: its name, hashes, and whether it is uncommitted.
+Source = dict[str, Any]
+#: The commit of the code, and what differs from it.
+CodeState = dict[str, Any]
+#: What may change a run's numbers without being part of its identity.
+Conditions = dict[str, Any]
+#: What a module imports, with all that follows in parentheses.
+IMPORT = re.compile(r"^ *(?:import|from) ([^(\n]*(?:\([^)]*\))?)", re.MULTILINE)
 #: The folders of the checkout that a result depends on.
 MAKING = ("vera", "tasks", "runs", "conf")
 
 
 @cache
-def code_state() -> dict[str, Any]:
+def code_state() -> CodeState:
     """The commit of the code, and whether files differ from it (dirty): a tracked file
     has changed, or a folder of MAKING holds a file that is neither tracked nor ignored.
     upstream, altered: as `upstream` and `altered`. As it was when this process, or the
     one that it was forked from, first asked; of an installed wheel commit and dirty
     alone, when it was built. None without a git checkout. Records are no code."""
-    if (commit := git("rev-parse", "HEAD")) is None:
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
         return built_from()
-    changed = git(
+    changed_files = git(
         "status", "--porcelain", "--untracked-files=no", "--", ":!runs/records"
     )
-    new = git(
+    new_files = git(
         "ls-files", "--others", "--exclude-standard", "--", *MAKING, ":!runs/records"
     )
-    ours = {"upstream": upstream(), "altered": altered()}
-    return {"commit": commit, "dirty": bool(changed or new), **ours}
+    return {
+        "commit": commit,
+        "dirty": bool(changed_files or new_files),
+        "upstream": upstream(),
+        "altered": altered(),
+    }
 
 
 def upstream() -> str | None:
     """The newest commit of this checkout's history that the project has: of the remote
     "upstream" or else of origin's main branch; without either, the last one. None
     without a git checkout."""
-    own = "refs/remotes/origin/HEAD"
+    main = "refs/remotes/origin/HEAD"
     refs = git("for-each-ref", "--format=%(objectname)", "refs/remotes/upstream")
-    refs = refs or git("rev-parse", "--verify", "--quiet", own) or "HEAD"
+    refs = refs or git("rev-parse", "--verify", "--quiet", main) or "HEAD"
     return git("merge-base", "HEAD", *refs.split())
 
 
@@ -109,7 +122,7 @@ PATTERNS = ("vera/methods/*.py", "tasks/*.py", "tasks/*/")
 AT_START = {path: _digest(path) for pattern in PATTERNS for path in ROOT.glob(pattern)}
 
 
-def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
+def sources(method: object, family: ModuleType) -> dict[str, Source]:
     """For a record: the file of the method's class, and the file or package of the
     task's family.
 
@@ -122,57 +135,53 @@ def sources(method: object, family: ModuleType) -> dict[str, dict[str, Any]]:
     return {part: _source(path) for part, path in files.items()}
 
 
-def _source(path: Path) -> dict[str, Any]:
+def _source(path: Path) -> Source:
     files = [path, *imports_of(path)]
-    now = [_digest(file) for file in files]
-    began = [
-        AT_START.get(file) or value for file, value in zip(files, now, strict=True)
-    ]
-    imports = hashlib.sha256(" ".join(began[1:]).encode()).hexdigest()[:16]
-    source: dict[str, Any] = {"file": path.name, "sha256": began[0], "imports": imports}
+    current = [_digest(file) for file in files]
+    # as this process runs them
+    at_start = [AT_START.get(file) or _digest(file) for file in files]
+    imports = hashlib.sha256(" ".join(at_start[1:]).encode()).hexdigest()[:16]
+    source: Source = {"file": path.name, "sha256": at_start[0], "imports": imports}
     # the commits of another project are not known here
     if not path.is_relative_to(ROOT):
         return source | {"uncommitted": None}
+    names = list[str]()
+    for file in files:
+        names += [part.relative_to(ROOT).as_posix() for part in _files_of(file)]
+    uncommitted = _uncommitted(tuple(names), tuple(current))
     # What was edited since this process started is in no commit that the record could
     # name
-    names = tuple(
-        one.relative_to(ROOT).as_posix() for file in files for one in _files_of(file)
-    )
-    edited = _uncommitted(names, tuple(now))
-    edited = None if edited is None else began != now or edited
-    return source | {"file": path.relative_to(ROOT).as_posix(), "uncommitted": edited}
+    if uncommitted is not None and at_start != current:
+        uncommitted = True
+    source["file"] = path.relative_to(ROOT).as_posix()
+    return source | {"uncommitted": uncommitted}
 
 
 @cache
 def _uncommitted(names: tuple[str, ...], digests: tuple[str, ...]) -> bool | None:
     """Whether one of these files, with these contents, is in no commit or differs from
     the last."""
-    if (
-        changes := git("diff", "--name-only", f"{code_state()['commit']}", "--", *names)
-    ) is None:
+    commit = str(code_state()["commit"])
+    changed_files = git("diff", "--name-only", commit, "--", *names)
+    if changed_files is None:
         return None
     # with ignored files
-    return bool(changes or git("ls-files", "--others", "--", *names))
+    return bool(changed_files or git("ls-files", "--others", "--", *names))
 
 
 def imports_of(path: Path) -> list[Path]:
     """The modules beside a file that it imports, and that they do; none of a package:
     all its files count."""
-    found = [path] if path.is_file() else []
-    for module in found:  # which grows
+    modules = [path] if path.is_file() else []
+    for module in modules:  # which grows
         text = module.read_text(encoding="utf-8", errors="replace")
-        lines = re.findall(
-            r"^ *(?:import|from) ([^(\n]*(?:\([^)]*\))?)", text, re.MULTILINE
-        )
-        # The last parts of names: of modules, and of what is imported from them
-        names = {
-            name.rpartition(".")[2]
-            for line in lines
-            for name in re.findall(r"[\w.]+", line)
-        }
-        beside = {path.with_name(f"{name}.py") for name in names}
-        found += [module for module in beside.difference(found) if module.is_file()]
-    return sorted(found[1:])
+        for imported in IMPORT.findall(text):
+            for name in re.findall(r"[\w.]+", imported):
+                # the last part: of a module, or of what is imported from it
+                file = path.with_name(f"{name.rpartition('.')[2]}.py")
+                if file.is_file() and file not in modules:
+                    modules.append(file)
+    return sorted(modules[1:])
 
 
 def is_committed(record: Record) -> bool:
@@ -189,67 +198,65 @@ def changed(record: Record) -> list[str]:
     that are or were uncommitted. Not a file that has moved, and none that was committed
     both times; of an older record, whose imports are not known, only the files
     themselves."""
-    names, kind = [], record.get("config", {}).get("method", {}).get("kind", "")
+    names = []
+    kind = record.get("config", {}).get("method", {}).get("kind", "")
     for part, source in record.get("code", {}).get("sources", {}).items():
         outside = module_file(kind) if part == "method" else None
         path = outside or ROOT / source["file"]
-        if path.exists():
-            now = _source(path)
-            itself, beside = (
-                now[key] != source.get(key, now[key]) for key in ("sha256", "imports")
-            )
-            if (itself or beside) and (
-                outside or source["uncommitted"] or now["uncommitted"]
-            ):
-                names.append(
-                    source["file"]
-                    if itself
-                    else f"a module that {source['file']} imports"
-                )
+        if not path.exists():
+            continue
+        current = _source(path)
+        was_committed = not source["uncommitted"] and not current["uncommitted"]
+        if was_committed and not outside:
+            continue
+        if current["sha256"] != source.get("sha256", current["sha256"]):
+            names.append(source["file"])
+        elif current["imports"] != source.get("imports", current["imports"]):
+            names.append(f"a module that {source['file']} imports")
     return names
 
 
 def differs(record: Record, run: Run) -> str:
     """What would be otherwise if a finished run were done now: sources, and the adapter
     on disk."""
-    kept = list[str]()
+    settings = list[str]()
     for key in ("keep", "adapter_precision"):
-        before, now = record["config"].get(key), run.config[key]
-        if before != now:
-            kept.append(f"{key}={before} (not {now})")
-    files, found = changed(record), list[str]()
+        recorded = record["config"].get(key)
+        if recorded != run.config[key]:
+            settings.append(f"{key}={recorded} (not {run.config[key]})")
+    differences = list[str]()
+    files = changed(record)
     if files:
         verb = "have" if len(files) > 1 else "has"
-        found.append(f"{' and '.join(files)} {verb} changed since this record was made")
-    if kept and record["status"] == "done" and run.config["keep"] != "none":
-        found.append(f"its adapter was kept with {' and '.join(kept)}")
-    return "; ".join([*found, "redo=true runs it again"]) if found else ""
+        names = " and ".join(files)
+        differences.append(f"{names} {verb} changed since this record was made")
+    if settings and record["status"] == "done" and run.config["keep"] != "none":
+        differences.append(f"its adapter was kept with {' and '.join(settings)}")
+    if not differences:
+        return ""
+    return "; ".join([*differences, "redo=true runs it again"])
 
 
 # --- versions, machine, configuration
 
 
 PACKAGES = (
-    *(
-        "torch",
-        "transformers",
-        "accelerate",
-        "peft",
-        "safetensors",
-        "tokenizers",
-        "spacy",
-        "sacrebleu",
-    ),
-    *(
-        "pycocoevalcap",
-        "timm",
-        "pillow",
-        "numpy",
-        "datasets",
-        "evaluate",
-        "scikit-learn",
-        "scipy",
-    ),
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "spacy",
+    "sacrebleu",
+    "pycocoevalcap",
+    "timm",
+    "pillow",
+    "numpy",
+    "datasets",
+    "evaluate",
+    "scikit-learn",
+    "scipy",
     "hydra-core",
 )
 
@@ -257,17 +264,12 @@ PACKAGES = (
 def write_configuration(run: Run, run_id: str) -> None:
     """Writes what Hydra leaves in a run's folder: config.yaml, resolved, and
     overrides.yaml, its words."""
-    folder, overrides = (
-        run_folder(run.config["output"], run_id),
-        [*run.overrides, f"seed={run.seed}"],
-    )
-    write_atomically(
-        folder / "config.yaml",
-        yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
-    )
-    write_atomically(
-        folder / "overrides.yaml", yaml.safe_dump(overrides, allow_unicode=True)
-    )
+    folder = run_folder(run.config["output"], run_id)
+    config = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
+    write_atomically(folder / "config.yaml", config)
+    overrides = [*run.overrides, f"seed={run.seed}"]
+    text = yaml.safe_dump(overrides, allow_unicode=True)
+    write_atomically(folder / "overrides.yaml", text)
 
 
 @cache
@@ -304,31 +306,35 @@ def machine(device: "torch.device") -> dict[str, Any]:
     }
 
 
-def made_with(code: dict[str, Any], device: "torch.device") -> dict[str, Any]:
+def made_with(code: CodeState, device: "torch.device") -> dict[str, dict[str, Any]]:
     """The code, versions and device of a run, as its record has them."""
     return {"code": dict(code), "versions": versions(), "device": machine(device)}
 
 
 def conditions(
-    code: dict[str, Any], accelerator: "Accelerator", micro_batch: int | None
-) -> dict[str, Any]:
+    code: CodeState, accelerator: "Accelerator", micro_batch: int | None
+) -> Conditions:
     """What may change a run's numbers without being part of its identity, of one
     attempt."""
     import torch
 
-    commit = f"{code['commit']}"[:12] + " with uncommitted changes" * bool(
-        code["dirty"]
-    )
-    name, threads = machine(accelerator.device)["name"], torch.get_num_threads()
-    here = {
-        "threads": threads,
+    commit = str(code["commit"])[:12]
+    if code["dirty"]:
+        commit += " with uncommitted changes"
+    return {
+        "commit": commit,
+        **versions(),
+        "device": machine(accelerator.device)["name"],
+        "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "micro_batch": micro_batch,
     }
-    return {"commit": commit, **versions(), "device": name, **here}
 
 
-def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+def changes(earlier: Conditions, later: Conditions) -> str:
     """What differs between the conditions of two attempts, in words."""
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    return "; ".join(f"{key} {before.get(key)}, then {now.get(key)}" for key in keys)
+    texts = []
+    for key in {**earlier, **later}:
+        if earlier.get(key) != later.get(key):
+            texts.append(f"{key} {earlier.get(key)}, then {later.get(key)}")
+    return "; ".join(texts)
