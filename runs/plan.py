@@ -40,20 +40,23 @@ STATES = {
     "failed": "f",
     "partial": "r",
     "missing": "",
+    "blocked": "b",
+    "unknown": "?",
 }
-STATES |= {"blocked": "b", "unknown": "?"}
 
 
 def plan(runs: list[Run], records: RecordFolder) -> list[Planned]:
     """The state of each run, from its record and the files of this machine alone."""
-    contents, problems = Contents(), dict[int, str]()
-    ids = identify(runs, problems)
-    return [
-        Planned(run, "blocked", problems[i])
-        if i in problems
-        else _planned(run, ids[i], records, contents)
-        for i, run in enumerate(runs)
-    ]
+    contents = Contents()
+    problems = dict[int, str]()
+    planned = list[Planned]()
+    for index, run_id in enumerate(identify(runs, problems)):
+        run = runs[index]
+        if index in problems:
+            planned.append(Planned(run, "blocked", problems[index]))
+        else:
+            planned.append(_planned(run, run_id, records, contents))
+    return planned
 
 
 def _planned(
@@ -61,11 +64,13 @@ def _planned(
 ) -> Planned:
     """One run's state."""
     record = records.get(run_id)
-    if record is None and (why := refusal(run)):
-        return Planned(run, "blocked", why)
+    reason = refusal(run) if record is None else None
+    if reason:
+        return Planned(run, "blocked", reason)
     if run_id is None:
-        why = f"{run.model} or {run.task} has no pinned revision and is not on this machine"
-        return Planned(run, "unknown", why)
+        data = f"{run.model} or {run.task}"
+        reason = f"{data} has no pinned revision and is not on this machine"
+        return Planned(run, "unknown", reason)
     if record and record["status"] != "failed":
         return Planned(run, record["status"])
     output = run.config["output"]
@@ -78,28 +83,26 @@ def _planned(
         except UserError as error:
             return Planned(run, "blocked", str(error))
     if record:
-        return Planned(
-            run,
-            "failed",
-            f"{record['error']} ({run_folder(output, run_id) / 'log.txt'})",
-        )
-    return (
-        Planned(run, "partial", "", progress)
-        if saved(output, run_id)
-        else Planned(run, "missing")
-    )
+        log = run_folder(output, run_id) / "log.txt"
+        return Planned(run, "failed", f"{record['error']} ({log})")
+    if saved(output, run_id):
+        return Planned(run, "partial", "", progress)
+    return Planned(run, "missing")
 
 
 def left(planned: list[Planned], redo: bool = False) -> list[Planned]:
     """The runs that are left, and those that wait for one of these. redo: what is done
     is left, too."""
-    over = ("blocked",) if redo else ("done", "diverged", "blocked")
-    coming = [p for p in planned if p.state not in over]
-    return coming + [
-        p
-        for p in planned
-        if p.state == "blocked" and p.run.start in [q.run for q in coming]
-    ]
+    ended = () if redo else ("done", "diverged")
+    coming = list[Planned]()
+    for entry in planned:
+        if entry.state not in (*ended, "blocked"):
+            coming.append(entry)
+    runs_to_come = [entry.run for entry in coming]
+    for entry in planned:
+        if entry.state == "blocked" and entry.run.start in runs_to_come:
+            coming.append(entry)
+    return coming
 
 
 # --- in words
@@ -116,57 +119,62 @@ def text(
 
     card: of conf/cards.yaml, whose hours are wanted. redo: the command repeats the
     finished runs, too."""
-    name = next(
-        (f"experiment={p.run.experiment}" for p in planned if p.run.experiment), "plan"
-    )
-    models = ", ".join(dict.fromkeys(p.run.model for p in planned))
-    totals = Counter(p.state for p in planned)
+    totals = Counter(entry.state for entry in planned)
     states = " · ".join(f"{state} {totals[state]}" for state in STATES if totals[state])
-    runs = left(planned, redo)
+    coming = left(planned, redo)
     if card:  # where that card is, what is not here may be
-        runs += [
-            p
-            for p in planned
-            if p.state == "blocked" and p not in runs and not refusal(p.run)
-        ]
-    cost = estimate(runs, records, card) if runs else "nothing that can be done now"
-    title = f"{name}: {plural(len(planned), 'run')} on {models}"
-    body = [title, "", *_grid(planned), "", states, cost]
-    body += [*_memory(runs), *_reaches(runs)]
+        for entry in planned:
+            is_blocked = entry.state == "blocked" and entry not in coming
+            if is_blocked and not refusal(entry.run):
+                coming.append(entry)
+    cost = "nothing that can be done now"
+    if coming:
+        cost = estimate(coming, records, card)
+    body = [_title(planned), "", *_grid(planned), "", states, cost]
+    body += [*_memory(coming), *_reaches(coming)]
     return "\n".join([*body, *_remarks(planned)])
+
+
+def _title(planned: list[Planned]) -> str:
+    """The preset, how many runs, and their models."""
+    presets = [entry.run.experiment for entry in planned if entry.run.experiment]
+    name = f"experiment={presets[0]}" if presets else "plan"
+    models = ", ".join(dict.fromkeys(entry.run.model for entry in planned))
+    return f"{name}: {plural(len(planned), 'run')} on {models}"
 
 
 def _grid(planned: list[Planned]) -> list[str]:
     """A line for each row: how many of its runs are finished, and marks for the others,
     by task and model."""
-    several = len({p.run.model for p in planned}) > 1
+    names_model = len({entry.run.model for entry in planned}) > 1
     counts = defaultdict[tuple[str, str], Counter[str]](Counter)
-    for p in planned:
-        task = p.run.config["task"]["name"] + f"@{p.run.model}" * several
-        counts[p.run.row, task][p.state] += 1
-    texts = dict[tuple[str, str], str]()
-    for key, of in counts.items():
-        marks = "".join(STATES[state] for state in STATES if of[state])
-        texts[key] = f"{of['done'] + of['diverged']}/{of.total()} {marks}".strip()
-    rows, tasks = (list(dict.fromkeys(names)) for names in zip(*counts, strict=True))
-    lines = [
-        ["", *tasks],
-        *([row, *(texts.get((row, task), "-") for task in tasks)] for row in rows),
-    ]
-    widths = [
-        max(9, *(len(text) + 2 for text in column))
-        for column in zip(*lines, strict=True)
-    ]
-    there = {p.state for p in planned}
-    legend = "; ".join(
-        f"{STATES[state]}: {state}"
-        for state in STATES
-        if STATES[state] and state in there
-    )
-    return [
-        *("".join(map(str.ljust, line, widths)).rstrip() for line in lines),
-        *filter(None, [legend]),
-    ]
+    for entry in planned:
+        column = str(entry.run.config["task"]["name"])
+        if names_model:
+            column += f"@{entry.run.model}"
+        counts[entry.run.row, column][entry.state] += 1
+    columns = list(dict.fromkeys(column for _, column in counts))
+    lines = [["", *columns]]
+    for row in dict.fromkeys(row for row, _ in counts):
+        cells = [_counts_in_words(counts.get((row, column))) for column in columns]
+        lines.append([row, *cells])
+    widths = []
+    for texts in zip(*lines, strict=True):
+        widths.append(max(9, *(len(text) + 2 for text in texts)))
+    grid = ["".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    legend = list[str]()
+    for state in STATES:
+        if STATES[state] and any(entry.state == state for entry in planned):
+            legend.append(f"{STATES[state]}: {state}")
+    return [*grid, "; ".join(legend)] if legend else grid
+
+
+def _counts_in_words(count: Counter[str] | None) -> str:
+    """The finished runs of a cell among all, and the marks of the others: 3/5 f."""
+    if count is None:
+        return "-"
+    marks = "".join(STATES[state] for state in STATES if count[state])
+    return f"{count['done'] + count['diverged']}/{count.total()} {marks}".strip()
 
 
 def _memory(planned: list[Planned]) -> list[str]:
@@ -178,12 +186,11 @@ def _memory(planned: list[Planned]) -> list[str]:
         is_language = run.config["task"]["modality"] == "text generation"
         if not is_language or not words_of(run):
             continue
-        what, bytes_of_value = memory_of_weights(run.config)
-        held = run.config["model"].get("quantise") or dtype_of(run.config)
+        weights_held, bytes_of_value = memory_of_weights(run.config)
+        dtype = run.config["model"].get("quantise") or dtype_of(run.config)
         size = megabytes(weights(run) * bytes_of_value)
-        lines[
-            f"memory of {run.model} in {held}: {size} for its {what}, and activations"
-        ] = None
+        line = f"memory of {run.model} in {dtype}: {size} for its {weights_held}"
+        lines[f"{line}, and activations"] = None
     return list(lines)
 
 
@@ -208,16 +215,22 @@ def _reaches(planned: list[Planned]) -> list[str]:
 
 def _remarks(planned: list[Planned]) -> list[str]:
     """Lines on runs that are running, and on why others failed or wait."""
-    coming, lines = [p.run for p in left(planned)], Counter[str]()
-    for p in sorted(planned, key=lambda p: [*STATES].index(p.state)):
-        soon = (
-            ", and is done first by the same command" if p.run.start in coming else ""
-        )
-        name = f"{p.run.label}: " if p.state in ("running", "failed") else ""
-        if p.state in ("running", "failed", "blocked", "unknown"):
-            lines[f"{p.state}: {name}{p.why or words(p.progress)}{soon}"] += 1
+    runs_to_come = [entry.run for entry in left(planned)]
+    states = [*STATES]
+    counts = Counter[str]()
+    for entry in sorted(planned, key=lambda entry: states.index(entry.state)):
+        if entry.state not in ("running", "failed", "blocked", "unknown"):
+            continue
+        line = f"{entry.state}: "
+        if entry.state in ("running", "failed"):
+            line += f"{entry.run.label}: "
+        line += entry.why or words(entry.progress)
+        if entry.run.start in runs_to_come:
+            line += ", and is done first by the same command"
+        counts[line] += 1
     return [
-        f"{line} ({count} runs)" if count > 1 else line for line, count in lines.items()
+        f"{line} ({count} runs)" if count > 1 else line
+        for line, count in counts.items()
     ]
 
 
@@ -252,7 +265,7 @@ def main(arguments: list[str]) -> int:
     # a published record makes no run done here
     records = RecordFolder(output)
     if settings.probe:
-        probe(p.run for p in left(plan(runs, records)))
+        probe(entry.run for entry in left(plan(runs, records)))
     print(text(plan(runs, records), records, settings.card, command.launch.redo))
     for problem in records.problems:
         print(f"left out: {problem}", file=sys.stderr)

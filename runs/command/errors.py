@@ -23,18 +23,18 @@ class Stop:
     evaluations. Elsewhere, as while it loads or decodes, the request is raised at once:
     what there is to save is on disk."""
 
-    wanted: bool = False
+    is_wanted: bool = False
     listens: bool = True
 
     def ask(self, *_: object) -> None:
         """The handler of a signal."""
-        self.wanted = True
+        self.is_wanted = True
         if not self.listens:
             raise StoppedError
 
     def check(self) -> None:
         """Raises StoppedError where a stop is wanted."""
-        if self.wanted:
+        if self.is_wanted:
             raise StoppedError
 
 
@@ -50,17 +50,20 @@ _USERS = {("runs", "UserError"), ("tasks", "DataError"), ("vera", "AdapterError"
 
 def is_users(error: BaseException) -> bool:
     """Whether an error is a user's mistake."""
-    return any(
-        (kind.__module__.partition(".")[0], kind.__name__) in _USERS
-        for kind in type(error).__mro__
-    )
+    for kind in type(error).__mro__:
+        room = kind.__module__.partition(".")[0]
+        if (room, kind.__name__) in _USERS:
+            return True
+    return False
 
 
 def interrupted_words() -> str:
     """The line after Ctrl-C: what is kept, and how to continue. redo=true would repeat
     the finished runs."""
-    without = " without redo=true" if "redo=true" in sys.argv[1:] else ""
-    return f"interrupted. Finished runs are kept; the same command{without} goes on where it was."
+    command = "the same command"
+    if "redo=true" in sys.argv[1:]:
+        command += " without redo=true"
+    return f"interrupted. Finished runs are kept; {command} goes on where it was."
 
 
 def rank() -> int:

@@ -234,12 +234,8 @@ class _Grammar:
         """Why a word is neither a setting nor an option, with the nearest right one."""
         key, equals, _ = word.partition("=")
         name = key.lstrip("-")
-        if (
-            not equals
-            and self.overrides
-            and word.startswith("--")
-            and name not in self.keys
-        ):
+        may_be_override = bool(self.overrides) and name not in self.keys
+        if word.startswith("--") and not equals and may_be_override:
             following = [*rest, "VALUE"][rest.index(word) + 1]
             return UserError(
                 f"{word}: no such option. Did you mean {name}={following}? "
@@ -249,9 +245,11 @@ class _Grammar:
         reason = f"no such {kind}"
         if key in words.settings:
             reason = f"{key} is given twice"
-        known = [f"{name}=" for name in self.keys]
-        known += [flags[-1] for flags in self.options]
-        advice = did_you_mean(key, self.keys, "=") or f" Known: {', '.join(known)}"
+        right_words = [f"{name}=" for name in self.keys]
+        right_words += [flags[-1] for flags in self.options]
+        advice = did_you_mean(key, self.keys, "=")
+        if not advice:
+            advice = f" Known: {', '.join(right_words)}"
         return UserError(f"{word}: {reason}.{advice} ({program} --help)")
 
     def check_count(self, words: _Words, usage: str) -> None:
@@ -259,23 +257,23 @@ class _Grammar:
         takes = self.names.split()
         fewest = sum(name[0] not in "[." for name in takes)
         count = len(words.positional)
-        most = count if "..." in self.names else len(takes)
+        limit = count if "..." in self.names else len(takes)
         missing = takes[count:fewest]
         if missing:
             raise UserError(f"{missing[0]} is missing: {usage} (--help)")
         if words.positional and words.overrides and not fewest:
             self._refuse_blanks(words)
             raise _not_taken([*words.positional, *words.overrides], usage)
-        if not fewest <= count <= most:
+        if not fewest <= count <= limit:
             raise _not_taken([*words.positional, *words.overrides][fewest:], usage)
 
     def _refuse_blanks(self, words: _Words) -> None:
         """Raises UserError for a list with blanks after its commas."""
         for override in words.overrides:
             if override.endswith(",") and words.positional:
-                whole = f"{override}{''.join(words.positional)}"
+                joined = f"{override}{''.join(words.positional)}"
                 raise UserError(
-                    f"{override} {words.positional[0]}: a list has no blanks: {whole}"
+                    f"{override} {words.positional[0]}: a list has no blanks: {joined}"
                 )
 
     def convert(self, words: _Words, settings: type[S]) -> S:
@@ -330,18 +328,20 @@ def _description(docstring: str) -> str:
 
 def _values(kind: Any) -> str:
     """What a setting of a type takes, in words: number|null."""
-    return "|".join(dict.fromkeys(map(_values, get_args(kind)))) or KINDS.get(
-        kind, str(kind)
-    )
+    parts = dict.fromkeys(map(_values, get_args(kind)))
+    return "|".join(parts) or KINDS.get(kind, str(kind))
 
 
 def as_word(value: Any) -> str:
     """A value as it is written on the command line."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{as_word(of)}" for key, of in value.items()) + "}"
+        entries = [f"{key}:{as_word(entry)}" for key, entry in value.items()]
+        return "{" + ",".join(entries) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(as_word, value)) + "]"
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(value)
 
 
 def at_home(text: str) -> str:
@@ -353,27 +353,25 @@ def at_home(text: str) -> str:
 # --- errors
 
 
-def did_you_mean(name: str, known: Collection[str], suffix: str = "") -> str:
+def did_you_mean(name: str, right_names: Collection[str], suffix: str = "") -> str:
     """A sentence with the nearest right names, to be appended; or nothing. suffix: what
     follows a name."""
     ours = in_conf("other_names.yaml").get(name.rpartition(".")[2], name)
-    near = _nearest(str(ours), known)
-    if not near:
-        return ""
-    return f" Did you mean {' or '.join(f'{right}{suffix}' for right in near)}?"
+    nearest = [f"{right}{suffix}" for right in _nearest(str(ours), right_names)]
+    return f" Did you mean {' or '.join(nearest)}?" if nearest else ""
 
 
-def _nearest(name: str, known: Collection[str]) -> list[str]:
+def _nearest(name: str, right_names: Collection[str]) -> list[str]:
     """The names that someone may have meant."""
     last = name.rpartition(".")[2]
-    same = [right for right in known if right.lower() == name.lower()]
-    longer = [right for right in known if right.startswith(f"{name}_")]
-    within = [right for right in known if right.endswith(f".{last}")]
-    swapped = [right for right in known if sorted(right) == sorted(name)]
-    for names in (same, longer[:4], within[:1], swapped[:1]):
+    in_other_case = [right for right in right_names if right.lower() == name.lower()]
+    longer = [right for right in right_names if right.startswith(f"{name}_")]
+    within = [right for right in right_names if right.endswith(f".{last}")]
+    swapped = [right for right in right_names if sorted(right) == sorted(name)]
+    for names in (in_other_case, longer[:4], within[:1], swapped[:1]):
         if names:
             return names
-    return difflib.get_close_matches(name, known, 1, 0.75)
+    return difflib.get_close_matches(name, right_names, 1, 0.75)
 
 
 def mistake(
@@ -383,7 +381,8 @@ def mistake(
     wrong, what it should be, and the nearest right name. names: of fields, on the
     command line. within: the key that this is a part of."""
     first = error.errors(include_url=False)[0]
-    kind, context = first["type"], first.get("ctx", {})
+    kind = first["type"]
+    context = first.get("ctx", {})
     parts = [(names or {}).get(str(part), str(part)) for part in first["loc"]]
     key = ".".join([within, *parts] if within else parts)
     if kind == "value_error" and str(context["error"]):
@@ -398,13 +397,13 @@ def mistake(
     return f"{key}={as_word(first['input'])}: {text}".rstrip(".")
 
 
-def one_of(what: str, name: str, known: Collection[str]) -> str:
-    """The name, if it is known. Raises UserError with the nearest name, and all
-    names."""
-    if name not in known:
-        raise UserError(
-            f"no {what} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}"
-        )
+def one_of(kind: str, name: str, right_names: Collection[str]) -> str:
+    """The name, if it is one of the right ones. Raises UserError with the nearest name,
+    and all names. kind: what it names, such as "card"."""
+    if name not in right_names:
+        advice = did_you_mean(name, right_names)
+        names = ", ".join(right_names)
+        raise UserError(f"no {kind} {name!r}.{advice} Known: {names}")
     return name
 
 

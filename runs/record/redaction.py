@@ -45,10 +45,10 @@ def _without_path(text: str) -> str:
     return override.with_value(_name(override.unquoted_value)).text
 
 
-def _name(where: str) -> str:
+def _name(path: str) -> str:
     """The last part of a local path; a file on the hub (tasks/forgetting.py) keeps its
     name."""
-    return where if where.startswith("hub:") else Path(where).name
+    return path if path.startswith("hub:") else Path(path).name
 
 
 #: A path in an error: an absolute one, or one that begins with . or ~.

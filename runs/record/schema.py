@@ -89,7 +89,20 @@ FAILED = {
     "overrides?": list[str],  # that compose the run, without its seed
     "config": CONFIG,
 }
-#: The evaluations: lists of equal length, with one entry for each evaluation.
+#: The columns that every curve has. Others are of training by reward, whose names are
+#: TRL's.
+CURVE_COLUMNS = (
+    "epoch",
+    "step",
+    "train_loss",
+    "dev_loss",
+    "metric",
+    "metric_select",
+    "metric_report",
+    "lr",
+)
+#: Those of them that something reads: lists of equal length, with one entry for each
+#: evaluation.
 CURVE = {
     "epoch": list[float],
     "step?": list[int],

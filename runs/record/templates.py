@@ -14,7 +14,7 @@ from runs.record.text import megabytes, one_line, plural
 def environment(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
     """Templates of these folders; a name that they use and nobody has defined is an
     error. autoescape: for HTML. In Markdown the filter `cell` escapes a label."""
-    made = jinja2.Environment(
+    loaded = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders]),
         autoescape=autoescape,
         undefined=jinja2.StrictUndefined,
@@ -22,10 +22,10 @@ def environment(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters["megabytes"] = megabytes
-    made.filters["cell"] = table_cell
-    made.globals["plural"] = plural
-    return made
+    loaded.filters["megabytes"] = megabytes
+    loaded.filters["cell"] = table_cell
+    loaded.globals["plural"] = plural
+    return loaded
 
 
 def table_cell(text: object) -> str:

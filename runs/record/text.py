@@ -87,14 +87,12 @@ def refusal(text: str) -> str:
 def describe(error: BaseException) -> str:
     """An error in one line, as `refusal`; for a full disk, with what to do."""
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        full = error.errno in FULL
-        advice = (
-            ". Finished runs are kept; make room and run the same command again"
-            if full
-            else ""
-        )
-        return refusal(f"{where}{error.strerror}{advice}")
+        text = str(error.strerror)
+        if error.filename:
+            text = f"{error.filename}: {text}"
+        if error.errno in FULL:
+            text += ". Finished runs are kept; make room and run the same command again"
+        return refusal(text)
     return refusal(first_line(error))
 
 

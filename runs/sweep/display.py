@@ -98,9 +98,9 @@ class Display:
         """Replaces the live lines."""
         if lines or self._drawn:
             width = shutil.get_terminal_size().columns - 1
-            up = f"\x1b[{self._drawn}A\r" if self._drawn else ""
+            to_first_line = f"\x1b[{self._drawn}A\r" if self._drawn else ""
             drawn = "".join(f"{line[:width]}\n" for line in lines)
-            _show(f"{up}\x1b[J{drawn}", sys.stderr)
+            _show(f"{to_first_line}\x1b[J{drawn}", sys.stderr)
             self._drawn = len(lines)
 
 
@@ -158,11 +158,8 @@ def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
     """The last event of a run's training; empty where there is none, or none that can
     be shown."""
     try:
-        event = dict(
-            json.loads(
-                read_regular(run_folder(output, run_id) / "progress.json", 2**20)
-            )
-        )
+        path = run_folder(output, run_id) / "progress.json"
+        event = dict(json.loads(read_regular(path, 2**20)))
         words(event)
         bar(event)
     except (
@@ -180,7 +177,8 @@ def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
 def words(event: Event) -> str:
     """An event: where the run stands and the time that is left, then its loss and
     metric, and its pace."""
-    phase, left = event.get("phase", "starting"), event.get("seconds_left")
+    phase = event.get("phase", "starting")
+    left = event.get("seconds_left")
     parts = [phase if phase != "training" else ""]
     if "of" in event:
         parts[0] += f" {event['done']}/{event['of']}"
@@ -194,22 +192,20 @@ def words(event: Event) -> str:
             parts.append(reward_words(event["metrics"]))
         if event["metric"] is not None:
             metric = Metric(event["metric_name"], scale=event["scale"])
-            now, best = metric.text(event["metric"]), metric.text(event["best"])
-            parts.append(f"dev {metric.name} {now} (best {best})")
-        parts.append(f"{event['pace']:.{event['pace'] < 10:d}f} {event['unit']}/s")
+            score = metric.text(event["metric"])
+            best = metric.text(event["best"])
+            parts.append(f"dev {metric.name} {score} (best {best})")
+        pace = event["pace"]
+        decimals = 1 if pace < 10 else 0
+        parts.append(f"{pace:.{decimals}f} {event['unit']}/s")
     if left is not None:
-        texts = (
-            f" and {event['texts']} texts"
-            if event.get("texts") and "of" not in event
-            else ""
-        )
+        remaining = f"left: {duration(left)}"
+        if event.get("texts") and "of" not in event:
+            remaining += f" and {event['texts']} texts"
         # 80 columns end before the pace
-        parts.insert(2, f"left: {duration(left)}{texts}")
-    parts += (
-        [f"on {event['host']}"]
-        if event.get("host", gethostname()) != gethostname()
-        else []
-    )
+        parts.insert(2, remaining)
+    if event.get("host", gethostname()) != gethostname():
+        parts.append(f"on {event['host']}")
     return "  ".join(filter(None, parts))
 
 
@@ -228,33 +224,40 @@ def result_words(record: Record) -> str:
     result = record["result"]
     if record["status"] == "diverged":
         return f"diverged: {record['error']}"
-    keep, metric = record["config"]["keep"], Metric.of_record(record)
-    kept = (
-        ("best", "last") if keep == "both" else (kept_epoch(keep, result["reported"]),)
-    )
-    mark = (
-        " (kept)"
-        if keep != "none"
-        else " (predictions kept)"
-        if record["parameters"]["head"]
-        else ""
-    )
-    best, last = (
-        metric.text(result[which]) + mark * (which in kept)
-        for which in ("best", "last")
-    )
-    words = (
-        f"{result['metric']} {best} at epoch {result['best_epoch']:.3g}, last {last}"
-    )
-    if (share := one_class(record)) is not None:
-        words += f", predicts one class{f' ({share})' if share else ''}"
+    metric = Metric.of_record(record)
+    best = _marked(record, "best", metric)
+    last = _marked(record, "last", metric)
+    epoch = result["best_epoch"]
+    text = f"{result['metric']} {best} at epoch {epoch:.3g}, last {last}"
+    share = one_class(record)
+    if share is not None:
+        text += ", predicts one class"
+        if share:
+            text += f" ({share})"
     parameters = record["parameters"]
-    if parameters.get("formula", parameters["adapter"]) != parameters["adapter"]:
-        words += (
-            f", the method's count() says {parameters['formula']:,} of"
+    formula = parameters.get("formula", parameters["adapter"])
+    if formula != parameters["adapter"]:
+        text += (
+            f", the method's count() says {formula:,} of"
             f" {parameters['adapter']:,} parameters"
         )
-    if key := number_of_texts(record):
-        of = TEXT_SCORES[key]
-        words += f", {of.name} {scored(record)[key]:.{of.decimals}f}{of.unit} on {record['texts']['split']}"
-    return words
+    key = number_of_texts(record)
+    if key:
+        score = TEXT_SCORES[key]
+        number = f"{scored(record)[key]:.{score.decimals}f}{score.unit}"
+        text += f", {score.name} {number} on {record['texts']['split']}"
+    return text
+
+
+def _marked(record: Record, epoch: str, metric: Metric) -> str:
+    """The score of an epoch, best or last, with a mark where what it left is kept."""
+    text = metric.text(record["result"][epoch])
+    keep = record["config"]["keep"]
+    kept_epochs: tuple[str, ...] = ("best", "last")
+    if keep != "both":
+        kept_epochs = (kept_epoch(keep, record["result"]["reported"]),)
+    if epoch not in kept_epochs:
+        return text
+    if keep != "none":
+        return f"{text} (kept)"
+    return f"{text} (predictions kept)" if record["parameters"]["head"] else text

@@ -6,7 +6,7 @@ from typing import Any
 
 from runs.record.cell import is_trial
 from runs.record.redaction import hide_paths, without_paths
-from runs.record.schema import Record
+from runs.record.schema import CURVE_COLUMNS, Record
 from runs.run.definition import Run
 
 #: W&B's limits.
@@ -32,16 +32,20 @@ def about_run(run: Run, run_id: str, made_with: Mapping[str, Any]) -> dict[str, 
         trial,
     ]
     start = {"from": config["init_from"]} if config["init_from"] else None
-    known = {"cell": cell, "run_id": run_id, "recipe_name": run.recipe} | provenance_of(
-        made_with
-    )
-    job = "eval" if config["method"]["kind"] == "none" else "train"
+    settings = without_paths({"config": config, "start": start})["config"]
+    settings |= {"cell": cell, "run_id": run_id, "recipe_name": run.recipe}
+    settings |= provenance_of(made_with)
+    job = "train"
+    if config["task"].get("holdout") is not None:
+        job = "tune"
+    elif config["method"]["kind"] == "none":
+        job = "eval"
     return {
-        "job_type": job if config["task"].get("holdout") is None else "tune",
+        "job_type": job,
         "name": run.label[:LONGEST_NAME],
         "group": f"{run.row}@{run.model}@{cell['task']}"[:LONGEST_NAME],
         "tags": [tag[:LONGEST_TAG] for tag in dict.fromkeys(tags) if tag],
-        "config": without_paths({"config": config, "start": start})["config"] | known,
+        "config": settings,
     }
 
 
@@ -55,74 +59,69 @@ def provenance_of(source: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-#: The columns of every curve. Others are of training by reward, whose names are TRL's:
-#: W&B gets them under these.
-PLAIN_COLUMNS = frozenset(
-    {
-        "epoch",
-        "step",
-        "train_loss",
-        "dev_loss",
-        "metric",
-        "metric_select",
-        "metric_report",
-        "lr",
-    }
-)
-
-
 def points(
     curve: Mapping[str, Sequence[Any]], metric: str, cell: str
 ) -> list[dict[str, Any]]:
     """A point for each epoch of a record's curve. metric: its name. cell: of
     cell_key."""
-    columns = [
-        curve[key] for key in ("epoch", "step", "train_loss", "metric", "metric")
-    ]
-    names = ["epoch", "step", "train/loss", f"dev/{metric}", f"{cell}/dev"]
-    for key in set(curve) - PLAIN_COLUMNS:
+    columns = {
+        "epoch": curve["epoch"],
+        "step": curve["step"],
+        "train/loss": curve["train_loss"],
+        f"dev/{metric}": curve["metric"],
+        f"{cell}/dev": curve["metric"],
+    }
+    # W&B gets the columns of training by reward under TRL's names
+    for key in set(curve) - set(CURVE_COLUMNS):
         part = "dev" if key == "sampled_exact_match" else "train"
-        columns.append(curve[key])
-        names.append(f"{part}/{key}")
-    return [
-        dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)
-    ]
+        columns[f"{part}/{key}"] = curve[key]
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def summary_of(record: Record) -> dict[str, Any]:
     """The summary of a finished run: status, result, parameters, cost, and the scores
     of its texts by the protocol. The numbers of tables are there twice: once more under
     the name of the cell."""
-    result, cost, texts = record["result"], record["cost"], record.get("texts") or {}
+    result = record["result"]
+    cost = record["cost"]
     numbers = {"status": record["status"], "error": hide_paths(record["error"]) or ""}
-    numbers |= {
-        key: result.get(key)
-        for key in ("metric", "select", "best", "best_epoch", "last")
-    }
-    numbers |= {
-        f"parameters/{key}": value for key, value in record["parameters"].items()
-    }
-    numbers |= {f"cost/{key}": value for key, value in cost.items()}
-    of_cell = {key: result.get(key) for key in ("best", "last")}
-    of_cell |= {key: cost.get(key) for key in ("train_seconds", "peak_memory_bytes")}
-    numbers |= {
-        f"forgetting/{key}": (result.get("forgetting") or {}).get(key)
-        for key in ("before", "after")
-    }
+    for key in ("metric", "select", "best", "best_epoch", "last"):
+        numbers[key] = result.get(key)
+    for key, value in record["parameters"].items():
+        numbers[f"parameters/{key}"] = value
+    for key, value in cost.items():
+        numbers[f"cost/{key}"] = value
+    for key in ("before", "after"):
+        numbers[f"forgetting/{key}"] = (result.get("forgetting") or {}).get(key)
+    numbers_of_cell = {key: result.get(key) for key in ("best", "last")}
+    for key in ("train_seconds", "peak_memory_bytes"):
+        numbers_of_cell[key] = cost.get(key)
     # of the last epoch, and of the best one where it is another
-    for entry in texts.get("scores") or []:
-        if entry["variant"] == texts["scores"][0]["variant"]:
-            scores = {
-                k: v for k, v in entry.items() if isinstance(v, float) and k != "epoch"
-            }
-            scores |= {
-                f"parts/{part}": value
-                for part, value in (entry.get("parts") or {}).items()
-            }
-            numbers |= {
-                f"texts/{entry['which']}/{key}": value for key, value in scores.items()
-            }
-            of_cell |= scores if entry["which"] == "last" else {}
+    for epoch, scores in _scores_of_texts(record).items():
+        for key, score in scores.items():
+            numbers[f"texts/{epoch}/{key}"] = score
+        if epoch == "last":
+            numbers_of_cell |= scores
     cell = cell_key(record["cell"]["model"], record["cell"]["task"])
-    numbers |= {f"{cell}/{key}": value for key, value in of_cell.items()}
+    for key, value in numbers_of_cell.items():
+        numbers[f"{cell}/{key}"] = value
     return {key: value for key, value in numbers.items() if value is not None}
+
+
+def _scores_of_texts(record: Record) -> dict[str, dict[str, float]]:
+    """The scores of the texts by the protocol's variant, the first, by epoch: last or
+    best."""
+    entries = (record.get("texts") or {}).get("scores") or []
+    scores_of_epoch = dict[str, dict[str, float]]()
+    for entry in entries:
+        if entry["variant"] != entries[0]["variant"]:
+            continue
+        scores = dict[str, float]()
+        for key, value in entry.items():
+            if isinstance(value, float) and key != "epoch":
+                scores[key] = value
+        for part, value in (entry.get("parts") or {}).items():
+            scores[f"parts/{part}"] = value
+        scores_of_epoch[entry["which"]] = scores
+    return scores_of_epoch

@@ -40,9 +40,9 @@ def ask_before_upload(settings: Tracking, runs: int, output: str) -> Tracking:
     if settings.mode or set_otherwise or rank() or not runs or not is_logged_in():
         return settings
     if sys.stdin.isatty() and sys.stderr.isatty():
-        what = "this run" if runs == 1 else f"these {runs} runs"
+        count = "this run" if runs == 1 else f"these {runs} runs"
         print(
-            f"You are logged in to W&B. Send it {what}? docs/tracking.md lists what is"
+            f"You are logged in to W&B. Send it {count}? docs/tracking.md lists what is"
             " sent; tracking=online or tracking=offline answers in advance. [y/N] ",
             end="",
             file=sys.stderr,
@@ -70,16 +70,16 @@ def is_logged_in() -> bool:
     with contextlib.suppress(Exception):  # whatever is wrong with wandb or its files
         import wandb
 
-        known = bool(wandb.login(prompt=False, verify=False))
+        has_key = bool(wandb.login(prompt=False, verify=False))
         wandb.teardown()
-        return known
+        return has_key
     return False
 
 
 def of_run(settings: Tracking, run: Run, runs: list[Run]) -> Tracking:
     """The settings for one of a command's runs: an agent's is the only one that no
     other run starts from."""
-    last = [other for other in runs if other not in starts(runs)]
+    last = [entry for entry in runs if entry not in starts(runs)]
     return replace(settings, agent=AGENT[0] in os.environ and last == [run])
 
 
@@ -88,4 +88,7 @@ def agent_note(runs: list[Run]) -> str | None:
     sweep = os.environ.get(AGENT[0])
     if not sweep or any(of_run(Tracking(), run, runs).agent for run in runs):
         return None
-    return f"note: this command has {len(runs)} runs, so that W&B attaches none of them to the sweep {sweep}"
+    return (
+        f"note: this command has {len(runs)} runs, so that W&B attaches none of them to "
+        f"the sweep {sweep}"
+    )

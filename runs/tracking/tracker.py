@@ -43,27 +43,29 @@ class Tracker:
     than 30 seconds."""
 
     def __init__(
-        self, how: Tracking | None, run: Run, run_id: str, made_with: Mapping[str, Any]
+        self,
+        settings: Tracking | None,
+        run: Run,
+        run_id: str,
+        made_with: Mapping[str, Any],
     ) -> None:
         """made_with: code, versions and device of the run, as a record has them."""
-        settings = how or Tracking("off")
-        self.settings, self.run, self.run_id, self.made_with = (
-            settings,
-            run,
-            run_id,
-            made_with,
-        )
+        settings = settings or Tracking("off")
+        self.settings = settings
+        self.run = run
+        self.run_id = run_id
+        self.made_with = made_with
         self.log = log_file(run.config["output"])
         self.wandb: Any = None  # wandb's run, once it has begun
         self.sent = 0  # points
         disabled = settings.mode is None and os.environ.get("WANDB_MODE") == "disabled"
         # torchrun's first process sends
-        self.off = settings.mode == "off" or disabled or bool(rank())
+        self.is_off = settings.mode == "off" or disabled or bool(rank())
         # It takes a second to import wandb, and where its server is away INIT_TIMEOUT
         self.start = threading.Thread(
             target=self._begin, args=(settings.mode,), daemon=True
         )
-        if not self.off:
+        if not self.is_off:
             self.start.start()
 
     def epoch(self, curve: Mapping[str, Sequence[Any]], metric: str) -> None:
@@ -75,11 +77,11 @@ class Tracker:
     def finish(self, record: Record | None, error: BaseException | None = None) -> None:
         """Ends the run in W&B. record: None where an error has ended the run."""
         # the second time offline, where wandb has failed
-        for _ in range(0 if self.off else 2):
+        for _ in range(0 if self.is_off else 2):
             self.start.join(START)
             if self.start.is_alive():
                 self._note(f"wandb did not start within {START:g} seconds")
-            elif not self.wandb and not self.off:
+            elif not self.wandb and not self.is_off:
                 self._begin("offline")
             if not self.wandb or self._safely(self._end, record, error):
                 break
@@ -114,11 +116,13 @@ class Tracker:
         agent = self.settings.agent
         for key in () if agent else AGENT:
             os.environ.pop(key, None)
-        os.environ |= {"WANDB_SILENT": "true"} | ({"WANDB_MODE": mode} if mode else {})
+        os.environ["WANDB_SILENT"] = "true"
+        if mode:
+            os.environ["WANDB_MODE"] = mode
         import wandb
 
-        self.off = not mode and wandb.setup().settings.mode == "disabled"
-        if self.off:
+        self.is_off = not mode and wandb.setup().settings.mode == "disabled"
+        if self.is_off:
             return
         online = mode == "online"
         if online and not wandb.login(prompt=False, verify=False):
@@ -146,10 +150,11 @@ class Tracker:
             # W&B's search needs the sweep's own parameters (method=vera): our mapping
             # gets another name
             fixed = run.config.as_dict()
-            more = {k: v for k, v in config.items() if k not in fixed or fixed[k] != v}
-            run.config.update(
-                {f"{k}_config" if k in fixed else k: v for k, v in more.items()}
-            )
+            for key, value in config.items():
+                if key not in fixed:
+                    run.config.update({key: value})
+                elif fixed[key] != value:
+                    run.config.update({f"{key}_config": value})
         for name in ("train/*", "dev/*", "cells/*"):
             run.define_metric(name, step_metric="epoch")
         self.wandb = run
@@ -176,51 +181,40 @@ class Tracker:
             self.wandb.mark_preempting()  # W&B's word for a run that is resumed later
         self.wandb.summary.update(summary)
         self.wandb.tags = (*self.wandb.tags, status)
-        folder, offline = Path(self.wandb.settings.sync_dir), self.wandb.offline
+        folder = Path(self.wandb.settings.sync_dir)
+        offline = self.wandb.offline
         finished = self._safely(self.wandb.finish, 0 if status == "done" else 1)
         if finished:
             # the next run of this process reads the environment again
             sys.modules["wandb"].teardown()
         # all of it is in the folder, which `wandb sync` finds by this name
         if offline or not finished:
-            folder.rename(
-                self.log.with_name(f"offline-{folder.name.removeprefix('offline-')}")
-            )
+            name = folder.name.removeprefix("offline-")
+            folder.rename(self.log.with_name(f"offline-{name}"))
 
     def _upload(self, record: Record) -> None:
         """Uploads the kept adapters with the head, as an artifact; nothing where no
         adapter is kept."""
-        folder, cell = (
-            run_folder(record["config"]["output"], self.run_id),
-            record["cell"],
-        )
-        files = [
-            *sorted(folder.glob("adapter*.safetensors")),
-            *folder.glob("head.safetensors"),
-        ]
-        if not files or not files[0].name.startswith("adapter"):
+        folder = run_folder(record["config"]["output"], self.run_id)
+        adapters = sorted(folder.glob("adapter*.safetensors"))
+        if not adapters:
             return
-        name = re.sub(
-            r"[^\w.-]",
-            "_",
-            "-".join(str(cell[k]) for k in ("row", "model", "task", "seed")),
-        )
-        about = {
-            key: record["result"].get(key)
-            for key in ("metric", "best", "best_epoch", "last")
-        }
-        about |= {
-            "run_id": self.run_id,
-            "cell": cell,
-            "parameters": record["parameters"],
-        }
-        about |= {
-            key: record["config"][key] for key in ("keep", "method")
-        } | provenance_of(record)
+        cell = record["cell"]
+        parts = [str(cell[key]) for key in ("row", "model", "task", "seed")]
+        name = re.sub(r"[^\w.-]", "_", "-".join(parts))
+        about: dict[str, Any] = {}
+        for key in ("metric", "best", "best_epoch", "last"):
+            about[key] = record["result"].get(key)
+        about["run_id"] = self.run_id
+        about["cell"] = cell
+        about["parameters"] = record["parameters"]
+        about["keep"] = record["config"]["keep"]
+        about["method"] = record["config"]["method"]
+        about |= provenance_of(record)
         artifact = sys.modules["wandb"].Artifact(
             name[:LONGEST_NAME], "model", metadata=about
         )
-        for path in files:
+        for path in [*adapters, *folder.glob("head.safetensors")]:
             # without copies
             artifact.add_file(str(path), policy="immutable", skip_cache=True)
         self.wandb.log_artifact(artifact, aliases=["latest", self.run_id])
@@ -231,7 +225,7 @@ def log_file(output: str) -> Path:
     return Path(output, "wandb", "tracking.log")
 
 
-def quiet_settings(**more: Any) -> Any:
+def quiet_settings(**settings: Any) -> Any:
     """wandb.Settings of a run that sends our data and nothing else: no code, no
     console, no paths."""
     import wandb
@@ -242,4 +236,4 @@ def quiet_settings(**more: Any) -> Any:
     quiet |= {f"x_disable_{key}": True for key in ("machine_info", "meta", "stats")}
     quiet |= {"silent": True, "console": "off", "finish_timeout_raises": True}
     quiet |= {"save_code": False, "symlink": False, "x_save_requirements": False}
-    return wandb.Settings(**quiet | more)
+    return wandb.Settings(**quiet | settings)

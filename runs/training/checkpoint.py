@@ -31,21 +31,9 @@ from torch.optim import Optimizer
 import vera
 from runs.command.errors import DeviceError, UserError
 from runs.record.ledger import temporary
+from runs.record.schema import CURVE_COLUMNS
 from runs.run.methods import patterns_of
 from runs.training.reach import rate_factor, warmup_of
-
-#: The columns of a curve: a row for each evaluation.
-CURVE = (
-    "epoch",
-    "step",
-    "train_loss",
-    "dev_loss",
-    "metric",
-    "metric_select",
-    "metric_report",
-    "lr",
-)
-
 
 #: Plain values, as JSON has them.
 Plain = dict[str, Any]
@@ -72,7 +60,7 @@ class State:
     loss_sum: float = 0.0  # since the last evaluation
     rows: float = 0  # that loss_sum is over; for language models, tokens
     curve: dict[str, list[Any]] = field(
-        default_factory=lambda: {key: [] for key in CURVE}
+        default_factory=lambda: {key: [] for key in CURVE_COLUMNS}
     )
     #: What the objective has measured: in the last step, and the sums since the last
     #: evaluation with the number of steps.

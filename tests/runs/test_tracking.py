@@ -242,7 +242,7 @@ def test_the_mode_is_the_commands_and_nothing_is_sent_without_it(
     started = []
     monkeypatch.setattr(wandb, "init", lambda **given: started.append(given) or 1 / 0)
     tracker = Tracker(Tracking(asked, stats=True), run, "a" * 12, MADE_WITH)
-    assert tracker.off or tracker.start.join() is None
+    assert tracker.is_off or tracker.start.join() is None
     assert [given["mode"] for given in started][:1] == [mode] * bool(mode)
     assert not any(given["settings"].x_disable_stats for given in started)
 
