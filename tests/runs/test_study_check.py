@@ -420,7 +420,7 @@ def test_a_sweep_says_before_its_runs_that_code_was_changed(words, monkeypatch, 
         (["runs/run/definition.py", "vera/check.py"], True),
     ):
         monkeypatch.setattr(
-            "runs.sweep.sweep.code_state", lambda of=others: {"altered": of}
+            "runs.sweep.preflight.code_state", lambda of=others: {"altered": of}
         )
         preflight(expand(words))
         assert ("runs/run/definition.py and 1 more" in capsys.readouterr().out) == told
