@@ -28,7 +28,6 @@ LONGER_FILES: set[str] = set()
 #: Functions that are longer, until they are rewritten.
 LONGER_FUNCTIONS = {
     "runs/answer.py:answer",
-    "runs/forecast/pace.py:estimate",
     "runs/models/load.py:load",
 }
 #: The most that each measure of tests/language.py may be, in percent. The goals are 3.5
@@ -38,7 +37,7 @@ LIMITS = {
     "vera_bench": {"dense statements": 4.0, "function words": 0.5, "Any": 7.0},
     "vera": {"dense statements": 3.5, "function words": 0.5, "Any": 7.0},
     "tasks": {"dense statements": 3.5, "function words": 0.5, "Any": 7.0},
-    "runs": {"dense statements": 4.0, "function words": 5.5, "Any": 14.3},
+    "runs": {"dense statements": 2.6, "function words": 2.5, "Any": 11.6},
     "analysis": {"dense statements": 3.5, "function words": 0.7, "Any": 8.5},
 }
 #: Of the data in tests/nets/golden.
