@@ -79,8 +79,11 @@ def bytes_of_weight(config: Mapping[str, Any]) -> float:
 def computing_precision(config: Mapping[str, Any]) -> str:
     """The precision of most products: train.precision under autocast, else that of the
     base weights, which each layer computes in."""
-    precision, dtype = config["train"]["precision"], dtype_of(config)
-    return dtype if dtype in HALF else str(precision)
+    dtype = dtype_of(config)
+    if dtype in HALF:
+        return dtype
+    # records need not have the key
+    return str(config["train"].get("precision", "fp32"))
 
 
 def free_memory(device: "torch.device") -> float:
