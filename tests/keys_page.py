@@ -10,8 +10,8 @@ INTRODUCTION = """\
 # Keys of a run
 
 This page lists every key of a run's configuration with the values that it takes.
-Keys are grouped by what happens when you change them: some make another run with an id
-of its own, others only change where files lie or how fast the run is.
+Keys are grouped by what happens when you change them. Some make another run with an id
+of its own; others only change where files lie or how fast the run is.
 
 - `vera-bench --cfg job sources=true` shows the value of each key in your run, and where
   it comes from.
