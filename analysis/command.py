@@ -1,13 +1,15 @@
 """How the commands of this room open records, and the settings that select some."""
 
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
 from analysis.facts import model_of
-from analysis.frame import mark_left_out, runs
+from analysis.frame import RowMaker, RunRow, mark_left_out, runs
 from runs.command import parser
 from runs.command.errors import UserError
 from runs.command.parser import OfRecords, did_you_mean, setting
@@ -59,10 +61,15 @@ def row_name(argument: str) -> str:
     return f"peft_{name.removesuffix('Config').lower()}"
 
 
-def open_ledger(output: str, published: bool = True) -> Ledger:
+def open_ledger(
+    output: str,
+    published: bool = True,
+    keep: Callable[[Record], Any] | None = None,
+) -> Ledger:
     """The records of a folder and, unless switched off, the published ones. Warnings
-    about unreadable records, and about a folder without records, go to stderr."""
-    ledger = parser.open_ledger(output, published)
+    about unreadable records, and about a folder without records, go to stderr. keep: as
+    of `read_ledger`."""
+    ledger = parser.open_ledger(output, published, keep)
     if "ours" not in ledger.origin.values():
         message = f"note: no records of your own in {output}/records yet"
         if ledger.records:
@@ -71,10 +78,18 @@ def open_ledger(output: str, published: bool = True) -> Ledger:
     return ledger
 
 
-def open_selection(settings: Selection) -> Ledger:
+def open_rows(settings: Selection) -> Ledger:
+    """`open_selection` with a row of `frame.runs` in the place of each record, for
+    commands that need no more: tens of thousands of records fit."""
+    return open_selection(settings, keep=RowMaker())
+
+
+def open_selection(
+    settings: Selection, keep: Callable[[Record], Any] | None = None
+) -> Ledger:
     """The part of the records that the settings select. Raises UserError for a name
-    that no record has."""
-    ledger = parser.open_ledger(settings.output, settings.published)
+    that no record has. keep: as of `read_ledger`."""
+    ledger = open_ledger(settings.output, settings.published, keep)
     if settings.sweep:
         ledger = _of_sweep(ledger, settings.output, settings.sweep)
     rows = tuple(map(row_name, split_names(settings.method)))
@@ -84,28 +99,35 @@ def open_selection(settings: Selection) -> Ledger:
         "method": rows,
         "seed": split_names(settings.seed),
     }
+    selected = {key: names for key, names in selected.items() if names}
     for key, names in selected.items():
-        existing = {name for record in ledger for name in _names(record, key)}
+        existing = {name for entry in ledger for name in _names(entry, key)}
         for name in names:
             if name not in existing:
                 raise _unknown(f"no records of {key} {name!r}.", name, sorted(existing))
 
-    def is_selected(record: Record, _: str) -> bool:
+    def is_selected(entry: Record | RunRow, _: str) -> bool:
         return all(
-            not names or not _names(record, key).isdisjoint(names)
-            for key, names in selected.items()
+            not _names(entry, key).isdisjoint(names) for key, names in selected.items()
         )
 
     return select_records(ledger, is_selected)
 
 
-def _names(record: Record, key: str) -> set[str]:
-    """What a record may be called by in a setting. A folder's model has its own name,
-    too."""
-    cell = record["cell"]
-    if key == "model":
-        return {str(cell["model"]), model_of(record)}
-    return {str(cell["row" if key == "method" else key])}
+def _names(entry: Record | RunRow, key: str) -> set[str]:
+    """What a record, or its row, may be called by in a setting. A folder's model has
+    its own name, too."""
+    column = {"method": "conf_row", "model": "conf_model"}.get(key, key)
+    if isinstance(entry, RunRow):
+        names = {str(getattr(entry, column))}
+        return names | {entry.model} if key == "model" else names
+    names = {str(entry["cell"][column.removeprefix("conf_")])}
+    return names | {model_of(entry)} if key == "model" else names
+
+
+def conf_rows(ledger: Ledger) -> list[str]:
+    """The rows of conf/method that the entries of a ledger are of."""
+    return sorted({*itertools.chain(*(_names(entry, "method") for entry in ledger))})
 
 
 def _unknown(message: str, name: str, existing: list[str]) -> UserError:
@@ -130,13 +152,16 @@ def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
         count = f"{missing} of the {len(ids)} runs"
         print(f"note: {count} of {name} have no record here yet", file=sys.stderr)
 
-    def cell(record: Record) -> tuple[str, ...]:
-        return tuple(record["cell"][key] for key in ("model", "task", "row"))
+    def cell(entry: Record | RunRow) -> tuple[str, ...]:
+        if isinstance(entry, RunRow):
+            return entry.conf_model, entry.task, entry.conf_row
+        return tuple(entry["cell"][key] for key in ("model", "task", "row"))
 
     cells = {cell(ledger.records[run]) for run in ids if run in ledger.records}
 
-    def is_shown(record: Record, origin: str) -> bool:
-        return record["id"] in ids if origin == "ours" else cell(record) in cells
+    def is_shown(entry: Record | RunRow, origin: str) -> bool:
+        name = entry.id if isinstance(entry, RunRow) else entry["id"]
+        return name in ids if origin == "ours" else cell(entry) in cells
 
     return select_records(ledger, is_shown)
 

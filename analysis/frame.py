@@ -7,8 +7,10 @@ print: points for fractions. The names of other columns say their unit, such as 
 and bytes. NaN means that a run has no such number."""
 
 import itertools
+import math
 import re
-from collections import Counter
+import sys
+from collections import Counter, namedtuple
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -17,7 +19,14 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from analysis.facts import FACTS, HASH_DIGITS, NAMES, NUMBERS, of_method, settings_of
+from analysis.facts import (
+    FACTS,
+    HASH_DIGITS,
+    NAMES,
+    kind_of,
+    of_method,
+    settings_of,
+)
 from runs.record.ledger import CONF, Ledger, read_ledger
 from runs.record.schema import TEXT_SCORES, Record
 
@@ -50,27 +59,58 @@ def runs(ledger: Ledger | str | None = None) -> pd.DataFrame:
     ledger: records, or the folder of them; by default those of outputs/. The published
     ones come with a folder."""
     if not isinstance(ledger, Ledger):
-        ledger = read_ledger(ledger or "outputs")
-    settings = dict[str, dict[str, Any]]()
-    lines = [_line(record, settings) for record in ledger]
-    for line in lines:
-        line["origin"] = ledger.origin.get(line["id"], "ours")
-    columns = [*FACTS, "settings", "origin"]
+        ledger = read_ledger(ledger or "outputs", keep=RowMaker())
+    make_row = RowMaker()
+    rows = [entry if isinstance(entry, RunRow) else make_row(entry) for entry in ledger]
     # For so few rows Python's strings are faster than Arrow's.
     with pd.option_context("mode.string_storage", "python"):
-        frame = pd.DataFrame(lines, columns=columns)
+        frame = pd.DataFrame(rows, columns=RunRow._fields)
+        origins = [ledger.origin.get(row.id, "ours") for row in rows]
+        frame["origin"] = pd.Series(origins, frame.index, dtype=frame.id.dtype)
         return mark_left_out(name_base_models(frame))
 
 
-def _line(record: Record, settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A run's row. settings: by cell, those that are known already."""
-    line = {name: fact.read(record) for name, fact in NAMES.items()}
-    if line["kind"] == "failed":
-        return line
-    line |= {name: fact.read(record) for name, fact in NUMBERS.items()}
-    if line["cell"] not in settings:
-        settings[line["cell"]] = settings_of(record)
-    return line | {"settings": settings[line["cell"]]}
+class RunRow(namedtuple("RunRow", [*FACTS, "settings"])):  # type: ignore[misc]
+    """A run as a row of `runs`: its FACTS, and its settings."""
+
+    __slots__ = ()
+    id: str
+    model: str
+    task: str
+    conf_model: str
+    conf_row: str
+
+
+class RowMaker:
+    """Makes a run's row from its record. Rows share equal texts, settings and
+    measurements, so that thousands of them need little memory."""
+
+    def __init__(self) -> None:
+        self.settings = dict[str, dict[str, Any]]()
+        self.measurements = dict[tuple[Any, ...], dict[str, str]]()
+        self.sources = dict[str, Any]()
+
+    def __call__(self, record: Record) -> RunRow:
+        is_failed = kind_of(record) == "failed"
+        facts = NAMES if is_failed else FACTS
+        values = {name: fact.read(record) for name, fact in facts.items()}
+        if not is_failed:
+            self._share(values, record)
+        for name, value in values.items():
+            if type(value) is str:
+                values[name] = sys.intern(value)
+        columns: tuple[str, ...] = RunRow._fields
+        return RunRow._make(values.get(name, math.nan) for name in columns)
+
+    def _share(self, values: dict[str, Any], record: Record) -> None:
+        cell = values["cell"]
+        if cell not in self.settings:
+            self.settings[cell] = settings_of(record)
+        values["settings"] = self.settings[cell]
+        way = values["way"], values["protocol"]
+        values["measurement"] = self.measurements.setdefault(way, values["measurement"])
+        source = str(values["sources"])
+        values["sources"] = self.sources.setdefault(source, values["sources"])
 
 
 def name_base_models(runs: pd.DataFrame) -> pd.DataFrame:

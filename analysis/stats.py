@@ -19,7 +19,7 @@ import pandas as pd
 
 from analysis import tables
 from analysis.beside import summary
-from analysis.command import Selection, open_selection, own_and_published, row_name
+from analysis.command import Selection, open_rows, own_and_published, row_name
 from analysis.frame import reported_cells, tasks_by_way
 from analysis.notes import notes, unfinished
 from analysis.paired import comparison_table, not_compared, paired_differences
@@ -151,7 +151,7 @@ def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[TABLE]")
     settings, name = line.settings, "".join(line.names)
     row = row_name(settings.row or "vera")
-    frames = own_and_published(open_selection(settings))
+    frames = own_and_published(open_rows(settings))
     part = pd.concat(frames, ignore_index=True)
     if name:
         part = of_table(part, name)

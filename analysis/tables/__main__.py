@@ -39,7 +39,8 @@ from pydantic import PositiveInt
 
 from analysis.command import (
     VariantSelection,
-    open_selection,
+    conf_rows,
+    open_rows,
     own_and_published,
     row_name,
     split_names,
@@ -97,11 +98,10 @@ def main(arguments: list[str]) -> int:
     if settings.leaderboard:
         return _show_leaderboard(settings, {*line.names, *line.given})
     _refuse_unfitting(name, settings, columns)
-    ledger = Ledger() if name in WITHOUT_RECORDS else open_selection(settings)
+    ledger = Ledger() if name in WITHOUT_RECORDS else open_rows(settings)
     against = row_name(settings.against or "")
     if against:
-        rows = {str(record["cell"]["row"]) for record in ledger}
-        one_of("row", against, sorted(rows))
+        one_of("row", against, conf_rows(ledger))
     tables = make(
         name,
         ledger,

@@ -407,9 +407,13 @@ def one_of(kind: str, name: str, right_names: Collection[str]) -> str:
     return name
 
 
-def open_ledger(output: str | Path, published: bool = True) -> Ledger:
+def open_ledger(
+    output: str | Path,
+    published: bool = True,
+    keep: Callable[[Record], Any] | None = None,
+) -> Ledger:
     """`read_ledger`, which also prints the files that are no records to stderr."""
-    ledger = read_ledger(output, published)
+    ledger = read_ledger(output, published, keep)
     # records stay until the command ends: garbage collection need not search them
     gc.freeze()
     for problem in ledger.problems:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from runs.record.keys import KEYS, SEED
+from runs.record.keys import KEYS, SEED, Key
 from runs.record.schema import TEXT_SCORES, Record
 
 #: The groups whose keys ids hold together, each under its name.
@@ -24,6 +24,16 @@ HASHED_GROUPS = ("method", "task", "train", "reward")
 GONE: dict[str, dict[str, Any]] = {
     "images": {"augment": "none", "crop_scale": [0.25, 1.0]}
 }
+
+
+@cache
+def keys_of_group(group: str) -> dict[str, Key]:
+    """The declared keys of a group, by their names in it."""
+    return {
+        key.name.removeprefix(f"{group}."): key
+        for key in KEYS.values()
+        if key.group == group
+    }
 
 
 def defining(config: Mapping[str, Any], with_seeds: bool = True) -> dict[str, Any]:
@@ -53,8 +63,9 @@ def _in_ids(
     """The keys of a group that ids hold, those without a declaration among them: they
     are settings of somebody's own method or task."""
     hashed = {}
+    keys = keys_of_group(group)
     for name, value in values.items():
-        key = KEYS.get(f"{group}.{name}")
+        key = keys.get(name)
         if key is None:
             hashed[name] = value
         elif key.held:

@@ -9,7 +9,7 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -257,8 +257,8 @@ LmEvalResult = dict[str, Any]
 
 @dataclass
 class Ledger:
-    """Records by run id, and measures (which figures are drawn from) by their own
-    ids."""
+    """Records by run id (or what `keep` of `read_ledger` made of each), and measures
+    (which figures are drawn from) by their own ids."""
 
     records: dict[str, Record] = field(default_factory=dict)
     # of each record: "ours", or the study's name
@@ -274,36 +274,27 @@ class Ledger:
         return iter(self.records.values())
 
 
-def read_ledger(output: str | Path = "outputs", published: bool = True) -> Ledger:
+def read_ledger(
+    output: str | Path = "outputs",
+    published: bool = True,
+    keep: Callable[[Record], Any] | None = None,
+) -> Ledger:
     """All records of this machine and, unless switched off, the published ones. This
     machine's own come first.
 
     A second record of a run with the same result is the same run, published. Where it
     has another result (another machine, other versions), the first one counts, and how
     many there are of each study is a problem. A copy of a published record is of that
-    study, not of this machine."""
-    ledger = Ledger()
-    _read_folder(ledger, "ours", Path(output), "", output)
+    study, not of this machine.
+
+    keep: makes what the ledger keeps in the place of each record, so that thousands of
+    them need not be in memory at once."""
+    reading = _Reading(output, keep)
+    reading.add_folder("ours", Path(output), "")
     for folder in study_folders() if published else []:
-        _read_folder(ledger, folder.name, folder, ".jsonl", output)
-    for measure in ledger.measures.values():
-        if measure["kind"] == "lm_eval":
-            _add_evaluation(ledger, measure)
-    return ledger
-
-
-def _add_evaluation(ledger: Ledger, measure: Record) -> None:
-    """Adds what lm-eval has measured of a run to its record, if the ledger has it."""
-    record = ledger.records.get(measure["of"][0]["id"])
-    if record is None:
-        return
-    measured = measure["values"]["result"]
-    if ledger.origin[record["id"]] == "ours":
-        # beside a record of this machine, the measure is from before it
-        record["result"] = adding(record, measured, evaluated(record))
-    else:
-        # a study's record is not changed
-        record["result"] = adding(record, evaluated(record), measured)
+        reading.add_folder(folder.name, folder, ".jsonl")
+    reading.add_lm_eval()
+    return reading.ledger
 
 
 def evaluated(record: Record) -> list[LmEvalResult]:
@@ -348,7 +339,9 @@ def finished_record(output: str | Path, run_id: str | None) -> Record | None:
 
 def read_study(folder: Path) -> Ledger:
     """The records and measures of one published study alone."""
-    return _read_folder(Ledger(), folder.name, folder, ".jsonl", "")
+    reading = _Reading()
+    reading.add_folder(folder.name, folder, ".jsonl")
+    return reading.ledger
 
 
 def study_folders() -> list[Path]:
@@ -356,26 +349,108 @@ def study_folders() -> list[Path]:
     return sorted(folder for folder in PUBLISHED.glob("*") if folder.is_dir())
 
 
-def _read_folder(
-    ledger: Ledger, origin: str, folder: Path, ending: str, output: str | Path
-) -> Ledger:
-    """The ledger, with the records and measures of an output folder or of a study's
-    files added to it."""
-    records, conflicts = folder / f"records{ending}", dict[str, float]()
-    for record in _read_all(ledger, records, "record"):
-        # another version may define a result by other settings
-        record.pop("cell_id", None)
-        if record["status"] in FINISHED:
-            record["cell_id"] = cell_id(record)
-        difference = _add(ledger, origin, record, output)
-        if difference is not None:
-            conflicts[record["id"]] = difference
-    if conflicts:
-        ledger.problems.append(f"{records}: {_in_words(ledger, conflicts)}")
-    for measure in _read_all(ledger, folder / f"measures{ending}", "measure"):
-        if ledger.measures.setdefault(measure["id"], measure) is measure:
-            ledger.measured[measure["id"]] = origin
-    return ledger
+@dataclass
+class _Reading:
+    """A ledger that is being read. keep: what it keeps of a record, by default the
+    record. places: where each record stands, to read it again when a second one of its
+    run follows; amended: records that have changed since."""
+
+    output: str | Path = ""
+    keep: Callable[[Record], Any] | None = None
+    ledger: Ledger = field(default_factory=Ledger)
+    places: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    amended: dict[str, Record] = field(default_factory=dict)
+
+    def add_folder(self, origin: str, folder: Path, ending: str) -> None:
+        """Adds the records and measures of an output folder or of a study's files."""
+        ledger = self.ledger
+        records, conflicts = folder / f"records{ending}", dict[str, float]()
+        for place, record in _read_all(ledger, records, "record"):
+            difference = self._add(origin, record, place)
+            if difference is not None:
+                conflicts[record["id"]] = difference
+        if conflicts:
+            ledger.problems.append(f"{records}: {_in_words(ledger, conflicts)}")
+        for _, measure in _read_all(ledger, folder / f"measures{ending}", "measure"):
+            if ledger.measures.setdefault(measure["id"], measure) is measure:
+                ledger.measured[measure["id"]] = origin
+
+    def add_lm_eval(self) -> None:
+        """Adds what lm-eval has measured of runs to their records."""
+        for measure in self.ledger.measures.values():
+            if measure["kind"] != "lm_eval":
+                continue
+            run = measure["of"][0]["id"]
+            if run not in self.ledger.records:
+                continue
+            record = self._record(run)
+            measured = measure["values"]["result"]
+            if self.ledger.origin[run] == "ours":
+                # beside a record of this machine, the measure is from before it
+                record["result"] = adding(record, measured, evaluated(record))
+            else:
+                # a study's record is not changed
+                record["result"] = adding(record, evaluated(record), measured)
+            self._amend(record)
+
+    def _add(
+        self, origin: str, record: Record, place: tuple[str, bytes]
+    ) -> float | None:
+        """Adds a record. Where the ledger has that run with another result, that one
+        counts, and this returns by how much the results differ."""
+        ledger, name = self.ledger, record["id"]
+        _name_cell(record)
+        if name not in ledger.records:
+            ledger.records[name] = self._kept(record)
+            ledger.origin[name] = origin
+            self.places[name] = place
+            return None
+        first = self._record(name)
+        difference = difference_of_results(first, record)
+        is_same = difference is None
+        if ledger.origin[name] == "ours":
+            # Publishing takes paths out, and a run of this machine leaves a folder: the
+            # first one is a copy
+            better = first == record and not run_folder(self.output, name).exists()
+        else:
+            # the study of the preset that the run was started by
+            better = origin == record["cell"]["paper"]
+        if is_same and better:
+            ledger.origin[name] = origin
+        if is_same and evaluated(record):
+            first["result"] = adding(first, evaluated(record), evaluated(first))
+            self._amend(first)
+        if ledger.origin[name] == "ours":
+            ledger.published.setdefault(name, (origin, self._kept(record)))
+        return difference
+
+    def _kept(self, record: Record) -> Any:
+        return self.keep(record) if self.keep else record
+
+    def _record(self, name: str) -> Record:
+        """A record that the ledger has, read again where it keeps something else."""
+        if not self.keep:
+            return self.ledger.records[name]
+        if name in self.amended:
+            return self.amended[name]
+        where, line = self.places[name]
+        record = read_record(where, "record", line)
+        _name_cell(record)
+        return record
+
+    def _amend(self, record: Record) -> None:
+        """Keeps what has been added to a record of the ledger."""
+        if self.keep:
+            self.amended[record["id"]] = record
+            self.ledger.records[record["id"]] = self.keep(record)
+
+
+def _name_cell(record: Record) -> None:
+    """Names the cell of a finished record by its settings: another version may define
+    a result by other ones."""
+    record.pop("cell_id", None)
+    if record["status"] in FINISHED:
+        record["cell_id"] = cell_id(record)
 
 
 def _in_words(ledger: Ledger, conflicts: Mapping[str, float]) -> str:
@@ -406,47 +481,21 @@ def _parts(place: Path) -> list[tuple[str, bytes]]:
     return [(f"{place}/{name}", b"") for name in names]
 
 
-def _read_all(ledger: Ledger, place: Path, kind: str) -> Iterator[Record]:
-    """What the parts of a place hold. Those that cannot be read are problems of the
-    ledger."""
-    for part, line in _parts(place):
+def _read_all(
+    ledger: Ledger, folder: Path, kind: str
+) -> Iterator[tuple[tuple[str, bytes], Record]]:
+    """What the parts of a folder hold, with the place and line of each. Those that
+    cannot be read are problems of the ledger."""
+    for where, line in _parts(folder):
         try:
-            record = read_record(part, kind, line)
-            file_name = f"{record['id']}.json"
+            record = read_record(where, kind, line)
             # A copy by hand has another name; which of two counts must not depend on
             # their names
-            is_file = kind == "record" and not line
-            if is_file and not part.endswith(f"/{file_name}"):
-                raise ValueError(f"{part}: a record that belongs in {file_name}")
+            is_copy = not line and not where.endswith(f"/{record['id']}.json")
+            if kind == "record" and is_copy:
+                belongs_in = f"{record['id']}.json"
+                raise ValueError(f"{where}: a record that belongs in {belongs_in}")
         except ValueError as error:
             ledger.problems.append(refusal(str(error)))
             continue
-        yield record
-
-
-def _add(
-    ledger: Ledger, origin: str, record: Record, output: str | Path
-) -> float | None:
-    """Adds a record. Where the ledger has that run with another result, that one
-    counts, and this returns by how much the results differ."""
-    name = record["id"]
-    first = ledger.records.setdefault(name, record)
-    if first is record:
-        ledger.origin[name] = origin
-        return None
-    difference = difference_of_results(first, record)
-    is_same = difference is None
-    if ledger.origin[name] == "ours":
-        # Publishing takes paths out, and a run of this machine leaves a folder: the
-        # first one is a copy
-        better = first == record and not run_folder(output, name).exists()
-    else:
-        # the study of the preset that the run was started by
-        better = origin == record["cell"]["paper"]
-    if is_same and better:
-        ledger.origin[name] = origin
-    if is_same and evaluated(record):
-        first["result"] = adding(first, evaluated(record), evaluated(first))
-    if ledger.origin[name] == "ours":
-        ledger.published.setdefault(name, (origin, record))
-    return difference
+        yield (where, line), record

@@ -2,11 +2,14 @@
 their forms."""
 
 import csv
+import gc
 import hashlib
 import io
 import math
 import re
 import statistics
+import weakref
+from collections import namedtuple
 
 import numpy as np
 import pandas as pd
@@ -28,15 +31,22 @@ from ledgers import (
 )
 
 from analysis import tables
+from analysis.command import open_rows, own_and_published
 from analysis.facts import FACTS, NUMBERS, Fact
 from analysis.frame import COST_CONDITIONS, mark_left_out, reported_cells, runs
 from analysis.others import others
 from analysis.render import TIDY, Number, Table, render
 from analysis.tables import formulas
-from analysis.tables.__main__ import main
+from analysis.tables.__main__ import Settings, main
 from analysis.tables.specs import specs
 from runs.command.errors import UserError
-from runs.record.ledger import read_study, study_folders, write_record
+from runs.record import ledger as ledger_module
+from runs.record.ledger import (
+    read_study,
+    study_folders,
+    write_record,
+    write_study,
+)
 from runs.sweep.display import result_words
 
 pytestmark = pytest.mark.properties
@@ -470,6 +480,9 @@ def test_a_column_of_any_number_of_a_run_is_added_by_one_line(
     fact = Fact(lambda record: record["cost"].get("energy_wh"), "median")
     for columns in (NUMBERS, FACTS):
         monkeypatch.setitem(columns, "energy_wh", fact)
+    row = namedtuple("RunRow", [*FACTS, "settings"])
+    for module in ("frame", "command"):
+        monkeypatch.setattr(f"analysis.{module}.RunRow", row)
     for seed, energy in enumerate((10.0, 30.0, 20.0)):
         one = record("vera", "rte", seed)
         one["cost"]["energy_wh"] = energy
@@ -483,6 +496,37 @@ def test_a_column_of_any_number_of_a_run_is_added_by_one_line(
         UserError, match=r"no column 'energy_w'.*Did you mean energy_wh"
     ):
         main([*own, "columns=energy_w"])
+
+
+class CountedRecord(dict):
+    """A record that can be referred to weakly."""
+
+
+def test_a_table_keeps_no_record(tmp_path, capsys, monkeypatch):
+    """Not its own ones, and not one that is published, too."""
+    write_record(tmp_path, record("vera", "mrpc", 0, 0.5, model="minilm"))
+    write_record(tmp_path, record("lora", "mrpc", 0, 0.6, model="minilm"))
+    theirs = record("vera", "mrpc", 0, 0.7, model="minilm")
+    monkeypatch.setattr(ledger_module, "PUBLISHED", tmp_path / "studies")
+    write_study(tmp_path / "studies" / "a_study", [theirs])
+    references = []
+    read_whole = ledger_module.read_record
+
+    def read_counted(*arguments):
+        whole = CountedRecord(read_whole(*arguments))
+        references.append(weakref.ref(whole))
+        return whole
+
+    monkeypatch.setattr(ledger_module, "read_record", read_counted)
+    settings = Settings(output=str(tmp_path))
+    ledger_of_rows = open_rows(settings)
+    gc.collect()
+    assert len(references) >= 3
+    assert [reference() for reference in references] == [None] * len(references)
+    own_runs, published = own_and_published(ledger_of_rows)
+    assert own_runs.value.tolist() == [60, 50]
+    assert published.value.tolist() == [70]
+    assert "another result" in capsys.readouterr().err
 
 
 def test_every_table_with_records_has_a_specification():
