@@ -37,7 +37,7 @@ def test_the_pages_can_be_read():
     }
     # which holds tables alone
     words.pop("comparisons")
-    assert sum(words.values()) <= 11_900
+    assert sum(words.values()) <= 12_400
     for study in STUDIES:
         answer, _, table = (
             (docs / "results" / f"{study.name}.md").read_text().split("\n\n")[2:5]
@@ -74,8 +74,10 @@ def test_a_study_is_whole_and_says_how_it_was_run(study):
 
 def test_no_record_tells_where_files_lay():
     place = re.compile(r"""(^|[\s"'=(])(~?/[\w.-]+/|[A-Za-z]:\\)""")
+    # Which rows are right is base64, whose letters have slashes among them
+    bits = re.compile(r'"right": ?("[\w+/=]*"|\{[^}]*\})')
     for path in PUBLISHED.rglob("*.json*"):
-        assert not place.search(path.read_text()), path
+        assert not place.search(bits.sub("", path.read_text())), path
 
 
 @pytest.mark.parametrize(

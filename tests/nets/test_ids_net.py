@@ -62,6 +62,7 @@ def test_the_ids_and_groups_of_records(study, monkeypatch):
 
 #: Outputs of each task's head where they are not two; of a language model none.
 OUTPUTS = {"stsb": 1, "digits": 10, "resisc45": 12, "e2e": 0, "alpaca": 0, "sums": 0}
+OUTPUTS |= {"sums_digit": 0}
 
 
 def groups(run, recorded):
@@ -176,7 +177,7 @@ BESIDE = {
     "e2e_smollm2": (0, 2),
 }
 BESIDE |= {"peers_minilm": (364, 0), "glue_minilm": (30, 8)}
-BESIDE |= {"glue_more_minilm": (0, 12), "glue_mpnet": (2, 9)}
+BESIDE |= {"glue_more_minilm": (0, 12), "glue_mpnet": (2, 9), "sums_digit": (1, 0)}
 
 
 def records_are_among(study, runs, monkeypatch):

@@ -23,7 +23,7 @@ from runs.run.identity import run_id
 from runs.run.reward_functions import prompts_of_block, rows_of_step
 from runs.sweep import display
 from runs.tracking.content import PLAIN_COLUMNS, points
-from runs.training.effect import Moments, estimate_effect
+from runs.training.effect import Moments, effect_note, estimate_effect
 from runs.training.loop import Training
 from runs.training.policy import token_tensors
 from runs.training.policy_gradient import group_advantages
@@ -291,6 +291,23 @@ def test_a_run_that_can_change_nothing_warns(reward_words, capsys):
     record = do([*reward_words, "train.lr=1e-9"])
     assert record["reach"]["effect"] < 0.01
     assert "points of mean reward at most" in capsys.readouterr().out
+
+
+def test_vera_at_perls_rate_is_warned_about_and_at_a_working_one_is_not(sums_words):
+    """PeRL's are 1,024 steps at a constant 1e-5 (conf/recipe/perl). By likelihood, of
+    which a tiny model has a clear gradient; docs/reward.md has SmolLM2's by reward."""
+    words = [word for word in sums_words if not word.startswith("method")]
+    words += ["method=vera", "method.rank=32", "method.sites=[query,value]"]
+    words += ["train.schedule=constant", "train.warmup_ratio=0"]
+    notes = []
+    for rate in ("1e-5", "1"):
+        training = begin(elsewhere(words, **{"train.lr": rate}))
+        groups = training.optimizer.param_groups
+        reach = estimate_effect(training, training.objective, groups, 1024)
+        assert reach["effect"] > 0
+        notes.append(effect_note(reach))
+    assert "nats at most" in notes[0]
+    assert notes[1] is None
 
 
 def test_adams_bound_holds_for_any_gradient():
