@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.facts import model_of
-from analysis.frame import RowMaker, RunRow, mark_left_out, runs
+from analysis.frame import mark_left_out, runs
+from analysis.rows import RowMaker, RunRow
 from runs.command import parser
 from runs.command.errors import UserError
 from runs.command.parser import OfRecords, did_you_mean, setting

@@ -7,10 +7,8 @@ print: points for fractions. The names of other columns say their unit, such as 
 and bytes. NaN means that a run has no such number."""
 
 import itertools
-import math
 import re
-import sys
-from collections import Counter, namedtuple
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -19,16 +17,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from analysis.facts import (
-    FACTS,
-    HASH_DIGITS,
-    NAMES,
-    kind_of,
-    of_method,
-    settings_of,
-)
+from analysis.facts import FACTS, HASH_DIGITS, of_method
+from analysis.rows import RowMaker, RunRow
 from runs.record.ledger import CONF, Ledger, read_ledger
-from runs.record.schema import TEXT_SCORES, Record
+from runs.record.schema import TEXT_SCORES
 
 #: The place of a cell in a table, and what identifies it: a row may have been measured
 #: in several ways on a task, such as on 1,000 training rows and on 5,000.
@@ -68,49 +60,6 @@ def runs(ledger: Ledger | str | None = None) -> pd.DataFrame:
         origins = [ledger.origin.get(row.id, "ours") for row in rows]
         frame["origin"] = pd.Series(origins, frame.index, dtype=frame.id.dtype)
         return mark_left_out(name_base_models(frame))
-
-
-class RunRow(namedtuple("RunRow", [*FACTS, "settings"])):  # type: ignore[misc]
-    """A run as a row of `runs`: its FACTS, and its settings."""
-
-    __slots__ = ()
-    id: str
-    model: str
-    task: str
-    conf_model: str
-    conf_row: str
-
-
-class RowMaker:
-    """Makes a run's row from its record. Rows share equal texts, settings and
-    measurements, so that thousands of them need little memory."""
-
-    def __init__(self) -> None:
-        self.settings = dict[str, dict[str, Any]]()
-        self.measurements = dict[tuple[Any, ...], dict[str, str]]()
-        self.sources = dict[str, Any]()
-
-    def __call__(self, record: Record) -> RunRow:
-        is_failed = kind_of(record) == "failed"
-        facts = NAMES if is_failed else FACTS
-        values = {name: fact.read(record) for name, fact in facts.items()}
-        if not is_failed:
-            self._share(values, record)
-        for name, value in values.items():
-            if type(value) is str:
-                values[name] = sys.intern(value)
-        columns: tuple[str, ...] = RunRow._fields
-        return RunRow._make(values.get(name, math.nan) for name in columns)
-
-    def _share(self, values: dict[str, Any], record: Record) -> None:
-        cell = values["cell"]
-        if cell not in self.settings:
-            self.settings[cell] = settings_of(record)
-        values["settings"] = self.settings[cell]
-        way = values["way"], values["protocol"]
-        values["measurement"] = self.measurements.setdefault(way, values["measurement"])
-        source = str(values["sources"])
-        values["sources"] = self.sources.setdefault(source, values["sources"])
 
 
 def name_base_models(runs: pd.DataFrame) -> pd.DataFrame:

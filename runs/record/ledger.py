@@ -358,7 +358,7 @@ class _Reading:
     output: str | Path = ""
     keep: Callable[[Record], Any] | None = None
     ledger: Ledger = field(default_factory=Ledger)
-    places: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    places: dict[str, tuple[str, str, bytes]] = field(default_factory=dict)
     amended: dict[str, Record] = field(default_factory=dict)
 
     def add_folder(self, origin: str, folder: Path, ending: str) -> None:
@@ -403,7 +403,7 @@ class _Reading:
         if name not in ledger.records:
             ledger.records[name] = self._kept(record)
             ledger.origin[name] = origin
-            self.places[name] = place
+            self.places[name] = (place[0], "record", place[1])
             return None
         first = self._record(name)
         difference = difference_of_results(first, record)
@@ -433,8 +433,7 @@ class _Reading:
             return self.ledger.records[name]
         if name in self.amended:
             return self.amended[name]
-        where, line = self.places[name]
-        record = read_record(where, "record", line)
+        record = read_record(*self.places[name])
         _name_cell(record)
         return record
 
@@ -486,16 +485,16 @@ def _read_all(
 ) -> Iterator[tuple[tuple[str, bytes], Record]]:
     """What the parts of a folder hold, with the place and line of each. Those that
     cannot be read are problems of the ledger."""
-    for where, line in _parts(folder):
+    for part, line in _parts(folder):
         try:
-            record = read_record(where, kind, line)
+            record = read_record(part, kind, line)
             # A copy by hand has another name; which of two counts must not depend on
             # their names
-            is_copy = not line and not where.endswith(f"/{record['id']}.json")
-            if kind == "record" and is_copy:
-                belongs_in = f"{record['id']}.json"
-                raise ValueError(f"{where}: a record that belongs in {belongs_in}")
+            file_name = f"{record['id']}.json"
+            is_file = kind == "record" and not line
+            if is_file and not part.endswith(f"/{file_name}"):
+                raise ValueError(f"{part}: a record that belongs in {file_name}")
         except ValueError as error:
             ledger.problems.append(refusal(str(error)))
             continue
-        yield (where, line), record
+        yield (part, line), record

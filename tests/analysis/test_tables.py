@@ -481,7 +481,7 @@ def test_a_column_of_any_number_of_a_run_is_added_by_one_line(
     for columns in (NUMBERS, FACTS):
         monkeypatch.setitem(columns, "energy_wh", fact)
     row = namedtuple("RunRow", [*FACTS, "settings"])
-    for module in ("frame", "command"):
+    for module in ("frame", "command", "rows"):
         monkeypatch.setattr(f"analysis.{module}.RunRow", row)
     for seed, energy in enumerate((10.0, 30.0, 20.0)):
         one = record("vera", "rte", seed)

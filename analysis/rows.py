@@ -1,0 +1,53 @@
+"""A run as a row of `frame.runs`, made from its record: what is kept in memory of tens
+of thousands of records."""
+
+import math
+import sys
+from collections import namedtuple
+from typing import Any
+
+from analysis.facts import FACTS, NAMES, kind_of, settings_of
+from runs.record.schema import Record
+
+
+class RunRow(namedtuple("RunRow", [*FACTS, "settings"])):  # type: ignore[misc]
+    """A run as a row of `runs`: its FACTS, and its settings."""
+
+    __slots__ = ()
+    id: str
+    model: str
+    task: str
+    conf_model: str
+    conf_row: str
+
+
+class RowMaker:
+    """Makes a run's row from its record. Rows share equal texts, settings and
+    measurements, so that thousands of them need little memory."""
+
+    def __init__(self) -> None:
+        self.settings = dict[str, dict[str, Any]]()
+        self.measurements = dict[tuple[Any, ...], dict[str, str]]()
+        self.sources = dict[str, Any]()
+
+    def __call__(self, record: Record) -> RunRow:
+        is_failed = kind_of(record) == "failed"
+        facts = NAMES if is_failed else FACTS
+        values = {name: fact.read(record) for name, fact in facts.items()}
+        if not is_failed:
+            self._share(values, record)
+        for name, value in values.items():
+            if type(value) is str:
+                values[name] = sys.intern(value)
+        columns: tuple[str, ...] = RunRow._fields
+        return RunRow._make(values.get(name, math.nan) for name in columns)
+
+    def _share(self, values: dict[str, Any], record: Record) -> None:
+        cell = values["cell"]
+        if cell not in self.settings:
+            self.settings[cell] = settings_of(record)
+        values["settings"] = self.settings[cell]
+        way = values["way"], values["protocol"]
+        values["measurement"] = self.measurements.setdefault(way, values["measurement"])
+        source = str(values["sources"])
+        values["sources"] = self.sources.setdefault(source, values["sources"])
