@@ -13,6 +13,7 @@ from runs.record.cell import (
     crossfit_of,
     defining,
     epoch_of_table,
+    judged_on_training_rows,
     lora_scaling,
     number_of_texts,
     one_class,
@@ -45,13 +46,13 @@ DECODING = (
 def kind_of(record: Record) -> str:
     """What a record is: a result, or why it is in no table: failed, stopped
     (train.max_steps ended it early), or a trial (evaluated on training rows,
-    task.holdout)."""
+    task.holdout or task.folds)."""
     config = record["config"]
     if record["status"] not in FINISHED:
         return "failed"
     if config["train"].get("max_steps") is not None:
         return "stopped"
-    return "result" if config["task"].get("holdout") is None else "trial"
+    return "trial" if judged_on_training_rows(config) else "result"
 
 
 def row_of(record: Record) -> str:

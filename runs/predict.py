@@ -86,11 +86,7 @@ def main(arguments: list[str]) -> int:
         for key in ("eval_batch", "device")
         if (value := getattr(settings, key))
     }
-    if not record["parameters"]["head"]:
-        writes = f"What a language model writes: vera-bench answer {run}"
-        raise UserError(
-            f"run {run} ({record['label']['task']}) has no head that predicts. {writes}"
-        )
+    check_has_head(record)
     with (
         tempfile.TemporaryDirectory() as folder,
         alone(run_lock(settings.output, f"{run}-new"), f"predicting with run {run}"),
@@ -106,6 +102,17 @@ def main(arguments: list[str]) -> int:
             {**record, "config": config}, read_new(record, path, settings.output), out
         )
     return 0
+
+
+def check_has_head(record: Record) -> None:
+    """Raises UserError for a run whose model predicts no classes or numbers."""
+    if record["parameters"]["head"]:
+        return
+    run = record["id"]
+    raise UserError(
+        f"run {run} ({record['label']['task']}) has no head that predicts. What a "
+        f"language model writes: vera-bench answer {run}"
+    )
 
 
 # --- what is read
@@ -166,20 +173,59 @@ def read_new(record: Record, path: Path, output: str) -> New:
 
 
 def predict(record: Record, new: New, out: Path) -> None:
-    """Predicts rows in batches of like lengths, with the adapter merged where it can
-    be, and writes them."""
+    """Predicts rows and writes them. Where they have labels, it prints the score and
+    the rows with the largest loss, else the first ones."""
+    from runs.sweep.display import Display
+
+    partial = out.with_name(f"{out.name}.partial")
+    outputs, task = predict_new(record, new, partial), new.task
+    about = task.about("dev") if new.about is None else new.about
+    rows = predictions.table(task, about, outputs)
+    words = f"{plural(len(outputs), 'row')} in {out}"
+    if new.labelled:
+        predicted, labels = task.predict(outputs), task.labels("dev")
+        losses = _losses(new, outputs)
+        rows = [
+            [*row, value] for row, value in zip(rows, ["loss", *losses], strict=True)
+        ]
+        score = Metric(task.metric).text(task.score(predicted, labels))
+        words += f", {task.metric} {score}"
+        if task.problem == "regression":
+            words += f", RMSE {np.sqrt(np.mean((predicted - labels) ** 2)):.6g}"
+    write_atomically(out, csv_text(rows))
+    partial.unlink()
+    Display().line(f"{record['label']['row']} on {record['label']['task']}  {words}")
+    if new.labelled:
+        columns, *values = rows
+        values.sort(key=lambda row: float(row[-1]), reverse=True)
+        rows = [columns, *values]
+        print("the rows with the largest loss:")
+    print(first_rows(rows))
+
+
+def _losses(new: New, outputs: Any) -> list[str]:
+    """The loss of each labelled row."""
+    labels = new.task.labels("dev")
+    columns, *values = predictions.table(new.task, {}, outputs, labels)
+    rows = [dict(zip(columns, row, strict=True)) for row in values]
+    return [f"{predictions.loss(row):.6g}" for row in rows]
+
+
+def predict_new(record: Record, new: New, partial: Path) -> Any:
+    """The outputs (rows, num_labels) of rows, in batches of like lengths, with the
+    adapter merged where it can be. partial: where they are kept as they come."""
     import torch
 
     from runs.sweep.display import Display
     from runs.training.decode import weights, write_down
 
     display, task, size = Display(), new.task, record["config"]["eval_batch"]
-    output, head = (
-        record["config"]["output"],
-        f"{record['label']['row']} on {record['label']['task']}",
-    )
+    head = f"{record['label']['row']} on {record['label']['task']}"
     context = restore(
-        record, output, report=lambda event: display.show([(head, event)]), task=task
+        record,
+        record["config"]["output"],
+        report=lambda event: display.show([(head, event)]),
+        task=task,
     )
     lengths = task.lengths("dev")
     if isinstance(task, TextTask) and (cut := task.cut("dev")):
@@ -189,12 +235,10 @@ def predict(record: Record, new: New, out: Path) -> None:
 
     @torch.no_grad()
     def outputs(rows: Sequence[int]) -> list[Any]:
-        found: list[Any] = task.answers(context.raw_model, context.batch("dev", rows))[
-            1
-        ].tolist()
+        batch = context.batch("dev", rows)
+        found: list[Any] = task.answers(context.raw_model, batch)[1].tolist()
         return found
 
-    partial = out.with_name(f"{out.name}.partial")
     of = {
         "run": record["id"],
         "weights": weights(context),
@@ -204,21 +248,7 @@ def predict(record: Record, new: New, out: Path) -> None:
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     batches = [order[i : i + size] for i in range(0, len(order), size)]
     saved = write_down(context, partial, of, batches, outputs, "predicting")
-    found = np.asarray([saved[row] for row in range(len(lengths))], dtype=np.float32)
-    about = task.about("dev") if new.about is None else new.about
-    rows = predictions.table(task, about, found)
-    write_atomically(out, csv_text(rows))
-    partial.unlink()
-    words = f"{plural(len(lengths), 'row')} in {out}"
-    if new.labelled:
-        predicted, labels = task.predict(found), task.labels("dev")
-        words += (
-            f", {task.metric} {Metric(task.metric).text(task.score(predicted, labels))}"
-        )
-        if task.problem == "regression":
-            words += f", RMSE {np.sqrt(np.mean((predicted - labels) ** 2)):.6g}"
-    display.line(f"{head}  {words}")
-    print(first_rows(rows))
+    return np.asarray([saved[row] for row in range(len(lengths))], dtype=np.float32)
 
 
 def first_rows(rows: Sequence[Sequence[object]]) -> str:

@@ -58,6 +58,8 @@ def load(settings: Settings) -> Task:
     """The task with its rows, which are fetched if necessary. Raises DataError for bad
     or missing data."""
     task: Task = family(settings).load(settings)
+    if settings.get("folds") is not None:
+        task.take_fold(settings["fold"], settings["folds"])
     if settings.get("holdout") is not None:
         if task.decodes:
             share, split = settings["holdout"], settings["decode"]

@@ -125,6 +125,15 @@ class Rows:
         labels = [self.labels[i] for i in indices]
         return Rows(texts, pairs, labels, about)
 
+    def join(self, other: "Rows") -> "Rows":
+        """These rows and then the other's, which have the same columns."""
+        pairs = None
+        if self.pairs is not None and other.pairs is not None:
+            pairs = self.pairs + other.pairs
+        about = {key: values + other.about[key] for key, values in self.about.items()}
+        labels: Any = [*self.labels, *other.labels]
+        return Rows(self.texts + other.texts, pairs, labels, about)
+
 
 class Task(ABC):
     """What the training loop needs. Splits are "train" and "dev"; indices address the
@@ -174,6 +183,14 @@ class Task(ABC):
         rows."""
         raise DataError(
             f"task.holdout={share:g}: the family of {self.name} holds no training rows out"
+        )
+
+    def take_fold(self, fold: int, folds: int) -> None:
+        """Replaces the dev rows by one of `folds` parts of the training rows, and
+        trains on the others. The parts are the same for every seed. Raises DataError
+        for a family without this."""
+        raise DataError(
+            f"task.folds={folds}: the family of {self.name} has no folds. task=text has"
         )
 
     @abstractmethod
@@ -283,3 +300,26 @@ def held_out(groups: Sequence[Hashable], share: float, name: str) -> list[int]:
     if len(held_rows) < 2:
         raise DataError(f"task.holdout={share:g}: {name} has too few training rows")
     return sorted(held_rows)
+
+
+def fold_of_rows(groups: Sequence[Hashable], folds: int, name: str) -> list[int]:
+    """The fold of each row, drawn by the name alone. Folds differ by one row at most,
+    and so do the rows that they have of a group.
+
+    Args:
+        groups: the group of each row.
+        folds: how many there are.
+        name: the task's.
+
+    Raises DataError for fewer rows than folds."""
+    if len(groups) < folds:
+        raise DataError(f"task.folds={folds}: {name} has {len(groups)} training rows")
+    digest = hashlib.sha256(f"{name}, folds".encode()).digest()
+    key = int.from_bytes(digest[:8], "little")
+    drawn = np.random.Generator(np.random.Philox(key)).permutation(len(groups))
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    by_group = sorted(drawn.tolist(), key=lambda row: numbers[groups[row]])
+    fold = [0] * len(groups)
+    for place, row in enumerate(by_group):
+        fold[row] = place % folds
+    return fold

@@ -24,6 +24,7 @@ from tasks.base import (
     block,
     check,
     fixed_subset,
+    fold_of_rows,
     held_out,
     quoted,
     require_columns,
@@ -77,6 +78,8 @@ class TextTask(Task):
             self.num_labels = len(classes)
             self.problem = "single_label_classification"
         self.notes = []
+        #: Whether the dev rows are of the training file.
+        self.takes_dev_from_train = False
         self._scales_labels = bool(settings.get("scale_labels"))
         self._shows_texts = settings.get("keep_text", True)
         self._encoded: dict[str, dict[str, list[list[int]]]] = {}
@@ -91,6 +94,23 @@ class TextTask(Task):
         self.notes.append(
             f"dev: {len(dev_rows)} of {len(train)} training rows held out "
             f"(task.holdout={share:g}), the dev set is not used"
+        )
+
+    def take_fold(self, fold: int, folds: int) -> None:
+        """See Task.take_fold. Without a dev file, the rows that were held out for it
+        are in the folds, too. Each class is in every part, where it has enough rows."""
+        rows = self.splits["train"]
+        if self.takes_dev_from_train:
+            rows = rows.join(self.splits["dev"])
+        groups = [0] * len(rows) if self.classes is None else rows.labels
+        fold_of_row = fold_of_rows(groups, folds, self.name)
+        parts: dict[str, list[int]] = {"train": [], "dev": []}
+        for row, number in enumerate(fold_of_row):
+            parts["dev" if number == fold else "train"].append(row)
+        self.splits = {split: rows.take(part) for split, part in parts.items()}
+        self.notes.append(
+            f"dev: fold {fold} of {folds}, {len(parts['dev'])} of {len(rows)} training "
+            "rows"
         )
 
     def prepare(
@@ -205,6 +225,7 @@ def load(settings: Settings) -> TextTask:
     splits = _splits(settings, tables, classes)
     task = TextTask(settings, classes, metric, splits)
     task.notes = notes
+    task.takes_dev_from_train = "dev" not in tables
     task.advice = _advice(settings, classes, splits)
     return task
 

@@ -35,6 +35,8 @@ SEED_STAND_IN = 2**63 - 25
 LEFT_OUT = (
     "train.objective",
     "train.evaluate_steps",
+    "task.folds",
+    "task.fold",
     "model.dtype",
     "model.chat",
 )
@@ -275,7 +277,8 @@ def _configuration(
     values = Config.model_validate(config).model_dump(exclude_unset=True)
     _leave_out_neutral(values)
     for part in ("task", "method"):  # open ones: their keys in the order of their files
-        values[part] = {key: values[part][key] for key in config[part]}
+        kept = [key for key in config[part] if key in values[part]]
+        values[part] = {key: values[part][key] for key in kept}
     return values | {"recipe": values.pop("recipe", {})}, changed
 
 
@@ -362,6 +365,8 @@ NOT_CARRIED = frozenset(
         "data_seed",
         "init_from",
         "keep",
+        "task.fold",
+        "task.folds",
         "task.holdout",
         "task.label",
         "task.name",

@@ -67,6 +67,8 @@ def read_grid(overrides: Sequence[str], composer: Composer) -> Grid:
     lists = dict[str, list[str]]()
     if preset:
         lists = _lists_of_preset(preset, composer, without={*fixed})
+    if "task.folds" in fixed and not {"task.fold"} & {*fixed, *lists, *typed_lists}:
+        typed_lists["task.fold"] = _each_fold(fixed["task.folds"])
     of_preset = frozenset({*lists} - {*typed_lists})
     lists |= typed_lists
     for key in lists:
@@ -85,6 +87,15 @@ def read_grid(overrides: Sequence[str], composer: Composer) -> Grid:
     if not grid.cells:
         raise UserError(grid.left_out[0])
     return grid
+
+
+def _each_fold(override: str) -> list[str]:
+    """The overrides of the folds of task.folds=5; none where it is no number of folds,
+    which the checks of a configuration say."""
+    value = Override(override).value
+    if not value.isdecimal() or int(value) > MAX_VALUES_OF_LIST:
+        return []
+    return [f"task.fold={fold}" for fold in range(int(value))]
 
 
 def _fixed_and_lists(

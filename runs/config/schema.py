@@ -57,6 +57,15 @@ class Task(TaskKeys):
         if self.family not in tasks.FAMILIES:
             families = ", ".join(tasks.FAMILIES)
             raise ValueError(f"task.family={self.family}: should be one of {families}")
+        if (self.fold is None) != (self.folds is None) or (
+            self.folds is not None and (self.fold or 0) >= self.folds
+        ):
+            raise ValueError(
+                f"task.fold={self.fold}: should be from 0 to task.folds - 1, with "
+                "task.folds=. An override task.folds=5 runs all five"
+            )
+        if self.folds is not None and self.holdout is not None:
+            raise ValueError("task.folds and task.holdout exclude each other")
         if self.prepare and None in (self.train_rows, self.dev_rows):
             raise ValueError(
                 f"the task {self.name} needs numbers of rows: "

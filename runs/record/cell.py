@@ -104,11 +104,15 @@ def id_of(
 
 def is_trial(config: dict[str, Any]) -> bool:
     """Whether a run is a trial: stopped early (train.max_steps) or judged on training
-    rows (task.holdout)."""
-    return (
-        config["train"].get("max_steps") is not None
-        or config["task"].get("holdout") is not None
-    )
+    rows (task.holdout, task.folds)."""
+    is_stopped = config["train"].get("max_steps") is not None
+    return is_stopped or judged_on_training_rows(config)
+
+
+def judged_on_training_rows(config: Mapping[str, Any]) -> bool:
+    """Whether a run is evaluated on rows of the training set."""
+    task = config["task"]
+    return task.get("holdout") is not None or task.get("folds") is not None
 
 
 def protocol(record: Record) -> int:

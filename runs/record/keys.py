@@ -139,6 +139,10 @@ class TaskKeys(Part):
     prepare: Annotated[str | None, RESULT] = None
     # A trial: this share of the training rows is evaluated on instead
     holdout: Annotated[Share | None, RESULT, Added(None)]
+    # The training rows in so many parts, of which one is evaluated on: folds=5 alone
+    # expands to five runs
+    folds: Annotated[Annotated[int, Field(ge=2)] | None, RESULT, Added(None)] = None
+    fold: Annotated[Index | None, RESULT, Added(None)] = None
 
     # Where the rows are
     hub: Annotated[str | None, CONTENT] = None

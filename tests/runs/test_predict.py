@@ -244,9 +244,10 @@ def test_rows_with_labels_are_scored_and_too_long_ones_cut(
         out.unlink()
     record = trained([*price_words, "task.scale_labels=true"])
     printed = predict(record, price_words, tmp_path / "prices.tsv", f"out={out}").stdout
-    line, *shown = printed.rpartition("RMSE ")[2].splitlines()
+    line, title, *shown = printed.rpartition("RMSE ")[2].splitlines()
     error = float(line)
-    assert shown[0].split() == ["text", "label", "predicted"]
+    assert title == "the rows with the largest loss:"
+    assert shown[0].split() == ["text", "label", "predicted", "loss"]
     found = [(float(row["predicted"]) - float(row["label"])) ** 2 for row in table(out)]
     assert error == pytest.approx(np.sqrt(np.mean(found)), rel=1e-3)
     assert error < 45_000
@@ -317,7 +318,7 @@ def test_a_run_without_a_head_and_an_output_that_is_there_are_refused(
     made["parameters"]["head"] = 0
     write_record(output_of(kind_words), made)
     line = predict(made, kind_words, tmp_path, check=2).stderr
-    assert "runs.answer" in line
+    assert "vera-bench answer" in line
     record, out = trained(kind_words), tmp_path / "out.csv"
     out.write_text("mine")
     assert (

@@ -1,0 +1,129 @@
+"""Cross-validation on training rows (task.folds), and the rows that it suspects of a
+wrong label."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+from running import call_here, do, output_of, refused
+
+from runs.config import expand
+from runs.mistakes import dev_rows
+from runs.mistakes import main as mistakes
+from runs.record.cell import is_trial
+from runs.record.spreadsheet import read_csv
+from runs.run.identity import run_id
+from tasks.base import fold_of_rows
+
+pytestmark = pytest.mark.properties
+
+NOUNS = {"billing": "the bill of the dog", "refund": "a bright cat"}
+
+
+def write_rows(path, count=36, flipped=()):
+    """Rows of two classes that their words tell apart, some with the other label."""
+    names = [*NOUNS]
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("text", "label"))
+        for number in range(count):
+            right = number % 2
+            given = 1 - right if number in flipped else right
+            writer.writerow((f"{NOUNS[names[right]]} is", names[given]))
+    return path
+
+
+@pytest.fixture
+def text_words(words, tmp_path):
+    kept = [w for w in words if not w.startswith(("task", "train.", "method"))]
+    rows = write_rows(tmp_path / "rows.csv", flipped=(4, 9, 17))
+    more = ["task=text", "task.name=tickets", f"task.train_file={rows}"]
+    more += ["train.epochs=1", "train.effective_batch=8", "train.lr=1e-2"]
+    return [*kept, *more, "method=lora", "method.rank=8", "seed=0"]
+
+
+def test_folds_are_of_all_classes_and_of_one_size():
+    groups = [0] * 17 + [1] * 9 + [2]
+    fold = fold_of_rows(groups, 5, "mine")
+    assert fold == fold_of_rows(groups, 5, "mine") != fold_of_rows(groups, 5, "other")
+    sizes = np.bincount(fold)
+    assert sizes.max() - sizes.min() <= 1
+    for group in (0, 1):
+        of_group = [f for f, g in zip(fold, groups, strict=True) if g == group]
+        counts = np.bincount(of_group, minlength=5)
+        assert counts.max() - counts.min() <= 1
+    with refused("task.folds=5", "4 training rows"):
+        fold_of_rows([0] * 4, 5, "mine")
+
+
+def test_one_override_is_a_run_for_each_fold(text_words):
+    runs = expand([*text_words, "task.folds=3"])
+    assert [run.config["task"]["fold"] for run in runs] == [0, 1, 2]
+    assert len({run_id(run) for run in runs}) == 3
+    assert all(is_trial(run.config) for run in runs)
+    (plain,) = expand(text_words)
+    # such a run keeps the id and the configuration of before
+    assert {"fold", "folds"}.isdisjoint(plain.config["task"])
+    (one,) = expand([*text_words, "task.folds=3", "task.fold=1"])
+    assert run_id(one) == run_id(runs[1])
+    seeds = [*text_words[:-1], "seed=0,1", "task.folds=3"]
+    assert len(expand(seeds)) == 6
+    for wrong in (["task.folds=1"], ["task.fold=0"], ["task.folds=3", "task.fold=3"]):
+        with refused("task.fold"):
+            expand([*text_words, *wrong])
+    with refused("exclude each other"):
+        expand([*text_words, "task.folds=3", "task.holdout=0.2"])
+
+
+def test_of_another_family_they_are_refused(alpaca_words):
+    with refused("task.folds=3", "task=text has"):
+        do([*alpaca_words, "task.folds=3", "task.fold=0"])
+
+
+def test_every_row_is_judged_by_the_run_that_has_not_seen_it(
+    text_words, tmp_path, capsys
+):
+    """All of them once, in the order of their loss."""
+    records = [do([*text_words, "task.folds=3", f"task.fold={n}"]) for n in range(2)]
+    output = output_of(text_words)
+    run = records[0]["id"]
+    rows, _ = dev_rows(records[1], output)
+    assert len(rows) == 24
+    assert "2 is not done" in capsys.readouterr().out
+    records.append(do([*text_words, "task.folds=3", "task.fold=2"]))
+    out = tmp_path / "suspects.csv"
+    assert mistakes([run, f"output={output}", "limit=3", f"out={out}"]) == 0
+    printed = capsys.readouterr().out
+    assert "of 36 out-of-fold rows are wrong; the 3 with the largest loss" in printed
+    ranked = read_csv(out)
+    assert sorted(int(row["row"]) for row in ranked) == [*range(1, 37)]
+    losses = [float(row["loss"]) for row in ranked]
+    assert losses == sorted(losses, reverse=True)
+    for record in records:
+        assert record["data"]["dev_rows"] == 12
+        assert record["data"]["train_rows"] == 24
+
+
+def test_the_rows_of_a_file_are_ranked_by_the_run(text_words, tmp_path, capsys):
+    record = do(text_words)
+    where = f"output={output_of(text_words)}"
+    file = write_rows(tmp_path / "more.csv", count=12, flipped=(7,))
+    capsys.readouterr()
+    assert mistakes([record["id"], str(file), where, "limit=1"]) == 0
+    (shown,) = [
+        line for line in capsys.readouterr().out.splitlines() if " loss " in line
+    ][:1]
+    out = tmp_path / "answers.csv"
+    call_here("runs.predict", record["id"], str(file), where, f"out={out}", check=0)
+    answers = read_csv(out)
+    losses = [float(row["loss"]) for row in answers]
+    worst = answers[losses.index(max(losses))]
+    assert f"label {worst['label']}" in shown
+    assert shown.endswith(f"loss {max(losses):.6g}")
+    right = [float(row[f"p({row['label']})"]) for row in answers]
+    assert losses == pytest.approx([-math.log(share) for share in right], rel=1e-4)
+    without = tmp_path / "without.csv"
+    without.write_text("text\nthe dog\na cat\n")
+    with refused("no column 'label' with labels"):
+        mistakes([record["id"], str(without), where])
