@@ -45,7 +45,7 @@ AFTER = re.compile(
     r"^(?:[ -](?:and|or|to|of|x|its|the|a|fixed|training|dev|test|held-out|other|"
     r"further|made|evaluation|[A-Z]\w*'s|[\d,.]+))*[ -]"
     r"(?:epochs?|steps?|rows?|images?|pixels?|tokens?|layers?|problems?|sentences?|"
-    r"phrases|MRs|classes|core|bits?)\b"
+    r"phrases|MRs|inputs|classes|core|bits?)\b"
 )
 #: Confidence and significance levels, dates, learning rates, and Python's precisions.
 SETTING = re.compile(
