@@ -1,9 +1,9 @@
 """The paper's claims on your runs and on what the project has published: the mean
 difference over tasks, its interval and the verdict.
 
-    vera-bench findings                 every claim
-    vera-bench findings claim=1         one claim, task by task
-    vera-bench findings task=mrpc       every claim on a part of the records
+vera-bench findings
+vera-bench findings claim=1     one claim, task by task
+vera-bench findings task=mrpc   every claim on a part of the records
 
 docs/results.md prints the same numbers; docs/statistics.md explains the rule."""
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.properties
 #: The commands, each with positional words that it takes.
 COMMANDS = {
     f"analysis.{n}": []
-    for n in ("dashboard", "notebooks", "records", "report", "results")
+    for n in ("dashboard", "findings", "notebooks", "records", "report", "results")
 }
 COMMANDS |= {
     "runs.counts": [],
