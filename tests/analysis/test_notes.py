@@ -121,8 +121,10 @@ def test_settings_dates_sizes_and_names_may_be_typed(allowed):
 
 @pytest.mark.parametrize("path", NOTES, ids=lambda path: path.parent.name)
 def test_notes_begin_with_a_short_answer_and_what_would_change_it(path):
-    parts = path.read_text().split("\n\n")
-    assert parts[1].startswith("## What would change it")
+    title, answer, change, *_ = path.read_text().split("\n\n")
+    assert title.splitlines()[-1].startswith("# ")
+    assert not answer.startswith("#")
+    assert change.startswith("## What would change it")
     assert "\n## Details\n" in path.read_text()
 
 
