@@ -307,6 +307,14 @@ def test_nobody_is_asked_in_vain(asked, environment, runs, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_the_page_says_that_no_line_appears_without_a_login(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", Terminal(None))
+    assert ask_before_upload(Tracking(), 1, "there").mode is None
+    assert capsys.readouterr() == ("", "")
+    page = (ROOT / "docs" / "tracking.md").read_text()
+    assert "If you are not logged in, nothing is sent or printed" in page
+
+
 def test_a_command_sends_nothing_and_says_how_to_send(words):
     with logged_in() as server:
         done = call("runs", *words, "method=vera", check=0)
