@@ -19,6 +19,7 @@ did not train on it. The rows with the largest loss are those to check for a wro
 
 The number of a row is its line in last_VARIANT.jsonl in the run's folder, which holds
 the right answers, too. With a head, the rows are those of predictions.csv there.
+Row 1 is the first row below the header (line 2 of the file).
 """
 
 import json

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
-from running import call_here, do, output_of, refused
+from running import ROOT, call_here, do, output_of, refused
 
 from runs.config import expand
 from runs.mistakes import dev_rows
@@ -102,11 +102,21 @@ def test_every_row_is_judged_by_the_run_that_has_not_seen_it(
     assert "of 36 out-of-fold rows are wrong; the 3 with the largest loss" in printed
     ranked = read_csv(out)
     assert sorted(int(row["row"]) for row in ranked) == [*range(1, 37)]
+    lines = (tmp_path / "rows.csv").read_text().splitlines()
+    for row in ranked:
+        assert lines[int(row["row"])] == f"{row['text']},{row['label']}"
     losses = [float(row["loss"]) for row in ranked]
     assert losses == sorted(losses, reverse=True)
     for record in records:
         assert record["data"]["dev_rows"] == 12
         assert record["data"]["train_rows"] == 24
+
+
+def test_the_help_and_the_page_say_which_row_is_row_1():
+    says = "Row 1 is the first row below the header (line 2 of the file)."
+    text = call_here("runs.mistakes", "--help", check=0).stdout
+    assert says in " ".join(text.split())
+    assert says in (ROOT / "docs" / "own_task.md").read_text()
 
 
 def test_the_rows_of_a_file_are_ranked_by_the_run(text_words, tmp_path, capsys):
