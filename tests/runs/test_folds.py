@@ -16,7 +16,7 @@ from runs.mistakes import main as mistakes
 from runs.record.cell import is_trial
 from runs.record.spreadsheet import read_csv
 from runs.run.identity import run_id
-from tasks import reviews
+from tasks import load, reviews
 from tasks.base import fold_of_rows
 
 pytestmark = pytest.mark.properties
@@ -78,6 +78,17 @@ def test_one_override_is_a_run_for_each_fold(text_words):
             expand([*text_words, *wrong])
     with refused("exclude each other"):
         expand([*text_words, "task.folds=3", "task.holdout=0.2"])
+
+
+def test_the_only_note_on_dev_rows_is_that_of_the_fold(text_words):
+    (run,) = expand([*text_words, "task.folds=3", "task.fold=1"])
+    assert load(run.config["task"]).notes == [
+        "dev: fold 1 of 3, 12 of 36 training rows"
+    ]
+    (plain,) = expand(text_words)
+    assert load(plain.config["task"]).notes == [
+        "no dev file: every tenth, 4 of the 36 training rows are held out for it"
+    ]
 
 
 def test_of_another_family_they_are_refused(alpaca_words):
