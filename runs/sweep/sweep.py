@@ -69,6 +69,7 @@ def sweep(
     _summary(commanded, time.monotonic() - started)
     if is_first:
         _name_table(commanded, runs, launch.table)
+        _name_suspects(commanded)
     return commanded
 
 
@@ -318,6 +319,25 @@ def _name_table(commanded: Sweep, runs: list[Run], is_wanted: bool) -> None:
     if is_sweep:
         selection = [f"sweep={commanded.name}"]
     _show_table(runs[0].config["output"], selection, is_wanted and is_sweep)
+
+
+def _name_suspects(commanded: Sweep) -> None:
+    """Names the command that joins the runs of a cross-validation (task.folds), by its
+    first finished run."""
+    if commanded.signal or len(commanded.jobs) == 1:
+        return
+    without_answers = [*commanded.pending]
+    for job, _ in [*commanded.failed, *commanded.diverged]:
+        without_answers.append(job)
+    for job in commanded.jobs:
+        if job in without_answers or job.run.config["task"].get("folds") is None:
+            continue
+        words = [job.id, "out=suspects.csv"]
+        if job.output != "outputs":
+            words.append(f"output={job.output}")
+        command = f"vera-bench mistakes {shlex.join(words)}"
+        print(f"Which rows are labelled wrongly: {command}")
+        return
 
 
 def _is_in_no_table(run: Run) -> bool:

@@ -16,6 +16,9 @@ from runs.mistakes import main as mistakes
 from runs.record.cell import is_trial
 from runs.record.spreadsheet import read_csv
 from runs.run.identity import run_id
+from runs.sweep import sweep
+from runs.sweep.pool import Job, Sweep
+from runs.tracking.settings import Tracking
 from tasks import load, reviews
 from tasks.base import fold_of_rows
 
@@ -121,6 +124,28 @@ def test_every_row_is_judged_by_the_run_that_has_not_seen_it(
     for record in records:
         assert record["data"]["dev_rows"] == 12
         assert record["data"]["train_rows"] == 24
+
+
+def test_a_cross_validation_ends_with_the_command_that_joins_it(text_words, capsys):
+    def line_after(runs, pending=()):
+        jobs = [Job(run.label, run, run_id(run)) for run in runs]
+        commanded = Sweep(jobs, Tracking())
+        commanded.pending = [jobs[number] for number in pending]
+        sweep._name_suspects(commanded)
+        return capsys.readouterr().out
+
+    runs = expand([*text_words, "task.folds=3"])
+    command = "Which rows are labelled wrongly: vera-bench mistakes"
+    where = f"output={output_of(text_words)}"
+    ids = [run_id(run) for run in runs]
+    assert line_after(runs) == f"{command} {ids[0]} out=suspects.csv {where}\n"
+    # of a fold that is done
+    assert f" {ids[1]} " in line_after(runs, pending=[0])
+    assert line_after(runs, pending=[0, 1, 2]) == ""
+    for run in runs:
+        run.config["output"] = "outputs"
+    assert line_after(runs) == f"{command} {ids[0]} out=suspects.csv\n"
+    assert line_after(expand([*text_words[:-1], "seed=0,1"])) == ""
 
 
 def test_the_help_and_the_page_say_which_row_is_row_1():
