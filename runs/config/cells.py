@@ -187,7 +187,7 @@ def _make_run(
     choices = choices_of(cfg)
     recipe = choices["recipe"] if cfg.get("recipe") else "defaults"
     if preset and not cfg.get("recipe"):
-        _refuse_missing_recipe(choices, preset, composer.files)
+        _refuse_missing_recipe(choices, preset, composer)
     config, changed = _configuration(cfg, overrides, composer)
     method, row = config["method"], choices["method"]
     if method["kind"] == "peft":
@@ -222,19 +222,34 @@ def _make_run(
     )
 
 
-def _refuse_missing_recipe(choices: dict[str, str], preset: str, files: Files) -> None:
+def _refuse_missing_recipe(
+    choices: dict[str, str], preset: str, composer: Composer
+) -> None:
     row, model = choices["method"], choices["model"]
     wanted = choices.get("recipe") or f"{row}/{model}"
     models_of_row = [
         name.partition("/")[2]
-        for name in files.choices("recipe")
+        for name in composer.files.choices("recipe")
         if name.startswith(f"{row}/")
     ]
-    example = f", such as recipe={models_of_row[-1]}" if models_of_row else ""
+    own_model = _first_model_of_preset(preset, composer)
+    example = ""
+    if models_of_row:
+        # the preset's rates are meant for its own model
+        suggested = own_model if own_model in models_of_row else models_of_row[-1]
+        example = f", such as recipe={suggested}"
     raise UserError(
         f"preset {preset} has no recipe for {wanted}: write conf/recipe/{wanted}.yaml, "
         f"or take each row's recipe for another model (recipe=MODEL{example})"
     )
+
+
+def _first_model_of_preset(preset: str, composer: Composer) -> str:
+    cfg = composer.defaults((f"experiment={preset}",))
+    models = OmegaConf.select(cfg, "hydra.sweeper.params.model")
+    if models:
+        return str(models).partition(",")[0].strip()
+    return choices_of(cfg)["model"]
 
 
 def _label_class_of_peft(method: dict[str, Any], overrides: tuple[str, ...]) -> None:

@@ -510,6 +510,8 @@ model=gpt2_medium task=e2e task.length_penalty=[true] | task.length_penalty.0=tr
 method.projection_seed=${seed} | method.projection_seed=${seed}: matrices that are drawn anew
 method.redrawn=true | method.redrawn=true: matrices that are drawn anew
 experiment=table2_base model=encoder model.path=/x | preset table2_base has no recipe for full/encoder
+experiment=table2_base method=vera model=encoder model.path=/x | such as recipe=roberta_base)
+experiment=vera_all model=encoder model.path=/x | such as recipe=roberta_base)
 """
 CASES = [line.split(" | ") for line in REFUSED.strip().splitlines()]
 for says, words in ALONE.items():
