@@ -3,7 +3,13 @@
 torch and transformers are imported in functions, since the plan only asks where a model
 lies."""
 
-from runs.models.folder import architecture_of, fetch, image_side, locate
+from runs.models.folder import (
+    OtherArchitectureError,
+    architecture_of,
+    fetch,
+    image_side,
+    locate,
+)
 from runs.models.load import DTYPES, load, skeleton
 from runs.models.memory import check_memory, dtype_of, memory_of_weights
 from runs.models.origin import Origin, origin

@@ -42,6 +42,19 @@ REDIRECTING_TIMM_SETTINGS = frozenset(
 GENERIC_MODELS = {"text": "encoder", "text generation": "decoder", "image": "vision"}
 
 
+class OtherArchitectureError(UserError):
+    """A folder holds another model than the configuration names. remedy: the overrides
+    that take it."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)  # pickle calls the class with these
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem} Another model? ({self.remedy})"
+
+
 # --- where a model is
 
 
@@ -256,9 +269,9 @@ def _check_architecture(
         actual = {**settings, "architecture": name_in_timm.partition("_patch")[0]}
     for key, value in expected.items():
         if key in actual and actual[key] != value:
-            raise UserError(
-                f"{folder}: {key} is {actual[key]}, {model['name']} has {value}. "
-                f"Another model? (model={GENERIC_MODELS[model['modality']]})"
+            raise OtherArchitectureError(
+                f"{folder}: {key} is {actual[key]}, {model['name']} has {value}.",
+                f"model={GENERIC_MODELS[model['modality']]}",
             )
 
 

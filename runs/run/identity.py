@@ -60,7 +60,7 @@ def run_id(run: Run) -> str | None:
 
 def _identify(run: Run, contents: Contents) -> str | None:
     config = run.config
-    model = _once(contents, config["model"], model_content)
+    model = _content_of_model(run, contents)
     data = _once(contents, config["task"], data_content)
     if model is None or data is None:
         return None
@@ -78,6 +78,18 @@ def _identify(run: Run, contents: Contents) -> str | None:
         start=start,
         functions=functions_content(config),
     )
+
+
+def _content_of_model(run: Run, contents: Contents) -> str | None:
+    """See `model_content`. Advice to take another model keeps the run's recipe."""
+    try:
+        return _once(contents, run.config["model"], model_content)
+    except models.OtherArchitectureError as error:
+        _, _, model_of_recipe = run.recipe.partition("/")
+        if model_of_recipe != run.model:  # none, or one that was named already
+            raise
+        remedy = f"{error.remedy} recipe={model_of_recipe}"
+        raise models.OtherArchitectureError(error.problem, remedy) from None
 
 
 def _once(

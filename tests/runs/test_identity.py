@@ -171,15 +171,13 @@ def test_content_and_the_protocols_version_decide_not_the_name(
 def test_another_model_than_the_configuration_names_and_missing_data(
     words, tiny_roberta, glue, tmp_path
 ):
-    with refused("hidden_size is 32, roberta_base has 768. Another model?"):
-        identity(
-            [
-                "model=roberta_base",
-                f"model.path={tiny_roberta}",
-                "task=rte",
-                f"task.data_dir={glue}",
-            ]
-        )
+    other = ["model=roberta_base", f"model.path={tiny_roberta}", "task=rte"]
+    other.append(f"task.data_dir={glue}")
+    problem = "hidden_size is 32, roberta_base has 768. Another model?"
+    with refused(f"{problem} (model=encoder recipe=roberta_base)"):
+        identity([*other, "method=vera"])
+    with refused(f"{problem} (model=encoder)"):
+        identity([*other, "method=vera", "recipe=roberta_large"])
     with refused("task.data_dir"):
         identity(elsewhere(words, **{"task.data_dir": tmp_path}))
 
