@@ -94,6 +94,16 @@ def test_the_only_note_on_dev_rows_is_that_of_the_fold(text_words):
     ]
 
 
+def test_no_advice_on_the_tenth_that_a_fold_replaces(text_words, tmp_path):
+    rows = write_rows(tmp_path / "rows.csv", count=30)  # every tenth is of one class
+    (run,) = expand([*text_words, "task.folds=3", "task.fold=1"])
+    assert run.config["task"]["train_file"] == str(rows)
+    (plain,) = expand(text_words)
+    absent = "tickets: 1 of them have no dev row"
+    assert absent in load(plain.config["task"]).advice
+    assert absent not in load(run.config["task"]).advice
+
+
 def test_of_another_family_they_are_refused(alpaca_words):
     with refused("task.folds=3", "task=text has"):
         do([*alpaca_words, "task.folds=3", "task.fold=0"])
