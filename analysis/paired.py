@@ -152,6 +152,8 @@ def comparison_table(
     notes = [
         f"{means}, by Student's t. Positive: the first row is better.",
         f"p (Holm) is corrected for the {corrected}. How to read it: docs/stats.md.",
+        "95% CI and p are not corrected. Use p for one comparison that you chose "
+        "before looking, and p (Holm) for the best of a table.",
     ]
     return Table.of(title, rows, notes, lines.model.iloc[0])
 

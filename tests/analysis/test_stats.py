@@ -119,6 +119,14 @@ def test_holms_correction_is_for_all_comparisons_of_a_model():
     assert lines.holm["minilm", "lora"] == lines.p["minilm", "lora"]
 
 
+def test_a_table_of_comparisons_ends_with_which_p_to_use():
+    *_, table = told(*seeds("vera"), *seeds("lora"))
+    assert table.notes[-1] == (
+        "95% CI and p are not corrected. Use p for one comparison that you chose "
+        "before looking, and p (Holm) for the best of a table."
+    )
+
+
 def test_the_sign_test_and_the_median_come_on_request():
     made = [
         *seeds("vera", "rte", (0.80, 0.81, 0.82)),
@@ -171,7 +179,7 @@ def test_statistics_name_what_they_leave_out():
     assert [line["difference"] for line in lines(table)] == [
         "VeRA r=1024 minus LoRA r=8"
     ]
-    assert table.notes[2].endswith("full on rte, data other.")
+    assert table.notes[-1].endswith("full on rte, data other.")
 
 
 def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
