@@ -15,7 +15,7 @@ from analysis.command import Selection, open_selection
 from analysis.frame import runs
 from analysis.inference import Mean
 from analysis.render import Entry, Number, Table, of_runs, render
-from analysis.results.claims import Finding, numbered_claims
+from analysis.results.claims import Finding, claims, numbered_claims
 from analysis.results.findings import findings
 from runs.command.errors import UserError
 from runs.command.parser import entry_point, read, setting
@@ -67,12 +67,18 @@ def tables_by_task(compared: Sequence[Finding], number: int) -> list[Table]:
     """A claim's mean differences on each task, a table for each of its comparisons.
 
     Raises:
-        UserError: no claim has this number, or the claim compares no rows.
+        UserError: no claim has this number, or the runs have no finding on it.
     """
+    if not 1 <= number <= len(claims()):
+        raise UserError(f"claim={number}: there are {len(claims())}")
     numbers = numbered_claims(compared)
     of_claim = [item for item in compared if numbers[item.claim.finding] == number]
     if not of_claim:
-        raise UserError(f"claim={number}: there are {len(numbers)}")
+        name = claims()[number - 1].name
+        existing = ", ".join(map(str, numbers.values()))
+        raise UserError(
+            f"claim={number} ({name}): no finding on these runs. There are: {existing}"
+        )
     tables = list[Table]()
     for finding in of_claim:
         lines = list[dict[str, Entry]]()

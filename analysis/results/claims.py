@@ -333,9 +333,12 @@ def common_verdict(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def numbered_claims(findings: Sequence[Finding]) -> dict[str, int]:
-    """The number of each claim on the pages."""
-    claims = dict.fromkeys(finding.claim.finding for finding in findings)
-    return {claim: place for place, claim in enumerate(claims, 1)}
+    """The number of each claim that has a finding: its place among all of the paper's
+    claims, whichever runs are selected."""
+    places = {claim.finding: place for place, claim in enumerate(claims(), 1)}
+    return {
+        finding.claim.finding: places[finding.claim.finding] for finding in findings
+    }
 
 
 MARGIN_TEXT = f"{MARGIN:g}"

@@ -111,10 +111,27 @@ def test_a_claim_task_by_task_ends_with_its_mean_and_names_what_is_left_out():
     assert [line[2] for line in exclusions.texts] == ["no own run of lora"]
 
 
-def test_a_claim_that_is_not_there_is_refused_with_their_number():
+def test_a_claim_keeps_its_number_whichever_runs_are_selected():
+    compared = findings(runs(of_rows("mrpc", vera=(0.7, 0.71), full=(0.72, 0.73))))
+    table = claims_table(compared)
+    name = "3. VeRA is as good as full fine-tuning"
+    assert [line[0] for line in table.texts] == [name]
+    (by_task, *_) = tables_by_task(compared, 3)
+    assert by_task.title.startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (0, "claim=0: there are 15"),
+        (16, "claim=16: there are 15"),
+        (9, r"claim=9 \(shared .*\): no finding on these runs. There are: 1$"),
+    ],
+)
+def test_a_claim_that_is_not_there_is_refused_with_those_that_are(number, message):
     compared = findings(runs(of_rows("mrpc", vera=(0.7,), lora=(0.72,))))
-    with pytest.raises(UserError, match=r"claim=9: there are 1"):
-        tables_by_task(compared, 9)
+    with pytest.raises(UserError, match=message):
+        tables_by_task(compared, number)
 
 
 def test_without_two_rows_the_command_says_what_to_run(tmp_path):
