@@ -55,7 +55,7 @@ def claims_table(compared: Sequence[Finding]) -> Table:
         if finding.name:
             label += f": {finding.name}"
         line: dict[str, Entry] = {"claim": f"{number}. {label}"}
-        line["tasks"] = str(len(finding.tasks) or len(finding.comparisons))
+        line["model-task pairs"] = str(len(finding.tasks) or len(finding.comparisons))
         line |= _difference(finding.mean)
         line["verdict"] = str(finding.verdict)
         lines.append(line)

@@ -99,7 +99,8 @@ def test_a_row_is_above_or_below_only_after_correction():
 def test_the_table_of_claims_has_the_difference_and_the_verdict():
     compared = findings(runs(of_rows("mrpc", vera=(0.7, 0.71), lora=(0.72, 0.73))))
     table = claims_table(compared)
-    assert table.header == ["claim", "tasks", "difference", "95% CI", "verdict"]
+    columns = ["model-task pairs", "difference", "95% CI", "verdict"]
+    assert table.header == ["claim", *columns]
     assert table.texts[0][:3] == ["1. VeRA is as good as LoRA", "1", "-2.0"]
 
 
