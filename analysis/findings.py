@@ -14,9 +14,10 @@ from typing import Literal
 from analysis.command import Selection, open_selection
 from analysis.frame import runs
 from analysis.inference import Mean
-from analysis.render import Entry, Number, Table, of_runs, render
+from analysis.render import NONE, Entry, Number, Table, of_runs, render
 from analysis.results.claims import Finding, claims, numbered_claims
 from analysis.results.findings import findings
+from analysis.results.templates import macros
 from runs.command.errors import UserError
 from runs.command.parser import entry_point, read, setting
 
@@ -97,11 +98,23 @@ def tables_by_task(compared: Sequence[Finding], number: int) -> list[Table]:
     ]
     if exclusions:
         tables.append(Table.of("In no pair of this claim", exclusions))
-    if not tables:
-        raise UserError(
-            f"claim={number} is measured without pairs: docs/results/comparisons.md"
-        )
-    return tables
+    return tables or [_table_without_pairs(finding, number) for finding in of_claim]
+
+
+def _table_without_pairs(finding: Finding, number: int) -> Table:
+    """What a claim that compares no pairs of runs says on each model and task."""
+    words = macros("words.md")
+    lines: list[dict[str, Entry]] = [
+        {
+            "measured on": item.place,
+            "runs": " to ".join(map(str, item.counts)) or NONE,
+            "measured": str(words.measured(item)),
+            "verdict": str(item.verdict),
+        }
+        for item in finding.comparisons
+    ]
+    title = f"{number}. {finding.title}: {finding.verdict}"
+    return Table.of(title, lines, ["This claim is measured without pairs of runs."])
 
 
 def _difference(mean: Mean) -> dict[str, Entry]:

@@ -7,7 +7,9 @@ from small import rows
 
 from analysis.findings import claims_table, main, tables_by_task
 from analysis.frame import runs
+from analysis.inference import Verdict
 from analysis.results.answers import RowOfSize, RowsOfSize, costs_of, rows_of_size
+from analysis.results.claims import Comparison, Finding, claims
 from analysis.results.findings import findings
 from analysis.results.study_rows import over_tasks, study_rows
 from runs.command.errors import UserError
@@ -133,6 +135,27 @@ def test_a_claim_that_is_not_there_is_refused_with_those_that_are(number, messag
     compared = findings(runs(of_rows("mrpc", vera=(0.7,), lora=(0.72,))))
     with pytest.raises(UserError, match=message):
         tables_by_task(compared, number)
+
+
+def test_a_claim_that_is_measured_without_pairs_shows_what_was_measured():
+    claim = claims()[14]
+    fit = Comparison(
+        claim,
+        model="",
+        task="",
+        model_label="",
+        task_label="matrices",
+        family="",
+        sides=(),
+        verdict=Verdict.CONTRADICTED,
+        numbers={"equal": 4, "counts": 10},
+    )
+    finding = Finding(claim, "", (fit,), Verdict.CONTRADICTED)
+    (table,) = tables_by_task([finding], 15)
+    assert table.title == "15. equal fits of random matrices: contradicted"
+    measured = ["matrices", "-", "equal at 4 of 10 counts", "contradicted"]
+    assert table.texts == [measured]
+    assert table.notes == ["This claim is measured without pairs of runs."]
 
 
 def test_without_two_rows_the_command_says_what_to_run(tmp_path):
