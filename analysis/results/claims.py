@@ -122,6 +122,11 @@ class Pairs:
         flags = zip(self.left_collapsed, self.right_collapsed, strict=True)
         return tuple(left or right for left, right in flags)
 
+    @property
+    def trained(self) -> int:
+        """In how many pairs both runs trained."""
+        return self.collapsed.count(False)
+
     @cached_property
     def mean(self) -> Mean:
         """The mean difference of the pairs in which both runs trained."""

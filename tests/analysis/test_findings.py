@@ -96,6 +96,14 @@ def test_pairs_that_all_collapsed_decide_nothing():
     assert (near.tasks, near.verdict) == ({}, INCONCLUSIVE)
 
 
+def test_a_pair_that_the_difference_leaves_out_is_not_counted_on_the_page():
+    scores = (0.50, 0.51, 0.52)
+    near = compared(*rows("cola", lora=scores, vera=scores))
+    assert str(WORDS.pair_count(near.pairs[0])) == "3"
+    finding = the(found_on(*rows("cola", lora=scores, vera=(0.50, 0.51, 0.1))))
+    assert "| 2 of 3 |" in str(WORDS.lines(finding, 0, ""))
+
+
 @pytest.mark.parametrize(("pairs", "text"), [(4, "supported"), (5, "**supported**")])
 def test_five_pairs_make_a_verdict_bold(pairs, text):
     scores = [0.40, 0.401, 0.402, 0.403, 0.404][:pairs]
