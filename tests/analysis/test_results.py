@@ -165,7 +165,7 @@ def test_the_first_page_begins_with_the_answer_and_has_short_cells(published):
     )
     assert "One task moves the mean most: on SmolLM2-135M, sums" in answer
     assert "chose the rule and its words after we had seen these data" in page
-    assert "Of the 4 rules that we tried, 3 give the same sign" in page
+    assert "Of the 4 rules that we tried, 3 find a difference of this sign" in page
     tables = [line for line in page.splitlines() if line.startswith("| ")]
     assert len(tables) > 30
     assert max(len(cell) for line in tables for cell in cells_of(line)) <= 40
