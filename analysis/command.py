@@ -14,7 +14,7 @@ from analysis.rows import RowMaker, RunRow
 from runs.command import parser
 from runs.command.errors import UserError
 from runs.command.parser import OfRecords, did_you_mean, setting
-from runs.record.ledger import Ledger, read_sweep, sweep_names
+from runs.record.ledger import CONF, Ledger, read_sweep, sweep_names
 from runs.record.schema import Record
 
 
@@ -79,17 +79,20 @@ def open_ledger(
     return ledger
 
 
-def open_rows(settings: Selection) -> Ledger:
+def open_rows(settings: Selection, may_be_of_conf: bool = False) -> Ledger:
     """`open_selection` with a row of `frame.runs` in the place of each record, for
     commands that need no more: tens of thousands of records fit."""
-    return open_selection(settings, keep=RowMaker())
+    return open_selection(settings, RowMaker(), may_be_of_conf)
 
 
 def open_selection(
-    settings: Selection, keep: Callable[[Record], Any] | None = None
+    settings: Selection,
+    keep: Callable[[Record], Any] | None = None,
+    may_be_of_conf: bool = False,
 ) -> Ledger:
     """The part of the records that the settings select. Raises UserError for a name
-    that no record has. keep: as of `read_ledger`."""
+    that no record has. keep: as of `read_ledger`. may_be_of_conf: a model or task of
+    conf/ without records is noted on stderr instead."""
     ledger = open_ledger(settings.output, settings.published, keep)
     if settings.sweep:
         ledger = _of_sweep(ledger, settings.output, settings.sweep)
@@ -104,8 +107,12 @@ def open_selection(
     for key, names in selected.items():
         existing = {name for entry in ledger for name in _names(entry, key)}
         for name in names:
-            if name not in existing:
-                raise _unknown(f"no records of {key} {name!r}.", name, sorted(existing))
+            if name in existing:
+                continue
+            message = f"no records of {key} {name!r}"
+            if not (may_be_of_conf and _is_of_conf(key, name)):
+                raise _unknown(f"{message}.", name, sorted(existing))
+            print(f"note: {message} yet", file=sys.stderr)
 
     def is_selected(entry: Record | RunRow, _: str) -> bool:
         return all(
@@ -113,6 +120,11 @@ def open_selection(
         )
 
     return select_records(ledger, is_selected)
+
+
+def _is_of_conf(key: str, name: str) -> bool:
+    """Whether conf/ has a model or task of this name."""
+    return key in ("model", "task") and (CONF / key / f"{name}.yaml").is_file()
 
 
 def _names(entry: Record | RunRow, key: str) -> set[str]:

@@ -98,8 +98,11 @@ def main(arguments: list[str]) -> int:
     if settings.leaderboard:
         return _show_leaderboard(settings, {*line.names, *line.given})
     _refuse_unfitting(name, settings, columns)
-    ledger = Ledger() if name in WITHOUT_RECORDS else open_rows(settings)
     against = row_name(settings.against or "")
+    ledger = Ledger()
+    if name not in WITHOUT_RECORDS:
+        # The paper's rows need no records; differences do.
+        ledger = open_rows(settings, may_be_of_conf=bool(name and not against))
     if against:
         one_of("row", against, conf_rows(ledger))
     tables = make(

@@ -167,7 +167,15 @@ def test_the_command_shows_a_part_and_refuses_what_there_is_not_in_one_line(
     assert "| VeRA | paper | 0.043M | 89.5 +-0.5 | quoted |" in " ".join(
         capsys.readouterr().out.split()
     )
+    # and of a model and a task without records
+    assert main(["table2", "model=roberta_large", "task=rte,cola", *own]) == 0
+    printed = capsys.readouterr()
+    assert "Table 2, RoBERTa-large" in printed.out
+    assert "note: no records of model 'roberta_large' yet" in printed.err
+    assert "note: no records of task 'cola' yet" in printed.err
     for words, refusal in {
+        "model=roberta_large": "no records of model 'roberta_large'",
+        "table2 model=roberta_large against=vera": "no records of model 'roberta_large'",
         "task=mrcp": r"no records of task 'mrcp'. Did you mean mrpc\?",
         "demo method=peft:IA33Config": "no records of method 'peft_ia33'",
         "sweep=nine": "no sweep 'nine' in .*/sweeps. There are: none",
