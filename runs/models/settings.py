@@ -1,6 +1,6 @@
 """The types of what runs/models reads of a configuration."""
 
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 #: Settings of a transformers configuration (config.json), by their names.
 TransformersSettings = dict[str, Any]
@@ -23,8 +23,8 @@ class ModelSettings(TypedDict):
     architecture: TransformersSettings | None
     settings: NotRequired[TransformersSettings | None]
     quantise: NotRequired[str | None]
-    dtype: NotRequired[str]
-    chat: NotRequired[dict[str, object] | None]
+    dtype: NotRequired[Literal["fp32", "bf16", "fp16"]]
+    chat: NotRequired[dict[str, Any] | None]
 
 
 def hub_name(model: ModelSettings) -> str:

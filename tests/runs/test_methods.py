@@ -29,7 +29,11 @@ from runs.run.methods import make_method, patterns_of, rates_of
 from runs.run.provenance import changed
 from runs.sweep import sweep
 from runs.sweep.display import Display, result_words
-from runs.training.checkpoint import WITHOUT_GRADIENT, make_optimizer, optimizer_groups
+from runs.training.checkpoint import (
+    GRADIENT_CHECK_STEP,
+    make_optimizer,
+    optimizer_groups,
+)
 from runs.training.loop import Training
 from runs.training.result import deviations
 from runs.training.train import train
@@ -198,9 +202,8 @@ def test_rows_train_as_many_parameters_as_pefts_results_print(row):
     assert (
         sum(p.numel() for p in method.adapter_parameters(model).values()) == PEFTS[row]
     )
-    assert {"precision", *(["lr"] if row == "lora_xs" else [])} <= run.config["recipe"][
-        "chosen"
-    ].keys()
+    chosen = run.config["recipe"]["chosen"]
+    assert ("lr" in chosen) == (row == "lora_xs")
 
 
 # --- methods that are no file of the clone
@@ -401,7 +404,7 @@ def test_a_method_that_no_gradient_has_reached_by_one_of_the_steps_is_refused(ca
         vera.AdapterError, match="no gradient has reached what Forgets trains"
     ):
         training.go()
-    assert training.state.step == WITHOUT_GRADIENT - 1
+    assert training.state.step == GRADIENT_CHECK_STEP - 1
 
 
 # --- recipes
@@ -510,9 +513,10 @@ def test_a_recipe_has_the_groups_of_its_authors(cell):
 def test_each_recipe_with_an_authors_code_is_compared_with_it():
     for path in sorted((CONF / "recipe").glob("*/*.yaml")):
         source = yaml.safe_load(path.read_text()).get("source") or ""
-        if re.search(r"[\w-]+/[\w-]+", source) and not source.startswith(
-            "this project's choice"
-        ):
+        is_authors = not source.startswith(("this project's choice", "none for this"))
+        if path.parent.name in ("perl", "rlmath_peft"):
+            continue  # by TRL's own optimizer settings: no groups of parameters to compare
+        if re.search(r"[\w-]+/[\w-]+", source) and is_authors:
             # a row's own recipe, or one that rows share
             words = (key.split() for key in AUTHORS)
             assert any(

@@ -772,24 +772,26 @@ def test_a_launcher_is_a_class_and_a_line_in_the_registry(
     monkeypatch.setitem(LAUNCHERS, "at_once", AtOnce)
     monkeypatch.setattr(worker, "start_fork_server", lambda: None)
     (tmp_path / "conf" / "launcher").mkdir(parents=True)
-    (tmp_path / "conf" / "launcher" / "at_once.yaml").write_text("name: at_once\n")
+    file = tmp_path / "conf" / "launcher" / "at_once.yaml"
+    file.write_text("name: at_once\nexecutors: null\nrefuses: false\n")
     line = [*words, "train.max_steps=1", "launcher=at_once"]
     folder = str(tmp_path / "conf")
-    command = read_command([*line, "+launcher.executors=1"], folder)
+    command = read_command([*line, "launcher.executors=1"], folder)
     assert command.launch.launcher == AtOnce(executors=1)
     outcome = sweep.sweep(command.runs, launch=command.launch)
     assert (outcome.done, outcome.failed) == (1, [])
-    refusing = read_command([*line, "+launcher.refuses=true"], folder).launch
+    refusing = read_command([*line, "launcher.refuses=true"], folder).launch
     with refused("not here"):
         sweep.sweep(command.runs, launch=refusing, again=command.runs)
-    with refused("no key", "launcher.colour", "launcher=at_once"):
+    with refused("no key", "launcher.colour"):
         read_command([*line, "+launcher.colour=red"], folder)
 
 
 def test_settings_of_a_launcher_survive_the_cache_of_composed_commands(words):
     line = [*words, "seed=0,1", "launcher=slurm", "launcher.partition=gpu"]
     composed = read_command(line).launch.launcher
-    (runs, launch) = kept.decode(kept.encode(expand(line), read_command(line).launch))
+    launch = read_command(line).launch
+    (runs, launch, _) = kept.decode(kept.encode(expand(line), launch, []))
     assert launch.launcher == composed
     assert (launch.launcher.name, launch.launcher.partition) == ("slurm", "gpu")
     assert len(runs) == 2
