@@ -40,7 +40,7 @@ from runs.command.parser import (
     setting,
 )
 from runs.config import Files, read_command
-from runs.launchers.contract import ByWorkers
+from runs.launchers.contract import ByScript
 from runs.record.keys import KEYS, PATH
 from runs.record.override import Override
 from runs.run.definition import Run, overrides_of, with_starts
@@ -119,7 +119,7 @@ def main(arguments: list[str]) -> int:
     again = command.runs if command.launch.redo else []
     runs = with_starts(command.runs)
     launcher = command.launch.launcher
-    if isinstance(launcher, ByWorkers) and launcher.only_prints:
+    if isinstance(launcher, ByScript) and launcher.dry_run:
         print(dry_run(runs, launcher))
         return 0
     if note := agent_note(runs):

@@ -1,7 +1,7 @@
 """Budgets: which settings of a row train about N parameters (conf/budget.yaml).
 
-`budget=N` on a command line stands for the overrides that `setting_for` returns. torch
-is imported in functions, because most command lines have no budget."""
+`budget=N` on a command line stands for the overrides of the nearest rung of the row's
+ladder. torch is imported in functions, because most command lines have no budget."""
 
 import itertools
 import re

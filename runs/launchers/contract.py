@@ -61,11 +61,6 @@ class ByWorkers(Launcher):
 
     executors: Count | None = None
 
-    @property
-    def only_prints(self) -> bool:
-        """Whether the command prints what it would submit, and ends."""
-        return False
-
     def count_workers(self, runs: int) -> int:
         """How many workers do so many runs."""
         return min(self.executors or MAX_WORKERS, runs)
@@ -75,6 +70,14 @@ class ByWorkers(Launcher):
         """Starts the workers 0 to worker.workers - 1, for a block. Gives a function
         that counts those that are alive. Raises UserError where they cannot start."""
 
+
+class ByScript(ByWorkers):
+    """Workers that a script starts, which the command can also print.
+
+    dry_run: whether it prints the script, submits nothing, and ends."""
+
+    dry_run: bool = False
+
+    @abstractmethod
     def script(self, folder: Path, workers: int) -> str:
-        """What would be submitted for so many workers, where `only_prints`."""
-        raise NotImplementedError
+        """What would be submitted for so many workers."""

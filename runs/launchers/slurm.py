@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict
 
 from runs.command.errors import UserError
-from runs.launchers.contract import ByWorkers, CountWorkers, Worker
+from runs.launchers.contract import ByScript, CountWorkers, Worker
 from runs.machine.processes import environment, last_line, output_of
 
 #: How often a job goes back into the queue, unless conf/launcher/slurm.yaml is left
@@ -21,7 +21,7 @@ from runs.machine.processes import environment, last_line, output_of
 MAX_REQUEUES = 1000
 
 
-class Slurm(ByWorkers):
+class Slurm(ByScript):
     """An array of Slurm jobs. Keys that are not declared here are submitit's.
 
     dry_run: whether the sbatch script is printed, and nothing submitted."""
@@ -29,12 +29,6 @@ class Slurm(ByWorkers):
     model_config = ConfigDict(extra="allow")
 
     name: Literal["slurm"] = "slurm"
-    dry_run: bool = False
-
-    @property
-    def only_prints(self) -> bool:
-        """As `dry_run` says."""
-        return self.dry_run
 
     def check(self) -> None:
         """Raises UserError where Slurm does not answer."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from runs.command.errors import UserError, interrupted_words, rank
 from runs.config import Launch
-from runs.launchers.contract import ByWorkers, Launcher, OnThisMachine
+from runs.launchers.contract import ByScript, ByWorkers, Launcher, OnThisMachine
 from runs.machine.fork_server import start_fork_server
 from runs.machine.locks import alone
 from runs.machine.processes import environment
@@ -90,7 +90,7 @@ def _run_all(
         commanded.go(available, alone=len(commanded.jobs) == 1)
 
 
-def dry_run(runs: list[Run], launcher: ByWorkers) -> str:
+def dry_run(runs: list[Run], launcher: ByScript) -> str:
     """The script of the runs that are left, without fetching, checking or submitting
     anything."""
     output = runs[0].config["output"]
