@@ -15,7 +15,7 @@ class StoppedError(BaseException):
     """A run was asked to stop, and has saved what it needs to continue."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Stop:
     """A request to stop, such as SIGTERM before a time limit.
 

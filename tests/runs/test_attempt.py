@@ -496,7 +496,7 @@ def test_a_stop_within_an_evaluation_evaluates_again(words, more, tmp_path):
     straight = trained(elsewhere(words, output=tmp_path / "straight"))
 
     def stop(self, *given, evaluate=Training.evaluate):
-        self.stop.wanted = self.state.epoch == 1
+        self.stop.is_wanted = self.state.epoch == 1
         return evaluate(self, *given)
 
     with patch.object(Training, "evaluate", stop), pytest.raises(StoppedError):

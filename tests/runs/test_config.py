@@ -239,7 +239,12 @@ def test_recipes_are_what_the_papers_print(of):
 
 
 #: A row of each recipe that rows share.
-SHARED = {"peers": "pvera", "ranks": "vera", "sums_digit": "lora"}
+SHARED = {
+    "metamath_peft": "lora",
+    "peers": "pvera",
+    "ranks": "vera",
+    "sums_digit": "lora",
+}
 MINILM = CONF / "recipe" / "vera" / "minilm.yaml"
 
 

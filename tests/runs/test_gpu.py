@@ -179,7 +179,7 @@ def test_a_command_says_once_that_it_waits_for_a_device_which_its_run_then_sees(
     """The device is given back with the end of the run's process."""
     monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: ForkContext())
     monkeypatch.setattr(
-        pool, "do", lambda *_: ("failed", os.environ["CUDA_VISIBLE_DEVICES"])
+        pool, "attempt_run", lambda *_: ("failed", os.environ["CUDA_VISIBLE_DEVICES"])
     )
     both, (run,) = ["GPU-aaaa", "GPU-bbbb"], expand(words)
     held, looks = [gpus.take(both, 1), gpus.take(both, 1)], itertools.count(1)
