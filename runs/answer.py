@@ -17,9 +17,9 @@ each with its own seed, so the size of a batch is one of these settings. Let
 `vera-bench judge` score the answers next.
 """
 
-import itertools
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from runs.command.errors import UserError
 from runs.command.parser import Line, OfRecords, entry_point, mistake, setting
 from runs.config.schema import Task
-from runs.evaluate import Report, read_line, records_of, restore
+from runs.evaluate import Report, finished_records, read_line, restore
 from runs.machine.locks import alone, run_lock
 from runs.record.cell import hash_of
 from runs.record.keys import Count
@@ -49,6 +49,7 @@ from tasks.mt_bench import (
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
+    from runs.sweep.display import Display
     from runs.training.context import Context
 
 #: Questions of a batch, at most: an answer is many times as long as a row of the
@@ -59,7 +60,7 @@ SAMPLING = 2
 
 
 @dataclass(frozen=True)
-class Questions(OfRecords):
+class BenchSettings(OfRecords):
     """Settings that `vera-bench judge` has, too. null: as in the run's configuration."""
 
     bench: str | None = setting(None, "mt_bench or vicuna_bench", "task.bench")
@@ -69,7 +70,7 @@ class Questions(OfRecords):
 
 
 @dataclass(frozen=True)
-class Settings(Questions):
+class Settings(BenchSettings):
     """And how answers are sampled. null: as in the run's configuration."""
 
     answer_tokens: int | None = setting(
@@ -93,69 +94,84 @@ def main(arguments: list[str]) -> int:
     from runs.sweep.display import Display, heads
 
     line = read_line(arguments, Settings)
-    records = answerable(line)
-    configs = [config_of(record, line) for record in records]
+    records = answerable_records(line)
+    configs = [config_with_settings(record, line) for record in records]
     for config in configs:  # every question file before the first model
         read_questions(data_folder(config["task"]), config["task"]["bench"])
-    display, names = (
-        Display(),
-        [f"{r['label']['row']} seed {r['cell']['seed']}" for r in records],
-    )
+    display = Display()
+    names = []
+    for record in records:
+        names.append(f"{record['label']['row']} seed {record['cell']['seed']}")
     for record, config, name, head in zip(
         records, configs, names, heads(names), strict=True
     ):
         bench = config["task"]["bench"]
-
-        def show(event: Any, head: str = head) -> None:
-            display.show([(head, event)])
-
-        with alone(
-            run_lock(config["output"], f"{record['id']}-{bench}"), f"{bench} of {name}"
-        ):
-            path, short = answer(record, config, show)
-        note = (
-            f" ({short} cut short or left empty: the model has no more positions)"
-            if short
-            else ""
-        )
-        display.line(f"{head}  answers: {path}{note}")
+        lock = run_lock(config["output"], f"{record['id']}-{bench}")
+        with alone(lock, f"{bench} of {name}"):
+            path, cut_answers = answer(record, config, _report_to(display, head))
+        text = f"{head}  answers: {path}"
+        if cut_answers:
+            text += (
+                f" ({cut_answers} cut short or left empty: the model has no more "
+                "positions)"
+            )
+        display.line(text)
     return 0
 
 
-def answerable(line: Line[Any]) -> list[Record]:
-    """The runs of `records_of`. Raises UserError for a task other than instruction
-    tuning."""
-    records = records_of(line)
+def _report_to(display: "Display", head: str) -> Report:
+    """Shows the events of a run below its head."""
+    return lambda event: display.show([(head, event)])
+
+
+def answerable_records(line: Line[BenchSettings]) -> list[Record]:
+    """The runs of `finished_records`. Raises UserError for a task other than
+    instruction tuning."""
+    records = finished_records(line)
     for record in records:
         if record["config"]["task"].get("family") != "instruct":
-            other = f"run {record['id']} is on {record['label']['task']}"
             raise UserError(
-                f"{other}: questions are for instruction tuning, such as alpaca"
+                f"run {record['id']} is on {record['label']['task']}: questions are for"
+                " instruction tuning, such as alpaca"
             )
     return records
 
 
-def config_of(record: Record, line: Line[Any]) -> dict[str, Any]:
+def config_with_settings(record: Record, line: Line[BenchSettings]) -> dict[str, Any]:
     """The record's configuration with the command's own settings. Raises UserError for
     one that cannot be."""
     config: dict[str, Any] = {**record["config"], "output": line.settings.output}
-    config |= {
-        key: line.given[key] for key in ("eval_batch", "device") if key in line.given
-    }
-    config["task"] = {
-        key: line.given.get(f"task.{key}", value)
-        for key, value in config["task"].items()
-    }
+    for key in ("eval_batch", "device"):
+        if key in line.given:
+            config[key] = line.given[key]
+    task = {}
+    for key, value in config["task"].items():
+        task[key] = line.given.get(f"task.{key}", value)
     try:
-        Task.model_validate(config["task"])
+        Task.model_validate(task)
     except ValidationError as error:
         raise UserError(mistake(error, within="task")) from None
-    return config
+    return config | {"task": task}
 
 
 def answers_path(output: str, run: str, bench: str) -> Path:
     """Where a run's answers lie."""
     return run_folder(output, run) / f"{bench}.jsonl"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn of all questions.
+
+    Attributes:
+        index: from 0.
+        prompts: the token ids of each question's conversation so far.
+        rooms: the tokens that each answer may have.
+    """
+
+    index: int
+    prompts: list[list[int]]
+    rooms: list[int]
 
 
 def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path, int]:
@@ -164,89 +180,120 @@ def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path
 
     Raises UserError where the prompt's template or the training rows have changed since
     the run."""
-    from runs.training.decode import weights, write_down
+    from runs.training.decode import weights
 
-    settings, size = (
-        config["task"],
-        min(config["eval_batch"] or LARGEST_BATCH, LARGEST_BATCH),
-    )
-    bench, longest = settings["bench"], settings["answer_tokens"]
+    settings = config["task"]
+    bench = settings["bench"]
     questions = read_questions(data_folder(settings), bench)
     path = answers_path(config["output"], record["id"], bench)
-    if data_content(record["config"]["task"]) != record["data"]["content"]:
-        words = settings["template"] or "the template"
-        changed = f"{words} or the rows have changed since run {record['id']}"
-        raise UserError(f"{changed}: the model was trained on other prompts")
+    _check_prompts(record, settings)
     context = restore({**record, "config": config}, config["output"], report=report)
-    task = cast(InstructTask, context.task)
     about = {
         "run": record["id"],
         "weights": weights(context),
         "bench": bench,
         "sampling": SAMPLING,
+        "answer_tokens": settings["answer_tokens"],
+        "top_p": settings["top_p"],
+        "top_k": settings["top_k"],
+        "batch": min(config["eval_batch"] or LARGEST_BATCH, LARGEST_BATCH),
     }
-    about |= {key: settings[key] for key in ("answer_tokens", "top_p", "top_k")} | {
-        "batch": size
-    }
-    generate = _generate_settings(context, settings, questions)
-    answers, short = [list[str]() for _ in questions], 0  # of each question, by turn
-    for turn in range(BENCHES[bench]):
-        asked = zip(questions, answers, strict=True)
-        prompts = [
-            task.conversation(question.turns[: turn + 1], before)
-            for question, before in asked
-        ]
-        # What the model's positions leave after the prompt
-        left = [
-            longest if task.positions is None else task.positions - len(ids)
-            for ids in prompts
-        ]
-        rooms = [max(0, min(longest, room)) for room in left]
-        short += sum(room < longest for room in rooms)
-        # Of one temperature, by length, since prompts are padded to the longest of
-        # their batch
-        degrees = [temperature(question.category) for question in questions]
-        alike = [*zip(degrees, map(len, prompts), strict=True)]
-        order = sorted(range(len(questions)), key=alike.__getitem__)
-        groups = (
-            list(of) for _, of in itertools.groupby(order, key=degrees.__getitem__)
+    generate_settings = _generate_settings(context, questions)
+    answers = {question.id: list[str]() for question in questions}
+    cut_answers = 0
+    for index in range(BENCHES[bench]):
+        turn = _turn(context, questions, answers, index)
+        cut_answers += sum(room < settings["answer_tokens"] for room in turn.rooms)
+        texts = _answer_turn(context, questions, turn, path, about)
+        for question, text in zip(questions, texts, strict=True):
+            answers[question.id].append(text)
+    write_answers(path, record["id"], answers, questions)
+    about |= {"without_room": cut_answers, "generate": generate_settings}
+    write_atomically(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+    return path, cut_answers
+
+
+def _check_prompts(record: Record, settings: dict[str, Any]) -> None:
+    """Raises UserError where a run's prompts would be others now."""
+    if data_content(record["config"]["task"]) != record["data"]["content"]:
+        template = settings["template"] or "the template"
+        raise UserError(
+            f"{template} or the rows have changed since run {record['id']}: the model "
+            "was trained on other prompts"
         )
-        batches = [
-            group[start : start + size]
-            for group in groups
-            for start in range(0, len(group), size)
-        ]
-        key = {**about, "turn": turn + 1, "prompts": hash_of(prompts)[:16]}
 
-        def decode(
-            rows: Sequence[int], turn: int = turn, of: Any = (questions, prompts, rooms)
-        ) -> Any:
-            parts = ([part[row] for row in rows] for part in of)
-            return [{"text": text} for text in _sample(context, turn, *parts)]
 
-        texts = write_down(
+def _turn(
+    context: "Context",
+    questions: Sequence[Question],
+    answers: Mapping[int, Sequence[str]],
+    index: int,
+) -> Turn:
+    """A turn of the questions. answers: to the earlier turns, by question."""
+    task = cast(InstructTask, context.task)
+    longest = context.config["task"]["answer_tokens"]
+    turn = Turn(index, [], [])
+    for question in questions:
+        messages = question.turns[: index + 1]
+        prompt = task.conversation(messages, answers[question.id])
+        room = longest
+        if task.positions is not None:
+            room = max(0, min(longest, task.positions - len(prompt)))
+        turn.prompts.append(prompt)
+        turn.rooms.append(room)
+    return turn
+
+
+def _answer_turn(
+    context: "Context",
+    questions: Sequence[Question],
+    turn: Turn,
+    path: Path,
+    about: Mapping[str, Any],
+) -> list[str]:
+    """The answers to a turn, by batches that are saved as they come. path: of all
+    turns' answers. about: what defines the answers, whatever the turn."""
+    from runs.training.decode import write_down
+
+    number = turn.index + 1
+    phase = f"answering {about['bench']}"
+    if BENCHES[about["bench"]] > 1:
+        phase += f" turn {number}"
+    header = {**about, "turn": number, "prompts": hash_of(turn.prompts)[:16]}
+    # named by its settings, so that other settings leave these answers alone
+    name = f"{path.stem}_turn{number}_{hash_of(header)[:8]}.jsonl"
+
+    def answer_batch(indices: Sequence[int]) -> list[dict[str, str]]:
+        texts = _sample(
             context,
-            # Named by its settings: other settings leave these answers alone
-            path.with_name(f"{path.stem}_turn{turn + 1}_{hash_of(key)[:8]}.jsonl"),
-            key,
-            batches,
-            decode,
-            f"answering {bench}" + (f" turn {turn + 1}" if BENCHES[bench] > 1 else ""),
+            turn.index,
+            [questions[index] for index in indices],
+            [turn.prompts[index] for index in indices],
+            [turn.rooms[index] for index in indices],
         )
-        for i, turns in enumerate(answers):
-            turns.append(texts[i]["text"])
-    write_answers(
-        path,
-        record["id"],
-        {q.id: of for q, of in zip(questions, answers, strict=True)},
-        questions,
+        return [{"text": text} for text in texts]
+
+    batches = _batches(questions, turn.prompts, about["batch"])
+    saved = write_down(
+        context, path.with_name(name), header, batches, answer_batch, phase
     )
-    write_atomically(
-        path.with_suffix(".json"),
-        json.dumps({**about, "without_room": short, "generate": generate}, indent=1)
-        + "\n",
-    )
-    return path, short
+    return [saved[index]["text"] for index in range(len(questions))]
+
+
+def _batches(
+    questions: Sequence[Question], prompts: Sequence[list[int]], size: int
+) -> list[list[int]]:
+    """The indices of questions in batches of one temperature each, by length, since
+    prompts are padded to the longest of their batch."""
+    by_temperature = defaultdict[float, list[int]](list)
+    for index, question in enumerate(questions):
+        by_temperature[temperature(question.category)].append(index)
+    batches = []
+    for degree in sorted(by_temperature):
+        indices = sorted(by_temperature[degree], key=lambda index: len(prompts[index]))
+        for start in range(0, len(indices), size):
+            batches.append(indices[start : start + size])
+    return batches
 
 
 def _sample(
@@ -263,27 +310,30 @@ def _sample(
 
     from tasks.beam import left_padded  # imports torch
 
-    model, task, device = (
-        context.raw_model,
-        cast(InstructTask, context.task),
-        context.accelerator.device,
-    )
-    settings, degree = context.config["task"], temperature(questions[0].category)
-    asked = [ids for ids, room in zip(prompts, rooms, strict=True) if room]
-    if not asked:  # a prompt that fills the model's positions has no answer
+    # a prompt that fills the model's positions has no answer
+    prompts_with_room = [ids for ids, room in zip(prompts, rooms, strict=True) if room]
+    if not prompts_with_room:
         return [""] * len(prompts)
+    model, task = context.raw_model, cast(InstructTask, context.task)
+    device = context.accelerator.device
+    settings = context.config["task"]
+    degree = temperature(questions[0].category)
     # In place of the model's own, which would fill in what this one leaves out
     model.generation_config = _generation_config(task, settings, degree, max(rooms))
     if device.type == "cuda" and settings["top_p"] < 1:
         torch.set_deterministic_debug_mode("warn")  # it adds chances up in any order
-    torch.manual_seed(
-        int(hash_of([context.config["seed"], turn, questions[0].id])[:16], 16) >> 1
-    )
-    batch, mask = left_padded(asked, device)
-    given = {"input_ids": batch, "attention_mask": mask, "tokenizer": task.tokenizer}
+    draw = hash_of([context.config["seed"], turn, questions[0].id])
+    torch.manual_seed(int(draw[:16], 16) >> 1)
+    batch, mask = left_padded(prompts_with_room, device)
     with torch.no_grad():
-        written = iter(model.generate(**given)[:, batch.shape[1] :].tolist())
-    return [text_of(task, next(written)[:room]) if room else "" for room in rooms]
+        ids = model.generate(
+            input_ids=batch, attention_mask=mask, tokenizer=task.tokenizer
+        )
+    new_ids = iter(ids[:, batch.shape[1] :].tolist())
+    texts = []
+    for room in rooms:
+        texts.append(text_of(task, next(new_ids)[:room]) if room else "")
+    return texts
 
 
 def _generation_config(
@@ -312,30 +362,33 @@ def _generation_config(
 
 
 def _generate_settings(
-    context: "Context", settings: dict[str, Any], questions: Sequence[Question]
+    context: "Context", questions: Sequence[Question]
 ) -> dict[str, dict[str, Any]]:
     """What `generate` really uses at each temperature, after the library's own
     merge."""
     from tasks.generation import merged_settings
 
     model, task = context.raw_model, cast(InstructTask, context.task)
-    own, tokens = model.generation_config, settings["answer_tokens"]
+    settings = context.config["task"]
+    config_of_model = model.generation_config
+    prompt = [task.tokenizer.eos_token_id]
     merged = {}
     for degree in sorted({temperature(question.category) for question in questions}):
-        model.generation_config = _generation_config(task, settings, degree, tokens)
-        prompt = [task.tokenizer.eos_token_id]
+        model.generation_config = _generation_config(
+            task, settings, degree, settings["answer_tokens"]
+        )
         merged[f"{degree:g}"] = merged_settings(model, prompt)
-    model.generation_config = own
+    model.generation_config = config_of_model
     return merged
 
 
 def text_of(task: InstructTask, ids: list[int]) -> str:
     """An answer up to its end token, or to where it continues with an instruction."""
-    end, stop = task.tokenizer.eos_token_id, task.template.stop
-    text: str = task.tokenizer.decode(
-        ids[: [*ids, end].index(end)], skip_special_tokens=True
-    )
-    return (text.partition(stop)[0] if stop else text).strip()
+    end = [*ids, task.tokenizer.eos_token_id].index(task.tokenizer.eos_token_id)
+    text: str = task.tokenizer.decode(ids[:end], skip_special_tokens=True)
+    if task.template.stop:
+        text = text.partition(task.template.stop)[0]
+    return text.strip()
 
 
 if __name__ == "__main__":

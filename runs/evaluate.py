@@ -13,9 +13,9 @@ Texts that the run has decoded are scored again, too. A score that the record la
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -47,80 +47,114 @@ if TYPE_CHECKING:
     from runs.training.context import Context
 
 Report = Callable[[dict[str, Any]], None]
-#: How a value is beside the recorded one.
+#: How a score that is computed again is beside the recorded one.
 SAME = {True: "the same", False: "NOT the same"}
 
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, OfRecords, names="RUN", module=__name__)
     output = line.settings.output
-    record = find(line.names[0], output)
-    name = f"{record['label']['row']} on {record['label']['task']}, seed {record['cell']['seed']}"
-    keep, result = record["config"]["keep"], record["result"]
-    found = score_again(record, output, name) if record.get("texts") else []
-    if found and keep == "none" and record["parameters"]["adapter"]:
-        print(
-            f"{name}: the run kept no adapter, so that its {result['metric']} is not checked"
-        )
-        return 0 if all(found) else 1
-    for best in (False, True) if keep == "both" else (False,):
-        context = restore(record, output, best)
-        recorded, again = kept_result(record, best), context.score()
-        found.append(bool(np.isclose(again, recorded, atol=1e-9)))
-        which, scale = " (the best epoch's)" if best else "", result["scale"]
-        values = (
-            f"{result['metric']} {scale * again:.2f}, recorded {scale * recorded:.2f}"
-        )
-        print(f"{name}{which}: {values}: {SAME[found[-1]]}")
-    return 0 if all(found) else 1
+    record = find_finished(line.names[0], output)
+    label = record["label"]
+    name = f"{label['row']} on {label['task']}, seed {record['cell']['seed']}"
+    verdicts = []
+    if record.get("texts"):
+        verdicts += score_texts_again(record, output, name)
+    kept_nothing = record["config"]["keep"] == "none"
+    if verdicts and kept_nothing and record["parameters"]["adapter"]:
+        metric = record["result"]["metric"]
+        print(f"{name}: the run kept no adapter, so that its {metric} is not checked")
+    else:
+        verdicts += evaluate_again(record, output, name)
+    return 0 if all(verdicts) else 1
 
 
-def score_again(record: Record, output: str, name: str) -> list[bool]:
-    """Scores a run's saved texts again; adds scores that its record lacks. Returns
-    which are the same."""
+def evaluate_again(record: Record, output: str, name: str) -> list[bool]:
+    """Evaluates each adapter that a run has kept, and prints its score. Returns whether
+    each is the recorded one."""
+    metric, scale = record["result"]["metric"], record["result"]["scale"]
+    keeps_both = record["config"]["keep"] == "both"
+    verdicts = []
+    for best in (False, True) if keeps_both else (False,):
+        score = restore(record, output, best).score()
+        recorded = kept_score(record, best)
+        is_same = bool(np.isclose(score, recorded, atol=1e-9))
+        verdicts.append(is_same)
+        epoch = " (the best epoch's)" if best else ""
+        scores = f"{metric} {scale * score:.2f}, recorded {scale * recorded:.2f}"
+        print(f"{name}{epoch}: {scores}: {SAME[is_same]}")
+    return verdicts
+
+
+class TextScores(NamedTuple):
+    """The scores of an epoch's texts, computed again.
+
+    Attributes:
+        recorded: those that the record has, too.
+        added: those that it lacks, where the others are the same.
+    """
+
+    is_same: bool
+    recorded: dict[str, float]
+    added: dict[str, float]
+
+
+def score_texts_again(record: Record, output: str, name: str) -> list[bool]:
+    """Scores a run's saved texts again, and adds scores that its record lacks. Returns
+    whether their number and each epoch's scores are the recorded ones."""
     from runs.training import decode
 
     path = kept_file("decoded_last.jsonl", record, output)
     check_kept(record, path.with_name("decoded_best.jsonl"))
-    task, entries = (
-        cast(Written, tasks.load(record["config"]["task"])),
-        record["texts"]["scores"],
-    )
+    task = cast(Written, tasks.load(record["config"]["task"]))
+    entries = record["texts"]["scores"]
     try:
         texts = decode.read(task, path.parent)
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({describe(error)})") from None
     decode.write(task, path.parent, texts)
-    again = decode.scores(
-        task, texts, {entry["which"]: entry["epoch"] for entry in entries}
-    )
-    same, extended = [len(again) == len(entries)], False
-    for before, after in zip(entries, again, strict=False):
-        scores = {
-            key: value
-            for key, value in after.items()
-            if isinstance(value, float) and key != "epoch"
-        }
-        common = [key for key in scores if before.get(key) is not None]
-        equal = all(np.isclose(scores[key], before[key], atol=1e-6) for key in common)
-        same.append(bool(equal and before["hash"] == after["hash"]))
-        added = {
-            key: value
-            for key, value in scores.items()
-            if same[-1] and key not in common
-        }
-        words = ", ".join(f"{key} {scores[key]:.2f}" for key in common)
-        note = f"; {', '.join(added)} added to the record" if added else ""
-        print(
-            f"{name}, {after['which']} epoch, {after['variant']}: {words}: {SAME[same[-1]]}{note}"
-        )
-        reasons = before.pop("unavailable", None) or {}
-        reasons = {key: why for key, why in reasons.items() if key not in added}
-        before |= added | ({"unavailable": reasons} if reasons else {})
-        extended = extended or bool(added)
-    if extended:
+    epochs = {entry["which"]: entry["epoch"] for entry in entries}
+    new_entries = decode.scores(task, texts, epochs)
+    verdicts = [len(new_entries) == len(entries)]
+    has_additions = False
+    for entry, new_entry in zip(entries, new_entries, strict=False):
+        scores = _compare_text_scores(entry, new_entry)
+        verdicts.append(scores.is_same)
+        _add_scores(entry, scores.added)
+        has_additions = has_additions or bool(scores.added)
+        numbers = [f"{key} {score:.2f}" for key, score in scores.recorded.items()]
+        text = f"{name}, {new_entry['which']} epoch, {new_entry['variant']}"
+        text += f": {', '.join(numbers)}: {SAME[scores.is_same]}"
+        if scores.added:
+            text += f"; {', '.join(scores.added)} added to the record"
+        print(text)
+    if has_additions:
         amend(output, record["id"], lambda _: {"texts": record["texts"]})
-    return same
+    return verdicts
+
+
+def _compare_text_scores(entry: Record, new_entry: Record) -> TextScores:
+    """An epoch's scores in a record beside those that were computed now."""
+    recorded, missing = dict[str, float](), dict[str, float]()
+    is_same = bool(entry["hash"] == new_entry["hash"])
+    for key, score in new_entry.items():
+        if key == "epoch" or not isinstance(score, float):
+            continue
+        if entry.get(key) is None:
+            missing[key] = score
+            continue
+        recorded[key] = score
+        is_same = is_same and bool(np.isclose(score, entry[key], atol=1e-6))
+    return TextScores(is_same, recorded, missing if is_same else {})
+
+
+def _add_scores(entry: Record, added: Mapping[str, float]) -> None:
+    """Adds scores to an epoch's in a record, in place of why they were unavailable."""
+    reasons = entry.pop("unavailable", None) or {}
+    entry |= added
+    reasons = {key: reason for key, reason in reasons.items() if key not in added}
+    if reasons:
+        entry["unavailable"] = reasons
 
 
 def amend(output: str | Path, run_id: str, parts: Callable[[Record], Record]) -> bool:
@@ -145,16 +179,19 @@ def read_line(arguments: list[str], settings: type[S]) -> Line[S]:
     line = read(arguments, settings, "[RUN ...]", overrides=runs, options=COMPOSING)
     if not (line.names or line.overrides or line.options):
         raise UserError(
-            "which runs? Name their ids, or what composes them, such as experiment=NAME (--help)"
+            "which runs? Name their ids, or what composes them, such as experiment=NAME"
+            " (--help)"
         )
     return line
 
 
-def find(name: str, output: str) -> Record:
+def find_finished(name: str, output: str) -> Record:
     """The finished record of `find_record`. Raises UserError also for one that has
     failed or diverged."""
     records = RecordFolder(output)
-    ids = records.ids_that_begin_with(name) if re.fullmatch("[0-9a-f]+", name) else []
+    ids = list[str]()
+    if re.fullmatch("[0-9a-f]+", name):
+        ids = records.ids_that_begin_with(name)
     record = records.get(ids[0]) if len(ids) == 1 else None
     if record is None:  # a published run, several or none
         record = find_record(open_ledger(output), name, output)
@@ -163,25 +200,29 @@ def find(name: str, output: str) -> Record:
     return record
 
 
-def records_of(line: Line[Any]) -> list[Record]:
+def finished_records(line: Line[OfRecords]) -> list[Record]:
     """The finished records that a command line names: by run ids, or by whatever
     composes runs.
 
     Raises UserError where there is none."""
     output = line.settings.output
-    records = [find(name, output) for name in line.names]
-    if not line.names:
-        runs = read_command([*line.overrides, f"output={output}"], line.config_dir).runs
-        records_here = RecordFolder(output)
-        for run, run_id in zip(runs, identify(runs), strict=True):
-            record = records_here.get(run_id) or {"status": "missing"}
-            records += [record] if record["status"] == "done" else []
-            if record["status"] not in FINISHED:
-                print(f"left out: {run.label} has not finished here", flush=True)
-        if not records:
-            words = " ".join([*line.options, *line.overrides])
-            none = f"none of these {len(runs)} runs has finished in {output}/records"
-            raise UserError(f"{none}. First: vera-bench {words}")
+    if line.names:
+        return [find_finished(name, output) for name in line.names]
+    runs = read_command([*line.overrides, f"output={output}"], line.config_dir).runs
+    folder = RecordFolder(output)
+    records = []
+    for run, run_id in zip(runs, identify(runs), strict=True):
+        record = folder.get(run_id)
+        if record is None or record["status"] not in FINISHED:
+            print(f"left out: {run.label} has not finished here", flush=True)
+        elif record["status"] == "done":
+            records.append(record)
+    if not records:
+        words = " ".join([*line.options, *line.overrides])
+        raise UserError(
+            f"none of these {len(runs)} runs has finished in {output}/records. First: "
+            f"vera-bench {words}"
+        )
     return records
 
 
@@ -204,17 +245,13 @@ def restore(
     import vera
     from runs.training.context import Context
 
-    names = {
-        "adapter": f"adapter{'_best' if best else ''}.safetensors",
-        "head": "head.safetensors",
-    }
-    counts = record["parameters"]
-    files = {
-        part: kept_file(name, record, output)
-        for part, name in names.items()
-        if counts[part]
-    }
-    context = Context(run_of(record), record["id"], report, start=False, task=task)
+    files = {}
+    for part in ("adapter", "head"):
+        name = "adapter_best" if part == "adapter" and best else part
+        if record["parameters"][part]:
+            files[part] = kept_file(f"{name}.safetensors", record, output)
+    run = run_from_record(record)
+    context = Context(run, record["id"], report, start=False, task=task)
     if "adapter" in files:
         # Not vera.load, which adapts a copy again: on a GPU some of peft's methods draw
         # other bits
@@ -224,18 +261,16 @@ def restore(
     return context
 
 
-def run_of(record: Record) -> Run:
+def run_from_record(record: Record) -> Run:
     """The run that a record is of."""
-    row, model, task, seed = (
-        record["cell"][key] for key in ("row", "model", "task", "seed")
-    )
+    cell = record["cell"]
     return Run(
-        row,
-        model,
-        task,
-        seed,
+        cell["row"],
+        cell["model"],
+        cell["task"],
+        cell["seed"],
         record["recipe"]["name"],
-        record["cell"]["paper"],
+        cell["paper"],
         record["config"],
     )
 
@@ -243,31 +278,28 @@ def run_of(record: Record) -> Run:
 def kept_file(name: str, record: Record, output: str) -> Path:
     """The path of a file of a run. Raises UserError where it is missing, or of another
     attempt, with the command that repeats the run here and keeps its adapter."""
-    path, here = (
-        run_folder(output, record["id"]) / name,
-        finished_record(output, record["id"]),
-    )
-    if here:
+    run_id, keep = record["id"], record["config"]["keep"]
+    path = run_folder(output, run_id) / name
+    is_here = finished_record(output, run_id) is not None
+    if is_here:
         tidy(output, record)  # a kill may have left the file with its attempt
     if path.is_file():
         check_kept(record, path)
         return path
-    keep = record["config"]["keep"]
-    words = [f"rerun={record['id']}"]
-    words += (
-        [f"keep={record['config']['task'].get('keep') or 'best'}"]
-        if keep == "none"
-        else []
-    )
-    words += [f"output={output}"] if output != "outputs" else []
-    words += ["redo=true"] if here else []
-    repeat = f"To have it here: vera-bench {shlex.join(words)}"
+    words = [f"rerun={run_id}"]
+    if keep == "none":
+        words.append(f"keep={record['config']['task'].get('keep') or 'best'}")
+    if output != "outputs":
+        words.append(f"output={output}")
+    if is_here:
+        words.append("redo=true")
     raise UserError(
-        f"{path} is not there (run {record['id']} had keep={keep}). {repeat}"
+        f"{path} is not there (run {run_id} had keep={keep}). To have it here: "
+        f"vera-bench {shlex.join(words)}"
     )
 
 
-def kept_result(record: Record, best: bool) -> float:
+def kept_score(record: Record, best: bool) -> float:
     """The whole dev set's metric at the epoch whose adapter was kept; best: at the best
     one, of two."""
     curve = record["curve"]

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from runs.command.errors import UserError
 from runs.command.parser import Line, OfRecords, entry_point, one_of, read, setting
-from runs.evaluate import find
+from runs.evaluate import find_finished
 from runs.publishing.adapter_folder import (
     AdapterChoices,
     write_adapter,
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
         _check_repository(target)
     elif Path(target).exists() and any(Path(target).iterdir()):
         raise UserError(f"{target}: is there already. Name another, or remove it")
-    record = find(name, settings.output)
+    record = find_finished(name, settings.output)
     if not record["parameters"]["adapter"] and form != "merged":
         raise UserError(
             f"run {record['id']} ({record['label']['row']}) has no adapter: take merged"
@@ -154,7 +154,7 @@ def export_result(line: Line[Settings]) -> int:
     path = Path(str(line.settings.leaderboard))
     if path.exists():
         raise UserError(f"{path}: is there already. Name another, or remove it")
-    record = find(line.names[0], line.settings.output)
+    record = find_finished(line.names[0], line.settings.output)
     write_atomically(path, json.dumps(result_file(record), indent=2) + "\n")
     print(f"{path}: vera-bench table leaderboard={path.parent} reads it")
     return 0

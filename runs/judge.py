@@ -19,9 +19,14 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from runs.answer import Questions, answerable, answers_path, config_of
+from runs.answer import (
+    BenchSettings,
+    answerable_records,
+    answers_path,
+    config_with_settings,
+)
 from runs.command.errors import UserError
 from runs.command.parser import entry_point, setting
 from runs.evaluate import amend, read_line
@@ -29,19 +34,21 @@ from runs.record.ledger import finished_record, read_regular, record_path
 from runs.record.schema import Record
 from tasks.mt_bench import (
     Judge,
+    Summary,
     data_folder,
     judged,
     read_answers,
     read_questions,
     table,
 )
+from tasks.mt_bench.scores import System
 
 #: The settings that made the answers, for the record.
-ANSWERING = ("answer_tokens", "top_p", "top_k", "batch", "without_room")
+ANSWER_SETTINGS = ("answer_tokens", "top_p", "top_k", "batch", "without_room")
 
 
 @dataclass(frozen=True)
-class Settings(Questions):
+class Settings(BenchSettings):
     """Who judges, and how."""
 
     judge: str = setting("gpt-4", "the model that judges")
@@ -55,79 +62,94 @@ class Settings(Questions):
     timeout: float = setting(300.0, "seconds, for one try")
 
 
+class AnsweredBench(NamedTuple):
+    """A run's answers to a bench. settings: those that made the answers."""
+
+    system: System
+    settings: dict[str, Any]
+
+
 def main(arguments: list[str]) -> int:
     line = read_line(arguments, Settings)
     settings, output = line.settings, line.settings.output
-    records = answerable(line)
-    by = Judge(settings.judge, settings.passes, max_tokens=settings.max_tokens)
-    file = Path(output, "judgments", by.file().name)
-    answered = [_answers(record, config_of(record, line)) for record in records]
-    how = {
-        key: getattr(settings, key)
-        for key in ("base_url", "concurrency", "retries", "timeout")
+    records = answerable_records(line)
+    judge = Judge(settings.judge, settings.passes, max_tokens=settings.max_tokens)
+    file = Path(output, "judgments", judge.file().name)
+    benches = []
+    for record in records:
+        benches.append(_answered_bench(record, config_with_settings(record, line)))
+    options = {
+        "base_url": settings.base_url,
+        "concurrency": settings.concurrency,
+        "retries": settings.retries,
+        "timeout": settings.timeout,
     }
-    outcome, summaries = judged([system for system, _ in answered], by, file, how)
+    systems = [bench.system for bench in benches]
+    outcome, summaries = judged(systems, judge, file, options)
     print(outcome.report(file))
-    rows, gone = list[dict[str, Any]](), False
-    for record, (_, answering), scored in zip(
-        records, answered, summaries, strict=True
-    ):
-        entry = scored | {"answering": answering}
+    rows = list[dict[str, Any]]()
+    all_entered = True
+    for record, bench, summary in zip(records, benches, summaries, strict=True):
+        entry = {**summary, "answering": bench.settings}
         rows.append({"model": f"{record['label']['row']} ({record['id']})", **entry})
-        # A part of the scores is no result. Judging takes hours, in which a record may
-        # have been set aside
-        scores = partial(_with_scores, entry=entry)
-        if entry["judged"] == entry["n"] and not amend(output, record["id"], scores):
-            print(
-                f"run {record['id']}: {output}/records has no record of it, and the scores enter none"
-            )
-            gone = True
+        all_entered = _enter(record, output, summary, entry) and all_entered
     print(table(rows))
-    return 1 if outcome.failed or gone else 0
+    return 1 if outcome.failed or not all_entered else 0
+
+
+def _enter(
+    record: Record, output: str, summary: Summary, entry: dict[str, Any]
+) -> bool:
+    """Writes a judge's scores into a record, once all answers have one. Returns False
+    where the record is gone: judging takes hours, in which somebody may have archived
+    it."""
+    if summary["judged"] != summary["n"]:
+        return True
+    if amend(output, record["id"], partial(_with_scores, entry=entry)):
+        return True
+    print(
+        f"run {record['id']}: {output}/records has no record of it, and the scores "
+        "enter none"
+    )
+    return False
 
 
 def _with_scores(record: Record, entry: dict[str, Any]) -> Record:
-    """A record's scores now, with a judge's for its earlier ones; of this bench's other
-    answers none."""
-    others = [
-        judged
-        for judged in record.get("judged", [])
-        if judged["bench"] != entry["bench"]
-        or (judged["answers"] == entry["answers"] and judged["judge"] != entry["judge"])
-    ]
-    return {"judged": [*others, entry]}
+    """A record's scores with a judge's new ones. Those of the same judge, and those of
+    earlier answers to this bench, are left out."""
+    judged_entries = []
+    for judged_entry in record.get("judged", []):
+        is_of_same_answers = judged_entry["answers"] == entry["answers"]
+        is_of_another_judge = judged_entry["judge"] != entry["judge"]
+        if judged_entry["bench"] != entry["bench"] or (
+            is_of_same_answers and is_of_another_judge
+        ):
+            judged_entries.append(judged_entry)
+    return {"judged": [*judged_entries, entry]}
 
 
-def _answers(
-    record: Record, config: dict[str, Any]
-) -> tuple[tuple[Path, str, dict[int, list[str]]], Record]:
-    """The bench's data folder, the bench and a run's answers; and the settings that
-    made them. Raises UserError, before anything is paid for, where there are none, or
-    no record here for the scores."""
-    bench, folder, run = (
-        config["task"]["bench"],
-        data_folder(config["task"]),
-        record["id"],
-    )
-    path = answers_path(config["output"], run, bench)
+def _answered_bench(record: Record, config: dict[str, Any]) -> AnsweredBench:
+    """A run's answers. Raises UserError, before anything is paid for, where there are
+    none, or no record here for the scores."""
+    run_id, output = record["id"], config["output"]
+    bench = config["task"]["bench"]
+    folder = data_folder(config["task"])
+    path = answers_path(output, run_id, bench)
     try:
         about = json.loads(read_regular(path.with_suffix(".json")))
-        answering = {key: about[key] for key in ANSWERING}
+        settings = {key: about[key] for key in ANSWER_SETTINGS}
         # answers from before 2026-12-01 do not say what generate used
-        answering["generate"] = about.get("generate")
+        settings["generate"] = about.get("generate")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: no answers yet ({error}). First: vera-bench answer {run}"
+            f"{path}: no answers yet ({error}). First: vera-bench answer {run_id}"
         ) from None
-    if not finished_record(config["output"], run):
+    if not finished_record(output, run_id):
         raise UserError(
-            f"{record_path(config['output'], run)}: no record. Copy the published one here"
+            f"{record_path(output, run_id)}: no record. Copy the published one here"
         )
-    return (
-        folder,
-        bench,
-        read_answers(path, read_questions(folder, bench), run)[1],
-    ), answering
+    _, answers = read_answers(path, read_questions(folder, bench), run_id)
+    return AnsweredBench((folder, bench, answers), settings)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,13 @@ from pydantic import NonNegativeInt
 
 from runs.command.errors import UserError
 from runs.command.parser import OfRecords, did_you_mean, entry_point, setting
-from runs.evaluate import amend, kept_file, read_line, records_of, run_of
+from runs.evaluate import (
+    amend,
+    finished_records,
+    kept_file,
+    read_line,
+    run_from_record,
+)
 from runs.models import dtype_of
 from runs.record.cell import hash_of
 from runs.record.keys import Count
@@ -99,7 +105,7 @@ def main(arguments: list[str]) -> int:
         line = replace(
             line, overrides=(*line.overrides, f"task.data_dir={settings.run_data}")
         )
-    records = records_of(line)
+    records = finished_records(line)
     for record in records:
         if (
             record["config"]["model"]["modality"] != "text generation"
@@ -219,7 +225,11 @@ class Model:
         from runs.training.context import load_base, make_accelerator, seed_everything
         from vera.base_weights import base_names
 
-        output, config, run = self.settings.output, record["config"], run_of(record)
+        output, config, run = (
+            self.settings.output,
+            record["config"],
+            run_from_record(record),
+        )
         print(
             f"{asked.name} of {record['label']['model']}{'' if base else ', ' + record['label']['row']}"
         )

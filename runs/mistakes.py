@@ -34,7 +34,7 @@ from pydantic import PositiveInt
 
 from runs.command.errors import UserError
 from runs.command.parser import OfRecords, entry_point, one_of, read, setting
-from runs.evaluate import find, kept_file
+from runs.evaluate import find_finished, kept_file
 from runs.record.cell import number_of_texts, scored
 from runs.record.folds import records_of_folds
 from runs.record.ledger import write_atomically
@@ -67,7 +67,7 @@ class Settings(OfRecords):
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="RUN [FILE]")
-    settings, record = line.settings, find(line.names[0], line.settings.output)
+    settings, record = line.settings, find_finished(line.names[0], line.settings.output)
     if line.names[1:]:
         rows_of_file = rank_by_loss(labelled_rows(record, line.names[1], settings))
         return worst(rows_of_file, "row", settings)

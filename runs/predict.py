@@ -31,7 +31,7 @@ import pandas as pd
 
 from runs.command.errors import UserError
 from runs.command.parser import OfRecords, entry_point, read, setting
-from runs.evaluate import find, kept_file, restore
+from runs.evaluate import find_finished, kept_file, restore
 from runs.machine.hashes import digest
 from runs.machine.locks import alone, run_lock
 from runs.record.cell import Metric
@@ -79,7 +79,7 @@ class New:
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="RUN FILE|FOLDER|-")
     (name, where), settings = line.names, line.settings
-    record, out = find(name, settings.output), settings.out
+    record, out = find_finished(name, settings.output), settings.out
     run, config = record["id"], {**record["config"], "output": settings.output}
     config |= {
         key: value

@@ -94,7 +94,7 @@ class OfRecords(Common):
     )
 
 
-S = TypeVar("S")
+S = TypeVar("S", covariant=True)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from runs import models
-from runs.evaluate import kept_result
+from runs.evaluate import kept_score
 from runs.record.cell import (
     Metric,
     cell_id,
@@ -115,7 +115,7 @@ def _card_score(
     own_score = by_seed[own_seed]
     if not is_text_score:
         format_score = Metric.of_record(record).text
-        own_score = kept_result(record, best=False)
+        own_score = kept_score(record, best=False)
     count = len(by_seed)
     middle = median(by_seed.values())
     ends = median_interval([*by_seed.values()])

@@ -433,7 +433,7 @@ def test_what_changes_while_a_judge_judges_and_what_cannot_be_judged(
         in capsys.readouterr().out
     )
     # as of a run that only a study has
-    monkeypatch.setattr(judge, "answerable", lambda line: [record])
+    monkeypatch.setattr(judge, "answerable_records", lambda line: [record])
     with refused(f"{path}: no record"):
         judged_by(server)
     write_record(output, record)

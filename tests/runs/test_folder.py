@@ -81,12 +81,12 @@ def test_what_composes_runs_opens_their_records_alone(words, opened):
     done = trained(words)
     fill(output_of(words), 9)
     line = evaluate.read_line([*words, "seed=0"], OfRecords)
-    assert [record["id"] for record in evaluate.records_of(line)] == [done["id"]]
+    assert [record["id"] for record in evaluate.finished_records(line)] == [done["id"]]
     assert opened == [f"{done['id']}.json"]
 
 
 def test_the_beginning_of_an_id_opens_one_record(words, opened):
     done = trained(words)
     fill(output_of(words), 9)
-    assert evaluate.find(done["id"][:9], output_of(words))["id"] == done["id"]
+    assert evaluate.find_finished(done["id"][:9], output_of(words))["id"] == done["id"]
     assert opened == [f"{done['id']}.json"]

@@ -24,7 +24,7 @@ from sklearn.metrics import classification_report
 from tiers import pairs
 
 from analysis.report import main as report
-from runs.evaluate import kept_result, restore
+from runs.evaluate import kept_score, restore
 from runs.export import main as export
 from runs.mistakes import main as mistakes
 from runs.publish import main as publish
@@ -115,7 +115,7 @@ def test_a_run_leaves_what_it_predicted_and_how_well_by_class(tickets, drawn):
         abs=1e-4,
     )
     assert report["macro avg"]["f1-score"] == pytest.approx(
-        kept_result(record, best=False)
+        kept_score(record, best=False)
     )
     with Image.open(folder / "confusion.png") as picture:
         assert picture.width > 300
