@@ -14,10 +14,12 @@ from tiers import sample
 
 from runs import evaluate, plan, publish
 from runs.config import expand
-from runs.evaluate import find, restore
+from runs.evaluate import find_finished, restore
 from runs.machine.locks import alone, run_lock
-from runs.measure import layer_and_site, magnitude, matrix_fit, measure_id, similarity
 from runs.measure import main as measure_main
+from runs.measure import measure_id
+from runs.measures.adapters import layer_and_site, magnitude, similarity
+from runs.measures.matrix_fit import FitSettings, matrix_fit
 from runs.record.folder import RecordFolder
 from runs.record.ledger import (
     read_ledger,
@@ -400,9 +402,9 @@ def test_a_second_record_of_a_run_with_another_result_is_a_problem(
 
 
 def test_the_fit_reaches_what_a_matrix_of_its_rank_can_and_vera_fewer_parameters():
-    values = matrix_fit(
-        0, matrices=3, steps=400, ranks={"lora": (1, 5, 10), "vera": (1, 10, 190)}
-    )["values"]
+    ranks = {"lora": (1, 5, 10), "vera": (1, 10, 190)}
+    settings = FitSettings(matrices=3, steps=400, ranks=ranks)
+    values = matrix_fit(0, settings=settings)["values"]
     of = values["method"].index("vera")
     assert values["parameters"] == [20, 100, 200, 11, 20, 200]
     for mse, best in zip(values["mse"][:of], values["best"][:of], strict=True):
@@ -415,8 +417,8 @@ def test_the_fit_reaches_what_a_matrix_of_its_rank_can_and_vera_fewer_parameters
 
 
 def test_the_fit_is_its_seeds():
-    few = {"matrices": 2, "steps": 3, "ranks": {"lora": (1,), "vera": (2,)}}
-    first, again, other = (matrix_fit(seed, **few) for seed in (0, 0, 1))
+    few = FitSettings(matrices=2, steps=3, ranks={"lora": (1,), "vera": (2,)})
+    first, again, other = (matrix_fit(seed, settings=few) for seed in (0, 0, 1))
     assert first["values"] == again["values"] != other["values"]
     ids = [measure_id("matrix_fit", found) for found in (first, again, other)]
     assert ids[0] == ids[1] != ids[2]
@@ -473,9 +475,9 @@ def test_an_ids_beginning_means_a_run_of_this_machine_before_a_published_one(
     other = lora | {"id": vera["id"][:6] + "0" * 6}
     write_study(tmp_path / "published" / "study", [other])
     output = str(tmp_path / "others")
-    assert find(vera["id"][:6], output)["id"] == other["id"]
+    assert find_finished(vera["id"][:6], output)["id"] == other["id"]
     with refused("is not there ", "To have it here: vera-bench rerun="):
         restore(other, output)
     write_record(output, vera)
-    assert find(vera["id"][:6], output)["id"] == vera["id"]
-    assert find(other["id"], output)["id"] == other["id"]
+    assert find_finished(vera["id"][:6], output)["id"] == vera["id"]
+    assert find_finished(other["id"], output)["id"] == other["id"]

@@ -1,0 +1,159 @@
+"""Random matrices, fitted by LoRA and by VeRA (VeRA paper, figure 6)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from runs.measures.contract import Measure, columns
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """The settings of figure 6 (VeRA paper, appendix E). The size is the paper's, the
+    other settings are this project's choice. VeRA has rank + 10 parameters and LoRA 20
+    rank: VeRA's ranks give LoRA's counts, and some beyond those."""
+
+    size: int = 10
+    matrices: int = 20
+    steps: int = 1000
+    lr: float = 0.1
+    optimizer: str = "adam, linear to zero"
+    target: str = "normal(0, 1)"
+    ranks: Mapping[str, Sequence[int]] = field(
+        default_factory=lambda: {
+            "lora": tuple(range(1, 11)),
+            "vera": (1, 2, 5, *range(10, 191, 20)),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The two factors of each matrix's fit: what is trained of them, and what that is
+    multiplied by, element by element. parameters: of a matrix."""
+
+    parameters: int
+    left: "torch.Tensor"
+    right: "torch.Tensor"
+    fixed_left: "torch.Tensor | float" = 1.0
+    fixed_right: "torch.Tensor | float" = 1.0
+
+    def errors(self, targets: "torch.Tensor") -> "torch.Tensor":
+        """The mean squared error of each matrix (matrices,)."""
+        fits = (self.left * self.fixed_left) @ (self.right * self.fixed_right)
+        return (fits - targets).square().mean((1, 2))
+
+
+def matrix_fit(
+    seed: int, output: str = "", settings: FitSettings | None = None
+) -> Measure:
+    """The mean squared errors of random square matrices, fitted by LoRA's P Q and by
+    VeRA's (b * B)(d * A) (VeRA paper, appendix E). Both start as in training, with P
+    and b at zero, and train P and Q, or d and b.
+
+    A and B are Kaiming uniform like VeRA's, another pair for each matrix. `best` is the
+    least possible error at LoRA's rank, by singular values: it shows whether the fit
+    has converged."""
+    import torch
+
+    settings = settings or FitSettings()
+    size = settings.size
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randn(settings.matrices, size, size, generator=generator)
+    squared_singular_values = torch.linalg.svdvals(targets) ** 2
+    rows = []
+    mean_errors: dict[tuple[str, int], float] = {}
+    for method in ("lora", "vera"):
+        for rank in settings.ranks[method]:
+            best = None
+            if method == "lora":
+                factors = _lora_factors(rank, settings, generator)
+                lost = squared_singular_values[:, rank:].sum(1)
+                best = (lost / size**2).tolist()
+            else:
+                factors = _vera_factors(rank, settings, generator)
+            errors = _fit(factors, targets, settings)
+            mean_errors[method, factors.parameters] = fmean(errors)
+            rows.append(
+                {
+                    "method": method,
+                    "rank": rank,
+                    "parameters": factors.parameters,
+                    "mse": errors,
+                    "best": best,
+                }
+            )
+    summary = {}
+    for method, parameters in mean_errors:
+        if method == "lora" and ("vera", parameters) in mean_errors:
+            for name in ("lora", "vera"):
+                key = f"{name} at {parameters} parameters"
+                summary[key] = mean_errors[name, parameters]
+            break
+    return {
+        "of": [],
+        "settings": asdict(settings),
+        "seeds": {"random": seed},
+        "values": columns(rows),
+        "summary": summary,
+    }
+
+
+def _lora_factors(
+    rank: int, settings: FitSettings, generator: "torch.Generator"
+) -> Factors:
+    import torch
+
+    size, matrices = settings.size, settings.matrices
+    return Factors(
+        parameters=2 * size * rank,
+        left=torch.zeros(matrices, size, rank),
+        right=_uniform(1 / math.sqrt(size), (matrices, rank, size), generator),
+    )
+
+
+def _vera_factors(
+    rank: int, settings: FitSettings, generator: "torch.Generator"
+) -> Factors:
+    import torch
+
+    size, matrices = settings.size, settings.matrices
+    return Factors(
+        parameters=size + rank,
+        left=torch.zeros(matrices, size, 1),
+        right=torch.full((matrices, rank, 1), 0.1),
+        fixed_left=_uniform(math.sqrt(6 / rank), (matrices, size, rank), generator),
+        fixed_right=_uniform(math.sqrt(6 / size), (matrices, rank, size), generator),
+    )
+
+
+def _uniform(
+    bound: float, shape: Sequence[int], generator: "torch.Generator"
+) -> "torch.Tensor":
+    import torch
+
+    return torch.empty(*shape).uniform_(-bound, bound, generator=generator)
+
+
+def _fit(
+    factors: Factors, targets: "torch.Tensor", settings: FitSettings
+) -> list[float]:
+    """Trains the factors. Returns the error of each matrix."""
+    import torch
+
+    trained = [factors.left.requires_grad_(True), factors.right.requires_grad_(True)]
+    optimizer = torch.optim.Adam(trained, settings.lr)
+    for step in range(settings.steps):
+        rate = settings.lr * (1 - step / settings.steps)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        # a sum: each matrix is fitted on its own
+        factors.errors(targets).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    errors: list[float] = factors.errors(targets).tolist()
+    return errors
