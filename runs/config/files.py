@@ -110,12 +110,27 @@ class Files:
         return ""
 
 
+def comments_in(path: Path) -> dict[str, str]:
+    """The comment behind each dotted key of a YAML file, for the keys that have one."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    comments = dict[str, str]()
+    for entry in _entries(yaml.compose(text)):
+        behind_value = lines[entry.end_line][entry.end_column :].lstrip(" :")
+        if behind_value.startswith("# "):
+            comments[entry.key] = behind_value.removeprefix("# ")
+    return comments
+
+
 class _Entry(NamedTuple):
-    """A key of a YAML file, its value if that is a text, and its line."""
+    """A key of a YAML file, its value if that is a text, its line (from 1), and where
+    its value ends (line and column from 0), or the key itself above a mapping."""
 
     key: str
     text: str
     line: int
+    end_line: int
+    end_column: int
 
 
 def _entries(node: yaml.Node | None, prefix: str = "") -> Iterator[_Entry]:
@@ -125,7 +140,9 @@ def _entries(node: yaml.Node | None, prefix: str = "") -> Iterator[_Entry]:
             # "override /method" in a list of defaults
             name = prefix + str(key.value).rpartition("/")[2]
             text = value.value if isinstance(value, yaml.ScalarNode) else ""
-            yield _Entry(name, text, key.start_mark.line + 1)
+            is_block = isinstance(value, yaml.CollectionNode) and not value.flow_style
+            end = key.end_mark if is_block else value.end_mark
+            yield _Entry(name, text, key.start_mark.line + 1, end.line, end.column)
             yield from _entries(value, f"{name}.")
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:

@@ -1,6 +1,7 @@
 """What the options print that run nothing: --cfg, --help, --info and Hydra's own."""
 
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from runs.config.compose import (
     without_hydra,
 )
 from runs.config.expand import read_command
-from runs.config.files import GROUPS, LISTED, RECIPE_READ, Files
+from runs.config.files import GROUPS, LISTED, RECIPE_READ, Files, comments_in
 from runs.config.grid import Grid, read_grid
 from runs.config.schema import BASE
 from runs.record.ledger import CONF
@@ -93,7 +94,10 @@ def show_configuration(
 
 
 def show_help(text: str, overrides: tuple[str, ...], files: Files) -> None:
-    """Prints the help; with the keys of a choice, where one is named."""
+    """Prints the help, or the keys of the choices that are named."""
+    if overrides:
+        _explain_keys(overrides, files)
+        return
     print(text)
     print("Groups (GROUP=NAME):")
     for group in GROUPS:
@@ -105,14 +109,34 @@ def show_help(text: str, overrides: tuple[str, ...], files: Files) -> None:
         else:
             place = f"{len(names)} files in conf/{group}"
         print(f"  {group:<12}{place}")
-    if not overrides:
-        print("\nAll keys: vera-bench --help task=NAME, or docs/keys.md")
-        return
+    print("\nThe keys of a choice: vera-bench --help task=NAME. All keys: docs/keys.md")
+
+
+def _explain_keys(overrides: tuple[str, ...], files: Files) -> None:
+    """Prints the sections of the configuration that the overrides name: every key with
+    its value, and with what its file says about it."""
     with Composer(files) as composer:
         grid = read_grid(overrides, composer)
-        content = _content(composer.compose(grid.first), {}, composer)
-    print("\nConfiguration (KEY=VALUE):")
-    _print_yaml(content)
+        cfg = composer.compose(grid.first)
+        values = dict(dotted(without_hydra(cfg, resolve=True)))
+        comments = dict[str, str]()
+        for prefix, path in _config_files(cfg, grid.first, composer):
+            for key, comment in comments_in(path).items():
+                comments[f"{prefix}{key}"] = comment
+    named = [Override(text).key for text in overrides]
+    sections = dict.fromkeys(key.split(".")[0] for key in named)
+    for key, value in values.items():
+        if key.split(".")[0] in sections and not isinstance(value, Mapping):
+            print(f"{key}={as_word(value)}")
+            if key in comments:
+                print(textwrap.indent(textwrap.fill(comments[key], 84), "    "))
+    others = [
+        name for name in without_hydra(cfg, resolve=False) if name not in sections
+    ]
+    print(
+        "\nOther keys, which --help explains likewise (--help train.lr=1 all of train's):"
+    )
+    print(textwrap.fill(", ".join(map(str, others)), 88))
 
 
 def show_info(kind: str, overrides: tuple[str, ...], files: Files) -> None:
@@ -214,33 +238,35 @@ def _places(
     composer: Composer,
 ) -> dict[str, str]:
     """The file that each key is in, or the command line."""
-    choices, places = choices_of(cfg), dict[str, str]()
-    loader = GlobalHydra.instance().config_loader()
-    words = [word for word in overrides if not word.startswith("recipe=")]
-    if cfg.get("recipe"):
-        words.append(f"recipe={choices['recipe']}")
-    defaults = loader.compute_defaults_list("config", words, RunMode.RUN).defaults
-    for default in defaults:  # a later one wins
-        name = str(default.config_path)
-        package = default.package or ""
-        prefix = "" if package in ("", "_global_") else f"{package}."
-        if name == "schema":
-            content, file = BASE, "runs/config/schema.py"
-        else:
-            path = _path_of(name, composer.files)
-            if path is None:
-                continue
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-            content.pop("defaults", None)
-            file = str(path).replace(f"{CONF}/", "conf/")
-        for key, _ in dotted(content):
-            places[f"{prefix}{key}"] = file
+    choices = choices_of(cfg)
+    places = {key: "runs/config/schema.py" for key, _ in dotted(BASE)}
+    for prefix, path in _config_files(cfg, overrides, composer):
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content.pop("defaults", None)
+        for key, _ in dotted(content):  # a later file wins
+            places[f"{prefix}{key}"] = str(path).replace(f"{CONF}/", "conf/")
     typed_keys = {Override(text).key for text in typed}
     for word in overrides:
         key = Override(word).key
         preset = f"conf/experiment/{choices.get('experiment')}.yaml"
         places[key] = "the command line" if key in typed_keys else preset
     return places
+
+
+def _config_files(
+    cfg: DictConfig, overrides: tuple[str, ...], composer: Composer
+) -> Iterator[tuple[str, Path]]:
+    """The files of a configuration in the order in which Hydra merges them, each with
+    the prefix of its keys."""
+    loader = GlobalHydra.instance().config_loader()
+    words = [word for word in overrides if not word.startswith("recipe=")]
+    if cfg.get("recipe"):
+        words.append(f"recipe={choices_of(cfg)['recipe']}")
+    for default in loader.compute_defaults_list("config", words, RunMode.RUN).defaults:
+        path = _path_of(str(default.config_path), composer.files)
+        package = default.package or ""
+        if path is not None:
+            yield "" if package in ("", "_global_") else f"{package}.", path
 
 
 def _path_of(name: str, files: Files) -> Path | None:

@@ -461,15 +461,22 @@ def test_what_hydras_options_print():
     )
     assert {"hydra", "train", "launcher"} <= both.keys()
     assert "Hydra 1." in call_here("runs", "--version", check=0).stdout
-    usage = call_here("runs", "--help", "task=mrpc", check=0).stdout
+    usage = call_here("runs", "--help", check=0).stdout
     for part in (
         "vera-bench model=",
         "launcher    local, ray, serial, slurm",
         "method      vera-bench list methods",
-        "name: mrpc",
         "--cfg",
     ):
         assert part in usage
+    keys = call_here("runs", "--help", "task=mrpc", "launcher=slurm", check=0).stdout
+    for part in (
+        "task.name=mrpc\n",
+        "task.train_rows=null\n    a fixed random subset of this many rows\n",
+        "launcher.timeout_min=60\n    minutes of one job",
+    ):
+        assert part in keys
+    assert "train.lr=" not in keys.partition("\nOther keys")[0]
     assert "== Flags ==" in call_here("runs", "--hydra-help", check=0).stdout
     tree = call_here("runs", "--info", "defaults-tree", "task=rte", check=0).stdout
     assert [part for part in ("task: rte", "shared/glue") if part not in tree] == []
