@@ -33,10 +33,17 @@ class Tracking:
 def ask_before_upload(settings: Tracking, runs: int, output: str) -> Tracking:
     """The settings of a command's runs, which are uploaded after a yes at the terminal
     where tracking= says nothing; else a line says how to send them. Nobody is asked who
-    is not logged in to W&B, or has switched it off or offline.
+    is not logged in to W&B, or has switched it off or offline. Whoever asks for uploads
+    without being logged in reads so before the first run.
 
     runs: how many are left to do."""
     set_otherwise = os.environ.get("WANDB_MODE", "online") != "online"
+    if settings.mode == "online" and runs and not rank() and not is_logged_in():
+        print(
+            "note: nobody is logged in to W&B, so these runs are tracked offline."
+            " Before you start them: wandb login, or set WANDB_API_KEY",
+            file=sys.stderr,
+        )
     if settings.mode or set_otherwise or rank() or not runs or not is_logged_in():
         return settings
     if sys.stdin.isatty() and sys.stderr.isatty():
