@@ -69,8 +69,9 @@ def welch_half(variances: ArrayLike, freedoms: ArrayLike, level: float = LEVEL) 
     """Half the width of the interval of a sum or difference of independent estimates.
 
     Args:
-        variances, freedoms: of each estimate, along the first axis; further axes are
-            other intervals.
+        variances: of each estimate, along the first axis; further axes are other
+            intervals.
+        freedoms: the degrees of freedom of each variance, in the same shape.
         level: the confidence level.
 
     Returns:
@@ -355,8 +356,8 @@ def over_seeds_and_items(
     are Satterthwaite's (1946).
 
     Args:
-        x, y: whether each run has each item right, seeds by items; line i of both is
-            of one seed.
+        x: whether each run of one row has each item right, seeds by items.
+        y: the same of the other row; line i of both is of one seed.
         units: which items belong together, a label for each item (questions on one
             text); such items are one unit. By default each item is its own.
     """

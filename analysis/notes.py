@@ -3,20 +3,26 @@ you should know of its numbers, and which runs are left out. What holds for ever
 is in docs/tables.md."""
 
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Iterable
+from textwrap import shorten
 from typing import Any
 
 import pandas as pd
 
 from analysis.frame import CELL_KEY, in_cells
 from runs.record.text import plural
+from runs.record.wording import in_words
 
-#: How many runs or rows a note names at most; of more it counts the rest after NAMED.
+#: How many runs or rows a note names at most; more are counted, with COMMAND.
 LONGEST_LIST = 5
-NAMED = 3
-#: How many characters a note has at most, unless its first point has more.
+COMMAND = "vera-bench report lists them"
+#: How many studies a note names at most.
+LONGEST_STUDIES = 3
+#: How many characters a note has at most, and the room in it for "; and 12 more".
 NOTE_LENGTH = 200
+COUNT_LENGTH = 16
 #: How many lines the points of one kind have at most.
 LINES = 2
 #: How an epoch is chosen that the paper does not choose so (select=), in a sentence.
@@ -47,18 +53,33 @@ def notes(
     for head, listed in points.items():
         lines += wrapped(head, listed)
     published = published_studies(in_cells(runs, cells))
-    ending = " ".join(filter(None, [published, description, PAGE]))
-    if len(ending) <= NOTE_LENGTH or not description:
-        return [*lines, ending]
-    return [*lines, description, " ".join(filter(None, [published, PAGE]))]
+    return [*lines, *paragraphs([published, *sentences(description), PAGE])]
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a description."""
+    return re.split(r"(?<=\.) (?=[A-Z])", text)
+
+
+def paragraphs(parts: Iterable[str]) -> list[str]:
+    """Sentences one after the other, in lines of NOTE_LENGTH."""
+    lines = list[str]()
+    for part in filter(None, parts):
+        if lines and len(lines[-1]) + len(part) < NOTE_LENGTH:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(part)
+    return lines
 
 
 def wrapped(head: str, points: list[str]) -> list[str]:
     """The points as lines of NOTE_LENGTH, at most LINES of them, and how many did not
-    fit."""
+    fit. A point that is longer than a line, such as one with long names, is cut."""
     lines = list[str]()
-    for number, point in enumerate(points):
-        if lines and len(lines[-1]) + len(point) < NOTE_LENGTH:
+    room = NOTE_LENGTH - COUNT_LENGTH
+    for number, whole in enumerate(points):
+        point = shorten(whole, room - len(head) - len(": ."), placeholder=" ...")
+        if lines and len(lines[-1]) + len(f"; {point}.") <= room:
             lines[-1] += f"; {point}"
         elif len(lines) < LINES:
             lines.append(f"{head}: {point}")
@@ -74,17 +95,16 @@ def published_studies(runs: pd.DataFrame) -> str:
     if counts.empty:
         return ""
     studies = f"{counts.sum()} runs of {len(counts)} studies"
-    if len(counts) <= NAMED:
+    if len(counts) <= LONGEST_STUDIES:
         studies = ", ".join(f"{count} of {study}" for study, count in counts.items())
     return f"Published by the project in runs/records: {studies}."
 
 
-def enumeration(names: list[str], plural_noun: str) -> str:
-    """The names or, of many, their number and the first few."""
+def enumeration(names: list[str], plural_noun: str, separator: str = ", ") -> str:
+    """The names or, of many, their number and the command that lists them."""
     if len(names) <= LONGEST_LIST:
-        return ", ".join(names)
-    first, rest = ", ".join(names[:NAMED]), len(names) - NAMED
-    return f"{len(names)} {plural_noun}: {first} and {rest} more"
+        return separator.join(names)
+    return f"{len(names)} {plural_noun}, {COMMAND}"
 
 
 # --- how runs differ from their recipes
@@ -95,7 +115,9 @@ def deviations(cells: pd.DataFrame) -> list[str]:
     data they ran (task.train_rows, task.dev_rows), each with its rows and tasks. A rank
     that the row's name says is no difference."""
     listed = pd.concat([cells.explode("deviations"), parts_of_the_data(cells)])
-    listed = listed[["row", "task", "deviations"]].dropna().drop_duplicates()
+    listed = listed[["row", "task", "deviations"]].dropna()
+    words = listed.deviations.map(in_words)
+    listed = listed.assign(deviations=words).drop_duplicates()
     every_row = cells.drop_duplicates(["row", "task"])
     points = list[str]()
     for text, group in listed.groupby("deviations"):
@@ -158,7 +180,7 @@ def cautions(cells: pd.DataFrame) -> list[str]:
         in_brackets = f" ({share})" if share else ""
         points.append(
             f"collapsed: {plural(count, 'run')} on {task} {verb} one class{in_brackets}: "
-            f"{'; '.join(rows)}"
+            f"{enumeration(rows, 'rows', '; ')}"
         )
     shares_draw = cells.one_draw.astype(bool) & (cells.runs > 1)
     if rows := sorted({*cells.row[shares_draw]}):

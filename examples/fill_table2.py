@@ -1,21 +1,21 @@
 # %% [markdown]
 # # Fill a table on a free GPU
-# Runs the cells of a table that nobody has run yet, the cheapest first, for as many hours as you
-# give it. All of it is saved on your drive, so you can open this notebook again after a session
-# was cut off: it goes on where it stopped. At the end it writes a folder that you can send to the
-# project as a pull request (docs/publishing.md).
+# This notebook trains the cells of a table that nobody has trained yet. It begins with the cheapest
+# ones and stops after the hours that you choose. Everything is saved on your drive. If your session
+# is cut off, open the notebook again, and it continues. At the end you get a folder that you can
+# send to the project as a pull request (docs/publishing.md).
 #
-# On Colab: File, Open notebook, GitHub; then Runtime, Change runtime type, and choose a GPU. CI
-# runs this notebook on a tiny model, on a CPU, with a kill in the middle. It has not run on Colab
-# yet.
+# On Colab, choose File, Open notebook, GitHub. Then choose a GPU under Runtime, Change runtime
+# type. CI runs this notebook on a CPU with a tiny model, and kills it once in the middle. It has
+# not run on Colab yet.
 # %% tags=["parameters"]
 URL = "URL"  # of this repository, for pip install
 TABLE = [
     "experiment=table2_base"
-]  # or a part of it: add "method=vera" or "task=rte,mrpc"
-HOURS = 3.0  # of this session, after which what is running is saved
+]  # for a part of it, add "method=vera" or "task=rte,mrpc"
+HOURS = 3.0  # of this session; then the current run is saved and stops
 STUDY = "my_table2"  # the name of the folder that you send
-NOTES = ""  # on which machine you ran, and what a reader must know; needed for the last cell
+NOTES = ""  # your machine, and what a reader must know; the last cell needs it
 DRIVE = "/content/drive/MyDrive/vera-bench"  # where everything is kept
 # %%
 import subprocess
@@ -29,8 +29,8 @@ DEADLINE = time.monotonic() + HOURS * 3600
 
 
 def command(*words):
-    """A command of Python's modules, as in a terminal. At the deadline it is asked to
-    stop, and saves. Returns its exit code."""
+    """Runs a Python module as a terminal would, and returns its exit code. At the
+    deadline the module is asked to stop, and saves its state."""
     process = subprocess.Popen(
         [sys.executable, "-m", *words],
         stdout=subprocess.PIPE,
@@ -55,10 +55,10 @@ if "google.colab" in sys.modules:
 OUTPUT = str(Path(DRIVE, "outputs"))
 WORDS = [*TABLE, f"output={OUTPUT}"]
 # %% [markdown]
-# ## What is missing
-# A cell is a method on a task, with all of its seeds. Runs that are on your drive, or that the
-# project has published, are done. The cost is that of the runs which are left, in floating-point
-# operations.
+# ## See what is missing
+# A cell is a method on a task, with all of its seeds. Runs count as done if they are on your drive
+# or if the project has published them. The cost of a cell is what its remaining runs need, in
+# floating-point operations (FLOP).
 # %%
 from runs.config import read_command
 from runs.forecast.work import outline
@@ -85,13 +85,13 @@ for cost, runs in missing_cells():
     seeds = ", ".join(str(run.seed) for run in runs)
     print(f"{cost:8.1e} FLOP  {runs[0].row} on {runs[0].task}, seeds {seeds}")
 # %% [markdown]
-# ## Run them
-# A run that fails does not stop the others, and is tried again the next time. Run this cell
-# again, in this session or a later one, until nothing is missing.
+# ## Train the missing runs
+# If a run fails, the others still run, and the next attempt repeats it. Run this cell again, in
+# this session or a later one, until nothing is missing.
 # %%
 for _, runs in missing_cells():
     if time.monotonic() >= DEADLINE:
-        print("The hours are over: open the notebook again to go on.")
+        print("The hours are over. Open the notebook again to continue.")
         break
     first = runs[0]
     cell = [f"method={first.row}", f"task={first.task}"]
@@ -102,9 +102,9 @@ for _, runs in missing_cells():
     command("runs", *kept, *cell, seeds, "table=false", "tracking=off")
 command("analysis.tables", "table2", f"output={OUTPUT}")
 # %% [markdown]
-# ## A folder to send
-# Writes the finished runs of the table into a folder on your drive, and checks it. Copy it to
-# runs/records in a clone, and open a pull request.
+# ## Send your runs
+# This cell writes the finished runs of the table into a folder on your drive, and checks it. Copy
+# the folder to `runs/records` in a clone of the project, and open a pull request.
 # %%
 DEADLINE = time.monotonic() + 600
 folder = Path(DRIVE, STUDY)
@@ -113,4 +113,4 @@ if NOTES:
     (folder / "NOTES.md").write_text(f"{NOTES}\n")
     command("runs.publish", f"check={folder}")
 else:
-    print("Write NOTES, in the first cell, and run that cell and this one.")
+    print("Fill in NOTES in the first cell. Then run that cell and this one.")

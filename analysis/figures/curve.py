@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.figures.figure import Figure, finite, metric_label
+from analysis.figures.figure import Figure, finite, look, metric_label
 from runs.command.errors import UserError
 from runs.record.cell import Metric
 from runs.record.schema import Record
@@ -55,6 +55,8 @@ def _of_run(record: Record) -> pd.DataFrame:
     )
     seed = record["cell"]["seed"]
     data["label"] = f"{label['row']} on {label['task']}, seed {seed}"
+    data["kind"] = record["config"]["method"]["kind"]
+    data["row"] = record["cell"]["row"]
     data["runs"] = record["id"]
     return data
 
@@ -62,9 +64,12 @@ def _of_run(record: Record) -> pd.DataFrame:
 def _draw_curves(axes: Any, data: pd.DataFrame, score_label: str) -> None:
     """A colour for each run: its score on the left axis, its losses on the right."""
     losses = axes.twinx()
+    losses.grid(visible=False)
+    losses.spines.right.set_visible(True)
     x = "epoch" if data.step.isna().any() else "step"
-    for number, (_, run) in enumerate(data.groupby("runs", sort=False)):
-        colour = f"C{number}"
+    colours = _colours(data)
+    for name, run in data.groupby("runs", sort=False):
+        colour = colours[name]
         axes.plot(run[x], run.score, color=colour, marker="o", label=run.label.iloc[0])
         for column, line in LOSSES.items():
             losses.plot(run[x], run[column], line, color=colour, alpha=0.6)
@@ -73,3 +78,12 @@ def _draw_curves(axes: Any, data: pd.DataFrame, score_label: str) -> None:
     losses.set_ylabel("loss")
     losses.set_ylim(bottom=0)
     axes.legend(loc="lower right", fontsize=7)
+
+
+def _colours(data: pd.DataFrame) -> dict[str, str]:
+    """Each run's colour: its method's, where each run has another method."""
+    runs = data.drop_duplicates("runs")
+    own = [look(run.kind, run.row)[0] for run in runs.itertuples()]
+    if len({*own}) < len(runs):
+        own = [f"C{number}" for number in range(len(runs))]
+    return dict(zip(runs.runs, own, strict=True))

@@ -39,6 +39,8 @@ MARKERS = {"vera": "D", "lora": "o"}
 #: Tol's.
 OTHERS = ("#CC79A7", "#56B4E9", "#882255", "#44AA99", "#999933", "#332288", "#661100")
 OTHER_MARKERS = ("^", "v", "P", "X", "*", "h", "<", ">")
+#: The size of a picture in inches, unless it has its own: as wide as a paper's text.
+WIDTH, HEIGHT = 5.5, 3.3
 STYLE = Path(__file__).parent / "style.mplstyle"
 #: Other ranks, ablations and other starts, which have figures and tables of their own.
 VARIED = re.compile(
@@ -78,7 +80,7 @@ class Figure:
 
     The column "runs" of the data has the ids of the runs (or the measure) of each row,
     none where a number is quoted. subtitle: below the title. foot: lines below the
-    picture. size: in inches, by default as wide as a paper's text."""
+    picture. size: in inches."""
 
     name: str
     title: str
@@ -87,7 +89,7 @@ class Figure:
     draw: Callable[[Any, pd.DataFrame], object]
     subtitle: str = ""
     foot: list[str] = field(default_factory=list)
-    size: tuple[float, float] = (5.5, 3.3)
+    size: tuple[float, float] = (WIDTH, HEIGHT)
 
 
 def look(kind: str, row: str = "") -> tuple[str, str]:
@@ -158,7 +160,8 @@ def metric_label(name: str, digits: int = 1) -> str:
     units = {score.name: score.unit for score in TEXT_SCORES.values()}
     if name in units or digits != 1:
         return ", ".join(filter(None, [name, units.get(name)]))
-    return f"{name}, %" if name == "accuracy" else f"{name.capitalize()} x 100"
+    words = name.replace("_", " ")
+    return f"{words}, %" if name == "accuracy" else f"{words.capitalize()} x 100"
 
 
 def draw_lines(

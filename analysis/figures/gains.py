@@ -4,11 +4,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
+from matplotlib.patches import Patch
 
-from analysis.figures.figure import VARIED, Figure, Part, finite
+from analysis.figures.figure import VARIED, Figure, Part, finite, look
 from analysis.figures.paper_figure import panels, paper_figure, printed_rte
 from analysis.frame import reported_cells
 from analysis.paper import GLUE, NAMES, paper
+
+#: The height of a row's bars, as a share of a row.
+BAR_HEIGHT = 0.8
+#: A row's height in inches, and what stands around the rows.
+ROW_HEIGHT, FRAME_HEIGHT = 0.22, 1.0
 
 
 def figure4(part: Part) -> Iterator[Figure]:
@@ -22,6 +28,7 @@ def figure4(part: Part) -> Iterator[Figure]:
         title = f"gain per 1K trainable parameters on {place}"
         incomplete = panel.data.method[~panel.data.complete.astype(bool)]
         subtitle = f"fewer seeds: {', '.join(incomplete)}" if len(incomplete) else ""
+        rows = panel.data.row.nunique()
         yield paper_figure(
             4,
             title,
@@ -31,6 +38,7 @@ def figure4(part: Part) -> Iterator[Figure]:
             subtitle,
             panel.pair,
             quoted,
+            height=max(2.0, FRAME_HEIGHT + ROW_HEIGHT * rows),
         )
 
 
@@ -74,18 +82,33 @@ def printed_gains() -> pd.DataFrame:
 
 
 def _draw_gains(axes: Any, data: pd.DataFrame) -> None:
-    """Groups of bars: a row each, a bar of one colour for each source."""
-    names = data.drop_duplicates("row").set_index("row").method
-    bars = data.pivot(index="row", columns="source", values="gain").reindex(names.index)
-    bars = bars[data.source.unique()].set_axis(names)
-    by_source = data.groupby("source", sort=False).runs
-    colours = ["#555555" if runs.any() else "#cccccc" for _, runs in by_source]
-    bars.plot.bar(ax=axes, width=0.8, color=colours, logy=True, rot=20)
-    for container in axes.containers:
-        axes.bar_label(container, fmt="{:.2g}", padding=1, fontsize=6)
-    axes.grid(visible=False, axis="x")
-    axes.set(xlabel="", ylabel="gain per 1K parameters, % (log)")
-    axes.yaxis.set_major_formatter("{x:g}")
+    """A group of bars for each row, in its method's colour; pale where it is quoted."""
+    rows = data.drop_duplicates("row")
+    places = dict(zip(rows.row, range(len(rows)), strict=True))
+    colours = [look(row.kind, row.row)[0] for row in rows.itertuples()]
+    sources = data.source.unique()
+    height = BAR_HEIGHT / len(sources)
+    legend = list[Patch]()
+    for number, (source, bars) in enumerate(data.groupby("source", sort=False)):
+        shift = (number - (len(sources) - 1) / 2) * height
+        at = bars.row.map(places)
+        alpha = 1.0 if bars.runs.map(len).any() else 0.4
+        legend.append(Patch(color="#555555", alpha=alpha, label=source))
+        container = axes.barh(
+            at + shift,
+            bars.gain,
+            height,
+            color=[colours[place] for place in at],
+            alpha=alpha,
+        )
+        axes.bar_label(container, fmt="{:.2g}", padding=2, fontsize=6)
+    if len(sources) > 1:
+        axes.figure.legend(handles=legend, loc="outside right center")
+    axes.set_xscale("log")
+    axes.set_yticks([*places.values()], rows.method)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set(xlabel="gain per 1K parameters, % (log)", ylabel="")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    axes.margins(y=0.15)
-    axes.legend()
+    axes.margins(x=0.12, y=0.02)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.figures.figure import Figure, Part
+from analysis.figures.figure import HEIGHT, WIDTH, Figure, Part
 from analysis.frame import place_in_columns
 from analysis.notes import notes
 from analysis.paper import GLUE, numbers, paper
@@ -57,16 +57,18 @@ def paper_figure(
     subtitle: str,
     pair: tuple[str, str] = PAPER,
     quoted: pd.DataFrame | None = None,
+    height: float = HEIGHT,
 ) -> Figure:
-    """A figure of a model and task (`pair`). The paper's own has what is quoted and its
-    finding, another one has a name and a note of its own."""
+    """A figure of a model and task (`pair`), of this height in inches. The paper's own
+    has what is quoted and its finding, another one has a name and a note of its own."""
     lines = [*notes]
     name = f"figure{number}"
     if pair == PAPER:
         data = pd.concat([quoted, data], ignore_index=True)
         printed = paper()[name]
         if "note" in printed:
-            lines.append(f"{printed['note']}. Its finding: {printed['finding']}.")
+            lines.append(f"{printed['note']}.")
+            lines.append(f"Its finding: {printed['finding']}.")
     else:
         place = " on ".join(pair)
         lines.append(
@@ -75,7 +77,8 @@ def paper_figure(
         name = "_".join([name, *pair])
     columns = [column for column in COLUMNS if column in data]
     full_title = f"Figure {number}: {title}"
-    return Figure(name, full_title, data[columns], lines, draw, subtitle)
+    size = (WIDTH, height)
+    return Figure(name, full_title, data[columns], lines, draw, subtitle, size=size)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator
 
 from analysis.figures.figure import (
@@ -155,14 +156,16 @@ def _draw_ranks(axes: Any, data: pd.DataFrame, ylabel: str) -> None:
     )
     is_ours = (data.runs.map(len) > 0) & data["median"].notna()
     for point in data[is_ours].drop_duplicates(["kind", "rank"]).itertuples():
-        axes.text(
-            point.parameters,
-            point.median,
-            f" r={point.rank:g}",
+        label = axes.annotate(
+            f"r={point.rank:g}",
+            (point.parameters, point.median),
+            (2, 4),
+            textcoords="offset points",
             fontsize=6,
             color=look(point.kind)[0],
             rotation=45,
         )
+        label.set_path_effects([withStroke(linewidth=2, foreground="white")])
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(PARAMETERS)
     axes.minorticks_off()

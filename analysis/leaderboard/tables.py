@@ -154,11 +154,12 @@ def seeds_table(board: Board, power: Sequence[Power]) -> Table:
         lines.append(line)
     pairs = TOP_ROWS * (TOP_ROWS - 1) // 2
     notes = [
-        f"The {TOP_ROWS} best rows of {board.label}. Points: the smallest difference between "
-        f"two rows' means over seeds that is found with 80% power among {pairs} pairs. "
-        "Pairs: how many of the printed scores differ by as much. The standard "
-        "deviation of a seed is assumed, since these data have one seed. Hours: by the "
-        "published training seconds. More seeds do not answer question (b): they are "
-        "run on the same questions."
+        f"The {TOP_ROWS} best rows of {board.label}. The standard deviation of a seed is "
+        "assumed, because these data have one seed.",
+        "Points: the smallest difference between two rows' means over seeds that is "
+        f"found with 80% power among {pairs} pairs. Pairs: how many printed scores differ "
+        "by as much.",
+        "Hours follow from the published training seconds. More seeds do not answer "
+        "question (b), because they are run on the same questions.",
     ]
     return Table.of("How many seeds would settle it", lines, notes)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.markers import CARETLEFT, CARETRIGHT
 
 from analysis.figures.figure import COLOURS, Figure
 from analysis.inference import MARGIN, Mean
@@ -85,15 +86,17 @@ def _draw(axes: Any, data: pd.DataFrame) -> None:
     axes.set_yticks(names.place, names.label)
     axes.set_ylim(names.place.max() + 0.5, -0.5)
     axes.tick_params(labelsize=9)
+    axes.tick_params(axis="y", length=0)
     for label, kind in zip(axes.get_yticklabels(), names.kind, strict=True):
         label.set_fontweight("bold" if kind in ("title", "mean") else "normal")
     axes.grid(visible=False, axis="y")
 
 
 def _draw_arrowheads(axes: Any, lines: pd.DataFrame, colour: str) -> None:
-    """An arrowhead at the frame for each end of an interval beyond it."""
+    """An arrowhead, whose tip is at the frame, for each end of an interval beyond
+    it."""
     left = lines[lines.low < -FRAME]
     right = lines[lines.high > FRAME]
     style = {"markersize": 6, "color": colour, "clip_on": False, "linestyle": "none"}
-    axes.plot([-FRAME] * len(left), left.place, marker="<", **style)
-    axes.plot([FRAME] * len(right), right.place, marker=">", **style)
+    axes.plot([-FRAME] * len(left), left.place, marker=CARETLEFT, **style)
+    axes.plot([FRAME] * len(right), right.place, marker=CARETRIGHT, **style)

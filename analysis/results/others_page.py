@@ -137,6 +137,7 @@ def _draw_others(axes: Any, data: pd.DataFrame) -> None:
             color=look(row)[0],
         )
     axes.axhline(0, color="black", linewidth=1)
+    axes.set_ylabel("points")
     names = [f"{NAMED[model]}, {NAMED[column]}" for model, column in places]
     axes.set_xticks([*places.values()], names, rotation=60, ha="right")
     for label, (mark, colour, fill) in _legend(data).items():

@@ -158,9 +158,9 @@ def forgetting_notes(columns: SideColumns) -> list[str]:
     losses = columns.forgotten.forgetting_before.astype(float)
     ends = dict.fromkeys(f"{loss:.3f}" for loss in (losses.min(), losses.max()))
     points = [
-        f"forgetting: cross-entropy on other text ({first.forgetting_name},"
-        f" {first.forgetting_tokens:.0f} tokens) after the last epoch minus the base"
-        f" model's ({' to '.join(ends)}), nats per token; lower is better."
+        "forgetting: cross-entropy on another text after the last epoch minus the base"
+        f" model's ({' to '.join(ends)}), in nats per token. Lower is better.",
+        f"The text is {first.forgetting_name} ({first.forgetting_tokens:.0f} tokens).",
     ]
     if columns.elsewhere:
         labels = ", ".join(columns.elsewhere)

@@ -8,12 +8,14 @@ from pathlib import Path
 import jinja2
 
 from runs.record.text import megabytes, one_line, plural
+from runs.record.wording import in_words
 
 
 @cache
 def environment(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
     """Templates of these folders; a name that they use and nobody has defined is an
-    error. autoescape: for HTML. In Markdown the filter `cell` escapes a label."""
+    error. autoescape: for HTML. In Markdown the filter `cell` escapes a label.
+    `in_words` shows a record's sentence."""
     loaded = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders]),
         autoescape=autoescape,
@@ -24,6 +26,7 @@ def environment(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
     )
     loaded.filters["megabytes"] = megabytes
     loaded.filters["cell"] = table_cell
+    loaded.filters["in_words"] = in_words
     loaded.globals["plural"] = plural
     return loaded
 

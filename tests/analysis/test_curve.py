@@ -5,7 +5,7 @@ import pytest
 from running import call_here, refused
 
 from analysis.figures.curve import curve
-from analysis.figures.figure import picture
+from analysis.figures.figure import COLOURS, canvas, picture
 
 pytestmark = pytest.mark.properties
 
@@ -20,6 +20,19 @@ def test_a_curve_has_each_evaluation_of_each_run():
     assert figure.data.epoch.tolist() == [1, 2, 3, 1, 2]  # the other has no steps
     assert figure.data.runs.unique().tolist() == [vera["id"], lora["id"]]
     assert b"<svg" in picture(figure, "svg")
+
+
+def test_a_method_has_its_colour_and_seeds_of_a_method_differ():
+    vera = ledgers.record()
+    lora = ledgers.record(row="lora")
+    other_seed = ledgers.record(seed=1)
+    assert colours([vera, lora]) == [COLOURS["vera"], COLOURS["lora"]]
+    assert len({*colours([vera, other_seed])}) == 2
+
+
+def colours(records):
+    """The colour of each run's score."""
+    return [line.get_color() for line in canvas(curve(records)).axes[0].get_lines()]
 
 
 def test_what_has_no_curve_or_another_metric_is_refused():

@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 from ledgers import ledger
+from matplotlib.markers import CARETLEFT, CARETRIGHT
 from small import rows, small
 
 from analysis import report
@@ -190,7 +191,7 @@ def test_the_pages_and_the_report_have_the_same_findings_of_the_published_record
 
 
 class Axes:
-    """What is drawn, by marker: an arrowhead is < or >."""
+    """What is drawn, by marker."""
 
     def __init__(self):
         self.markers = []
@@ -213,8 +214,8 @@ def test_an_interval_that_leaves_the_frame_ends_in_an_arrowhead():
     axes = Axes()
     axes.get_yticklabels = lambda: [Axes()] * data.place.nunique()
     _draw(axes, data)
-    assert axes.markers.count("<") == (data.low < -FRAME).sum()
-    assert axes.markers.count(">") == (data.high > FRAME).sum()
+    assert axes.markers.count(CARETLEFT) == (data.low < -FRAME).sum()
+    assert axes.markers.count(CARETRIGHT) == (data.high > FRAME).sum()
     kinds = data.kind.value_counts().to_dict()
     assert kinds == {"paper": 6, "task": 3, "mean": 1, "prediction": 1, "title": 1}
 

@@ -17,10 +17,11 @@ from analysis.beside import VERDICTS
 from analysis.command import own_and_published
 from analysis.frame import reported_cells, runs
 from analysis.inference import mean_of, sign_test
+from analysis.notes import NOTE_LENGTH
 from analysis.paired import paired_differences
 from analysis.render import Number, Table, render
 from analysis.results.findings import findings as found_findings
-from analysis.stats import MODELS, verdicts_by_runs
+from analysis.stats import MODELS, statistics_tables, verdicts_by_runs
 from nets.golden import read_lines, same_lines
 from nets.made import made_ledger
 from runs.record.cell import median_interval
@@ -130,6 +131,7 @@ def test_tables(name, which, ledgers, frames):
     of = which if which in ledgers else "made"
     made = tables.make(name, ledgers[of], frames[of])
     same_lines("tables.jsonl", table_rows(name, made), ledger=which, table=name)
+    assert too_long(made) == []
     for line in (line for table in made if table.ids for line in table.rows):
         quoted = isinstance(line[1], str) and line[1].startswith(("paper", "others"))
         assert all(
@@ -158,6 +160,13 @@ def test_figures(name, ledgers, frames):
         name, ledgers["published"], frames=frames["published"], axes=axes
     )
     same_lines("figures.jsonl", figure_rows(made), ledger="published", figure=name)
+    assert too_long(made) == []
+
+
+def test_notes_of_statistics_are_short(whole, judged):
+    made = statistics_tables(whole["published"], judged=judged["published"])
+    assert len(made) > 5
+    assert too_long(made) == []
 
 
 # each picture takes half a second; of the others test_figures.py draws some
@@ -177,6 +186,11 @@ def test_a_figure_of_measures_is_drawn(name, ledgers, frames, tmp_path):
 # --- numbers of a ledger, as the code in analysis/ makes them
 
 Lines = Iterator[dict[str, Any]]
+
+
+def too_long(made: Iterable[Table | figures.Figure]) -> list[str]:
+    """The notes of tables and figures that a reader would skip."""
+    return [note for part in made for note in part.notes if len(note) > NOTE_LENGTH]
 
 
 def none(value: Any) -> Any:
