@@ -24,7 +24,7 @@ import itertools
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,9 +47,13 @@ from runs.run.definition import Run, with_starts
 from runs.run.identity import final_ids
 from runs.sweep.sweep import sweep
 
-#: Overrides of a trial that the command for the best setting does not have, where none
-#: is given.
-TRIAL = ("task.holdout=0.2", "keep=none")
+#: Overrides of a trial, where none is given. The command for the best setting does
+#: without them.
+TRIAL_OVERRIDES = ("task.holdout=0.2", "keep=none")
+#: conf/tune.yaml: the values of each searched key, by kind of method; those of a shared
+#: recipe by a name, with the rows that they are of.
+Grid = Mapping[str, list[object]]
+Grids = Mapping[str, Any]
 
 
 def main(arguments: list[str]) -> int:
@@ -57,25 +61,31 @@ def main(arguments: list[str]) -> int:
     line = read(arguments, Common, overrides=words, options=COMPOSING, module=__name__)
     if "LOCAL_RANK" in os.environ:
         raise UserError("a search is one process: vera-bench tune, without torchrun")
-    debug = [f"debug={as_word(line.settings.debug)}"] if "debug" in line.given else []
-    of_search, launch = cells([*line.overrides, *debug], line.config_dir)
-    trials = [run for cell in of_search for run in cell.runs]
-    done = sweep(
-        with_starts(trials), launch=launch, again=trials if launch.redo else []
-    )
-    for cell in [] if done.signal else of_search:
-        print(f"\n{report(cell)}")
-    return done.exit_code
+    overrides = list(line.overrides)
+    if "debug" in line.given:
+        overrides.append(f"debug={as_word(line.settings.debug)}")
+    searches, launch = searches_of_command(overrides, line.config_dir)
+    trials = [run for search in searches for run in search.runs]
+    runs_to_repeat = trials if launch.redo else []
+    commanded = sweep(with_starts(trials), launch=launch, again=runs_to_repeat)
+    if not commanded.signal:
+        for search in searches:
+            print(f"\n{report(search)}")
+    return commanded.exit_code
 
 
 # --- what is tried
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A row on a task, and its grid. overrides: of the best setting's command, without
-    the searched keys. axes: for each key its values, as texts. runs: in grid order, a
-    trial's seeds together."""
+class Search:
+    """A row on a task, and its grid.
+
+    Attributes:
+        overrides: of the best setting's command, without the searched keys.
+        axes: for each key its values, as texts.
+        runs: in grid order, a trial's seeds together.
+    """
 
     overrides: list[str]
     axes: dict[str, list[str]]
@@ -91,78 +101,100 @@ class Cell:
     def file(self) -> Path:
         """trials.csv, in a folder by row, model, task and a hash of all that defines
         results, data too."""
-        run, of = self.runs[0], hash_of([self.axes, self.ids])[:8]
-        return Path(
-            run.config["output"],
-            "tune",
-            f"{run.row}@{run.model}@{run.task}-{of}",
-            "trials.csv",
-        )
+        run = self.runs[0]
+        content = hash_of([self.axes, self.ids])[:8]
+        folder = f"{run.row}@{run.model}@{run.task}-{content}"
+        return Path(run.config["output"], "tune", folder, "trials.csv")
 
 
-def cells(
+def searches_of_command(
     overrides: list[str], config_dir: str | None = None
-) -> tuple[list[Cell], Launch]:
-    """The cells of a command, and where and how it does its runs. Raises UserError for
-    any mistake."""
-    grids, words = in_conf("tune.yaml"), list[str]()
-    lists = dict[str, list[str]]()
-    files = Files(config_dir)
+) -> tuple[list[Search], Launch]:
+    """The searches of a command, and where and how it does its runs. Raises UserError
+    for any mistake."""
+    words, lists = _split_lists(overrides, Files(config_dir))
+    given_keys = {word.partition("=")[0] for word in words}
+    seed_words = [word for word in words if word.startswith("seed=")] or ["seed=0"]
+    other_words = [word for word in words if not word.startswith("seed=")]
+    trial_words = []
+    for word in TRIAL_OVERRIDES:
+        if word.partition("=")[0] not in given_keys:
+            trial_words.append(word)
+    tracking = ["tracking=off"]
+    if any(key.startswith("tracking") for key in given_keys):
+        tracking = []
+    command = read_command(
+        [*other_words, *trial_words, *tracking, "seed=0"], config_dir
+    )
+    for reason in command.left_out:
+        print(f"left out: {reason}", file=sys.stderr)
+    grids = in_conf("tune.yaml")
+    searches = []
+    for run in command.runs:
+        axes = _axes(run, grids, lists, given_keys)
+        points = [f"{key}={','.join(values)}" for key, values in axes.items()]
+        decode = []
+        if "decode" in run.config["task"] and "task.decode" not in given_keys:
+            decode = ["task.decode=none"]
+        trials = [*run.overrides, *decode, *points, *seed_words]
+        overrides_of_best = []
+        for word in run.overrides:
+            if word not in trial_words and not word.startswith("task.holdout="):
+                overrides_of_best.append(word)
+        runs = read_command(trials, config_dir).runs
+        searches.append(Search(overrides_of_best, axes, runs, config_dir))
+    return searches, command.launch
+
+
+def _split_lists(
+    overrides: list[str], files: Files
+) -> tuple[list[str], dict[str, list[object]]]:
+    """The words of a command without its lists of values to search, and those lists by
+    their keys."""
+    words = []
+    lists: dict[str, list[object]] = {}
     for word in overrides:
         key, lines = list_values(word, files)
         if len(lines) > 1 and key.startswith(("train.", "method.")):
             lists[key] = [line.partition("=")[2] for line in lines]
         else:
             words.append(word)
-    given = {word.partition("=")[0] for word in words}
-    seeds = [word for word in words if word.startswith("seed=")] or ["seed=0"]
-    trial = [word for word in TRIAL if word.partition("=")[0] not in given]
-    tracking = (
-        [] if any(key.startswith("tracking") for key in given) else ["tracking=off"]
-    )
-    plain = [word for word in words if word not in seeds]
-    command, found = (
-        read_command([*plain, *trial, *tracking, "seed=0"], config_dir),
-        list[Cell](),
-    )
-    for reason in command.left_out:
-        print(f"left out: {reason}", file=sys.stderr)
-    for run in command.runs:
-        task, kind = run.config["task"], run.config["method"]["kind"]
-        if task["holdout"] is None:
-            rule = "trials are judged on held-out training rows, never on the dev or test set"
-            raise UserError(f"task.holdout=null: {rule}")
-        only_head, no_head = kind == "head", task["modality"] == "text generation"
-        fixed, grid = (
-            {*given, "train.lr" * only_head, "train.lr_head" * no_head},
-            grid_of(run, grids) | lists,
-        )
-        axes = {
-            key: [*map(str, values)] for key, values in grid.items() if key not in fixed
-        }
-        if not axes or kind == "none":
-            known = f"conf/tune.yaml has grids for {', '.join(grids)}; a list is another: train.lr=1e-3,1e-2"
-            raise UserError(f"{run.row}: nothing to search. {known}")
-        decode = (
-            ["task.decode=none"]
-            if "decode" in task and "task.decode" not in given
-            else []
-        )
-        points = [f"{key}={','.join(values)}" for key, values in axes.items()]
-        runs = read_command([*run.overrides, *decode, *points, *seeds], config_dir).runs
-        left = [
-            w
-            for w in run.overrides
-            if w not in trial and not w.startswith("task.holdout=")
-        ]
-        found.append(Cell(left, axes, runs, config_dir))
-    return found, command.launch
+    return words, lists
 
 
-def grid_of(run: Run, grids: dict[str, Any]) -> dict[str, list[Any]]:
+def _axes(
+    run: Run, grids: Grids, lists: Grid, given_keys: Collection[str]
+) -> dict[str, list[str]]:
+    """The keys that a run's search tries, with their values. Raises UserError where
+    there is none, and for trials that would be judged on a dev or test set."""
+    task, kind = run.config["task"], run.config["method"]["kind"]
+    if task["holdout"] is None:
+        raise UserError(
+            "task.holdout=null: trials are judged on held-out training rows, never on "
+            "the dev or test set"
+        )
+    fixed_keys = {*given_keys}
+    if kind == "head":
+        fixed_keys.add("train.lr")
+    if task["modality"] == "text generation":  # without a head
+        fixed_keys.add("train.lr_head")
+    axes = {}
+    for key, values in {**grid_of(run, grids), **lists}.items():
+        if key not in fixed_keys:
+            axes[key] = [str(value) for value in values]
+    if not axes or kind == "none":
+        raise UserError(
+            f"{run.row}: nothing to search. conf/tune.yaml has grids for "
+            f"{', '.join(grids)}; a list is another: train.lr=1e-3,1e-2"
+        )
+    return axes
+
+
+def grid_of(run: Run, grids: Grids) -> Grid:
     """conf/tune.yaml's grid for a run: in a shared recipe by row, class of peft or
     kind; else by kind."""
-    method, shared = run.config["method"], grids.get(run.recipe.partition("/")[0], {})
+    method = run.config["method"]
+    shared = grids.get(run.recipe.partition("/")[0], {})
     groups = [group for group in shared.values() if "rows" in group]
     for name in (run.row, method.get("config_class"), method["kind"]):
         for group in groups:
@@ -174,7 +206,7 @@ def grid_of(run: Run, grids: dict[str, Any]) -> dict[str, list[Any]]:
 # --- what came of it
 
 
-def results(cell: Cell) -> tuple[pd.DataFrame, list[Record]]:
+def results(search: Search) -> tuple[pd.DataFrame, list[Record]]:
     """A row for each trial, the best first, and the records of all their runs.
 
     value: the mean over the seeds of the metric on the held-out rows, unscaled, at the
@@ -183,112 +215,119 @@ def results(cell: Cell) -> tuple[pd.DataFrame, list[Record]]:
     deviation over the seeds. done, diverged, one_class: how many runs have finished,
     diverged, or predict one class. runs: their ids. Equal trials are in grid order;
     after them are those with a run that diverged, and then those without a value."""
-    output = cell.runs[0].config["output"]
-    points = pd.DataFrame(itertools.product(*cell.axes.values()), columns=[*cell.axes])
-    found = [finished_record(output, run_id) for run_id in cell.ids]
-    runs = pd.DataFrame(
-        {
-            "trial": np.repeat(points.index, len(cell.ids) // len(points)),
-            "value": [seed_value(record) if record else np.nan for record in found],
-            "done": [record is not None for record in found],
-            "diverged": [
-                record is not None and record["status"] == "diverged"
-                for record in found
-            ],
-            "one_class": [
-                record is not None and one_class(record) is not None for record in found
-            ],
-            "runs": cell.ids,
+    output = search.runs[0].config["output"]
+    axes = search.axes
+    points = pd.DataFrame(itertools.product(*axes.values()), columns=[*axes])
+    seeds = len(search.ids) // len(points)
+    rows, records = [], []
+    for position, run_id in enumerate(search.ids):
+        record = finished_record(output, run_id)
+        row: dict[str, object] = {
+            "trial": position // seeds,
+            "value": np.nan,
+            "done": False,
+            "diverged": False,
+            "one_class": False,
+            "runs": run_id,
         }
-    )
-    spread: Any = ("value", lambda of: of.where(np.isfinite).std(skipna=False))
-    values = {"value": ("value", fmean), "spread": spread}
-    counts = {name: (name, "sum") for name in ("done", "diverged", "one_class")}
-    of_trials = runs.groupby("trial").agg(**values, **counts, runs=("runs", " ".join))
-    numbers = of_trials[[*values]].astype(float)
-    frame = pd.concat(
-        [numbers, points, of_trials.drop(columns=[*values])], axis="columns"
-    )
-    records = [record for record in found if record]
-    worse = (
-        -frame.value
-        if records and Metric.of_record(records[0]).higher_is_better
-        else frame.value
-    )
-    return frame.iloc[
-        np.lexsort((worse, frame.diverged > 0, frame.value.isna()))
-    ], records
+        if record:
+            records.append(record)
+            row["value"] = seed_value(record)
+            row["done"] = True
+            row["diverged"] = record["status"] == "diverged"
+            row["one_class"] = one_class(record) is not None
+        rows.append(row)
+    trials = pd.DataFrame(rows).groupby("trial")
+    numbers = trials.agg(value=("value", fmean), spread=("value", _spread))
+    counts = trials[["done", "diverged", "one_class"]].sum()
+    runs = trials["runs"].agg(" ".join)
+    frame = pd.concat([numbers.astype(float), points, counts, runs], axis="columns")
+    values_to_sort = frame.value
+    if records and Metric.of_record(records[0]).higher_is_better:
+        values_to_sort = -frame.value
+    order = np.lexsort((values_to_sort, frame.diverged > 0, frame.value.isna()))
+    return frame.iloc[order], records
 
 
-def report(cell: Cell) -> str:
+def _spread(values: "pd.Series[float]") -> float:
+    """The standard deviation over seeds; NaN where a value is missing or infinite."""
+    return float(values.where(np.isfinite).std(skipna=False))
+
+
+def report(search: Search) -> str:
     """The trials as a table (and trials.csv, in fractions); the best one's command and
     lines of a recipe."""
-    (frame, records), run = results(cell), cell.runs[0]
-    title = (
-        f"{run.row} on {run.config['task']['label']} ({run.config['model']['label']})"
-    )
+    frame, records = results(search)
+    config = search.runs[0].config
+    row = search.runs[0].row
+    title = f"{row} on {config['task']['label']} ({config['model']['label']})"
     if not records:
         return f"{title}: no trial has finished"
-    metric, first, best = Metric.of_record(records[0]), records[0], frame.iloc[0]
-    frame = frame.rename(columns={"value": metric.name})
-    rows = frame.itertuples(index=False, name=None)
-    write_atomically(cell.file, csv_text([list(frame.columns), *rows]))
-    numbers = dict.fromkeys((metric.name, "spread"), metric.text)
-    table = frame.drop(columns="runs").to_string(
-        index=False, na_rep="-", formatters=numbers
+    metric = Metric.of_record(records[0])
+    best = frame.iloc[0]
+    printed = frame.rename(columns={"value": metric.name})
+    rows = printed.itertuples(index=False, name=None)
+    write_atomically(search.file, csv_text([list(printed.columns), *rows]))
+    table = printed.drop(columns="runs").to_string(
+        index=False,
+        na_rep="-",
+        formatters=dict.fromkeys((metric.name, "spread"), metric.text),
     )
-    if pd.isna(best.value) or best.diverged:
-        why = (
-            "in each trial a run diverged" if best.diverged else "no trial has a value"
-        )
-        return f"{title}: {why}\n\n{table}"
-    held, rest = (first["data"][f"{part}_rows"] for part in ("dev", "train"))
-    epoch = epoch_of_table(run.config["train"], first["result"]["reported"])
-    judged = f"{held} held-out training rows ({rest} trained on), {epoch} epoch, "
-    seeds = plural(len(cell.runs) // len(frame), "seed")
-    lines = [f"{title}: {metric.name} on {judged}{seeds}", "", table, ""]
-    equal = int(((frame[metric.name] == best.value) & (frame.diverged == 0)).sum())
-    if equal > 1:
+    if best.diverged:
+        return f"{title}: in each trial a run diverged\n\n{table}"
+    if pd.isna(best.value):
+        return f"{title}: no trial has a value\n\n{table}"
+    data, reported = records[0]["data"], records[0]["result"]["reported"]
+    epoch = epoch_of_table(config["train"], reported)
+    seeds = plural(len(search.runs) // len(frame), "seed")
+    lines = [
+        f"{title}: {metric.name} on {data['dev_rows']} held-out training rows "
+        f"({data['train_rows']} trained on), {epoch} epoch, {seeds}",
+        "",
+        table,
+        "",
+    ]
+    is_best = (frame.value == best.value) & (frame.diverged == 0)
+    if is_best.sum() > 1:
         lines.append(
-            f"{equal} settings have the best value: which of them comes first says nothing"
+            f"{is_best.sum()} settings have the best value: which of them comes first "
+            "says nothing"
         )
-    setting = {key: str(best[key]) for key in cell.axes}
-    lines += [
-        f"{key}={setting[key]} is the {end} tried"
-        for key, end in edges(cell.axes, setting)
-    ]
-    task = run.config["task"]["name"]
-    by_task = ", ".join(
-        f"{key.partition('.')[2]}: {{{task}: {value}}}"
-        for key, value in setting.items()
-    )
-    lines.append(f"best: {command_of(cell, setting)}")
-    lines.append(f"for its recipe in conf/recipe: by_task: {{{by_task}}}")
-    return "\n".join([*lines, f"trials: {cell.file}"])
+    setting = {key: str(best[key]) for key in search.axes}
+    for key, end in edges(search.axes, setting):
+        lines.append(f"{key}={setting[key]} is the {end} tried")
+    lines.append(f"best: {command_of_trial(search, setting)}")
+    by_task = []
+    for key, value in setting.items():
+        by_task.append(
+            f"{key.partition('.')[2]}: {{{config['task']['name']}: {value}}}"
+        )
+    lines.append(f"for its recipe in conf/recipe: by_task: {{{', '.join(by_task)}}}")
+    lines.append(f"trials: {search.file}")
+    return "\n".join(lines)
 
 
-def command_of(cell: Cell, setting: dict[str, str]) -> str:
+def command_of_trial(search: Search, setting: Mapping[str, str]) -> str:
     """The command that does a trial's run on the real dev set."""
-    own = [f"--config-dir={cell.config_dir}"] if cell.config_dir else []
-    words = [
-        *own,
-        *cell.overrides,
-        *(f"{key}={value}" for key, value in setting.items()),
-    ]
+    words = [*search.overrides]
+    if search.config_dir:
+        words.insert(0, f"--config-dir={search.config_dir}")
+    words += [f"{key}={value}" for key, value in setting.items()]
     return f"vera-bench {shlex.join(words)}"
 
 
 def edges(
-    axes: dict[str, list[str]], setting: dict[str, str]
+    axes: Mapping[str, list[str]], setting: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
     """The keys whose value is the smallest or the largest of its axis, since the best
     may be beyond it."""
     for key, texts in axes.items():
         values = pd.to_numeric(pd.Series(texts), errors="coerce")
-        if len(values) > 1 and values.notna().all():  # else they have no order
-            ends = {values.min(): "smallest", values.max(): "largest"}
-            if float(setting[key]) in ends:
-                yield key, ends[float(setting[key])]
+        if len(values) < 2 or values.isna().any():  # they have no order
+            continue
+        ends = {values.min(): "smallest", values.max(): "largest"}
+        if float(setting[key]) in ends:
+            yield key, ends[float(setting[key])]
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from runs.config.grid import read_grid
 from runs.export import FORMATS
 from runs.plan import main as plan
 from runs.run.definition import overrides_of
-from runs.tune import cells
+from runs.tune import searches_of_command
 from tasks.mt_bench.__main__ import _parser as judge_parser
 from vera.methods.contract import METHODS
 from vera_bench import COMMANDS
@@ -171,7 +171,7 @@ def check_module(name: str, words: list[str], options: list[str]) -> None:
             } & line.options.keys():
                 return
         if name == "runs.tune":
-            cells(overrides, folder)
+            searches_of_command(overrides, folder)
         elif overrides or name == "runs":
             for of in first_and_last(overrides, folder):
                 compose(of, folder)

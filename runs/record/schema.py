@@ -119,7 +119,7 @@ SELECTED = {
     "last?": Number,
     "optimism?": Number,
 }
-#: What lm-eval has measured, see runs/lm_eval.py: its metrics, and the SHA-256 of rows
+#: What lm-eval has measured, see runs/lm_harness: its metrics, and the SHA-256 of rows
 #: and answers.
 METRIC = {
     "metric": str,

@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import vera
 from runs import evaluate, export, lm_eval
+from runs.lm_harness import scores
+from runs.lm_harness.tasks import load_tasks
 from runs.record.ledger import (
     evaluated,
     read_ledger,
@@ -136,7 +138,7 @@ def far(alpaca_words):
 @pytest.fixture
 def asks(monkeypatch):
     """What models are asked; before: the base model."""
-    found, real = [], lm_eval.ask
+    found, real = [], scores.ask
 
     def ask(asked, *given):
         found.append(
@@ -146,7 +148,7 @@ def asks(monkeypatch):
         )
         return real(asked, *given)
 
-    monkeypatch.setattr(lm_eval, "ask", ask)
+    monkeypatch.setattr(scores, "ask", ask)
     return found
 
 
@@ -169,7 +171,7 @@ def asked(record, output, own, *words):
 
 def loaded(tasks, folder, **more):
     settings = lm_eval.Settings(tasks=tasks, include_path=str(folder), **more)
-    return lm_eval.load(settings), settings
+    return load_tasks(settings), settings
 
 
 def values(entries, *keys):
@@ -207,7 +209,7 @@ def test_live_merged_and_exported_adapters_have_the_same_numbers(far, own, tmp_p
         (AutoTokenizer.from_pretrained(base), 3, tmp_path),
     )
     for model in (restored, merged, peft):
-        found = {one.name: lm_eval.ask(one, settings, model, *more) for one in tasks}
+        found = {one.name: scores.ask(one, settings, model, *more) for one in tasks}
         assert values(found, "value", "stderr", "filter") == values(
             live, "value", "stderr", "filter"
         )
@@ -222,7 +224,7 @@ def test_live_merged_and_exported_adapters_have_the_same_numbers(far, own, tmp_p
     )
     tasks, settings = loaded("picks", own, data_dir=str(tmp_path), num_fewshot=0)
     with refused("picks: lm-eval cannot ask this model"):  # its second row
-        lm_eval.ask(tasks[0], settings, peft, *more)
+        scores.ask(tasks[0], settings, peft, *more)
 
 
 def test_lm_evals_own_command_has_the_same_numbers(far, own, tmp_path, process):

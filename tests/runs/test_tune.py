@@ -157,16 +157,18 @@ def test_what_the_words_search(tiny_words, e2e_words):
         ),
         ([w for w in e2e_words if not w.startswith("train.lr")], {"train.lr": 5}),
     ):
-        found, launch = tune.cells(words)
+        found, launch = tune.searches_of_command(words)
         assert [
             {key: len(values) for key, values in cell.axes.items()} for cell in found
         ] == wanted
     assert found[0].runs[0].config["task"]["decode"] == "none"
-    assert "task.decode" not in tune.command_of(found[0], {"train.lr": "1"})
+    assert "task.decode" not in tune.command_of_trial(found[0], {"train.lr": "1"})
     assert launch.tracking.mode == "off"
-    launch = tune.cells([*tiny_words, "tracking=offline", "launcher=local"])[1]
+    launch = tune.searches_of_command(
+        [*tiny_words, "tracking=offline", "launcher=local"]
+    )[1]
     assert (launch.tracking.mode, launch.launcher.name) == ("offline", "local")
-    ((cell,), _) = tune.cells(
+    ((cell,), _) = tune.searches_of_command(
         [*plain, "train.lr=1e-2,1", "method.sites=[query],[query,value]"]
     )
     assert cell.axes["method.sites"] == ["[query]", "[query,value]"]
@@ -176,7 +178,7 @@ def test_what_the_words_search(tiny_words, e2e_words):
         0.01,
         ["query", "value"],
     )
-    preset = tune.cells(
+    preset = tune.searches_of_command(
         ["experiment=table2_base", "method=vera", "task=rte,mrpc", "train.lr_head=1e-2"]
     )[0]
     assert [(c.runs[0].task, len(c.runs)) for c in preset] == [("rte", 5), ("mrpc", 5)]
@@ -230,7 +232,7 @@ def test_the_grid_of_a_shared_recipe_is_by_row_then_class_then_kind():
 
 def test_what_defines_the_results_defines_the_folder(tiny_words, tmp_path):
     def name(*words, rate="1e-2"):
-        return tune.Cell(
+        return tune.Search(
             [], {"train.lr": [rate, "1e-3"]}, expand([*tiny_words, *words])
         ).file.parent.name
 
@@ -266,7 +268,7 @@ def results(tiny_words, monkeypatch):
             tune, "finished_record", lambda output, run_id: records[run_id]
         )
         rates = [str(10.0**-i) for i in range(len(trials))]
-        cell = tune.Cell([], {"train.lr": rates}, expand(tiny_words) * len(records))
+        cell = tune.Search([], {"train.lr": rates}, expand(tiny_words) * len(records))
         vars(cell)["ids"] = [*records]
         return cell
 
@@ -342,7 +344,7 @@ def test_the_report_of_the_best_trial(results, tmp_path):
     assert f"trials: {cell.file}" in text
     more = ["method.scaling=proportional", "train.lr_head=${train.lr}", "method.rank=2"]
     cell = replace(cell, overrides=["method=lora", *more], config_dir=str(tmp_path))
-    words = shlex.split(tune.command_of(cell, {"train.lr": "0.001"}))
+    words = shlex.split(tune.command_of_trial(cell, {"train.lr": "0.001"}))
     assert words[1:] == [
         f"--config-dir={tmp_path}",
         "method=lora",

@@ -1,0 +1,255 @@
+"""What runs, and the base models below them, score on tasks of lm-evaluation-harness."""
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypedDict
+
+from runs.command.errors import UserError
+from runs.command.parser import setting
+from runs.evaluate import amend, kept_file, run_from_record
+from runs.lm_harness.tasks import AskedTask, TaskSettings
+from runs.models import dtype_of
+from runs.record.cell import hash_of
+from runs.record.keys import Count
+from runs.record.ledger import (
+    LmEvalResult,
+    adding,
+    evaluated,
+    run_folder,
+    write_atomically,
+    write_beside,
+)
+from runs.record.schema import Record
+from runs.record.text import describe
+from runs.run.methods import make_method
+
+
+class LmEvalMetric(TypedDict):
+    """A metric of a task. value, stderr: None where they are not finite."""
+
+    metric: str
+    filter: str
+    value: float | None
+    stderr: float | None
+    higher_is_better: bool | None
+
+
+@dataclass(frozen=True)
+class ScoreSettings(TaskSettings):
+    """How answers are computed."""
+
+    redo: bool = setting(False, "again, although it was asked alike")
+    eval_batch: Count | None = setting(
+        None, "prompts answered at once; null: as in the run's configuration"
+    )
+
+
+def base_hash(record: Record) -> str:
+    """A hash of the base model that a run adapts, and of how it is computed."""
+    config = record["config"]
+    model = config["model"]
+    parts = [record["model"], model.get("settings"), model.get("quantise")]
+    if dtype_of(config) != "fp32":
+        parts.append(dtype_of(config))
+    precision = config["train"]["precision"]
+    return hash_of([*parts, precision, config["device"]])[:16]
+
+
+class Evaluator:
+    """Evaluates the runs of one base model, which is loaded once it is needed, and
+    carries the adapter of one run after another."""
+
+    def __init__(self, settings: ScoreSettings) -> None:
+        self.settings = settings
+        self._model_and_tokenizer: tuple[Any, Any] | None = None
+        #: The base model's results, by the hash of what was asked.
+        self._base_results: dict[str, LmEvalResult] = {}
+
+    def evaluate(self, record: Record, task: AskedTask) -> LmEvalResult:
+        """The result of a run with the base model's: from its record, or asked for and
+        put there."""
+        output = self.settings.output
+        if not self.settings.redo:
+            for result in evaluated(record):
+                if (result["task"], result["asked"]) == (task.name, task.hash):
+                    return result
+        base_result = self._base_result(record, task)
+        result = dict(base_result)
+        if record["parameters"]["adapter"]:
+            folder = run_folder(output, record["id"]) / "lm_eval" / task.hash
+            result = self._ask(record, task, folder, with_adapter=True)
+        result["before"] = {key: base_result[key] for key in ("metrics", "samples")}
+
+        def new_parts(current: Record) -> Record:
+            return {"result": adding(current, evaluated(current), [result])}
+
+        if not amend(output, record["id"], new_parts):
+            write_beside(output, record, result)
+        return result
+
+    def _base_result(self, record: Record, task: AskedTask) -> LmEvalResult:
+        """The result of a run's base model, which a file keeps for other runs."""
+        if task.hash not in self._base_results:
+            folder = Path(self.settings.output, "lm_eval", base_hash(record), task.hash)
+            path = folder / "results.json"
+            if self.settings.redo or not path.is_file():
+                result = self._ask(record, task, folder, with_adapter=False)
+                write_atomically(path, json.dumps(result) + "\n")
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            self._base_results[task.hash] = saved
+        return self._base_results[task.hash]
+
+    def _ask(
+        self, record: Record, task: AskedTask, folder: Path, with_adapter: bool
+    ) -> LmEvalResult:
+        """The result of a run, or of its base model alone. folder: of the rows and
+        answers. Where base weights were trained in place (full, BitFit), or changed by
+        peft, the model is loaded afresh afterwards."""
+        import vera
+        from runs.training.context import load_base, make_accelerator, seed_everything
+        from vera.base_weights import base_names
+
+        config, label = record["config"], record["label"]
+        row = f", {label['row']}" if with_adapter else ""
+        print(f"{task.name} of {label['model']}{row}")
+        accelerator = make_accelerator(run_from_record(record))
+        model, tokenizer = self._model_and_tokenizer or load_base(
+            config, accelerator.device, config["seed"]
+        )
+        names = base_names(model)
+        if with_adapter:
+            self._adapt(model, record, accelerator.device)
+        keeps_base_weights = names <= base_names(model)
+        self._model_and_tokenizer = None
+        model.to(accelerator.device)
+        batch = self.settings.eval_batch or config["eval_batch"]
+        seed_everything(1234)  # as lm-eval's own command seeds torch and numpy
+        with vera.unchanged(model), accelerator.autocast():
+            result = ask(task, self.settings, model, tokenizer, batch, folder)
+        with contextlib.suppress(vera.AdapterError):
+            vera.unload(model)
+            if keeps_base_weights:
+                self._model_and_tokenizer = (model, tokenizer)
+        return result
+
+    def _adapt(self, model: Any, record: Record, device: Any) -> None:
+        """Gives the base model the adapter of a run."""
+        import vera
+        from runs.training.context import seed_everything
+
+        config = record["config"]
+        # As in a run: on the CPU, where peft draws what a file leaves out
+        is_peft = config["method"]["kind"] == "peft"
+        if is_peft and config["model"].get("quantise") is None:
+            device = "cpu"
+        model.to(device)
+        # what the file lacks does not come back
+        seed_everything(config["seed"] + 1)
+        make_method(run_from_record(record).method).adapt(model)
+        path = kept_file("adapter.safetensors", record, self.settings.output)
+        vera.start_from(model, path)
+
+
+def ask(
+    task: AskedTask,
+    settings: TaskSettings,
+    model: Any,
+    tokenizer: Any,
+    batch: int,
+    folder: Path,
+) -> LmEvalResult:
+    """A model's result; files of rows and answers go into the folder. UserError where
+    it cannot be asked."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    name, tasks = task.name, task.loaded["tasks"]
+    has_chat = settings.apply_chat_template
+    for loaded_task in tasks.values():
+        loaded_task.set_fewshot_seed(seed=1234)
+    try:
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
+        results: Any = lm_eval.evaluate(
+            lm,
+            task.loaded,
+            limit=settings.limit,
+            apply_chat_template=has_chat,
+            fewshot_as_multiturn=has_chat,
+        )
+    except Exception as error:
+        # of a task's templates and code, for prompts that are too long, of memory
+        reason = f"{type(error).__name__}: {describe(error)[:200]}"
+        raise UserError(f"{name}: lm-eval cannot ask this model ({reason})") from error
+    _write_samples(results["samples"], folder)
+    counts = [results["n-samples"][task_name]["effective"] for task_name in tasks]
+    directions = results["higher_is_better"].get(name, {})
+    return {
+        "task": name,
+        "asked": task.hash,
+        "lm_eval": version("lm_eval"),
+        "version": results["versions"].get(name),
+        "shots": results["n-shot"].get(name),
+        "limit": settings.limit,
+        "rows": sum(counts),
+        "settings": {"apply_chat_template": has_chat, "batch": batch},
+        "samples": hash_of(json.dumps(results["samples"], default=str)),
+        "metrics": _metrics(results["results"][name], directions),
+    }
+
+
+def _write_samples(samples: Mapping[str, list[object]], folder: Path) -> None:
+    """Writes the rows and answers of each task, a line each."""
+    for task_name, rows in samples.items():
+        lines = []
+        for row in rows:
+            lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        file_name = re.sub(r"[^\w.-]", "_", task_name) + ".jsonl"
+        write_atomically(folder / file_name, "".join(lines))
+
+
+def _metrics(
+    values: Mapping[str, Any], directions: Mapping[str, bool | None]
+) -> list[LmEvalMetric]:
+    """The metrics among a task's values, which have the names METRIC,FILTER and
+    METRIC_stderr,FILTER. directions: whether higher is better, by metric."""
+    metrics: list[LmEvalMetric] = []
+    for key, value in values.items():
+        name, comma, filter_name = key.partition(",")
+        if not comma or "_stderr," in key:
+            continue
+        metrics.append(
+            {
+                "metric": name,
+                "filter": filter_name,
+                "value": _finite(value),
+                "stderr": _finite(values.get(f"{name}_stderr,{filter_name}")),
+                "higher_is_better": directions.get(name),
+            }
+        )
+    return metrics
+
+
+def _finite(value: str | float | None) -> float | None:
+    """A finite number, else None. lm-eval has texts where a metric has no error."""
+    if value is None or isinstance(value, str) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def metrics_words(metrics: list[LmEvalMetric]) -> str:
+    """Metrics in a few words: acc,none 0.3541 +-0.0131."""
+    parts = []
+    for metric in metrics:
+        text = "nan"
+        if metric["value"] is not None:
+            text = f"{metric['value']:.4f}"
+        if metric["stderr"] is not None:
+            text += f" +-{metric['stderr']:.4f}"
+        parts.append(f"{metric['metric']},{metric['filter']} {text}")
+    return "; ".join(parts)
