@@ -101,54 +101,61 @@ def main(arguments: list[str]) -> int:
     if rank():  # of torchrun's processes the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     # each of them composes: shuffle() gives all the same order
-    if port := os.environ.get("MASTER_PORT"):
+    port = os.environ.get("MASTER_PORT")
+    if port:
         random.seed(port)
-    overrides = "groups, keys and values, as below; a list makes a sweep"
-    line = read(arguments, Settings, overrides=overrides, options=OPTIONS)
+    purpose = "groups, keys and values, as below; a list makes a sweep"
+    line = read(arguments, Settings, overrides=purpose, options=OPTIONS)
     repeated_id = line.settings.rerun
     if repeated_id is not None:
         line, repeated_id = with_overrides_of(line, repeated_id)
-    if _answer(line):
+    if _print_what_options_ask(line):
         return 0
     command = read_command(line.overrides, line.config_dir)
     for reason in command.left_out:
         print(f"left out: {reason}", file=sys.stderr)
     if repeated_id:
         _note_on_another_run(command.runs, repeated_id)
-    # without the runs that only others need
-    again = command.runs if command.launch.redo else []
+    # without the runs that only other runs need
+    runs_to_repeat = command.runs if command.launch.redo else []
     runs = with_starts(command.runs)
     launcher = command.launch.launcher
     if isinstance(launcher, ByScript) and launcher.dry_run:
         print(dry_run(runs, launcher))
         return 0
-    if note := agent_note(runs):
+    note = agent_note(runs)
+    if note:
         print(note)
-    return sweep(runs, launch=command.launch, again=again).exit_code
+    return sweep(runs, command.launch, runs_to_repeat).exit_code
 
 
 def with_overrides_of(line: Line[Settings], name: str) -> tuple[Line[Settings], str]:
     """The line with the overrides of the run whose id begins with `name`, but for keys
     that it has itself; and the whole id. Raises UserError for an unknown run, or one
     whose overrides are not known."""
-    typed = {Override(text).key: Override(text).value for text in line.overrides}
-    output = typed.get("output", "outputs")
+    typed = [Override(text) for text in line.overrides]
+    values = {override.key: override.value for override in typed}
+    output = values.get("output", "outputs")
     record = find_record(open_ledger(output), name, output)
     run_id = str(record["id"])
     overrides = overrides_of(record)
     if not overrides:
-        where = f"{output}/runs/{run_id}/overrides.yaml"
         raise UserError(
-            f"run {run_id}: its record is older than overrides in records. See {where}"
+            f"run {run_id}: its record is older than overrides in records. See "
+            f"{output}/runs/{run_id}/overrides.yaml"
         )
-    kept = [text for text in overrides if Override(text).key not in typed]
-    for override in map(Override, kept):
-        if missing := _missing_path(override):
+    repeated = []
+    for override in map(Override, overrides):
+        if override.key in values:
+            continue
+        missing = _missing_path(override)
+        if missing:
             raise UserError(
                 f"run {run_id} read {missing}, which is not here: "
                 f"add {override.key}=/where/it/is"
             )
-    return replace(line, overrides=(*kept, *line.overrides)), run_id
+        repeated.append(str(override))
+    return replace(line, overrides=(*repeated, *line.overrides)), run_id
 
 
 def _missing_path(override: Override) -> str:
@@ -172,7 +179,7 @@ def _note_on_another_run(runs: list[Run], repeated_id: str) -> None:
         )
 
 
-def _answer(line: Line[Settings]) -> bool:
+def _print_what_options_ask(line: Line[Settings]) -> bool:
     """Prints what an option asks for; returns whether there was one. Raises UserError
     for a mistake."""
     options, sources = line.options, line.settings.sources

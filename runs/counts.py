@@ -9,7 +9,7 @@ vera-bench counts budget=100,1000,10000 model=minilm method=vera,lora
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -24,22 +24,33 @@ if TYPE_CHECKING:
     from runs.config.budget import Ladder
 
 
-def count(entry: dict[str, Any]) -> tuple[int | str, int, int]:
-    """The rank (or bottleneck), the exact count and the method's formula of an entry of
-    conf/counts.yaml."""
+class Count(NamedTuple):
+    """How many parameters a method trains.
+
+    Attributes:
+        rank: or the bottleneck; "-" for a method without either.
+        exact: counted in a model.
+        formula: the method's own count.
+    """
+
+    rank: int | str
+    exact: int
+    formula: int
+
+
+def count(entry: dict[str, Any]) -> Count:
+    """The parameters of an entry of conf/counts.yaml."""
     import vera
 
     model_config, settings = parts(entry["model"], entry["method"])
-    method, model = (
-        vera.make_method(**settings | entry["settings"]),
-        skeleton(model_config, num_labels=2),
-    )
+    method = vera.make_method(**settings | entry["settings"])
+    model = skeleton(model_config, num_labels=2)
     method.adapt(model)
-    size = getattr(method, "rank", getattr(method, "bottleneck", "-"))
-    return (
-        size,
-        sum(p.numel() for p in method.adapter_parameters(model).values()),
-        method.count(model),
+    trained = method.adapter_parameters(model).values()
+    return Count(
+        rank=getattr(method, "rank", getattr(method, "bottleneck", "-")),
+        exact=sum(parameter.numel() for parameter in trained),
+        formula=method.count(model),
     )
 
 

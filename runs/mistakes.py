@@ -28,7 +28,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from pydantic import PositiveInt
 
@@ -45,8 +45,6 @@ from runs.training import predictions
 
 #: A row of predictions.csv.
 Row = dict[str, str]
-#: What a line of the file says of a test item (ExactTask.write in tasks/exact.py).
-KEYS = ("part", "prompt", "text", "expected", "read", "right", "reason")
 
 
 @dataclass(frozen=True)
@@ -67,73 +65,95 @@ class Settings(OfRecords):
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="RUN [FILE]")
-    settings, record = line.settings, find_finished(line.names[0], line.settings.output)
-    if line.names[1:]:
-        rows_of_file = rank_by_loss(labelled_rows(record, line.names[1], settings))
-        return worst(rows_of_file, "row", settings)
-    head = record["parameters"]["head"] and not record.get("texts")
-    if head or predictions.NAME in record.get("files", {}):
-        return worst(*dev_rows(record, settings.output), settings)
+    settings = line.settings
+    run_name, *files = line.names
+    record = find_finished(run_name, settings.output)
+    if files:
+        rows = labelled_rows(record, files[0], settings)
+        return show_by_loss(rank_by_loss(rows), "row", settings)
+    has_head = record["parameters"]["head"] and not record.get("texts")
+    if has_head or predictions.NAME in record.get("files", {}):
+        rows, row_name = dev_rows(record, settings.output)
+        return show_by_loss(rows, row_name, settings)
     if settings.out:
         raise UserError(f"out={settings.out}: run {record['id']} has no head")
-    rows = answers(record, settings.output)
-    if settings.part:
-        one_of(
-            "part",
-            settings.part,
-            [*dict.fromkeys(row["part"] for row in rows.values())],
-        )
-        rows = {
-            number: row for number, row in rows.items() if row["part"] == settings.part
-        }
-    wrong = {number: row for number, row in rows.items() if not row["right"]}
-    width = shutil.get_terminal_size().columns - 1
-    for number, row in [*wrong.items()][: settings.limit]:
-        found = "no answer" if row["read"] is None else f"answer {row['read']}"
-        print(
-            one_line(
-                f"row {number}, {row['part']}: {found}, expected {row['expected']}: {row['reason']}"
-            )
-        )
-        for key in ("prompt", "text"):
-            text = printable(row[key])
-            print(
-                text if settings.whole else _cut(f"    {key}: {one_line(text)}", width)
-            )
-    unread = sum(row["read"] is None for row in wrong.values())
-    more = (
-        f"; the first {settings.limit} are shown" if len(wrong) > settings.limit else ""
-    )
-    print(
-        f"{len(wrong):,} of {plural(len(rows), 'answer')} are wrong, {unread:,} texts without one{more}"
-    )
-    return 0
+    return show_wrong_answers(answers(record, settings.output), settings)
 
 
-def answers(record: Record, output: str) -> dict[int, dict[str, Any]]:
+# --- texts that were read for an answer
+
+
+class Answer(TypedDict):
+    """What a line of the file says of a test item (ExactTask.write in
+    tasks/exact.py)."""
+
+    part: str
+    prompt: str
+    text: str
+    expected: str
+    read: str | None
+    right: bool
+    reason: str
+
+
+def answers(record: Record, output: str) -> dict[int, Answer]:
     """The last epoch's texts as they were read, by line. Raises UserError for a run
     whose texts were not read for an answer, or whose file is missing, changed or
     damaged."""
     run = record["id"]
     if number_of_texts(record) != "exact_match":
         raise UserError(
-            f"run {run} has no answers: {record['label']['task']} reads none from decoded texts"
+            f"run {run} has no answers: {record['label']['task']} reads none from "
+            "decoded texts"
         )
     path = kept_file(f"last_{scored(record)['variant']}.jsonl", record, output)
+    rows = dict[int, Answer]()
     try:
-        lines = [
-            json.loads(text)
-            for text in path.read_text(encoding="utf-8").split("\n")
-            if text
-        ]
-        return {
-            number: {key: row[key] for key in KEYS}
-            for number, row in enumerate(lines, 1)
-        }
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if line:
+                row = json.loads(line)
+                rows[number] = cast(
+                    Answer, {key: row[key] for key in Answer.__annotations__}
+                )
+        return rows
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read ({describe(error)}): vera-bench evaluate {run}"
         ) from None
+
+
+def show_wrong_answers(rows: dict[int, Answer], settings: Settings) -> int:
+    """Prints the wrong answers, and how many there are. rows: by line."""
+    if settings.part:
+        one_of("part", settings.part, {row["part"]: None for row in rows.values()})
+        rows = {n: row for n, row in rows.items() if row["part"] == settings.part}
+    wrong = {number: row for number, row in rows.items() if not row["right"]}
+    for number, row in list(wrong.items())[: settings.limit]:
+        answer = "no answer" if row["read"] is None else f"answer {row['read']}"
+        title = f"row {number}, {row['part']}: {answer}, expected {row['expected']}"
+        print(one_line(f"{title}: {row['reason']}"))
+        print(_indented("prompt", row["prompt"], settings))
+        print(_indented("text", row["text"], settings))
+    unread = sum(row["read"] is None for row in wrong.values())
+    summary = (
+        f"{len(wrong):,} of {plural(len(rows), 'answer')} are wrong, {unread:,} texts "
+        "without one"
+    )
+    if len(wrong) > settings.limit:
+        summary += f"; the first {settings.limit} are shown"
+    print(summary)
+    return 0
+
+
+def _indented(key: str, text: str, settings: Settings) -> str:
+    """A text of a row on a line of the terminal; with whole=true, as it is."""
+    text = printable(text)
+    if settings.whole:
+        return text
+    width = shutil.get_terminal_size().columns - 1
+    line = f"    {key}: {one_line(text)}"
+    half = (width - 5) // 2
+    return line if len(line) <= width else f"{line[:half]} ... {line[-half:]}"
 
 
 # --- rows with a head
@@ -171,59 +191,60 @@ def _kept_rows(record: Record, output: str) -> list[Row]:
         rank_by_loss(rows)
         return rows
     except (OSError, ValueError, LookupError, TypeError) as error:
-        again = f"vera-bench rerun={record['id']} redo=true writes it again"
-        raise UserError(f"{path} cannot be read ({describe(error)}): {again}") from None
+        raise UserError(
+            f"{path} cannot be read ({describe(error)}): vera-bench "
+            f"rerun={record['id']} redo=true writes it again"
+        ) from None
 
 
 def labelled_rows(record: Record, file: str, settings: Settings) -> list[Row]:
     """The rows of a file as the run predicts them, with their labels. Raises UserError
     for rows without labels."""
-    from runs.predict import check_has_head, predict_new, read_new
+    from runs.predict import check_has_head, predict_rows, read_new_rows
 
     check_has_head(record)
     config = {**record["config"], "output": settings.output}
-    new = read_new(record, Path(file), settings.output)
-    if not new.labelled:
+    new_rows = read_new_rows(record, Path(file), settings.output)
+    if not new_rows.labelled:
         label = config["task"]["label_column"]
         raise UserError(f"{file}: no column {label!r} with labels (vera-bench predict)")
     with tempfile.TemporaryDirectory() as folder:
         partial = Path(folder) / "partial"
-        outputs = predict_new({**record, "config": config}, new, partial)
-    about, labels = new.task.about("dev"), new.task.labels("dev")
-    columns, *values = predictions.table(new.task, about, outputs, labels)
-    return [
-        {str(name): str(value) for name, value in zip(columns, row, strict=True)}
-        for row in values
-    ]
+        outputs = predict_rows({**record, "config": config}, new_rows, partial)
+    task = new_rows.task
+    columns, *values = predictions.table(
+        task, task.about("dev"), outputs, task.labels("dev")
+    )
+    rows: list[Row] = []
+    for row in values:
+        pairs = zip(columns, row, strict=True)
+        rows.append({str(name): str(value) for name, value in pairs})
+    return rows
 
 
-def worst(rows: list[Row], name: str, settings: Settings) -> int:
-    """Prints rows, which are sorted by their loss, or writes them. name: of one row."""
+def show_by_loss(rows: list[Row], row_name: str, settings: Settings) -> int:
+    """Prints rows, which are sorted by their loss, or writes them. row_name: of one
+    row."""
     label = predictions.LABEL
     if settings.part is not None:
         one_of("part", settings.part, sorted({row[label] for row in rows}))
         rows = [row for row in rows if row[label] == settings.part]
     if settings.out:
         write_atomically(settings.out, csv_text(_with_loss(rows)))
-    width = shutil.get_terminal_size().columns - 1
     for row in rows[: settings.limit]:
         print(one_line(printable(predictions.sentence(row))))
         for key in predictions.TEXTS:
-            if key not in row:
-                continue
-            text = printable(row[key])
-            if not settings.whole:
-                text = _cut(f"    {key}: {one_line(text)}", width)
-            print(text)
-    words = plural(len(rows), name)
+            if key in row:
+                print(_indented(key, row[key], settings))
+    summary = plural(len(rows), row_name)
     if predictions.CHANCE.format(rows[0][label]) in rows[0]:
         wrong = sum(row[label] != row[predictions.PREDICTED] for row in rows)
-        words = f"{wrong:,} of {words} are wrong"
+        summary = f"{wrong:,} of {summary} are wrong"
     if len(rows) > settings.limit:
-        words += f"; the {settings.limit} with the largest loss are shown"
+        summary += f"; the {settings.limit} with the largest loss are shown"
     if settings.out:
-        words += f"; all of them in {settings.out}"
-    print(words)
+        summary += f"; all of them in {settings.out}"
+    print(summary)
     return 0
 
 
@@ -232,12 +253,6 @@ def _with_loss(rows: Sequence[Row]) -> list[list[object]]:
     values: list[list[object]] = []
     values += [[*row.values(), f"{predictions.loss(row):.6g}"] for row in rows]
     return [[*rows[0], "loss"], *values]
-
-
-def _cut(text: str, width: int) -> str:
-    """A text without its middle, where it is longer than a line."""
-    half = (width - 5) // 2
-    return text if len(text) <= width else f"{text[:half]} ... {text[-half:]}"
 
 
 if __name__ == "__main__":

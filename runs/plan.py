@@ -28,7 +28,7 @@ from runs.record.text import megabytes, plural
 from runs.run.definition import Run, with_starts
 from runs.run.identity import Contents, check_ids, identify, start_file
 from runs.run.methods import refusal, weights, words_of
-from runs.sweep.display import read_progress, words
+from runs.sweep.display import event_words, read_progress
 from runs.training.files import saved
 from runs.training.reach import reach_of_run
 
@@ -224,7 +224,7 @@ def _remarks(planned: list[Planned]) -> list[str]:
         line = f"{entry.state}: "
         if entry.state in ("running", "failed"):
             line += f"{entry.run.label}: "
-        line += entry.why or words(entry.progress)
+        line += entry.reason or event_words(entry.progress)
         if entry.run.start in runs_to_come:
             line += ", and is done first by the same command"
         counts[line] += 1

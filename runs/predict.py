@@ -65,10 +65,14 @@ class Settings(OfRecords):
 
 
 @dataclass
-class New:
-    """New rows: the dev rows of a task. content: a hash of them. about: their own
-    columns; None: those that the task has for them. labelled: whether they have
-    labels."""
+class NewRows:
+    """New rows: the dev rows of a task.
+
+    Attributes:
+        content: a hash of them.
+        about: their own columns; None: those that the task has for them.
+        labelled: whether they have labels.
+    """
 
     task: Task
     content: str
@@ -78,30 +82,35 @@ class New:
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="RUN FILE|FOLDER|-")
-    (name, where), settings = line.names, line.settings
-    record, out = find_finished(name, settings.output), settings.out
-    run, config = record["id"], {**record["config"], "output": settings.output}
-    config |= {
-        key: value
-        for key in ("eval_batch", "device")
-        if (value := getattr(settings, key))
-    }
+    run_name, source = line.names
+    settings = line.settings
+    record = find_finished(run_name, settings.output)
+    config = {**record["config"], "output": settings.output}
+    if settings.eval_batch:
+        config["eval_batch"] = settings.eval_batch
+    if settings.device:
+        config["device"] = settings.device
     check_has_head(record)
+    lock = run_lock(settings.output, f"{record['id']}-new")
     with (
         tempfile.TemporaryDirectory() as folder,
-        alone(run_lock(settings.output, f"{run}-new"), f"predicting with run {run}"),
+        alone(lock, f"predicting with run {record['id']}"),
     ):
-        if os.path.lexists(out):
-            raise UserError(
-                f"{out} is there already. Name another file, out=, or remove it"
-            )
-        if not out.parent.is_dir():
-            raise UserError(f"{out.parent}: no such folder (out=)")
-        path = of_stdin(Path(folder)) if where == "-" else Path(where)
-        predict(
-            {**record, "config": config}, read_new(record, path, settings.output), out
-        )
+        _check_target(settings.out)
+        path = file_of_stdin(Path(folder)) if source == "-" else Path(source)
+        new_rows = read_new_rows(record, path, settings.output)
+        predict({**record, "config": config}, new_rows, settings.out)
     return 0
+
+
+def _check_target(path: Path) -> None:
+    """Raises UserError where the file of the predictions cannot be written."""
+    if os.path.lexists(path):
+        raise UserError(
+            f"{path} is there already. Name another file, out=, or remove it"
+        )
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent}: no such folder (out=)")
 
 
 def check_has_head(record: Record) -> None:
@@ -118,17 +127,21 @@ def check_has_head(record: Record) -> None:
 # --- what is read
 
 
-def of_stdin(folder: Path) -> Path:
+def file_of_stdin(folder: Path) -> Path:
     """A file with the content of the standard input, whose name says its format."""
     content = sys.stdin.buffer.read()
-    first = content.lstrip(b"\xef\xbb\xbf \r\n").partition(b"\n")[0]
-    ending = "jsonl" if first.startswith(b"{") else "tsv" if b"\t" in first else "csv"
+    first_line = content.lstrip(b"\xef\xbb\xbf \r\n").partition(b"\n")[0]
+    ending = "csv"
+    if first_line.startswith(b"{"):
+        ending = "jsonl"
+    elif b"\t" in first_line:
+        ending = "tsv"
     path = folder / f"stdin.{ending}"
     path.write_bytes(content)
     return path
 
 
-def read_new(record: Record, path: Path, output: str) -> New:
+def read_new_rows(record: Record, path: Path, output: str) -> NewRows:
     """The rows of a file or folder. Raises DataError, with file and line, for those
     that the run's model cannot predict, and for labels that it was not trained on."""
     import vera
@@ -137,20 +150,18 @@ def read_new(record: Record, path: Path, output: str) -> New:
     classes = vera.read_classes(kept_file("head.safetensors", record, output))
     if settings["family"] == "images":
         images = NewImages(settings, path, classes or [])
-        return New(images, images.key)
+        return NewRows(images, images.key)
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: not a file. This run was trained on texts")
     table = Table(path, list(read_file(path)))
-    of_first = next((row for _, row in table[1]), {})
+    rows_of_file = [row for _, row in table[1]]
     settings = {**settings, "id_column": None}  # all columns are kept
-    settings |= (
-        glue.columns(settings["name"], of_first) if settings["family"] == "glue" else {}
-    )
-    label, columns = (
-        settings["label_column"],
-        dict.fromkeys(key for _, row in table[1] for key in row),
-    )
-    labelled = any(row.get(label) not in (None, "") for _, row in table[1])
+    if settings["family"] == "glue":
+        first_row = rows_of_file[0] if rows_of_file else {}
+        settings |= glue.columns(settings["name"], first_row)
+    label = settings["label_column"]
+    columns = dict.fromkeys(key for row in rows_of_file for key in row)
+    labelled = any(row.get(label) not in (None, "") for row in rows_of_file)
     check_columns(table, settings, labelled)
     if predictions.PREDICTED in columns:
         raise DataError(
@@ -159,67 +170,76 @@ def read_new(record: Record, path: Path, output: str) -> New:
     try:
         rows = make_rows(table, settings, classes, labelled)
     except DataError as error:
-        without = f"Without the column {label!r} the rows are predicted all the same"
-        raise DataError(f"{error}. {without}") from None
+        raise DataError(
+            f"{error}. Without the column {label!r} the rows are predicted all the same"
+        ) from None
     rows.labels = rows.labels or [0] * len(rows)
     task = TextTask(settings, classes, record["result"]["metric"], {"dev": rows})
-    if scaling := record["data"].get("labels"):
+    scaling = record["data"].get("labels")
+    if scaling:
         task.scaling = scaling["mean"], scaling["spread"]
-    about = {column: [row.get(column) for _, row in table[1]] for column in columns}
-    return New(task, digest(path), about, labelled)
+    about = {column: [row.get(column) for row in rows_of_file] for column in columns}
+    return NewRows(task, digest(path), about, labelled)
 
 
 # --- what is predicted
 
 
-def predict(record: Record, new: New, out: Path) -> None:
+def predict(record: Record, new_rows: NewRows, target: Path) -> None:
     """Predicts rows and writes them. Where they have labels, it prints the score and
     the rows with the largest loss, else the first ones."""
     from runs.sweep.display import Display
 
-    partial = out.with_name(f"{out.name}.partial")
-    outputs, task = predict_new(record, new, partial), new.task
-    about = task.about("dev") if new.about is None else new.about
-    rows = predictions.table(task, about, outputs)
-    words = f"{plural(len(outputs), 'row')} in {out}"
-    if new.labelled:
-        predicted, labels = task.predict(outputs), task.labels("dev")
-        losses = _losses(new, outputs)
-        rows = [
-            [*row, value] for row, value in zip(rows, ["loss", *losses], strict=True)
-        ]
-        score = Metric(task.metric).text(task.score(predicted, labels))
-        words += f", {task.metric} {score}"
-        if task.problem == "regression":
-            words += f", RMSE {np.sqrt(np.mean((predicted - labels) ** 2)):.6g}"
-    write_atomically(out, csv_text(rows))
+    partial = target.with_name(f"{target.name}.partial")
+    outputs = predict_rows(record, new_rows, partial)
+    task = new_rows.task
+    about = task.about("dev") if new_rows.about is None else new_rows.about
+    columns, *rows = predictions.table(task, about, outputs)
+    summary = f"{plural(len(outputs), 'row')} in {target}"
+    if new_rows.labelled:
+        columns.append("loss")
+        for row, loss in zip(rows, _losses(task, outputs), strict=True):
+            row.append(loss)
+        summary += f", {_score_words(task, outputs)}"
+    write_atomically(target, csv_text([columns, *rows]))
     partial.unlink()
-    Display().line(f"{record['label']['row']} on {record['label']['task']}  {words}")
-    if new.labelled:
-        columns, *values = rows
-        values.sort(key=lambda row: float(row[-1]), reverse=True)
-        rows = [columns, *values]
+    label = record["label"]
+    Display().line(f"{label['row']} on {label['task']}  {summary}")
+    if new_rows.labelled:
+        rows.sort(key=lambda row: float(row[-1]), reverse=True)
         print("the rows with the largest loss:")
-    print(first_rows(rows))
+    print(first_rows([columns, *rows]))
 
 
-def _losses(new: New, outputs: Any) -> list[str]:
+def _score_words(task: Task, outputs: Any) -> str:
+    """The score of labelled rows; of a regression also the root of its mean squared
+    error."""
+    predicted, labels = task.predict(outputs), task.labels("dev")
+    score = Metric(task.metric).text(task.score(predicted, labels))
+    text = f"{task.metric} {score}"
+    if task.problem == "regression":
+        text += f", RMSE {np.sqrt(np.mean((predicted - labels) ** 2)):.6g}"
+    return text
+
+
+def _losses(task: Task, outputs: Any) -> list[str]:
     """The loss of each labelled row."""
-    labels = new.task.labels("dev")
-    columns, *values = predictions.table(new.task, {}, outputs, labels)
+    labels = task.labels("dev")
+    columns, *values = predictions.table(task, {}, outputs, labels)
     rows = [dict(zip(columns, row, strict=True)) for row in values]
     return [f"{predictions.loss(row):.6g}" for row in rows]
 
 
-def predict_new(record: Record, new: New, partial: Path) -> Any:
-    """The outputs (rows, num_labels) of rows, in batches of like lengths, with the
+def predict_rows(record: Record, new_rows: NewRows, partial: Path) -> Any:
+    """The outputs (rows, num_labels) of rows, in batches of similar lengths, with the
     adapter merged where it can be. partial: where they are kept as they come."""
     import torch
 
     from runs.sweep.display import Display
     from runs.training.decode import weights, write_down
 
-    display, task, size = Display(), new.task, record["config"]["eval_batch"]
+    display, task = Display(), new_rows.task
+    size = record["config"]["eval_batch"]
     head = f"{record['label']['row']} on {record['label']['task']}"
     context = restore(
         record,
@@ -228,26 +248,31 @@ def predict_new(record: Record, new: New, partial: Path) -> Any:
         task=task,
     )
     lengths = task.lengths("dev")
-    if isinstance(task, TextTask) and (cut := task.cut("dev")):
+    cut = task.cut("dev") if isinstance(task, TextTask) else 0
+    if cut:
+        limit = max(lengths)
         display.line(
-            f"note: {plural(cut, 'row')} cut after {max(lengths)} tokens, as in training"
+            f"note: {plural(cut, 'row')} cut after {limit} tokens, as in training"
         )
 
     @torch.no_grad()
-    def outputs(rows: Sequence[int]) -> list[Any]:
+    def outputs_of_batch(rows: Sequence[int]) -> list[list[float]]:
         batch = context.batch("dev", rows)
-        found: list[Any] = task.answers(context.raw_model, batch)[1].tolist()
-        return found
+        _, answers = task.answers(context.raw_model, batch)
+        outputs: list[list[float]] = answers.tolist()
+        return outputs
 
-    of = {
+    header = {
         "run": record["id"],
         "weights": weights(context),
-        "rows": new.content,
+        "rows": new_rows.content,
         "batch": size,
     }
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    batches = [order[i : i + size] for i in range(0, len(order), size)]
-    saved = write_down(context, partial, of, batches, outputs, "predicting")
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    saved = write_down(
+        context, partial, header, batches, outputs_of_batch, "predicting"
+    )
     return np.asarray([saved[row] for row in range(len(lengths))], dtype=np.float32)
 
 
@@ -255,19 +280,21 @@ def first_rows(rows: Sequence[Sequence[object]]) -> str:
     """The first of the predicted rows as a table, without the ends of long texts. rows:
     the columns' names come first."""
     columns, *values = rows
-    shown = [[_shortened(value) for value in row] for row in values[:SHOWN_ROWS]]
-    table = pd.DataFrame(shown, columns=[*columns]).to_string(index=False)
-    more = len(values) - len(shown)
-    return f"{table}\n... and {plural(more, 'more row')}" if more else table
+    printed = []
+    for row in values[:SHOWN_ROWS]:
+        printed.append([_shortened(value) for value in row])
+    table = pd.DataFrame(printed, columns=[*columns]).to_string(index=False)
+    further = len(values) - len(printed)
+    return f"{table}\n... and {plural(further, 'more row')}" if further else table
 
 
 def _shortened(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = str(printable(one_line(value)))
-    return (
-        text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
-    )
+    if len(text) <= SHOWN_CHARACTERS:
+        return text
+    return f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 
 if __name__ == "__main__":

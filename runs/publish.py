@@ -90,30 +90,31 @@ def check(folder: Path) -> int:
     return 1 if problems else 0
 
 
-def chosen(line: Line[Settings]) -> tuple[list[Record], list[Record]]:
+def records_to_publish(line: Line[Settings]) -> tuple[list[Record], list[Record]]:
     """The finished records that a command names, without paths, and the measures of
     them alone."""
     output = line.settings.output
     ledger = open_ledger(output, published=False)
     origin = read_ledger(output).origin
     own_ids = {run_id for run_id in ledger.records if origin[run_id] == "ours"}
-    chosen_ids = _ids_of_command(line, own_ids)
-    finished = [
-        record
-        for record in ledger
-        if record["id"] in chosen_ids and record["status"] in FINISHED
-    ]
-    # trials of rates may be published, runs that were cut short may not
-    records = [
-        record for record in finished if record["config"]["train"]["max_steps"] is None
-    ]
+    ids_of_command = _ids_of_command(line, own_ids)
+    records = []
+    cut_short = 0
+    for record in ledger:
+        if record["id"] not in ids_of_command or record["status"] not in FINISHED:
+            continue
+        # trials of rates may be published, runs that were cut short may not
+        if record["config"]["train"]["max_steps"] is None:
+            records.append(record)
+        else:
+            cut_short += 1
     if not records:
         message = f"no finished record to publish in {output}/records"
         if ledger.records and not own_ids:
             message += ": what is there was copied from published studies"
         raise UserError(message)
-    if len(finished) > len(records):
-        print(f"{len(finished) - len(records)} left out: trials")
+    if cut_short:
+        print(f"{cut_short} left out: trials")
     published_ids = {record["id"] for record in records}
     measures = []
     for measure in ledger.measures.values():
@@ -145,13 +146,14 @@ def publish(line: Line[Settings]) -> int:
         raise UserError(
             f"study {name!r}: a name of a-z, 0-9 and _, such as glue_minilm"
         )
-    records, measures = chosen(line)
+    records, measures = records_to_publish(line)
     into = line.settings.into
+    folder = printed_folder = (into or Path()) / name
     if into is None and not INSTALLED:
-        folder, shown = files.PUBLISHED / name, Path("runs", "records", name)
-    else:
-        folder = shown = (into or Path()) / name
-    if problems := files.read_study(folder).problems:
+        folder = files.PUBLISHED / name
+        printed_folder = Path("runs", "records", name)
+    problems = files.read_study(folder).problems
+    if problems:
         raise UserError(f"{problems[0]}. Mend or remove it first")
     sources = own_sources(records, line.config_dir)
     files.write_study(folder, records, measures)
@@ -161,41 +163,41 @@ def publish(line: Line[Settings]) -> int:
     if not notes.exists():
         files.write_atomically(notes, study_check.NOTES_TEMPLATE)
     uncommitted = sum(not is_committed(record) for record in records)
-    summary = f"{plural(len(records), 'record')} in {shown}"
+    summary = f"{plural(len(records), 'record')} in {printed_folder}"
     if uncommitted:
         summary += (
             f" ({uncommitted} made with code that is in no commit of this repository)"
         )
     print(summary)
     if measures:
-        print(f"{plural(len(measures), 'measure')} in {shown}/measures.jsonl")
+        print(f"{plural(len(measures), 'measure')} in {printed_folder}/measures.jsonl")
     if notes.read_text(encoding="utf-8") == study_check.NOTES_TEMPLATE:
-        print(f"To be written: {shown}/NOTES.md, on how it was run")
-    print(f"To see what it lacks: vera-bench publish check={shown}")
+        print(f"To be written: {printed_folder}/NOTES.md, on how it was run")
+    print(f"To see what it lacks: vera-bench publish check={printed_folder}")
     return 0
 
 
 def own_sources(records: Sequence[Record], config_dir: str | None) -> dict[str, str]:
     """The texts of methods and of files of configuration that are not in this project,
     by their names in sources/. Raises UserError for one that is no text."""
-    found = dict[str, Path]()
+    paths = dict[str, Path]()
     for kind in sorted({record["config"]["method"]["kind"] for record in records}):
         module = module_file(kind)
         if not module or not module.is_file() or module.is_relative_to(files.ROOT):
             continue
         for path in (module, *provenance.imports_of(module)):
-            found[path.name] = path
+            paths[path.name] = path
     folder = Path(config_dir or os.devnull)
     for group in GROUPS:
         for path in folder.glob(f"{group}/**/*.yaml"):
-            found[f"config/{path.relative_to(folder).as_posix()}"] = path
+            paths[f"config/{path.relative_to(folder).as_posix()}"] = path
+    texts = {}
     try:
-        return {
-            name: files.read_regular(path, study_check.TEXT_BYTES).decode()
-            for name, path in found.items()
-        }
+        for name, path in paths.items():
+            texts[name] = files.read_regular(path, study_check.TEXT_BYTES).decode()
     except ValueError as error:
         raise UserError(f"a method or a file of configuration: {error}") from None
+    return texts
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
     searches, launch = searches_of_command(overrides, line.config_dir)
     trials = [run for search in searches for run in search.runs]
     runs_to_repeat = trials if launch.redo else []
-    commanded = sweep(with_starts(trials), launch=launch, again=runs_to_repeat)
+    commanded = sweep(with_starts(trials), launch, runs_to_repeat)
     if not commanded.signal:
         for search in searches:
             print(f"\n{report(search)}")

@@ -42,7 +42,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from runs.command.errors import UserError, interrupted_words, is_users, rank
 from runs.record.ledger import Ledger, in_conf, read_ledger
 from runs.record.schema import Record
-from runs.record.text import describe, refusal
+from runs.record.text import describe, error_line
 
 #: Options by their names, as argparse's add_argument takes them.
 Options = Mapping[tuple[str, ...], Mapping[str, Any]]
@@ -223,12 +223,12 @@ class _Grammar:
             elif may_compose and key not in self.keys and is_override:
                 words.overrides.append(word)
             elif re.match(r"-.|[+~]*[\w.@]+=", word):
-                raise self._refusal(word, words, rest, program)
+                raise self._unknown_word(word, words, rest, program)
             else:
                 words.positional.append(word)
         return words
 
-    def _refusal(
+    def _unknown_word(
         self, word: str, words: _Words, rest: Sequence[str], program: str
     ) -> UserError:
         """Why a word is neither a setting nor an option, with the nearest right one."""
@@ -478,7 +478,7 @@ def _code_of_error(error: BaseException, debug: bool) -> int:
     elif isinstance(error, OSError):
         line = f"error: {describe(error)}"
     else:
-        line = f"error: {refusal(str(error))}"
+        line = f"error: {error_line(str(error))}"
     if not rank():  # of torchrun's processes the first one prints
         print(line, file=sys.stderr)
     return 130 if stopped else 2

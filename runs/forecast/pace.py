@@ -69,9 +69,9 @@ def probe(runs: Iterable[Run]) -> None:
     rows = dict[Path, tuple[Run, float]]()
     for run in variants.values():
         if not rate_of(run, []):
-            known = outline(run)
-            if known.flops:
-                rows[rate_file(run)] = (run, known.step_flops)
+            work = outline(run)
+            if work.flops:
+                rows[rate_file(run)] = (run, work.step_flops)
     total = plural(len(rows), "row")
     print(f"probe: at most {STEPS} steps and {SECONDS}s for each of {total}")
     for number, (file, (run, step_flops)) in enumerate(rows.items(), 1):
@@ -184,13 +184,13 @@ def _rate_of_finished(record: Record, precision: str) -> float:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run and its state (STATES in runs/plan.py); `why` in one line. progress: of one
+    """A run and its state (STATES in runs/plan.py). reason: of the state, in one line. progress: of one
     that has begun, the last event of its training (runs/training/loop.py), and its
     host."""
 
     run: Run
     state: str
-    why: str = ""
+    reason: str = ""
     progress: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -255,13 +255,13 @@ def _variants_of(
     left: Sequence[Planned], done: Sequence[Record], card: str | None
 ) -> _Variants:
     runs = {variant_of(planned.run): planned.run for planned in left}
-    finished = {variant: _like(run, done) for variant, run in runs.items()}
+    finished = {variant: _finished_like(run, done) for variant, run in runs.items()}
     unknown = [variant for variant in runs if not finished[variant]]
     bar = tqdm(unknown, "counting FLOPs", leave=False, disable=None, delay=2)
     outlines = {variant: outline(runs[variant]) for variant in bar}
     rates = dict[Variant, Rate | None]()
-    for variant, known in outlines.items():
-        if known.flops:
+    for variant, work in outlines.items():
+        if work.flops:
             rates[variant] = rate_of(runs[variant], done, card)
     return _Variants(runs, finished, outlines, rates)
 
@@ -277,31 +277,32 @@ def _add_run(
     if finished:
         total.disk_bytes += _bytes_kept(finished)
         return _as_finished(planned, finished) if seconds is None else seconds
-    known = variants.outlines[variant]
-    if not known.basis:
+    outline_of_run = variants.outlines[variant]
+    if not outline_of_run.basis:
         return seconds
-    work = _work_left(planned, known)
+    work = _work_left(planned, outline_of_run)
     total.work.append(work)
     rate = variants.rates.get(variant)
     if seconds is not None or rate is None:
         return seconds
     total.add_source(f"FLOPs at {rate.source}")
     seconds = work.flops / rate.flops
-    if card and known.reads:
+    if card and outline_of_run.reads:
         total.add_source(DECODING)
         memory = in_conf("cards.yaml")[card]["memory"]
-        seconds += known.prompts / rate.flops + known.reads / memory
+        seconds += outline_of_run.prompts / rate.flops
+        seconds += outline_of_run.reads / memory
     return seconds
 
 
-def _work_left(planned: Planned, known: Outline) -> Work:
-    done = planned.progress.get("step", 0) / max(known.steps, 1)
+def _work_left(planned: Planned, outline_of_run: Outline) -> Work:
+    done = planned.progress.get("step", 0) / max(outline_of_run.steps, 1)
     share = 1 - min(done, 1.0)
     return Work(
-        share * known.steps,
-        share * known.tokens,
-        share * known.flops,
-        share * known.sampled,
+        share * outline_of_run.steps,
+        share * outline_of_run.tokens,
+        share * outline_of_run.flops,
+        share * outline_of_run.sampled,
     )
 
 
@@ -327,9 +328,9 @@ def _lines_of_work(total: _Total, variants: _Variants) -> list[str]:
     if work.flops:
         parts.append(f"{work.flops:.1e} FLOP".replace("e+", "e"))
     bases = list[str]()
-    for known in variants.outlines.values():
-        if known.basis:
-            bases += known.basis.split("; ")
+    for work_of_run in variants.outlines.values():
+        if work_of_run.basis:
+            bases += work_of_run.basis.split("; ")
     runs = plural(len(total.work), "run")
     return [
         f"forecast for {runs}: {', '.join(parts)}",
@@ -342,8 +343,8 @@ def _lines_of_gaps(variants: _Variants, card: str | None) -> list[str]:
     lines = list[str]()
     uncounted = [
         variants.runs[variant].row
-        for variant, known in variants.outlines.items()
-        if not known.flops
+        for variant, work in variants.outlines.items()
+        if not work.flops
     ]
     if uncounted:
         rows = ", ".join(dict.fromkeys(uncounted))
@@ -402,7 +403,7 @@ AMOUNTS = (
 )
 
 
-def _like(run: Run, done: Sequence[Record]) -> list[Record]:
+def _finished_like(run: Run, done: Sequence[Record]) -> list[Record]:
     """Finished runs of the same cell, with the same amount of work."""
     task = run.config["task"]
     alike = list[Record]()

@@ -80,7 +80,7 @@ def outline(run: Run) -> Outline:
     # where nothing trains there is one evaluation
     evaluations = sum(map(plan.evaluates, range(plan.epochs))) or 1
     trained_rows = _trained_rows(plan, train)
-    known = Outline(
+    work = Outline(
         steps=plan.total_steps,
         basis=data.basis,
         tokens=trained_rows * train.mean,
@@ -93,9 +93,9 @@ def outline(run: Run) -> Outline:
     if evaluations > 1:  # the last epoch's, and the best one's
         texts *= 2
     if not texts:
-        return known
+        return work
     return replace(
-        known, prompts=texts * flops_of_dev_row, reads=_bytes_read(run, texts)
+        work, prompts=texts * flops_of_dev_row, reads=_bytes_read(run, texts)
     )
 
 

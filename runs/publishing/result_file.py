@@ -30,9 +30,9 @@ def result_file(record: Record) -> dict[str, Any]:
 def run_info(record: Record) -> dict[str, Any]:
     """What was asked for."""
     cell = record["cell"]
-    now = datetime.datetime.now(datetime.UTC)
+    created_at = datetime.datetime.now(datetime.UTC)
     return {
-        "created_at": now.isoformat("T", "seconds"),
+        "created_at": created_at.isoformat("T", "seconds"),
         "experiment_name": f"{cell['row']}/{cell['model']}-{record['id']}",
         "train_config": train_config(record),
         "peft_config": adapter_config(record["config"]["method"]),
@@ -72,19 +72,21 @@ def meta_info(record: Record) -> dict[str, Any]:
 def gsm8k_share(record: Record) -> float:
     """The share of GSM8K's test questions that the last epoch answers, as k / 1,319."""
     run = f"run {record['id']} ({record['label']['row']}, {record['label']['task']})"
-    for scores in (record.get("texts") or {}).get("scores", []):
-        percent = (scores.get("parts") or {}).get("gsm8k")
-        if scores["which"] != "last" or percent is None:
-            continue
-        correct = round(percent / 100 * QUESTIONS)
-        if abs(100 * correct / QUESTIONS - percent) > 1e-6:
-            break
-        return correct / QUESTIONS
-    else:
+    texts = record.get("texts") or {}
+    percents = []
+    for scores in texts.get("scores", []):
+        parts = scores.get("parts") or {}
+        if scores["which"] == "last" and parts.get("gsm8k") is not None:
+            percents.append(parts["gsm8k"])
+    if not percents:
         raise UserError(f"{run} has no score on GSM8K, which leaderboard= is for")
-    raise UserError(
-        f"{run} was not scored on all of GSM8K's {QUESTIONS:,} test questions (task.items)"
-    )
+    correct = round(percents[0] / 100 * QUESTIONS)
+    if abs(100 * correct / QUESTIONS - percents[0]) > 1e-6:
+        raise UserError(
+            f"{run} was not scored on all of GSM8K's {QUESTIONS:,} test questions "
+            "(task.items)"
+        )
+    return correct / QUESTIONS
 
 
 def train_config(record: Record) -> dict[str, Any]:

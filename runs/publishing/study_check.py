@@ -34,7 +34,7 @@ from runs.record.keys import PATH, is_own_setting, nearest_key
 from runs.record.override import Override
 from runs.record.redaction import without_paths
 from runs.record.schema import Record
-from runs.record.text import plural, printable, refusal
+from runs.record.text import error_line, plural, printable
 from runs.run import provenance
 from runs.run.definition import overrides_of
 from runs.run.methods import LABELS, adapted, make_method
@@ -126,13 +126,14 @@ def _read_lines(
     file."""
     name = f"{kind}s.jsonl"
     lines = texts.get(name, b"").splitlines()
-    found, problems = list[Record](), list[str]()
+    entries = list[Record]()
+    problems = list[str]()
     if len(lines) > MAX_LINES:
         return [], [f"{name}: more than {MAX_LINES:,} lines"]
     for number, line in enumerate(lines, 1):
         try:
             # read_record takes an empty line for a file that it is to read
-            found.append(
+            entries.append(
                 ledger.read_record(f"{name} line {number}", kind, line or b" ")
             )
         except ValueError as error:
@@ -140,10 +141,10 @@ def _read_lines(
     if len(problems) > NAMED_LINES:
         further = len(problems) - NAMED_LINES
         problems = [*problems[:NAMED_LINES], f"{name}: {further:,} more such lines"]
-    ids = [entry["id"] for entry in found]
+    ids = [entry["id"] for entry in entries]
     if ids != sorted(set(ids)):
         problems.append(f"{name}: not each id once, in sorted order. publish writes it")
-    return found, problems
+    return entries, problems
 
 
 # --- checking: the whole
@@ -166,7 +167,7 @@ def problems(study: Study) -> list[str]:
         *_contradictions(finished),
         *_other_results(study),
     ]
-    return [refusal(line) for line in lines]
+    return [error_line(line) for line in lines]
 
 
 def has_history() -> bool:
@@ -227,9 +228,10 @@ def _other_results(study: Study) -> Iterator[str]:
         if folder.resolve() == study.folder.resolve():
             continue
         for record in ledger.read_study(folder):
-            own = records.get(record["id"])
-            difference = difference_of_results(record, own) if own else None
-            if difference is not None:
+            checked = records.get(record["id"])
+            if checked is None:
+                continue
+            if difference_of_results(record, checked) is not None:
                 yield f"run {record['id']} has another result in {folder.name}"
 
 
@@ -419,8 +421,8 @@ def _hash_in(commit: str, name: str) -> str:
     """The hash of a file, or of the files of a package, in a commit, as a record has
     it; empty where it is not there."""
     blobs = _blobs(commit)
-    whole = re.compile(rf"{re.escape(name)}(/[^/]+\.py)?")
-    paths = sorted(filter(whole.fullmatch, blobs))
+    pattern = re.compile(rf"{re.escape(name)}(/[^/]+\.py)?")
+    paths = sorted(filter(pattern.fullmatch, blobs))
     if not paths:
         return ""
     return _short_hash(b"".join(_content(blobs[path]) for path in paths))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runs.record.ledger import read_record, record_path
 from runs.record.schema import Record
-from runs.record.text import refusal
+from runs.record.text import error_line
 
 
 class RecordFolder:
@@ -56,7 +56,7 @@ class RecordFolder:
             return None
         except ValueError as error:
             if path.exists():
-                self.problems.append(refusal(str(error)))
+                self.problems.append(error_line(str(error)))
             return None
 
 

@@ -29,7 +29,7 @@ from runs.record.schema import (
     check_measure,
     migrate,
 )
-from runs.record.text import printable, refusal
+from runs.record.text import error_line, printable
 
 #: The folder of the four packages: of a clone, or site-packages.
 ROOT = Path(__file__).parents[2]
@@ -495,6 +495,6 @@ def _read_all(
             if is_file and not part.endswith(f"/{file_name}"):
                 raise ValueError(f"{part}: a record that belongs in {file_name}")
         except ValueError as error:
-            ledger.problems.append(refusal(str(error)))
+            ledger.problems.append(error_line(str(error)))
             continue
         yield (part, line), record

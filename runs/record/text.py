@@ -11,9 +11,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 #: show: controls, formats (such as the direction of writing), separators of lines and
 #: paragraphs, halves of other characters, private ones.
 HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co"})
-#: The most characters of a refusal, with room for what a command puts before it.
+#: The most characters of an error's line, with room for what a command puts before it.
 LONGEST = 480
-#: How a refusal names a command that the user can copy.
+#: How an error names a command that the user can copy.
 COMMAND_TO_TYPE = ": vera-bench "
 
 
@@ -74,7 +74,7 @@ def _escaped(text: str) -> str:
     )
 
 
-def refusal(text: str) -> str:
+def error_line(text: str) -> str:
     """An error as a command prints it: one line of printable characters. A long one
     lacks its middle, since the file stands at its start and the mend at its end; one
     whose mend is a command to type stays whole."""
@@ -85,15 +85,15 @@ def refusal(text: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line, as `refusal`; for a full disk, with what to do."""
+    """An error in one line, as `error_line`; for a full disk, with what to do."""
     if isinstance(error, OSError) and error.strerror:
         text = str(error.strerror)
         if error.filename:
             text = f"{error.filename}: {text}"
         if error.errno in FULL:
             text += ". Finished runs are kept; make room and run the same command again"
-        return refusal(text)
-    return refusal(first_line(error))
+        return error_line(text)
+    return error_line(first_line(error))
 
 
 def first_line(error: BaseException) -> str:

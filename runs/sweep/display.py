@@ -61,11 +61,13 @@ class Display:
                     self._print(f"{head}  note: {problem}")
         stages = [(head, self._forward(head, event)) for head, event in running]
         if self.live:
-            bars = [f"{head}  {bar(event)}{words(event)}" for head, event in stages]
+            bars = [
+                f"{head}  {bar(event)}{event_words(event)}" for head, event in stages
+            ]
             self._draw([sweep_bar(sweep), *bars] if sweep and bars else bars)
         elif time.monotonic() >= self.due and stages:
             head, event = stages[0]
-            line = f"{head}  {words(event)}"
+            line = f"{head}  {event_words(event)}"
             if len(stages) > 1:
                 line += f"  and {plural(len(stages) - 1, 'other')}"
             self._print(f"{line}  ({sweep.words})" if sweep else line)
@@ -160,7 +162,7 @@ def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
     try:
         path = run_folder(output, run_id) / "progress.json"
         event = dict(json.loads(read_regular(path, 2**20)))
-        words(event)
+        event_words(event)
         bar(event)
     except (
         ArithmeticError,
@@ -174,7 +176,7 @@ def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
     return event if "phase" in event else {}
 
 
-def words(event: Event) -> str:
+def event_words(event: Event) -> str:
     """An event: where the run stands and the time that is left, then its loss and
     metric, and its pace."""
     phase = event.get("phase", "starting")

@@ -66,7 +66,7 @@ class Job:
     record, log: paths. earlier_claim: the attempt whose failed record is from before
     the command. failures: of the processes that have failed since more was saved: the
     error of a full disk, "" for any other end. saved: what was saved then. ready: what
-    multiprocessing.connection.wait waits for. since: when its process started."""
+    multiprocessing.connection.wait waits for. started_at: when its process did."""
 
     def __init__(self, head: str, run: Run, run_id: str) -> None:
         self.head = head
@@ -79,7 +79,7 @@ class Job:
         self.failures: list[str] = []
         self.saved: list[tuple[str, int]] = []
         self.gpu: gpus.TakenGpu | None = None
-        self.since: float | None = None
+        self.started_at: float | None = None
         self.ready: Any = None
         self.child: Any = None
 
@@ -91,7 +91,7 @@ class Job:
     def start(self, gpu: gpus.TakenGpu | None, tracking: Tracking, alone: bool) -> None:
         """Starts its process. alone: a user's mistake leaves no record."""
         self.gpu = gpu
-        self.since = time.monotonic()
+        self.started_at = time.monotonic()
         context = multiprocessing.get_context("forkserver")
         self.ready, sender = context.Pipe(duplex=False)
         name = gpu.name if gpu else None
@@ -259,7 +259,7 @@ class Sweep:
         entries = list[RunningRun]()
         for job in running:
             expected = left_of(read_progress(job.output, job.id))
-            elapsed = 0.0 if job.since is None else now_s - job.since
+            elapsed = 0.0 if job.started_at is None else now_s - job.started_at
             entries.append(RunningRun(job.run, elapsed, expected))
         waiting = [job.run for job in self.pending if job not in running]
         seconds = self._time_left.of_sweep(waiting, entries)
@@ -378,38 +378,38 @@ class Sweep:
 
     def _ended(self, job: Job) -> None:
         """Finishes a run whose process has ended, or leaves it pending for a retry."""
-        how, error = job.ended()
-        if how == FAILED and self.alone and not job.record.exists():
+        ending, error = job.ended()
+        if ending == FAILED and self.alone and not job.record.exists():
             raise UserError(error)
-        seconds = time.monotonic() - (job.since or 0.0)
-        finished = self.finish(job, seconds, error if how == FAILED else "")
+        seconds = time.monotonic() - (job.started_at or 0.0)
+        finished = self.finish(job, seconds, error if ending == FAILED else "")
         # another process did it, while this one was to begin
-        if finished and how == BUSY:
+        if finished and ending == BUSY:
             self.send_to_agent(job)
-        if finished or how not in (KILLED, NO_ROOM, SMALLER) or self.signal:
+        if finished or ending not in (KILLED, NO_ROOM, SMALLER) or self.signal:
             return
-        self._count_failure(job, how, error)
+        self._count_failure(job, ending, error)
         if len(job.failures) > RETRIES:
             self.display.line(f"{job.head}  {error}: given up")
             self._give_up(job, error)
             return
         line = f"{job.head}  {error}: tried again"
-        if how == NO_ROOM:
+        if ending == NO_ROOM:
             pause = DISK_PAUSES_S[len(job.failures) - 1]
             self._room_at = self._idle_since = time.monotonic() + pause
             line += f" in {duration(pause)}"
         self.display.line(line)
 
-    def _count_failure(self, job: Job, how: str, error: str) -> None:
+    def _count_failure(self, job: Job, ending: str, error: str) -> None:
         """Counts the end of a process, from 0 where it has saved more than the last
         one. One that will compute less at once is not counted."""
         saved_earlier = job.saved
         job.saved = saved(job.output, job.id)
         if job.saved != saved_earlier:
             job.failures = []
-        if how == KILLED:
+        if ending == KILLED:
             job.failures = [*job.failures, ""]
-        elif how == NO_ROOM:
+        elif ending == NO_ROOM:
             job.failures = [*job.failures, error]
 
     def _give_up(self, job: Job, error: str) -> None:

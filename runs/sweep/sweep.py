@@ -36,14 +36,14 @@ from runs.training.train import Reporter
 
 
 def sweep(
-    runs: list[Run], launch: Launch | None = None, again: Sequence[Run] = ()
+    runs: list[Run], launch: Launch | None = None, runs_to_repeat: Sequence[Run] = ()
 ) -> Sweep:
     """Does every run that has no record yet. Raises a user's error (is_users) before
     anything starts.
 
     Args:
         launch: Where and how; by default one after another, here.
-        again: Runs whose record is archived first."""
+        runs_to_repeat: Runs whose record is archived first."""
     started = time.monotonic()
     launch = launch or Launch()
     output = runs[0].config["output"]
@@ -51,7 +51,7 @@ def sweep(
     is_first = not rank()
     # torchrun's processes train themselves, and a debugger cannot follow into a child
     in_this_process = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
-    plan = _begin(runs, launch.launcher, again, in_this_process)
+    plan = _begin(runs, launch.launcher, runs_to_repeat, in_this_process)
     tracking_log = log_file(output)
     log_bytes = _size(tracking_log)
     for folder in ("records", "sweeps"):
@@ -128,7 +128,10 @@ class Plan(NamedTuple):
 
 
 def _begin(
-    runs: list[Run], launcher: Launcher, again: Sequence[Run], in_this_process: bool
+    runs: list[Run],
+    launcher: Launcher,
+    runs_to_repeat: Sequence[Run],
+    in_this_process: bool,
 ) -> Plan:
     """Checks all that can be checked before the first run. Raises UserError."""
     if in_this_process and launcher.name != "serial":
@@ -146,7 +149,7 @@ def _begin(
     records = [finished_record(output, run_id) for run_id in ids]
     todo = list[Run]()
     for run, record in zip(runs, records, strict=True):
-        if record is None or run in again:
+        if record is None or run in runs_to_repeat:
             todo.append(run)
     available = Places()
     if todo:
@@ -169,7 +172,7 @@ def _begin(
         Path(output, name).mkdir(parents=True, exist_ok=True)
     replaced = list[tuple[Job, Record]]()
     for job, record in zip(jobs, records, strict=True):
-        if record and job.run in again:
+        if record and job.run in runs_to_repeat:
             replaced.append((job, record))
     return Plan(jobs, replaced, available)
 

@@ -47,8 +47,8 @@ class TimeLeft:
         durations = {cell: [*values] for cell, values in self._durations.items()}
         for entry in running:
             if entry.left is not None:
-                whole = entry.elapsed + entry.left
-                durations.setdefault(cell_of(entry.run), []).append(whole)
+                seconds = entry.elapsed + entry.left
+                durations.setdefault(cell_of(entry.run), []).append(seconds)
         if not durations:
             return None
         left = [self._left_of(entry, durations) for entry in running]
@@ -67,14 +67,14 @@ def _expected(run: Run, durations: Mapping[Cell, Sequence[float]]) -> float:
     """The duration of a run: of those of its cell, else of its task and model, else of
     all."""
     cell = cell_of(run)
-    near: list[float] = [*durations.get(cell, ())]
-    if not near:
+    similar: list[float] = [*durations.get(cell, ())]
+    if not similar:
         for (_, model, task), values in durations.items():
             if (model, task) == cell[1:]:
-                near += values
-    if not near:
-        near = [value for values in durations.values() for value in values]
-    return mean(near)
+                similar += values
+    if not similar:
+        similar = [value for values in durations.values() for value in values]
+    return mean(similar)
 
 
 def sweep_words(ended: int, total: int, seconds: float | None) -> str:

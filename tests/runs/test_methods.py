@@ -639,7 +639,7 @@ def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_start
     e2e_words,
 ):
     runs = expand(of_method(e2e_words, "method=lora,peft"))
-    assert [(p.state, p.why) for p in plan(runs, RecordFolder("nowhere"))] == [
+    assert [(p.state, p.reason) for p in plan(runs, RecordFolder("nowhere"))] == [
         ("missing", ""),
         ("blocked", FUSED),
     ]

@@ -445,7 +445,7 @@ def test_progress_says_what_a_step_has_measured(digit_words):
     training.report = events.append
     training._one_step([0, 1, 2])
     (event,) = [event for event in events if "step" in event]
-    shown = display.words(event)
+    shown = display.event_words(event)
     assert "  reward 0." in shown or "  reward 1." in shown
     assert "% with a signal, 1.0 tokens, entropy " in shown
 

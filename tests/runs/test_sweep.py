@@ -256,7 +256,7 @@ def test_a_process_is_tried_again_so_often_and_anew_once_more_is_saved(
 
     def begin(job, *_):  # a process that ends at once
         made.append(how := next(coming))
-        job.since, job.ready = 0, None
+        job.started_at, job.ready = 0, None
         job.ended = lambda: (how.replace("saves", "killed"), f"ended by {how}")
 
     monkeypatch.setattr(pool.Job, "start", begin)
@@ -608,7 +608,7 @@ def test_nothing_is_set_aside_where_nothing_can_start(how, words, monkeypatch):
     monkeypatch.setattr(ray_tasks.importlib.util, "find_spec", lambda name: None)
     command = read_command([*words, "train.max_steps=1", how])
     with pytest.raises(UserError, match=r"cannot use it|not installed|no Slurm here"):
-        sweep.sweep(command.runs, launch=command.launch, again=command.runs)
+        sweep.sweep(command.runs, command.launch, command.runs)
     assert read_record(record_path(output_of(words), record["id"])) == record
 
 
@@ -782,7 +782,7 @@ def test_a_launcher_is_a_class_and_a_line_in_the_registry(
     assert (outcome.done, outcome.failed) == (1, [])
     refusing = read_command([*line, "launcher.refuses=true"], folder).launch
     with refused("not here"):
-        sweep.sweep(command.runs, launch=refusing, again=command.runs)
+        sweep.sweep(command.runs, refusing, command.runs)
     with refused("no key", "launcher.colour"):
         read_command([*line, "+launcher.colour=red"], folder)
 
