@@ -42,7 +42,7 @@ QUIET = --quiet --disable-pip-version-check
 NEWEST = a version of constraints.txt may not exist for this Python: make setup CONSTRAINTS= takes the newest
 
 .PHONY: help setup constraints demo test test-all chaos attack lint methods keys docs plan tune counts publish results sync dashboard report notebooks \
-        bench bench-serving bench-decoding bench-contention bench-reward gpu-check glue-base glue-large e2e-medium e2e-large vit-base vit-large \
+        bench bench-serving bench-decoding bench-contention bench-reward bench-runs gpu-check glue-base glue-large e2e-medium e2e-large vit-base vit-large \
         llama-7b llama-13b llama2-7b llama2-13b ablations rank-scaling figures
 
 help: ## this list
@@ -92,8 +92,8 @@ test: setup ## the fast tests, under five minutes on 2 cores (with ALL_TESTS=1 i
 test-all: setup ## and the slow tests: those that start processes, Java or a real model, and whole matrices (tests/tiers.py)
 	@$(PYTEST)
 
-chaos: setup ## a fault campaign over sweeps of tiny runs, ten minutes to an hour: N=100 kills, SEED=; its counts go to docs/chaos.md
-	@PYTHONPATH=.:tests $(BIN)/python -W ignore tests/chaos.py $(call quoted,,N) $(call given,,SEED)
+chaos: setup ## a fault campaign over sweeps of tiny runs: N=100 kills, SEED=, LAUNCHER=ray or slurm; its counts go to docs/chaos.md
+	@PYTHONPATH=.:tests $(BIN)/python -W ignore -m chaos $(call quoted,,N) $(call given,,SEED) $(call given,--launcher=,LAUNCHER)
 
 attack: setup ## files, words and requests from strangers, ten minutes: SEED=; its counts go to docs/attack.md; SHORT=1: two minutes
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore -m attack $(call given,,SEED) $(if $(value SHORT),--short)
@@ -130,6 +130,9 @@ bench-decoding: setup ## beam search beside transformers' own, in a minute or tw
 
 bench-reward: setup ## a step of training by reward beside TRL's, in about three minutes; FULL=1: more sizes
 	@$(BIN)/python -W ignore -m benchmarks reward $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
+
+bench-runs: setup ## N=100 tiny runs in one command: what each costs beside its training, and the command's memory
+	@$(BIN)/python -W ignore -m benchmarks runs $(call quoted,number=,N) $(call quoted,output=,OUTPUT)
 
 bench-contention: setup ## a run beside busy processes, by how OpenMP's threads wait, in five minutes; FULL=1: three rounds
 	@$(BIN)/python -W ignore -m benchmarks contention $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)

@@ -14,6 +14,9 @@ python -m benchmarks contention
 python -m benchmarks reward
     steps of training by reward beside TRL's GRPOTrainer, with the embedded
     SmolLM2-135M (full=true: more sizes)
+python -m benchmarks runs number=500
+    so many tiny runs in one command: what each costs beside its training, and
+    the memory of the command
 
 Weights are random except for reward, since time does not depend on them. It computes
 in float32 on a CPU and with bfloat16 autocast on a GPU, without dropout.
@@ -21,25 +24,20 @@ in float32 on a CPU and with bfloat16 autocast on a GPU, without dropout.
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from benchmarks.many_runs import many_runs
 from benchmarks.reward import reward
 from benchmarks.serving import decoding, serving
-from benchmarks.training import DEVICE, contention, markdown, training
+from benchmarks.training import DEVICE, Row, contention, markdown, training
 from runs.command.parser import Common, entry_point, one_of, read, setting
+from runs.record.keys import Count
 from runs.record.ledger import write_atomically
 from runs.run.provenance import code_state, machine, versions
-
-PARTS = {
-    "training": training,
-    "serving": serving,
-    "decoding": decoding,
-    "contention": contention,
-    "reward": reward,
-}
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,24 @@ class Settings(Common):
     full: bool = setting(
         False, "every model, length and variant, which takes longer than five minutes"
     )
+    number: Count = setting(100, "how many runs the part `runs` does")
     output: str = setting("outputs", "the tables go to bench/ in this folder")
+
+
+PARTS: dict[str, Callable[[Settings], list[Row]]] = {
+    "training": lambda settings: training(settings.full),
+    "serving": lambda settings: serving(settings.full),
+    "decoding": lambda settings: decoding(settings.full),
+    "contention": lambda settings: contention(settings.full),
+    "reward": lambda settings: reward(settings.full),
+    "runs": lambda settings: many_runs(settings.number),
+}
 
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[PART]")
     name = one_of("part", "".join(line.names) or "training", PARTS)
-    rows = PARTS[name](line.settings.full)
+    rows = PARTS[name](line.settings)
     origin = {
         "machine": machine(torch.device(DEVICE)),
         "threads": torch.get_num_threads(),

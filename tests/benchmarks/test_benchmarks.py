@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import reward, serving, training
+from benchmarks import many_runs, reward, serving, training
 from benchmarks.training import Shape, base_model, batch_of, loss_of, stepper, variant
 
 pytestmark = pytest.mark.parity
@@ -168,3 +168,20 @@ def test_reward_times_a_step_beside_trl(run, tiny_llama, monkeypatch):
     assert [row["variant"] for row in rows] == ["TRL", "vera-bench"] * 2
     assert all(row["seconds"][0] > 0 for row in rows)
     assert "| SmolLM2-135M |" in text
+
+
+def test_many_runs_are_measured_at_1_10_and_each_hundred():
+    assert many_runs.marks_up_to(3) == [1, 3]
+    assert many_runs.marks_up_to(250) == [1, 10, 100, 200, 250]
+    assert many_runs.marks_up_to(300) == [1, 10, 100, 200, 300]
+
+
+@pytest.mark.usefixtures("process")
+def test_many_runs_cost_more_than_their_training(run):
+    rows, text = run("runs", "number=2")
+    assert rows[-1]["runs"] == 2
+    assert sum(row["new runs"] for row in rows) == 2
+    for row in rows:
+        assert row["seconds a run"] > row["of them training"] > 0
+        assert row["parent's RSS, MB"] >= row["parent's PSS, MB"] > 10
+    assert "| overhead a run, s |" in text

@@ -362,7 +362,7 @@ def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch, c
     assert sweep.sweep(expand([*words, "seed=1,2"])).done == 2
 
 
-# --- determinism: the same records and files, whatever happened on the way. tests/chaos.py kills at random
+# --- determinism: the same records and files, whatever happened on the way. tests/chaos kills at random
 
 
 @pytest.mark.usefixtures("process")
