@@ -90,7 +90,7 @@ def _planned(
     return Planned(run, "missing")
 
 
-def left(planned: list[Planned], redo: bool = False) -> list[Planned]:
+def runs_to_do(planned: list[Planned], redo: bool = False) -> list[Planned]:
     """The runs that are left, and those that wait for one of these. redo: what is done
     is left, too."""
     ended = () if redo else ("done", "diverged")
@@ -108,7 +108,7 @@ def left(planned: list[Planned], redo: bool = False) -> list[Planned]:
 # --- in words
 
 
-def text(
+def plan_text(
     planned: list[Planned],
     records: RecordFolder,
     card: str | None = None,
@@ -121,7 +121,7 @@ def text(
     finished runs, too."""
     totals = Counter(entry.state for entry in planned)
     states = " · ".join(f"{state} {totals[state]}" for state in STATES if totals[state])
-    coming = left(planned, redo)
+    coming = runs_to_do(planned, redo)
     if card:  # where that card is, what is not here may be
         for entry in planned:
             is_blocked = entry.state == "blocked" and entry not in coming
@@ -215,7 +215,7 @@ def _reaches(planned: list[Planned]) -> list[str]:
 
 def _remarks(planned: list[Planned]) -> list[str]:
     """Lines on runs that are running, and on why others failed or wait."""
-    runs_to_come = [entry.run for entry in left(planned)]
+    runs_to_come = [entry.run for entry in runs_to_do(planned)]
     states = [*STATES]
     counts = Counter[str]()
     for entry in sorted(planned, key=lambda entry: states.index(entry.state)):
@@ -265,8 +265,8 @@ def main(arguments: list[str]) -> int:
     # a published record makes no run done here
     records = RecordFolder(output)
     if settings.probe:
-        probe(entry.run for entry in left(plan(runs, records)))
-    print(text(plan(runs, records), records, settings.card, command.launch.redo))
+        probe(entry.run for entry in runs_to_do(plan(runs, records)))
+    print(plan_text(plan(runs, records), records, settings.card, command.launch.redo))
     for problem in records.problems:
         print(f"left out: {problem}", file=sys.stderr)
     return 0

@@ -70,13 +70,13 @@ def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names, purpose, COMPOSING)
     folder = line.settings.check
     if not folder:
-        return publish(line)
+        return publish_study(line)
     if len(line.given) > 1 or line.overrides:
         raise UserError(f"check={folder} takes no other words")
-    return check(folder)
+    return check_study(folder)
 
 
-def check(folder: Path) -> int:
+def check_study(folder: Path) -> int:
     """Prints what a study lacks. Returns the exit code."""
     study = study_check.read(folder)
     problems = study_check.problems(study)
@@ -139,7 +139,7 @@ def _ids_of_command(line: Line[Settings], own_ids: set[str]) -> set[str | None]:
     return ids
 
 
-def publish(line: Line[Settings]) -> int:
+def publish_study(line: Line[Settings]) -> int:
     """Writes a study: of this clone, or below the current folder."""
     (name,) = line.names
     if not study_check.NAME.fullmatch(name):

@@ -36,7 +36,7 @@ LIMITS = {
     "vera_bench": {"dense statements": 4.0, "function words": 0.5, "Any": 7.0},
     "vera": {"dense statements": 3.5, "function words": 0.5, "Any": 7.0},
     "tasks": {"dense statements": 3.5, "function words": 0.5, "Any": 7.0},
-    "runs": {"dense statements": 2.6, "function words": 2.5, "Any": 11.6},
+    "runs": {"dense statements": 1.5, "function words": 0.7, "Any": 10.3},
     "analysis": {"dense statements": 3.5, "function words": 0.7, "Any": 8.5},
 }
 #: Of the data in tests/nets/golden.

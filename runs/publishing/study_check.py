@@ -157,16 +157,15 @@ def problems(study: Study) -> list[str]:
     for record in study.records:
         for fault in record_faults(record, study.sources):
             ids_by_fault[fault].append(record["id"])
-    finished = [
-        record for record in study.records if record["status"] in schema.FINISHED
-    ]
-    lines = [
-        *study.problems,
-        *_missing(study),
-        *(f"{fault}: {_runs(ids)}" for fault, ids in ids_by_fault.items()),
-        *_contradictions(finished),
-        *_other_results(study),
-    ]
+    finished = []
+    for record in study.records:
+        if record["status"] in schema.FINISHED:
+            finished.append(record)
+    lines = [*study.problems, *_missing(study)]
+    for fault, ids in ids_by_fault.items():
+        lines.append(f"{fault}: {_runs(ids)}")
+    lines += _contradictions(finished)
+    lines += _other_results(study)
     return [error_line(line) for line in lines]
 
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from analysis import frame
 from runs import evaluate, export, models
 from runs.config import expand
-from runs.plan import plan, text
+from runs.plan import plan, plan_text
 from runs.publishing.adapter_folder import loading_settings
 from runs.publishing.result_file import train_config
 from runs.record.folder import RecordFolder
@@ -175,7 +175,7 @@ def test_the_plan_and_the_check_before_loading_count_two_bytes(
         ),
     ):
         runs = expand([*plain, *words])
-        assert held in text(plan(runs, records), records)
+        assert held in plan_text(plan(runs, records), records)
     (run,) = expand([*alpaca_words, BF16])
     device = torch.device("cpu")
     for free, fits in ((2.02 * values, True), (1.98 * values, False)):

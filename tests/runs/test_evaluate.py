@@ -156,7 +156,7 @@ def test_a_plan_shows_what_runs_and_how_far_it_is(words, capsys):
 
     def shown():
         records = RecordFolder("nowhere")
-        return plan.text(plan.plan(runs, records), records)
+        return plan.plan_text(plan.plan(runs, records), records)
 
     folder.mkdir(parents=True)
     with alone(run_lock(output, first), "it"):

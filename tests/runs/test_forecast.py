@@ -49,7 +49,7 @@ SMALL_MODEL = "model.architecture.num_hidden_layers=1"
 def plan_of(words, **more):
     runs = expand(words)
     records = RecordFolder(output_of(words))
-    return plan.text(plan.plan(runs, records), records, **more)
+    return plan.plan_text(plan.plan(runs, records), records, **more)
 
 
 # --- parameters
@@ -502,7 +502,7 @@ def test_what_a_checkpoint_has_is_not_planned_again(words):
     progress.write_text(json.dumps(TRAINING | {"step": whole.steps // 2}))
     (planned,) = plan.plan([run], RecordFolder("nowhere"))
     assert (planned.state, planned.progress["step"]) == ("partial", whole.steps // 2)
-    assert plan.left([planned]) == [planned]
+    assert plan.runs_to_do([planned]) == [planned]
     seconds = record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"]
     assert pace._as_finished(planned, [record]) == pytest.approx(seconds / 2, rel=1e-3)
     assert f"{whole.steps - whole.steps // 2:,} steps" in pace.estimate(

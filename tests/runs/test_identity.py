@@ -266,7 +266,7 @@ def lora(words):
 
 def text_of(runs) -> str:
     records = RecordFolder(runs[0].config["output"])
-    return plan.text(plan.plan(with_starts(runs), records), records)
+    return plan.plan_text(plan.plan(with_starts(runs), records), records)
 
 
 def mnli_rows(words):
