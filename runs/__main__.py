@@ -8,7 +8,7 @@ vera-bench experiment=table2_base launcher=local           one process a device
 vera-bench experiment=table2_base redo=true                once more
 vera-bench rerun=0123456789ab                              a run by its id
 vera-bench --cfg job task=cola                             the configuration
-vera-bench --help task=mrpc                                the keys of a choice, explained
+vera-bench --help task=mrpc                                the keys of a choice
 
 redo=true archives the old records. launcher= also knows slurm and ray. rerun= takes
 a published run, too; overrides beside it replace the run's own.

@@ -471,7 +471,10 @@ def test_what_is_a_measure_of_a_runs_time(words):
     for row in ("head", "none"):
         record = trained([*plain, f"method={row}"])
         (run,), (other,) = expand(words), expand([*plain, f"method={row}", "seed=1"])
-        assert (pace._like(run, [record]), pace._like(other, [record])) == (
+        assert (
+            pace._finished_like(run, [record]),
+            pace._finished_like(other, [record]),
+        ) == (
             [],
             [record],
         )

@@ -556,10 +556,8 @@ def test_what_others_start_from_is_not_done_again_unless_asked_for(words, monkey
         runs.__main__.main(
             [*kept, "method=lora", f"task={task}", "init_from=lora@mrpc", "redo=true"]
         )
-        assert (len(asked.call_args.args[0]), len(asked.call_args.kwargs["again"])) == (
-            count + 1,
-            count,
-        )
+        runs_asked, _, runs_to_repeat = asked.call_args.args
+        assert (len(runs_asked), len(runs_to_repeat)) == (count + 1, count)
 
 
 def test_two_commands_set_a_record_aside_once_and_not_under_its_owners_hands(words):

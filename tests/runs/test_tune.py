@@ -129,12 +129,15 @@ def test_what_trials_start_from_is_a_usual_run_and_not_done_again(words, monkeyp
         SimpleNamespace(signal=15, exit_code=0),
     )
     given: dict = {}
-    monkeypatch.setattr(
-        tune, "sweep", lambda runs, **how: given.update(how, runs=runs) or done
-    )
+
+    def sweep(runs, launch, runs_to_repeat):
+        given.update(runs=runs, runs_to_repeat=runs_to_repeat)
+        return done
+
+    monkeypatch.setattr(tune, "sweep", sweep)
     tune.main([*line, "redo=true", "train.lr=1e-3,1e-2"])
     trials = [run for run in given["runs"] if run.start]
-    assert given["again"] == trials
+    assert given["runs_to_repeat"] == trials
     assert [run.config["task"]["holdout"] for run in trials] == [0.2, 0.2]
     (usual,) = expand([*line, "train.lr=1e-3"])
     assert run_id(usual.start) == run_id(given["runs"][0])
