@@ -357,7 +357,7 @@ def test_the_costs_of_the_readme_are_those_of_the_gpu_page():
 @pytest.mark.usefixtures("svft")
 @pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
 def test_the_methods_of_the_docs_train_save_load_and_merge(architecture):
-    _, row, test, _ = blocks(OWN, "python")
+    _, test, row, _ = blocks(OWN, "python")
     (make,) = eval(f"{{{row}}}", {"vera": vera}).values()
     assert make(architecture) == vera.make_method("svft", rank=4)
     for method in (make(architecture), vera.make_method("site_ssf")):

@@ -46,6 +46,10 @@ ADDRESSED = 0.2
 STUDIES = 5_400
 CHANGELOG = 1_500
 
+#: Characters of a note below a table, and of a line in a cell of the results.
+NOTE = 200
+CELL = 40
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 STUDY_PAGES = sorted(ROOT.glob("docs/results/*.md"))
 
@@ -109,6 +113,46 @@ def test_studies_and_the_changelog_are_short():
     assert words(prose) <= STUDIES
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert len(changelog.split()) <= CHANGELOG
+
+
+def notes_of(page: Path) -> list[str]:
+    """The lists below the tables of a page, without the targets of links."""
+    notes = []
+    is_below = False
+    for line in page.read_text(encoding="utf-8").splitlines():
+        is_note = line.startswith("- ")
+        if is_below and is_note:
+            notes.append(re.sub(r"\]\([^)]*\)", "]", line.removeprefix("- ")))
+        is_below = line.startswith("|") or (is_below and (is_note or not line))
+    return notes
+
+
+def cells_of(page: Path) -> list[str]:
+    """The lines in the cells of a page's tables, as a reader sees them."""
+    lines = []
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("|") and not re.match(r"\|[ :|-]+$", line):
+            text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", line).replace("&lt;", "<")
+            for cell in re.split(r"(?<!\\)\|", text)[1:-1]:
+                lines += [part.strip() for part in cell.split("<br>")]
+    return lines
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "docs/results.md", *STUDY_PAGES], ids=lambda page: page.stem
+)
+def test_notes_and_cells_of_results_are_short(page):
+    assert [note for note in notes_of(page) if len(note) > NOTE] == []
+    assert [cell for cell in cells_of(page) if len(cell) > CELL] == []
+
+
+def test_notes_and_cells_are_what_a_reader_sees(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "- no note\n\n| a | [b](c.md)<br>c |\n| --- | ---: |\n\n- [note](x.md)\n\ntext\n\n- no note\n"
+    )
+    assert notes_of(page) == ["[note]"]
+    assert cells_of(page) == ["a", "b", "c"]
 
 
 def test_code_tables_and_headings_are_no_sentences():

@@ -71,6 +71,7 @@ COSTS = ("parameters", "bytes", "seconds", "memory")
 FACTS = ["values", "digits", "n", "wanted", "frontier", "failed", "runs"]
 #: How many rows of data a user asked for.
 SIZE = ["asked_train_rows", "asked_dev_rows"]
+EPONYMS = {"matthews", "pearson", "spearman"}
 WHY_FAILED = "failed (worse than the head alone, diverged, or one class), not drawn"
 #: The width of a picture in inches, and its height with few rows and with many.
 WIDTH = 7
@@ -79,14 +80,15 @@ HEIGHTS = (4.4, 6.4)
 
 def parameters(part: Part) -> Iterator[Figure]:
     """The pictures of the tasks of tables 2 and 5, with table 2's rows, without other
-    ranks and ablations. Where tasks are named, of these, whatever they are, with every
-    row."""
+    ranks and ablations, which compare two rows at least. Where tasks are named, of
+    these, whatever they are, with every row."""
     if part.named:
         return make(part)
     runs = part.runs
     is_of_table = runs.task.isin(list(GLUE)) | (runs.family == "images")
     is_varied = runs.row.astype(str).str.match(VARIED)
-    return make(replace(part, runs=runs[is_of_table & ~is_varied]))
+    figures = make(replace(part, runs=runs[is_of_table & ~is_varied]))
+    return (figure for figure in figures if len(figure.data) > 1)
 
 
 def demo(part: Part) -> Iterator[Figure]:
@@ -183,8 +185,14 @@ def of_rows(
 
 def _title(of_cells: pd.DataFrame, axes: Sequence[Axis], suffix: str) -> str:
     first = of_cells.iloc[0]
-    x, y = (axis.name.partition(",")[0] for axis in axes)
+    x, y = (_words(axis.name.partition(",")[0]) for axis in axes)
     return f"{first.model_label} on {first.task_label}{suffix}: {y} against {x}"
+
+
+def _words(name: str) -> str:
+    """A number in a title; a metric that is named after somebody has a capital."""
+    words = name.replace("_", " ")
+    return words.capitalize() if name in EPONYMS else words
 
 
 def _subtitle(data: pd.DataFrame) -> str:

@@ -95,8 +95,12 @@ def _draw(axes: Any, data: pd.DataFrame) -> None:
 def _draw_arrowheads(axes: Any, lines: pd.DataFrame, colour: str) -> None:
     """An arrowhead, whose tip is at the frame, for each end of an interval beyond
     it."""
-    left = lines[lines.low < -FRAME]
-    right = lines[lines.high > FRAME]
     style = {"markersize": 6, "color": colour, "clip_on": False, "linestyle": "none"}
-    axes.plot([-FRAME] * len(left), left.place, marker=CARETLEFT, **style)
-    axes.plot([FRAME] * len(right), right.place, marker=CARETRIGHT, **style)
+    ends = (
+        (lines[lines.low < -FRAME], -FRAME, CARETLEFT),
+        (lines[lines.high > FRAME], FRAME, CARETRIGHT),
+    )
+    for beyond, frame, marker in ends:
+        # An empty line would count as a point at the corner of the picture.
+        if len(beyond):
+            axes.plot([frame] * len(beyond), beyond.place, marker=marker, **style)

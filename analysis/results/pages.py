@@ -33,7 +33,8 @@ from analysis.results.templates import macros, rendered
 from runs.command.errors import UserError
 from runs.record.ledger import Ledger
 from runs.record.schema import Record
-from runs.record.text import one_line
+from runs.record.templates import CELL_WIDTH
+from runs.record.text import folded, one_line
 
 #: `make results` writes what stands between these lines of the README.
 BEGIN = "<!-- results of all studies: written by make results -->"
@@ -282,7 +283,7 @@ def _row_line(row: RowDifference) -> dict[str, Entry]:
     decimals = int(cell.digits)
     mark = "^" if row.at_end else ""
     line: dict[str, Entry] = {
-        "method": f"{cell.label}{mark}",
+        "method": "<br>".join(folded(f"{cell.label}{mark}", CELL_WIDTH)),
         "model": cell.model_label,
         "task": cell.task_label,
         "trained": count(cell),

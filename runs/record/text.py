@@ -48,6 +48,19 @@ def one_line(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
 
+def folded(text: str, width: int, separator: str = ", ") -> list[str]:
+    """A list of names as lines of this width, each of whole names."""
+    lines = list[str]()
+    for name in text.split(separator):
+        longer = f"{lines[-1]}{separator}{name}" if lines else name
+        if lines and len(longer) + len(separator) > width:
+            lines[-1] += separator.rstrip()
+            lines.append(name)
+        else:
+            lines[-1:] = [longer]
+    return lines
+
+
 def is_hidden(character: str) -> bool:
     """Whether a character is of HIDDEN_CATEGORIES; tab and line feed may stand."""
     return (

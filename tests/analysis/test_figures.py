@@ -445,8 +445,11 @@ def test_parameters_leaves_other_ranks_to_figure_2_unless_a_task_is_named():
         record(row, "rte", 0, 0.8, model="minilm")
         for row in ("vera", "vera_r64", "vera_only_d")
     ]
-    for named, count in ((False, 1), (True, 3)):
-        assert len(made("parameters", records, named=named)[0].data) == count
+    head = record("head", "rte", 0, 0.6, model="minilm")
+    for named, count in ((False, 2), (True, 4)):
+        (figure,) = made("parameters", [*records, head], named=named)
+        assert len(figure.data) == count
+    assert not made("parameters", records)  # nothing to compare
 
 
 # --- all
