@@ -42,7 +42,7 @@ QUIET = --quiet --disable-pip-version-check
 NEWEST = a version of constraints.txt may not exist for this Python: make setup CONSTRAINTS= takes the newest
 
 .PHONY: help setup constraints demo test test-all chaos attack lint methods keys docs plan tune counts publish results sync dashboard report notebooks \
-        bench bench-serving bench-decoding bench-contention bench-reward bench-runs gpu-check glue-base glue-large e2e-medium e2e-large vit-base vit-large \
+        bench bench-serving bench-decoding bench-contention bench-reward bench-runs bench-commands gpu-check glue-base glue-large e2e-medium e2e-large vit-base vit-large \
         llama-7b llama-13b llama2-7b llama2-13b ablations rank-scaling figures
 
 help: ## this list
@@ -136,6 +136,9 @@ bench-runs: setup ## N=100 tiny runs in one command: what each costs beside its 
 
 bench-contention: setup ## a run beside busy processes, by how OpenMP's threads wait, in five minutes; FULL=1: three rounds
 	@$(BIN)/python -W ignore -m benchmarks contention $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
+
+bench-commands: setup ## CPU seconds and memory of table, plan, findings and report on 30,000 records, in five minutes; FULL=1: 100,000, too
+	@$(BIN)/python -W ignore -m benchmarks commands $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
 
 gpu-check: setup ## what only a GPU can show, in some ten minutes on one: PART="parity speed" these alone; DEVICE=cpu: without one
 	@PYTHONPATH=.:tests $(BIN)/python -W ignore -m gpu_check $(call given,,PART) $(call given,device=,DEVICE) $(call quoted,output=,OUTPUT)

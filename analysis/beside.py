@@ -63,12 +63,14 @@ def beside(table: str, cells: pd.DataFrame, part: str = "") -> pd.DataFrame:
     n, is_known = rows.n.fillna(0).astype(int), rows.our_spread.notna()
     factor = n.map(lambda seeds: _variance_factor(seeds, means))
     rows["variance"] = factor * rows.our_spread**2 / n
-    printed_variance = rows.spread.clip(lower=HALF_DIGIT) ** 2 / SEEDS
-    rows["paper_variance"] = _variance_factor(SEEDS, means) * printed_variance
     has_spread = rows.spread.notna()
-    variances = [rows.variance, rows.paper_variance.where(has_spread, 0.0)]
-    freedoms = [np.maximum(n - 1, 1), np.full(len(n), SEEDS - 1)]
-    rows["half"] = np.where(is_known, welch_half(variances, freedoms), math.nan)
+    rows[["paper_variance", "half"]] = math.nan
+    if is_known.any():
+        printed_variance = rows.spread.clip(lower=HALF_DIGIT) ** 2 / SEEDS
+        rows["paper_variance"] = _variance_factor(SEEDS, means) * printed_variance
+        variances = [rows.variance, rows.paper_variance.where(has_spread, 0.0)]
+        freedoms = [np.maximum(n - 1, 1), np.full(len(n), SEEDS - 1)]
+        rows["half"] = np.where(is_known, welch_half(variances, freedoms), math.nan)
     rows["difference"] = rows.ours - rows.value
     rows["margin"] = rows.column.map(MARGINS).fillna(MARGIN)
     rows["ran"] = rows.runs.notna()

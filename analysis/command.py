@@ -4,7 +4,6 @@ import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pandas as pd
 
@@ -14,8 +13,10 @@ from analysis.rows import RowMaker, RunRow
 from runs.command import parser
 from runs.command.errors import UserError
 from runs.command.parser import OfRecords, did_you_mean, setting
-from runs.record.ledger import CONF, Ledger, read_sweep, sweep_names
+from runs.record.kept_rows import MakesRows
+from runs.record.ledger import CONF, Ledger
 from runs.record.schema import Record
+from runs.record.sweeps import read_sweep, sweep_names
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,12 @@ def row_name(argument: str) -> str:
 def open_ledger(
     output: str,
     published: bool = True,
-    keep: Callable[[Record], Any] | None = None,
+    make_row: MakesRows | None = None,
 ) -> Ledger:
     """The records of a folder and, unless switched off, the published ones. Warnings
-    about unreadable records, and about a folder without records, go to stderr. keep: as
-    of `read_ledger`."""
-    ledger = parser.open_ledger(output, published, keep)
+    about unreadable records, and about a folder without records, go to stderr.
+    make_row: as of `read_ledger`."""
+    ledger = parser.open_ledger(output, published, make_row)
     if "ours" not in ledger.origin.values():
         message = f"note: no records of your own in {output}/records yet"
         if ledger.records:
@@ -87,13 +88,13 @@ def open_rows(settings: Selection, may_be_of_conf: bool = False) -> Ledger:
 
 def open_selection(
     settings: Selection,
-    keep: Callable[[Record], Any] | None = None,
+    make_row: MakesRows | None = None,
     may_be_of_conf: bool = False,
 ) -> Ledger:
     """The part of the records that the settings select. Raises UserError for a name
-    that no record has. keep: as of `read_ledger`. may_be_of_conf: a model or task of
-    conf/ without records is noted on stderr instead."""
-    ledger = open_ledger(settings.output, settings.published, keep)
+    that no record has. make_row: as of `read_ledger`. may_be_of_conf: a model or task
+    of conf/ without records is noted on stderr instead."""
+    ledger = open_ledger(settings.output, settings.published, make_row)
     if settings.sweep:
         ledger = _of_sweep(ledger, settings.output, settings.sweep)
     rows = tuple(map(row_name, split_names(settings.method)))

@@ -23,7 +23,8 @@ from runs.record.cell import (
     seed_value,
     text_score,
 )
-from runs.record.ledger import CONF, evaluated
+from runs.record.ledger import CONF
+from runs.record.lm_eval import evaluated
 from runs.record.schema import FINISHED, TEXT_SCORES, Record
 
 #: The names in conf/model of any model of a kind, which model.path= or model.hub= gives.

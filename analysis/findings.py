@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.command import Selection, open_selection
+from analysis.command import Selection, open_rows
 from analysis.frame import runs
 from analysis.inference import Mean
 from analysis.render import NONE, Entry, Number, Table, of_runs, render
@@ -20,6 +20,7 @@ from analysis.results.findings import findings
 from analysis.results.templates import macros
 from runs.command.errors import UserError
 from runs.command.parser import entry_point, read, setting
+from runs.record.folder import WholeRecords
 
 RULE = "Differences in points, over the pairs in which both runs trained."
 
@@ -35,8 +36,9 @@ class Settings(Selection):
 def main(arguments: list[str]) -> int:
     """Prints every claim with its verdict, or one task by task."""
     settings = read(arguments, Settings).settings
-    ledger = open_selection(settings)
-    compared = findings(runs(ledger), ledger.measures.values(), ledger.records)
+    ledger = open_rows(settings)
+    measures = ledger.measures.values()
+    compared = findings(runs(ledger), measures, WholeRecords(ledger))
     if not compared:
         raise UserError("no two rows of a claim have run on one task (make demo)")
     tables = [claims_table(compared)]

@@ -8,19 +8,19 @@ and bytes. NaN means that a run has no such number."""
 
 import itertools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from analysis.facts import FACTS, HASH_DIGITS, of_method
 from analysis.rows import RowMaker, RunRow
 from runs.record.ledger import CONF, Ledger, read_ledger
 from runs.record.schema import TEXT_SCORES
+from runs.record.yaml_file import read_yaml
 
 #: The place of a cell in a table, and what identifies it: a row may have been measured
 #: in several ways on a task, such as on 1,000 training rows and on 5,000.
@@ -51,7 +51,7 @@ def runs(ledger: Ledger | str | None = None) -> pd.DataFrame:
     ledger: records, or the folder of them; by default those of outputs/. The published
     ones come with a folder."""
     if not isinstance(ledger, Ledger):
-        ledger = read_ledger(ledger or "outputs", keep=RowMaker())
+        ledger = read_ledger(ledger or "outputs", make_row=RowMaker())
     make_row = RowMaker()
     rows = [entry if isinstance(entry, RunRow) else make_row(entry) for entry in ledger]
     # For so few rows Python's strings are faster than Arrow's.
@@ -253,12 +253,12 @@ def rows_sharing(cells: pd.DataFrame, columns: list[str]) -> set[str]:
     two of several rows share them, none. A row with an unknown value shares nothing."""
     unknown = cells.row[cells[columns].isna().any(axis=1)]
     comparable = cells[~cells.row.isin(unknown)]
-    shared = {
-        str(row): frozenset(
-            group[["task", *columns]].itertuples(index=False, name=None)
-        )
-        for row, group in comparable.groupby("row", sort=False)
-    }
+    values_of_row = defaultdict[str, set[Any]](set)
+    for row, *values in zip(
+        *(comparable[name] for name in ("row", "task", *columns)), strict=True
+    ):
+        values_of_row[str(row)].add(tuple(values))
+    shared = {row: frozenset(values) for row, values in values_of_row.items()}
     if not shared:
         return set()
     usual, count = Counter(shared.values()).most_common(1)[0]
@@ -427,7 +427,7 @@ def _wanted_seeds(task: str, presets: Iterable[str | None]) -> int:
 def _seeds_of_preset(preset: str | None) -> int:
     """How many seeds a preset has; 0 where it is none, or says nothing of them."""
     path = CONF / "experiment" / f"{preset}.yaml"
-    node: Any = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    node: Any = read_yaml(path) if path.is_file() else {}
     for key in ("hydra", "sweeper", "params"):
         node = node.get(key, {})
     return count_seeds(str(node["seed"])) if "seed" in node else 0

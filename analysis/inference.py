@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
+from analysis.scipy_special import special
 from runs.record.cell import LEVEL
 
 Array = NDArray[np.float64]
@@ -52,7 +52,7 @@ def median_variance(n: int) -> float:
         return 1.0
     grid = np.linspace(-7, 7, 1401)
     density = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi)
-    below = special.ndtr(grid)
+    below = special().ndtr(grid)
     if n % 2:
         weight = density * (below * (1 - below)) ** (n // 2)
         return float(n * (grid**2 * weight).sum() / weight.sum())
@@ -83,7 +83,7 @@ def welch_half(variances: ArrayLike, freedoms: ArrayLike, level: float = LEVEL) 
     total = variances.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         freedom = total**2 / (variances**2 / freedoms).sum(axis=0)
-        half = special.stdtrit(freedom, (1 + level) / 2) * np.sqrt(total)
+        half = special().stdtrit(freedom, (1 + level) / 2) * np.sqrt(total)
     return np.where(total == 0, 0.0, half)
 
 
@@ -97,7 +97,7 @@ def sign_test(differences: Iterable[float]) -> float:
     if not signs:
         return 1.0
     rarer = min(sum(signs), len(signs) - sum(signs))
-    return min(1.0, 2 * float(special.bdtr(rarer, len(signs), 0.5)))
+    return min(1.0, 2 * float(special().bdtr(rarer, len(signs), 0.5)))
 
 
 def improvement(x: Iterable[float], y: Iterable[float]) -> float:
@@ -125,7 +125,7 @@ class Mean:
 
     def interval(self, level: float = LEVEL) -> Any:
         """Both ends, by Student's t."""
-        quantile = special.stdtrit(np.maximum(self.freedom, 1), (1 + level) / 2)
+        quantile = special().stdtrit(np.maximum(self.freedom, 1), (1 + level) / 2)
         half = quantile * self.error
         with np.errstate(invalid="ignore"):
             return self.mean - half, self.mean + half
@@ -156,7 +156,7 @@ class Mean:
         """The two-sided p of Student's t against 0."""
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = np.abs(self.mean / self.error)
-            return 2 * special.stdtr(np.maximum(self.freedom, 1), -ratio)
+            return 2 * special().stdtr(np.maximum(self.freedom, 1), -ratio)
 
     def prediction(self, level: float = LEVEL) -> Any:
         """The interval in which the next value lies that is drawn like those averaged,
@@ -308,9 +308,9 @@ def share_interval(count: int, total: int, level: float = LEVEL) -> tuple[float,
     low = 0.0
     high = 1.0
     if count > 0:
-        low = float(special.betaincinv(count, total - count + 1, tail))
+        low = float(special().betaincinv(count, total - count + 1, tail))
     if count < total:
-        high = float(special.betaincinv(count + 1, total - count, 1 - tail))
+        high = float(special().betaincinv(count + 1, total - count, 1 - tail))
     return low, high
 
 
@@ -321,7 +321,9 @@ def fisher_p(x: int, x_total: int, y: int, y_total: int) -> float:
     lowest = max(0, successes - y_total)
     highest = min(successes, x_total)
     table = np.arange(lowest, highest + 1)
-    weights = special.binom(x_total, table) * special.binom(y_total, successes - table)
+    weights = special().binom(x_total, table) * special().binom(
+        y_total, successes - table
+    )
     probability = weights / weights.sum()
     # Equal probabilities differ by rounding
     as_rare = probability <= probability[x - lowest] * (1 + 1e-9)
@@ -431,7 +433,7 @@ def two_way(values: ArrayLike) -> TwoWay:
         deviation=math.sqrt(variance),
         freedom=freedom,
         correlation=float(between / (between + variance)),
-        p=float(special.fdtrc(seeds - 1, freedom, seed_variance / variance)),
+        p=float(special().fdtrc(seeds - 1, freedom, seed_variance / variance)),
     )
 
 
@@ -450,7 +452,7 @@ def outlying(variances: ArrayLike, freedoms: ArrayLike) -> Any:
         other_squares = squares.sum() - variances * freedoms
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = variances / (other_squares / other_freedoms)
-            tail = special.fdtrc(freedoms, other_freedoms, ratio)
+            tail = special().fdtrc(freedoms, other_freedoms, ratio)
         p = np.where(removed, 1, tail * (~removed).sum())
         if p.min() >= OUTLIER_LEVEL:
             break
@@ -488,6 +490,6 @@ def seeds_to_decide(
     n = np.arange(2, 20_000)
     with np.errstate(divide="ignore"):
         shift = np.sqrt(n) * margin / deviation
-    critical = special.stdtrit(n - 1, LEVEL)
-    misses = special.nctdtr(n - 1, shift, critical)
+    critical = special().stdtrit(n - 1, LEVEL)
+    misses = special().nctdtr(n - 1, shift, critical)
     return int(2 + (misses > (1 - power) / sides).sum())

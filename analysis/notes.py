@@ -4,7 +4,7 @@ is in docs/tables.md."""
 
 import itertools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from textwrap import shorten
 from typing import Any
@@ -31,6 +31,8 @@ SELECTED = {
     "half": "One half of dev chooses the epoch and the other one is reported, with one split for all seeds.",
 }
 PAGE = "How to read it: docs/tables.md."
+#: A row of a table, and one of its tasks.
+RowOnTask = tuple[str, str]
 
 
 def notes(
@@ -114,33 +116,38 @@ def deviations(cells: pd.DataFrame) -> list[str]:
     """How the runs of these cells differ from their recipes, and on what part of the
     data they ran (task.train_rows, task.dev_rows), each with its rows and tasks. A rank
     that the row's name says is no difference."""
-    listed = pd.concat([cells.explode("deviations"), parts_of_the_data(cells)])
-    listed = listed[["row", "task", "deviations"]].dropna()
-    words = listed.deviations.map(in_words)
-    listed = listed.assign(deviations=words).drop_duplicates()
-    every_row = cells.drop_duplicates(["row", "task"])
-    points = list[str]()
-    for text, group in listed.groupby("deviations"):
-        ranks = group.row.str.rpartition("_r")[2]
-        in_name = [str(text).startswith(f"rank {rank} instead of") for rank in ranks]
-        group = group[~pd.Series(in_name, group.index)]
-        if len(group):
-            points.append(f"{text} ({which_rows(group, every_row)})")
-    return points
+    every_row = {*zip(cells.row, cells.task, strict=True)}
+    rows_by_text = defaultdict[str, set[RowOnTask]](set)
+    listed = cells[["row", "task", "deviations"]]
+    for part in (listed, parts_of_the_data(cells)):
+        for row, task, deviations in zip(
+            part.row, part.task, part.deviations, strict=True
+        ):
+            rank = row.rpartition("_r")[2]
+            for deviation in deviations:
+                text = in_words(deviation)
+                if not text.startswith(f"rank {rank} instead of"):
+                    rows_by_text[text].add((row, task))
+    return [
+        f"{text} ({which_rows(rows, every_row)})"
+        for text, rows in sorted(rows_by_text.items())
+    ]
 
 
-def which_rows(rows: pd.DataFrame, every_row: pd.DataFrame) -> str:
-    """Names some rows of a table, by row and task: all of them, all of a task, or each
-    by its name."""
+def which_rows(rows: set[RowOnTask], every_row: set[RowOnTask]) -> str:
+    """Names some rows of a table: all of them, all of a task, or each by its name."""
     if len(rows) == len(every_row) > 1:
         return "all rows"
-    counts = every_row.task.value_counts()
+    counts = Counter(task for _, task in every_row)
+    rows_by_task = defaultdict[str, list[str]](list)
+    for row, task in rows:
+        rows_by_task[task].append(row)
     names = list[str]()
-    for task, group in rows.groupby("task"):
-        if len(group) == counts[task] > 1:
+    for task, of_task in sorted(rows_by_task.items()):
+        if len(of_task) == counts[task] > 1:
             names.append(f"all rows on {task}")
         else:
-            names += sorted(f"{row} on {task}" for row in group.row)
+            names += [f"{row} on {task}" for row in sorted(of_task)]
     return enumeration(names, "rows")
 
 
@@ -152,10 +159,10 @@ def parts_of_the_data(cells: pd.DataFrame) -> pd.DataFrame:
     recorded = cells.deviations.astype(str).str.contains("subset of")
     parts = cells[asked & ~recorded]
     sizes = [
-        f"trained on {cell.train_rows:,.0f} rows and evaluated on {cell.dev_rows:,.0f}"
-        for cell in parts.itertuples()
+        (f"trained on {train_rows:,.0f} rows and evaluated on {dev_rows:,.0f}",)
+        for train_rows, dev_rows in zip(parts.train_rows, parts.dev_rows, strict=True)
     ]
-    return parts.assign(deviations=sizes)
+    return parts[["row", "task"]].assign(deviations=sizes)
 
 
 # --- what you should know of the numbers

@@ -27,7 +27,6 @@ from analysis.render import Cell, Entry, Number
 from runs.record.schema import TEXT_SCORES
 from runs.record.text import plural
 
-SOURCES: dict[str, dict[str, Any]] = printed_file("others.yaml")
 #: How a source chose the epoch that it reports.
 EPOCHS = {
     "best": "best epoch",
@@ -81,6 +80,11 @@ ABOUT: tuple[str, ...] = (
 )
 
 
+def sources() -> dict[str, dict[str, Any]]:
+    """What each group reports, by its key."""
+    return printed_file("others.yaml")
+
+
 @cache
 def others() -> pd.DataFrame:
     """Every number of another source, a row each: source, its key; ABOUT; label, its
@@ -89,7 +93,7 @@ def others() -> pd.DataFrame:
     its target modules are the paper's, or it has none; and like, our row that it is
     compared with."""
     lines = list[dict[str, Any]]()
-    for source, settings in SOURCES.items():
+    for source, settings in sources().items():
         for part in settings["parts"]:
             for row in part["rows"]:
                 about = {"source": source, **_about({**settings, **part, **row})}
@@ -139,6 +143,8 @@ def reports_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.Da
     have none, or not of every seed. cells: ours."""
     frame = others()
     reports = frame[(frame.model == model) & frame.column.isin(columns)]
+    if reports.empty:
+        return reports.assign(difference=math.nan)
     distinct = cells.drop_duplicates(["row", "column"])
     own_cells = {(cell.row, cell.column): cell for cell in distinct.itertuples()}
     differences = [

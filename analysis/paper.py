@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from runs.record.schema import TEXT_SCORES
+from runs.record.yaml_file import read_yaml
 
 #: The content of a YAML file.
 Content = dict[str, Any]
@@ -19,8 +19,7 @@ Content = dict[str, Any]
 @cache
 def printed_file(name: str) -> Content:
     """The content of a file of printed/."""
-    path = Path(__file__).parent / "printed" / name
-    content: Content = yaml.safe_load(path.read_text())
+    content: Content = read_yaml(Path(__file__).parent / "printed" / name)
     return content
 
 

@@ -27,9 +27,11 @@ from analysis.others import NAMED
 from analysis.render import Number, Table
 from analysis.results.findings import findings
 from analysis.results.templates import templates
+from analysis.rows import RowMaker
 from analysis.stats import statistics_tables
 from runs.command.parser import OfRecords, entry_point, read
 from runs.record.cell import median_interval
+from runs.record.folder import WholeRecords
 from runs.record.ledger import Ledger, write_atomically
 from runs.record.redaction import without_paths
 from runs.record.schema import Record
@@ -97,7 +99,7 @@ def page(ledger: Ledger) -> str:
     return html.get_template("report.html").render(
         date=date.today(),
         runs=frame,
-        findings=findings(frame, ledger.measures.values(), ledger.records),
+        findings=findings(frame, ledger.measures.values(), WholeRecords(ledger)),
         verdicts=verdicts_by_table(judged),
         margins=(beside.MARGIN, beside.MARGINS),
         seeds=beside.SEEDS,
@@ -162,7 +164,7 @@ def cell_views(
         count += cell.runs
         records = list[Record]()
         if count <= MAX_RUNS_SHOWN:
-            records = [ledger.records[run] for run in cell.ids]
+            records = [ledger.whole(run) for run in cell.ids]
         scores = [score for score in cell.values if not math.isnan(score)]
         yield CellView(
             cell=cell,
@@ -204,7 +206,7 @@ def curve(metric: Sequence[float | None], width: int = 160, height: int = 36) ->
 
 def main(arguments: list[str]) -> int:
     output = read(arguments, OfRecords, module=__name__).settings.output
-    ledger = open_ledger(output)
+    ledger = open_ledger(output, make_row=RowMaker())
     path = Path(output) / "report.html"
     write_atomically(path, page(ledger))
     print(

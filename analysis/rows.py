@@ -1,12 +1,18 @@
 """A run as a row of `frame.runs`, made from its record: what is kept in memory of tens
 of thousands of records."""
 
+import hashlib
 import math
 import sys
 from collections import namedtuple
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from analysis import facts
 from analysis.facts import FACTS, NAMES, kind_of, settings_of
+from runs.record import schema
 from runs.record.schema import Record
 
 
@@ -21,6 +27,22 @@ class RunRow(namedtuple("RunRow", [*FACTS, "settings"])):  # type: ignore[misc]
     conf_row: str
 
 
+def files_of_code() -> list[Path]:
+    """The files that make a row from a record: this one, the facts, and all of
+    runs/record."""
+    of_records = Path(schema.__file__).parent.glob("*.py")
+    return sorted([Path(__file__), Path(facts.__file__), *of_records])
+
+
+@cache
+def hash_of_code() -> str:
+    """The hash of the files that make a row from a record."""
+    whole = hashlib.sha256()
+    for path in files_of_code():
+        whole.update(path.read_bytes())
+    return whole.hexdigest()
+
+
 class RowMaker:
     """Makes a run's row from its record. Rows share equal texts, settings and
     measurements, so that thousands of them need little memory."""
@@ -30,17 +52,26 @@ class RowMaker:
         self.measurements = dict[tuple[Any, ...], dict[str, str]]()
         self.sources = dict[str, Any]()
 
+    @property
+    def code(self) -> str:
+        """The hash of the code that rows depend on."""
+        return hash_of_code()
+
+    def restore(self, values: Iterable[Any]) -> RunRow:
+        """The row with these values."""
+        return RunRow._make(values)
+
     def __call__(self, record: Record) -> RunRow:
         is_failed = kind_of(record) == "failed"
-        facts = NAMES if is_failed else FACTS
-        values = {name: fact.read(record) for name, fact in facts.items()}
+        columns = NAMES if is_failed else FACTS
+        values = {name: fact.read(record) for name, fact in columns.items()}
         if not is_failed:
             self._share(values, record)
         for name, value in values.items():
             if type(value) is str:
                 values[name] = sys.intern(value)
-        columns: tuple[str, ...] = RunRow._fields
-        return RunRow._make(values.get(name, math.nan) for name in columns)
+        names: tuple[str, ...] = RunRow._fields
+        return RunRow._make(values.get(name, math.nan) for name in names)
 
     def _share(self, values: dict[str, Any], record: Record) -> None:
         cell = values["cell"]

@@ -1,2 +1,2 @@
-"""Speed beside peft and transformers, outside the product. The command is
-__main__.py."""
+"""Speed beside peft and transformers, and of commands, outside the product. The command
+is __main__.py."""

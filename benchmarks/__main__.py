@@ -1,5 +1,5 @@
-"""Measures the cost of VeRA beside peft and the base model: ratios over interleaved
-rounds, in one process.
+"""Measures the cost of VeRA beside peft and the base model, and that of commands:
+ratios over interleaved rounds.
 
 python -m benchmarks training
     steps of RoBERTa-base, and memory: under 5 minutes on 2 cores
@@ -17,6 +17,9 @@ python -m benchmarks reward
 python -m benchmarks runs number=500
     so many tiny runs in one command: what each costs beside its training, and
     the memory of the command
+python -m benchmarks commands
+    CPU seconds and memory of table, plan, findings and report on the published
+    records, and with 30,000 others: five minutes (full=true: 100,000, too)
 
 Weights are random except for reward, since time does not depend on them. It computes
 in float32 on a CPU and with bfloat16 autocast on a GPU, without dropout.
@@ -30,6 +33,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.commands import commands
 from benchmarks.many_runs import many_runs
 from benchmarks.reward import reward
 from benchmarks.serving import decoding, serving
@@ -58,6 +62,7 @@ PARTS: dict[str, Callable[[Settings], list[Row]]] = {
     "contention": lambda settings: contention(settings.full),
     "reward": lambda settings: reward(settings.full),
     "runs": lambda settings: many_runs(settings.number),
+    "commands": lambda settings: commands(settings.full),
 }
 
 

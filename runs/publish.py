@@ -40,6 +40,7 @@ from runs.record.derived import NOT_PROVABLE
 from runs.record.ledger import INSTALLED, read_ledger
 from runs.record.redaction import without_paths
 from runs.record.schema import FINISHED, Record
+from runs.record.sweeps import read_sweep, sweep_names
 from runs.record.text import plural
 from runs.run import provenance
 from runs.run.identity import identify
@@ -133,9 +134,9 @@ def _ids_of_command(line: Line[Settings], own_ids: set[str]) -> set[str | None]:
         words = [*line.overrides, f"output={output}"]
         ids = set(identify(read_command(words, line.config_dir).runs))
     if sweep:
-        names = files.sweep_names(output)
+        names = sweep_names(output)
         name = names[0] if sweep == "last" and names else sweep
-        ids &= {*files.read_sweep(output, one_of("sweep", name, names))}
+        ids &= {*read_sweep(output, one_of("sweep", name, names))}
     return ids
 
 

@@ -20,7 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from analysis.command import VariantSelection, open_selection, row_name, split_names
+from analysis.command import (
+    VariantSelection,
+    conf_rows,
+    open_rows,
+    row_name,
+    split_names,
+)
 from analysis.figures import FIGURES, NAMES, make, save
 from analysis.figures.curve import curve
 from analysis.figures.figure import Figure
@@ -54,13 +60,13 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"{key}=: the axes of {chosen} are fixed; pareto has x= and y=")
     if settings.x == settings.y:
         raise UserError(f"x={settings.x} y={settings.y}: give two different ones")
-    ledger = open_selection(settings)
+    ledger = open_rows(settings)
     if ids:
         records = [find_record(ledger, name, settings.output) for name in ids]
         _save_and_show(curve(records), Path(settings.output) / chosen)
         return 0
     labels = tuple(map(row_name, split_names(settings.labels)))
-    rows = sorted({str(record["cell"]["row"]) for record in ledger})
+    rows = conf_rows(ledger)
     for label in labels:
         one_of("row labels=", label, rows)
     options: dict[str, Any] = {

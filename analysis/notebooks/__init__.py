@@ -5,13 +5,14 @@ from typing import Any
 
 from analysis.figures import Figure, svg
 from analysis.render import Table, markdown
+from analysis.rows import RowMaker
 from runs.command.parser import open_ledger
 from runs.record.ledger import Ledger
 
 
 def ledger() -> Ledger:
-    """The records of the folder that the environment names (VERA_OUTPUT), or of outputs."""
-    return open_ledger(os.environ.get("VERA_OUTPUT", "outputs"))
+    """The runs of the folder that the environment names (VERA_OUTPUT), or of outputs."""
+    return open_ledger(os.environ.get("VERA_OUTPUT", "outputs"), make_row=RowMaker())
 
 
 def show(*parts: Any) -> None:

@@ -327,10 +327,12 @@ def over_items(
     for runs in (left[is_trained], right[is_trained]):
         # Texts are scored at the last epoch
         epoch = runs.reported.where(runs.text_score.isna(), "last").iloc[0]
-        known = [right_items(records[run], epoch) for run in runs.id if run in records]
-        items = [bits for bits in known if bits is not None]
-        if len(items) < len(runs):
-            return None
+        items = list[Bits]()
+        for run in runs.id:
+            bits = right_items(records[run], epoch) if run in records else None
+            if bits is None:
+                return None
+            items.append(bits)
         sides.append(items)
     units = groups_of_items(records[left.id.iloc[0]])
     return over_seeds_and_items(np.array(sides[0]), np.array(sides[1]), units)

@@ -6,7 +6,7 @@ import pandas as pd
 
 from analysis.figures.figure import Figure, look, svg
 from analysis.frame import runs
-from analysis.others import EPOCHS, EXACT, NAMED, SOURCES, others, setting
+from analysis.others import EPOCHS, EXACT, NAMED, others, setting, sources
 from analysis.paper import GLUE, NAMES, numbers
 from analysis.render import grid
 from analysis.results.templates import rendered
@@ -14,7 +14,7 @@ from analysis.tables import made as made_tables
 from runs.record.ledger import Ledger
 
 #: The marker of each source.
-MARKS = dict(zip(SOURCES, "osDv^Xp*P<>hd8H.", strict=True))
+MARKS = dict(zip(sources(), "osDv^Xp*P<>hd8H.", strict=True))
 #: What identifies a cell of the paper's tables.
 CELL = ["model", "row", "column"]
 #: Tables that have rows of others.
@@ -36,7 +36,7 @@ def others_pages() -> dict[str, str]:
     texts = differences[is_text].difference
     page = rendered(
         "others.md",
-        sources=SOURCES,
+        sources=sources(),
         said=said_by_others().__getitem__,
         paper=paper_numbers().__getitem__,
         names=NAMED,
@@ -150,6 +150,6 @@ def _legend(data: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
     grey = "#555555"
     legend = {NAMES[row]: ("s", look(row)[0], "full") for row in ("vera", "lora")}
     for source in data.source:
-        legend[SOURCES[source]["name"]] = (MARKS[source], grey, "full")
+        legend[sources()[source]["name"]] = (MARKS[source], grey, "full")
     legend["other target modules"] = ("s", grey, "none")
     return legend

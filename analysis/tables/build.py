@@ -303,6 +303,8 @@ class ModelTable:
 
     def _report_lines(self, row: str) -> list[Line]:
         """The lines of what others report of a row."""
+        if self.reports.empty:
+            return []
         reports = self.reports[self.reports.row == row]
         return report_lines(reports, each_source=self.view.others == "all")
 
@@ -325,9 +327,11 @@ class ModelTable:
                 continue
             first = own_cells[0]
             own_ids = {cell.ids for cell in own_cells}
-            compared = alike[alike.ran & (alike.variant == first.variant)]
-            compared = compared[compared.ids.isin(own_ids)]
-            compared = compared[compared.verdict != "quoted"]
+            compared = alike
+            if len(alike):
+                is_same = alike.ran & (alike.variant == first.variant)
+                is_same &= alike.ids.isin(own_ids) & (alike.verdict != "quoted")
+                compared = alike[is_same]
             average = self._average(averaged)
             line = self._own_line(own_cells, compared, required)
             if average:
@@ -425,6 +429,8 @@ class ModelTable:
     ) -> list[Line]:
         """The line of ours minus the paper's, if any. compared: the paper's numbers
         that are."""
+        if compared.empty:
+            return []
         places = {(cell.column, cell.ids): cell.place for cell in own_cells}
         complete = [row for row in compared.itertuples() if row.complete and row.n]
         if not complete or not compared.same_size.all():

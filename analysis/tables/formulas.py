@@ -9,13 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from analysis.beside import follows
 from analysis.others import named
 from analysis.paper import GLUE, IMAGES, NAMES, paper, printed_file, recipes
 from analysis.render import Entry, Table
 from runs.record.ledger import CONF, in_conf
+from runs.record.yaml_file import read_yaml
 
 #: Adapted matrices (query and key of each block) and their width.
 SHAPES = {"roberta-base": (24, 768), "roberta-large": (48, 1024), "gpt-3": (192, 12288)}
@@ -155,7 +154,7 @@ def _recipe_file(row: str, model: str) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     """A file with those that its defaults list names, as Hydra merges them: what comes
     later counts."""
-    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    content: dict[str, Any] = read_yaml(path)
     entries = content.pop("defaults", ["_self_"])
     if "_self_" not in entries:
         entries = [*entries, "_self_"]

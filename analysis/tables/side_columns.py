@@ -53,10 +53,14 @@ class SideColumns:
         usual = measured.forgetting_text.mode()[:1]
         forgotten = measured[measured.forgetting_text.isin(usual)]
         other_runs = measured[~measured.row.isin(forgotten.row)]
+        of_rows = {**spec.costs, **{name: {"name": name} for name in columns}}
+        # A line selects its runs, which takes pandas its time for each column
+        names = ["id", "row", "cell", "diverged"]
+        names += [settings["name"] for settings in of_rows.values()]
         return cls(
             spec.more,
-            {**spec.costs, **{name: {"name": name} for name in columns}},
-            table_runs,
+            of_rows,
+            table_runs[list(dict.fromkeys(names))],
             forgotten,
             list(dict.fromkeys(other_runs.label)),
             rows_sharing(cells, ["measured_apart"]),

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from analysis.frame import cells, in_cells, reported_cells
 from analysis.others import named
@@ -21,6 +20,7 @@ from analysis.tables.spec import (
     complete_cells,
     melted,
 )
+from runs.record.yaml_file import read_yaml
 
 #: How FastChat makes answers: with transformers' default top_k, and none is cut short
 #: for want of positions.
@@ -349,7 +349,7 @@ def _read(name: str, part: dict[str, Any]) -> Spec:
 @cache
 def specs() -> dict[str, tuple[Spec, ...]]:
     """The parts of each table of cells, by its name; "" is rows x tasks."""
-    tables = yaml.safe_load((Path(__file__).parent / "specs.yaml").read_text())
+    tables = read_yaml(Path(__file__).parent / "specs.yaml")
     return {
         name: tuple(_read(name, part) for part in parts)
         for name, parts in tables.items()

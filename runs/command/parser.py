@@ -40,6 +40,7 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from runs.command.errors import UserError, interrupted_words, is_users, rank
+from runs.record.kept_rows import MakesRows
 from runs.record.ledger import Ledger, in_conf, read_ledger
 from runs.record.schema import Record
 from runs.record.text import describe, error_line
@@ -410,10 +411,10 @@ def one_of(kind: str, name: str, right_names: Collection[str]) -> str:
 def open_ledger(
     output: str | Path,
     published: bool = True,
-    keep: Callable[[Record], Any] | None = None,
+    make_row: MakesRows | None = None,
 ) -> Ledger:
     """`read_ledger`, which also prints the files that are no records to stderr."""
-    ledger = read_ledger(output, published, keep)
+    ledger = read_ledger(output, published, make_row)
     # records stay until the command ends: garbage collection need not search them
     gc.freeze()
     for problem in ledger.problems:
@@ -427,7 +428,7 @@ def find_record(ledger: Ledger, name: str, output: str | Path) -> Record:
     ids = [run_id for run_id in ledger.records if name and run_id.startswith(name)]
     ids = [run_id for run_id in ids if ledger.origin[run_id] == "ours"] or ids
     if len(ids) == 1:
-        return ledger.records[ids[0]]
+        return ledger.whole(ids[0])
     advice = ""
     if ids:
         advice = f" ({', '.join(sorted(ids)[:3])}, ...): give more of the id"

@@ -17,14 +17,8 @@ from runs.lm_harness.tasks import AskedTask, TaskSettings
 from runs.models import dtype_of
 from runs.record.cell import hash_of
 from runs.record.keys import Count
-from runs.record.ledger import (
-    LmEvalResult,
-    adding,
-    evaluated,
-    run_folder,
-    write_atomically,
-    write_beside,
-)
+from runs.record.ledger import run_folder, write_atomically, write_beside
+from runs.record.lm_eval import LmEvalResult, adding, evaluated
 from runs.record.schema import Record
 from runs.record.text import describe
 from runs.run.methods import make_method

@@ -1,13 +1,15 @@
-"""The records of an output folder, each read when somebody asks for it.
+"""The records of an output folder, or of a ledger of rows, each read when somebody
+asks for it.
 
 A command that needs a few runs opens a few files, however many thousand records the
 folder holds. `read_ledger` reads them all, for tables."""
 
 import heapq
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from runs.record.ledger import read_record, record_path
+from runs.record.ledger import Ledger, read_record, record_path
 from runs.record.schema import Record
 from runs.record.text import error_line
 
@@ -58,6 +60,25 @@ class RecordFolder:
             if path.exists():
                 self.problems.append(error_line(str(error)))
             return None
+
+
+class WholeRecords(Mapping[str, Record]):
+    """The records of a ledger by run id, each read when somebody asks for it."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def __getitem__(self, run: str) -> Record:
+        return self.ledger.whole(run)
+
+    def __contains__(self, run: object) -> bool:
+        return run in self.ledger.records
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ledger.records)
+
+    def __len__(self) -> int:
+        return len(self.ledger.records)
 
 
 def _is_record(entry: "os.DirEntry[str]") -> bool:

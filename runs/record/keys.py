@@ -93,8 +93,12 @@ class Part(BaseModel):
     """A part of the configuration: an unknown key is refused, a number for a name is a
     name."""
 
+    # Who reads records needs the declarations and validates no configuration
     model_config = ConfigDict(
-        extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True
+        extra="forbid",
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        defer_build=True,
     )
 
 

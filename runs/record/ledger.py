@@ -9,17 +9,18 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import orjson
-import yaml
 
 from runs.record.agreement import difference_of_results
 from runs.record.cell import cell_id, hash_of
+from runs.record.kept_rows import KeptRows, MakesRows, Part, parts_of
+from runs.record.lm_eval import LmEvalResult, adding, evaluated
 from runs.record.schema import (
     FINISHED,
     MEASURE_SCHEMA,
@@ -30,6 +31,7 @@ from runs.record.schema import (
     migrate,
 )
 from runs.record.text import error_line, printable
+from runs.record.yaml_file import read_yaml
 
 #: The folder of the four packages: of a clone, or site-packages.
 ROOT = Path(__file__).parents[2]
@@ -48,7 +50,7 @@ KINDS = {
 @cache
 def in_conf(name: str) -> Any:
     """What a file of conf/ says, such as cards.yaml; for reading alone."""
-    return yaml.safe_load((CONF / name).read_text(encoding="utf-8"))
+    return read_yaml(CONF / name)
 
 
 def built_from() -> dict[str, Any]:
@@ -133,25 +135,6 @@ def temporary(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def is_dead(name: str) -> bool:
-    """Whether HOST.PID.TOKEN names a process of this machine that has ended."""
-    host, _, number = name.rpartition(".")[0].rpartition(".")
-    try:
-        if host == socket.gethostname() and number.isdecimal() and len(number) < 10:
-            os.kill(int(number), 0)
-    except OSError as error:  # or it is another user's, whom /proc may hide
-        return isinstance(error, ProcessLookupError)
-    return False
-
-
-def sweep_up_dead(folder: Path) -> None:
-    """Removes the temporary files in a folder that killed processes of this machine
-    left. Always safe."""
-    for partial in folder.glob(".*.*.*.*.*"):
-        if is_dead(partial.name.split(".", 3)[3]):  # .NAME.json.HOST.PID.TOKEN
-            partial.unlink(missing_ok=True)
-
-
 def record_path(output: str | Path, run_id: str) -> Path:
     """The record of a run of this machine."""
     return Path(output, "records", f"{run_id}.json")
@@ -188,36 +171,12 @@ def write_study(
     for kind, added in ("record", records), ("measure", measures):
         path = folder / f"{kind}s.jsonl"
         lines = dict[str, str]()
-        for _, line in _parts(path):
+        for line in parts_of(path).values():
             lines[orjson.loads(line)["id"]] = f"{line.decode()}\n"
         for record in added:
             lines[record["id"]] = record_text(record, kind)
         if added:
             write_atomically(path, "".join(lines[key] for key in sorted(lines)))
-
-
-# --- which runs a sweep has: OUTPUT/sweeps/NAME.json. The folder NAME beside it, of a launcher's logs, can go
-
-
-def write_sweep(output: str | Path, name: str, ids: Sequence[str]) -> None:
-    """Writes the ids of a sweep's runs, in its order."""
-    text = json.dumps({"name": name, "runs": list(ids)}) + "\n"
-    write_atomically(Path(output, "sweeps", f"{name}.json"), text)
-
-
-def read_sweep(output: str | Path, name: str) -> list[str]:
-    """The ids of a sweep's runs."""
-    content = Path(output, "sweeps", f"{name}.json").read_bytes()
-    return list(orjson.loads(content)["runs"])
-
-
-def sweep_names(output: str | Path) -> list[str]:
-    """The sweeps of a folder, the newest first."""
-    folder = Path(output) / "sweeps"
-    files = [path for path in folder.glob("*.json") if not path.name.startswith(".")]
-    return [
-        path.stem for path in sorted(files, key=lambda path: -path.stat().st_mtime_ns)
-    ]
 
 
 # --- reading records
@@ -251,14 +210,25 @@ def read_record(path: str | Path, kind: str = "record", line: bytes = b"") -> Re
     return record
 
 
-#: A result of lm-eval, as LM_EVAL in schema.py says.
-LmEvalResult = dict[str, Any]
+def read_part(part: Part, text: bytes = b"", kind: str = "record") -> Record:
+    """The record, or measure, of a part; a finished record with its cell. Raises
+    ValueError as `read_record` does.
+
+    text: of a line, where it is at hand."""
+    if part.line and not text:
+        with open(part.path, "rb") as file:
+            file.seek(part.start)
+            text = file.read(part.size)
+    record = read_record(str(part), kind, text)
+    if kind == "record":
+        _name_cell(record)
+    return record
 
 
 @dataclass
 class Ledger:
-    """Records by run id (or what `keep` of `read_ledger` made of each), and measures
-    (which figures are drawn from) by their own ids."""
+    """Records by run id (or the row that `make_row` of `read_ledger` made of each), and
+    measures (which figures are drawn from) by their own ids."""
 
     records: dict[str, Record] = field(default_factory=dict)
     # of each record: "ours", or the study's name
@@ -269,15 +239,27 @@ class Ledger:
     measured: dict[str, str] = field(default_factory=dict)  # the origin of each measure
     #: Of runs that were done here and are published too: the study, and its record.
     published: dict[str, tuple[str, Record]] = field(default_factory=dict)
+    #: Of a ledger of rows: where each run's record stands, and the records to which
+    #: something was added.
+    places: dict[str, Part] = field(default_factory=dict)
+    amended: dict[str, Record] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records.values())
+
+    def whole(self, run: str) -> Record:
+        """The record of a run, read again where the ledger has a row of it."""
+        if run in self.amended:
+            return self.amended[run]
+        if run in self.places:
+            return read_part(self.places[run])
+        return self.records[run]
 
 
 def read_ledger(
     output: str | Path = "outputs",
     published: bool = True,
-    keep: Callable[[Record], Any] | None = None,
+    make_row: MakesRows | None = None,
 ) -> Ledger:
     """All records of this machine and, unless switched off, the published ones. This
     machine's own come first.
@@ -287,29 +269,15 @@ def read_ledger(
     many there are of each study is a problem. A copy of a published record is of that
     study, not of this machine.
 
-    keep: makes what the ledger keeps in the place of each record, so that thousands of
-    them need not be in memory at once."""
-    reading = _Reading(output, keep)
+    make_row: makes the row that the ledger has in the place of each record, so that
+    thousands of records need not be in memory at once. Rows come from the user's cache
+    where it has them."""
+    reading = _Reading(output, make_row)
     reading.add_folder("ours", Path(output), "")
     for folder in study_folders() if published else []:
         reading.add_folder(folder.name, folder, ".jsonl")
     reading.add_lm_eval()
     return reading.ledger
-
-
-def evaluated(record: Record) -> list[LmEvalResult]:
-    """What lm-eval has measured of a run."""
-    return (record.get("result") or {}).get("lm_eval") or []
-
-
-def adding(record: Record, *results: list[LmEvalResult]) -> Record:
-    """A record's result with those of lm-eval: one of each way of asking a task, the
-    last."""
-    latest = dict[tuple[str, str], LmEvalResult]()
-    for entries in results:
-        for entry in entries:
-            latest[entry["task"], entry["asked"]] = entry
-    return {**record["result"], "lm_eval": [*latest.values()]}
 
 
 def write_beside(output: str | Path, record: Record, result: LmEvalResult) -> None:
@@ -350,30 +318,91 @@ def study_folders() -> list[Path]:
 
 
 @dataclass
+class _Entry:
+    """A record that is being read, or its row. Of a row from the cache the record is
+    read when somebody asks for it."""
+
+    part: Part
+    row: Any = None
+    record: Record | None = None
+
+    @property
+    def id(self) -> str:
+        return str(self.row.id if self.record is None else self.record["id"])
+
+    def whole(self) -> Record:
+        """The record."""
+        if self.record is None:
+            self.record = read_part(self.part)
+        return self.record
+
+
+@dataclass
 class _Reading:
-    """A ledger that is being read. keep: what it keeps of a record, by default the
-    record. places: where each record stands, to read it again when a second one of its
-    run follows; amended: records that have changed since."""
+    """A ledger that is being read. make_row: makes what it has of a record, by default
+    the record itself."""
 
     output: str | Path = ""
-    keep: Callable[[Record], Any] | None = None
+    make_row: MakesRows | None = None
     ledger: Ledger = field(default_factory=Ledger)
-    places: dict[str, tuple[str, str, bytes]] = field(default_factory=dict)
-    amended: dict[str, Record] = field(default_factory=dict)
 
     def add_folder(self, origin: str, folder: Path, ending: str) -> None:
         """Adds the records and measures of an output folder or of a study's files."""
         ledger = self.ledger
         records, conflicts = folder / f"records{ending}", dict[str, float]()
-        for place, record in _read_all(ledger, records, "record"):
-            difference = self._add(origin, record, place)
+        for entry in self._entries(records):
+            difference = self._add(origin, entry)
             if difference is not None:
-                conflicts[record["id"]] = difference
+                conflicts[entry.id] = difference
         if conflicts:
             ledger.problems.append(f"{records}: {_in_words(ledger, conflicts)}")
-        for _, measure in _read_all(ledger, folder / f"measures{ending}", "measure"):
+        measures = folder / f"measures{ending}"
+        for part, text in parts_of(measures).items():
+            measure = self._read(part, text, "measure")
+            if measure is None:
+                continue
             if ledger.measures.setdefault(measure["id"], measure) is measure:
                 ledger.measured[measure["id"]] = origin
+
+    def _entries(self, records: Path) -> Iterator[_Entry]:
+        """The records of a folder, or of a study's file. Those that cannot be read are
+        problems of the ledger."""
+        if not self.make_row:
+            for part, text in parts_of(records).items():
+                record = self._read(part, text)
+                if record is not None:
+                    yield _Entry(part, record=record)
+            return
+        kept_rows = KeptRows(records, self.make_row)
+        problems = len(self.ledger.problems)
+        for part, text in (kept_rows.parts() or parts_of(records)).items():
+            row = kept_rows.get(part)
+            record = None
+            if row is None:
+                record = self._read(part, text)
+                if record is None:
+                    continue
+                row = self.make_row(record)
+                kept_rows.add(part, row)
+            yield _Entry(part, row, record)
+        # The problems of a study's file are found by reading it
+        if records.suffix != ".jsonl" or len(self.ledger.problems) == problems:
+            kept_rows.save()
+
+    def _read(self, part: Part, text: bytes, kind: str = "record") -> Record | None:
+        """The record, or measure, of a part; None where it cannot be read."""
+        try:
+            record = read_part(part, text, kind)
+            # A copy by hand has another name; which of two counts must not depend on
+            # their names
+            file_name = f"{record['id']}.json"
+            is_file = kind == "record" and not part.line
+            if is_file and not part.path.endswith(f"/{file_name}"):
+                raise ValueError(f"{part}: a record that belongs in {file_name}")
+        except ValueError as error:
+            self.ledger.problems.append(error_line(str(error)))
+            return None
+        return record
 
     def add_lm_eval(self) -> None:
         """Adds what lm-eval has measured of runs to their records."""
@@ -383,7 +412,7 @@ class _Reading:
             run = measure["of"][0]["id"]
             if run not in self.ledger.records:
                 continue
-            record = self._record(run)
+            record = self.ledger.whole(run)
             measured = measure["values"]["result"]
             if self.ledger.origin[run] == "ours":
                 # beside a record of this machine, the measure is from before it
@@ -393,19 +422,19 @@ class _Reading:
                 record["result"] = adding(record, evaluated(record), measured)
             self._amend(record)
 
-    def _add(
-        self, origin: str, record: Record, place: tuple[str, bytes]
-    ) -> float | None:
+    def _add(self, origin: str, entry: _Entry) -> float | None:
         """Adds a record. Where the ledger has that run with another result, that one
         counts, and this returns by how much the results differ."""
-        ledger, name = self.ledger, record["id"]
-        _name_cell(record)
+        ledger, name = self.ledger, entry.id
+        content = entry.whole() if self.make_row is None else entry.row
         if name not in ledger.records:
-            ledger.records[name] = self._kept(record)
+            ledger.records[name] = content
             ledger.origin[name] = origin
-            self.places[name] = (place[0], "record", place[1])
+            if self.make_row:
+                ledger.places[name] = entry.part
             return None
-        first = self._record(name)
+        first = ledger.whole(name)
+        record = entry.whole()
         difference = difference_of_results(first, record)
         is_same = difference is None
         if ledger.origin[name] == "ours":
@@ -421,27 +450,14 @@ class _Reading:
             first["result"] = adding(first, evaluated(record), evaluated(first))
             self._amend(first)
         if ledger.origin[name] == "ours":
-            ledger.published.setdefault(name, (origin, self._kept(record)))
+            ledger.published.setdefault(name, (origin, content))
         return difference
-
-    def _kept(self, record: Record) -> Any:
-        return self.keep(record) if self.keep else record
-
-    def _record(self, name: str) -> Record:
-        """A record that the ledger has, read again where it keeps something else."""
-        if not self.keep:
-            return self.ledger.records[name]
-        if name in self.amended:
-            return self.amended[name]
-        record = read_record(*self.places[name])
-        _name_cell(record)
-        return record
 
     def _amend(self, record: Record) -> None:
         """Keeps what has been added to a record of the ledger."""
-        if self.keep:
-            self.amended[record["id"]] = record
-            self.ledger.records[record["id"]] = self.keep(record)
+        if self.make_row:
+            self.ledger.amended[record["id"]] = record
+            self.ledger.records[record["id"]] = self.make_row(record)
 
 
 def _name_cell(record: Record) -> None:
@@ -466,35 +482,3 @@ def _in_words(ledger: Ledger, conflicts: Mapping[str, float]) -> str:
         f"{runs_have} another result here than in {', '.join(origins)}, which "
         f"counts{by_how_much}"
     )
-
-
-def _parts(place: Path) -> list[tuple[str, bytes]]:
-    """The JSON files of a folder, by name, or the lines of a study's file, with their
-    texts."""
-    if place.suffix == ".jsonl":
-        lines = place.read_bytes().splitlines() if place.is_file() else []
-        numbered = enumerate(lines, 1)
-        return [(f"{place} line {number}", line) for number, line in numbered if line]
-    names = sorted(os.listdir(place)) if place.is_dir() else []
-    names = [name for name in names if name.endswith(".json") and name[0] != "."]
-    return [(f"{place}/{name}", b"") for name in names]
-
-
-def _read_all(
-    ledger: Ledger, folder: Path, kind: str
-) -> Iterator[tuple[tuple[str, bytes], Record]]:
-    """What the parts of a folder hold, with the place and line of each. Those that
-    cannot be read are problems of the ledger."""
-    for part, line in _parts(folder):
-        try:
-            record = read_record(part, kind, line)
-            # A copy by hand has another name; which of two counts must not depend on
-            # their names
-            file_name = f"{record['id']}.json"
-            is_file = kind == "record" and not line
-            if is_file and not part.endswith(f"/{file_name}"):
-                raise ValueError(f"{part}: a record that belongs in {file_name}")
-        except ValueError as error:
-            ledger.problems.append(error_line(str(error)))
-            continue
-        yield (part, line), record

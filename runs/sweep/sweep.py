@@ -18,10 +18,11 @@ from runs.config import Launch
 from runs.launchers.contract import ByScript, ByWorkers, Launcher, OnThisMachine
 from runs.machine.fork_server import start_fork_server
 from runs.machine.locks import alone
-from runs.machine.processes import environment
+from runs.machine.processes import environment, sweep_up_dead
 from runs.record.cell import is_trial
-from runs.record.ledger import finished_record, read_record, sweep_up_dead, write_sweep
+from runs.record.ledger import finished_record, read_record
 from runs.record.schema import Record
+from runs.record.sweeps import write_sweep
 from runs.record.text import duration, plural
 from runs.run.definition import Run
 from runs.run.identity import check_ids, final_ids, identify

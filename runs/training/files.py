@@ -18,10 +18,10 @@ from typing import Any
 
 from runs.command.errors import UserError
 from runs.machine.hashes import digest
+from runs.machine.processes import is_dead
 from runs.record.cell import hash_of
 from runs.record.ledger import (
     finished_record,
-    is_dead,
     link_or_fail,
     read_record,
     read_regular,

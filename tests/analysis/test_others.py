@@ -11,11 +11,11 @@ from analysis.others import (
     ABOUT,
     EPOCHS,
     METHODS,
-    SOURCES,
     others,
     range_texts,
     report_lines,
     reports_of,
+    sources,
 )
 from analysis.paper import GLUE, IMAGES, numbers
 from analysis.results import others_page
@@ -31,9 +31,9 @@ PAPER = (
 )
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", sources())
 def test_a_source_says_where_its_numbers_are_from(source):
-    of = SOURCES[source]
+    of = sources()[source]
     assert all(of[key] for key in ("name", "cite", "url", "where", "read", "note"))
     for part in of["parts"]:
         for row in part["rows"]:

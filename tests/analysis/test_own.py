@@ -11,7 +11,8 @@ from analysis.notes import deviations
 from analysis.notes import notes as notes_of
 from analysis.tables.__main__ import main
 from runs.command.errors import UserError
-from runs.record.ledger import run_folder, write_record, write_study, write_sweep
+from runs.record.ledger import run_folder, write_record, write_study
+from runs.record.sweeps import write_sweep
 
 pytestmark = pytest.mark.properties
 

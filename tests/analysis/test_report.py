@@ -15,6 +15,8 @@ from analysis import figures, report, tables
 from analysis.frame import every_variant, runs
 from analysis.render import Number
 from analysis.report import main
+from analysis.rows import RowMaker, RunRow
+from runs.record.ledger import read_ledger, write_record
 
 pytestmark = pytest.mark.properties
 
@@ -169,6 +171,18 @@ def test_what_is_left_out_is_said_with_its_reason(page):
     )
     assert "0.01-failed (full on RTE, RoBERTa-base): out of memory at batch 32" in text
     assert "records/bad.json: no record" in text
+
+
+def test_a_page_is_the_same_from_rows_as_from_records(tmp_path, monkeypatch):
+    """Curves, configurations and test rows are read again from the records."""
+    monkeypatch.setattr("runs.record.ledger.PUBLISHED", tmp_path / "studies")
+    monkeypatch.setattr("analysis.figures.FIGURES", {})
+    monkeypatch.setattr(tables, "TABLES", ("table2",))
+    for one in mixed():
+        write_record(tmp_path, one)
+    of_rows = read_ledger(tmp_path, make_row=RowMaker())
+    assert {type(row) for row in of_rows} == {RunRow}
+    assert report.page(of_rows) == report.page(read_ledger(tmp_path))
 
 
 def test_of_a_large_ledger_the_first_cells_alone_show_their_runs(monkeypatch):

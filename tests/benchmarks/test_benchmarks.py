@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import many_runs, reward, serving, training
+from benchmarks import commands, many_runs, reward, serving, training
 from benchmarks.training import Shape, base_model, batch_of, loss_of, stepper, variant
+from runs.command.errors import UserError
+from runs.record.ledger import read_ledger, study_folders
 
 pytestmark = pytest.mark.parity
 
@@ -185,3 +187,42 @@ def test_many_runs_cost_more_than_their_training(run):
         assert row["seconds a run"] > row["of them training"] > 0
         assert row["parent's RSS, MB"] >= row["parent's PSS, MB"] > 10
     assert "| overhead a run, s |" in text
+
+
+def test_the_records_of_commands_are_other_runs_than_the_published_ones(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(commands, "SETTLED_S", 0)
+    monkeypatch.setattr(commands, "study_folders", lambda: study_folders()[:1])
+    published = len((study_folders()[0] / "records.jsonl").read_bytes().splitlines())
+    commands.write_records(tmp_path, published + 3)
+    made = read_ledger(tmp_path)
+    own = [run for run, origin in made.origin.items() if origin == "ours"]
+    assert made.problems == []
+    assert len(own) == published + 3
+    cells = {
+        (made.records[run]["cell_id"], made.records[run]["config"]["seed"])
+        for run in own
+    }
+    assert len(cells) == len(own)
+
+
+@pytest.mark.slow  # each command is a process, twice
+def test_commands_are_measured_as_processes_first_and_repeated(run, monkeypatch):
+    monkeypatch.setattr(commands, "SIZES", (0, 3, 5))
+    monkeypatch.setattr(commands, "ROUNDS", 1)
+    monkeypatch.setattr(commands, "COMMANDS", {"table table2": ("table", "table2")})
+    rows, text = run("commands")
+    assert [row["records"] for row in rows] == [0, 3]
+    for row in rows:
+        assert len(row["seconds"]) == 1
+        assert row["seconds"][0] < float(row["first"].removesuffix(" s"))
+        # that of Python with pandas, and not that of this process, which has torch
+        assert 50e6 < row["bytes"] < 300e6
+    assert "| table table2 |" in text
+
+
+def test_a_command_that_fails_is_no_measure(tmp_path):
+    measured = commands.Measured(("table", "tabel2"), tmp_path, tmp_path / "cache")
+    with pytest.raises(UserError, match="tabel2"):
+        measured()

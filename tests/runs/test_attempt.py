@@ -39,11 +39,11 @@ from runs.evaluate import amend
 from runs.machine import locks
 from runs.machine.hashes import check_kept, digest
 from runs.machine.locks import Lock, alone, run_lock
+from runs.machine.processes import sweep_up_dead
 from runs.record.ledger import (
     finished_record,
     record_path,
     run_folder,
-    sweep_up_dead,
     write_record,
 )
 from runs.run.identity import run_id

@@ -18,13 +18,13 @@ from runs import evaluate, export, lm_eval
 from runs.lm_harness import scores
 from runs.lm_harness.tasks import load_tasks
 from runs.record.ledger import (
-    evaluated,
     read_ledger,
     read_record,
     record_path,
     run_folder,
     write_study,
 )
+from runs.record.lm_eval import evaluated
 from runs.training import context
 
 if importlib.util.find_spec("lm_eval") is None and not ALL_TESTS:

@@ -21,7 +21,8 @@ from runs import evaluate, models, tune
 from runs.config import CONF, expand
 from runs.plan import plan
 from runs.record.folder import RecordFolder
-from runs.record.ledger import read_record, read_sweep, record_path, sweep_names
+from runs.record.ledger import read_record, record_path
+from runs.record.sweeps import read_sweep, sweep_names
 from runs.run import methods
 from runs.run.definition import with_starts
 from runs.run.identity import run_id

@@ -18,8 +18,9 @@ from runs.publishing import study_check
 from runs.publishing.study_check import problems, read
 from runs.record import ledger
 from runs.record.derived import derived
-from runs.record.ledger import study_folders, write_sweep
+from runs.record.ledger import study_folders
 from runs.record.redaction import without_paths
+from runs.record.sweeps import write_sweep
 from runs.run import provenance
 from runs.sweep.sweep import preflight
 

@@ -1,0 +1,109 @@
+"""What the commands that read records cost: CPU seconds and peak memory of each, as a
+process of its own, on the published records and on tens of thousands of others."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import orjson
+
+from benchmarks.training import Row, interleaved
+from runs.command.errors import UserError
+from runs.record.kept_rows import SETTLED_S
+from runs.record.ledger import ROOT, record_path, study_folders
+from runs.record.schema import Record
+
+#: Commands by their names; each takes output=.
+COMMANDS = {
+    "table table2": ("table", "table2"),
+    "plan experiment=table2_base": ("plan", "experiment=table2_base"),
+    "findings": ("findings",),
+    "report": ("report",),
+}
+#: Records of this machine, beside the published ones. The last size only with
+#: full=true.
+SIZES = (0, 30_000, 100_000)
+ROUNDS = 3
+
+
+def commands(full: bool) -> list[Row]:
+    """Each command with an empty user cache, and then repeated."""
+    rows = list[Row]()
+    for size in SIZES if full else SIZES[:-1]:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder, "outputs")
+            write_records(output, size)
+            work = {
+                name: Measured(words, output, Path(folder, "cache"))
+                for name, words in COMMANDS.items()
+            }
+            about: Row = {"part": "commands", "records": size}
+            for row in interleaved(work, ROUNDS, about):
+                measured = work[row["variant"]]
+                first = f"{measured.seconds[0]:.3g} s"
+                rows.append(row | {"first": first, "bytes": measured.peak_bytes})
+    return rows
+
+
+class Measured:
+    """A command that is measured each time it is called.
+
+    cache: of this user, for all commands of a size. seconds: of each call, in CPU time.
+    peak_bytes: the most memory of a call, but for the first one, which fills the
+    cache."""
+
+    def __init__(self, words: tuple[str, ...], output: Path, cache: Path) -> None:
+        self.words = [*words, f"output={output}"]
+        self.cache = cache
+        self.seconds = list[float]()
+        self.peak_bytes = 0
+
+    def __call__(self) -> float:
+        place = self.cache.with_name("measured.json")
+        command = [sys.executable, "-m", "benchmarks.child", str(place)]
+        command += [sys.executable, "-m", "vera_bench", *self.words]
+        environment = {**os.environ, "XDG_CACHE_HOME": str(self.cache)}
+        done = subprocess.run(
+            command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, check=False
+        )
+        if done.returncode:
+            message = done.stderr.decode().strip()
+            raise UserError(f"{' '.join(self.words)} failed: {message}")
+        measured = json.loads(place.read_text())
+        if self.seconds:
+            self.peak_bytes = max(self.peak_bytes, measured["bytes"])
+        self.seconds.append(measured["seconds"])
+        return self.seconds[-1]
+
+
+def write_records(output: Path, count: int) -> None:
+    """Writes so many records below a folder: copies of the published ones, with other
+    ids and other seeds."""
+    texts = [text for folder in study_folders() for text in _lines_of(folder)]
+    for number in range(count):
+        record: Record = orjson.loads(texts[number % len(texts)])
+        _reseed(record, 1000 * (1 + number // len(texts)))
+        record["id"] = hashlib.sha256(f"{record['id']} {number}".encode()).hexdigest()
+        record["id"] = record["id"][:12]
+        path = record_path(output, record["id"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(orjson.dumps(record) + b"\n")
+    time.sleep(SETTLED_S)
+
+
+def _lines_of(folder: Path) -> list[bytes]:
+    return (folder / "records.jsonl").read_bytes().splitlines()
+
+
+def _reseed(record: Record, added: int) -> None:
+    """Adds a number to a record's seed, wherever it has it."""
+    seed = record["cell"]["seed"]
+    record["cell"]["seed"] = seed + added
+    for key in ("seed", "data_seed"):
+        if record["config"].get(key) == seed:
+            record["config"][key] = seed + added
