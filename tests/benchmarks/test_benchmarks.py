@@ -12,7 +12,7 @@ from benchmarks import __main__ as command
 from benchmarks import commands, many_runs, reward, serving, training
 from benchmarks.training import Shape, base_model, batch_of, loss_of, stepper, variant
 from runs.command.errors import UserError
-from runs.record.ledger import read_ledger, study_folders
+from runs.record.ledger import PUBLISHED, read_ledger
 
 pytestmark = pytest.mark.parity
 
@@ -193,8 +193,9 @@ def test_the_records_of_commands_are_other_runs_than_the_published_ones(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(commands, "SETTLED_S", 0)
-    monkeypatch.setattr(commands, "study_folders", lambda: study_folders()[:1])
-    published = len((study_folders()[0] / "records.jsonl").read_bytes().splitlines())
+    study = PUBLISHED / "sums"
+    monkeypatch.setattr(commands, "study_folders", lambda: [study])
+    published = len((study / "records.jsonl").read_bytes().splitlines())
     commands.write_records(tmp_path, published + 3)
     made = read_ledger(tmp_path)
     own = [run for run, origin in made.origin.items() if origin == "ours"]
@@ -209,6 +210,7 @@ def test_the_records_of_commands_are_other_runs_than_the_published_ones(
 
 @pytest.mark.slow  # each command is a process, twice
 def test_commands_are_measured_as_processes_first_and_repeated(run, monkeypatch):
+    monkeypatch.setattr(commands, "study_folders", lambda: [PUBLISHED / "sums"])
     monkeypatch.setattr(commands, "SIZES", (0, 3, 5))
     monkeypatch.setattr(commands, "ROUNDS", 1)
     monkeypatch.setattr(commands, "COMMANDS", {"table table2": ("table", "table2")})

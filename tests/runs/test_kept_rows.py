@@ -17,6 +17,7 @@ from runs.record import kept_rows
 from runs.record import ledger as ledger_module
 from runs.record.kept_rows import cache_folder, decode, encode, remove_unused
 from runs.record.ledger import (
+    PUBLISHED,
     ROOT,
     read_ledger,
     record_path,
@@ -233,6 +234,7 @@ def test_a_damaged_line_of_a_study_is_a_problem_each_time(tmp_path, study):
 
 @pytest.mark.slow  # every published record, three times
 def test_every_published_record_has_the_same_row_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger_module, "PUBLISHED", PUBLISHED)
     made = read_ledger(tmp_path / "none", make_row=RowMaker())
     from_cache = read_ledger(tmp_path / "none", make_row=RowMaker())
     assert len(made.records) > 2000
