@@ -62,7 +62,7 @@ WORDS = [*TABLE, f"output={OUTPUT}"]
 # %%
 from runs.config import read_command
 from runs.forecast.work import outline
-from runs.plan import left, plan
+from runs.plan import plan, runs_to_do
 from runs.record.folder import RecordFolder
 from runs.run.definition import with_starts
 
@@ -72,7 +72,7 @@ def missing_cells():
     runs."""
     runs_by_cell = defaultdict(list)
     planned = plan(with_starts(read_command(WORDS).runs), RecordFolder(OUTPUT))
-    for entry in left(planned):
+    for entry in runs_to_do(planned):
         run = entry.run
         runs_by_cell[run.model, run.row, run.task].append(run)
     cells = []
