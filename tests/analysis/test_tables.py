@@ -747,8 +747,9 @@ def test_forgetting_is_the_median_change_of_the_seeds_that_measured_it_on_one_te
     assert {
         one["forgetting"] for of in ("paper", "difference") for one in lines(table, of)
     } == {""}
-    about = "(shipped, 617 tokens) after the last epoch minus the base model's (3.000 to 3.100)"
+    about = "after the last epoch minus the base model's (3.000 to 3.100)"
     assert about in notes(table)
+    assert "The text is shipped (617 tokens)." in table.notes
     assert "forgetting on another text, not shown: full." in table.notes
     (row,) = [row for row in table.rows if row[0] == "VeRA r=1024"]
     assert row[table.header.index("forgetting")].ids == tuple(r["id"] for r in ours[:3])
