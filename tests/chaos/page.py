@@ -14,7 +14,7 @@ from chaos.watch import PHASES
 
 from runs.record.ledger import ROOT
 from runs.record.text import duration
-from runs.run.provenance import code_state
+from runs.run.provenance import git
 
 if TYPE_CHECKING:
     from chaos.campaign import Campaign
@@ -76,12 +76,20 @@ def counts_of(campaign: "Campaign", seed: int, seconds: float) -> Counts:
 
 
 def _commit() -> str:
-    """The commit of the code, with a mark where files differ from it."""
-    state = code_state()
-    if state is None:
+    """The commit of the code, with a mark where files differ from it. docs/ is no code:
+    a campaign before this one has written its counts there."""
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
         return "unknown"
-    commit = str(state["commit"])[:8]
-    return f"{commit} with changes" if state["dirty"] else commit
+    changed = git(
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ":!docs",
+        ":!runs/records",
+    )
+    return f"{commit[:8]} with changes" if changed else commit[:8]
 
 
 def save(counts: Counts, folder: Path = FOLDER) -> Path:
