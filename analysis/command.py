@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -135,7 +135,8 @@ def _names(entry: Record | RunRow, key: str) -> set[str]:
     if isinstance(entry, RunRow):
         names = {str(getattr(entry, column))}
         return names | {entry.model} if key == "model" else names
-    names = {str(entry["cell"][column.removeprefix("conf_")])}
+    cell: Mapping[str, object] = entry["cell"]
+    names = {str(cell[column.removeprefix("conf_")])}
     return names | {model_of(entry)} if key == "model" else names
 
 

@@ -2,7 +2,7 @@
 (NAMES, NUMBERS, at the end). You add a column there, with one line."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,13 +19,14 @@ from runs.record.cell import (
     one_class,
     other_data_seed,
     protocol,
+    recorded_start,
     row_label,
     seed_value,
     text_score,
 )
 from runs.record.ledger import CONF
 from runs.record.lm_eval import evaluated
-from runs.record.schema import FINISHED, TEXT_SCORES, Record
+from runs.record.schema import FINISHED, TEXT_SCORES, DecodedScores, Record
 
 #: The names in conf/model of any model of a kind, which model.path= or model.hub= gives.
 GENERIC_MODELS = ("decoder", "encoder", "vision")
@@ -110,7 +111,7 @@ def settings_of(record: Record) -> dict[str, Any]:
     for group, values in defining(record["config"], with_seeds=False).items():
         settings |= values if isinstance(values, dict) else {group: values}
     settings["recipe"] = record["recipe"]["name"]
-    settings["start"] = (record.get("start") or {}).get("id")
+    settings["start"] = recorded_start(record)
     settings["data_seed"] = other_data_seed(record)
     settings["protocol"] = protocol(record)
     settings["data"] = short_hash(record["data"]["content"])
@@ -134,7 +135,8 @@ def reported_epoch(record: Record) -> str:
 def measurement_of(record: Record) -> dict[str, str]:
     """What a record's score was measured on, and how, as phrases by topic. Only scores
     that agree in all of them may be compared."""
-    data, task = record["data"], record["config"]["task"]
+    data = record["data"]
+    task: Mapping[str, object] = record["config"]["task"]
     phrases = {
         "base model": f"base model {short_hash(record['model'])}",
         "training rows": f"{data['train_rows']:,} training rows",
@@ -192,31 +194,31 @@ def optimism(record: Record) -> float:
     """What choosing the epoch on the reported rows adds; NaN where none is chosen."""
     if record["status"] != "done" or reported_epoch(record) != "best":
         return math.nan
-    crossfit = crossfit_of(record)
-    return (
-        float(record["result"]["scale"] * crossfit["optimism"])
-        if crossfit
-        else math.nan
-    )
+    crossfit = crossfit_of(record) or {}
+    added = crossfit.get("optimism")
+    return math.nan if added is None else record["result"]["scale"] * added
 
 
 def forgetting(record: Record) -> float:
     """The nats per token that a run has lost on its text (above 0), or gained; NaN
     where it was not measured."""
-    losses = record["result"].get("forgetting") or {}
-    if losses.get("before") is None or losses.get("after") is None:
+    losses = record["result"].get("forgetting")
+    if losses is None or losses["before"] is None or losses["after"] is None:
         return math.nan
-    return float(losses["after"] - losses["before"])
+    return losses["after"] - losses["before"]
 
 
-def seconds(record: Record) -> float | None:
+def scores_of_texts(record: Record) -> list[DecodedScores]:
+    """The scores of the texts that a run decoded, by epoch and variant."""
+    texts = record.get("texts")
+    return texts["scores"] if texts else []
+
+
+def seconds(record: Record) -> float:
     """The time of training, evaluation and decoding."""
-    parts = [
-        record["cost"].get(f"{part}_seconds")
-        for part in ("train", "evaluate", "decode")
-    ]
-    measured = [part for part in parts if part is not None]
-    return float(sum(measured)) if measured else None
+    cost = record["cost"]
+    decoding = cost.get("decode_seconds", 0.0)
+    return cost["train_seconds"] + cost["evaluate_seconds"] + decoding
 
 
 def last_epoch(record: Record) -> float:
@@ -318,7 +320,7 @@ NUMBERS: dict[str, Fact] = {
     "diverged": Fact(lambda record: record["status"] == "diverged"),
     "one_class": Fact(one_class),  # the share of rows that the class has, in words
     "evaluations": Fact(lambda record: len(record["curve"]["epoch"])),
-    "texts": Fact(lambda record: (record.get("texts") or {}).get("scores", [])),
+    "texts": Fact(scores_of_texts),
     "judged": Fact(lambda record: record.get("judged") or []),
     "lm_eval": Fact(evaluated),
     "seconds": Fact(seconds, "median", "number"),

@@ -14,6 +14,7 @@ import yaml
 import vera
 from benchmarks.training import DEVICE, Row, interleaved
 from runs import models
+from runs.record.configuration import ModelConfig
 from runs.record.keys import ModelKeys
 from runs.record.ledger import CONF
 from runs.training.policy import policy_rows, token_tensors
@@ -51,7 +52,7 @@ def reward(full: bool) -> list[Row]:
 def smollm2() -> Path:
     """The folder of the embedded model, which is fetched once."""
     settings = yaml.safe_load((CONF / "model" / "smollm2.yaml").read_text())
-    model = cast(models.ModelSettings, ModelKeys(**settings).model_dump())
+    model = cast(ModelConfig, ModelKeys(**settings).model_dump())
     return models.fetch(model)
 
 

@@ -32,6 +32,7 @@ from runs.config.schema import Task
 from runs.evaluate import Report, finished_records, read_line, restore
 from runs.machine.locks import alone, run_lock
 from runs.record.cell import hash_of
+from runs.record.configuration import Configuration, TaskConfig
 from runs.record.keys import Count
 from runs.record.ledger import run_folder, write_atomically
 from runs.record.schema import Record
@@ -137,7 +138,7 @@ def answerable_records(line: Line[BenchSettings]) -> list[Record]:
     return records
 
 
-def config_with_settings(record: Record, line: Line[BenchSettings]) -> dict[str, Any]:
+def config_with_settings(record: Record, line: Line[BenchSettings]) -> Configuration:
     """The record's configuration with the command's own settings. Raises UserError for
     one that cannot be."""
     config: dict[str, Any] = {**record["config"], "output": line.settings.output}
@@ -151,7 +152,7 @@ def config_with_settings(record: Record, line: Line[BenchSettings]) -> dict[str,
         Task.model_validate(task)
     except ValidationError as error:
         raise UserError(mistake(error, within="task")) from None
-    return config | {"task": task}
+    return cast(Configuration, config | {"task": task})
 
 
 def answers_path(output: str, run: str, bench: str) -> Path:
@@ -174,7 +175,7 @@ class Turn:
     rooms: list[int]
 
 
-def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path, int]:
+def answer(record: Record, config: Configuration, report: Report) -> tuple[Path, int]:
     """Answers every question without an answer. Returns the file, and how many the
     model's positions cut.
 
@@ -213,7 +214,7 @@ def answer(record: Record, config: dict[str, Any], report: Report) -> tuple[Path
     return path, cut_answers
 
 
-def _check_prompts(record: Record, settings: dict[str, Any]) -> None:
+def _check_prompts(record: Record, settings: TaskConfig) -> None:
     """Raises UserError where a run's prompts would be others now."""
     if data_content(record["config"]["task"]) != record["data"]["content"]:
         template = settings["template"] or "the template"
@@ -337,7 +338,7 @@ def _sample(
 
 
 def _generation_config(
-    task: InstructTask, settings: dict[str, Any], degree: float, tokens: int
+    task: InstructTask, settings: TaskConfig, degree: float, tokens: int
 ) -> "GenerationConfig":
     """The configuration of `generate` for questions of one temperature. tokens: the
     longest answer."""

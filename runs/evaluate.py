@@ -34,9 +34,10 @@ from runs.command.parser import (
 from runs.config import read_command
 from runs.machine.hashes import check_kept
 from runs.machine.locks import alone, run_lock
+from runs.record.cell import complete_scores
 from runs.record.folder import RecordFolder
 from runs.record.ledger import finished_record, run_folder, write_record
-from runs.record.schema import FINISHED, Record
+from runs.record.schema import FINISHED, AddedKeys, DecodedScores, Record
 from runs.record.text import describe
 from runs.run.definition import Run
 from runs.run.identity import identify
@@ -107,7 +108,9 @@ def score_texts_again(record: Record, output: str, name: str) -> list[bool]:
     path = kept_file("decoded_last.jsonl", record, output)
     check_kept(record, path.with_name("decoded_best.jsonl"))
     task = cast(Written, tasks.load(record["config"]["task"]))
-    entries = record["texts"]["scores"]
+    recorded_texts = record.get("texts")
+    assert recorded_texts is not None
+    entries = recorded_texts["scores"]
     try:
         texts = decode.read(task, path.parent)
     except (ValueError, KeyError) as error:
@@ -129,41 +132,45 @@ def score_texts_again(record: Record, output: str, name: str) -> list[bool]:
             text += f"; {', '.join(scores.added)} added to the record"
         print(text)
     if has_additions:
-        amend(output, record["id"], lambda _: {"texts": record["texts"]})
+        amend(output, record["id"], lambda _: {"texts": recorded_texts})
     return verdicts
 
 
-def _compare_text_scores(entry: Record, new_entry: Record) -> TextScores:
+def _compare_text_scores(entry: DecodedScores, new_entry: DecodedScores) -> TextScores:
     """An epoch's scores in a record beside those that were computed now."""
+    recorded_scores = cast(Mapping[str, float | None], entry)
     recorded, missing = dict[str, float](), dict[str, float]()
     is_same = bool(entry["hash"] == new_entry["hash"])
     for key, score in new_entry.items():
         if key == "epoch" or not isinstance(score, float):
             continue
-        if entry.get(key) is None:
+        recorded_score = recorded_scores.get(key)
+        if recorded_score is None:
             missing[key] = score
             continue
         recorded[key] = score
-        is_same = is_same and bool(np.isclose(score, entry[key], atol=1e-6))
+        is_same = is_same and bool(np.isclose(score, recorded_score, atol=1e-6))
     return TextScores(is_same, recorded, missing if is_same else {})
 
 
-def _add_scores(entry: Record, added: Mapping[str, float]) -> None:
+def _add_scores(entry: DecodedScores, added: Mapping[str, float]) -> None:
     """Adds scores to an epoch's in a record, in place of why they were unavailable."""
     reasons = entry.pop("unavailable", None) or {}
-    entry |= added
+    cast(dict[str, object], entry).update(added)
     reasons = {key: reason for key, reason in reasons.items() if key not in added}
     if reasons:
         entry["unavailable"] = reasons
 
 
-def amend(output: str | Path, run_id: str, parts: Callable[[Record], Record]) -> bool:
+def amend(
+    output: str | Path, run_id: str, parts: Callable[[Record], AddedKeys]
+) -> bool:
     """Adds keys to a finished record of this machine, under the run's lock. parts: of
     the record as it is now, the new keys. Returns whether there is such a record."""
     with alone(run_lock(output, run_id), f"run {run_id}"):
         record = finished_record(output, run_id)
         if record:
-            write_record(output, record | parts(record))
+            write_record(output, cast(Record, {**record, **parts(record)}))
     return record is not None
 
 
@@ -246,10 +253,11 @@ def restore(
     from runs.training.context import Context
 
     files = {}
-    for part in ("adapter", "head"):
-        name = "adapter_best" if part == "adapter" and best else part
-        if record["parameters"][part]:
-            files[part] = kept_file(f"{name}.safetensors", record, output)
+    if record["parameters"]["adapter"]:
+        name = "adapter_best" if best else "adapter"
+        files["adapter"] = kept_file(f"{name}.safetensors", record, output)
+    if record["parameters"]["head"]:
+        files["head"] = kept_file("head.safetensors", record, output)
     run = run_from_record(record)
     context = Context(run, record["id"], report, start=False, task=task)
     if "adapter" in files:
@@ -269,7 +277,7 @@ def run_from_record(record: Record) -> Run:
         cell["model"],
         cell["task"],
         cell["seed"],
-        record["recipe"]["name"],
+        str(record["recipe"]["name"]),
         cell["paper"],
         record["config"],
     )
@@ -303,9 +311,11 @@ def kept_score(record: Record, best: bool) -> float:
     """The whole dev set's metric at the epoch whose adapter was kept; best: at the best
     one, of two."""
     curve = record["curve"]
+    scores = complete_scores(curve["metric"])
     if record["config"]["keep"] in ("last", "both") and not best:
-        return float(curve["metric"][-1])
-    return float(curve["metric"][curve["epoch"].index(record["result"]["best_epoch"])])
+        return scores[-1]
+    best_epoch = cast(float, record["result"]["best_epoch"])
+    return scores[curve["epoch"].index(best_epoch)]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from runs.answer import (
     BenchSettings,
@@ -30,8 +30,9 @@ from runs.answer import (
 from runs.command.errors import UserError
 from runs.command.parser import entry_point, setting
 from runs.evaluate import amend, read_line
+from runs.record.configuration import Configuration
 from runs.record.ledger import finished_record, read_regular, record_path
-from runs.record.schema import Record
+from runs.record.schema import AddedKeys, Judgement, Record
 from tasks.mt_bench import (
     Judge,
     Summary,
@@ -90,16 +91,14 @@ def main(arguments: list[str]) -> int:
     rows = list[dict[str, Any]]()
     all_entered = True
     for record, bench, summary in zip(records, benches, summaries, strict=True):
-        entry = {**summary, "answering": bench.settings}
+        entry = cast(Judgement, {**summary, "answering": bench.settings})
         rows.append({"model": f"{record['label']['row']} ({record['id']})", **entry})
         all_entered = _enter(record, output, summary, entry) and all_entered
     print(table(rows))
     return 1 if outcome.failed or not all_entered else 0
 
 
-def _enter(
-    record: Record, output: str, summary: Summary, entry: dict[str, Any]
-) -> bool:
+def _enter(record: Record, output: str, summary: Summary, entry: Judgement) -> bool:
     """Writes a judge's scores into a record, once all answers have one. Returns False
     where the record is gone: judging takes hours, in which somebody may have archived
     it."""
@@ -114,12 +113,12 @@ def _enter(
     return False
 
 
-def _with_scores(record: Record, entry: dict[str, Any]) -> Record:
+def _with_scores(record: Record, entry: Judgement) -> AddedKeys:
     """A record's scores with a judge's new ones. Those of the same judge, and those of
     earlier answers to this bench, are left out."""
     judged_entries = []
     for judged_entry in record.get("judged", []):
-        is_of_same_answers = judged_entry["answers"] == entry["answers"]
+        is_of_same_answers = judged_entry.get("answers") == entry.get("answers")
         is_of_another_judge = judged_entry["judge"] != entry["judge"]
         if judged_entry["bench"] != entry["bench"] or (
             is_of_same_answers and is_of_another_judge
@@ -128,7 +127,7 @@ def _with_scores(record: Record, entry: dict[str, Any]) -> Record:
     return {"judged": [*judged_entries, entry]}
 
 
-def _answered_bench(record: Record, config: dict[str, Any]) -> AnsweredBench:
+def _answered_bench(record: Record, config: Configuration) -> AnsweredBench:
     """A run's answers. Raises UserError, before anything is paid for, where there are
     none, or no record here for the scores."""
     run_id, output = record["id"], config["output"]

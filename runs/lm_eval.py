@@ -29,8 +29,7 @@ from runs.lm_harness.scores import (
     metrics_words,
 )
 from runs.lm_harness.tasks import load_tasks
-from runs.record.lm_eval import LmEvalResult
-from runs.record.schema import Record
+from runs.record.schema import LmEvalResult, Record
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from runs.command.errors import UserError, is_users
 from runs.command.parser import (
@@ -32,11 +32,11 @@ from runs.command.parser import (
 )
 from runs.evaluate import find_finished
 from runs.measures.adapters import magnitude, similarity
-from runs.measures.contract import Measure
+from runs.measures.contract import MeasuredValues
 from runs.measures.matrix_fit import matrix_fit
 from runs.record.cell import hash_of, is_trial
 from runs.record.ledger import write_record
-from runs.record.schema import MEASURE_SCHEMA, Record
+from runs.record.schema import MEASURE_SCHEMA, Measure, MeasureKind, Provenance, Record
 from runs.record.text import describe
 
 
@@ -44,7 +44,7 @@ class Kind(NamedTuple):
     """A kind of measure, and how many runs it is of. compute: takes the seed, the
     output folder and their records."""
 
-    compute: Callable[..., Measure]
+    compute: Callable[..., MeasuredValues]
     run_count: int
 
 
@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
             f"{output}/records has no runs for {name}, finished and with their adapters"
             " (--help)"
         )
-    origin = _origin()
+    provenance = _provenance()
     written = 0
     for records in inputs:
         started = time.monotonic()
@@ -85,12 +85,16 @@ def main(arguments: list[str]) -> int:
             # many of all runs have kept no adapter
             print(f"left out: {describe(error)}")
             continue
-        content = {
-            **measure,
+        content: Measure = {
             "schema": MEASURE_SCHEMA,
             "id": measure_id(name, measure),
-            "kind": name,
-            **origin,
+            "kind": cast(MeasureKind, name),
+            "of": measure["of"],
+            "settings": measure["settings"],
+            "seeds": measure["seeds"],
+            "values": {**measure["values"]},
+            "summary": {**measure["summary"]},
+            **provenance,
             "seconds": round(time.monotonic() - started, 3),
         }
         path = write_record(output, content, "measure")
@@ -101,20 +105,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _origin() -> Record:
+def _provenance() -> Provenance:
     """The code, the versions and the machine that a measure comes from."""
     import torch
 
-    from runs.run.provenance import code_state, machine, versions
+    from runs.run.provenance import code_state, made_with
 
-    return {
-        "code": code_state(),
-        "versions": versions(),
-        "device": machine(torch.device("cpu")),
-    }
+    return made_with(code_state(), torch.device("cpu"))
 
 
-def _summary_words(name: str, measure: Measure) -> str:
+def _summary_words(name: str, measure: MeasuredValues) -> str:
     """A measure, its runs and its summary in one line."""
     runs = []
     for run in measure["of"]:
@@ -125,7 +125,7 @@ def _summary_words(name: str, measure: Measure) -> str:
     return f"{title}: {', '.join(numbers)}"
 
 
-def measure_id(name: str, measure: Measure) -> str:
+def measure_id(name: str, measure: MeasuredValues) -> str:
     """A hash of the measure's name, the runs, the settings and the seeds."""
     runs = [[run["id"], run["adapter"]] for run in measure["of"]]
     return hash_of([name, runs, measure["settings"], measure["seeds"]])[:12]

@@ -106,7 +106,9 @@ def answers(record: Record, output: str) -> dict[int, Answer]:
             f"run {run} has no answers: {record['label']['task']} reads none from "
             "decoded texts"
         )
-    path = kept_file(f"last_{scored(record)['variant']}.jsonl", record, output)
+    scores = scored(record)
+    assert scores is not None
+    path = kept_file(f"last_{scores['variant']}.jsonl", record, output)
     rows = dict[int, Answer]()
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
@@ -203,7 +205,8 @@ def labelled_rows(record: Record, file: str, settings: Settings) -> list[Row]:
     from runs.predict import check_has_head, predict_rows, read_new_rows
 
     check_has_head(record)
-    config = {**record["config"], "output": settings.output}
+    config = record["config"].copy()
+    config["output"] = settings.output
     new_rows = read_new_rows(record, Path(file), settings.output)
     if not new_rows.labelled:
         label = config["task"]["label_column"]

@@ -27,7 +27,7 @@ from runs.record.ledger import run_folder
 from runs.record.text import megabytes, plural
 from runs.run.definition import Run, with_starts
 from runs.run.identity import Contents, check_ids, identify, start_file
-from runs.run.methods import refusal, weights, words_of
+from runs.run.methods import count_weights, method_problem, skeleton_arguments
 from runs.sweep.display import event_words, read_progress
 from runs.training.files import saved
 from runs.training.reach import reach_of_run
@@ -64,7 +64,7 @@ def _planned(
 ) -> Planned:
     """One run's state."""
     record = records.get(run_id)
-    reason = refusal(run) if record is None else None
+    reason = method_problem(run) if record is None else None
     if reason:
         return Planned(run, "blocked", reason)
     if run_id is None:
@@ -125,7 +125,7 @@ def plan_text(
     if card:  # where that card is, what is not here may be
         for entry in planned:
             is_blocked = entry.state == "blocked" and entry not in coming
-            if is_blocked and not refusal(entry.run):
+            if is_blocked and not method_problem(entry.run):
                 coming.append(entry)
     cost = "nothing that can be done now"
     if coming:
@@ -184,11 +184,11 @@ def _memory(planned: list[Planned]) -> list[str]:
     for entry in planned:
         run = entry.run
         is_language = run.config["task"]["modality"] == "text generation"
-        if not is_language or not words_of(run):
+        if not is_language or skeleton_arguments(run) is None:
             continue
         weights_held, bytes_of_value = memory_of_weights(run.config)
         dtype = run.config["model"].get("quantise") or dtype_of(run.config)
-        size = megabytes(weights(run) * bytes_of_value)
+        size = megabytes(count_weights(run) * bytes_of_value)
         line = f"memory of {run.model} in {dtype}: {size} for its {weights_held}"
         lines[f"{line}, and activations"] = None
     return list(lines)

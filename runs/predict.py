@@ -85,7 +85,8 @@ def main(arguments: list[str]) -> int:
     run_name, source = line.names
     settings = line.settings
     record = find_finished(run_name, settings.output)
-    config = {**record["config"], "output": settings.output}
+    config = record["config"].copy()
+    config["output"] = settings.output
     if settings.eval_batch:
         config["eval_batch"] = settings.eval_batch
     if settings.device:
@@ -146,7 +147,7 @@ def read_new_rows(record: Record, path: Path, output: str) -> NewRows:
     that the run's model cannot predict, and for labels that it was not trained on."""
     import vera
 
-    settings = record["config"]["task"]
+    settings: dict[str, Any] = {**record["config"]["task"]}
     classes = vera.read_classes(kept_file("head.safetensors", record, output))
     if settings["family"] == "images":
         images = NewImages(settings, path, classes or [])

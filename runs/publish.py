@@ -39,7 +39,7 @@ from runs.record import ledger as files
 from runs.record.derived import NOT_PROVABLE
 from runs.record.ledger import INSTALLED, read_ledger
 from runs.record.redaction import without_paths
-from runs.record.schema import FINISHED, Record
+from runs.record.schema import FINISHED, Measure, Record
 from runs.record.sweeps import read_sweep, sweep_names
 from runs.record.text import plural
 from runs.run import provenance
@@ -91,7 +91,7 @@ def check_study(folder: Path) -> int:
     return 1 if problems else 0
 
 
-def records_to_publish(line: Line[Settings]) -> tuple[list[Record], list[Record]]:
+def records_to_publish(line: Line[Settings]) -> tuple[list[Record], list[Measure]]:
     """The finished records that a command names, without paths, and the measures of
     them alone."""
     output = line.settings.output

@@ -18,7 +18,7 @@ from analysis.figures.layers import figure3, figure5
 from analysis.figures.ranks import figure2
 from analysis.frame import every_variant
 from runs.record.ledger import Ledger
-from runs.record.schema import Record
+from runs.record.schema import Measure
 
 FIGURES: dict[str, Callable[[Part], Iterable[Figure]]] = {
     "figure2": figure2,
@@ -69,7 +69,7 @@ def make(
     return [*drawn.values()]
 
 
-def _measures_of(ledger: Ledger, source: str) -> list[Record]:
+def _measures_of(ledger: Ledger, source: str) -> list[Measure]:
     """The measures of this machine, or those that are published."""
     return [
         measure

@@ -21,7 +21,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis.render import to_csv
 from runs.record.ledger import temporary, write_atomically
-from runs.record.schema import TEXT_SCORES, Record
+from runs.record.schema import TEXT_SCORES, Measure
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour
 #: everywhere.
@@ -66,7 +66,7 @@ class Part:
     axes; labels, the rows that have one."""
 
     runs: pd.DataFrame
-    measures: Sequence[Record] = ()
+    measures: Sequence[Measure] = ()
     source: str = "ours"
     named: bool = False
     axes: tuple[str, str] | None = None

@@ -9,7 +9,7 @@ from analysis.figures.figure import Figure, Part, draw_lines, finite
 from analysis.figures.layers import LOOKS
 from analysis.figures.paper_figure import paper_figure
 from analysis.paper import NAMES
-from runs.record.schema import Record
+from runs.record.schema import Measure
 
 #: What a note says of a fit.
 SETTINGS = ("matrices", "target", "steps", "lr", "optimizer")
@@ -45,14 +45,14 @@ def figure6(part: Part) -> Iterator[Figure]:
         yield paper_figure(6, title, data[data.n > 0], notes, draw, subtitle)
 
 
-def shown_fit(measures: Iterable[Record]) -> list[Record]:
+def shown_fit(measures: Iterable[Measure]) -> list[Measure]:
     """The fit that is drawn, if there is any: each is complete in itself, and this has
     the lowest seed."""
     fits = [measure for measure in measures if measure["kind"] == "matrix_fit"]
     return sorted(fits, key=lambda fit: (fit["seeds"]["random"], fit["id"]))[:1]
 
 
-def errors(fit: Record) -> pd.DataFrame:
+def errors(fit: Measure) -> pd.DataFrame:
     """The errors of a fit, a row for each method and rank: their mean, spread, lowest
     and highest over the matrices, how many are finite (n, total), and the least that
     the rank allows."""

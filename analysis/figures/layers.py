@@ -14,7 +14,7 @@ from analysis.figures.paper_figure import paper_figure
 from analysis.frame import cells, mark_left_out
 from analysis.notes import notes
 from analysis.paper import paper
-from runs.record.schema import Record
+from runs.record.schema import Measure
 from runs.record.text import plural
 
 #: The lines of figure 3: shade, dash and marker tell query and value of one method.
@@ -72,7 +72,7 @@ class ByLayer:
 
 
 def measured(
-    runs: pd.DataFrame, measures: Iterable[Record], kind: str, *names: str
+    runs: pd.DataFrame, measures: Iterable[Measure], kind: str, *names: str
 ) -> Iterator[Measured]:
     """The values of these names of the measures of a kind, for each model and task.
 
@@ -102,10 +102,10 @@ def measured(
 
 
 def _by_place(
-    measures: Iterable[Record], kind: str
-) -> dict[tuple[str, str], list[Record]]:
+    measures: Iterable[Measure], kind: str
+) -> dict[tuple[str, str], list[Measure]]:
     """The measures of a kind by model and task, sorted by seed."""
-    groups = defaultdict[tuple[str, str], list[Record]](list)
+    groups = defaultdict[tuple[str, str], list[Measure]](list)
     of_kind = [measure for measure in measures if measure["kind"] == kind]
     for measure in sorted(of_kind, key=_seeds_of):
         cell = measure["of"][0]["cell"]
@@ -114,23 +114,23 @@ def _by_place(
     return groups
 
 
-def _seeds_of(measure: Record) -> list[int]:
+def _seeds_of(measure: Measure) -> list[int]:
     return [run["cell"]["seed"] for run in measure["of"]]
 
 
 def _largest_setting(
-    group: Sequence[Record], cell_of: pd.Series
-) -> dict[tuple[str, ...], Record]:
+    group: Sequence[Measure], cell_of: pd.Series
+) -> dict[tuple[str, ...], Measure]:
     """Of measures of one model and task those of one setting, by the ids of their runs;
     a run measured again has its last measure."""
-    by_setting = defaultdict[tuple[Any, ...], dict[tuple[str, ...], Record]](dict)
+    by_setting = defaultdict[tuple[Any, ...], dict[tuple[str, ...], Measure]](dict)
     for measure in group:
         ids = tuple(run["id"] for run in measure["of"])
         setting = measure["settings"]
         if cell_of.index.isin(ids).sum() == len(ids):
             is_paper = setting.get("ranks") == PAPER_RANKS
             by_setting[is_paper, str(setting), *cell_of[[*ids]]][ids] = measure
-    largest = dict[tuple[str, ...], Record]()
+    largest = dict[tuple[str, ...], Measure]()
     best = (False, 0)
     for (is_paper, *_), of_setting in by_setting.items():
         size = (is_paper, len(of_setting))

@@ -32,7 +32,7 @@ from analysis.results.comparisons import (
 )
 from analysis.results.measured import comparisons_of_measures
 from analysis.results.rates import comparisons_of_rates
-from runs.record.schema import Record
+from runs.record.schema import Measure
 
 #: The analyses beside the rule: whether collapsed runs are in, and weights.
 ANALYSES = {
@@ -44,7 +44,7 @@ ANALYSES = {
 
 def findings(
     runs: pd.DataFrame,
-    measures: Iterable[Record] = (),
+    measures: Iterable[Measure] = (),
     records: Records = NO_RECORDS,
 ) -> list[Finding]:
     """Every claim of the paper over all tasks on which these runs and measures can be

@@ -12,7 +12,7 @@ from analysis.frame import reported
 from analysis.inference import Verdict, mean_of, superiority_verdict
 from analysis.results.claims import Claim, Comparison, claims, joint_verdict
 from analysis.results.comparisons import paper_epochs, side_of
-from runs.record.schema import Record
+from runs.record.schema import Measure
 
 #: A mean squared error below which a fit of N(0, 1) is exact.
 EXACT_FIT = 1e-3
@@ -21,7 +21,7 @@ EQUAL_SHARE = 0.1
 
 
 def comparisons_of_measures(
-    runs: pd.DataFrame, measures: Sequence[Record]
+    runs: pd.DataFrame, measures: Sequence[Measure]
 ) -> Iterator[Comparison]:
     """The claims of figure 3, over runs (the figure shows their median), of figure 5,
     over pairs of runs and the query matrices, and of figure 6."""
@@ -114,7 +114,7 @@ def null_band(cosines: pd.DataFrame) -> float:
     return float(1.96 * math.sqrt((finite**2).mean() / layers))
 
 
-def _of_fit(fit: Record) -> Iterator[Comparison]:
+def _of_fit(fit: Measure) -> Iterator[Comparison]:
     """Figure 6, count by count. The claim is about every count, so one that differs
     contradicts it."""
     of_fit = errors(fit)

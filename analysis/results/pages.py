@@ -32,7 +32,7 @@ from analysis.results.study_rows import (
 from analysis.results.templates import macros, rendered
 from runs.command.errors import UserError
 from runs.record.ledger import Ledger
-from runs.record.schema import Record
+from runs.record.schema import Measure, Record
 from runs.record.templates import CELL_WIDTH
 from runs.record.text import folded, one_line
 
@@ -95,7 +95,7 @@ def findings_of(studies: Sequence[Study]) -> list[Finding]:
     frame = all_runs(studies)
     is_foreign = frame.preset != frame.origin
     frame = frame.assign(foreign=is_foreign).sort_values("foreign", kind="stable")
-    measures = dict[str, Record]()
+    measures = dict[str, Measure]()
     records = dict[str, Record]()
     for study in studies:
         measures |= study.ledger.measures

@@ -13,7 +13,8 @@ from typing import Any
 
 from runs.command.errors import UserError
 from runs.config.compose import Composer, name_of_row, plain
-from runs.models import ModelSettings, skeleton
+from runs.models import skeleton
+from runs.record.configuration import ModelConfig
 from runs.record.keys import is_own_setting
 from runs.record.ledger import in_conf
 from runs.record.override import Override
@@ -138,7 +139,7 @@ def _settings_of_entries(entries: list[dict[str, Any]]) -> Iterator[dict[str, An
 
 
 def _sites_of_last_blocks(
-    model: ModelSettings, sites: tuple[str, ...], blocks: int
+    model: ModelConfig, sites: tuple[str, ...], blocks: int
 ) -> list[str]:
     """The paths of the sites in the last transformer blocks of a model."""
     from vera.sites import find_sites
@@ -153,12 +154,12 @@ def _sites_of_last_blocks(
     return last_sites
 
 
-def _skeleton(model: ModelSettings) -> Any:
+def _skeleton(model: ModelConfig) -> Any:
     return skeleton(model, num_labels=2)
 
 
 def _parameters(
-    model: ModelSettings, own: Mapping[str, Any], settings: Mapping[str, Any]
+    model: ModelConfig, own: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> int:
     """How many parameters a method trains with these settings, without a model's head."""
     import vera

@@ -4,7 +4,7 @@ seeds, and checked."""
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +24,7 @@ from runs.config.compose import (
 from runs.config.files import Files, UnknownNameError
 from runs.config.grid import RUN_ID, Grid, read_grid
 from runs.config.schema import WHERE, Config, Launch
+from runs.record.configuration import Configuration, MethodConfig
 from runs.record.keys import KEYS, RESULT, Seed, nearest_key
 from runs.record.override import Override
 from runs.record.text import first_line
@@ -149,20 +150,20 @@ def _runs_of_cell(
     return [_with_seed(run, seed) for seed in seeds]
 
 
-def _with_seed(run: Run, seed: Any) -> Run:
+def _with_seed(run: Run, seed: object) -> Run:
     """A run that was composed with the stand-in, with its own seed."""
     try:
-        TypeAdapter(Seed).validate_python(seed)
+        number: int = TypeAdapter(Seed).validate_python(seed)
     except ValidationError as error:
         raise UserError(mistake(error, within="seed")) from None
     return Run(
         row=run.row,
         model=run.model,
         task=run.task,
-        seed=seed,
+        seed=number,
         recipe=run.recipe,
         experiment=run.experiment,
-        config=_replace_stand_in(run.config, seed),
+        config=_replace_stand_in(run.config, number),
         start=run.start,
         changed=[*run.changed],
         overrides=[*run.overrides],
@@ -226,7 +227,7 @@ def _refuse_missing_recipe(
     choices: dict[str, str], preset: str, composer: Composer
 ) -> None:
     row, model = choices["method"], choices["model"]
-    wanted = choices.get("recipe") or f"{row}/{model}"
+    missing = choices.get("recipe") or f"{row}/{model}"
     models_of_row = [
         name.partition("/")[2]
         for name in composer.files.choices("recipe")
@@ -239,7 +240,7 @@ def _refuse_missing_recipe(
         suggested = own_model if own_model in models_of_row else models_of_row[-1]
         example = f", such as recipe={suggested}"
     raise UserError(
-        f"preset {preset} has no recipe for {wanted}: write conf/recipe/{wanted}.yaml, "
+        f"preset {preset} has no recipe for {missing}: write conf/recipe/{missing}.yaml, "
         f"or take each row's recipe for another model (recipe=MODEL{example})"
     )
 
@@ -252,14 +253,15 @@ def _first_model_of_preset(preset: str, composer: Composer) -> str:
     return choices_of(cfg)["model"]
 
 
-def _label_class_of_peft(method: dict[str, Any], overrides: tuple[str, ...]) -> None:
+def _label_class_of_peft(method: MethodConfig, overrides: tuple[str, ...]) -> None:
     """Gives a class of peft its label, such as Lora use_dora=True."""
     if sum("method.config_class" in line for line in overrides) > 1:
         raise UserError(
             "method=peft:CLASS names the class: leave method.config_class= out"
         )
-    method["config"] = method["config"] or {}
-    settings = [f"{key}={value}" for key, value in sorted(method["config"].items())]
+    class_settings = method["config"] or {}
+    method["config"] = class_settings
+    settings = [f"{key}={value}" for key, value in sorted(class_settings.items())]
     label = [str(method["config_class"]).removesuffix("Config"), *settings]
     method["label"] = method["label"] or " ".join(label)
 
@@ -280,7 +282,7 @@ def _slug(text: str) -> str:
 
 def _configuration(
     cfg: DictConfig, overrides: tuple[str, ...], composer: Composer
-) -> tuple[dict[str, Any], list[Override]]:
+) -> tuple[Configuration, list[Override]]:
     """A run's configuration as plain values, checked and converted
     (runs/config/schema.py); and the overrides that set the method, the training or the
     model's settings differently from their files."""
@@ -292,9 +294,10 @@ def _configuration(
     values = Config.model_validate(config).model_dump(exclude_unset=True)
     _leave_out_neutral(values)
     for part in ("task", "method"):  # open ones: their keys in the order of their files
-        kept = [key for key in config[part] if key in values[part]]
-        values[part] = {key: values[part][key] for key in kept}
-    return values | {"recipe": values.pop("recipe", {})}, changed
+        checked = values[part]
+        values[part] = {key: checked[key] for key in config[part] if key in checked}
+    values["recipe"] = values.pop("recipe", {})  # the last key
+    return cast(Configuration, values), changed
 
 
 def _leave_out_neutral(values: dict[str, Any]) -> None:
@@ -407,8 +410,8 @@ def _start(
 
     That run has this one's model, data folder and training overrides, its own recipe,
     and seed 0."""
-    row, at, task = text.partition("@")
-    if not at or "/" in text:
+    row, separator, task = text.partition("@")
+    if not separator or "/" in text:
         is_id = re.fullmatch(RUN_ID, text)
         if not is_id and not text.endswith(".safetensors"):
             raise UserError(

@@ -8,7 +8,7 @@ from runs.command.parser import COMPOSING, read
 from runs.config.files import Files
 from runs.config.kept import kept_command
 from runs.config.schema import Launch
-from runs.models.settings import ModelSettings
+from runs.record.configuration import ModelConfig
 from runs.record.keys import is_own_setting
 from runs.run.definition import Run
 
@@ -40,7 +40,7 @@ def read_command(overrides: Sequence[str], config_dir: str | None = None) -> Com
     return Command(*kept_command(overrides, Files(config_dir)))
 
 
-def parts(model: str, method: str) -> tuple[ModelSettings, dict[str, Any]]:
+def parts(model: str, method: str) -> tuple[ModelConfig, dict[str, Any]]:
     """A model's configuration and a method's own settings, for what needs no task."""
     # Hydra is imported with it
     from runs.config.compose import Composer, plain

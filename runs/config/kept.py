@@ -8,11 +8,12 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from runs.config.files import Files
 from runs.config.schema import Launch
 from runs.machine.hashes import kept_in_cache
+from runs.record.configuration import Configuration
 from runs.record.ledger import ROOT
 from runs.record.override import Override
 from runs.run.definition import Run
@@ -147,9 +148,10 @@ def _encode_run(run: Run, parts: _Parts) -> dict[str, Any]:
 
 def _decode_run(fields: dict[str, Any], parts: _Parts) -> Run:
     start = fields["start"]
+    config = {key: parts.get(number) for key, number in fields["config"].items()}
     return Run(
         **{name: fields[name] for name in PLAIN},
-        config={key: parts.get(number) for key, number in fields["config"].items()},
+        config=cast(Configuration, config),
         changed=[Override(text) for text in fields["changed"]],
         start=_decode_run(start, parts) if start else None,
     )

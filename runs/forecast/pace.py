@@ -97,7 +97,9 @@ def _time_steps(run: Run) -> list[float]:
     from runs.training.loop import Training
 
     with tempfile.TemporaryDirectory() as folder:
-        config = run.config | {"output": folder, "init_from": None}
+        config = run.config.copy()
+        config["output"] = folder
+        config["init_from"] = None
         alone = replace(run, config=config, start=None)
         training = Training(alone, "probe", lambda event: None)
         size = config["train"]["effective_batch"]
@@ -128,8 +130,13 @@ def rate_file(run: Run) -> Path:
     variables = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
     environment = [os.environ.get(name) for name in variables]
     machine = [devices(run), gpus.processor(), cores, environment, version("torch")]
-    keys = ("device", "model", "micro_batch", "gradient_checkpointing")
-    row = [run.config[key] for key in keys]
+    config = run.config
+    row = [
+        config["device"],
+        config["model"],
+        config["micro_batch"],
+        config["gradient_checkpointing"],
+    ]
     key = hash_of([machine, row, run.method, run.config["train"]["precision"]])
     return cache_folder() / "rates" / f"{key[:24]}.json"
 
@@ -431,7 +438,7 @@ def _as_finished(planned: Planned, finished: Sequence[Record]) -> float:
     times = list[float]()
     for record in finished:
         cost = record["cost"]
-        steps = Plan.of(train, record["data"]["train_rows"], trains).total_steps
+        steps = Plan.of_run(train, record["data"]["train_rows"], trains).total_steps
         steps_left = max(steps - planned.progress.get("step", 0), 0)
         share = steps_left / record["steps"] if record["steps"] else 1.0
         seconds = cost["train_seconds"] + cost["evaluate_seconds"]

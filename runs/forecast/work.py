@@ -53,7 +53,7 @@ def outline(run: Run) -> Outline:
         return Outline()
     train = as_read(run, data.train)
     dev = as_read(run, data.dev)
-    plan = Plan.of(config["train"], train.rows, run.method["kind"] != "none")
+    plan = Plan.of_run(config["train"], train.rows, run.method["kind"] != "none")
     if not (len(train.tokens) and len(dev.tokens)):
         return Outline(plan.total_steps, data.basis)
     rows_of_step = min(plan.batch, train.rows)
@@ -136,7 +136,7 @@ def _bytes_read(run: Run, texts: int) -> float:
     batch = prompts_at_once(config["eval_batch"], config["task"]["beams"], True)
     batches = math.ceil(texts / batch)
     tokens = config["task"]["max_new_tokens"]
-    return float(batches * tokens * methods.weights(run) * size)
+    return float(batches * tokens * methods.count_weights(run) * size)
 
 
 def _work_by_reward(run: Run, rows: int, prompt: float) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from runs.command.errors import UserError
 from runs.command.parser import setting
@@ -18,20 +18,16 @@ from runs.models import dtype_of
 from runs.record.cell import hash_of
 from runs.record.keys import Count
 from runs.record.ledger import run_folder, write_atomically, write_beside
-from runs.record.lm_eval import LmEvalResult, adding, evaluated
-from runs.record.schema import Record
+from runs.record.lm_eval import adding, evaluated
+from runs.record.schema import (
+    AddedKeys,
+    EvaluationMetric,
+    LmEvalResult,
+    Record,
+    TaskScores,
+)
 from runs.record.text import describe
 from runs.run.methods import make_method
-
-
-class LmEvalMetric(TypedDict):
-    """A metric of a task. value, stderr: None where they are not finite."""
-
-    metric: str
-    filter: str
-    value: float | None
-    stderr: float | None
-    higher_is_better: bool | None
 
 
 @dataclass(frozen=True)
@@ -63,31 +59,37 @@ class Evaluator:
         self.settings = settings
         self._model_and_tokenizer: tuple[Any, Any] | None = None
         #: The base model's results, by the hash of what was asked.
-        self._base_results: dict[str, LmEvalResult] = {}
+        self._base_results: dict[str, TaskScores] = {}
 
     def evaluate(self, record: Record, task: AskedTask) -> LmEvalResult:
         """The result of a run with the base model's: from its record, or asked for and
         put there."""
         output = self.settings.output
         if not self.settings.redo:
-            for result in evaluated(record):
-                if (result["task"], result["asked"]) == (task.name, task.hash):
-                    return result
+            for recorded in evaluated(record):
+                if (recorded["task"], recorded["asked"]) == (task.name, task.hash):
+                    return recorded
         base_result = self._base_result(record, task)
-        result = dict(base_result)
+        scores = base_result
         if record["parameters"]["adapter"]:
             folder = run_folder(output, record["id"]) / "lm_eval" / task.hash
-            result = self._ask(record, task, folder, with_adapter=True)
-        result["before"] = {key: base_result[key] for key in ("metrics", "samples")}
+            scores = self._ask(record, task, folder, with_adapter=True)
+        result: LmEvalResult = {
+            **scores,
+            "before": {
+                "metrics": base_result["metrics"],
+                "samples": base_result["samples"],
+            },
+        }
 
-        def new_parts(current: Record) -> Record:
+        def new_parts(current: Record) -> AddedKeys:
             return {"result": adding(current, evaluated(current), [result])}
 
         if not amend(output, record["id"], new_parts):
             write_beside(output, record, result)
         return result
 
-    def _base_result(self, record: Record, task: AskedTask) -> LmEvalResult:
+    def _base_result(self, record: Record, task: AskedTask) -> TaskScores:
         """The result of a run's base model, which a file keeps for other runs."""
         if task.hash not in self._base_results:
             folder = Path(self.settings.output, "lm_eval", base_hash(record), task.hash)
@@ -101,7 +103,7 @@ class Evaluator:
 
     def _ask(
         self, record: Record, task: AskedTask, folder: Path, with_adapter: bool
-    ) -> LmEvalResult:
+    ) -> TaskScores:
         """The result of a run, or of its base model alone. folder: of the rows and
         answers. Where base weights were trained in place (full, BitFit), or changed by
         peft, the model is loaded afresh afterwards."""
@@ -157,7 +159,7 @@ def ask(
     tokenizer: Any,
     batch: int,
     folder: Path,
-) -> LmEvalResult:
+) -> TaskScores:
     """A model's result; files of rows and answers go into the folder. UserError where
     it cannot be asked."""
     import lm_eval
@@ -209,10 +211,10 @@ def _write_samples(samples: Mapping[str, list[object]], folder: Path) -> None:
 
 def _metrics(
     values: Mapping[str, Any], directions: Mapping[str, bool | None]
-) -> list[LmEvalMetric]:
+) -> list[EvaluationMetric]:
     """The metrics among a task's values, which have the names METRIC,FILTER and
     METRIC_stderr,FILTER. directions: whether higher is better, by metric."""
-    metrics: list[LmEvalMetric] = []
+    metrics: list[EvaluationMetric] = []
     for key, value in values.items():
         name, comma, filter_name = key.partition(",")
         if not comma or "_stderr," in key:
@@ -236,7 +238,7 @@ def _finite(value: str | float | None) -> float | None:
     return float(value)
 
 
-def metrics_words(metrics: list[LmEvalMetric]) -> str:
+def metrics_words(metrics: list[EvaluationMetric]) -> str:
     """Metrics in a few words: acc,none 0.3541 +-0.0131."""
     parts = []
     for metric in metrics:

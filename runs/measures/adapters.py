@@ -11,8 +11,8 @@ import numpy as np
 from runs.command.errors import UserError
 from runs.evaluate import kept_file
 from runs.machine.hashes import digest
-from runs.measures.contract import Measure, MeasuredRun, columns
-from runs.record.schema import Record
+from runs.measures.contract import MeasuredValues, columns
+from runs.record.schema import MeasuredRun, Record
 
 if TYPE_CHECKING:
     import torch
@@ -62,14 +62,14 @@ class Adapter:
             "adapter": self._adapter_of(record),
         }
 
-    def _adapter_of(self, record: Record) -> dict[str, str | float]:
+    def _adapter_of(self, record: Record) -> dict[str, object]:
         """Which adapter of a run this is, for the measure."""
         fingerprint = digest(self.path)[:16]
         if record["config"]["keep"] in ("last", "both"):
-            epoch = record["curve"]["epoch"][-1]
-            return {"fingerprint": fingerprint, "which": "last", "epoch": epoch}
-        epoch = record["result"].get("best_epoch")
-        return {"fingerprint": fingerprint, "which": "best", "epoch": epoch}
+            last_epoch = record["curve"]["epoch"][-1]
+            return {"fingerprint": fingerprint, "which": "last", "epoch": last_epoch}
+        best_epoch = record["result"]["best_epoch"]
+        return {"fingerprint": fingerprint, "which": "best", "epoch": best_epoch}
 
 
 def layer_and_site(matrix: str) -> tuple[int, str]:
@@ -89,7 +89,7 @@ def layer_and_site(matrix: str) -> tuple[int, str]:
     return layer, path_in_layer
 
 
-def magnitude(_: int, output: str, record: Record) -> Measure:
+def magnitude(_: int, output: str, record: Record) -> MeasuredValues:
     """The L2 norm of the change of d and of b from their initial values, for each
     adapted matrix (VeRA paper, figure 3); None for a vector that the method lacks.
     Raises UserError for a run that started from another adapter, whose initial values
@@ -131,7 +131,7 @@ def magnitude(_: int, output: str, record: Record) -> Measure:
     }
 
 
-def similarity(seed: int, output: str, left: Record, right: Record) -> Measure:
+def similarity(seed: int, output: str, left: Record, right: Record) -> MeasuredValues:
     """The cosine of the flattened weight differences of a LoRA and a VeRA run, for each
     matrix, and of each with a random normal matrix, drawn from `seed` (VeRA paper,
     figure 5); None where one is zero. Raises UserError unless both adapt the same

@@ -1,29 +1,20 @@
 """What every measure has."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from runs.record.schema import Record
-
-
-class MeasuredRun(TypedDict):
-    """A run that was measured. adapter: which of its adapters, and a hash of it."""
-
-    id: str
-    cell: Record
-    label: Record
-    adapter: dict[str, str | float]
+from runs.record.schema import MeasuredRun
 
 
-class Measure(TypedDict):
+class MeasuredValues(TypedDict):
     """What a measure has found.
 
     of: the runs. values: columns of the same length. summary: what is printed."""
 
     of: list[MeasuredRun]
-    settings: Mapping[str, object]
+    settings: dict[str, object]
     seeds: dict[str, int]
-    values: Mapping[str, Sequence[object]]
+    values: Mapping[str, list[Any]]
     summary: dict[str, float]
 
 

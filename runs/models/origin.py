@@ -3,8 +3,8 @@ of an adapter that travels."""
 
 from dataclasses import dataclass
 
-from runs.models.settings import ModelSettings
 from runs.models.wheels import packages
+from runs.record.configuration import ModelConfig
 from runs.record.ledger import in_conf
 
 
@@ -26,7 +26,7 @@ class Origin:
 
 
 def origin(
-    model: ModelSettings, content: str, user_choice: str | None = None
+    model: ModelConfig, content: str, user_choice: str | None = None
 ) -> Origin | None:
     """The repository on the hub of a record's model.
 

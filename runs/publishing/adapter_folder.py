@@ -201,8 +201,8 @@ def write_merged(record: Record, folder: Path, output: str) -> None:
     """
     import vera
 
-    train = {**record["config"]["train"], "precision": "fp32"}
-    config = {**record["config"], "train": train}
+    config = record["config"].copy()
+    config["train"] = {**config["train"], "precision": "fp32"}
     if config["model"].get("quantise"):
         # Weights of full precision take the adapter in; 4-bit ones would round it away.
         config["model"] = {**config["model"], "quantise": None}

@@ -142,7 +142,7 @@ def model_card(record: Record, ledger: Ledger, options: CardOptions) -> str:
     config = record["config"]
     seeds = seeds_of(record, ledger)
     scores = card_scores(record, seeds)
-    values = {
+    values: dict[str, object] = {
         "record": record,
         "config": config,
         "origin": options.origin,

@@ -7,6 +7,7 @@ from typing import Any
 
 from runs.command.errors import UserError
 from runs.models.memory import computing_precision
+from runs.record.configuration import MethodConfig
 from runs.record.schema import Record
 
 #: Test questions of GSM8K, of which a score of that benchmark is a share.
@@ -44,9 +45,12 @@ def train_info(record: Record, share: float) -> dict[str, Any]:
     """What came of it, and what it cost. share: of the test questions."""
     cost = record["cost"]
     parameters = record["parameters"]
-    last = {"step": record["steps"], "test accuracy": share}
-    last["train loss"] = record["curve"]["train_loss"][-1]
-    last["forgetting"] = forgetting(record)
+    last = {
+        "step": record["steps"],
+        "test accuracy": share,
+        "train loss": record["curve"]["train_loss"][-1],
+        "forgetting": forgetting(record),
+    }
     return {
         "accelerator_memory_max": cost.get("peak_memory_bytes") or 0,
         "train_time": cost["train_seconds"],
@@ -72,9 +76,9 @@ def meta_info(record: Record) -> dict[str, Any]:
 def gsm8k_share(record: Record) -> float:
     """The share of GSM8K's test questions that the last epoch answers, as k / 1,319."""
     run = f"run {record['id']} ({record['label']['row']}, {record['label']['task']})"
-    texts = record.get("texts") or {}
+    texts = record.get("texts")
     percents = []
-    for scores in texts.get("scores", []):
+    for scores in texts["scores"] if texts else []:
         parts = scores.get("parts") or {}
         if scores["which"] == "last" and parts.get("gsm8k") is not None:
             percents.append(parts["gsm8k"])
@@ -116,7 +120,7 @@ def train_config(record: Record) -> dict[str, Any]:
     }
 
 
-def adapter_config(method: dict[str, Any]) -> dict[str, Any] | None:
+def adapter_config(method: MethodConfig) -> dict[str, Any] | None:
     """The method's own settings; None for full fine-tuning, as that benchmark has it."""
     if method["kind"] == "full":
         return None
@@ -126,7 +130,7 @@ def adapter_config(method: dict[str, Any]) -> dict[str, Any] | None:
         "peft_type": kind.upper(),
         "target_modules": method.get("sites"),
         **settings,
-        **method.get("config", {}),
+        **(method.get("config") or {}),
     }
 
 

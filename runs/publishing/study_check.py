@@ -16,11 +16,11 @@ import os
 import re
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -33,7 +33,7 @@ from runs.record.derived import contradictions
 from runs.record.keys import PATH, is_own_setting, nearest_key
 from runs.record.override import Override
 from runs.record.redaction import without_paths
-from runs.record.schema import Record
+from runs.record.schema import Measure, Record
 from runs.record.text import error_line, plural, printable
 from runs.run import provenance
 from runs.run.definition import overrides_of
@@ -96,8 +96,8 @@ def read(folder: Path) -> Study:
                 texts[name].decode()
         except ValueError as error:
             problems.append(f"{name}: {error}")
-    records, damaged = _read_lines(texts, "record")
-    _, damaged_measures = _read_lines(texts, "measure")
+    records, damaged = _read_lines(texts, "records.jsonl", ledger.read_record)
+    _, damaged_measures = _read_lines(texts, "measures.jsonl", ledger.read_measure)
     return Study(
         folder,
         notes=texts.get("NOTES.md", b"").decode(errors="replace"),
@@ -119,23 +119,24 @@ def _names_below(folder: Path) -> Iterator[str]:
             yield Path(parent, name).relative_to(folder).as_posix()
 
 
+#: A record or a measure.
+Stored = TypeVar("Stored", Record, Measure)
+
+
 def _read_lines(
-    texts: Mapping[str, bytes], kind: str
-) -> tuple[list[Record], list[str]]:
+    texts: Mapping[str, bytes], name: str, read: Callable[[str, bytes], Stored]
+) -> tuple[list[Stored], list[str]]:
     """The records or measures of a study, and what is wrong with the lines of their
     file."""
-    name = f"{kind}s.jsonl"
     lines = texts.get(name, b"").splitlines()
-    entries = list[Record]()
-    problems = list[str]()
+    entries: list[Stored] = []
+    problems: list[str] = []
     if len(lines) > MAX_LINES:
         return [], [f"{name}: more than {MAX_LINES:,} lines"]
     for number, line in enumerate(lines, 1):
         try:
-            # read_record takes an empty line for a file that it is to read
-            entries.append(
-                ledger.read_record(f"{name} line {number}", kind, line or b" ")
-            )
+            # an empty line would stand for a file that is to be read
+            entries.append(read(f"{name} line {number}", line or b" "))
         except ValueError as error:
             problems.append(str(error))
     if len(problems) > NAMED_LINES:
@@ -268,7 +269,7 @@ def record_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]
 
 
 def _is_without_paths(record: Record) -> bool:
-    cleaned = without_paths(record)
+    cleaned: Mapping[str, object] = without_paths(record)
     return all(cleaned[key] == value for key, value in record.items())
 
 
@@ -287,7 +288,8 @@ def _metric_faults(record: Record) -> Iterator[str]:
     elif family == "images":
         metrics = {"accuracy"}
     elif family == "text":  # chosen, or by the labels
-        metrics = {task.get("metric")} - {None} or {"accuracy", "pearson"}
+        metric = task.get("metric")
+        metrics = {metric} if metric else {"accuracy", "pearson"}
     if result["metric"] not in metrics:
         yield f"{result['metric']} is not the metric of {task['name']}"
     reported = "best" if family in ("glue", "text") else "last"

@@ -10,15 +10,30 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal, cast
 
 import orjson
 
+from runs.record.configuration import Configuration, TrainConfig
 from runs.record.keys import KEYS, SEED, Key
-from runs.record.schema import TEXT_SCORES, Record
+from runs.record.schema import (
+    TEXT_SCORES,
+    Curve,
+    DecodedScores,
+    MeasuredRecord,
+    MetricResult,
+    Number,
+    Record,
+    Selected,
+)
 
 #: The groups whose keys ids hold together, each under its name.
-HASHED_GROUPS = ("method", "task", "train", "reward")
+HASHED_GROUPS: tuple[Literal["method", "task", "train", "reward"], ...] = (
+    "method",
+    "task",
+    "train",
+    "reward",
+)
 #: Keys that are gone, by the task's family, with the value that every run had. Ids hold
 #: them still.
 GONE: dict[str, dict[str, Any]] = {
@@ -36,18 +51,19 @@ def keys_of_group(group: str) -> dict[str, Key]:
     }
 
 
-def defining(config: Mapping[str, Any], with_seeds: bool = True) -> dict[str, Any]:
+def defining(config: Configuration, with_seeds: bool = True) -> dict[str, Any]:
     """The settings that define a run's result, besides its row and the contents of
     model and data: what the roles of runs/record/keys.py say.
 
     with_seeds: False leaves out what differs between the seeds of one cell."""
     family = config["task"].get("family")
-    settings = {}
+    settings = dict[str, Any]()
     for group in HASHED_GROUPS:
-        if not config.get(group):  # a run by likelihood has no settings of a reward
+        values = cast("Mapping[str, object] | None", config.get(group))
+        if not values:  # a run by likelihood has no settings of a reward
             continue
-        settings[group] = _in_ids(group, config[group], family, with_seeds)
-    settings["task"] = GONE.get(family, {}) | settings["task"]
+        settings[group] = _in_ids(group, values, family, with_seeds)
+    settings["task"] = GONE.get(family or "", {}) | settings["task"]
     if config["method"].get("redrawn") and not with_seeds:
         settings["method"].pop("projection_seed", None)  # A and B follow the seed
     for name, value in _in_ids("model", config["model"], family, with_seeds).items():
@@ -58,11 +74,11 @@ def defining(config: Mapping[str, Any], with_seeds: bool = True) -> dict[str, An
 
 
 def _in_ids(
-    group: str, values: Mapping[str, Any], family: str | None, with_seeds: bool
-) -> dict[str, Any]:
+    group: str, values: Mapping[str, object], family: str | None, with_seeds: bool
+) -> dict[str, object]:
     """The keys of a group that ids hold, those without a declaration among them: they
     are settings of somebody's own method or task."""
-    hashed = {}
+    hashed = dict[str, object]()
     keys = keys_of_group(group)
     for name, value in values.items():
         key = keys.get(name)
@@ -78,7 +94,7 @@ def _in_ids(
 
 
 def id_of(
-    config: Mapping[str, Any],
+    config: Configuration,
     *,
     row: str,
     model: str,
@@ -102,42 +118,53 @@ def id_of(
     return hash_of(parts)[:12]
 
 
-def is_trial(config: dict[str, Any]) -> bool:
+def is_trial(config: Configuration) -> bool:
     """Whether a run is a trial: stopped early (train.max_steps) or judged on training
     rows (task.holdout, task.folds)."""
     is_stopped = config["train"].get("max_steps") is not None
     return is_stopped or judged_on_training_rows(config)
 
 
-def judged_on_training_rows(config: Mapping[str, Any]) -> bool:
+def judged_on_training_rows(config: Configuration) -> bool:
     """Whether a run is evaluated on rows of the training set."""
     task = config["task"]
     return task.get("holdout") is not None or task.get("folds") is not None
 
 
-def protocol(record: Record) -> int:
+def recorded_start(record: MeasuredRecord) -> str | None:
+    """Which adapter a run started from; None for one that started from the base
+    model."""
+    start = record.get("start")
+    return start["id"] if start else None
+
+
+def protocol(record: MeasuredRecord) -> int:
     """The version of the task family's protocol that a run followed."""
-    return int(record.get("protocol") or 1)
+    return record.get("protocol") or 1
 
 
-def other_data_seed(record: Record) -> int | None:
+def other_data_seed(record: MeasuredRecord) -> int | None:
     """The seed of the order of the rows, where it is not the run's own."""
     data_seed = record["config"].get("data_seed")
-    return None if data_seed in (None, record["config"].get("seed")) else int(data_seed)
+    return None if data_seed == record["config"]["seed"] else data_seed
 
 
 def cell_id(record: Record) -> str:
-    """A hash of all that defines a finished record's result but the seed; of a
-    ledger's, as it was read."""
+    """The id of a finished record's cell; of a ledger's, as it was read."""
     if "cell_id" in record:
-        return str(record["cell_id"])
+        return record["cell_id"]
+    return computed_cell_id(record)
+
+
+def computed_cell_id(record: MeasuredRecord) -> str:
+    """A hash of all that defines a finished record's result but the seed."""
     settings = defining(record["config"], with_seeds=False)
     parts = [
         settings,
         record["model"],
         record["data"]["content"],
         record["recipe"]["name"],
-        (record.get("start") or {}).get("id"),
+        recorded_start(record),
         protocol(record),
     ]
     data_seed = other_data_seed(record)
@@ -147,7 +174,7 @@ def cell_id(record: Record) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def hash_of(value: Any) -> str:
+def hash_of(value: object) -> str:
     """SHA-256 of a value's JSON, with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
@@ -155,15 +182,18 @@ def hash_of(value: Any) -> str:
 # --- rows: their labels, and how LoRA's alpha relates to the recipe's
 
 
-def from_recipe(config: Mapping[str, Any], key: str, default: Any = None) -> Any:
+def from_recipe(config: Configuration, key: str, default: object = None) -> Any:
     """The recipe's value of a key: for the task, else for all tasks. A null is a value
     (`clip: null`)."""
-    recipe = config.get("recipe") or {}
+    recipe = config.get("recipe")
+    if not recipe:
+        return default
     by_task = (recipe.get("by_task") or {}).get(key) or {}
-    return by_task.get(config["task"]["name"], recipe.get(key, default))
+    values: Mapping[str, Any] = recipe
+    return by_task.get(config["task"]["name"], values.get(key, default))
 
 
-def lora_scaling(config: dict[str, Any]) -> str | None:
+def lora_scaling(config: Configuration) -> str | None:
     """How a LoRA run's alpha depends on its rank: "constant" (the recipe's alpha, as in
     Hu et al. 2022), "proportional" (the recipe's alpha / rank, times this rank), or
     "given" (neither). None for other methods, and at the recipe's own rank and alpha,
@@ -213,7 +243,7 @@ PAPERS = (
 SPELLINGS = {name.lower().replace("-", ""): name for name in PAPERS}
 
 
-def row_label(config: dict[str, Any]) -> str:
+def row_label(config: Configuration) -> str:
     """A run's method as tables and logs name it: "LoRA r=2, alpha=8" where alpha stayed
     the recipe's at another rank, "alpha=r" or "alpha=2r" where it follows the rank.
     peft's classes are spelt as in papers."""
@@ -247,10 +277,14 @@ class Metric:
     scale: float = 100.0
 
     @classmethod
-    def of_record(cls, record: dict[str, Any]) -> "Metric":
+    def of_record(cls, record: Record) -> "Metric":
         """The metric of a finished record."""
-        result = record["result"]
-        return cls(str(result["metric"]), result["higher_is_better"], result["scale"])
+        return cls.of_result(record["result"])
+
+    @classmethod
+    def of_result(cls, result: MetricResult) -> "Metric":
+        """The metric of a result."""
+        return cls(result["metric"], result["higher_is_better"], result["scale"])
 
     @property
     def worst(self) -> float:
@@ -287,9 +321,7 @@ def dev_halves(rows: int) -> tuple[Any, Any]:
     return np.sort(order[: rows // 2]), np.sort(order[rows // 2 :])
 
 
-def crossfit(
-    curve: dict[str, list[Any]], dev_rows: int, metric: Metric
-) -> dict[str, Any] | None:
+def crossfit(curve: Curve, dev_rows: int, metric: Metric) -> Selected | None:
     """Cross-fitted selection, which does not choose an epoch on the rows that it
     reports: chosen on half A of dev and reported on half B, chosen on B and reported on
     A, and the mean of the two, weighted by rows.
@@ -299,15 +331,14 @@ def crossfit(
     best_epoch, the two epochs chosen; and optimism, the mean at the epoch that is best
     on all of dev, minus `best`. That is an upper estimate, since half of the rows
     choose worse than all of them. None for a curve without values of both halves."""
-    half_a = curve.get("metric_select") or []
-    half_b = curve.get("metric_report") or []
-    if not half_a or len(half_a) != len(half_b):
-        return None
-    if None in (*half_a, *half_b, *curve["metric"]):
+    half_a = complete_scores(curve.get("metric_select"))
+    half_b = complete_scores(curve.get("metric_report"))
+    scores = complete_scores(curve["metric"])
+    if not half_a or not scores or len(half_a) != len(half_b):
         return None
     chosen_on_a = metric.best(half_a)
     chosen_on_b = metric.best(half_b)
-    chosen_on_all = metric.best(curve["metric"])
+    chosen_on_all = metric.best(scores)
     share = (dev_rows // 2) / dev_rows
 
     def mean(score_a: float, score_b: float) -> float:
@@ -324,21 +355,28 @@ def crossfit(
     }
 
 
-def best_and_last(record: Record, select: str) -> dict[str, Any]:
+def complete_scores(scores: list[Number] | None) -> list[float]:
+    """The scores of all evaluations; none where one of them is missing."""
+    complete = [score for score in scores or [] if score is not None]
+    return complete if len(complete) == len(scores or []) else []
+
+
+def best_and_last(record: Record, select: str) -> Selected:
     """A record's best and last number by paper, crossfit or half (A chooses, B
     reports); empty without."""
     if select == "paper":
-        return dict(record["result"].get("protocols", {}).get("paper") or {})
-    selected = crossfit_of(record) or {}
-    if select == "half" and selected:
-        curve = record["curve"]
-        evaluation = curve["epoch"].index(selected["best_epoch"][0])
-        scores = curve["metric_report"]
-        return {"best": scores[evaluation], "last": scores[-1]}
-    return selected
+        protocols = record["result"].get("protocols") or {}
+        return protocols.get("paper") or {}
+    selected = crossfit_of(record)
+    if selected is None or select == "crossfit":
+        return selected or {}
+    curve = record["curve"]
+    chosen_on_a = Metric.of_record(record).best(complete_scores(curve["metric_select"]))
+    scores = curve["metric_report"]
+    return {"best": scores[chosen_on_a], "last": scores[-1]}
 
 
-def crossfit_of(record: Record) -> dict[str, Any] | None:
+def crossfit_of(record: Record) -> Selected | None:
     """`crossfit` of a finished record."""
     return crossfit(
         record["curve"], record["data"]["dev_rows"], Metric.of_record(record)
@@ -361,15 +399,17 @@ def seed_value(
 ) -> float:
     """The metric of a finished record, unscaled; NaN for a run that finished without
     it. epoch: best or last; by default the one that the task's table reports."""
-    value = best_and_last(record, select).get(epoch or record["result"]["reported"])
-    if value is not None and math.isfinite(value):
-        return float(value)
+    selected = best_and_last(record, select)
+    reported = epoch or record["result"]["reported"]
+    score = selected.get("best") if reported == "best" else selected.get("last")
+    if score is not None and math.isfinite(score):
+        return float(score)
     return (
         Metric.of_record(record).worst if record["status"] == "diverged" else math.nan
     )
 
 
-def epoch_of_table(train: Mapping[str, Any], reported: str) -> str:
+def epoch_of_table(train: TrainConfig, reported: str) -> str:
     """best or last: the epoch that a table reports of runs with these settings, where
     their task's table reports `reported`. Where one epoch is evaluated, none is chosen:
     it is the last."""
@@ -384,27 +424,29 @@ def kept_epoch(keep: str, reported: str) -> str:
     return {"none": reported, "both": "best"}.get(keep, keep)
 
 
-def scored(record: Record) -> dict[str, Any]:
-    """The scores of the last epoch's texts by the protocol's variant, the first; empty
+def scored(record: Record) -> DecodedScores | None:
+    """The scores of the last epoch's texts by the protocol's variant, the first; None
     without texts."""
-    entries = (record.get("texts") or {}).get("scores", [])
-    return next((dict(entry) for entry in entries if entry["which"] == "last"), {})
+    texts = record.get("texts")
+    for scores in texts["scores"] if texts else []:
+        if scores["which"] == "last":
+            return scores
+    return None
 
 
 def number_of_texts(record: Record) -> str | None:
     """Which of TEXT_SCORES is the run's number; None of a run without texts."""
-    return next(
-        (key for key in TEXT_SCORES if scored(record).get(key) is not None), None
-    )
+    scores: Mapping[str, Any] = scored(record) or {}
+    return next((key for key in TEXT_SCORES if scores.get(key) is not None), None)
 
 
 def text_score(record: Record, key: str) -> float | None:
     """A score of the texts (`scored`); None without one (no Java), 0 where it diverged
     before any text."""
-    entry = scored(record)
-    if not entry:
+    scores: Mapping[str, Any] | None = scored(record)
+    if scores is None:
         return 0.0 if record["status"] == "diverged" else None
-    score = entry.get(key)
+    score = scores.get(key)
     return None if score is None else float(score)
 
 

@@ -6,19 +6,33 @@ shows. Somebody who computes every key anew is not caught: the curve, the costs,
 texts' scores and a judge's cannot be derived."""
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Literal
 
 from runs.record.cell import (
     Metric,
-    cell_id,
+    best_and_last,
+    complete_scores,
+    computed_cell_id,
     crossfit,
     id_of,
     protocol,
+    recorded_start,
     row_label,
 )
+from runs.record.configuration import Configuration
 from runs.record.items import METRIC_OF_ITEMS, right_items
-from runs.record.schema import Record
+from runs.record.schema import (
+    Curve,
+    DerivedKeys,
+    MeasuredRecord,
+    Number,
+    Recipe,
+    Record,
+    Result,
+    Seeds,
+    Selected,
+)
 from runs.record.steps import Plan
 
 #: A record's note on VeRA's A and B, by method.redrawn.
@@ -50,19 +64,23 @@ MOST_EPOCHS = 100_000
 NOT_PROVABLE = ("curve", "predictions", "files", "cost", "texts", "judged", "lm_eval")
 
 
-def derived(record: Record) -> Record:
+def derived(record: MeasuredRecord) -> DerivedKeys:
     """The keys of a finished record that follow from its other keys: from config, curve,
     the hashes of model and data, and the names of row, recipe and start."""
     config, data = record["config"], record["data"]
-    without_id = {key: value for key, value in record.items() if key != "cell_id"}
-    keys: Record = {
+    trains = config["method"]["kind"] != "none"
+    plan = Plan.of_run(config["train"], data["train_rows"], trains)
+    evaluated_steps = plan.evaluated_steps()
+    if record["status"] != "done":  # it ended before the last evaluation
+        evaluated_steps = evaluated_steps[: len(record["curve"]["metric"])]
+    keys: DerivedKeys = {
         "id": id_of(
             config,
             row=record["cell"]["row"],
             model=record["model"],
             data=data["content"],
             protocol=protocol(record),
-            start=(record.get("start") or {}).get("id"),
+            start=recorded_start(record),
             functions=record.get("functions"),
         ),
         "cell": {
@@ -80,34 +98,31 @@ def derived(record: Record) -> Record:
         "effective_batch": config["train"]["effective_batch"],
         "micro_batch": config["micro_batch"],
         "result": _result(record),
-        "cell_id": cell_id(without_id),
+        "cell_id": computed_cell_id(record),
+        "curve": {
+            "epoch": [
+                round(step / plan.steps_per_epoch, 4) for step in evaluated_steps
+            ],
+            "step": evaluated_steps,
+        },
     }
-    trains = config["method"]["kind"] != "none"
-    plan = Plan.of(config["train"], data["train_rows"], trains)
-    evaluated = plan.evaluated_steps()
     if record["status"] == "done":
         keys["steps"] = plan.total_steps
-    else:  # it ended before the last evaluation
-        evaluated = evaluated[: len(record["curve"]["metric"])]
-    keys["curve"] = {
-        "epoch": [round(step / plan.steps_per_epoch, 4) for step in evaluated],
-        "step": evaluated,
-    }
     return keys
 
 
-def _recipe(record: Record) -> dict[str, Any]:
+def _recipe(record: MeasuredRecord) -> Recipe:
     recipe = record["config"].get("recipe") or {}
     return {
         "name": record["recipe"]["name"],
         "source": recipe.get("source"),
-        "chosen": recipe.get("chosen", {}),
+        "chosen": recipe.get("chosen") or {},
     }
 
 
-def _seeds(config: Mapping[str, Any]) -> dict[str, Any]:
+def _seeds(config: Configuration) -> Seeds:
     method = config["method"]
-    seeds = {
+    seeds: Seeds = {
         "training": config["seed"],
         "data": config["data_seed"],
         "projection": method.get("projection_seed"),
@@ -117,9 +132,9 @@ def _seeds(config: Mapping[str, Any]) -> dict[str, Any]:
     return seeds
 
 
-def _result(record: Record) -> dict[str, Any]:
+def _result(record: MeasuredRecord) -> Result:
     result = record["result"]
-    stated = Metric.of_record(record)
+    stated = Metric.of_result(result)
     # An own task may have a metric of its own, whose direction only it knows
     metric = stated
     if stated.name in RANGES:
@@ -136,40 +151,44 @@ def _result(record: Record) -> dict[str, Any]:
 
 
 def summarise(
-    curve: Mapping[str, list[Any]],
+    curve: Curve,
     dev_rows: int,
     metric: Metric,
-    reported: str,
+    reported: Literal["best", "last"],
     select: str,
-) -> dict[str, Any]:
+) -> Result:
     """The result by both protocols; `best` and `last` by `select`, best_epoch as its
     adapter is kept.
 
     paper: the best epoch on the dev set, reported on the same rows, which is
     optimistic. crossfit: see runs.record.crossfit. reported: "best" or "last",
     whichever the task's table shows."""
-    result = {
+    result: Result = {
         "metric": metric.name,
         "higher_is_better": metric.higher_is_better,
         "scale": metric.scale,
         "reported": reported,
         "select": select,
+        "best": None,
+        "best_epoch": None,
+        "last": None,
     }
-    scores = curve["metric"]
+    scores = complete_scores(curve["metric"])
     if not scores:
-        return {**result, "best": None, "best_epoch": None, "last": None}
+        return result
     selected = metric.best(scores)
-    paper = {
+    paper: Selected = {
         "best": scores[selected],
         "best_epoch": curve["epoch"][selected],
         "last": scores[-1],
     }
-    protocols = {
-        "paper": paper,
-        "crossfit": crossfit(dict(curve), dev_rows, metric) or {},
-    }
-    stated = {key: protocols[select].get(key) for key in ("best", "last")}
-    return {**result, **paper, **stated, "protocols": protocols}
+    by_crossfit = crossfit(curve, dev_rows, metric) or {}
+    stated = paper if select == "paper" else by_crossfit
+    result["best"] = stated.get("best")
+    result["best_epoch"] = paper["best_epoch"]
+    result["last"] = stated.get("last")
+    result["protocols"] = {"paper": paper, "crossfit": by_crossfit}
+    return result
 
 
 # --- checking
@@ -196,7 +215,9 @@ def _is_own_label(record: Record) -> bool:
     return bool(record["label"]["row"] == record["config"]["method"]["label"])
 
 
-def _differing_places(stated: Any, computed: Any, place: str = "") -> Iterator[str]:
+def _differing_places(
+    stated: object, computed: object, place: str = ""
+) -> Iterator[str]:
     """Where a record says something else than what was computed. Keys that older
     records lack are passed over."""
     if isinstance(computed, dict) and isinstance(stated, dict):
@@ -218,7 +239,7 @@ def _differing_places(stated: Any, computed: Any, place: str = "") -> Iterator[s
         yield place
 
 
-def _equal(stated: Any, computed: Any) -> bool:
+def _equal(stated: object, computed: object) -> bool:
     if isinstance(stated, float | int) and isinstance(computed, float | int):
         return math.isclose(stated, computed, rel_tol=0, abs_tol=TOLERANCE)
     return bool(stated == computed)
@@ -228,27 +249,32 @@ def _impossible_scores(record: Record) -> Iterator[str]:
     """Scores outside the metric's range, and accuracies that no number of rows has."""
     name, curve = record["result"]["metric"], record["curve"]
     rows = record["data"]["dev_rows"]
-    halves = [rows // 2, rows - rows // 2]
-    columns = {
-        "metric": rows,
-        "metric_select": halves[0],
-        "metric_report": halves[1],
-    }
-    for column, count in columns.items():
-        for score in curve.get(column) or []:
-            if score is None:
-                yield f"curve.{column} has an evaluation without a score"
-            elif name in RANGES and not _within(score, RANGES[name]):
-                yield f"curve.{column}: {score} is no {name}"
-            elif name == METRIC_OF_ITEMS and not _is_whole(score * count):
-                yield f"curve.{column}: {score} is no {name} of {count} rows"
-    if name == METRIC_OF_ITEMS and curve.get("metric_select"):
-        by_halves = zip(curve["metric_select"], curve["metric_report"], strict=True)
-        for score, (select, report) in zip(curve["metric"], by_halves, strict=True):
-            right = select * halves[0] + report * halves[1]
-            if not _is_close(score * rows, right):
-                yield "curve.metric is not the mean of its two halves"
-                return
+    rows_a = rows // 2
+    rows_b = rows - rows_a
+    scores_a, scores_b = curve.get("metric_select"), curve.get("metric_report")
+    yield from _impossible_column(name, "metric", curve["metric"], rows)
+    yield from _impossible_column(name, "metric_select", scores_a, rows_a)
+    yield from _impossible_column(name, "metric_report", scores_b, rows_b)
+    if name != METRIC_OF_ITEMS:
+        return
+    scores = complete_scores(curve["metric"])
+    halves = zip(complete_scores(scores_a), complete_scores(scores_b), strict=False)
+    for score, (score_a, score_b) in zip(scores, halves, strict=False):
+        if not _is_close(score * rows, score_a * rows_a + score_b * rows_b):
+            yield "curve.metric is not the mean of its two halves"
+            return
+
+
+def _impossible_column(
+    metric: str, column: str, scores: list[Number] | None, rows: int
+) -> Iterator[str]:
+    for score in scores or []:
+        if score is None:
+            yield f"curve.{column} has an evaluation without a score"
+        elif metric in RANGES and not _within(score, RANGES[metric]):
+            yield f"curve.{column}: {score} is no {metric}"
+        elif metric == METRIC_OF_ITEMS and not _is_whole(score * rows):
+            yield f"curve.{column}: {score} is no {metric} of {rows} rows"
 
 
 def _within(score: float, bounds: tuple[float, float]) -> bool:
@@ -266,26 +292,28 @@ def _is_whole(number: float) -> bool:
 
 def _bits_without_score(record: Record) -> Iterator[str]:
     """Bits of right rows that give another score than the record states."""
-    protocols = record["result"].get("protocols") or {}
-    by_paper = protocols.get("paper") or {}
-    for epoch, stated in (record.get("right") or {}).items():
+    by_paper = best_and_last(record, "paper")
+    scores = {"best": by_paper.get("best"), "last": by_paper.get("last")}
+    for epoch in record.get("right") or {}:
         try:
             bits = right_items(record, epoch)
         except ValueError as error:
             yield f"right.{epoch}: {error}"
             continue
-        score = by_paper.get(epoch)
-        if stated is None or bits is None or score is None:
+        score = scores.get(epoch)
+        if bits is None or score is None:
             continue
         if not _is_close(float(bits.mean()), score):
             yield f"right.{epoch} are not the rows of its score"
-    for entry in (record.get("texts") or {}).get("scores", []):
+    texts = record.get("texts")
+    for entry in texts["scores"] if texts else []:
         if "right" not in entry:
             continue
         bits = right_items(record, entry["which"])
-        if bits is None or len(entry.get("parts") or {}) != 1:
+        exact_match = entry.get("exact_match")
+        if bits is None or exact_match is None or len(entry.get("parts") or {}) != 1:
             continue
-        if not _is_close(100 * float(bits.mean()), entry["exact_match"]):
+        if not _is_close(100 * float(bits.mean()), exact_match):
             yield "texts: the right texts are not those of the exact match"
 
 

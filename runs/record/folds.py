@@ -1,6 +1,6 @@
 """The runs of one cross-validation (task.folds), found from any one of them."""
 
-from runs.record.cell import defining, hash_of
+from runs.record.cell import defining, hash_of, recorded_start
 from runs.record.folder import RecordFolder
 from runs.record.schema import Record
 
@@ -11,15 +11,17 @@ LOOKED_AT = 10_000
 def records_of_folds(record: Record, output: str) -> dict[int, Record]:
     """The finished records of the folds of a run's cross-validation, by fold, the run's
     own among them."""
-    wanted = _without_fold(record)
+    own_fold = record["config"]["task"].get("fold")
+    assert own_fold is not None, "a run without task.folds has no cross-validation"
+    shared = _without_fold(record)
     by_fold: dict[int, Record] = {}
-    for other in RecordFolder(output).newest(LOOKED_AT):
-        fold = other["config"]["task"].get("fold")
-        if fold is None or other["status"] != "done" or fold in by_fold:
+    for candidate in RecordFolder(output).newest(LOOKED_AT):
+        fold = candidate["config"]["task"].get("fold")
+        if fold is None or candidate["status"] != "done" or fold in by_fold:
             continue
-        if _without_fold(other) == wanted:
-            by_fold[fold] = other
-    by_fold[record["config"]["task"]["fold"]] = record
+        if _without_fold(candidate) == shared:
+            by_fold[fold] = candidate
+    by_fold[own_fold] = record
     return dict(sorted(by_fold.items()))
 
 
@@ -28,6 +30,5 @@ def _without_fold(record: Record) -> str:
     parts = defining(record["config"])
     parts["task"] = {**parts["task"], "fold": None}
     seeds = [record["config"]["seed"], record["config"]["data_seed"]]
-    start = (record.get("start") or {}).get("id")
     contents = [record["cell"]["row"], record["model"], record["data"]["content"]]
-    return hash_of([parts, *contents, *seeds, start])
+    return hash_of([parts, *contents, *seeds, recorded_start(record)])

@@ -5,7 +5,8 @@ short for a claim about other rows. With these bits a difference can be computed
 and row (analysis/inference.py). They hold no label and no text."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,16 +42,19 @@ def unpack(text: str, rows: int) -> Bits:
 def right_items(record: Record, epoch: str) -> Bits | None:
     """Whether each test row is right at an epoch (best or last): the rows behind the
     record's number, dev rows or texts. None for a record without bits."""
-    texts = record.get("texts") or {}
-    entries = [entry for entry in texts.get("scores", []) if entry["which"] == epoch]
-    if entries:
-        text = entries[0].get("right")
-        return None if text is None else unpack(text, texts["items"])
-    text = (record.get("right") or {}).get(epoch)
-    return None if text is None else unpack(text, record["data"]["dev_rows"])
+    texts = record.get("texts")
+    if texts:
+        for scores in texts["scores"]:
+            if scores["which"] == epoch:
+                bits = scores.get("right")
+                return None if bits is None else unpack(bits, texts["items"])
+    right_rows: Mapping[str, Any] = record.get("right") or {}
+    bits = right_rows.get(epoch)
+    return None if bits is None else unpack(bits, record["data"]["dev_rows"])
 
 
 def groups_of_items(record: Record) -> list[int] | None:
     """The group of each of these rows, where some belong together, such as sums of the
     same terms; None where each stands by itself."""
-    return (record.get("texts") or {}).get("groups")
+    texts = record.get("texts")
+    return texts.get("groups") if texts else None

@@ -13,18 +13,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
 from runs.record.agreement import difference_of_results
 from runs.record.cell import cell_id, hash_of
 from runs.record.kept_rows import KeptRows, MakesRows, Part, parts_of
-from runs.record.lm_eval import LmEvalResult, adding, evaluated
+from runs.record.lm_eval import adding, evaluated
 from runs.record.schema import (
     FINISHED,
     MEASURE_SCHEMA,
     SCHEMA,
+    Code,
+    FailedRecord,
+    LmEvalResult,
+    Measure,
+    MeasuredRun,
     Record,
     check,
     check_measure,
@@ -53,13 +58,12 @@ def in_conf(name: str) -> Any:
     return read_yaml(CONF / name)
 
 
-def built_from() -> dict[str, Any]:
+def built_from() -> Code:
     """The commit of an installed wheel's code, and whether files differed (dirty); None
     outside of git."""
     with contextlib.suppress(OSError):
-        return dict(
-            json.loads((ROOT / "runs" / "build.json").read_text(encoding="utf-8"))
-        )
+        text = (ROOT / "runs" / "build.json").read_text(encoding="utf-8")
+        return cast(Code, json.loads(text))
     return {"commit": None, "dirty": None}
 
 
@@ -145,7 +149,7 @@ def run_folder(output: str | Path, run_id: str) -> Path:
     return Path(output) / "runs" / run_id
 
 
-def record_text(record: Record, kind: str = "record") -> str:
+def record_text(record: FailedRecord | Measure, kind: str = "record") -> str:
     """The text of a record's file, hidden characters of labels and errors as
     `printable` writes them. Raises ValueError for one that could not be read again: of
     another shape, or with NaN or infinity."""
@@ -154,7 +158,9 @@ def record_text(record: Record, kind: str = "record") -> str:
     return text
 
 
-def write_record(output: str | Path, record: Record, kind: str = "record") -> Path:
+def write_record(
+    output: str | Path, record: FailedRecord | Measure, kind: str = "record"
+) -> Path:
     """Writes a record, or a measure, below outputs, atomically. Raises ValueError as
     `record_text` does."""
     path = Path(output, f"{kind}s", f"{record['id']}.json")
@@ -163,12 +169,16 @@ def write_record(output: str | Path, record: Record, kind: str = "record") -> Pa
 
 
 def write_study(
-    folder: Path, records: Sequence[Record], measures: Sequence[Record] = ()
+    folder: Path, records: Sequence[Record], measures: Sequence[Measure] = ()
 ) -> None:
     """Adds records and measures to a study's files, a line each, sorted by id, in the
     place of one of its id; other lines stay as they are. Raises ValueError as
     `record_text` does."""
-    for kind, added in ("record", records), ("measure", measures):
+    by_kind: dict[str, Sequence[Record | Measure]] = {
+        "record": records,
+        "measure": measures,
+    }
+    for kind, added in by_kind.items():
         path = folder / f"{kind}s.jsonl"
         lines = dict[str, str]()
         for line in parts_of(path).values():
@@ -182,14 +192,23 @@ def write_study(
 # --- reading records
 
 
-def read_record(path: str | Path, kind: str = "record", line: bytes = b"") -> Record:
-    """One record, or measure, in this schema: of a file, or a line, whose place `path`
-    is then. Raises ValueError, naming the place, for one that is damaged or of an
-    unknown schema."""
+def read_record(path: str | Path, line: bytes = b"") -> Record:
+    """One record in this schema: of a file, or a line, whose place `path` is then.
+    Raises ValueError, naming the place, for one that is damaged or of an unknown
+    schema."""
+    return cast(Record, _read_checked(path, "record", line))
+
+
+def read_measure(path: str | Path, line: bytes = b"") -> Measure:
+    """One measure, as `read_record` reads a record."""
+    return cast(Measure, _read_checked(path, "measure", line))
+
+
+def _read_checked(path: str | Path, kind: str, line: bytes) -> dict[str, Any]:
     content = line or read_regular(path)
     oldest, newest, check = KINDS[kind]
     try:
-        record: Record = orjson.loads(content)
+        record: dict[str, Any] = orjson.loads(content)
         has_id = isinstance(record, dict) and isinstance(record.get("id"), str)
         if not has_id or type(record.get("schema")) is not int:
             raise ValueError("it has no id and no schema")
@@ -210,18 +229,17 @@ def read_record(path: str | Path, kind: str = "record", line: bytes = b"") -> Re
     return record
 
 
-def read_part(part: Part, text: bytes = b"", kind: str = "record") -> Record:
-    """The record, or measure, of a part; a finished record with its cell. Raises
-    ValueError as `read_record` does.
+def read_part(part: Part, text: bytes = b"") -> Record:
+    """The record of a part; a finished one with its cell. Raises ValueError as
+    `read_record` does.
 
     text: of a line, where it is at hand."""
     if part.line and not text:
         with open(part.path, "rb") as file:
             file.seek(part.start)
             text = file.read(part.size)
-    record = read_record(str(part), kind, text)
-    if kind == "record":
-        _name_cell(record)
+    record = read_record(str(part), text)
+    _name_cell(record)
     return record
 
 
@@ -235,7 +253,7 @@ class Ledger:
     origin: dict[str, str] = field(default_factory=dict)
     # files that could not be read, a line each
     problems: list[str] = field(default_factory=list)
-    measures: dict[str, Record] = field(default_factory=dict)
+    measures: dict[str, Measure] = field(default_factory=dict)
     measured: dict[str, str] = field(default_factory=dict)  # the origin of each measure
     #: Of runs that were done here and are published too: the study, and its record.
     published: dict[str, tuple[str, Record]] = field(default_factory=dict)
@@ -282,17 +300,22 @@ def read_ledger(
 
 def write_beside(output: str | Path, record: Record, result: LmEvalResult) -> None:
     """Writes a result of lm-eval of a run that only a study has, as a measure."""
-    run = {key: record[key] for key in ("id", "cell", "label")} | {"adapter": {}}
-    name = hash_of(["lm_eval", record["id"], result["task"], result["asked"]])[:12]
-    about = {
+    run: MeasuredRun = {
+        "id": record["id"],
+        "cell": record["cell"],
+        "label": record["label"],
+        "adapter": {},
+    }
+    measure: Measure = {
         "schema": MEASURE_SCHEMA,
-        "id": name,
+        "id": hash_of(["lm_eval", run["id"], result["task"], result["asked"]])[:12],
         "kind": "lm_eval",
         "settings": {},
         "seeds": {},
         "of": [run],
+        "values": {"result": [result]},
     }
-    write_record(output, {**about, "values": {"result": [result]}}, "measure")
+    write_record(output, measure, "measure")
 
 
 def finished_record(output: str | Path, run_id: str | None) -> Record | None:
@@ -358,8 +381,10 @@ class _Reading:
             ledger.problems.append(f"{records}: {_in_words(ledger, conflicts)}")
         measures = folder / f"measures{ending}"
         for part, text in parts_of(measures).items():
-            measure = self._read(part, text, "measure")
-            if measure is None:
+            try:
+                measure = read_measure(str(part), text)
+            except ValueError as error:
+                ledger.problems.append(error_line(str(error)))
                 continue
             if ledger.measures.setdefault(measure["id"], measure) is measure:
                 ledger.measured[measure["id"]] = origin
@@ -389,15 +414,14 @@ class _Reading:
         if records.suffix != ".jsonl" or len(self.ledger.problems) == problems:
             kept_rows.save()
 
-    def _read(self, part: Part, text: bytes, kind: str = "record") -> Record | None:
-        """The record, or measure, of a part; None where it cannot be read."""
+    def _read(self, part: Part, text: bytes) -> Record | None:
+        """The record of a part; None where it cannot be read."""
         try:
-            record = read_part(part, text, kind)
+            record = read_part(part, text)
             # A copy by hand has another name; which of two counts must not depend on
             # their names
             file_name = f"{record['id']}.json"
-            is_file = kind == "record" and not part.line
-            if is_file and not part.path.endswith(f"/{file_name}"):
+            if not part.line and not part.path.endswith(f"/{file_name}"):
                 raise ValueError(f"{part}: a record that belongs in {file_name}")
         except ValueError as error:
             self.ledger.problems.append(error_line(str(error)))

@@ -1,19 +1,15 @@
 """What lm-eval has measured of a run."""
 
-from typing import Any
-
-from runs.record.schema import Record
-
-#: A result of lm-eval, as LM_EVAL in schema.py says.
-LmEvalResult = dict[str, Any]
+from runs.record.schema import LmEvalResult, Record, Result
 
 
 def evaluated(record: Record) -> list[LmEvalResult]:
     """What lm-eval has measured of a run."""
-    return (record.get("result") or {}).get("lm_eval") or []
+    result: Result | None = record.get("result")
+    return result.get("lm_eval") or [] if result else []
 
 
-def adding(record: Record, *results: list[LmEvalResult]) -> Record:
+def adding(record: Record, *results: list[LmEvalResult]) -> Result:
     """A record's result with those of lm-eval: one of each way of asking a task, the
     last."""
     latest = dict[tuple[str, str], LmEvalResult]()

@@ -2,8 +2,11 @@
 what is sent to W&B."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
+from runs.record.configuration import Configuration, ModelConfig, TaskConfig
 from runs.record.keys import KEYS, PATH, names_with_role
 from runs.record.override import Override
 from runs.record.schema import Record
@@ -15,26 +18,38 @@ PUBLISHED_OUTPUT = "outputs"
 def without_paths(record: Record) -> Record:
     """The record with only the last part of local paths (runs/record/keys.py says which
     keys hold some): where files lay is private, and proves nothing."""
-    config = dict(record["config"])
-    for group in ("model", "task"):
-        paths = names_with_role(PATH, group)
-        config[group] = {
-            key: _name(value) if key in paths and value else value
-            for key, value in config[group].items()
-        }
-    start = record.get("start")
-    if config.get("init_from"):
-        config["init_from"] = _name(config["init_from"])
-    if start:
-        start = {**start, "from": config["init_from"]}
-    config["output"] = PUBLISHED_OUTPUT
-    clean = {
-        "error": hide_paths(record.get("error")),
-        "tries": [*map(hide_paths, record.get("tries", []))],
-    }
+    clean = record.copy()
+    clean["config"] = config_without_paths(record["config"])
+    start, source = record.get("start"), clean["config"].get("init_from")
+    clean["start"] = {**start, "from": source or ""} if start else None
+    error = record.get("error")
+    clean["error"] = hide_paths(error) if error else None
+    clean["tries"] = [hide_paths(end) for end in record.get("tries", [])]
     if "overrides" in record:
-        clean["overrides"] = [*map(_without_path, record["overrides"])]
-    return {**record, "config": config, "start": start, **clean}
+        clean["overrides"] = [_without_path(text) for text in record["overrides"]]
+    return clean
+
+
+def config_without_paths(config: Configuration) -> Configuration:
+    """The configuration with only the last part of local paths."""
+    clean = config.copy()
+    clean["model"] = cast(ModelConfig, _with_names("model", config["model"]))
+    clean["task"] = cast(TaskConfig, _with_names("task", config["task"]))
+    source = config.get("init_from")
+    if source:
+        clean["init_from"] = _name(source)
+    clean["output"] = PUBLISHED_OUTPUT
+    return clean
+
+
+def _with_names(group: str, values: Mapping[str, object]) -> dict[str, object]:
+    """A group of the configuration with names in the place of paths."""
+    clean = dict(values)
+    for key in names_with_role(PATH, group):
+        path = values.get(key)
+        if path:
+            clean[key] = _name(str(path))
+    return clean
 
 
 def _without_path(text: str) -> str:
@@ -55,6 +70,6 @@ def _name(path: str) -> str:
 _PATH = re.compile(r"(?<![\w/:.~])[.~]*/(?:[^\s/:;,'\"()]+/)*([^\s/:;,'\"()]*)")
 
 
-def hide_paths(words: str | None) -> str | None:
+def hide_paths(text: str) -> str:
     """An error with only the last part of each local path."""
-    return words and _PATH.sub(r"\1", words)
+    return _PATH.sub(r"\1", text)

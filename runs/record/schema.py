@@ -1,96 +1,64 @@
 """The keys of a record and of a measure that something reads, and their types.
 
-`check` compares a record with RECORD below once, when it is read, so that other code
-need not check again. A record has further keys, which are for people alone
-(docs/records.md). Metrics are fractions, except perplexity and the scores of texts;
-times are in seconds, sizes in bytes.
-
-A shape is written as what it describes: a dict has these keys, of which one that ends
-with "?" may be missing; a list has such elements; a tuple is one of several."""
+mypy checks code against these types, and `check` compares a record with them once, when
+it is read, so that other code need not check again. A record has further keys, which
+are for people alone (docs/records.md). Metrics are fractions, except perplexity and the
+scores of texts; times are in seconds, sizes in bytes."""
 
 from functools import cache
-from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Union
+from typing import Any, Literal, NamedTuple, NotRequired, get_origin, get_type_hints
 
-from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
 
 # before Python 3.12, pydantic does not accept typing's own
-from typing_extensions import TypedDict
+from typing_extensions import ReadOnly, TypedDict
 
-from runs.record.keys import PATH, names_with_role
+from runs.record.configuration import Configuration, Count, Positive
 
 SCHEMA = 3
 #: The status of a run that is not done again: a diverged run is a result, too.
 FINISHED = ("done", "diverged")
-Record = dict[str, Any]
 
-Count = Annotated[int, Ge(0)]
-Positive = Annotated[int, Ge(1)]
+#: How a run ended.
+Status = Literal["done", "diverged", "failed"]
+#: A score or another measurement. None: it is not finite, or was not measured.
 Number = float | None
-Words = str | None
 
-#: Which number of which table a run is a seed of: paper is the preset it was started
-#: by.
-CELL = {"paper": Words, "row": str, "model": str, "task": str, "seed": int}
-#: The same, as people read it.
-LABEL = {"row": str, "model": str, "task": str}
-#: The configuration of a model or a task; it may have other keys of its own, as a
-#: method may.
-PART = {
-    "name": str,
-    "family?": str,
-    "settings?": dict[str, Any] | None,
-    "train_rows?": Count | None,
-    "shots?": Count | None,  # images of a class
-    "holdout?": Number,
-}
-#: The same with the group's local paths.
-MODEL = PART | {f"{key}?": Words for key in names_with_role(PATH, "model")}
-TASK = PART | {f"{key}?": Words for key in names_with_role(PATH, "task")}
-#: The resolved configuration that a run was made from.
-CONFIG = {
-    "model": MODEL,
-    "task": TASK,
-    # peft's methods may have several ranks
-    "method": {"kind": str, "rank?": Any, "alpha?": Any},
-    "train": {  # conf/config.yaml explains its keys
-        "epochs": Count,
-        "effective_batch?": Positive,
-        "lr": float,
-        "lr_head?": float,
-        "lr_by?": dict[str, float] | None,
-        "decay_by?": dict[str, float] | None,
-        "max_steps": Count | None,  # of a trial, which is stopped early
-    },
-    "seed": int,
-    "data_seed?": int,
-    "output?": str,
-    "keep": str,
-    # as conf/recipe has it; its other keys are settings of training and of the method
-    "recipe?": (
-        None,
-        {
-            "source?": Words,
-            "by_task?": dict[str, dict[str, Any] | None] | None,
-            "chosen?": dict[str, Any] | None,
-        },
-    ),
-    "init_from?": Words,
-}
-#: The keys that every record has, also that of a run that ended with an error.
-FAILED = {
-    "schema": int,
-    "id": str,
-    "status": Literal["done", "diverged", "failed"],
-    "error": Words,
-    "tries": list[str],  # how earlier attempts ended
-    "cell": CELL,
-    "label": LABEL,
-    "overrides?": list[str],  # that compose the run, without its seed
-    "config": CONFIG,
-}
-#: The columns that every curve has. Others are of training by reward, whose names are
-#: TRL's.
+
+class Cell(TypedDict):
+    """Which score of which table a run is a seed of. paper: the preset that it was
+    started by."""
+
+    paper: str | None
+    row: str
+    model: str
+    task: str
+    seed: int
+
+
+class Label(TypedDict):
+    """The row, model and task of a cell, as people read them."""
+
+    row: str
+    model: str
+    task: str
+
+
+class Curve(TypedDict):
+    """Lists of equal length, with one entry for each evaluation. Training by reward adds
+    columns, whose names are TRL's."""
+
+    epoch: list[float]
+    step: NotRequired[list[int]]
+    train_loss: NotRequired[list[float]]
+    dev_loss: NotRequired[list[Number]]
+    metric: list[Number]  # of the whole of dev
+    metric_select: NotRequired[list[Number]]  # of its half A
+    metric_report: NotRequired[list[Number]]  # of its half B
+    lr: NotRequired[list[object]]  # of each group of the optimizer
+
+
+#: The columns that every curve has.
 CURVE_COLUMNS = (
     "epoch",
     "step",
@@ -101,70 +69,88 @@ CURVE_COLUMNS = (
     "metric_report",
     "lr",
 )
-#: Those of them that something reads: lists of equal length, with one entry for each
-#: evaluation.
-CURVE = {
-    "epoch": list[float],
-    "step?": list[int],
-    "train_loss?": list[float],
-    "metric": list[Number],  # of the whole of dev
-    "metric_select?": list[Number],  # of its half A
-    "metric_report?": list[Number],  # of its half B
-}
-#: The best number by a protocol, and the last epoch's; empty where there is none.
-#: crossfit has two epochs.
-SELECTED = {
-    "best?": Number,
-    "best_epoch?": Number | list[float],
-    "last?": Number,
-    "optimism?": Number,
-}
-#: What lm-eval has measured, see runs/lm_harness: its metrics, and the SHA-256 of rows
-#: and answers.
-METRIC = {
-    "metric": str,
-    "filter": str,
-    "higher_is_better": bool | None,
-    "value": Number,
-    "stderr": Number,
-}
-MEASURED = {"metrics": [METRIC], "samples": str}
-#: A task of lm-eval, or a group of them, asked in one way.
-LM_EVAL = {
-    "task": str,
-    # a hash of the task, its rows and how it was asked: what is alike can be compared
-    "asked": str,
-    "lm_eval": str,  # its version
-    "version": Any,  # the task's
-    "shots": Count | None,  # None: a group's tasks have several
-    "limit": Count | None,
-    "rows": Count,
-    "settings": dict[str, Any],
-    **MEASURED,
-    "before": MEASURED,  # of the base model
-}
-#: The numbers that tables show.
-RESULT = {
-    "metric": str,
-    "higher_is_better": bool,
-    "scale": float,  # what tables multiply the metric by: 100 for fractions
-    "reported": Literal["best", "last"],  # which of the two the task's table shows
-    "select?": str,  # the protocol of best and last
-    "best": Number,
-    "best_epoch": Number | list[float],
-    "last": Number,
-    "forgetting?": {  # cross-entropy on a text that is not trained on, in nats a token
-        "text": str,
-        "sha256": str,
-        "tokens": Count,  # that are predicted
-        "before": Number,  # of the base model; None where it is not finite
-        "after": Number,  # of the last epoch
-    },
-    "lm_eval?": [LM_EVAL],
+
+
+class Selected(TypedDict, total=False):
+    """The best score by a protocol, and the last epoch's; empty where there is none.
+    crossfit has two epochs."""
+
+    best: Number
+    best_epoch: Number | list[float]
+    last: Number
+    optimism: Number
+
+
+class EvaluationMetric(TypedDict):
+    """One metric of lm-eval."""
+
+    metric: str
+    filter: str
+    higher_is_better: bool | None
+    value: Number
+    stderr: Number
+
+
+class Evaluation(TypedDict):
+    """What lm-eval measured: its metrics, and the SHA-256 of rows and answers."""
+
+    metrics: list[EvaluationMetric]
+    samples: str
+
+
+class TaskScores(Evaluation):
+    """What one model scored on a task of lm-eval, or on a group of them, asked in one
+    way (runs/lm_harness)."""
+
+    task: str
+    # a hash of the task, its rows and how it was asked: results with the same one can
+    # be compared
+    asked: str
+    lm_eval: str  # its version
+    version: object  # the task's
+    shots: Count | None  # None: a group's tasks have several
+    limit: Count | None
+    rows: Count
+    settings: dict[str, Any]
+
+
+class LmEvalResult(TaskScores):
+    """What a run scored on a task of lm-eval, and its base model before."""
+
+    before: Evaluation
+
+
+class Forgetting(TypedDict):
+    """Cross-entropy on a text that is not trained on, in nats a token."""
+
+    text: str
+    sha256: str
+    tokens: Count  # that are predicted
+    before: Number  # of the base model; None where it is not finite
+    after: Number  # of the last epoch
+
+
+class MetricResult(TypedDict):
+    """The metric of a run's scores."""
+
+    metric: str
+    higher_is_better: bool
+    scale: float  # what tables multiply the metric by: 100 for fractions
+    reported: Literal["best", "last"]  # which of the two the task's table shows
+
+
+class Result(MetricResult):
+    """The scores that tables show."""
+
+    select: NotRequired[str]  # the protocol of best and last
+    best: Number
+    best_epoch: Number | list[float]
+    last: Number
+    forgetting: NotRequired[Forgetting]
+    lm_eval: NotRequired[list[LmEvalResult]]
     # "paper" and "crossfit"; records from before 2026-11-26 have another one instead of
     # crossfit
-    "protocols?": {str: (None, SELECTED)},
-}
+    protocols: NotRequired[dict[str, Selected | None]]
 
 
 class TextScore(NamedTuple):
@@ -186,103 +172,294 @@ TEXT_SCORES = {
     "rouge_l": TextScore("ROUGE-L"),
     "cider": TextScore("CIDEr", 2),
 }
-#: Texts that a run decoded, with the scores of each epoch (which: last or best) and
-#: variant of decoding.
-TEXTS = {
-    "split": str,
-    "items": Count,
+
+
+class DecodedScores(TypedDict):
+    """The scores of the texts of one epoch and one variant of decoding. A test compares
+    its keys with TEXT_SCORES."""
+
+    which: str  # last or best
+    epoch: NotRequired[float]
+    variant: str
+    exact_match: NotRequired[Number]
+    bleu: NotRequired[Number]
+    nist: NotRequired[Number]
+    meteor: NotRequired[Number]
+    rouge_l: NotRequired[Number]
+    cider: NotRequired[Number]
+    parts: NotRequired[dict[str, float]]  # of exact_match, by test set
+    unread: NotRequired[float]  # percent of the texts in which no answer was found
+    right: NotRequired[str]  # which texts are right, one bit each (items.py)
+    unavailable: NotRequired[dict[str, str]]  # why a score is missing, by its key
+    hash: NotRequired[str]  # of the texts
+
+
+class Texts(TypedDict):
+    """Texts that a run decoded."""
+
+    split: str
+    items: Count
+    decoding: NotRequired[dict[str, Any]]  # the settings of decoding
     # of each item, where some belong together: they are right or wrong together
-    "groups?": [int],
-    "scores": [
-        {
-            "which": str,
-            "variant": str,
-            **{f"{key}?": Number for key in TEXT_SCORES},
-            "parts?": dict[str, float],  # of exact_match, by test set
-            "unread?": float,  # percent of the texts in which no answer was found
-            "right?": str,  # which texts are right, one bit each (items.py)
-        }
-    ],
-}
-#: A judge's summary of a run's answers, see tasks/mt_bench.
-JUDGED = {
-    "bench": str,
-    "judge": str,
-    "passes": Count,
-    "n": Count,  # scores that are wanted
-    "judged": Count,  # replies among them
-    "n_valid": Count,  # ratings among those
-    "mean": Number,
-    "low": Number,
-    "high": Number,
-    "turns": dict[str, Number],
-    "answers?": str,  # a hash
-    "answering?": dict[str, Any] | None,  # how they were sampled
-}
-#: The record of a run that is done or has diverged.
-RECORD = FAILED | {
-    "cell_id?": str,  # a hash of all but the seed (cell.py); readers compute it again
-    "start?": (None, {"id": str}),  # which adapter a run started from
-    # Where the hyperparameters come from. chosen: those that this project chose, and
-    # why
-    "recipe": {"name": Words, "source?": Words, "chosen?": dict[str, Any]},
-    # training, data, projection; projection_note: whether A and B differ between seeds
-    "seeds": dict[str, Any],
-    # dirty: whether files differed from that commit. sources: of method and task
-    # family, see provenance.py
-    "code": {
-        "commit": Words,
-        "dirty": bool | None,
-        "sources?": dict[str, dict[str, Any]],
-    },
-    "versions": dict[str, Words],
-    # cpu: the family and model of the processor; records from before have none
-    "device": {"type": str, "name": str, "cpu?": str},
-    # what decides whether another run gives the same bits
-    "determinism": {"threads": Count},
-    "model": str,  # a hash of its content
-    "protocol?": Count,  # version of the task family; without it: 1
-    "data": {
-        "content": str,  # a hash
-        "train_rows": Count,
-        "dev_rows": Positive,
-        # of the training rows, with task.scale_labels
-        "labels?": {"mean": float, "spread": float},
-    },
-    "functions?": str,  # a hash of one's own reward functions
-    "parameters": {"adapter": Count, "head": Count, "total?": Count},
-    # the optimizer's
-    "groups?": [{"name": str, "lr": float, "weight_decay": float, "parameters": Count}],
-    "effective_batch": Positive,
-    "micro_batch?": Count | None,
-    "steps": Count,
-    # how far trained numbers can move, and what that changes (runs/training/effect.py)
-    "reach?": {"constant": float, "adam": float, "effect": float, "unit": str},
-    "curve": CURVE,
-    "result": RESULT,
-    "texts?": (None, TEXTS),
-    "judged?": [JUDGED],
-    "files?": dict[str, str],  # SHA-256 of each file that the run keeps
-    "cost": {
-        "train_seconds": float,
-        "evaluate_seconds": float,
-        "decode_seconds?": float,
-        "tokens_per_second?": float,
-        "peak_memory_bytes?": Count,
-        "adapter_bytes": Count,
-    },
-    "predictions?": dict[str, Words],  # hashes, for the best and the last epoch
-    # which dev rows are right, one bit each (items.py)
-    "right?": {"best?": str, "last?": str},
-    "deviations": list[str],  # from the recipe and the usual protocol, in words
-}
-#: A failed run's record may have the other keys too; then they have the same types.
-UNFINISHED = {
-    f"{key.removesuffix('?')}?": shape for key, shape in RECORD.items()
-} | FAILED
+    groups: NotRequired[list[int]]
+    scores: list[DecodedScores]
 
 
-def migrate(record: Record) -> Record:
+class Judgement(TypedDict):
+    """A judge's summary of a run's answers (tasks/mt_bench)."""
+
+    bench: str
+    judge: str
+    passes: Count
+    n: Count  # scores that are wanted
+    judged: Count  # replies among them
+    n_valid: Count  # ratings among those
+    mean: Number
+    low: Number
+    high: Number
+    turns: dict[str, Number]
+    answers: NotRequired[str]  # a hash
+    answering: NotRequired[dict[str, Any] | None]  # how they were sampled
+
+
+#: The adapter that a run starts from: its id, and how the command named it (a published
+#: record keeps no path).
+Start = TypedDict("Start", {"id": str, "from": NotRequired[str]})
+
+
+class Recipe(TypedDict):
+    """Where the hyperparameters come from. chosen: those that this project chose, and
+    why."""
+
+    name: str | None
+    source: NotRequired[str | None]
+    chosen: NotRequired[dict[str, Any]]
+
+
+class Seeds(TypedDict):
+    """The seeds of a run. projection_note: whether A and B differ between seeds."""
+
+    training: NotRequired[int]
+    data: NotRequired[int]
+    projection: NotRequired[int | None]
+    projection_note: NotRequired[str]
+
+
+class Source(TypedDict, total=False):
+    """The code of a method or task family (runs/run/provenance.py)."""
+
+    file: str
+    sha256: str  # its first 16 hex digits
+    imports: str  # one hash of the modules beside it that it imports
+    uncommitted: bool | None  # None outside of a git checkout
+
+
+class Code(TypedDict):
+    """The commit of the code, and whether files differed from it (dirty)."""
+
+    commit: str | None
+    dirty: bool | None
+    upstream: NotRequired[str | None]  # the newest commit that the project has
+    altered: NotRequired[list[str]]  # files of that commit that differ
+    sources: NotRequired[dict[str, Source]]
+
+
+class Device(TypedDict):
+    """The device that a run was done on."""
+
+    type: str
+    name: str
+    cpu: NotRequired[str]  # the processor's model; old records have none
+    system: NotRequired[str]
+    cuda: NotRequired[str | None]
+    driver: NotRequired[str | None]
+    cudnn: NotRequired[int | None]
+    capability: NotRequired[str]
+
+
+class Provenance(TypedDict):
+    """How a run was made: a part of its record."""
+
+    code: Code
+    versions: dict[str, str | None]
+    device: Device
+
+
+class Determinism(TypedDict):
+    """What decides whether another run gives the same bits."""
+
+    threads: Count
+    processes: NotRequired[int]
+    deterministic_algorithms: NotRequired[bool]
+    strict: NotRequired[bool]
+    tf32_matmul: NotRequired[bool]
+    tf32_conv: NotRequired[bool]
+    fused_attention: NotRequired[list[str]]
+    resumed: NotRequired[list[str]]
+
+
+class LabelScaling(TypedDict):
+    """The training rows' labels, with task.scale_labels."""
+
+    mean: float
+    spread: float
+
+
+class Data(TypedDict):
+    """The rows of a run. content: a hash."""
+
+    content: str
+    train_rows: Count
+    dev_rows: Positive
+    selection: NotRequired[str]  # which of the rows were drawn
+    labels: NotRequired[LabelScaling]
+
+
+class Parameters(TypedDict):
+    """How many parameters were trained, and how many the model has."""
+
+    adapter: Count
+    head: Count
+    total: NotRequired[Count]
+    formula: NotRequired[Count]  # what the method's count() says
+    frozen_extra: NotRequired[Count]  # values that the method adds and does not train
+
+
+class OptimizerGroup(TypedDict):
+    """A group of the optimizer."""
+
+    name: str
+    lr: float
+    weight_decay: float
+    parameters: Count
+
+
+class Reach(TypedDict):
+    """How far trained values can move, and what that changes
+    (runs/training/effect.py)."""
+
+    constant: float
+    adam: float
+    effect: float
+    unit: str
+
+
+class Cost(TypedDict):
+    """Seconds and bytes of a run."""
+
+    train_seconds: float
+    evaluate_seconds: float
+    decode_seconds: NotRequired[float]
+    tokens_per_second: NotRequired[float]
+    images_per_second: NotRequired[float]
+    peak_memory_bytes: NotRequired[Count]
+    adapter_bytes: Count
+
+
+class RightRows(TypedDict, total=False):
+    """Which dev rows are right, one bit each (items.py)."""
+
+    best: str
+    last: str
+
+
+class MeasuredRecord(TypedDict):
+    """What a run has measured at its end: all other keys of its record follow from these
+    (derived.py). Every Record is one."""
+
+    status: ReadOnly[Status]
+    cell: ReadOnly[Cell]
+    config: ReadOnly[Configuration]
+    recipe: ReadOnly[Recipe]
+    start: NotRequired[ReadOnly[Start | None]]
+    model: ReadOnly[str]
+    protocol: NotRequired[ReadOnly[Count]]
+    data: ReadOnly[Data]
+    functions: NotRequired[ReadOnly[str | None]]
+    curve: ReadOnly[Curve]
+    result: ReadOnly[MetricResult]
+
+
+class AddedKeys(TypedDict, total=False):
+    """What commands add to a record after its run."""
+
+    result: Result
+    texts: Texts | None
+    judged: list[Judgement]
+
+
+class EvaluatedSteps(TypedDict):
+    """When a run evaluated, in epochs and in steps."""
+
+    epoch: list[float]
+    step: list[int]
+
+
+class DerivedKeys(TypedDict):
+    """The keys of a record that follow from what was measured (derived.py)."""
+
+    id: str
+    cell_id: str
+    cell: Cell
+    label: Label
+    recipe: Recipe
+    seeds: Seeds
+    effective_batch: int
+    micro_batch: int | None
+    steps: NotRequired[int]  # of a run that is done
+    curve: EvaluatedSteps
+    result: Result
+
+
+class FailedRecord(TypedDict):
+    """The keys that every record has, also that of a run that ended with an error."""
+
+    schema: int
+    id: str
+    status: Status
+    error: str | None
+    tries: list[str]  # how earlier attempts ended
+    cell: Cell
+    label: Label
+    overrides: NotRequired[list[str]]  # that compose the run, without its seed
+    config: Configuration
+    config_hash: NotRequired[str]
+    claim: NotRequired[str]  # which attempt failed
+
+
+class Record(FailedRecord):
+    """The record of a run that is done or has diverged."""
+
+    cell_id: NotRequired[str]  # a hash of all but the seed; readers compute it again
+    start: NotRequired[Start | None]
+    recipe: Recipe
+    seeds: Seeds
+    code: Code
+    versions: dict[str, str | None]
+    device: Device
+    determinism: Determinism
+    model: str  # a hash of its content
+    protocol: NotRequired[Count]  # version of the task family; without it: 1
+    data: Data
+    functions: NotRequired[str]  # a hash of one's own reward functions
+    parameters: Parameters
+    groups: NotRequired[list[OptimizerGroup]]
+    effective_batch: Positive
+    micro_batch: NotRequired[Count | None]
+    steps: Count
+    reach: NotRequired[Reach]
+    curve: Curve
+    result: Result
+    texts: NotRequired[Texts | None]
+    judged: NotRequired[list[Judgement]]
+    files: NotRequired[dict[str, str]]  # SHA-256 of each file that the run keeps
+    cost: Cost
+    predictions: NotRequired[dict[str, str | None]]  # hashes: best and last epoch
+    right: NotRequired[RightRows]
+    deviations: list[str]  # from the recipe and the usual protocol, in words
+
+
+def migrate(record: dict[str, Any]) -> dict[str, Any]:
     """A record of schema 2 in this one: it lacks the direction and scale of the metric,
     and the epoch that tables report."""
     if record["schema"] == 2:
@@ -300,36 +477,30 @@ def migrate(record: Record) -> Record:
     return record
 
 
-def type_of(shape: Any) -> Any:
-    """A shape as pydantic takes it."""
-    if isinstance(shape, tuple):
-        return Union[tuple(map(type_of, shape))]  # noqa: UP007
-    if isinstance(shape, list):
-        return list[type_of(shape[0])]  # type: ignore[misc]
-    if not isinstance(shape, dict):
-        return shape
-    if str in shape:
-        return dict[str, type_of(shape[str])]  # type: ignore[misc]
-    types = {key: type_of(inner) for key, inner in shape.items()}
-    keys = dict[str, Any]()
-    for key, kind in types.items():
-        keys[key.removesuffix("?")] = NotRequired[kind] if key[-1] == "?" else kind
-    return TypedDict("Keys", keys)  # type: ignore[operator]
+@cache
+def _unfinished_record() -> type:
+    """What the record of a failed run is checked against: it may have the other keys of
+    a record too, and then they have the same types."""
+    keys = get_type_hints(FailedRecord, include_extras=True)
+    for key, kind in get_type_hints(Record, include_extras=True).items():
+        if key not in keys:
+            is_optional = get_origin(kind) is NotRequired
+            keys[key] = kind if is_optional else NotRequired[kind]
+    return TypedDict("UnfinishedRecord", keys)  # type: ignore[operator]
 
 
 # as it is asked for: the one of a record takes 0.1 s
 _adapter: Any = cache(TypeAdapter)
-_FINISHED, _UNFINISHED = type_of(RECORD), type_of(UNFINISHED)
 
 
-def check(record: Record) -> None:
+def check(record: dict[str, Any]) -> None:
     """Raises ValueError, in one line, for a value that is not a record of this schema:
     a key is missing, a value has another type, or the curve's columns differ in
     length."""
     if record.get("status") not in FINISHED:
-        validate(_UNFINISHED, record)
+        validate(_unfinished_record(), record)
         return
-    validate(_FINISHED, record)
+    validate(Record, record)
     lengths = {
         len(column) for column in record["curve"].values() if isinstance(column, list)
     }
@@ -344,9 +515,9 @@ def check(record: Record) -> None:
         )
 
 
-def validate(kind: Any, value: Any) -> None:
+def validate(kind: type, value: object) -> None:
     """Raises ValueError for a value's first key that is missing or of another type than
-    `type_of` says."""
+    the TypedDict `kind` says."""
     try:
         _adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
@@ -365,30 +536,39 @@ def validate(kind: Any, value: Any) -> None:
 
 
 MEASURE_SCHEMA = 1
-#: Computed from the adapters of finished runs, or by a small fit (runs/measure);
-#: lm-eval's of a run whose record is published and not here.
-MEASURE = type_of(
-    {
-        "schema": int,
-        "id": str,
-        "kind": Literal["magnitude", "similarity", "matrix_fit", "lm_eval"],
-        # The runs whose adapters were measured; adapter: its checksum and its epoch
-        "of": [{"id": str, "cell": CELL, "label": LABEL, "adapter": dict[str, Any]}],
-        "settings": dict[str, Any],
-        "seeds": dict[str, Any],
-        "code?": dict[str, Any],
-        "versions?": dict[str, Any],
-        "device?": dict[str, Any],
-        "seconds?": float,
-        "values": dict[str, list[Any]],  # columns of equal length
-        "summary?": dict[str, Number],
-    }
-)
+MeasureKind = Literal["magnitude", "similarity", "matrix_fit", "lm_eval"]
+
+
+class MeasuredRun(TypedDict):
+    """A run whose adapter was measured. adapter: its checksum and its epoch."""
+
+    id: str
+    cell: Cell
+    label: Label
+    adapter: dict[str, object]
+
+
+class Measure(TypedDict):
+    """Numbers that were computed from the adapters of finished runs, or by a small fit
+    (runs/measure); or lm-eval's, of a run whose record is published and not here."""
+
+    schema: int
+    id: str
+    kind: MeasureKind
+    of: list[MeasuredRun]
+    settings: dict[str, Any]
+    seeds: dict[str, int]
+    code: NotRequired[Code]
+    versions: NotRequired[dict[str, str | None]]
+    device: NotRequired[Device]
+    seconds: NotRequired[float]
+    values: dict[str, list[Any]]  # columns of equal length
+    summary: NotRequired[dict[str, Number]]
 
 
 def check_measure(measure: dict[str, Any]) -> None:
     """Raises ValueError, in one line, for a value that is not a measure of this
     schema."""
-    validate(MEASURE, measure)
+    validate(Measure, measure)
     if len({len(column) for column in measure["values"].values()}) > 1:
         raise ValueError("values: columns differ in length")

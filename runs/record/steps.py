@@ -1,9 +1,9 @@
 """How many steps a run takes, and when it evaluates."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from runs.record.configuration import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,15 @@ class Plan:
     evaluate_steps: int | None
 
     @classmethod
-    def of(cls, train: Mapping[str, Any], rows: int, trains: bool = True) -> "Plan":
+    def of_run(cls, train: TrainConfig, rows: int, trains: bool = True) -> "Plan":
         """The plan of these settings of training on so many rows. trains: False where
         no parameter is trained; then there are no steps."""
         batch = train["effective_batch"]
         steps_per_epoch = math.ceil(rows / batch)
         total_steps = steps_per_epoch * train["epochs"] if trains else 0
-        if train.get("max_steps"):
-            total_steps = min(total_steps, train["max_steps"])
+        max_steps = train.get("max_steps")
+        if max_steps:
+            total_steps = min(total_steps, max_steps)
         return cls(
             epochs=math.ceil(total_steps / steps_per_epoch),
             steps_per_epoch=steps_per_epoch,

@@ -8,10 +8,11 @@ from typing import Any
 
 from runs.command.errors import UserError
 from runs.record.cell import row_label
+from runs.record.configuration import Configuration
 from runs.record.keys import is_own_setting
 from runs.record.ledger import PUBLISHED
 from runs.record.override import Override
-from runs.record.schema import Record
+from runs.record.schema import Cell, Label, Record
 
 #: Methods whose runs take as long as no other's: a head needs no gradient of the model,
 #: none no training.
@@ -33,7 +34,7 @@ class Run:
     seed: int
     recipe: str
     experiment: str | None
-    config: dict[str, Any]
+    config: Configuration
     start: "Run | None" = None
     changed: list[Override] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list, compare=False)
@@ -48,30 +49,42 @@ class Run:
         }
 
     @property
-    def names(self) -> dict[str, Any]:
-        """What a record says of the run: cell (with seed and preset, "paper"), labels,
-        overrides."""
-        task = self.config["task"]
-        cell = {
+    def cell(self) -> Cell:
+        """The cell of the run, with its seed and preset ("paper"), as records have
+        it."""
+        return {
             "paper": self.experiment,
             "row": self.row,
             "model": self.model,
-            "task": task["name"],
+            "task": self.config["task"]["name"],
+            "seed": self.seed,
         }
-        label = {
+
+    @property
+    def labels(self) -> Label:
+        """The row, model and task as people read them, as records have them."""
+        return {
             "row": row_label(self.config),
             "model": self.config["model"]["label"],
-            "task": task["label"],
+            "task": self.config["task"]["label"],
         }
-        words = [word for word in self.overrides if not word.startswith("output=")]
-        return {"cell": {**cell, "seed": self.seed}, "label": label, "overrides": words}
+
+    @property
+    def recorded_overrides(self) -> list[str]:
+        """The overrides as records have them: without the place of the output."""
+        return [text for text in self.overrides if not text.startswith("output=")]
 
     @property
     def recipe_keys(self) -> set[str]:
         """The settings that the recipe has for the run's task."""
-        task, recipe = self.config["task"]["name"], self.config["recipe"] or {}
-        by_task = (recipe.get("by_task") or {}).items()
-        return {*recipe, *(key for key, values in by_task if task in (values or {}))}
+        recipe = self.config.get("recipe")
+        if not recipe:
+            return set()
+        keys = set(recipe)
+        for key, by_task in (recipe.get("by_task") or {}).items():
+            if self.config["task"]["name"] in (by_task or {}):
+                keys.add(key)
+        return keys
 
     @property
     def recipe_gap(self) -> str:

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -18,6 +18,7 @@ from runs import models
 from runs.command.errors import UserError
 from runs.machine.hashes import MISSING, check_kept, digest, file_hash, kept_in_cache
 from runs.record.cell import hash_of, id_of
+from runs.record.configuration import Configuration, ModelConfig
 from runs.record.ledger import finished_record, record_path, run_folder
 from runs.run.definition import Run
 from runs.run.reward_functions import function_files
@@ -28,6 +29,8 @@ from tasks.files import stamp
 FEW_FILES = 16
 #: The contents of the models and data sets that were read, by their settings.
 Contents = dict[str, str | None]
+#: The part of a configuration that names a model or a data set.
+Settings = TypeVar("Settings", bound=Mapping[str, object])
 
 
 def identify(
@@ -93,7 +96,7 @@ def _content_of_model(run: Run, contents: Contents) -> str | None:
 
 
 def _once(
-    contents: Contents, settings: dict[str, Any], read: Callable[[Any], str | None]
+    contents: Contents, settings: Settings, read: Callable[[Settings], str | None]
 ) -> str | None:
     shared = {name: value for name, value in settings.items() if name != "draw_seed"}
     key = json.dumps(shared, sort_keys=True)
@@ -109,7 +112,7 @@ def start_id(run: Run, contents: Contents | None = None) -> str | None:
     """The part of the identity that stands for the adapter a run starts from: the other
     run's id and which epoch it kept, or the file's hash. None where the other run's id
     is not known. contents: of `identify`. Raises UserError for a missing file."""
-    source = run.config["init_from"]
+    source = run.config["init_from"] or ""
     if source.endswith(".safetensors"):
         if not Path(source).is_file():
             raise UserError(f"init_from={source}: no such file")
@@ -117,10 +120,12 @@ def start_id(run: Run, contents: Contents | None = None) -> str | None:
     run_id = _start_run(run, contents)
     if run_id is None:
         return None
-    config: dict[str, Any] = run.start.config if run.start else {}
+    config = run.start.config if run.start else None
     record = finished_record(run.config["output"], run_id)
     if record:
         config = record["config"]
+    if config is None:
+        return run_id
     # These keys are no part of the other run's identity, but change which values it
     # keeps. An older record may have select=unbiased, which kept the epoch chosen on
     # one half of dev; others keep the best epoch.
@@ -143,7 +148,7 @@ def _start_run(run: Run, contents: Contents | None) -> str | None:
 def start_file(run: Run, contents: Contents | None = None) -> Path:
     """The adapter file that a run starts from, else UserError: what it waits for.
     contents: of `identify`."""
-    source = run.config["init_from"]
+    source = run.config["init_from"] or ""
     if source.endswith(".safetensors"):
         return Path(source)
     run_id = _start_run(run, contents)
@@ -170,7 +175,7 @@ def start_file(run: Run, contents: Contents | None = None) -> Path:
 # --- contents
 
 
-def model_content(model: models.ModelSettings) -> str | None:
+def model_content(model: ModelConfig) -> str | None:
     """The pinned revision, or the hash over the files of a local folder."""
     if not model["path"] and model.get("wheel"):
         return f"sha256:{models.content(model)}"
@@ -187,7 +192,7 @@ def data_content(settings: Mapping[str, Any]) -> str | None:
     return source.pinned or (hash_files(source.files) if source.files else None)
 
 
-def functions_content(config: Mapping[str, Any]) -> str | None:
+def functions_content(config: Configuration) -> str | None:
     """The hash over the files of one's own reward functions; None without any. Raises
     UserError where one has no file."""
     reward = config.get("reward")

@@ -20,11 +20,12 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from runs import models
 from runs.command.errors import UserError, is_users
 from runs.machine.hashes import digest, kept_in_cache
+from runs.record.configuration import ModelConfig
 from runs.record.ledger import ROOT
 from runs.record.text import one_line
 from runs.run.definition import Run
@@ -32,6 +33,9 @@ from tasks import DataError
 from tasks.files import stamp
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     import vera
 
 
@@ -54,8 +58,10 @@ def make_method(settings: dict[str, Any]) -> "vera.Method":
         ) from None
     is_method = inspect.isclass(method) and issubclass(method, vera.Method)
     if not is_method or "kind" not in vars(method):
-        should = f'a method such as class {name}(vera.Method, kind="{name.lower()}")'
-        raise UserError(f"method.kind={kind}: should be {should}")
+        raise UserError(
+            f"method.kind={kind}: should be a method such as class "
+            f'{name}(vera.Method, kind="{name.lower()}")'
+        )
     return vera.make_method(**settings | {"kind": method.kind})
 
 
@@ -68,18 +74,21 @@ NAMED_PARAMETERS = 12
 BASES = {"lr_by": "lr", "decay_by": "weight_decay"}
 
 
-def rates_of(setting: Any, base: float, key: str = "lr_by") -> dict[str, float] | None:
+def rates_of(
+    setting: object, base: float, key: str = "lr_by"
+) -> dict[str, float] | None:
     """train.lr_by (or another key of BASES) with numbers alone, where 16x is 16 times
     the base; None for an empty one, as if it were not there. Raises UserError for what
     is no mapping of names to numbers."""
-    rates = setting or {}
-    if not isinstance(rates, dict):
+    if not setting:
+        return None
+    if not isinstance(setting, dict):
         raise UserError(
-            f"train.{key}={rates}: should be a mapping of names to rates, "
+            f"train.{key}={setting}: should be a mapping of names to rates, "
             "such as {B: 1e-2}"
         )
     numbers = dict[str, float]()
-    for pattern, rate in rates.items():
+    for pattern, rate in setting.items():
         times = re.fullmatch(r"(\d+(?:\.\d+)?)x", str(rate))
         number = float(times[1]) * base if times else rate
         if type(number) not in (int, float) or not 0 <= number < float("inf"):
@@ -88,7 +97,7 @@ def rates_of(setting: Any, base: float, key: str = "lr_by") -> dict[str, float] 
                 f"negative, or such as 16x, 16 times train.{BASES[key]}"
             )
         numbers[str(pattern)] = float(number)  # `1` and `1.0` are one run
-    return numbers or None
+    return numbers
 
 
 def patterns_of(
@@ -129,65 +138,85 @@ def _listed_names(names: Iterable[str]) -> str:
     return text
 
 
-# --- whether it fits a model, and FLOPs: on torch's device meta, which has shapes and no values. Methods that
-# compute on the weights (an SVD, say) pass here, and fail in the run if they fail
+# --- whether a method fits a model, and FLOPs: on torch's device meta, which has shapes
+# and no values. Methods that compute on the weights (an SVD, say) pass here, and fail in
+# the run if they fail
 
 
 #: Methods that ask more of a model than linear layers: any of peft's; a patch
 #: embedding; rows and columns.
-CHECKED = ("peft", "ssf", "lora_xs")
+CHECKED_METHODS = ("peft", "ssf", "lora_xs")
 #: The outputs of a model whose data are not read, by modality.
 LABELS = {"text": 2, "image": 100, "text generation": 0}
+#: Settings that FLOPs are counted with, by method: AdapterDrop counts with every
+#: adapter, since it drops some at random.
+COUNTED_SETTINGS = {"adapter": {"drop_layers": 0, "drop_per_batch": False}}
 
 
-def refusal(run: Run) -> str | None:
+class SkeletonArguments(TypedDict):
+    """What models.skeleton builds a model from."""
+
+    model: ModelConfig
+    num_labels: int
+    folder: str | None
+
+
+def method_problem(run: Run) -> str | None:
     """Why a run's method does not fit its model, in one line; None where it does, or
     where that is not known.
 
     This checks peft's methods, the few of our own that not every model takes, and
     train.lr_by and decay_by, which name parameters. The rest need linear layers only,
     and importing torch takes seconds."""
-    rates = {key: run.config["train"].get(key) or {} for key in BASES}
-    if run.method["kind"] not in CHECKED and not any(rates.values()):
+    train = run.config["train"]
+    rates = {
+        "lr_by": train.get("lr_by") or {},
+        "decay_by": train.get("decay_by") or {},
+    }
+    if run.method["kind"] not in CHECKED_METHODS and not any(rates.values()):
         return None
-    model = words_of(run)
-    return (
-        _refusal(json.dumps([model, run.method, rates, run.config["model"]["label"]]))
-        if model
-        else None
-    )
+    arguments = skeleton_arguments(run)
+    if arguments is None:
+        return None
+    label = run.config["model"]["label"]
+    return _kept_problem(json.dumps([arguments, run.method, rates, label]))
 
 
-def words_of(run: Run) -> dict[str, Any]:
-    """What models.skeleton builds a run's model from; empty where its architecture is
+def skeleton_arguments(run: Run) -> SkeletonArguments | None:
+    """What models.skeleton builds a run's model from; None where its architecture is
     not known."""
     model = run.config["model"]
-    with contextlib.suppress(UserError, DataError):  # the run itself raises it
-        if (folder := models.locate(model)) or model["architecture"]:
-            words = {
-                key: model[key] for key in ("architecture", "settings", "modality")
-            }
-            labels = LABELS[model["modality"]]
-            return {
-                "model": words,
-                "num_labels": labels,
-                "folder": folder and str(folder),
-            }
-    return {}
+    try:
+        folder = models.locate(model)
+    except (UserError, DataError):  # the run itself raises it
+        return None
+    if folder is None and not model["architecture"]:
+        return None
+    return {
+        "model": {
+            "name": model["name"],
+            "architecture": model["architecture"],
+            "settings": model.get("settings"),
+            "modality": model["modality"],
+        },
+        "num_labels": LABELS[model["modality"]],
+        "folder": str(folder) if folder else None,
+    }
 
 
 @cache
-def _refusal(words: str) -> str | None:
-    """`refusal` of a model, a method and rates, as JSON. Kept in the cache, but for a
-    class of one's own, whose code may change: a later plan does not import torch."""
-    model, method = json.loads(words)[:2]
+def _kept_problem(content: str) -> str | None:
+    """`method_problem` of a model, a method and rates, as JSON. Kept in the cache, but
+    for a class of one's own, whose code may change: a later plan does not import
+    torch."""
+    model, method, _, _ = json.loads(content)
     if "." in method["kind"]:
-        return _find_refusal(words)
+        return _find_problem(content)
     folder = model["folder"]
-    config = stamp(Path(folder, "config.json")) if folder else None
-    key = [words, config, _code_of_methods(), *_library_versions()]
-    refusal: str | None = kept_in_cache("refusals", key, lambda: _find_refusal(words))
-    return refusal
+    config_file = stamp(Path(folder, "config.json")) if folder else None
+    key = [content, config_file, _code_of_methods(), *_library_versions()]
+    problem: str | None = kept_in_cache("refusals", key, lambda: _find_problem(content))
+    return problem
 
 
 @cache
@@ -201,13 +230,14 @@ def _library_versions() -> list[str]:
     return [version(name) for name in ("torch", "transformers", "peft")]
 
 
-def _find_refusal(words: str) -> str | None:
-    model, method, rates, label = json.loads(words)
+def _find_problem(content: str) -> str | None:
+    """`method_problem`, found by adapting the model without its weights."""
+    model, settings, rates, label = json.loads(content)
     try:
-        adapter = make_method(method)
-        network = adapted(models.skeleton(**model), adapter)
+        method = make_method(settings)
+        network = adapted(models.skeleton(**model), method)
         names = list[str]()
-        for parameters in adapter.parameter_groups(network).values():
+        for parameters in method.parameter_groups(network).values():
             names += parameters
         for key, rates_by_name in rates.items():
             patterns_of(names, rates_by_name, key)
@@ -220,7 +250,10 @@ def _find_refusal(words: str) -> str | None:
     return None
 
 
-def adapted(network: Any, method: Any) -> Any:
+Network = TypeVar("Network", bound="nn.Module")
+
+
+def adapted(network: Network, method: "vera.Method") -> Network:
     """The network with a method. The run itself shows peft's warnings."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -237,60 +270,70 @@ def flops(
 
     length: tokens of a row, padding included. predicted: those that a language model
     reads out. The count is kept in the cache, so a later plan does not import torch."""
-    # AdapterDrop counts with every adapter: it drops some at random. VeRA cannot be
-    # merged with 4-bit weights
-    plain: dict[str, Any] = {"adapter": {"drop_layers": 0, "drop_per_batch": False}}
-    plain |= {"vera": {"path": "factor"}} if run.config["model"]["quantise"] else {}
-    method, model = run.method | plain.get(run.method["kind"], {}), words_of(run)
+    arguments = skeleton_arguments(run)
+    settings = run.method | COUNTED_SETTINGS.get(run.method["kind"], {})
+    if run.method["kind"] == "vera" and run.config["model"]["quantise"]:
+        # 4-bit weights cannot take a merged adapter
+        settings["path"] = "factor"
     size = (rows, length, predicted, run.config["task"].get("image_size"))
 
     def count() -> tuple[float, float] | None:
+        if arguments is None:
+            return None
         # of a model's own code, of a method that looks at values
         with contextlib.suppress(Exception):
+            import torch
             from torch.utils.flop_counter import FlopCounterMode
 
-            network = adapted(models.skeleton(**model).train(), make_method(method))
+            network = models.skeleton(**arguments).train()
+            adapted(network, make_method(settings))
             with FlopCounterMode(display=False) as counter:
                 logits = run_forward(network, *size)
                 forward = counter.get_total_flops()
                 if logits.requires_grad:
-                    logits.sum().backward()
+                    torch.autograd.backward(logits.sum())
             return float(forward), float(counter.get_total_flops())
         return None
 
-    key = [model, method, size, *_library_versions()]
+    key = [arguments, settings, size, *_library_versions()]
     counted = kept_in_cache("flops", key, count)
-    return counted and (counted[0], counted[1])
+    if not counted:
+        return None
+    forward, training = counted
+    return forward, training
 
 
-def weights(run: Run) -> int:
-    """How many values a run's base model has, of a known architecture."""
-    model = words_of(run)
-    key = [model, version("transformers")]
-    return int(
-        kept_in_cache("weights", key, lambda: models.skeleton(**model).num_parameters())
-    )
+def count_weights(run: Run) -> int:
+    """How many values a run's base model has. Its architecture has to be known."""
+    arguments = skeleton_arguments(run)
+    assert arguments is not None
+
+    def count() -> int:
+        return int(models.skeleton(**arguments).num_parameters())
+
+    return int(kept_in_cache("weights", [arguments, version("transformers")], count))
 
 
 def run_forward(
     network: Any, rows: int, length: int, predicted: int, image: int | None
-) -> Any:
+) -> "torch.Tensor":
     """The logits for random rows, on the network's device. image: pixels of a side;
     None: the model's."""
     import torch
 
-    config, device = network.config, next(network.parameters()).device
+    config = network.config
+    device = next(network.parameters()).device
+    arguments = dict[str, Any]()
     if hasattr(config, "image_size"):
         side = image or models.image_side(config.model_type, config.image_size)
-        settings = (
-            {"interpolate_pos_encoding": True}
-            if config.model_type == "vit" and image
-            else {}
-        )
-        return network(
-            pixel_values=torch.randn(rows, 3, side, side, device=device), **settings
-        ).logits
-    ids = torch.randint(5, config.vocab_size, (rows, length), device=device)
-    return network(
-        input_ids=ids, **({"logits_to_keep": predicted} if predicted else {})
-    ).logits
+        arguments["pixel_values"] = torch.randn(rows, 3, side, side, device=device)
+        if config.model_type == "vit" and image:
+            arguments["interpolate_pos_encoding"] = True
+    else:
+        size = (rows, length)
+        ids = torch.randint(5, config.vocab_size, size, device=device)
+        arguments["input_ids"] = ids
+        if predicted:
+            arguments["logits_to_keep"] = predicted
+    logits: torch.Tensor = network(**arguments).logits
+    return logits

@@ -15,14 +15,14 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
 from runs.machine.gpus import driver, processor, processor_model
 from runs.machine.hashes import digest
 from runs.record.ledger import INSTALLED, ROOT, built_from, run_folder, write_atomically
-from runs.record.schema import Record
+from runs.record.schema import Code, Device, Provenance, Record, Source
 from runs.run.definition import Run
 from tasks.files import module_file
 
@@ -44,12 +44,8 @@ def git(*words: str) -> str | None:
     return done.stdout.strip()
 
 
-#: A file of code in a record: its name, hashes, and whether it is uncommitted.
-Source = dict[str, Any]
-#: The commit of the code, and what differs from it.
-CodeState = dict[str, Any]
 #: What may change a run's numbers without being part of its identity.
-Conditions = dict[str, Any]
+Conditions = dict[str, object]
 #: What a module imports, with all that follows in parentheses.
 IMPORT = re.compile(r"^ *(?:import|from) ([^(\n]*(?:\([^)]*\))?)", re.MULTILINE)
 #: The folders of the checkout that a result depends on.
@@ -57,7 +53,7 @@ MAKING = ("vera", "tasks", "runs", "conf")
 
 
 @cache
-def code_state() -> CodeState:
+def code_state() -> Code:
     """The commit of the code, and whether files differ from it (dirty): a tracked file
     has changed, or a folder of MAKING holds a file that is neither tracked nor ignored.
     upstream, altered: as `upstream` and `altered`. As it was when this process, or the
@@ -93,17 +89,10 @@ def upstream() -> str | None:
 def altered() -> list[str]:
     """The project's own files in MAKING that differ from `upstream` or are gone; added
     files do not count."""
-    words = (
-        "diff",
-        "--name-only",
-        "-z",
-        "--no-renames",
-        "--diff-filter=a",
-        f"{upstream()}",
-    )
-    return [
-        *filter(None, (git(*words, "--", *MAKING, ":!runs/records") or "").split("\0"))
-    ]
+    options = ("--name-only", "-z", "--no-renames", "--diff-filter=a")
+    paths = (*MAKING, ":!runs/records")
+    output = git("diff", *options, f"{upstream()}", "--", *paths) or ""
+    return [name for name in output.split("\0") if name]
 
 
 def _digest(path: Path) -> str:
@@ -144,7 +133,8 @@ def _source(path: Path) -> Source:
     source: Source = {"file": path.name, "sha256": at_start[0], "imports": imports}
     # the commits of another project are not known here
     if not path.is_relative_to(ROOT):
-        return source | {"uncommitted": None}
+        source["uncommitted"] = None
+        return source
     names = list[str]()
     for file in files:
         names += [part.relative_to(ROOT).as_posix() for part in _files_of(file)]
@@ -154,7 +144,8 @@ def _source(path: Path) -> Source:
     if uncommitted is not None and at_start != current:
         uncommitted = True
     source["file"] = path.relative_to(ROOT).as_posix()
-    return source | {"uncommitted": uncommitted}
+    source["uncommitted"] = uncommitted
+    return source
 
 
 @cache
@@ -186,11 +177,10 @@ def imports_of(path: Path) -> list[Path]:
 
 def is_committed(record: Record) -> bool:
     """Whether the commit that a record names has the code that made it."""
+    if record["code"]["dirty"]:
+        return False
     sources = record["code"].get("sources", {}).values()
-    return not (
-        record["code"]["dirty"]
-        or any(source.get("uncommitted") is not False for source in sources)
-    )
+    return all(source.get("uncommitted") is False for source in sources)
 
 
 def changed(record: Record) -> list[str]:
@@ -220,7 +210,11 @@ def differs(record: Record, run: Run) -> str:
     """What would be otherwise if a finished run were done now: sources, and the adapter
     on disk."""
     settings = list[str]()
-    for key in ("keep", "adapter_precision"):
+    keys: tuple[Literal["keep", "adapter_precision"], ...] = (
+        "keep",
+        "adapter_precision",
+    )
+    for key in keys:
         recorded = record["config"].get(key)
         if recorded != run.config[key]:
             settings.append(f"{key}={recorded} (not {run.config[key]})")
@@ -282,13 +276,13 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def machine(device: "torch.device") -> dict[str, Any]:
+def machine(device: "torch.device") -> Device:
     """The device and the system; never the machine's name."""
     import torch
 
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else processor()
-    described = {
+    described: Device = {
         "type": device.type,
         "name": name,
         "cpu": processor_model(),
@@ -297,22 +291,20 @@ def machine(device: "torch.device") -> dict[str, Any]:
     }
     if not on_gpu:
         return described
-    cudnn: Any = torch.backends.cudnn
-    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
-    return described | {
-        "driver": driver(),
-        "cudnn": cudnn.version(),
-        "capability": capability,
-    }
+    major, minor = torch.cuda.get_device_capability(device)
+    described["driver"] = driver()
+    described["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    described["capability"] = f"{major}.{minor}"
+    return described
 
 
-def made_with(code: CodeState, device: "torch.device") -> dict[str, dict[str, Any]]:
+def made_with(code: Code, device: "torch.device") -> Provenance:
     """The code, versions and device of a run, as its record has them."""
-    return {"code": dict(code), "versions": versions(), "device": machine(device)}
+    return {"code": code, "versions": {**versions()}, "device": machine(device)}
 
 
 def conditions(
-    code: CodeState, accelerator: "Accelerator", micro_batch: int | None
+    code: Code, accelerator: "Accelerator", micro_batch: int | None
 ) -> Conditions:
     """What may change a run's numbers without being part of its identity, of one
     attempt."""

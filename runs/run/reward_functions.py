@@ -10,9 +10,9 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runs.command.errors import UserError
+from runs.record.configuration import Configuration
 from tasks.base import first_line, quoted
 from tasks.exact import ExactTask, Exercise
 from tasks.files import module_file
@@ -32,7 +32,7 @@ class RewardFunction:
 
     name: str
     weight: float
-    function: Callable[[str, str, str | None], Any] | None
+    function: Callable[[str, str, str | None], object] | None
     task: ExactTask
 
     def score(self, exercise: Exercise, completion: str) -> float:
@@ -85,7 +85,7 @@ def load_functions(functions: Functions, task: ExactTask) -> list[RewardFunction
     """The functions of a run. Raises UserError for one that cannot be imported."""
     loaded = []
     for name, weight in weights_by_name(functions).items():
-        function: Callable[[str, str, str | None], Any] | None = None
+        function: Callable[[str, str, str | None], object] | None = None
         if name != EXACT_MATCH:
             function_file(name)
             try:
@@ -103,18 +103,20 @@ def check_functions(functions: list[RewardFunction], task: ExactTask) -> None:
     """Scores an empty completion and a right one of the first training row, so that a
     mistake ends the run before its first step. Raises UserError."""
     exercise = task.exercises("train")[0]
+    first_row = task.kept_rows["train"][0]
+    _, right_completion = task.splits["train"][first_row]
     for function in functions:
         function.score(exercise, "")
-        function.score(exercise, task.splits["train"][task.kept_rows["train"][0]][1])
+        function.score(exercise, right_completion)
 
 
-def completion_limit(config: Mapping[str, Any]) -> int:
+def completion_limit(config: Configuration) -> int:
     """The most tokens that a completion may have."""
     limit = config["reward"]["max_new_tokens"] or config["task"]["max_new_tokens"]
     return int(limit)
 
 
-def prompts_of_block(config: Mapping[str, Any]) -> int:
+def prompts_of_block(config: Configuration) -> int:
     """The prompts whose completions are sampled together. Completions of one token need
     no more rows than their prompts."""
     if completion_limit(config) == 1:
@@ -122,7 +124,7 @@ def prompts_of_block(config: Mapping[str, Any]) -> int:
     return max(1, SAMPLING_BLOCK // config["reward"]["samples"])
 
 
-def rows_of_step(config: Mapping[str, Any]) -> int:
+def rows_of_step(config: Configuration) -> int:
     """The rows that a step computes, of which micro-batches are parts: its rows or, by
     reward, the completions of its prompts. Completions of one token share a row."""
     rows = int(config["train"]["effective_batch"])

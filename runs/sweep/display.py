@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from runs.command.errors import rank
-from runs.record.cell import Metric, kept_epoch, number_of_texts, one_class, scored
+from runs.record.cell import Metric, kept_epoch, number_of_texts, one_class, text_score
 from runs.record.ledger import read_regular, run_folder
 from runs.record.schema import TEXT_SCORES, Record
 from runs.record.text import duration, plural
@@ -226,9 +226,8 @@ def result_words(record: Record) -> str:
     result = record["result"]
     if record["status"] == "diverged":
         return f"diverged: {record['error']}"
-    metric = Metric.of_record(record)
-    best = _marked(record, "best", metric)
-    last = _marked(record, "last", metric)
+    best = _marked(record, "best", result["best"])
+    last = _marked(record, "last", result["last"])
     epoch = result["best_epoch"]
     text = f"{result['metric']} {best} at epoch {epoch:.3g}, last {last}"
     share = one_class(record)
@@ -244,16 +243,18 @@ def result_words(record: Record) -> str:
             f" {parameters['adapter']:,} parameters"
         )
     key = number_of_texts(record)
-    if key:
+    texts = record.get("texts")
+    if key and texts:
         score = TEXT_SCORES[key]
-        number = f"{scored(record)[key]:.{score.decimals}f}{score.unit}"
-        text += f", {score.name} {number} on {record['texts']['split']}"
+        value = text_score(record, key) or 0.0
+        number = f"{value:.{score.decimals}f}{score.unit}"
+        text += f", {score.name} {number} on {texts['split']}"
     return text
 
 
-def _marked(record: Record, epoch: str, metric: Metric) -> str:
+def _marked(record: Record, epoch: str, score: float | None) -> str:
     """The score of an epoch, best or last, with a mark where what it left is kept."""
-    text = metric.text(record["result"][epoch])
+    text = "-" if score is None else Metric.of_record(record).text(score)
     keep = record["config"]["keep"]
     kept_epochs: tuple[str, ...] = ("best", "last")
     if keep != "both":

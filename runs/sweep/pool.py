@@ -205,7 +205,7 @@ class Sweep:
             if seconds is None:
                 job.earlier_claim = claim
             if claim != job.earlier_claim:
-                error = record["error"]
+                error = record["error"] or ""
             record = None
         if record is None and not error:
             return False
@@ -240,7 +240,7 @@ class Sweep:
             self.display.line(f"{job.head}  {line}")
             return
         if record["status"] == "diverged":
-            self.diverged.append((job, record["error"]))
+            self.diverged.append((job, record["error"] or ""))
         else:
             self.done += 1
             seconds = seconds or _seconds_of(record)
@@ -450,8 +450,8 @@ class Sweep:
 def _seconds_of(record: Record) -> float:
     """The seconds that a finished run took, by its record."""
     cost = record["cost"]
-    parts = ("train_seconds", "evaluate_seconds", "decode_seconds")
-    return float(sum(cost.get(part, 0.0) for part in parts))
+    decoding = cost.get("decode_seconds", 0.0)
+    return cost["train_seconds"] + cost["evaluate_seconds"] + decoding
 
 
 # --- a run's process

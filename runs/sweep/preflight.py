@@ -2,7 +2,7 @@
 that is missing is said at once, before anything trains."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from runs.command.errors import UserError
 from runs.record.cell import hash_of
 from runs.run.definition import Run
 from runs.run.identity import start_file
-from runs.run.methods import make_method, refusal
+from runs.run.methods import make_method, method_problem
 from runs.run.provenance import code_state
 from tasks.images import preprocessing
 
@@ -34,7 +34,7 @@ def preflight(runs: list[Run]) -> None:
     loaded = _load(runs)
     errors = [*loaded.errors]
     for run in _distinct(runs, "model", "method"):
-        reason = refusal(run)
+        reason = method_problem(run)
         if reason:
             errors.append(reason)
     if errors:
@@ -74,9 +74,9 @@ def _load(runs: list[Run]) -> Loaded:
         except (tasks.DataError, UserError) as error:
             loaded.errors.append(f"{_needed_by(run, runs)}{error}")
     for run in _distinct(runs, "model"):
-        settings = run.config["model"]
+        model = run.config["model"]
         try:
-            loaded.models[hash_of(settings)] = models.fetch(settings)
+            loaded.models[hash_of(model)] = models.fetch(model)
         except (tasks.DataError, UserError) as error:
             loaded.errors.append(str(error))
     return loaded
@@ -130,5 +130,6 @@ def _distinct(runs: list[Run], *parts: str) -> list[Run]:
     one, in the place of the first."""
     runs_by_content = dict[str, Run]()
     for run in runs:
-        runs_by_content[hash_of([run.config[part] for part in parts])] = run
+        config: Mapping[str, object] = run.config
+        runs_by_content[hash_of([config[part] for part in parts])] = run
     return list(runs_by_content.values())

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from runs.command.errors import UserError, interrupted_words, rank
 from runs.config import Launch
@@ -20,7 +20,8 @@ from runs.machine.fork_server import start_fork_server
 from runs.machine.locks import alone
 from runs.machine.processes import environment, sweep_up_dead
 from runs.record.cell import is_trial
-from runs.record.ledger import finished_record, read_record
+from runs.record.configuration import Configuration
+from runs.record.ledger import finished_record, read_measure
 from runs.record.schema import Record
 from runs.record.sweeps import write_sweep
 from runs.record.text import duration, plural
@@ -222,7 +223,7 @@ def archive(job: Job, record: Record) -> bool:
 def _measured_ids(path: Path) -> list[str]:
     """The ids of the runs that a measure is of; none where it cannot be read."""
     try:
-        return [run["id"] for run in read_record(path, "measure")["of"]]
+        return [run["id"] for run in read_measure(path)["of"]]
     except ValueError:
         return []
 
@@ -262,7 +263,8 @@ def _train_here(job: Job, attempt: Attempt, tracking: Tracking) -> None:
     from runs.training.train import train
 
     # a micro-batch may have been halved, since memory ran out
-    run = dataclasses.replace(job.run, config=job.run.config | attempt.settings)
+    config = cast(Configuration, {**job.run.config, **attempt.settings})
+    run = dataclasses.replace(job.run, config=config)
     try:
         train(Training(run, job.id, Reporter(run, job.id), attempt), tracking)
     except BaseException:

@@ -2,11 +2,11 @@
 and the summary of its record. Never a local path."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from runs.record.cell import is_trial
-from runs.record.redaction import hide_paths, without_paths
-from runs.record.schema import CURVE_COLUMNS, Record
+from runs.record.redaction import config_without_paths, hide_paths
+from runs.record.schema import CURVE_COLUMNS, Curve, Provenance, Record
 from runs.run.definition import Run
 
 #: W&B's limits.
@@ -19,9 +19,9 @@ def cell_key(model: str, task: str) -> str:
     return f"cells/{model}/{task}"
 
 
-def about_run(run: Run, run_id: str, made_with: Mapping[str, Any]) -> dict[str, Any]:
+def about_run(run: Run, run_id: str, made_with: Provenance) -> dict[str, Any]:
     """A run at its beginning, without this machine's paths, as in published records."""
-    config, cell = run.config, run.names["cell"]
+    config, cell = run.config, run.cell
     trial = "trial" if is_trial(config) else None
     tags = [
         run.row,
@@ -31,8 +31,7 @@ def about_run(run: Run, run_id: str, made_with: Mapping[str, Any]) -> dict[str, 
         run.experiment,
         trial,
     ]
-    start = {"from": config["init_from"]} if config["init_from"] else None
-    settings = without_paths({"config": config, "start": start})["config"]
+    settings: dict[str, Any] = {**config_without_paths(config)}
     settings |= {"cell": cell, "run_id": run_id, "recipe_name": run.recipe}
     settings |= provenance_of(made_with)
     job = "train"
@@ -49,22 +48,22 @@ def about_run(run: Run, run_id: str, made_with: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def provenance_of(source: Mapping[str, Any]) -> dict[str, Any]:
+def provenance_of(source: Provenance | Record) -> dict[str, object]:
     """How a run was made, as keys of its configuration in W&B. source: its record, or
     these parts of it."""
-    code = {key: source["code"][key] for key in ("commit", "dirty")}
-    return code | {
+    return {
+        "commit": source["code"]["commit"],
+        "dirty": source["code"]["dirty"],
         "versions": source["versions"],
         "device_name": source["device"]["name"],
     }
 
 
-def points(
-    curve: Mapping[str, Sequence[Any]], metric: str, cell: str
-) -> list[dict[str, Any]]:
+def points(curve: Curve, metric: str, cell: str) -> list[dict[str, object]]:
     """A point for each epoch of a record's curve. metric: its name. cell: of
     cell_key."""
-    columns = {
+    all_columns = cast(Mapping[str, Sequence[object]], curve)
+    columns: dict[str, Sequence[object]] = {
         "epoch": curve["epoch"],
         "step": curve["step"],
         "train/loss": curve["train_loss"],
@@ -72,31 +71,42 @@ def points(
         f"{cell}/dev": curve["metric"],
     }
     # W&B gets the columns of training by reward under TRL's names
-    for key in set(curve) - set(CURVE_COLUMNS):
+    for key in set(all_columns) - set(CURVE_COLUMNS):
         part = "dev" if key == "sampled_exact_match" else "train"
-        columns[f"{part}/{key}"] = curve[key]
+        columns[f"{part}/{key}"] = all_columns[key]
     rows = zip(*columns.values(), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def summary_of(record: Record) -> dict[str, Any]:
+def summary_of(record: Record) -> dict[str, object]:
     """The summary of a finished run: status, result, parameters, cost, and the scores
     of its texts by the protocol. The numbers of tables are there twice: once more under
     the name of the cell."""
     result = record["result"]
     cost = record["cost"]
-    numbers = {"status": record["status"], "error": hide_paths(record["error"]) or ""}
-    for key in ("metric", "select", "best", "best_epoch", "last"):
-        numbers[key] = result.get(key)
-    for key, value in record["parameters"].items():
-        numbers[f"parameters/{key}"] = value
-    for key, value in cost.items():
-        numbers[f"cost/{key}"] = value
-    for key in ("before", "after"):
-        numbers[f"forgetting/{key}"] = (result.get("forgetting") or {}).get(key)
-    numbers_of_cell = {key: result.get(key) for key in ("best", "last")}
-    for key in ("train_seconds", "peak_memory_bytes"):
-        numbers_of_cell[key] = cost.get(key)
+    numbers: dict[str, object] = {
+        "status": record["status"],
+        "error": hide_paths(record["error"] or ""),
+        "metric": result["metric"],
+        "select": result.get("select"),
+        "best": result["best"],
+        "best_epoch": result["best_epoch"],
+        "last": result["last"],
+    }
+    for key, count in record["parameters"].items():
+        numbers[f"parameters/{key}"] = count
+    for key, spent in cost.items():
+        numbers[f"cost/{key}"] = spent
+    forgetting = result.get("forgetting")
+    if forgetting:
+        numbers["forgetting/before"] = forgetting["before"]
+        numbers["forgetting/after"] = forgetting["after"]
+    numbers_of_cell: dict[str, object] = {
+        "best": result["best"],
+        "last": result["last"],
+        "train_seconds": cost["train_seconds"],
+        "peak_memory_bytes": cost.get("peak_memory_bytes"),
+    }
     # of the last epoch, and of the best one where it is another
     for epoch, scores in _scores_of_texts(record).items():
         for key, score in scores.items():
@@ -112,7 +122,8 @@ def summary_of(record: Record) -> dict[str, Any]:
 def _scores_of_texts(record: Record) -> dict[str, dict[str, float]]:
     """The scores of the texts by the protocol's variant, the first, by epoch: last or
     best."""
-    entries = (record.get("texts") or {}).get("scores") or []
+    texts = record.get("texts")
+    entries = texts["scores"] if texts else []
     scores_of_epoch = dict[str, dict[str, float]]()
     for entry in entries:
         if entry["variant"] != entries[0]["variant"]:
@@ -121,7 +132,7 @@ def _scores_of_texts(record: Record) -> dict[str, dict[str, float]]:
         for key, value in entry.items():
             if isinstance(value, float) and key != "epoch":
                 scores[key] = value
-        for part, value in (entry.get("parts") or {}).items():
-            scores[f"parts/{part}"] = value
+        for part, score in (entry.get("parts") or {}).items():
+            scores[f"parts/{part}"] = score
         scores_of_epoch[entry["which"]] = scores
     return scores_of_epoch

@@ -12,14 +12,14 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from runs.command.errors import rank
 from runs.record.ledger import run_folder
 from runs.record.redaction import hide_paths
-from runs.record.schema import Record
+from runs.record.schema import Curve, Provenance, Record
 from runs.record.text import describe
 from runs.run.definition import Run
 from runs.tracking.content import (
@@ -47,7 +47,7 @@ class Tracker:
         settings: Tracking | None,
         run: Run,
         run_id: str,
-        made_with: Mapping[str, Any],
+        made_with: Provenance,
     ) -> None:
         """made_with: code, versions and device of the run, as a record has them."""
         settings = settings or Tracking("off")
@@ -68,7 +68,7 @@ class Tracker:
         if not self.is_off:
             self.start.start()
 
-    def epoch(self, curve: Mapping[str, Sequence[Any]], metric: str) -> None:
+    def epoch(self, curve: Curve, metric: str) -> None:
         """Sends the epochs of a record's curve that have not been sent. metric: its
         name."""
         if self.wandb and not self.start.is_alive():
@@ -93,7 +93,7 @@ class Tracker:
                 file=log,
             )
 
-    def _safely(self, step: Callable[..., None], *arguments: Any) -> bool:
+    def _safely(self, step: Callable[..., None], *arguments: object) -> bool:
         """Takes a step with wandb; returns whether it went well. Else the next of
         wandb's runs sends all."""
         try:
@@ -159,7 +159,7 @@ class Tracker:
             run.define_metric(name, step_metric="epoch")
         self.wandb = run
 
-    def _send(self, curve: Mapping[str, Sequence[Any]], metric: str) -> None:
+    def _send(self, curve: Curve, metric: str) -> None:
         cell = cell_key(self.run.model, self.run.config["task"]["name"])
         for point in points(curve, metric, cell)[self.sent :]:
             self.wandb.log(point)
@@ -168,7 +168,7 @@ class Tracker:
     def _end(self, record: Record | None, error: BaseException | None) -> None:
         failed = isinstance(error, Exception)
         status = "failed" if failed else "interrupted"
-        summary = {
+        summary: dict[str, object] = {
             "status": status,
             "error": hide_paths(describe(error)) if error and failed else "",
         }

@@ -1,6 +1,6 @@
 """The answers of a model to dev rows, of a task whose answers are read exactly."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 import vera
+from runs.record.configuration import Configuration
 from runs.run.reward_functions import completion_limit
 from runs.training.sampling import (
     EVALUATION_STEP,
@@ -23,7 +24,7 @@ def answer_dev_rows(
     model: Any,
     task: ExactTask,
     accelerator: Accelerator,
-    config: Mapping[str, Any],
+    config: Configuration,
     check_stop: Callable[[], None],
 ) -> np.ndarray[Any, Any]:
     """Whether the model answers the dev rows exactly (rows, 1 + samples): greedily, and

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
@@ -30,9 +30,11 @@ from torch.optim import Optimizer
 
 import vera
 from runs.command.errors import DeviceError, UserError
+from runs.record.configuration import Configuration, TrainConfig
 from runs.record.ledger import temporary
-from runs.record.schema import CURVE_COLUMNS
+from runs.record.schema import CURVE_COLUMNS, Curve, Reach, RightRows, Status
 from runs.run.methods import patterns_of
+from runs.run.provenance import Conditions
 from runs.training.reach import rate_factor, warmup_of
 
 #: Plain values, as JSON has them.
@@ -48,6 +50,11 @@ READING_ERRORS = (
 )
 
 
+def empty_curve() -> Curve:
+    """The columns of every curve, before the first evaluation."""
+    return cast(Curve, {column: [] for column in CURVE_COLUMNS})
+
+
 @dataclass
 class State:
     """The state of training, as plain values that a checkpoint keeps beside the
@@ -59,34 +66,33 @@ class State:
     step: int = 0
     loss_sum: float = 0.0  # since the last evaluation
     rows: float = 0  # that loss_sum is over; for language models, tokens
-    curve: dict[str, list[Any]] = field(
-        default_factory=lambda: {key: [] for key in CURVE_COLUMNS}
-    )
+    curve: Curve = field(default_factory=empty_curve)
     #: What the objective has measured: in the last step, and the sums since the last
     #: evaluation with the number of steps.
     metrics: dict[str, float] = field(default_factory=dict)
     metric_sums: dict[str, float] = field(default_factory=dict)
     metric_steps: int = 0
-    reach: dict[str, Any] = field(default_factory=dict)  # of estimate_effect
+    reach: Reach | None = None  # of estimate_effect
     predictions: list[str] = field(default_factory=list)  # a hash of each evaluation's
     # which rows were right, at the best epoch so far and the last (runs/record/items.py)
-    right: dict[str, str] = field(default_factory=dict)
+    right: RightRows = field(default_factory=RightRows)
     seconds: dict[str, float] = field(
         default_factory=lambda: {"train": 0.0, "evaluate": 0.0}
     )
     units: int = 0  # tokens or images
-    status: str = "done"
+    status: Status = "done"
     error: str | None = None
     scaler: dict[str, Any] | None = None  # fp16's
     # of the attempt that trains now
-    conditions: dict[str, Any] = field(default_factory=dict)
+    conditions: Conditions = field(default_factory=dict)
     # where an attempt had others than the one before
     resumed: list[str] = field(default_factory=list)
 
-    def add_point(self, point: Mapping[str, Any], predictions: str) -> None:
+    def add_point(self, point: Mapping[str, object], predictions: str) -> None:
         """Adds an evaluation to the curve, with the hash of its predictions."""
+        columns = cast(dict[str, list[object]], self.curve)
         for key, value in point.items():
-            self.curve.setdefault(key, []).append(value)
+            columns.setdefault(key, []).append(value)
         self.predictions.append(predictions)
         self.loss_sum, self.rows = 0.0, 0
         self.metric_sums, self.metric_steps = {}, 0
@@ -104,16 +110,24 @@ class State:
             name: total / self.metric_steps for name, total in self.metric_sums.items()
         }
 
-    def check_settings(self, config: Mapping[str, Any], checkpoint: Path) -> None:
+    def check_settings(self, config: Configuration, checkpoint: Path) -> None:
         """Raises UserError where a resumed run has other settings of what it keeps: its
         adapter would be of another epoch, or precision, than the record says."""
-        for key in ("keep", "adapter_precision"):
-            at_start, setting = getattr(self, key), config[key]
+        settings = {
+            "keep": (self.keep, config["keep"]),
+            "adapter_precision": (self.adapter_precision, config["adapter_precision"]),
+        }
+        for key, (at_start, setting) in settings.items():
             if at_start != setting:
                 raise UserError(
                     f"{key}={setting}: this run was begun with {key}={at_start}: go on "
                     f"with that, or delete {checkpoint} to begin anew"
                 )
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether the run has ended as diverged."""
+        return self.status == "diverged"
 
     def diverge(self, reason: str) -> None:
         """Ends the run as diverged, which is a result: another attempt would end the
@@ -147,15 +161,14 @@ class Checkpoint:
             method_state: what the method has gathered.
         """
         tensors = self._tensors(method_state)
-        header = json.dumps(
-            {
-                "run_id": self.run_id,
-                "device": self.device.type,
-                "state": state,
-                "python": random.getstate(),
-                "numpy": _numpy_state(),
-            }
-        )
+        content = {
+            "run_id": self.run_id,
+            "device": self.device.type,
+            "state": state,
+            "python": random.getstate(),
+            "numpy": _numpy_state(),
+        }
+        header = json.dumps(content)
         metadata = {"header": header, "sha256": digest_of(header, tensors)}
         with temporary(self.path) as partial:
             try:
@@ -259,7 +272,7 @@ class Checkpoint:
         self.optimizer.load_state_dict(state)
 
 
-def _numpy_state() -> list[Any]:
+def _numpy_state() -> list[object]:
     """The state of numpy's generator as plain values."""
     kind, words, *position = tuple(np.random.get_state(legacy=True))
     return [kind, np.asarray(words).tolist(), *position]
@@ -288,7 +301,7 @@ class OptimizerGroup(TypedDict):
 
 
 def optimizer_groups(
-    method: vera.Method, model: nn.Module, train: Mapping[str, Any]
+    method: vera.Method, model: nn.Module, train: TrainConfig
 ) -> list[OptimizerGroup]:
     """The optimizer's groups "adapter" and "head" with their rates. Parameters of
     train.lr_by or decay_by, and biases and LayerNorms (no weight decay, except with
@@ -300,31 +313,31 @@ def optimizer_groups(
     pattern_of = patterns_of(names, rates)
     decay_of = _weight_decays(named, model, train)
     for part, parameters in named.items():
-        base_rate = train["lr_head" if part == "head" else "lr"]
+        base_rate = train["lr_head"] if part == "head" else train["lr"]
         members = defaultdict[tuple[str | None, float | None], list[nn.Parameter]](list)
-        decays = dict[float | None, None]({None: None})
+        decays: list[float | None] = [None]
         for name, parameter in parameters.items():
             decay = decay_of.get(name)
-            decays[decay] = None
+            if decay not in decays:
+                decays.append(decay)
             members[pattern_of.get(name), decay].append(parameter)
         for pattern, decay in itertools.product((None, *rates), decays):
             if not members[pattern, decay]:
                 continue
-            groups.append(
-                {
-                    "name": _group_title(part, pattern, decay),
-                    "lr": base_rate if pattern is None else rates[pattern],
-                    "weight_decay": train["weight_decay"] if decay is None else decay,
-                    "params": members[pattern, decay],
-                }
-            )
+            group: OptimizerGroup = {
+                "name": _group_title(part, pattern, decay),
+                "lr": base_rate if pattern is None else rates[pattern],
+                "weight_decay": train["weight_decay"] if decay is None else decay,
+                "params": members[pattern, decay],
+            }
+            groups.append(group)
     return groups
 
 
 def _weight_decays(
     named: Mapping[str, Mapping[str, nn.Parameter]],
     model: nn.Module,
-    train: Mapping[str, Any],
+    train: TrainConfig,
 ) -> dict[str, float]:
     """The weight decay of each parameter that has not train.weight_decay, by name."""
     in_norms = set[int]()
@@ -353,7 +366,7 @@ def _group_title(part: str, pattern: str | None, decay: float | None) -> str:
 
 
 def make_optimizer(
-    groups: list[OptimizerGroup], train: Mapping[str, Any], device: torch.device
+    groups: list[OptimizerGroup], train: TrainConfig, device: torch.device
 ) -> Optimizer:
     """AdamW on these groups, whose parameters are on the device; on an empty one where
     nothing trains."""
@@ -375,9 +388,7 @@ def make_optimizer(
     )
 
 
-def set_rates(
-    optimizer: Optimizer, train: Mapping[str, Any], step: int, total: int
-) -> None:
+def set_rates(optimizer: Optimizer, train: TrainConfig, step: int, total: int) -> None:
     """Sets the learning rates for a step, from 0: the warm-up, then the schedule.
     total: all steps."""
     warmup = warmup_of(train, total)

@@ -25,7 +25,9 @@ from runs import models
 from runs.command.errors import Stop, UserError
 from runs.machine.gpus import check_usable
 from runs.record.cell import Metric
+from runs.record.configuration import Configuration
 from runs.record.ledger import run_folder, write_atomically
+from runs.record.schema import Determinism, Forgetting
 from runs.record.spreadsheet import csv_text
 from runs.run.definition import Run
 from runs.run.identity import start_file
@@ -38,6 +40,8 @@ from tasks.exact import ExactTask
 from vera.sites import head_parameters
 
 Report = Callable[[dict[str, Any]], None]
+#: What a model answers for rows, (rows, ...).
+Outputs = np.ndarray[Any, Any]
 #: What adapter_precision and model.dtype may be; None: as it is.
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -62,7 +66,8 @@ class Context:
         """start: fill the adapter from the run or file that init_from names. folder:
         for the files that are written; by default the run's. task: in place of the
         run's, for other rows."""
-        self.run, self.run_id, self.report, self.stop = run, run_id, report, Stop()
+        self.run, self.run_id = run, run_id
+        self.report, self.stop = report, Stop()
         self.config, self.settings = run.config, run.config["train"]
         self.folder = folder or run_folder(self.config["output"], run_id)
         self.accelerator = make_accelerator(run)
@@ -80,36 +85,37 @@ class Context:
         )
         self.raw_model.to(self.accelerator.device)
 
-    def batch(self, split: str, rows: Sequence[int]) -> dict[str, Any]:
+    def batch(self, split: str, rows: Sequence[int]) -> dict[str, Tensor]:
         """A batch on the device."""
         return on_device(self.task.collate(split, rows), self.accelerator.device)
 
     @torch.no_grad()
-    def evaluate(self) -> tuple[float, Any]:
+    def evaluate(self) -> tuple[float, Outputs]:
         """Mean loss and outputs (rows, ...) of the dev rows, in their order; processes
         share the work."""
         self.raw_model.eval()
         lengths = self.task.lengths("dev")
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
         size = self.config["eval_batch"]
-        parts = [order[i : i + size] for i in range(0, len(order), size)]
-        loss_sum, outputs = 0.0, dict[int, Any]()
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        first, processes = (
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        loss_sum = 0.0
+        row_outputs = list[tuple[int, Outputs]]()
         with vera.unchanged(self.raw_model), self.accelerator.autocast():
-            for rows in parts[
-                self.accelerator.process_index :: self.accelerator.num_processes
-            ]:
+            for rows in batches[first::processes]:
                 self.stop.check()
-                loss, answers = self.task.answers(
+                loss, outputs = self.task.answers(
                     self.raw_model, self.batch("dev", rows)
                 )
                 loss_sum += loss * self.task.weight("dev", rows)
-                outputs |= dict(zip(rows, answers, strict=True))
-        everything = dict(
-            pair for share in gather_object([list(outputs.items())]) for pair in share
-        )
-        answers = np.stack([everything[row] for row in range(len(lengths))])
-        whole = self.task.weight("dev", range(len(lengths)))
-        mean_loss = sum(gather_object([loss_sum])) / whole
+                row_outputs += zip(rows, outputs, strict=True)
+        # accelerate joins the processes' lists
+        by_row = dict(gather_object(row_outputs))
+        total_weight = self.task.weight("dev", range(len(lengths)))
+        mean_loss = sum(gather_object([loss_sum])) / total_weight
         if self.task.answers_dev:
             return mean_loss, answer_dev_rows(
                 self.raw_model,
@@ -118,7 +124,7 @@ class Context:
                 self.config,
                 self.stop.check,
             )
-        return mean_loss, answers
+        return mean_loss, np.stack([by_row[row] for row in range(len(lengths))])
 
     @property
     def best_file(self) -> Path:
@@ -149,7 +155,7 @@ class Context:
                 self.task.scaling,
             )
 
-    def write_predictions(self, outputs: Any) -> None:
+    def write_predictions(self, outputs: Outputs) -> None:
         """Writes what the outputs of the dev rows predict (runs/training/predictions.py);
         nothing without a head."""
         if self.task.num_labels and self.accelerator.is_main_process:
@@ -191,24 +197,29 @@ class Context:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
 
-    def forgotten(self, before: float | None) -> dict[str, Any]:
+    def measure_forgetting(self, before: float | None) -> Forgetting | None:
         """The record's `forgetting`, with the model's values of now. before: of
-        `base_text_loss`. Empty for a task without such a text."""
+        `base_text_loss`. None for a task without such a text."""
         if not self.task.fixed_text:
-            return {}
-        found = {
-            **self.task.fixed_text.about(),
-            "before": before,
-            "after": self.text_loss(),
-        }
-        after, change = found["after"], "not a finite number"
+            return None
+        text = self.task.fixed_text.about()
+        after = self.text_loss()
+        change = "not a finite number"
         if before is not None and after is not None:
-            change = f"{after - before:+.4f} nats a token ({before:.4f} before, {after:.4f} after)"
+            losses = f"{before:.4f} before, {after:.4f} after"
+            change = f"{after - before:+.4f} nats a token ({losses})"
         print(
-            f"forgetting: {change}, on {found['tokens']} tokens of the text {found['text']}",
+            f"forgetting: {change}, on {text['tokens']} tokens of the text "
+            f"{text['text']}",
             flush=True,
         )
-        return found
+        return {
+            "text": text["text"],
+            "sha256": text["sha256"],
+            "tokens": text["tokens"],
+            "before": before,
+            "after": after,
+        }
 
 
 def on_device(
@@ -253,7 +264,7 @@ def make_accelerator(run: Run) -> Accelerator:
         broadcast_buffers=False,
     )
     accelerator = Accelerator(
-        mixed_precision={"fp32": "no", "tf32": "no"}.get(precision, precision),
+        mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         cpu=device == "cpu",
         # Or a variable of the environment would divide every loss
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -276,15 +287,16 @@ def build(
     config = run.config
     method = make_method(run.method)
     task = task or tasks.load(config["task"])
+    seed = config["seed"]
     # Where nothing trains, no file holds the head
-    seed = config["seed"] + (not start and method.kind != "none")
+    if not start and method.kind != "none":
+        seed += 1
     model, tokenizer = load_base(config, device, seed, task.num_labels, task.problem)
     if config["model"]["modality"] == "image":
         task.prepare(tokenizer, 0)
     else:
-        positions = getattr(
-            model.config, "max_position_embeddings", 512
-        ) - _first_position(model)
+        table_size = getattr(model.config, "max_position_embeddings", 512)
+        positions = table_size - _first_position(model)
         length = min(
             config["train"]["max_length"], positions, tokenizer.model_max_length
         )
@@ -304,7 +316,7 @@ def build(
 
 
 def load_base(
-    config: Mapping[str, Any],
+    config: Configuration,
     device: torch.device,
     seed: int,
     num_labels: int = 0,
@@ -313,13 +325,13 @@ def load_base(
     """A configuration's model before a method adapts it (on the CPU, or in 4 bit on
     `device`), and its tokenizer or image preprocessing. seed: of all generators, as it
     is loaded."""
-    of = config["model"]
-    folder = models.fetch(of)
+    model = config["model"]
+    folder = models.fetch(model)
     models.check_memory(folder, config, device)
     seed_everything(seed)
     dtype = models.dtype_of(config)
     quantise = None
-    if of.get("quantise"):
+    if model.get("quantise"):
         # autocast's dtype; without autocast that of the other weights
         precision = config["train"]["precision"]
         quantise = DTYPES.get(precision) or DTYPES[dtype] or torch.float32
@@ -327,8 +339,8 @@ def load_base(
         folder,
         num_labels,
         problem,
-        of.get("settings"),
-        of["modality"],
+        model.get("settings"),
+        model["modality"],
         quantise,
         device,
         dtype,
@@ -338,11 +350,11 @@ def load_base(
 def _first_position(model: Any) -> int:
     """Where a model's positions begin: RoBERTa's, MPNet's and CamemBERT's after the
     padding index."""
-    tables = [
-        m for name, m in model.named_modules() if name.endswith("position_embeddings")
-    ]
-    padding = getattr(tables[0], "padding_idx", None) if tables else None
-    return 0 if padding is None else padding + 1
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings"):
+            padding = getattr(module, "padding_idx", None)
+            return 0 if padding is None else padding + 1
+    return 0
 
 
 def seed_everything(seed: int) -> None:
@@ -354,19 +366,22 @@ def seed_everything(seed: int) -> None:
 
 def seed_process(seed: int, step: int, process: int) -> None:
     """Seeds torch's generators in one of several processes, for a step."""
-    (state,) = np.random.SeedSequence([seed, step, process]).generate_state(
-        1, np.uint64
-    )
-    torch.manual_seed(int(state >> 1))
+    sequence = np.random.SeedSequence([seed, step, process])
+    (state,) = sequence.generate_state(1, np.uint64)
+    torch.manual_seed(int(state >> 1))  # torch takes 63 bits
 
 
 def checkpoint_gradients(model: nn.Module) -> None:
     """Makes the model recompute activations in the backward pass. Raises UserError
     where it cannot."""
-    # Before transformers 5.24 it has the second name
-    enable: Any = getattr(model, "activation_checkpointing_enable", None)
+    transformer: Any = model
     try:
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})  # type: ignore[operator]
+        # Before transformers 5.24 it has the second name
+        if hasattr(transformer, "activation_checkpointing_enable"):
+            enable = transformer.activation_checkpointing_enable
+        else:
+            enable = transformer.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     except (ValueError, AttributeError):
         kind = type(model).__name__
         raise UserError(
@@ -427,9 +442,8 @@ def set_flags(run: Run, device: torch.device) -> None:
     kernel is an error. Where torch merely warns, it also leaves attention's gradient to
     kernels that add in any order."""
     precision = run.config["train"]["precision"]
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
-        precision == "tf32"
-    )
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = False
     # use_deterministic_algorithms does the same, and imports the compiler: 2 s
     torch.set_deterministic_debug_mode(
@@ -444,10 +458,8 @@ def not_deterministic(run: Run, device: torch.device) -> list[str]:
     one for everything."""
     if device.type != "cuda":
         return []
-    reasons, kind = (
-        [],
-        models.architecture_of(run.config["model"]).get("model_type", ""),
-    )
+    reasons = list[str]()
+    kind = models.architecture_of(run.config["model"]).get("model_type", "")
     if run.method.get("config_class") in ALLOCATES:
         reasons.append("ranks are allocated by torch.kthvalue")
     # For another image size than the model's own; DINOv2's table is of larger images
@@ -468,26 +480,25 @@ def is_slow_in_bf16(device_type: str, precision: str) -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
-def flags(device: torch.device) -> dict[str, Any]:
+def determinism(device: torch.device) -> Determinism:
     """How the process computes now, for the record. fused_attention: the kernels that
     attention may take."""
-    found = {
+    current: Determinism = {
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "strict": torch.get_deterministic_debug_mode() == 2,
+        "threads": torch.get_num_threads(),
     }
     if device.type != "cuda":
-        return found
+        return current
     cuda: Any = torch.backends.cuda
     kernels = {
-        "flash": "flash",
-        "memory-efficient": "mem_efficient",
-        "cudnn": "cudnn",
-    }.items()
-    return {
-        **found,
-        "tf32_matmul": cuda.matmul.allow_tf32,
-        "tf32_conv": torch.backends.cudnn.allow_tf32,
-        "fused_attention": [
-            name for name, word in kernels if getattr(cuda, f"{word}_sdp_enabled")()
-        ],
+        "flash": cuda.flash_sdp_enabled(),
+        "memory-efficient": cuda.mem_efficient_sdp_enabled(),
+        "cudnn": cuda.cudnn_sdp_enabled(),
     }
+    current["tf32_matmul"] = cuda.matmul.allow_tf32
+    current["tf32_conv"] = torch.backends.cudnn.allow_tf32
+    current["fused_attention"] = [
+        name for name, is_enabled in kernels.items() if is_enabled
+    ]
+    return current

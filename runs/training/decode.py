@@ -21,6 +21,7 @@ from accelerate.utils import gather_object
 import vera
 from runs.record.items import pack
 from runs.record.ledger import write_atomically
+from runs.record.schema import DecodedScores, Texts
 from runs.training.checkpoint import digest_of
 from runs.training.context import Context
 from runs.training.files import Attempt
@@ -28,14 +29,14 @@ from tasks.base import prompts_at_once
 from tasks.continuations import Written
 
 #: Variant of decoding -> a text for each item.
-Texts = dict[str, list[str]]
+TextsByVariant = dict[str, list[str]]
 #: What `write_down` saves of an item: a value of JSON.
 Answer = TypeVar("Answer")
 
 
 def decode_epochs(
     context: Context, epochs: Sequence[float], best: int, attempt: Attempt
-) -> dict[str, Any]:
+) -> Texts | None:
     """Decodes with the last and with the best epoch's adapter, and scores the texts. The
     model has the best epoch's adapter at the end.
 
@@ -45,7 +46,7 @@ def decode_epochs(
         attempt: counts the seconds that decoding takes.
 
     Returns:
-        The record's `texts`; empty in all processes but the first.
+        The record's `texts`; None in all processes but the first.
     """
     task = cast(Written, context.task)
     last = len(epochs) - 1
@@ -72,25 +73,25 @@ def decode_epochs(
         context.write(adapter)
     context.report({"phase": "scoring"})
     if not context.accelerator.is_main_process:  # the main process writes the record
-        return {}
+        return None
     write(task, context.folder, texts)
     entries = scores(task, texts, {"last": epochs[last], "best": epochs[best]})
     for entry in entries:
         print(_summary(entry), flush=True)
-    record = {
+    record: Texts = {
         "split": task.split,
         "items": len(task.items),
         "decoding": task.decoding(context.raw_model),
+        "scores": entries,
     }
     if task.item_groups is not None:
         record["groups"] = list(task.item_groups)
-    record["scores"] = entries
     return record
 
 
-def _summary(entry: Mapping[str, Any]) -> str:
+def _summary(entry: DecodedScores) -> str:
     """The scores of an epoch's texts in one line."""
-    numbers = {}
+    numbers = dict[str, float]()
     for key, value in entry.items():
         if isinstance(value, float) and key != "epoch":
             numbers[key] = value
@@ -108,25 +109,27 @@ def rehearse(context: Context) -> None:
 
 
 def scores(
-    task: Written, texts: Mapping[str, Texts], epochs: Mapping[str, float]
-) -> list[dict[str, Any]]:
+    task: Written, texts: Mapping[str, TextsByVariant], epochs: Mapping[str, float]
+) -> list[DecodedScores]:
     """An entry for each epoch (last, best) and variant; the protocol's variant of the
     last epoch is first."""
     # equal texts are scored once: METEOR takes a while
-    by_hash: dict[str, Mapping[str, Any]] = {}
-    entries = []
+    by_hash = dict[str, dict[str, Any]]()
+    entries = list[DecodedScores]()
     for epoch_name, by_variant in texts.items():
         for variant in task.variants:
             written = json.dumps(by_variant[variant]).encode()
             digest = hashlib.sha256(written).hexdigest()[:16]
             if digest not in by_hash:
                 by_hash[digest] = _scores_and_bits(task, by_variant[variant])
-            entry: dict[str, Any] = {
+            entry = {
                 "which": epoch_name,
                 "epoch": epochs[epoch_name],
                 "variant": variant,
+                **by_hash[digest],
+                "hash": digest,
             }
-            entries.append({**entry, **by_hash[digest], "hash": digest})
+            entries.append(cast(DecodedScores, entry))
     return entries
 
 
@@ -138,7 +141,7 @@ def _scores_and_bits(task: Written, texts: Sequence[str]) -> dict[str, Any]:
     return entry if bits is None else {**entry, "right": bits}
 
 
-def write(task: Written, folder: Path, texts: Mapping[str, Texts]) -> None:
+def write(task: Written, folder: Path, texts: Mapping[str, TextsByVariant]) -> None:
     """Writes the texts as files in the format of the metrics' own scripts."""
     files = {}
     for epoch_name, by_variant in texts.items():
@@ -147,7 +150,7 @@ def write(task: Written, folder: Path, texts: Mapping[str, Texts]) -> None:
     task.write(folder, files)
 
 
-def read(task: Written, folder: Path) -> dict[str, Texts]:
+def read(task: Written, folder: Path) -> dict[str, TextsByVariant]:
     """The texts of a finished run for the last and the best epoch. Raises ValueError
     where one is missing."""
     last = _read_epoch(task, folder / "decoded_last.jsonl")
@@ -156,7 +159,7 @@ def read(task: Written, folder: Path) -> dict[str, Texts]:
     return {"last": last, "best": best}
 
 
-def _read_epoch(task: Written, path: Path) -> Texts:
+def _read_epoch(task: Written, path: Path) -> TextsByVariant:
     by_item = {line["item"]: line["texts"] for line in _lines(path)[1:]}
     missing = set(range(len(task.items))) - by_item.keys()
     if missing:
@@ -166,13 +169,17 @@ def _read_epoch(task: Written, path: Path) -> Texts:
     return _by_variant(task, by_item)
 
 
-def _by_variant(task: Written, by_item: Mapping[int, Mapping[str, str]]) -> Texts:
+def _by_variant(
+    task: Written, by_item: Mapping[int, Mapping[str, str]]
+) -> TextsByVariant:
     """The texts of all items in their order, by variant of decoding."""
     items = [by_item[index] for index in range(len(task.items))]
     return {variant: [item[variant] for item in items] for variant in task.variants}
 
 
-def _texts(context: Context, epoch_name: str, after_batch: Callable[[], None]) -> Texts:
+def _texts(
+    context: Context, epoch_name: str, after_batch: Callable[[], None]
+) -> TextsByVariant:
     """Every item's texts; those that an earlier attempt saved stay.
 
     Args:

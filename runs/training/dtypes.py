@@ -1,13 +1,13 @@
 """Which dtype a run trains in, beside base weights in half precision (model.dtype)."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from runs import models
 from runs.command.errors import UserError
+from runs.record.configuration import Configuration
 from vera.methods.adapted import trained_in_place
 from vera.sites import is_linear
 
@@ -31,10 +31,11 @@ def _make_float32(parameters: Iterable[nn.Parameter]) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def check_dtypes(model: nn.Module, config: Mapping[str, Any]) -> None:
+def check_dtypes(model: nn.Module, config: Configuration) -> None:
     """Raises UserError where base weights in half precision would meet values of their
     own layer in float32: only autocast computes with both."""
-    dtype, method = models.dtype_of(config), config["method"]
+    dtype = models.dtype_of(config)
+    method = config["method"]
     if dtype in ("fp32", config["train"]["precision"]) or method["kind"] == "full":
         return
     mixed = trained_in_place(model)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from runs.record.schema import Reach
 from runs.run.definition import epoch_batches
 from runs.training.context import Context
 from runs.training.objective import Objective
@@ -22,7 +23,7 @@ def estimate_effect(
     objective: Objective,
     groups: Sequence[Mapping[str, Any]],
     steps: int,
-) -> dict[str, Any]:
+) -> Reach:
     """How far the trained numbers can move, and what that changes to first order.
 
     Values and generators stay as they are; the gradients have to be cleared.
@@ -39,17 +40,17 @@ def estimate_effect(
     batches = all_batches[:BATCHES]
     device = context.accelerator.device
     gpus = [device] if device.type == "cuda" else []
-    moments = [Moments(group["params"]) for group in groups]
+    moments_by_group = [Moments(group["params"]) for group in groups]
     with torch.random.fork_rng(gpus), context.accelerator.autocast():
         for rows in batches:
             context.raw_model.zero_grad()
             objective.add_gradient(rows)
-            for of_group in moments:
-                of_group.add()
+            for moments in moments_by_group:
+                moments.add()
     factors = factors_of(train, steps)
     effect = 0.0
-    for group, of_group in zip(groups, moments, strict=True):
-        effect += group["initial_lr"] * sum(factors) * of_group.slope()
+    for group, moments in zip(groups, moments_by_group, strict=True):
+        effect += group["initial_lr"] * sum(factors) * moments.slope()
     reach = reach_of([train["lr"] * factor for factor in factors], train["adam_beta2"])
     unit, scale = objective.unit
     return {
@@ -107,7 +108,7 @@ def rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def effect_note(reach: dict[str, Any]) -> str | None:
+def effect_note(reach: Reach) -> str | None:
     """A warning for a run that can change hardly anything; None for others."""
     effect, unit = reach["effect"], reach["unit"]
     if effect >= SMALLEST_EFFECT[unit]:

@@ -30,7 +30,7 @@ from runs.record.ledger import (
     run_folder,
     write_atomically,
 )
-from runs.record.schema import FINISHED, SCHEMA, Record
+from runs.record.schema import FINISHED, SCHEMA, FailedRecord, Record
 from runs.run.definition import Run
 
 CHECKPOINT, STATE = "checkpoint.safetensors", "attempt.json"
@@ -140,13 +140,20 @@ class Attempt:
         write_atomically(self.folder / STATE, json.dumps(state) + "\n")
 
     def finish(self, record: Record) -> bool:
-        """Creates the record of the run, and moves the files of a finished one into the
-        run's folder. Returns False where another attempt has finished before: its
-        record and files stay, and this one's are removed."""
+        """Creates the record of a run that is done or has diverged, and moves its files
+        into the run's folder. Returns False where another attempt has finished before:
+        its record and files stay, and this one's are removed."""
+        files = self._results(record["config"]["keep"])
+        record["files"] = {name: digest(file) for name, file in files.items()}
+        if not self._create(record):
+            return False
+        tidy(self.output, record)
+        return True
+
+    def _create(self, record: FailedRecord) -> bool:
+        """Creates the record, in the place of a failed or damaged one. Returns False,
+        and removes this attempt's files, where another one has finished before."""
         path = record_path(self.output, self.run_id)
-        if record["status"] in FINISHED:
-            files = self._results(record["config"]["keep"])
-            record["files"] = {name: digest(file) for name, file in files.items()}
         text = record_text(record)
         if path.is_file() and not finished_record(self.output, self.run_id):
             self._archive(path)
@@ -159,8 +166,6 @@ class Attempt:
             with contextlib.suppress(OSError):
                 self.folder.parent.rmdir()
             return False
-        if record["status"] in FINISHED:
-            tidy(self.output, record)
         return True
 
     def _results(self, keep: str) -> dict[str, Path]:
@@ -193,15 +198,20 @@ class Attempt:
     def fail(self, run: Run, error: str) -> bool:
         """Writes the record of a failed run. Its checkpoint stays, and the attempts are
         counted anew. Returns False where another attempt has finished before."""
-        record: Record = {
+        record: FailedRecord = {
             "schema": SCHEMA,
             "id": self.run_id,
             "status": "failed",
             "error": error,
+            "tries": self.ended,
+            "claim": self.token,
+            "cell": run.cell,
+            "label": run.labels,
+            "overrides": run.recorded_overrides,
+            "config": run.config,
+            "config_hash": hash_of(run.config)[:16],
         }
-        record |= {"tries": self.ended, "claim": self.token, **run.names}
-        record |= {"config": run.config, "config_hash": hash_of(run.config)[:16]}
-        if not self.finish(record):
+        if not self._create(record):
             return False
         self.ended, self.settings, self.deviations = [], {}, []
         self.save(stopped=True)

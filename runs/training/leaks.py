@@ -1,10 +1,11 @@
 """That a warm start has not been trained on what its run is judged on."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import tasks
 from runs.command.errors import UserError
+from runs.record.cell import recorded_start
+from runs.record.configuration import Configuration
 from runs.record.ledger import finished_record
 from runs.run.definition import Run
 from tasks.exact import ExactTask
@@ -30,7 +31,7 @@ def check_start(run: Run, task: ExactTask) -> None:
             )
 
 
-def _starts(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _starts(run: Run) -> Iterator[tuple[str, Configuration]]:
     """The runs that a run starts from, the last one first: what each is called, and its
     configuration."""
     source = run.config["init_from"]
@@ -42,4 +43,4 @@ def _starts(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if record is None:
             return
         yield f"run {source}", record["config"]
-        source = (record.get("start") or {}).get("id", "").partition(" ")[0]
+        source = (recorded_start(record) or "").partition(" ")[0]

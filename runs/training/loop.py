@@ -19,8 +19,9 @@ from torch import Tensor
 import tasks
 import vera
 from runs.command.errors import Stop, StoppedError, rank
-from runs.record.cell import dev_halves, kept_epoch
+from runs.record.cell import complete_scores, dev_halves, kept_epoch
 from runs.record.items import METRIC_OF_ITEMS, pack
+from runs.record.schema import Code, Forgetting, Texts
 from runs.record.steps import Plan
 from runs.run.definition import Run, check_dev_rows, epoch_batches
 from runs.run.provenance import (
@@ -40,6 +41,7 @@ from runs.training.checkpoint import (
 )
 from runs.training.context import (
     Context,
+    Outputs,
     Report,
     count_differs,
     is_slow_in_bf16,
@@ -88,13 +90,15 @@ class Training(Context):
             check_start(run, self.task)
         self.stop = stop or Stop()
         # Read now, since files may be edited during the run.
-        self.code = code_state() | {
-            "sources": sources(self.method, tasks.family(self.config["task"]))
-        }
+        self.code: Code = code_state().copy()
+        family = tasks.family(self.config["task"])
+        self.code["sources"] = sources(self.method, family)
         self.base_loss = self.base_text_loss()  # now: a checkpoint has other values
-        self.forgetting = dict[str, Any]()
+        self.forgetting: Forgetting | None = None
         self.parameters = {
-            n: p for n, p in self.raw_model.named_parameters() if p.requires_grad
+            name: parameter
+            for name, parameter in self.raw_model.named_parameters()
+            if parameter.requires_grad
         }
         # Adapter and head have rates of their own. No groups: nothing trains
         # (method=none).
@@ -107,7 +111,7 @@ class Training(Context):
         self.checkpoint = Checkpoint(path, run_id, self.parameters, optimizer, device)
         self.lengths = self.task.lengths("train")
         check_dev_rows(len(self.task.lengths("dev")))
-        self.plan = Plan.of(self.settings, len(self.lengths), bool(self.groups))
+        self.plan = Plan.of_run(self.settings, len(self.lengths), bool(self.groups))
         set_rates(optimizer, self.settings, 0, self.plan.total_steps)
         # AdaLoRA distributes its ranks over the steps, so it needs their number.
         self.method.before_training(self.raw_model, self.plan.total_steps)
@@ -136,7 +140,7 @@ class Training(Context):
 
     # --- the run
 
-    def go(self) -> dict[str, Any] | None:
+    def go(self) -> Texts | None:
         """Trains and evaluates; decodes texts and returns them with their scores, where
         the task has any."""
         for note in self.notes:
@@ -158,7 +162,7 @@ class Training(Context):
         if self.state.status != "done":  # the texts of a diverged model are no result
             return None
         # decoding ends with the best epoch's values
-        self.forgetting = self.forgotten(self.base_loss)
+        self.forgetting = self.measure_forgetting(self.base_loss)
         if not self.task.decodes:
             return None
         return decode_epochs(self, self.state.curve["epoch"], self.best(), self.attempt)
@@ -206,10 +210,10 @@ class Training(Context):
                 # still has its evaluation
                 if self.plan.evaluates_step(self.state.step):
                     self._evaluate_once()
-                if self.state.status == "diverged":
+                if self.state.has_diverged:
                     break
                 self._one_step(rows)
-                if self.state.status == "diverged":
+                if self.state.has_diverged:
                     break
                 self.stop.check()
                 seconds_since_save = time.monotonic() - self.saved
@@ -371,7 +375,7 @@ class Training(Context):
             self.tracker.epoch(state.curve, self.metric.name)
 
     def _point_of_curve(
-        self, dev_loss: float, predictions: Any, labels: Any
+        self, dev_loss: float, predictions: Outputs, labels: Outputs
     ) -> dict[str, Any]:
         """The curve's columns for an evaluation now."""
         state, score = self.state, self.task.score
@@ -398,9 +402,9 @@ class Training(Context):
 
     def best(self) -> int:
         """Index of the best evaluation so far."""
-        return self.metric.best(self.state.curve["metric"])
+        return self.metric.best(complete_scores(self.state.curve["metric"]))
 
-    def _keep_right_rows(self, predictions: Any, labels: Any) -> None:
+    def _keep_right_rows(self, predictions: Outputs, labels: Outputs) -> None:
         """Keeps which dev rows are right, of the best epoch and the last. Both are
         (rows,) where the metric is an accuracy."""
         if self.metric.name != METRIC_OF_ITEMS:
@@ -412,7 +416,7 @@ class Training(Context):
         if self.best() == len(self.state.curve["epoch"]) - 1:
             self.state.right["best"] = bits
 
-    def _keep(self, outputs: Any) -> None:
+    def _keep(self, outputs: Outputs) -> None:
         """Writes the adapter after an epoch if `keep` asks for it, and what the outputs
         of the dev rows predict. A task with texts writes only the best epoch's here,
         and the rest after decoding."""

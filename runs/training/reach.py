@@ -2,9 +2,10 @@
 a trained number."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from runs.record.configuration import TrainConfig
 from runs.run.definition import Run
 
 #: Adam's first beta, which is the optimizer's default.
@@ -27,23 +28,23 @@ def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
     (peft, bitsandbytes)."""
     if step < warmup:
         return step / warmup
+    if kind == "constant":
+        return 1.0
     span = max(1, total - warmup)
-    cosine = 0.5 * (1 + math.cos(math.pi * ((step - warmup) / span)))
-    return {
-        "linear": max(0.0, (total - step) / span),
-        "cosine": cosine,
-        "constant": 1.0,
-    }[kind]
+    if kind == "linear":
+        return max(0.0, (total - step) / span)
+    progress = (step - warmup) / span
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def warmup_of(train: Mapping[str, Any], total: int) -> int:
+def warmup_of(train: TrainConfig, total: int) -> int:
     """The steps of the warm-up. total: all steps."""
     if train["warmup_steps"] is not None:
-        return int(train["warmup_steps"])
+        return train["warmup_steps"]
     return math.ceil(train["warmup_ratio"] * total)
 
 
-def factors_of(train: Mapping[str, Any], total: int) -> list[float]:
+def factors_of(train: TrainConfig, total: int) -> list[float]:
     """The rates' factor at each step."""
     warmup = warmup_of(train, total)
     return [
@@ -72,6 +73,7 @@ def reach_of(rates: Sequence[float], beta2: float) -> Reach:
 def reach_of_run(run: Run, steps: int) -> Reach:
     """The reach of a run's adapter (of the head, where it alone trains)."""
     train = run.config["train"]
-    rate = train["lr_head" if run.method["kind"] == "head" else "lr"]
+    trains_head_alone = run.method["kind"] == "head"
+    rate = train["lr_head"] if trains_head_alone else train["lr"]
     rates = [rate * factor for factor in factors_of(train, steps)]
     return reach_of(rates, train["adam_beta2"])

@@ -3,6 +3,7 @@
 import contextlib
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,110 +19,117 @@ from runs.record.cell import (
 )
 from runs.record.derived import derived
 from runs.record.keys import COMPUTING, KEYS, names_with_role
-from runs.record.schema import SCHEMA, Record
+from runs.record.schema import (
+    SCHEMA,
+    Cost,
+    Data,
+    Determinism,
+    MeasuredRecord,
+    OptimizerGroup,
+    Parameters,
+    Record,
+    Start,
+    Texts,
+)
 from runs.run.definition import Run
 from runs.run.identity import data_content, functions_content, model_content, start_id
 from runs.run.methods import BASES, rates_of
-from runs.run.provenance import made_with
-from runs.training.context import count, flags
+from runs.run.provenance import machine, versions
+from runs.training.context import count, determinism
 from runs.training.loop import Training
 
 
-def build_record(training: Training, texts: dict[str, Any] | None) -> Record:
+def build_record(training: Training, texts: Texts | None) -> Record:
     """The record of a run that is done or has diverged; runs/record/schema.py explains
     its keys.
 
     texts: the decoded texts' scores, where the task decodes."""
-    measured = _measured(training, texts)
+    run, config, state = training.run, training.config, training.state
+    measured = _measured(training)
     values = derived(measured)
     if values["id"] != training.run_id:
         raise RuntimeError(
             f"the record's id is {values['id']}, the run's {training.run_id}: "
             "its model or data changed while it ran"
         )
-    state = training.state
+    device = training.accelerator.device
     record: Record = {
         "schema": SCHEMA,
         "id": values["id"],
         "status": state.status,
         "error": state.error,
         "tries": training.attempt.ended,
+        # what was run
+        "cell": values["cell"],
+        "label": values["label"],
+        "overrides": run.recorded_overrides,
+        "start": measured["start"],
+        "config": config,
+        "config_hash": hash_of(config)[:16],
+        "recipe": values["recipe"],
+        "seeds": values["seeds"],
+        "code": training.code,
+        "versions": {**versions()},
+        "device": machine(device),
+        "determinism": _determinism(training),
+        # what it read
+        "model": measured["model"],
+        "protocol": measured["protocol"],
+        "data": measured["data"],
+        # what trained
+        "parameters": _parameters(training),
+        "groups": _groups(training),
+        "effective_batch": values["effective_batch"],
+        "micro_batch": values["micro_batch"],
+        "steps": state.step,
+        # what came out
+        "curve": measured["curve"],
+        "result": values["result"],
+        "texts": texts,
+        "cost": _cost(training, decoded=bool(texts)),
+        "predictions": _prediction_hashes(training),
+        "deviations": [
+            *deviations(run, training.task.notes),
+            *training.notes,
+            *training.attempt.deviations,
+        ],
+        "cell_id": values["cell_id"],
     }
-
-    # --- what was run
-
-    config = training.config
-    record["cell"] = values["cell"]
-    record["label"] = values["label"]
-    record["overrides"] = training.run.names["overrides"]
-    record["start"] = measured["start"]
-    record["config"] = config
-    record["config_hash"] = hash_of(config)[:16]
-    record["recipe"] = values["recipe"]
-    record["seeds"] = values["seeds"]
-    record |= made_with(training.code, training.accelerator.device)
-    record["determinism"] = _determinism(training)
-
-    # --- what it read
-
-    for key in ("model", "protocol", "data"):
-        record[key] = measured[key]
     if measured["functions"]:
         record["functions"] = measured["functions"]
-
-    # --- what trained
-
-    record["parameters"] = _parameters(training)
-    record["groups"] = _groups(training)
-    record["effective_batch"] = values["effective_batch"]
-    record["micro_batch"] = values["micro_batch"]
-    record["steps"] = state.step
     if state.reach:
         record["reach"] = state.reach
-
-    # --- what came out
-
-    record["curve"] = state.curve
-    record["result"] = values["result"]
     if training.forgetting:
         record["result"]["forgetting"] = training.forgetting
-    record["texts"] = texts
-    record["cost"] = _cost(training, decoded=bool(texts))
-    record["predictions"] = _prediction_hashes(training)
     if state.right:
         record["right"] = state.right
-    record["deviations"] = deviations(training.run, training.task.notes)
-    record["deviations"] += [*training.notes, *training.attempt.deviations]
-    record["cell_id"] = values["cell_id"]
     return record
 
 
-def _measured(training: Training, texts: dict[str, Any] | None) -> Record:
+def _measured(training: Training) -> MeasuredRecord:
     """What the record's other keys are derived from."""
-    run, config = training.run, training.config
-    measured: Record = {
+    run, config, metric = training.run, training.config, training.metric
+    start: Start | None = None
+    if config["init_from"]:
+        start = {"from": config["init_from"], "id": str(start_id(run))}
+    return {
         "status": training.state.status,
-        "cell": run.names["cell"],
+        "cell": run.cell,
         "config": config,
         "recipe": {"name": run.recipe},
-        "start": None,
+        "start": start,
+        "model": str(model_content(config["model"])),
+        "protocol": tasks.protocol(config["task"]),
+        "data": _data(training),
+        "functions": functions_content(config),
+        "curve": training.state.curve,
+        "result": {
+            "metric": metric.name,
+            "higher_is_better": metric.higher_is_better,
+            "scale": metric.scale,
+            "reported": training.task.reported,
+        },
     }
-    if config["init_from"]:
-        measured["start"] = {"from": config["init_from"], "id": start_id(run)}
-    measured["model"] = model_content(config["model"])
-    measured["protocol"] = tasks.protocol(config["task"])
-    measured["data"] = _data(training)
-    measured["functions"] = functions_content(config)
-    measured["curve"] = training.state.curve
-    metric = training.metric
-    measured["result"] = {
-        "metric": metric.name,
-        "higher_is_better": metric.higher_is_better,
-        "scale": metric.scale,
-        "reported": training.task.reported,
-    }
-    measured["texts"] = texts
-    return measured
 
 
 def _prediction_hashes(training: Training) -> dict[str, str | None]:
@@ -132,10 +140,10 @@ def _prediction_hashes(training: Training) -> dict[str, str | None]:
     return {"best": hashes[training.best()], "last": hashes[-1]}
 
 
-def _data(training: Training) -> dict[str, Any]:
+def _data(training: Training) -> Data:
     task = training.task
-    data: dict[str, Any] = {
-        "content": data_content(training.config["task"]),
+    data: Data = {
+        "content": str(data_content(training.config["task"])),
         "train_rows": len(training.lengths),
         "dev_rows": len(task.lengths("dev")),
     }
@@ -147,34 +155,38 @@ def _data(training: Training) -> dict[str, Any]:
     return data
 
 
-def _determinism(training: Training) -> dict[str, Any]:
+def _determinism(training: Training) -> Determinism:
     accelerator = training.accelerator
-    conditions = {
-        **flags(accelerator.device),
-        "threads": torch.get_num_threads(),
-        "processes": accelerator.num_processes,
-    }
+    conditions = determinism(accelerator.device)
+    conditions["processes"] = accelerator.num_processes
     if training.state.resumed:
         conditions["resumed"] = training.state.resumed
     return conditions
 
 
-def _parameters(training: Training) -> dict[str, int]:
+def _parameters(training: Training) -> Parameters:
     model, method = training.raw_model, training.method
-    counts = dict[str, int]()
-    for name, parameters in method.parameter_groups(model).items():
-        counts[name] = sum(parameter.numel() for parameter in parameters.values())
-    frozen = vera.frozen_extra(model).values()
-    counts["frozen_extra"] = sum(tensor.numel() for tensor in frozen)
-    counts["total"] = count(model)
-    counts["formula"] = method.count(model)
-    return counts
+    groups = method.parameter_groups(model)
+    return {
+        "adapter": _elements(groups["adapter"]),
+        "head": _elements(groups["head"]),
+        "frozen_extra": _elements(vera.frozen_extra(model)),
+        "total": count(model),
+        "formula": method.count(model),
+    }
 
 
-def _groups(training: Training) -> list[dict[str, Any]]:
+def _elements(tensors: Mapping[str, torch.Tensor]) -> int:
+    """The number of values in all these tensors."""
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def _groups(training: Training) -> list[OptimizerGroup]:
     """The optimizer's groups; none where nothing trains."""
-    groups = []
-    for group in training.optimizer.param_groups if training.groups else []:
+    if not training.groups:
+        return []
+    groups = list[OptimizerGroup]()
+    for group in training.optimizer.param_groups:
         parameters = sum(parameter.numel() for parameter in group["params"])
         groups.append(
             {
@@ -187,22 +199,25 @@ def _groups(training: Training) -> list[dict[str, Any]]:
     return groups
 
 
-def _cost(training: Training, decoded: bool) -> dict[str, float]:
+def _cost(training: Training, decoded: bool) -> Cost:
     state, device = training.state, training.accelerator.device
     train_seconds = state.seconds["train"]
-    cost = {
+    cost: Cost = {
         "train_seconds": round(train_seconds, 3),
         "evaluate_seconds": round(state.seconds["evaluate"], 3),
+        "adapter_bytes": _adapter_bytes(training),
     }
     if decoded:
         cost["decode_seconds"] = round(training.attempt.decoding, 3)
-    unit = {"tok": "tokens", "img": "images"}[training.task.unit]
-    cost[f"{unit}_per_second"] = round(state.units / max(train_seconds, 1e-9), 1)
+    speed = round(state.units / max(train_seconds, 1e-9), 1)
+    if training.task.unit == "img":
+        cost["images_per_second"] = speed
+    else:
+        cost["tokens_per_second"] = speed
     if device.type == "cuda":
         cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated(device)
     else:
         cost["peak_memory_bytes"] = peak_memory()
-    cost["adapter_bytes"] = _adapter_bytes(training)
     return cost
 
 
@@ -234,8 +249,9 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
 def _differences_from_recipe(run: Run, trains: bool) -> list[str]:
     """The recipe's settings of method and training that the run has otherwise. Where
     nothing trains, only what affects evaluation counts."""
-    train = run.config["train"]
-    settings = {**run.config["method"], **train, **run.config.get("reward", {})}
+    train: Mapping[str, Any] = run.config["train"]
+    reward: Mapping[str, Any] = run.config.get("reward") or {}
+    settings = {**run.config["method"], **train, **reward}
     if not trains:
         settings = {key: train[key] for key in _evaluation_settings()}
     sentences = []

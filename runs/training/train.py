@@ -8,10 +8,11 @@ import json
 import os
 import time
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from runs.command.errors import DeviceError, Stop, StoppedError, is_users
 from runs.record.cell import kept_epoch
+from runs.record.configuration import Configuration
 from runs.record.ledger import finished_record, run_folder, temporary
 from runs.record.schema import Record
 from runs.record.text import FULL, describe
@@ -78,7 +79,8 @@ def attempt_run(
         attempt = Attempt(output, run_id, *failures[-1:])
         stop.listens = False
         stop.check()
-        attempted_run = dataclasses.replace(run, config=run.config | attempt.settings)
+        config = cast(Configuration, {**run.config, **attempt.settings})
+        attempted_run = dataclasses.replace(run, config=config)
         training = Training(attempted_run, run_id, report, attempt, stop)
         train(training, tracking)
         return DONE, ""
@@ -189,7 +191,7 @@ def _illustrate(training: "Training") -> None:
 # --- what an error means
 
 
-def less_memory(config: dict[str, Any], phase: str, attempt: Attempt) -> bool:
+def less_memory(config: Configuration, phase: str, attempt: Attempt) -> bool:
     """Halves what an attempt computes at once in a phase, after memory ran out; False
     where that would not help. The effective batch stays: a micro-batch changes
     rounding, and what dropout draws."""

@@ -6,7 +6,7 @@ import torch
 from gpu_check import DEVICE, GPU_ONLY
 from runs.config import expand
 from runs.machine import gpus
-from runs.training.context import flags, set_flags
+from runs.training.context import determinism, set_flags
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -23,7 +23,7 @@ def test_tf32_in_products_and_convolutions_is_on_in_tf32_alone_and_determinism_i
         f"train.precision={precision}",
     ]
     set_flags(expand(words)[0], torch.device(DEVICE))
-    found(str(flags(torch.device(DEVICE))))
+    found(str(determinism(torch.device(DEVICE))))
     assert (
         torch.backends.cuda.matmul.allow_tf32
         == torch.backends.cudnn.allow_tf32

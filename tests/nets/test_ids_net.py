@@ -205,7 +205,7 @@ def hashes(run, run_id):
     """The seed, the id, and a hash of all that a run is."""
     start = run.start and identity.run_id(run.start)
     changed = [override.text for override in run.changed]
-    names = [run.row, run.model, run.task, run.names["label"], changed, start]
+    names = [run.row, run.model, run.task, run.labels, changed, start]
     return f"{run.seed} {run_id} {short_hash([names, flat(run.config)])}"
 
 

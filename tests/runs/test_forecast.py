@@ -156,7 +156,7 @@ def test_published_runs_took_the_steps_and_about_the_tokens_that_the_table_says(
         ):
             continue
         train, _ = data._published(config["task"], entry)
-        where = Plan.of(config["train"], train.rows)
+        where = Plan.of_run(config["train"], train.rows)
         assert where.total_steps == steps, record["id"]
         epochs, rest = divmod(steps, where.steps_per_epoch)
         if not rest:

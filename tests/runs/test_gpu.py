@@ -225,9 +225,10 @@ def test_a_run_is_strictly_deterministic_and_fp32_in_convolutions_too(
     assert modes == [2]
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
-    assert context.flags(torch.device("cpu")) == {
+    assert context.determinism(torch.device("cpu")) == {
         "deterministic_algorithms": True,
         "strict": True,
+        "threads": torch.get_num_threads(),
     }
 
 

@@ -4,7 +4,7 @@ and docs/keys.md."""
 import copy
 import shutil
 from functools import cache
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
 import pytest
 import yaml
@@ -14,7 +14,7 @@ from running import refused
 from runs.__main__ import main
 from runs.config import expand
 from runs.config.schema import Launch
-from runs.record import cell
+from runs.record import cell, configuration, keys
 from runs.record.cell import defining, id_of, protocol
 from runs.record.keys import (
     KEYS,
@@ -204,3 +204,27 @@ def test_the_printed_configuration_is_checked_like_a_run(override, words, option
 
 def test_the_page_of_keys_is_that_of_the_declarations():
     assert PAGE.read_text(encoding="utf-8") == page(), "run make keys"
+
+
+@pytest.mark.parametrize(
+    ("named", "declared"),
+    [
+        (configuration.ModelConfig, keys.ModelKeys),
+        (configuration.TaskConfig, keys.TaskKeys),
+        (configuration.MethodConfig, keys.MethodKeys),
+        (configuration.TrainConfig, keys.TrainKeys),
+        (configuration.RewardConfig, keys.RewardKeys),
+        (configuration.Configuration, keys.RunKeys),
+    ],
+)
+def test_the_keys_that_code_reads_of_a_configuration_are_declared(named, declared):
+    assert set(named.__annotations__) <= set(declared.model_fields)
+
+
+def test_a_model_s_keys_have_the_types_that_are_declared():
+    declared = get_type_hints(keys.ModelKeys)
+    for name, kind in get_type_hints(configuration.ModelConfig).items():
+        expected = declared[name]
+        if name == "quantise":  # declared with its values
+            expected = str | None
+        assert kind == expected, name

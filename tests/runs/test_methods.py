@@ -677,14 +677,14 @@ def test_what_a_method_needs_is_told_from_the_configuration_alone(line, request)
     for run in expand(
         of_method(request.getfixturevalue(family) if family else [], *words.split())
     ):
-        told = methods.refusal(run) or ""
+        told = methods.method_problem(run) or ""
         assert (bool(told), "\n" in told) == (bool(why), False), told
         assert why in told
 
 
 def test_without_a_method_of_pefts_nothing_is_asked(words, monkeypatch):
     monkeypatch.setattr(methods, "_refusal", lambda *_: pytest.fail("built a model"))
-    assert methods.refusal(expand(words)[0]) is None
+    assert methods.method_problem(expand(words)[0]) is None
 
 
 # --- recipes that rows share

@@ -16,7 +16,6 @@ import tomllib
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_type_hints
 
 import gguf
 import numpy as np
@@ -44,7 +43,6 @@ import tasks.fetch
 from runs import models
 from runs.config import expand
 from runs.models import wheels
-from runs.record.keys import ModelKeys
 from runs.record.ledger import CONF, in_conf, read_record
 from runs.run.identity import model_content
 from runs.training.context import build
@@ -867,12 +865,3 @@ def test_a_text_is_cut_where_positions_behind_the_padding_index_end(
         for key, values in task.collate("train", [0, 1]).items()
     }
     assert task.loss(model, batch).isfinite()
-
-
-def test_the_settings_of_a_model_are_the_keys_that_a_run_declares():
-    declared = get_type_hints(ModelKeys)
-    for name, kind in get_type_hints(models.ModelSettings).items():
-        expected = declared[name]
-        if name == "quantise":  # declared with its values
-            expected = str | None
-        assert kind == expected, name

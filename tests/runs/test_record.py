@@ -29,7 +29,7 @@ from runs.record.ledger import (
     write_study,
 )
 from runs.record.redaction import without_paths
-from runs.record.schema import FAILED, SCHEMA, check
+from runs.record.schema import SCHEMA, FailedRecord, check
 from runs.record.text import describe, is_hidden, printable
 from runs.run.definition import overrides_of
 
@@ -54,7 +54,7 @@ def changed(path, value):
 def failed():
     """The record of a run that ended with an error: the keys that every record has."""
     made = record() | {"status": "failed", "error": "out of memory"}
-    return {key: made[key] for key in FAILED if key in made}
+    return {key: made[key] for key in FailedRecord.__annotations__ if key in made}
 
 
 @pytest.mark.parametrize(
