@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.frame import SEEDS
 from analysis.inference import median_variance, welch_half
 from analysis.paper import numbers
-from runs.record.cell import LEVEL
+from runs.record.intervals import LEVEL
 from runs.record.ledger import in_conf
 
 #: How wide half of the interval of a reproduced cell may be: for accuracy, Matthews,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.scipy_special import special
-from runs.record.cell import LEVEL
+from runs.record.intervals import LEVEL
 
 Array = NDArray[np.float64]
 

@@ -17,7 +17,7 @@ from analysis.frame import (
 from analysis.inference import Mean, holm, improvement, mean_of, sign_test
 from analysis.notes import enumeration
 from analysis.render import Entry, Number, Table, of_runs
-from runs.record.cell import median_interval
+from runs.record.intervals import median_interval
 from runs.record.text import plural
 
 #: The score of a table in points has one decimal. Others are not averaged over tasks.

@@ -30,8 +30,8 @@ from analysis.results.templates import templates
 from analysis.rows import RowMaker
 from analysis.stats import statistics_tables
 from runs.command.parser import OfRecords, entry_point, read
-from runs.record.cell import median_interval
 from runs.record.folder import WholeRecords
+from runs.record.intervals import median_interval
 from runs.record.ledger import Ledger, write_atomically
 from runs.record.redaction import without_paths
 from runs.record.schema import Record

@@ -27,7 +27,7 @@ from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
 from analysis.render import NONE, Cell, Entry, Number, Table, diverged, of_runs, render
 from runs.command.errors import UserError
 from runs.command.parser import entry_point, one_of, read, setting
-from runs.record.cell import interval_name, median_interval
+from runs.record.intervals import interval_name, median_interval
 
 #: The models of the paper.
 MODELS = {**ROBERTA, **GPT2, **VIT, **LLAMAS}

@@ -24,7 +24,7 @@ from analysis.figures.figure import (
 from analysis.frame import cells, in_cells, reported
 from analysis.notes import notes
 from analysis.paper import GLUE
-from runs.record.cell import median_interval
+from runs.record.intervals import median_interval
 from runs.record.schema import TEXT_SCORES
 from runs.record.text import megabytes
 

@@ -24,7 +24,7 @@ from analysis.leaderboard.inference import (
     wilson_interval,
 )
 from analysis.leaderboard.reader import QUESTIONS
-from runs.record.cell import LEVEL
+from runs.record.intervals import LEVEL
 
 #: The correlation of the sensitivity beside question (b).
 CORRELATION = 0.5

@@ -20,7 +20,7 @@ from analysis.frame import (
 from analysis.inference import Mean, TwoWay, holm, mean_of, outlying, two_way
 from analysis.paired import paired_differences
 from analysis.results.comparisons import collapsed
-from runs.record.cell import LEVEL
+from runs.record.intervals import LEVEL
 
 #: Rows with similar variances from which on the variance is pooled over them.
 MANY_ROWS = 10

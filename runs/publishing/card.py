@@ -17,12 +17,11 @@ from runs.evaluate import kept_score
 from runs.record.cell import (
     Metric,
     cell_id,
-    interval_name,
-    median_interval,
     row_label,
     seed_value,
     text_score,
 )
+from runs.record.intervals import interval_name, median_interval
 from runs.record.ledger import Ledger
 from runs.record.redaction import without_paths
 from runs.record.schema import FINISHED, TEXT_SCORES, Record

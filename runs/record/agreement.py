@@ -1,6 +1,7 @@
 """Whether two records of one run have the same result."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from runs.record.schema import Record
@@ -50,3 +51,23 @@ def _largest_difference(first: Any, second: Any) -> float:
     else:
         return 0.0 if first == second else math.inf
     return max((_largest_difference(*pair) for pair in pairs), default=0.0)
+
+
+def conflict_note(conflicts: Mapping[str, float], origins: Iterable[str]) -> str:
+    """That runs have another result than in the ledger, and by how much.
+
+    Args:
+        conflicts: The difference of each run (`difference_of_results`), by its id.
+        origins: Where the ledger has these runs from.
+    """
+    runs_have = f"{len(conflicts)} runs have"
+    if len(conflicts) == 1:
+        runs_have = f"run {min(conflicts)} has"
+    largest = max(conflicts.values())
+    by_how_much = ""
+    if math.isfinite(largest):
+        by_how_much = f" (the largest difference is {largest:.2g})"
+    places = ", ".join(sorted({*origins}))
+    return (
+        f"{runs_have} another result here than in {places}, which counts{by_how_much}"
+    )

@@ -1,13 +1,13 @@
 """What a record's number means: which settings define it, and so which records are
-seeds of one cell; the row of a table that a run belongs to; its metric, the epoch that
-a protocol chooses, and a cell's interval."""
+seeds of one cell; the row of a table that a run belongs to; its metric, and the
+epoch that a protocol chooses."""
 
 import hashlib
 import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, cast
@@ -386,9 +386,6 @@ def crossfit_of(record: Record) -> Selected | None:
 # --- the seeds of one cell
 
 
-LEVEL, RESAMPLES = 0.95, 9999
-#: Below so many seeds an interval of theirs is called what it is, their range.
-INTERVAL_SEEDS = 5
 #: A prediction of one class is looked for among so many classes: the paper's data sets
 #: have 102 at most.
 CLASSES = 128
@@ -473,51 +470,3 @@ def one_class(record: Record) -> str | None:
 def _hashes_of_one_class(rows: int) -> frozenset[str]:
     answers = (number.to_bytes(8, sys.byteorder) * rows for number in range(CLASSES))
     return frozenset(hashlib.sha256(answer).hexdigest()[:16] for answer in answers)
-
-
-def interval_name(counts: Iterable[int], unit: str = "seeds") -> str:
-    """What a table calls intervals over so many seeds: "95%", below INTERVAL_SEEDS
-    "range of 2 seeds"."""
-    with_spread = sorted(count for count in counts if count > 1)
-    if not with_spread or with_spread[0] >= INTERVAL_SEEDS:
-        return f"{LEVEL:.0%}"
-    fewest = with_spread[0]
-    highest = with_spread[-1]
-    if highest >= INTERVAL_SEEDS:
-        return f"{LEVEL:.0%}, or range below {INTERVAL_SEEDS} {unit}"
-    if highest > fewest:
-        return f"range of {fewest} to {highest} {unit}"
-    return f"range of {fewest} {unit}"
-
-
-@cache
-def _draws(n: int) -> Any:
-    import numpy as np
-
-    return np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
-
-
-def median_interval(
-    values: Sequence[float], level: float = LEVEL
-) -> tuple[float, float] | None:
-    """Percentile bootstrap of the median (Efron and Tibshirani 1993, chapter 13); None
-    for a single value.
-
-    Not scipy.stats.bootstrap, whose resamples these are: its interval is not a number
-    where a value is infinite, as the perplexity of a diverged run is."""
-    import numpy as np
-
-    if len(values) < 2:
-        return None
-    # such as a count of parameters: every resample says the same
-    if min(values) == max(values):
-        return float(values[0]), float(values[0])
-    medians = np.median(np.asarray(values, dtype=float)[_draws(len(values))], axis=1)
-    percents = 50 * (1 - level), 50 * (1 + level)
-    # between two infinities there is nothing to interpolate
-    with np.errstate(invalid="ignore"):
-        lower = np.percentile(medians, percents, method="lower")
-        higher = np.percentile(medians, percents, method="higher")
-        linear = np.percentile(medians, percents, method="linear")
-    low, high = np.where(lower == higher, lower, linear)
-    return float(low), float(high)

@@ -5,11 +5,10 @@ hold."""
 import contextlib
 import errno
 import json
-import math
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, cast
 
 import orjson
 
-from runs.record.agreement import difference_of_results
+from runs.record.agreement import conflict_note, difference_of_results
 from runs.record.cell import cell_id, hash_of
 from runs.record.kept_rows import KeptRows, MakesRows, Part, parts_of
 from runs.record.lm_eval import adding, evaluated
@@ -31,11 +30,9 @@ from runs.record.schema import (
     Measure,
     MeasuredRun,
     Record,
-    check,
-    check_measure,
-    migrate,
 )
 from runs.record.text import error_line, printable
+from runs.record.validation import check, check_measure, migrate
 from runs.record.yaml_file import read_yaml
 
 #: The folder of the four packages: of a clone, or site-packages.
@@ -378,7 +375,9 @@ class _Reading:
             if difference is not None:
                 conflicts[entry.id] = difference
         if conflicts:
-            ledger.problems.append(f"{records}: {_in_words(ledger, conflicts)}")
+            origins = [ledger.origin[run_id] for run_id in conflicts]
+            note = conflict_note(conflicts, origins)
+            ledger.problems.append(f"{records}: {note}")
         measures = folder / f"measures{ending}"
         for part, text in parts_of(measures).items():
             try:
@@ -490,19 +489,3 @@ def _name_cell(record: Record) -> None:
     record.pop("cell_id", None)
     if record["status"] in FINISHED:
         record["cell_id"] = cell_id(record)
-
-
-def _in_words(ledger: Ledger, conflicts: Mapping[str, float]) -> str:
-    """That runs have another result in the ledger, and by how much."""
-    origins = sorted({ledger.origin[run_id] for run_id in conflicts})
-    runs_have = f"{len(conflicts)} runs have"
-    if len(conflicts) == 1:
-        runs_have = f"run {min(conflicts)} has"
-    largest = max(conflicts.values())
-    by_how_much = ""
-    if math.isfinite(largest):
-        by_how_much = f" (the largest difference is {largest:.2g})"
-    return (
-        f"{runs_have} another result here than in {', '.join(origins)}, which "
-        f"counts{by_how_much}"
-    )

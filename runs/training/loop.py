@@ -44,12 +44,11 @@ from runs.training.context import (
     Outputs,
     Report,
     count_differs,
-    is_slow_in_bf16,
     large_share,
-    not_deterministic,
     seed_process,
 )
 from runs.training.decode import decode_epochs, rehearse
+from runs.training.determinism import is_slow_in_bf16, not_deterministic
 from runs.training.dtypes import check_dtypes
 from runs.training.effect import effect_note, estimate_effect
 from runs.training.files import CHECKPOINT, Attempt

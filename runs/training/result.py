@@ -35,7 +35,8 @@ from runs.run.definition import Run
 from runs.run.identity import data_content, functions_content, model_content, start_id
 from runs.run.methods import BASES, rates_of
 from runs.run.provenance import machine, versions
-from runs.training.context import count, determinism
+from runs.training.context import count
+from runs.training.determinism import determinism
 from runs.training.loop import Training
 
 

@@ -353,7 +353,7 @@ def test_a_run_that_was_stopped_early_is_named_once():
         found = " ".join(map(notes, tables.make(name, both, models=["minilm"])))
         assert (
             found.count(
-                f"stopped early by train.max_steps: {count} runs: {own[0]['id']}"
+                f"stopped early by train.max_steps: {count} runs, vera-bench report"
             )
             == 1
         )

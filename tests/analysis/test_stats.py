@@ -13,7 +13,7 @@ from analysis.frame import runs
 from analysis.paired import paired_differences
 from analysis.stats import interval, statistics_tables
 from runs.command.errors import UserError
-from runs.record.cell import RESAMPLES, median_interval
+from runs.record.intervals import RESAMPLES, median_interval
 from runs.record.ledger import write_record
 
 pytestmark = pytest.mark.parity

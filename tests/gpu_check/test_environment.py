@@ -6,7 +6,7 @@ import torch
 from gpu_check import DEVICE, GPU_ONLY
 from runs.config import expand
 from runs.machine import gpus
-from runs.training.context import determinism, set_flags
+from runs.training.determinism import determinism, set_flags
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import vera
 from gpu_check import DEVICE, cases
 from runs.config import expand
-from runs.training.context import set_flags
+from runs.training.determinism import set_flags
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 

@@ -18,7 +18,7 @@ import vera
 from gpu_check import DEVICE, ON_GPU
 from runs.config import expand
 from runs.training.checkpoint import make_optimizer
-from runs.training.context import set_flags
+from runs.training.determinism import set_flags
 
 pytestmark = [pytest.mark.determinism, pytest.mark.slow]
 

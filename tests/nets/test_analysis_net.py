@@ -24,7 +24,7 @@ from analysis.results.findings import findings as found_findings
 from analysis.stats import MODELS, statistics_tables, verdicts_by_runs
 from nets.golden import read_lines, same_lines
 from nets.made import made_ledger
-from runs.record.cell import median_interval
+from runs.record.intervals import median_interval
 from runs.record.ledger import PUBLISHED, read_ledger
 from runs.record.schema import TEXT_SCORES, Record
 

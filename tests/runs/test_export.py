@@ -28,7 +28,7 @@ from runs.evaluate import restore
 from runs.publishing.adapter_folder import describe_conversion
 from runs.publishing.card import CardOptions, card_scores, model_card, seeds_of
 from runs.publishing.hub import push
-from runs.record.cell import median_interval
+from runs.record.intervals import median_interval
 from runs.record.ledger import Ledger, write_record
 from vera import AdapterError, Conversion, LayerConversion
 from vera.methods.vera_layer import VeRAChange

@@ -29,7 +29,7 @@ from runs.machine import gpus
 from runs.run.identity import run_id
 from runs.sweep import pool
 from runs.tracking.settings import Tracking
-from runs.training import checkpoint, context
+from runs.training import checkpoint, context, determinism
 
 pytestmark = pytest.mark.properties
 
@@ -225,7 +225,7 @@ def test_a_run_is_strictly_deterministic_and_fp32_in_convolutions_too(
     assert modes == [2]
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
-    assert context.determinism(torch.device("cpu")) == {
+    assert determinism.determinism(torch.device("cpu")) == {
         "deterministic_algorithms": True,
         "strict": True,
         "threads": torch.get_num_threads(),
@@ -258,10 +258,10 @@ def test_two_cases_are_less_than_deterministic_on_a_gpu_and_none_on_a_cpu(line):
     """DINOv2's table of positions is of larger images."""
     words, reason = line.split("|")
     for run in expand(words.split()):
-        why = context.not_deterministic(run, torch.device("cuda"))
+        why = determinism.not_deterministic(run, torch.device("cuda"))
         assert [reason.strip() in each for each in why] == [True] * bool(reason)
-        assert not context.not_deterministic(run, torch.device("cpu"))
-        context.set_flags(run, torch.device("cuda"))
+        assert not determinism.not_deterministic(run, torch.device("cpu"))
+        determinism.set_flags(run, torch.device("cuda"))
         assert torch.get_deterministic_debug_mode() == (1 if reason else 2)
 
 

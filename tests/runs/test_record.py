@@ -29,8 +29,9 @@ from runs.record.ledger import (
     write_study,
 )
 from runs.record.redaction import without_paths
-from runs.record.schema import SCHEMA, FailedRecord, check
+from runs.record.schema import SCHEMA, FailedRecord
 from runs.record.text import describe, is_hidden, printable
+from runs.record.validation import check
 from runs.run.definition import overrides_of
 
 pytestmark = pytest.mark.properties

@@ -1,0 +1,83 @@
+"""torch's flags of precision and determinism, which hold for the whole process: how they
+are set for a run, what they cannot do, and what a record says about them."""
+
+from typing import Any
+
+import torch
+
+from runs import models
+from runs.record.schema import Determinism
+from runs.run.definition import Run
+
+#: Of peft's methods, those that allocate ranks by torch.kthvalue.
+ALLOCATES = ("AdaLoraConfig", "AdamssConfig")
+
+
+def set_flags(run: Run, device: torch.device) -> None:
+    """Sets them for a run.
+
+    fp32 is float32 in convolutions, too, where torch's default is TF32 (10 bits of
+    mantissa instead of 23). Strict determinism: an operation without a deterministic
+    kernel is an error. Where torch merely warns, it also leaves attention's gradient to
+    kernels that add in any order."""
+    precision = run.config["train"]["precision"]
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.benchmark = False
+    # use_deterministic_algorithms does the same, and imports the compiler: 2 s
+    torch.set_deterministic_debug_mode(
+        "warn" if not_deterministic(run, device) else "error"
+    )
+    # A debugging aid that costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def not_deterministic(run: Run, device: torch.device) -> list[str]:
+    """Notes on what a run computes without a deterministic kernel; empty where it has
+    one for everything."""
+    if device.type != "cuda":
+        return []
+    reasons = list[str]()
+    kind = models.architecture_of(run.config["model"]).get("model_type", "")
+    if run.method.get("config_class") in ALLOCATES:
+        reasons.append("ranks are allocated by torch.kthvalue")
+    # For another image size than the model's own; DINOv2's table is of larger images
+    # than its usual ones
+    interpolates = run.config["task"].get("image_size") or kind.startswith("dinov2")
+    if run.method["kind"] == "full" and interpolates:
+        reasons.append(
+            "position embeddings are trained through a bicubic interpolation"
+        )
+    return [f"another run may differ in the last bits: {reason}" for reason in reasons]
+
+
+def is_slow_in_bf16(device_type: str, precision: str) -> bool:
+    """Whether this device is a CPU without instructions for bfloat16: a product of
+    matrices took 48 times as long there as in float32."""
+    if device_type != "cpu" or precision != "bf16":
+        return False
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+def determinism(device: torch.device) -> Determinism:
+    """How the process computes now, for the record. fused_attention: the kernels that
+    attention may take."""
+    current: Determinism = {
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "strict": torch.get_deterministic_debug_mode() == 2,
+        "threads": torch.get_num_threads(),
+    }
+    if device.type != "cuda":
+        return current
+    cuda: Any = torch.backends.cuda
+    kernels = {
+        "flash": cuda.flash_sdp_enabled(),
+        "memory-efficient": cuda.mem_efficient_sdp_enabled(),
+        "cudnn": cuda.cudnn_sdp_enabled(),
+    }
+    current["tf32_matmul"] = cuda.matmul.allow_tf32
+    current["tf32_conv"] = torch.backends.cudnn.allow_tf32
+    current["fused_attention"] = [
+        name for name, is_enabled in kernels.items() if is_enabled
+    ]
+    return current
