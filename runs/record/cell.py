@@ -333,8 +333,10 @@ def crossfit(curve: Curve, dev_rows: int, metric: Metric) -> Selected | None:
     choose worse than all of them. None for a curve without values of both halves."""
     half_a = complete_scores(curve.get("metric_select"))
     half_b = complete_scores(curve.get("metric_report"))
+    if not half_a or len(half_a) != len(half_b):
+        return None
     scores = complete_scores(curve["metric"])
-    if not half_a or not scores or len(half_a) != len(half_b):
+    if not scores:
         return None
     chosen_on_a = metric.best(half_a)
     chosen_on_b = metric.best(half_b)
