@@ -181,13 +181,13 @@ class Rows(Spec):
         return replace(frame, counted=True, mark=diverged(cell), wanted=None)
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:
-        """Which numbers the tasks report."""
-        by_name = cells.groupby("name", sort=False).task_label
-        names = [
-            f"{name} ({', '.join(dict.fromkeys(tasks))})" for name, tasks in by_name
-        ]
-        spread = "+- sample standard deviation (seeds)"
-        return f"Medians over seeds, {spread}: {'; '.join(names)}."
+        """Which scores the tasks report, a sentence for each: a note may end between
+        two of them."""
+        sentences = ["Medians over seeds, +- sample standard deviation (seeds)."]
+        for name, labels in cells.groupby("name", sort=False).task_label:
+            tasks = ", ".join(dict.fromkeys(labels))
+            sentences.append(f"{name[:1].upper()}{name[1:]}: {tasks}.")
+        return " ".join(sentences)
 
 
 class Exact(Rows):
