@@ -257,7 +257,7 @@ class Code(TypedDict):
     commit: str | None
     dirty: bool | None
     upstream: NotRequired[str | None]  # the newest commit that the project has
-    altered: NotRequired[list[str]]  # files of that commit that differ
+    altered: NotRequired[list[str] | None]  # files of that commit that differ
     sources: NotRequired[dict[str, Source]]
 
 

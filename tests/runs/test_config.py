@@ -619,7 +619,7 @@ def test_under_torchrun_every_process_has_shuffled_seeds_in_one_order(monkeypatc
     monkeypatch.setattr(
         main,
         "sweep",
-        lambda runs, **_: seen.append([run.seed for run in runs]) or ended,
+        lambda runs, *_: seen.append([run.seed for run in runs]) or ended,
     )
     for _ in range(2):
         main.main(["task=rte", "seed=shuffle(0,1,2,3,4,5,6,7)"])

@@ -683,7 +683,9 @@ def test_what_a_method_needs_is_told_from_the_configuration_alone(line, request)
 
 
 def test_without_a_method_of_pefts_nothing_is_asked(words, monkeypatch):
-    monkeypatch.setattr(methods, "_refusal", lambda *_: pytest.fail("built a model"))
+    monkeypatch.setattr(
+        methods, "_kept_problem", lambda *_: pytest.fail("built a model")
+    )
     assert methods.method_problem(expand(words)[0]) is None
 
 

@@ -33,7 +33,7 @@ def test_a_closed_terminal_saves_within_the_epoch(dropout_words):
     """As when a laptop closes or ssh ends: the kernel sends SIGHUP, and writing to the
     terminal fails from then on."""
     # long enough not to end before the signal arrives
-    slow = [*dropout_words, "train.effective_batch=1", "train.epochs=30"]
+    slow = [*dropout_words, "train.effective_batch=1", "train.epochs=90"]
     (run,) = expand(slow)
     place = output_of(slow), run_id(run)
     folder = run_folder(*place)
