@@ -179,8 +179,9 @@ def dev_rows(record: Record, output: str) -> tuple[list[Row], str]:
     missing = [str(fold) for fold in range(folds) if fold not in records]
     if missing:
         print(
-            f"note: of {folds} folds {', '.join(missing)} is not done: the rows are "
-            "missing. The same command with task.folds runs what is left"
+            f"note: without the rows of {plural(len(missing), 'fold')} of {folds}, "
+            f"which nobody has trained yet: {', '.join(missing)}. The same command with "
+            "task.folds trains what is left"
         )
     return rank_by_loss(rows), "out-of-fold row"
 

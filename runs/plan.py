@@ -28,7 +28,7 @@ from runs.record.text import megabytes, plural
 from runs.run.definition import Run, with_starts
 from runs.run.identity import Contents, check_ids, identify, start_file
 from runs.run.methods import count_weights, method_problem, skeleton_arguments
-from runs.sweep.display import event_words, read_progress
+from runs.sweep.display import SHORTENED, event_words, read_progress
 from runs.training.files import saved
 from runs.training.reach import reach_of_run
 
@@ -131,6 +131,8 @@ def plan_text(
     if coming:
         cost = estimate(coming, records, card)
     body = [_title(planned), "", *_grid(planned), "", states, cost]
+    if any(entry.run.config["train"]["max_steps"] for entry in planned):
+        body.append(f"note: these runs are {SHORTENED}")
     body += [*_memory(coming), *_reaches(coming)]
     return "\n".join([*body, *_remarks(planned)])
 

@@ -54,14 +54,27 @@ def read_csv(
         try:
             for row in reader:
                 if None in row or None in row.values():
-                    hint = ". A .tsv has no quoting, a .csv has" if form == TSV else ""
-                    raise DataError(
-                        f"{path} line {reader.line_num}: "
-                        f"not {len(reader.fieldnames or [])} columns{hint}"
-                    )
+                    fault = _other_number_of_columns(row, is_tsv=form == TSV)
+                    raise DataError(f"{path} line {reader.line_num}: {fault}")
                 yield reader.line_num, row
         except csv.Error as error:
             raise DataError(f"{path} line {reader.reader.line_num}: {error}") from None
+
+
+def _other_number_of_columns(row: Mapping[Any, Any], is_tsv: bool) -> str:
+    """What is wrong with a row of csv.DictReader that has other columns than the
+    header: further values stand under None, and missing ones are None."""
+    columns = [name for name in row if name is not None]
+    further = row.get(None, [])
+    count = len(further) + sum(row[name] is not None for name in columns)
+    fault = f"{count} of {len(columns)} columns"
+    if further:
+        fault = f"{count} columns instead of {len(columns)}"
+    if is_tsv:
+        fault += ". A .tsv has no quoting, a .csv has"
+    elif further:
+        fault += ". Put a text with a comma into double quotes"
+    return fault
 
 
 def read_hub(settings: Settings, split: str) -> Table:

@@ -28,6 +28,11 @@ Event = Mapping[str, Any]
 FIRST_LINE_S, LINE_INTERVAL_S = 10.0, 60.0
 #: The columns of a run's bar.
 BAR = 12
+#: What a plan and the end of a sweep say of runs that train.max_steps limits.
+SHORTENED = (
+    "stopped early by train.max_steps: in no table "
+    "(train.epochs=1 makes a short run that tables show)"
+)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from runs.record.sweeps import write_sweep
 from runs.record.text import duration, plural
 from runs.run.definition import Run
 from runs.run.identity import check_ids, final_ids, identify
-from runs.sweep.display import heads
+from runs.sweep.display import SHORTENED, heads
 from runs.sweep.pool import Job, Places, Sweep, places
 from runs.sweep.preflight import preflight
 from runs.sweep.worker import log_folder, run_by_workers
@@ -303,7 +303,7 @@ def _summary(commanded: Sweep, seconds: float) -> None:
     limits = [job.run.config["train"].get("max_steps") for job in finished]
     if limits and None not in limits:
         which_runs = "the others" if unfinished else "all"
-        print(f"  {which_runs} stopped early by train.max_steps: in no table")
+        print(f"  {which_runs} {SHORTENED}")
     for job, error in commanded.diverged:
         print(f"  diverged: {job.head}: {error} ({job.log})")
     for job, error in commanded.failed:

@@ -26,11 +26,13 @@ class Ground:
         name: in file names and on the page.
         victims: what can be killed, and how often of ten times.
         about: what each victim is.
+        launchers: the overrides of its launcher; a command takes one of these lists.
     """
 
     name = ""
     victims: ClassVar[dict[str, int]] = {}
     about: ClassVar[dict[str, str]] = {}
+    launchers: ClassVar[list[list[str]]] = []
 
     def __init__(self, home: Path, dice: random.Random) -> None:
         self.home = home
@@ -43,8 +45,8 @@ class Ground:
         """Ends what `open` started."""
 
     def overrides(self) -> list[str]:
-        """Those of a command."""
-        raise NotImplementedError
+        """Those of the next command."""
+        return self.dice.choice(self.launchers)
 
     def strike(self, victim: str, run: Sighting, command: int) -> None:
         """Kills a victim of a run that is on. command: the process of the command.
@@ -78,11 +80,10 @@ class ThisMachine(Ground):
         "command": "the command that a user started",
         "everything": "all of them at once",
     }
-
-    def overrides(self) -> list[str]:
-        """One run at a time, or two."""
-        two_at_once = ["launcher=local", "launcher.runs_per_device=2"]
-        return self.dice.choice((["launcher=serial"], two_at_once))
+    launchers: ClassVar = [
+        ["launcher=serial"],
+        ["launcher=local", "launcher.runs_per_device=2"],
+    ]
 
 
 class OnRay(Ground):
@@ -100,15 +101,13 @@ class OnRay(Ground):
         "worker": "the worker process of Ray that does runs",
         "everything": "all of them at once, and Ray's own processes",
     }
-
-    def overrides(self) -> list[str]:
-        """Two workers, and a small Ray."""
-        settings = "{include_dashboard:false,num_cpus:2,log_to_driver:false}"
-        return [
+    launchers: ClassVar = [
+        [
             "launcher=ray",
             "launcher.executors=2",
-            f"launcher.init={settings}",
+            "launcher.init={include_dashboard:false,num_cpus:2,log_to_driver:false}",
         ]
+    ]
 
 
 class OnSlurm(Ground):
@@ -133,6 +132,9 @@ class OnSlurm(Ground):
         "of its time, and goes back into the queue",
         "everything": "all of them at once; Slurm's own processes stay",
     }
+    launchers: ClassVar = [
+        ["launcher=slurm", "launcher.executors=2", "launcher.cpus_per_task=1"]
+    ]
 
     def open(self) -> None:
         """Starts the Slurm."""
@@ -145,10 +147,6 @@ class OnSlurm(Ground):
     def _call_script(self, action: str) -> None:
         script = ROOT / "tests" / "slurm.sh"
         subprocess.run(["bash", str(script), action], check=True, timeout=60)
-
-    def overrides(self) -> list[str]:
-        """Two jobs of one core each."""
-        return ["launcher=slurm", "launcher.executors=2", "launcher.cpus_per_task=1"]
 
     def strike(self, victim: str, run: Sighting, command: int) -> None:
         """Kills a process, or has Slurm end the run's job."""

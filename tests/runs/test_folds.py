@@ -118,7 +118,7 @@ def test_every_row_is_judged_by_the_run_that_has_not_seen_it(
     run = records[0]["id"]
     rows, _ = dev_rows(records[1], output)
     assert len(rows) == 24
-    assert "2 is not done" in capsys.readouterr().out
+    assert "of 1 fold of 3, which nobody has trained yet: 2." in capsys.readouterr().out
     records.append(do([*text_words, "task.folds=3", "task.fold=2"]))
     out = tmp_path / "suspects.csv"
     assert mistakes([run, f"output={output}", "limit=3", f"out={out}"]) == 0

@@ -488,6 +488,13 @@ def test_what_is_a_measure_of_a_runs_time(words):
         )
 
 
+def test_a_plan_says_that_tables_leave_shortened_runs_out(words):
+    """Before they run, and with what to type for a short run that tables show."""
+    note = "stopped early by train.max_steps: in no table (train.epochs=1 makes"
+    assert note in plan_of([*words, "train.max_steps=2"])
+    assert note not in plan_of(words)
+
+
 def test_what_a_checkpoint_has_is_not_planned_again(words):
     """Half of the steps are saved: half of the time, of the FLOPs and of the steps is
     left."""

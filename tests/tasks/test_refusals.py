@@ -146,7 +146,11 @@ PAIR = '["a", "b"]'
 #: set), and how the fault is named.
 FAULTS = {
     "text a.csv": [
-        ("text,label\nx,1\ny\n", "a.csv line 3: not 2 columns"),
+        ("text,label\nx,1\ny\n", "a.csv line 3: 1 of 2 columns"),
+        (
+            "text,label\nx,1\nwell, yes,1\n",
+            "a.csv line 3: 3 columns instead of 2. Put a text with a comma into",
+        ),
         ("words,label\nx,1\n", "a.csv: no column 'text'. It has: words, label"),
         ("text,label\nx,1\ny,2\nlost,\n", "a.csv line 4: nothing in column 'label'"),
         *(
@@ -195,7 +199,7 @@ FAULTS = {
     **{f"text {name}": [("x", name)] for name in ("a.txt", "a.parquet")},
     "rte RTE/train.tsv": [
         (("entailment", "maybe"), "train.tsv line 2: label 'maybe'"),
-        (("\n0\t", "\n0 "), "train.tsv line 2: not 4 columns"),
+        (("\n0\t", "\n0 "), "train.tsv line 2: 3 of 4 columns"),
     ],
     "rte RTE/dev.tsv": [
         *(
@@ -207,7 +211,7 @@ FAULTS = {
     "rte . name=wnli": [((), "wnli")],
     "cola CoLA/train.tsv": [
         (("own\t", "own\t2"), "line 1: label '2"),
-        (("own\t", ""), "line 1: not 4 col"),
+        (("own\t", ""), "line 1: 3 of 4 col"),
     ],
     "stsb STS-B/train.tsv": [
         (("\t4.", "\t7."), ": score 7."),
@@ -224,7 +228,7 @@ FAULTS = {
         ),
         ("mr,ref\nname[A],  \n", "trainset.csv line 2: an empty reference"),
         *(
-            ("mr,ref\nname[A]\n", "line 2: not 2 columns"),
+            ("mr,ref\nname[A]\n", "line 2: 1 of 2 columns"),
             ("mr,ref\n", "trainset.csv: no rows"),
         ),
         (f"mr,ref\n{'A pub' * 1000},x\n", "line 2: the MR 'A pub"),
