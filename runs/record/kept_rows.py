@@ -89,16 +89,15 @@ class KeptRows:
         """The parts of a study's file, without their lines, where all have a row."""
         if not self._is_study:
             return {}
-        stamp = self._stamp_of_study
-        return {part: b"" for part, (kept, _) in self._kept.items() if kept == stamp}
+        current = self._stamp_of_study
+        return {part: b"" for part, stamp in self._kept if stamp == current}
 
     def get(self, part: Part) -> Any:
         """The row of a record; None where its file has changed, or has none yet."""
         stamp = self._stamp_of_study if self._is_study else _stamp_of(part.path)
-        kept_stamp, row = self._kept.get(part, (None, None))
-        if kept_stamp == stamp:
+        if stamp and (part, stamp) in self._kept:
             self._used += 1
-            return row
+            return self._kept[part, stamp]
         self._stamps[part] = stamp
         return None
 
@@ -128,18 +127,21 @@ class KeptRows:
                 _write(self.folder / f"{_hash_of(text)}.json", text)
             remove_unused(self.folder.parent)
 
-    def _read_files(self) -> dict[Part, tuple[Stamp, Any]]:
+    def _read_files(self) -> dict[tuple[Part, Stamp], Any]:
+        """The rows by record and stamp: a changed record has an older row, too."""
         values = dict[str, Any]()
-        kept = dict[Part, tuple[Stamp, Any]]()
+        kept = dict[tuple[Part, Stamp], Any]()
         for path in sorted(self.folder.glob("*.json")):
             with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
                 text = path.read_text(encoding="utf-8")
                 if path.stem != _hash_of(text):
                     continue
-                for (name, *where), stamp, row in decode(text, values):
+                for (name, *where), (changed_ns, size, inode), row in decode(
+                    text, values
+                ):
                     place = os.path.join(self.place, name) if name else str(self.place)
-                    part = Part(place, *where)
-                    kept[part] = tuple(stamp), self.make_row.restore(row)
+                    stamp = changed_ns, size, inode
+                    kept[Part(place, *where), stamp] = self.make_row.restore(row)
         return kept
 
 
