@@ -190,7 +190,8 @@ def test_a_fault_of_wandb_changes_no_record(fault, run, words, monkeypatch, tmp_
         training = Training(run, run_id(run), report)
         begun = time.monotonic()
         record = train(training, Tracking("online"))
-        assert time.monotonic() - begun < 4 + 3 + 5
+        # as promised; the server that hangs would hold a run that waits for it forever
+        assert time.monotonic() - begun < 30
     assert comparable(record) == comparable(straight)
     assert run_id(run) in Path(output_of(words), "wandb", "tracking.log").read_text()
     with logged_in() as server:

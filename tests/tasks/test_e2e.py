@@ -90,7 +90,7 @@ area[city centre], familyFriendly[no], name[B-C] = area : city centre | family f
 
 
 def test_mrs_are_recognised_in_linear_time():
-    began = time.perf_counter()
+    began = time.process_time()
     for mr in (
         " " * 300_000,
         "name[a]" + " " * 300_000 + "x",
@@ -99,7 +99,7 @@ def test_mrs_are_recognised_in_linear_time():
         with pytest.raises(ValueError, match="is not written as") as error:
             linearise(mr)
         assert len(str(error.value)) < 300
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_references_are_tokenised_and_keep_their_case():

@@ -185,10 +185,10 @@ def test_ratings_are_those_of_fastchats_expressions_in_linear_time():
         seen[value] += 1
     assert seen[None] > 3000
     assert len([value for value, count in seen.items() if value and count > 3]) > 20
-    began = time.perf_counter()
+    began = time.process_time()
     for reply in ("[[{0}", "[[{0}.{0}", "[{0}", "[[{0}.]" * 2, "[[" * 100_000 + "{0}"):
         assert rating(reply.format("1" * 300_000)) is None
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 # --- scores
