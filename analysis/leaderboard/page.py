@@ -28,7 +28,7 @@ from analysis.leaderboard.tables import (
     seeds_table,
     shift_table,
 )
-from analysis.render import Entry, Table, grid
+from analysis.render import Entry, Table, grid, to_csv
 
 URL = "https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQA"
 SIMULATION = PUBLISHED.with_name("leaderboard_simulation.yaml")
@@ -126,6 +126,6 @@ def save_pictures(board: Board, folder: Path) -> list[Path]:
 def printed_files(results: pd.DataFrame) -> dict[Path, str]:
     """The numbers that the project publishes, and others.yaml with its rows of them."""
     return {
-        PUBLISHED: results[COLUMNS].to_csv(index=False, lineterminator="\n"),
+        PUBLISHED: to_csv(results[COLUMNS]),
         PRINTED: with_rows(PRINTED.read_text(), results),
     }

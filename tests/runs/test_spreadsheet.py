@@ -2,9 +2,11 @@
 
 import csv
 import io
+import re
 
 import pytest
 
+from runs.record.ledger import ROOT
 from runs.record.spreadsheet import csv_text, read_csv
 
 pytestmark = pytest.mark.properties
@@ -38,3 +40,14 @@ def test_a_cell_is_no_formula_and_is_read_as_it_was_given(text, tmp_path):
 def test_numbers_and_empty_cells_are_no_texts():
     text = csv_text([[1, -0.5, True, None, float("nan"), ""]])
     assert text == "1,-0.5,True,,,\n"
+
+
+def test_no_other_code_writes_csv():
+    """pandas' and csv's own writers leave formulas as they are."""
+    writers = set()
+    for room in ("vera", "tasks", "runs", "analysis"):
+        for path in (ROOT / room).rglob("*.py"):
+            source = path.read_text()
+            if re.search(r"\.to_csv\(|csv\.(Dict)?[wW]riter\(", source):
+                writers.add(str(path.relative_to(ROOT)))
+    assert writers == {"runs/record/spreadsheet.py"}
