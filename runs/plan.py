@@ -13,17 +13,20 @@ It imports torch to count FLOPs, once, and for probe=true.
 
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runs.command.errors import UserError
 from runs.command.parser import COMPOSING, Common, entry_point, read, setting
 from runs.config import read_command
-from runs.forecast.pace import Planned, estimate, probe
+from runs.forecast.pace import Planned, estimate
+from runs.forecast.probe import probe
 from runs.forecast.work import outline
 from runs.machine.locks import run_lock
 from runs.models import dtype_of, memory_of_weights
 from runs.record.folder import RecordFolder
 from runs.record.ledger import run_folder
+from runs.record.schema import FINISHED
 from runs.record.text import megabytes, plural
 from runs.run.definition import Run, with_starts
 from runs.run.identity import Contents, check_ids, identify, start_file
@@ -34,6 +37,7 @@ from runs.training.reach import reach_of_run
 
 #: The states of a run, and their marks in the grid.
 STATES = {
+    "to repeat": "",
     "done": "",
     "diverged": "d",
     "running": "*",
@@ -45,8 +49,11 @@ STATES = {
 }
 
 
-def plan(runs: list[Run], records: RecordFolder) -> list[Planned]:
-    """The state of each run, from its record and the files of this machine alone."""
+def plan(
+    runs: list[Run], records: RecordFolder, runs_to_repeat: Sequence[Run] = ()
+) -> list[Planned]:
+    """The state of each run, from its record and the files of this machine alone.
+    runs_to_repeat: by redo=true, if they are finished."""
     contents = Contents()
     problems = dict[int, str]()
     planned = list[Planned]()
@@ -56,6 +63,8 @@ def plan(runs: list[Run], records: RecordFolder) -> list[Planned]:
             planned.append(Planned(run, "blocked", problems[index]))
         else:
             planned.append(_planned(run, run_id, records, contents))
+        if planned[-1].state in FINISHED and run in runs_to_repeat:
+            planned[-1] = Planned(run, "to repeat")
     return planned
 
 
@@ -90,13 +99,11 @@ def _planned(
     return Planned(run, "missing")
 
 
-def runs_to_do(planned: list[Planned], redo: bool = False) -> list[Planned]:
-    """The runs that are left, and those that wait for one of these. redo: what is done
-    is left, too."""
-    ended = () if redo else ("done", "diverged")
+def runs_to_do(planned: list[Planned]) -> list[Planned]:
+    """The runs that are left, and those that wait for one of these."""
     coming = list[Planned]()
     for entry in planned:
-        if entry.state not in (*ended, "blocked"):
+        if entry.state not in (*FINISHED, "blocked"):
             coming.append(entry)
     runs_to_come = [entry.run for entry in coming]
     for entry in planned:
@@ -112,16 +119,14 @@ def plan_text(
     planned: list[Planned],
     records: RecordFolder,
     card: str | None = None,
-    redo: bool = False,
 ) -> str:
     """The plan of a command: a grid of rows x tasks, totals, cost, and why runs failed
     or are blocked.
 
-    card: of conf/cards.yaml, whose hours are wanted. redo: the command repeats the
-    finished runs, too."""
+    card: of conf/cards.yaml, whose hours are wanted."""
     totals = Counter(entry.state for entry in planned)
     states = " · ".join(f"{state} {totals[state]}" for state in STATES if totals[state])
-    coming = runs_to_do(planned, redo)
+    coming = runs_to_do(planned)
     if card:  # where that card is, what is not here may be
         for entry in planned:
             is_blocked = entry.state == "blocked" and entry not in coming
@@ -176,7 +181,8 @@ def _counts_in_words(count: Counter[str] | None) -> str:
     if count is None:
         return "-"
     marks = "".join(STATES[state] for state in STATES if count[state])
-    return f"{count['done'] + count['diverged']}/{count.total()} {marks}".strip()
+    finished = sum(count[state] for state in FINISHED)
+    return f"{finished}/{count.total()} {marks}".strip()
 
 
 def _memory(planned: list[Planned]) -> list[str]:
@@ -241,7 +247,7 @@ def _remarks(planned: list[Planned]) -> list[str]:
 
 @dataclass(frozen=True)
 class Settings(Common):
-    """The settings of a plan, beside the words for runs."""
+    """The settings of a plan, beside the overrides of the runs."""
 
     probe: bool = setting(
         False, "first do 20 steps of a run of each row: how fast this device is"
@@ -266,9 +272,13 @@ def main(arguments: list[str]) -> int:
     output = runs[0].config["output"]
     # a published record makes no run done here
     records = RecordFolder(output)
+    # without the runs that only other runs need
+    runs_to_repeat = command.runs if command.launch.redo else []
     if settings.probe:
-        probe(entry.run for entry in runs_to_do(plan(runs, records)))
-    print(plan_text(plan(runs, records), records, settings.card, command.launch.redo))
+        planned = plan(runs, records, runs_to_repeat)
+        probe(entry.run for entry in runs_to_do(planned))
+    planned = plan(runs, records, runs_to_repeat)
+    print(plan_text(planned, records, settings.card))
     for problem in records.problems:
         print(f"left out: {problem}", file=sys.stderr)
     return 0

@@ -1,40 +1,30 @@
 """The time and the disk space that the runs of a plan still take: by finished runs, by a
-probe, or by the FLOP a second of a card. torch is imported by `probe`."""
+probe, or by the FLOP a second of a card."""
 
 import contextlib
-import json
-import os
-import tempfile
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from runs.command.parser import one_of
+from runs.forecast.probe import SECONDS, Rate, devices, probed_rate, rate_file
 from runs.forecast.work import Outline, outline
-from runs.machine import gpus
 from runs.models.memory import computing_precision
-from runs.record.cell import hash_of
 from runs.record.folder import RecordFolder
-from runs.record.ledger import in_conf, write_atomically
+from runs.record.ledger import in_conf
 from runs.record.schema import Record
 from runs.record.steps import Plan
-from runs.record.text import describe, duration, megabytes, plural
-from runs.run.definition import UNLIKE_OTHERS, Run, epoch_batches
-from tasks.fetch import cache_folder
+from runs.record.text import duration, megabytes, plural
+from runs.run.definition import UNLIKE_OTHERS, Run
 
 #: What a forecast says of the time of decoding that is in it.
 DECODING = (
     "decoding: of the longest texts, bytes of weights over another such rate, "
     "without the host's time"
 )
-#: The most steps and seconds of a probe, for each row of a model.
-STEPS, SECONDS = 20, 20
 #: A rate is the median over so many finished runs of other cells.
 RATED_RUNS = 3
 #: A forecast looks at so many of the newest records for the pace of this machine.
@@ -52,95 +42,6 @@ def variant_of(run: Run) -> Variant:
 # --- FLOP a second
 
 
-class Rate(NamedTuple):
-    """FLOP a second, and in words where the number is from."""
-
-    flops: float
-    source: str
-
-
-def probe(runs: Iterable[Run]) -> None:
-    """Trains some steps of each row of each model, on one of its tasks, and keeps the
-    FLOP a second. Rows that were measured here before are left out; a line gives the
-    reason for each that cannot be measured."""
-    variants = {
-        variant_of(run): run for run in runs if run.method["kind"] not in UNLIKE_OTHERS
-    }
-    rows = dict[Path, tuple[Run, float]]()
-    for run in variants.values():
-        if not rate_of(run, []):
-            work = outline(run)
-            if work.flops:
-                rows[rate_file(run)] = (run, work.step_flops)
-    total = plural(len(rows), "row")
-    print(f"probe: at most {STEPS} steps and {SECONDS}s for each of {total}")
-    for number, (file, (run, step_flops)) in enumerate(rows.items(), 1):
-        name = f"probe {number}/{len(rows)}: {run.label}"
-        try:
-            times = _time_steps(run)
-        except Exception as error:
-            # of the run's settings, of a model's own code, of a full device
-            reason = f"a probe needs the run's model and data here ({describe(error)})"
-            print(f"{name}: left out, {reason}")
-            continue
-        rate = len(times) * step_flops / sum(times)
-        # a read-only home costs the forecast, no more
-        with contextlib.suppress(OSError):
-            write_atomically(file, json.dumps({"flops": rate, "of": run.label}))
-        steps = plural(len(times), "step")
-        print(f"{name}: {steps} in {duration(sum(times))}, {rate / 1e12:,.2f} TFLOP/s")
-
-
-def _time_steps(run: Run) -> list[float]:
-    """The seconds of some training steps of a run, without the first one, which loads
-    kernels."""
-    from runs.training.loop import Training
-
-    with tempfile.TemporaryDirectory() as folder:
-        config = run.config.copy()
-        config["output"] = folder
-        config["init_from"] = None
-        alone = replace(run, config=config, start=None)
-        training = Training(alone, "probe", lambda event: None)
-        size = config["train"]["effective_batch"]
-        batches = epoch_batches(training.lengths, size, 0, 0, training.task.block)
-        times = list[float]()
-        for batch in batches[: STEPS + 1]:
-            if sum(times[1:]) >= SECONDS:
-                break
-            start = time.perf_counter()
-            float(training.step(batch))  # waits for the device
-            times.append(time.perf_counter() - start)
-        training.accelerator.free_memory()
-    return times[1:] or times
-
-
-def devices(run: Run) -> list[str]:
-    """The names of the devices of this machine that a run may compute on."""
-    names = gpus.cards("Name") if run.config["device"] != "cpu" else []
-    return names or [gpus.processor()]
-
-
-def rate_file(run: Run) -> Path:
-    """Where a probe keeps the FLOP a second of a run's row: by machine, model,
-    precision and row."""
-    cores = os.cpu_count()
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    variables = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
-    environment = [os.environ.get(name) for name in variables]
-    machine = [devices(run), gpus.processor(), cores, environment, version("torch")]
-    config = run.config
-    row = [
-        config["device"],
-        config["model"],
-        config["micro_batch"],
-        config["gradient_checkpointing"],
-    ]
-    key = hash_of([machine, row, run.method, run.config["train"]["precision"]])
-    return cache_folder() / "rates" / f"{key[:24]}.json"
-
-
 def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate | None:
     """A run's FLOP a second: as conf/cards.yaml assumes it of a card. Without one this
     machine's: as a probe has measured it for the row, or as finished runs of other
@@ -154,9 +55,9 @@ def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate |
         cards = in_conf("cards.yaml")
         rate = cards[one_of("card", card, cards)][precision]
         return Rate(rate, "a rate that conf/cards.yaml assumes: nobody measured it")
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        measured = json.loads(rate_file(run).read_bytes())
-        return Rate(float(measured["flops"]), "a probe's rate")
+    probed = probed_rate(run)
+    if probed:
+        return probed
     rates = list[float]()
     names = devices(run)
     for record in reversed(done):

@@ -194,8 +194,12 @@ def test_a_plan_shows_what_runs_and_how_far_it_is(words, capsys):
         )
     assert plan.main([*words, "seed=0,1", "redo=true"]) == 0
     printed = capsys.readouterr().out
-    # redo=true: what is done is done again
-    assert "est. " in printed[printed.index("done 2") :]
+    shows(printed, "0/2", "to repeat 2", "est. ")
+    assert "done" not in printed
+    # only the runs that the command names, not those they start from
+    records = RecordFolder(output)
+    states = [entry.state for entry in plan.plan(runs, records, runs[1:])]
+    assert states == ["done", "to repeat"]
 
 
 # --- a run once more

@@ -20,7 +20,7 @@ import vera
 from runs import counts, models, plan
 from runs.command.errors import UserError
 from runs.config import CONF, expand
-from runs.forecast import data, pace, work
+from runs.forecast import data, pace, probe, work
 from runs.forecast.data import GRID, Lengths, known_data
 from runs.forecast.pace import Planned
 from runs.forecast.work import outline
@@ -425,11 +425,7 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request):
     assert not (Path(output_of(words)) / "records").exists()
     flops, _ = pace.rate_of(run, [])
     assert f"est. {duration(outline(run).flops / flops)} left" in out
-    # Kept: nothing is measured twice, and another row has a rate of its own
-    assert (
-        "for each of 0 rows"
-        in call_here("runs.plan", *words, "probe=true", check=0).stdout
-    )
+    # Another row has a rate of its own
     assert "no estimate of time: no rate of 1 row" in plan_of([*words, "method.rank=4"])
     # A finished run says better, of its own cell and of others on this device
     trained(words)
@@ -438,6 +434,87 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request):
     assert "the rate of 1 finished run of other cells" in plan_of(
         [*words, "method.rank=4", fewer]
     )
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The labels of the runs that a probe measures; each has 20 steps of a second."""
+    labels = []
+
+    def time_steps(run):
+        labels.append(run.label)
+        return [1.0] * 20
+
+    monkeypatch.setattr(probe, "_time_steps", time_steps)
+    return labels
+
+
+def load_is(load, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+
+
+def test_a_probe_measures_every_row_again_and_says_when_none_is_left(
+    words, measured, monkeypatch
+):
+    """A head, and a run that trains nothing, too."""
+    load_is(0.5, monkeypatch)
+    plain = [word for word in words if not word.startswith("method.")]
+    methods = [*plain, "method=vera,lora,head,none", "seed=0,1", "probe=true"]
+    for _ in range(2):
+        measured.clear()
+        text = call_here("runs.plan", *methods, check=0).stdout
+        assert len(measured) == 4
+        assert "probe of 4 rows: at most 20 steps and 20s each" in text
+        assert "probe 4/4: " in text
+        assert "busy" not in text
+        assert "no estimate of time" not in text
+    record = trained(words)
+    text = call_here("runs.plan", *words, "probe=true", check=0).stdout
+    assert text.startswith("probe: no run is left to do, so nothing is measured\n")
+    assert len(measured) == 4
+    call_here("runs.plan", *words, "probe=true", "redo=true", check=0)
+    assert measured[4:] == [expand(words)[0].label], record["id"]
+
+
+def test_a_row_that_trains_nothing_is_measured_by_its_forward_pass(words):
+    plain = [word for word in words if not word.startswith("method.")]
+    for method in ("head", "none"):
+        (run,) = expand([*plain, f"method={method}"])
+        probe.probe([run])
+        assert pace.rate_of(run, []).flops > 0
+
+
+def test_a_probe_of_a_busy_machine_says_so_and_never_replaces_a_better_one(
+    words, measured, monkeypatch
+):
+    (run,) = expand(words)
+    (other,) = expand([*words, "method.rank=4"])
+    others = [word for word in words if word != "method.rank=8"]
+    arguments = [*others, "method.rank=4,8", "probe=true"]
+    load_is(1.9, monkeypatch)
+    call_here("runs.plan", *words, "probe=true", check=0)
+    idle = pace.rate_of(run, [])
+    assert idle.source == "a probe's rate"
+    monkeypatch.setattr(probe, "_time_steps", lambda run: [4.0] * 20)
+    load_is(5.25, monkeypatch)
+    text = call_here("runs.plan", *arguments, check=0).stdout
+    note = (
+        "note: this machine is busy (load 5.2 on 2 cores), so these rates are too low"
+    )
+    assert note in text
+    assert "TFLOP/s of a probe on an idle machine" in text
+    assert pace.rate_of(run, []) == idle
+    busy = "a probe's rate while this machine was busy: load 5.2 on 2 cores"
+    assert pace.rate_of(other, []).source == busy
+    assert busy in plan_of([*words, "method.rank=4"])
+
+    def unknown():
+        raise OSError
+
+    monkeypatch.setattr("os.getloadavg", unknown)
+    call_here("runs.plan", *arguments, check=0)
+    assert pace.rate_of(other, []).source == "a probe's rate"
 
 
 def test_a_probe_that_cannot_be_made_is_named_and_a_damaged_rate_is_none(
@@ -452,7 +529,7 @@ def test_a_probe_that_cannot_be_made_is_named_and_a_damaged_rate_is_none(
         "no estimate of time"
     )
     (run,) = expand(words)
-    file = pace.rate_file(run)
+    file = probe.rate_file(run)
     file.parent.mkdir(parents=True)
     for text in ("", "[]", '{"flops": "x"}', '{"flops": null}', '{"flops": 5.0}'):
         file.write_text(text)
