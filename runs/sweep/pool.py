@@ -17,9 +17,9 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runs.command.errors import Stop, UserError
+from runs.command.errors import UserError
 from runs.machine import gpus
-from runs.machine.fork_server import STOPPING, end_with_parent, handling
+from runs.machine.fork_server import handling
 from runs.machine.locks import PATIENCE, Lock, run_lock
 from runs.record.cell import hash_of
 from runs.record.ledger import finished_record, read_record, record_path, run_folder
@@ -27,6 +27,7 @@ from runs.record.schema import FINISHED, Record
 from runs.record.text import duration
 from runs.run.definition import Run
 from runs.run.provenance import differs
+from runs.sweep.child import run_in_child
 from runs.sweep.display import (
     Display,
     SweepState,
@@ -34,7 +35,13 @@ from runs.sweep.display import (
     read_progress,
     result_words,
 )
-from runs.sweep.time_left import RunningRun, TimeLeft, left_of, sweep_words
+from runs.sweep.time_left import (
+    RunningRun,
+    TimeLeft,
+    left_of,
+    seconds_of,
+    sweep_words,
+)
 from runs.tracking.settings import Tracking, of_run
 from runs.tracking.tracker import Tracker
 from runs.training.files import Attempt, saved, tidy
@@ -46,9 +53,6 @@ from runs.training.train import (
     NO_ROOM,
     SMALLER,
     End,
-    attempt_run,
-    cause_of,
-    end_on_full_disk,
 )
 
 #: How often a run is retried, unless it has saved more in between.
@@ -63,7 +67,8 @@ class Job:
     """A run of a sweep, and its process.
 
     head: how its lines begin, with its number and what tells it from the others.
-    record, log: paths. earlier_claim: the attempt whose failed record is from before
+    record, log: paths. earlier_seconds: of attempts that its process resumes.
+    earlier_claim: the attempt whose failed record is from before
     the command. failures: of the processes that have failed since more was saved: the
     error of a full disk, "" for any other end. saved: what was saved then. ready: what
     multiprocessing.connection.wait waits for. started_at: when its process did."""
@@ -80,6 +85,7 @@ class Job:
         self.saved: list[tuple[str, int]] = []
         self.gpu: gpus.TakenGpu | None = None
         self.started_at: float | None = None
+        self.earlier_seconds = 0.0
         self.ready: Any = None
         self.child: Any = None
 
@@ -91,15 +97,23 @@ class Job:
     def start(self, gpu: gpus.TakenGpu | None, tracking: Tracking, alone: bool) -> None:
         """Starts its process. alone: a user's mistake leaves no record."""
         self.gpu = gpu
+        self.read_earlier_seconds()
         self.started_at = time.monotonic()
         context = multiprocessing.get_context("forkserver")
         self.ready, sender = context.Pipe(duplex=False)
         name = gpu.name if gpu else None
         work = (self.run, self.id, self.failures, name, tracking, alone, sender)
-        self.child = context.Process(target=_child, args=work, daemon=True)
+        self.child = context.Process(target=run_in_child, args=work, daemon=True)
         # the server was killed now
         with contextlib.closing(sender), contextlib.suppress(OSError, EOFError):
             self.child.start()
+
+    def read_earlier_seconds(self) -> None:
+        """Looks up how long the attempts have trained whose checkpoint is there."""
+        self.earlier_seconds = 0.0
+        if saved(self.output, self.id):
+            progress = read_progress(self.output, self.id)
+            self.earlier_seconds = seconds_of(progress)
 
     def signal(self, number: int) -> None:
         """SIGTERM asks the run to save and to end."""
@@ -197,8 +211,8 @@ class Sweep:
         """Counts, shows and tidies up a job that has ended. Returns False without a
         record or an error.
 
-        seconds: it took, 0 if not known here, None if done before. error: why it wrote
-        no record."""
+        seconds: of its process, 0 if not known here, None if done before. error: why it
+        wrote no record."""
         record = self._read_record(job, is_first_look=seconds is None)
         if record and record["status"] not in FINISHED:
             claim = record.get("claim")
@@ -243,9 +257,14 @@ class Sweep:
             self.diverged.append((job, record["error"] or ""))
         else:
             self.done += 1
-            seconds = seconds or _seconds_of(record)
-            line += f"  {duration(seconds)}  run {job.id}"
-        self._time_left.add(job.run, seconds)
+        # by its record, where another command did it
+        whole = job.earlier_seconds + seconds if seconds else _seconds_of(record)
+        if record["status"] == "done":
+            line += f"  {duration(whole)}"
+            if seconds and job.earlier_seconds:
+                line += f" ({duration(seconds)} since it was resumed)"
+            line += f"  run {job.id}"
+        self._time_left.add(job.run, whole)
         state = self._state(self.running)
         if self.pending and state:
             line += f"  ({state.words})"
@@ -259,7 +278,9 @@ class Sweep:
         entries = list[RunningRun]()
         for job in running:
             expected = left_of(read_progress(job.output, job.id))
-            elapsed = 0.0 if job.started_at is None else now_s - job.started_at
+            elapsed = job.earlier_seconds
+            if job.started_at is not None:
+                elapsed += now_s - job.started_at
             entries.append(RunningRun(job.run, elapsed, expected))
         waiting = [job.run for job in self.pending if job not in running]
         seconds = self._time_left.of_sweep(waiting, entries)
@@ -452,49 +473,3 @@ def _seconds_of(record: Record) -> float:
     cost = record["cost"]
     decoding = cost.get("decode_seconds", 0.0)
     return cost["train_seconds"] + cost["evaluate_seconds"] + decoding
-
-
-# --- a run's process
-
-
-def _child(
-    run: Run,
-    run_id: str,
-    failures: list[str],
-    gpu: str | None,
-    tracking: Tracking,
-    alone: bool,
-    sender: Any,
-) -> None:
-    """The main function of a run's process. Its output goes into the run's log. It
-    sends how it has ended."""
-    end_with_parent()
-    # the command handles Ctrl-C and a closed terminal, and ends this process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stop = Stop()
-    lock = run_lock(run.config["output"], run_id)
-    for number in STOPPING:
-        handler = signal.SIG_IGN if number == signal.SIGHUP else stop.ask
-        signal.signal(number, handler)
-    if gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    try:
-        _log_into(run, run_id)
-        end = BUSY, ""
-        if lock.take():  # to the process's end
-            end = attempt_run(run, run_id, failures, stop, tracking, alone)
-    except Exception as error:  # such as a log that cannot be written
-        cause, text = cause_of(error)
-        end = (end_on_full_disk(failures) if cause == "disk" else FAILED), text
-    sender.send(end)
-
-
-def _log_into(run: Run, run_id: str) -> None:
-    """Opens the run's log at its end, as this process's output."""
-    path = run_folder(run.config["output"], run_id) / "log.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    date = time.strftime("%Y-%m-%d %H:%M:%S")
-    print(f"--- {date} {run.label}, run {run_id}", flush=True)

@@ -67,7 +67,7 @@ def sweep(
             write_sweep(output, commanded.name, [job.id for job in plan.jobs])
     _run_all(commanded, launch.launcher, plan.places, in_this_process)
     if is_first and _size(tracking_log) not in (0, log_bytes):
-        _note_unsent(output)
+        _note_unsent(output, commanded.tracking.mode == "online")
     _summary(commanded, time.monotonic() - started)
     if is_first:
         _name_table(commanded, runs, launch.table)
@@ -237,6 +237,7 @@ def _do_here(commanded: Sweep) -> None:
     for job in commanded.jobs:
         started = time.monotonic()
         with contextlib.nullcontext() if rank() else alone(job.lock, job.head):
+            job.read_earlier_seconds()
             attempt = _shared_attempt(job)
             if attempt:
                 _train_here(job, attempt, commanded.tracking_of(job))
@@ -279,25 +280,34 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _note_unsent(output: str) -> None:
+def _note_unsent(output: str, was_asked_to_send: bool) -> None:
+    """Says that something went wrong with W&B, and how to send what is here."""
     command = "make sync"
     if output != "outputs":
         command += f" OUTPUT={output}"
-    print(f"note: W&B does not have everything: {command} uploads it", file=sys.stderr)
+    trouble = "W&B did not write all of these runs"
+    if was_asked_to_send:
+        trouble = "W&B does not have everything"
+    print(
+        f"note: {trouble} ({log_file(output)} says why). To send what is here: "
+        f"{command}",
+        file=sys.stderr,
+    )
 
 
 def _summary(commanded: Sweep, seconds: float) -> None:
-    counts = {"done": commanded.done, "already there": commanded.skipped}
-    problems = {
+    total = plural(len(commanded.jobs), "run")
+    summary = f"{commanded.done} of {total} done in {duration(seconds)}"
+    counts = {
+        "done before": commanded.skipped,
         "diverged": len(commanded.diverged),
         "failed": len(commanded.failed),
         "left": len(commanded.pending),
     }
-    counts |= {status: count for status, count in problems.items() if count}
-    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
-    total = plural(len(commanded.jobs), "run")
-    folder = commanded.jobs[0].record.parent
-    print(f"{total} in {duration(seconds)}: {summary}. Records: {folder}")
+    for status, count in counts.items():
+        if count:
+            summary += f", {count} {status}"
+    print(f"{summary}. Records: {commanded.jobs[0].record.parent}")
     unfinished = [*commanded.pending, *(job for job, _ in commanded.failed)]
     finished = [job for job in commanded.jobs if job not in unfinished]
     limits = [job.run.config["train"].get("max_steps") for job in finished]

@@ -21,7 +21,7 @@ def cell_of(run: Run) -> Cell:
 
 @dataclass(frozen=True)
 class RunningRun:
-    """A run that is on. elapsed: its seconds until now. left: those that it expects, if
+    """A run that is on. elapsed: its seconds until now, over all attempts. left: those that it expects, if
     it has said so."""
 
     run: Run
@@ -87,3 +87,10 @@ def left_of(event: Mapping[str, Any]) -> float | None:
     """The seconds that a run's last event expects."""
     seconds = event.get("seconds_left")
     return float(seconds) if isinstance(seconds, int | float) else None
+
+
+def seconds_of(event: Mapping[str, Any]) -> float:
+    """The seconds that a run has trained and evaluated, by its last event; earlier
+    attempts count, too."""
+    seconds = event.get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) else 0.0

@@ -486,7 +486,8 @@ class Training(Context):
         event["metrics"] = state.metrics
         event["pace"] = state.units / max(seconds["train"], 1e-9)
         event["unit"] = self.task.unit
-        seconds_per_step = sum(seconds.values()) / max(state.step, 1)
+        event["seconds"] = sum(seconds.values())  # over all attempts
+        seconds_per_step = event["seconds"] / max(state.step, 1)
         event["seconds_left"] = seconds_per_step * (plan.total_steps - state.step)
         # to be decoded after training
         event["texts"] = len(getattr(self.task, "items", ()))

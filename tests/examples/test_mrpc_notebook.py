@@ -57,7 +57,7 @@ def test_it_trains_looks_exports_and_serves(notebook, tiny_roberta, glue, tmp_pa
     execute(notebook, {})
     printed = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
     assert len(list((tmp_path / "outputs" / "records").glob("*.json"))) == 2
-    assert "2 done, 0 already there" in printed
+    assert "2 of 2 runs done in " in printed
     assert "| VeRA r=8 " in printed
     assert "image/png" in printed
     assert "seed 1, chance that a pair says the same: " in printed

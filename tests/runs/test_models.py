@@ -517,7 +517,7 @@ def test_model_and_data_come_from_the_hub_and_their_commits_stand_in_the_record(
     assert record["data"]["content"] == f"nyu-mll/glue@{COMMIT}"
     # Again, with the hub gone: everything is here; and of no revision is that commit by
     # now
-    assert "1 already there" in call(GONE, home, *words).stdout
+    assert "1 done before" in call(GONE, home, *words).stdout
     assert "1 done" in call(GONE, home, *words, "seed=1").stdout
 
 

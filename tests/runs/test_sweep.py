@@ -24,6 +24,7 @@ import submitit
 import torch
 from running import (
     TRAINING,
+    begin,
     call,
     call_here,
     comparable,
@@ -57,7 +58,7 @@ from runs.record.ledger import (
 )
 from runs.run.identity import run_id
 from runs.run.provenance import differs
-from runs.sweep import display, pool, sweep, time_left, worker
+from runs.sweep import child, display, pool, sweep, time_left, worker
 from runs.tracking.settings import Tracking
 from runs.training import train as tries_of_a_run
 from runs.training.loop import Training
@@ -124,7 +125,7 @@ def test_a_sweep_runs_skips_and_survives_a_failure(dropout_words, tmp_path):
     first or the second there."""
     words = dropout_words
     sweep_words = [*words, "seed=0,1", "train.max_steps=2"]
-    assert "2 done, 0 already there" in call("runs", *sweep_words, check=0).stdout
+    assert "2 of 2 runs done in " in call("runs", *sweep_words, check=0).stdout
     here = [
         [do(run) for run in expand(elsewhere(sweep_words, output=tmp_path / name))]
         for name in "ab"
@@ -139,7 +140,9 @@ def test_a_sweep_runs_skips_and_survives_a_failure(dropout_words, tmp_path):
         path: path.stat().st_mtime_ns
         for path in Path(output_of(words)).glob("records/*.json")
     }
-    assert "0 done, 2 already there" in call_here("runs", *sweep_words, check=0).stdout
+    assert (
+        ", 2 done before. Records: " in call_here("runs", *sweep_words, check=0).stdout
+    )
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     # What is found last is one line, too, in a process of its own: nothing imported on
     # the way says a word.
@@ -159,10 +162,10 @@ def test_a_sweep_runs_skips_and_survives_a_failure(dropout_words, tmp_path):
         )
         == 2
     )
-    assert "4 done, 0 already there, 2 failed" in first.stdout
+    assert "4 of 6 runs done in " in first.stdout
     assert "Traceback" not in first.stdout + first.stderr
     again = call_here("runs", *mixed, check=1)  # what failed is tried again
-    assert "0 done, 4 already there, 2 failed" in again.stdout
+    assert ", 4 done before, 2 failed. Records" in again.stdout
     ledger = read_ledger(output_of(words), published=False)
     assert sorted(r["status"] for r in ledger) == ["done"] * 6 + ["failed"] * 2
     # A skipped run says what differs, and redo does it again.
@@ -172,7 +175,7 @@ def test_a_sweep_runs_skips_and_survives_a_failure(dropout_words, tmp_path):
     write_record(output_of(words), old)
     assert ", skipped: vera/methods/vera.py " in call_here("runs", *one, check=0).stdout
     assert (
-        "1 done, 0 already there"
+        "1 of 1 run done in "
         in call_here("runs", *one, "redo=true", "launcher=local", check=0).stdout
     )
     (new,) = records_of(one)
@@ -315,7 +318,7 @@ def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch, c
     """The log, then all from the first checkpoint on, also what tells the next process
     why; then each checkpoint."""
     room, log = (Path(f"{output_of(words)}-{name}") for name in ("room", "log"))
-    fsync, into = os.fsync, pool._log_into
+    fsync, into = os.fsync, child._log_into
     full = OSError(errno.ENOSPC, "No space left on device")
     first = []  # in the process whose checkpoint was the first one
 
@@ -338,7 +341,7 @@ def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch, c
             raise full
 
     monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(pool, "_log_into", log_into)
+    monkeypatch.setattr(child, "_log_into", log_into)
     for module in (pool, tries_of_a_run):
         monkeypatch.setattr(module, "DISK_PAUSES_S", (0.1, 0.1))
     # As a worker: it waits for room, and for no other process
@@ -493,6 +496,52 @@ def test_the_time_left_of_a_sweep_is_of_runs_that_are_like_those_to_come():
     assert left.of_sweep([lora_mrpc] * 2, on) == (40 + 390 + 800) / 2
     assert time_left.sweep_words(3, 180, 7200.0) == "3 of 180 runs, about 2.0h left"
     assert time_left.sweep_words(3, 180, None) == "3 of 180 runs"
+
+
+def test_a_resumed_run_has_the_time_of_all_its_attempts(words, fork, capsys):
+    """In its record, its last line, and what the others of its cell are expected to
+    take."""
+    runs = expand([*words, "checkpoint_minutes=0", "seed=0,1"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tries_of_a_run, "PROGRESS_INTERVAL_S", -1.0)
+        training = begin(runs[0], tries_of_a_run.Reporter(runs[0], run_id(runs[0])))
+        training.state.seconds["train"] = 1000.0
+        patch.setattr(training, "evaluate", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tries_of_a_run.train(training)
+    assert sweep.sweep(runs).done == 2
+    resumed, other = (
+        line for line in capsys.readouterr().out.splitlines() if "  run " in line
+    )
+    assert re.search(r"  1[67]m\d\ds \(\d+s since it was resumed\)  run ", resumed)
+    assert re.search(r"\(1 of 2 runs, about 1[67]m\d\ds left\)", resumed)
+    assert re.search(r"  \d+s  run ", other)
+    record, _ = records_of([*words, "seed=0,1"])
+    assert 1000 < record["cost"]["train_seconds"] < 1100
+
+
+def test_the_summary_of_a_command_says_how_many_of_its_runs_are_done(words, capsys):
+    runs = expand([*words, "seed=0,1,2,3,4"])
+    jobs = [pool.Job(f"seed {run.seed}", run, run_id(run)) for run in runs]
+    commanded = pool.Sweep(jobs, Tracking("off"))
+    commanded.done, commanded.skipped = 2, 1
+    commanded.pending = jobs[3:4]
+    commanded.failed = [(jobs[4], "no luck")]
+    sweep._summary(commanded, 5.0)
+    first, *_ = capsys.readouterr().out.splitlines()
+    records = jobs[0].record.parent
+    assert first == (
+        f"2 of 5 runs done in 5s, 1 done before, 1 failed, 1 left. Records: {records}"
+    )
+
+
+@pytest.mark.parametrize("mode", ["online", "offline", None])
+def test_offline_runs_are_not_said_to_be_missing_in_wandb(mode, capsys):
+    sweep._note_unsent("outputs", mode == "online")
+    note = capsys.readouterr().err
+    assert ("W&B does not have everything" in note) == (mode == "online")
+    assert "wandb/tracking.log says why" in note
+    assert note.endswith("To send what is here: make sync\n")
 
 
 def test_one_function_counts_a_run_whoever_did_it(words, capsys):
@@ -844,7 +893,7 @@ def test_on_slurm_a_job_near_its_time_limit_is_requeued_and_the_run_of_a_killed_
     for number, job in zip(("USR2", "KILL"), wait_for(both, process), strict=True):
         subprocess.run(["scancel", f"--signal={number}", job], check=True)
     printed = end(process)
-    assert "2 done, 0 already there" in printed
+    assert "2 of 2 runs done in " in printed
     assert printed.count("2 workers of ") == 1
     assert all("resumed at step" in log_of(run) for run in expand(many))
     end_of(many, tmp_path)
@@ -853,7 +902,7 @@ def test_on_slurm_a_job_near_its_time_limit_is_requeued_and_the_run_of_a_killed_
 def test_on_ray_two_workers_do_a_sweep(ray, words, tmp_path):
     many = [*words, "seed=0,1"]
     assert (
-        "2 done, 0 a"
+        "2 of 2 runs done in "
         in call("runs", *many, "launcher=ray", "launcher.executors=2", check=0).stdout
     )
     end_of(many, tmp_path)

@@ -1,0 +1,62 @@
+"""The process of one run: it takes the run's lock and trains, once."""
+
+import os
+import signal
+import time
+from typing import Any
+
+from runs.command.errors import Stop
+from runs.machine.fork_server import STOPPING, end_with_parent
+from runs.machine.locks import run_lock
+from runs.record.ledger import run_folder
+from runs.run.definition import Run
+from runs.tracking.settings import Tracking
+from runs.training.train import BUSY, FAILED, attempt_run, cause_of, end_on_full_disk
+
+
+def run_in_child(
+    run: Run,
+    run_id: str,
+    failures: list[str],
+    gpu: str | None,
+    tracking: Tracking,
+    alone: bool,
+    sender: Any,
+) -> None:
+    """The main function of a run's process. Its output goes into the run's log. It
+    sends how it has ended.
+
+    Args:
+        failures, alone: as in `attempt_run`, whose is_only_run is `alone`.
+        gpu: the one that it may use; None where any is.
+    """
+    end_with_parent()
+    # the command handles Ctrl-C and a closed terminal, and ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop = Stop()
+    lock = run_lock(run.config["output"], run_id)
+    for number in STOPPING:
+        handler = signal.SIG_IGN if number == signal.SIGHUP else stop.ask
+        signal.signal(number, handler)
+    if gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    try:
+        _log_into(run, run_id)
+        end = BUSY, ""
+        if lock.take():  # to the process's end
+            end = attempt_run(run, run_id, failures, stop, tracking, alone)
+    except Exception as error:  # such as a log that cannot be written
+        cause, text = cause_of(error)
+        end = (end_on_full_disk(failures) if cause == "disk" else FAILED), text
+    sender.send(end)
+
+
+def _log_into(run: Run, run_id: str) -> None:
+    """Opens the run's log at its end, as this process's output."""
+    path = run_folder(run.config["output"], run_id) / "log.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    date = time.strftime("%Y-%m-%d %H:%M:%S")
+    print(f"--- {date} {run.label}, run {run_id}", flush=True)
