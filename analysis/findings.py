@@ -22,6 +22,11 @@ from runs.command.errors import UserError
 from runs.command.parser import entry_point, read, setting
 from runs.record.folder import WholeRecords
 
+#: How these verdicts go with the p values of other commands.
+BESIDE_TABLES = (
+    "A verdict is of one claim over all its tasks, by the 95% CI, without correction. "
+    "p (Holm) of stats and table is for choosing among many rows: both can be right."
+)
 RULE = "Differences in points, over the pairs in which both runs trained."
 
 
@@ -63,7 +68,7 @@ def claims_table(compared: Sequence[Finding]) -> Table:
         line["verdict"] = str(finding.verdict)
         lines.append(line)
     note = f"{RULE} claim=1 shows the first claim task by task."
-    return Table.of("The paper's claims on these runs", lines, [note])
+    return Table.of("The paper's claims on these runs", lines, [note, BESIDE_TABLES])
 
 
 def tables_by_task(compared: Sequence[Finding], number: int) -> list[Table]:

@@ -5,7 +5,7 @@ is in docs/tables.md."""
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from textwrap import shorten
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.frame import CELL_KEY, in_cells
 from runs.record.text import plural
-from runs.record.wording import in_words
+from runs.record.wording import in_words, is_difference
 
 #: How many runs or rows a note names at most; more are counted, with COMMAND.
 LONGEST_LIST = 5
@@ -48,7 +48,11 @@ def notes(
     which it differs from the paper. description: what its numbers are."""
     points = {
         f"Differs from the {reference}": [*extra, *deviations(cells)],
-        "Note": [*cautions(cells), *mixed_sources(in_cells(runs, cells))],
+        "Note": [
+            *cautions(cells),
+            *remarks(cells),
+            *mixed_sources(in_cells(runs, cells)),
+        ],
         "Left out": left_out(runs, cells),
     }
     lines = list[str]()
@@ -116,18 +120,39 @@ def deviations(cells: pd.DataFrame) -> list[str]:
     """How the runs of these cells differ from their recipes, and on what part of the
     data they ran (task.train_rows, task.dev_rows), each with its rows and tasks. A rank
     that the row's name says is no difference."""
-    every_row = {*zip(cells.row, cells.task, strict=True)}
+    parts = [cells[["row", "task", "deviations"]], parts_of_the_data(cells)]
     rows_by_text = defaultdict[str, set[RowOnTask]](set)
-    listed = cells[["row", "task", "deviations"]]
-    for part in (listed, parts_of_the_data(cells)):
-        for row, task, deviations in zip(
-            part.row, part.task, part.deviations, strict=True
-        ):
-            rank = row.rpartition("_r")[2]
-            for deviation in deviations:
-                text = in_words(deviation)
-                if not text.startswith(f"rank {rank} instead of"):
-                    rows_by_text[text].add((row, task))
+    for row, task, deviation in _recorded(pd.concat(parts)):
+        rank = row.rpartition("_r")[2]
+        text = in_words(deviation)
+        if is_difference(deviation) and not text.startswith(f"rank {rank} instead of"):
+            rows_by_text[text].add((row, task))
+    return _with_rows(rows_by_text, cells)
+
+
+def remarks(cells: pd.DataFrame) -> list[str]:
+    """What the records of these cells say beside how they differ from their recipes."""
+    rows_by_text = defaultdict[str, set[RowOnTask]](set)
+    for row, task, sentence in _recorded(cells):
+        if not is_difference(sentence):
+            rows_by_text[in_words(sentence)].add((row, task))
+    return _with_rows(rows_by_text, cells)
+
+
+def _recorded(cells: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
+    """Row, task and sentence of each deviation."""
+    for row, task, sentences in zip(
+        cells.row, cells.task, cells.deviations, strict=True
+    ):
+        for sentence in sentences:
+            yield row, task, sentence
+
+
+def _with_rows(
+    rows_by_text: Mapping[str, set[RowOnTask]], cells: pd.DataFrame
+) -> list[str]:
+    """The texts in order, each with the rows that it is of."""
+    every_row = {*zip(cells.row, cells.task, strict=True)}
     return [
         f"{text} ({which_rows(rows, every_row)})"
         for text, rows in sorted(rows_by_text.items())

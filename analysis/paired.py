@@ -22,6 +22,13 @@ from runs.record.text import plural
 
 #: The score of a table in points has one decimal. Others are not averaged over tasks.
 DIGITS_OF_POINTS = 1
+#: A p below this is called significant.
+SIGNIFICANT = 0.05
+#: Said where a difference is significant by itself, and not among all of a table.
+BESIDE_FINDINGS = (
+    "vera-bench findings tests one claim over all tasks, by the 95% CI, without "
+    "correction: it can contradict a claim although p (Holm) here is above 0.05."
+)
 #: The columns of `paired_differences`.
 COLUMNS = [
     "model",
@@ -144,10 +151,11 @@ def comparison_table(
     bootstrap interval, the sign test and P(better)."""
     rows = [_table_line(line, with_details) for line in lines.itertuples()]
     over_tasks = int((lines.task == "").sum())
-    corrected = f"{plural(len(lines) - over_tasks, 'comparison')} on one task"
+    count = plural(len(lines) - over_tasks, "comparison")
+    corrected = f"{count} of the rows and tasks selected"
     means = "Mean differences in pairs of runs of one seed"
     if over_tasks:
-        corrected += f" and, apart, for the {over_tasks} over tasks"
+        corrected += f", and separately for the {over_tasks} over tasks"
         means += " (over tasks: of the tasks' means)"
     notes = [
         f"{means}, by Student's t. Positive: the first row is better.",
@@ -155,6 +163,8 @@ def comparison_table(
         "95% CI and p are not corrected. Use p for one comparison that you chose "
         "before looking, and p (Holm) for the best of a table.",
     ]
+    if ((lines.p < SIGNIFICANT) & (lines.holm >= SIGNIFICANT)).any():
+        notes.append(BESIDE_FINDINGS)
     return Table.of(title, rows, notes, lines.model.iloc[0])
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 from analysis.command import Selection, open_selection
 from analysis.frame import runs
 from analysis.render import to_csv
-from runs.command.errors import UserError
+from runs.command.errors import UserError, check_new_file
 from runs.command.parser import entry_point, read, setting
 from runs.record.ledger import Ledger, write_atomically
 
@@ -34,7 +34,9 @@ class Settings(Selection):
     """Which runs are written, and where."""
 
     out: str | None = setting(
-        None, f"the file, by its ending: {', '.join(FORMS)} (null: CSV on the screen)"
+        None,
+        f"the file, by its ending: {', '.join(FORMS)} (null: CSV on the screen); "
+        "it must not be there yet",
     )
 
 
@@ -58,6 +60,8 @@ def main(arguments: list[str]) -> int:
     path = Path(settings.out) if settings.out else None
     if path and path.suffix not in FORMS:
         raise UserError(f"out={path}: a file that ends in {', '.join(FORMS)}")
+    if path:
+        check_new_file(path)
     ledger = open_selection(settings)
     if not ledger.records:
         raise UserError(f"no records in {settings.output}/records yet (make demo)")

@@ -32,7 +32,7 @@ from typing import TypedDict, cast
 
 from pydantic import PositiveInt
 
-from runs.command.errors import UserError
+from runs.command.errors import UserError, check_new_file
 from runs.command.parser import OfRecords, entry_point, one_of, read, setting
 from runs.evaluate import find_finished, kept_file
 from runs.record.cell import number_of_texts, scored
@@ -56,7 +56,8 @@ class Settings(OfRecords):
         None, "of this test set, or of rows with this label, alone"
     )
     out: Path | None = setting(
-        None, "for a run with a head: the file of all rows by their loss"
+        None,
+        "for a run with a head: the file of all rows by their loss, not there yet",
     )
     whole: bool = setting(
         False, "prompts and texts as they are, not cut to the terminal's width"
@@ -66,6 +67,8 @@ class Settings(OfRecords):
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="RUN [FILE]")
     settings = line.settings
+    if settings.out:
+        check_new_file(settings.out)
     run_name, *files = line.names
     record = find_finished(run_name, settings.output)
     if files:
@@ -243,7 +246,7 @@ def show_by_loss(rows: list[Row], row_name: str, settings: Settings) -> int:
     summary = plural(len(rows), row_name)
     if predictions.CHANCE.format(rows[0][label]) in rows[0]:
         wrong = sum(row[label] != row[predictions.PREDICTED] for row in rows)
-        summary = f"{wrong:,} of {summary} are wrong"
+        summary = f"the prediction differs from the label in {wrong:,} of {summary}"
     if len(rows) > settings.limit:
         summary += f"; the {settings.limit} with the largest loss are shown"
     if settings.out:

@@ -18,7 +18,6 @@ Where rows have labels, the metric is printed. You need the run's adapter and he
 its base model, and no training rows.
 """
 
-import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from runs.command.errors import UserError
+from runs.command.errors import UserError, check_new_file
 from runs.command.parser import OfRecords, entry_point, read, setting
 from runs.evaluate import find_finished, kept_file, restore
 from runs.machine.hashes import digest
@@ -97,21 +96,11 @@ def main(arguments: list[str]) -> int:
         tempfile.TemporaryDirectory() as folder,
         alone(lock, f"predicting with run {record['id']}"),
     ):
-        _check_target(settings.out)
+        check_new_file(settings.out)
         path = file_of_stdin(Path(folder)) if source == "-" else Path(source)
         new_rows = read_new_rows(record, path, settings.output)
         predict({**record, "config": config}, new_rows, settings.out)
     return 0
-
-
-def _check_target(path: Path) -> None:
-    """Raises UserError where the file of the predictions cannot be written."""
-    if os.path.lexists(path):
-        raise UserError(
-            f"{path} is there already. Name another file, out=, or remove it"
-        )
-    if not path.parent.is_dir():
-        raise UserError(f"{path.parent}: no such folder (out=)")
 
 
 def check_has_head(record: Record) -> None:

@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 from pydantic import PositiveInt
 
 from analysis.command import (
@@ -52,6 +53,7 @@ from analysis.tables import TABLES, WITHOUT_RECORDS, belonging, make
 from runs.command.errors import UserError
 from runs.command.parser import entry_point, one_of, read, setting
 from runs.record.ledger import Ledger, write_atomically
+from runs.record.text import plural
 
 #: How a saved table's file ends.
 ENDINGS = {"md": "md", "latex": "tex", "csv": "csv"}
@@ -171,10 +173,29 @@ def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:
     if reasons := unfinished(belonging(name, own_runs)):
         message = f"no finished run {folder} for {subject}: {'; '.join(reasons)}"
         return UserError(message)
+    if reasons := _trials(belonging(name, own_runs)):
+        return UserError(f"no run {folder} that a table shows: {'; '.join(reasons)}")
     if settings.model and name:
         subject = f"{', '.join(split_names(settings.model))} for {subject}"
     hint = " (make demo)" if name == "demo" and not settings.selects else ""
     return UserError(f"no records of {subject} {folder} yet{hint}")
+
+
+def _trials(runs: pd.DataFrame) -> list[str]:
+    """The runs that are evaluated on training rows, and the command that reads them."""
+    trials = runs[runs.kind == "trial"]
+    is_fold = trials.settings.map(lambda settings: settings.get("folds") is not None)
+    reasons = list[str]()
+    if folds := [*trials.id[is_fold.astype(bool)]]:
+        count = plural(len(folds), "fold run")
+        reasons.append(
+            f"{count} (task.folds), which vera-bench mistakes {folds[0]} reads"
+        )
+    searched = len(trials) - len(folds)
+    if searched:
+        count = plural(searched, "trial")
+        reasons.append(f"{count} (task.holdout), which vera-bench tune reads")
+    return reasons
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ to stop."""
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -71,3 +72,13 @@ def rank() -> int:
     and without torchrun."""
     # Some clusters set RANK alone, for other purposes
     return int(os.environ.get("RANK") or 0) if "LOCAL_RANK" in os.environ else 0
+
+
+def check_new_file(path: Path) -> None:
+    """Raises UserError where a file of out= is there already, or cannot be written."""
+    if os.path.lexists(path):
+        raise UserError(
+            f"{path} is there already. Name another file, out=, or remove it"
+        )
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent}: no such folder (out=)")

@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 class Rule(NamedTuple):
     """A stored sentence, and how it is shown: {name} is a group of the pattern, and
-    {name:,} a whole number of it."""
+    {name:,} a whole number of it. is_difference: whether it says how a run differs from
+    its recipe, and not merely what you should know of it."""
 
     pattern: str
     shown: str
+    is_difference: bool = True
 
 
 #: Tried in this order; the whole sentence has to match.
@@ -41,7 +43,9 @@ RULES = (
     Rule(
         r"trains (?P<share>\S+%) of the model's parameters \((?P<count>[\d,]+)\), as no "
         "small adapter does",
-        "trains {share} of the model's parameters ({count}), which is no small adapter",
+        "trains {share} of the model's parameters ({count}): a large share, but no "
+        "deviation",
+        is_difference=False,
     ),
     Rule(
         r"(?P<name>\S+(?: batch)?) (?P<size>\d+), since memory ran out at (?P<before>\d+)"
@@ -147,6 +151,12 @@ def in_words(sentence: str) -> str:
         for name, text in groups.items()
     }
     return rule.shown.format(**numbers)
+
+
+def is_difference(sentence: str) -> bool:
+    """Whether a stored sentence says how a run differs from its recipe."""
+    rule, _ = _rule_of(sentence)
+    return rule is None or rule.is_difference
 
 
 def _rule_of(sentence: str) -> tuple[Rule | None, re.Match[str] | None]:

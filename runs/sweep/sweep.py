@@ -352,7 +352,7 @@ def _name_suspects(commanded: Sweep) -> None:
         if job.output != "outputs":
             words.append(f"output={job.output}")
         command = f"vera-bench mistakes {shlex.join(words)}"
-        print(f"Which rows are labelled wrongly: {command}")
+        print(f"Which labels may be wrong: {command}")
         return
 
 

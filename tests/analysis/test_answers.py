@@ -104,6 +104,8 @@ def test_the_table_of_claims_has_the_difference_and_the_verdict():
     columns = ["model-task pairs", "difference", "95% CI", "verdict"]
     assert table.header == ["claim", *columns]
     assert table.texts[0][:3] == ["1. VeRA is as good as LoRA", "1", "-2.0"]
+    assert table.notes[-1].startswith("A verdict is of one claim over all its tasks")
+    assert max(map(len, table.notes)) <= 200
 
 
 def test_a_claim_task_by_task_ends_with_its_mean_and_names_what_is_left_out():

@@ -143,6 +143,36 @@ def test_a_sweep_counts_what_has_run_here_and_shows_no_copy_as_its_own(
         assert shown == sources
 
 
+def test_runs_that_no_table_shows_come_with_the_command_that_reads_them(tmp_path):
+    folds = seeds("vera", "mine", (0.7, 0.8, 0.9))
+    for number, fold in enumerate(folds):
+        fold["config"]["task"] |= {"folds": 3, "fold": number}
+    trial = record("vera", "yours", lr=1)
+    trial["config"]["task"]["holdout"] = 0.2
+    for made in (*folds, trial):
+        write_record(tmp_path, made)
+    own = ["published=false", f"output={tmp_path}"]
+    first = min(fold["id"] for fold in folds)
+    message = rf"3 fold runs \(task.folds\), which vera-bench mistakes {first} reads$"
+    with pytest.raises(UserError, match=message):
+        main(["task=mine", *own])
+    message = r"1 trial \(task.holdout\), which vera-bench tune reads$"
+    with pytest.raises(UserError, match=message):
+        main(["task=yours", *own])
+
+
+def test_a_large_share_of_a_small_model_is_no_difference_from_the_recipe():
+    stored = "trains 8.6% of the model's parameters (4,224), as no small adapter does"
+    own = seeds("vera", "mrpc", (0.7, 0.71), model="minilm", deviations=[stored])
+    (table,) = tables.make("table2", ledger(*own), models=["minilm"])
+    assert "Differs from" not in notes(table)
+    shown = "(4,224): a large share, but no deviation"
+    assert any(
+        line.startswith("Note: ") and shown in line and "(vera on mrpc)" in line
+        for line in table.notes
+    )
+
+
 def test_the_command_shows_a_part_and_refuses_what_there_is_not_in_one_line(
     tmp_path, capsys
 ):

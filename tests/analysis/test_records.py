@@ -41,6 +41,10 @@ def test_each_run_is_a_row_with_numbers_and_settings(form, output, capsys):
     assert of.value.tolist() == pytest.approx([80.0, 90.0])
     assert of["config.train.lr"].tolist() == [0.01, 0.01]
     assert of.deviations.tolist()[1] == "a; b"
+    content = path.read_bytes()
+    with pytest.raises(UserError, match="is there already"):
+        main([f"out={path}", f"output={output}", "published=false"])
+    assert path.read_bytes() == content
     assert read.label[read.row == "lora"].tolist() == [
         "'=1+1" if form == "csv" else "=1+1"
     ]

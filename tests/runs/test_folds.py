@@ -3,6 +3,7 @@ wrong label."""
 
 import csv
 import math
+import re
 
 import numpy as np
 import pytest
@@ -123,7 +124,16 @@ def test_every_row_is_judged_by_the_run_that_has_not_seen_it(
     out = tmp_path / "suspects.csv"
     assert mistakes([run, f"output={output}", "limit=3", f"out={out}"]) == 0
     printed = capsys.readouterr().out
-    assert "of 36 out-of-fold rows are wrong; the 3 with the largest loss" in printed
+    summary = (
+        r"the prediction differs from the label in \d+ of 36 out-of-fold rows; the 3"
+    )
+    assert re.search(f"{summary} with the largest loss are shown", printed)
+    content = out.read_bytes()
+    with refused("suspects.csv is there already", "out="):
+        mistakes([run, f"output={output}", f"out={out}"])
+    assert out.read_bytes() == content
+    with refused("no such folder"):
+        mistakes([run, f"output={output}", f"out={tmp_path}/no/suspects.csv"])
     ranked = read_csv(out)
     assert sorted(int(row["row"]) for row in ranked) == [*range(1, 37)]
     lines = (tmp_path / "rows.csv").read_text().splitlines()
@@ -145,7 +155,7 @@ def test_a_cross_validation_ends_with_the_command_that_joins_it(text_words, caps
         return capsys.readouterr().out
 
     runs = expand([*text_words, "task.folds=3"])
-    command = "Which rows are labelled wrongly: vera-bench mistakes"
+    command = "Which labels may be wrong: vera-bench mistakes"
     where = f"output={output_of(text_words)}"
     ids = [run_id(run) for run in runs]
     assert line_after(runs) == f"{command} {ids[0]} out=suspects.csv {where}\n"

@@ -159,7 +159,7 @@ def test_the_rows_with_the_largest_loss_are_shown(tickets, monkeypatch):
     )
     assert all(MARKER in text and len(text) < 70 for text in texts)
     wrong = sum(row["label"] != row["predicted"] for row in rows)
-    assert last.startswith(f"{wrong} of 6 dev rows are wrong")
+    assert last == f"the prediction differs from the label in {wrong} of 6 dev rows"
     refunds = sum(row["label"] == "refund" for row in rows)
     assert len(mistakes_of(record, "part=refund")) == 1 + 2 * refunds
     with refused("'refunds'", "refund"):
