@@ -496,6 +496,7 @@ def test_trials_that_are_added_to_a_grid_join_it_and_the_pages_say_what_they_giv
     assert after.verdict == SUPPORTED
     sentence = str(macros("words.md").regret(comparison))
     assert "differs by +0.0 (95% CI +0.0 to +0.0) points" in sentence
+    assert "the interval has no width" in sentence
 
 
 def test_one_seed_cannot_choose_a_rate_and_score_it():
