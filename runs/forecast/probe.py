@@ -39,7 +39,7 @@ class KeptRate(TypedDict):
     load of the machine, where other processes computed at the same time."""
 
     flops: float
-    label: NotRequired[str]
+    label: str
     busy: NotRequired[str]
 
 
@@ -105,6 +105,8 @@ def _measure(run: Run, file: Path, busy: str) -> str:
 
 
 def _in_words(rate: float) -> str:
+    if rate < 1e11:
+        return f"{rate / 1e9:.2g} GFLOP/s"
     return f"{rate / 1e12:,.2f} TFLOP/s"
 
 
@@ -185,7 +187,8 @@ def _read_rate(file: Path) -> KeptRate | None:
     """What the cache has of a probe; None where it has nothing, or something damaged."""
     try:
         content = json.loads(file.read_bytes())
-        kept: KeptRate = {"flops": float(content["flops"])}
+        # older files have no label, and do not say whether the machine was busy
+        kept: KeptRate = {"flops": float(content["flops"]), "label": content["label"]}
         if "busy" in content:
             kept["busy"] = str(content["busy"])
         return kept

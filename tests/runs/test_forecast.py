@@ -449,6 +449,10 @@ def measured(monkeypatch):
     return labels
 
 
+#: What a probe has kept. Without a label it is from before loads were looked at.
+FIVE = '{"flops": 5.0, "label": "VeRA"}'
+
+
 def load_is(load, monkeypatch):
     monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
     monkeypatch.setattr("os.cpu_count", lambda: 2)
@@ -477,6 +481,13 @@ def test_a_probe_measures_every_row_again_and_says_when_none_is_left(
     assert measured[4:] == [expand(words)[0].label], record["id"]
 
 
+@pytest.mark.parametrize(
+    ("rate", "words"), [(3.4e8, "0.34 GFLOP/s"), (2.5e12, "2.50 TFLOP/s")]
+)
+def test_a_slow_rate_is_shown_in_gflop(rate, words):
+    assert probe._in_words(rate) == words
+
+
 def test_a_row_that_trains_nothing_is_measured_by_its_forward_pass(words):
     plain = [word for word in words if not word.startswith("method.")]
     for method in ("head", "none"):
@@ -503,7 +514,7 @@ def test_a_probe_of_a_busy_machine_says_so_and_never_replaces_a_better_one(
         "note: this machine is busy (load 5.2 on 2 cores), so these rates are too low"
     )
     assert note in text
-    assert "TFLOP/s of a probe on an idle machine" in text
+    assert "FLOP/s of a probe on an idle machine" in text
     assert pace.rate_of(run, []) == idle
     busy = "a probe's rate while this machine was busy: load 5.2 on 2 cores"
     assert pace.rate_of(other, []).source == busy
@@ -531,10 +542,10 @@ def test_a_probe_that_cannot_be_made_is_named_and_a_damaged_rate_is_none(
     (run,) = expand(words)
     file = probe.rate_file(run)
     file.parent.mkdir(parents=True)
-    for text in ("", "[]", '{"flops": "x"}', '{"flops": null}', '{"flops": 5.0}'):
+    for text in ("", "[]", '{"flops": "x"}', '{"flops": null}', '{"flops": 9.0}', FIVE):
         file.write_text(text)
         assert pace.rate_of(run, []) == (
-            (5.0, "a probe's rate") if "5.0" in text else None
+            (5.0, "a probe's rate") if text == FIVE else None
         )
 
 
