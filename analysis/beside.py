@@ -23,20 +23,9 @@ MARGIN = 1.0
 MARGINS = {"nist": 0.1, "cider": 0.1, "score": 0.2}
 #: Tables that print means over seeds; the others print medians.
 MEANS = ("table6", "table7")
-#: Verdicts where the paper prints a spread, and where it prints none; and all, in the
-#: order of a page.
+#: Verdicts where the paper prints a spread, and where it prints none.
 WITH_SPREAD = ("reproduced", "inconclusive", "not reproduced")
 WITHOUT_SPREAD = ("inside our interval", "outside our interval")
-VERDICTS = (
-    *WITH_SPREAD,
-    *WITHOUT_SPREAD,
-    "incomplete",
-    "other size",
-    "other model",
-    "not in the paper",
-    "not run",
-    "quoted",
-)
 #: What is read of our cells.
 OURS = ("our_spread", "values", "ids", "runs", "n", "complete", "parameters", "variant")
 #: Half of the last digit of a spread as the paper prints it: one of "0.0" need not be
@@ -161,7 +150,7 @@ def mean_over_tasks(rows: pd.DataFrame) -> MeanVerdict | None:
     return MeanVerdict(difference, half, verdict)
 
 
-def summary(verdicts: Iterable[str]) -> str:
+def verdict_summary(verdicts: Iterable[str]) -> str:
     """The verdicts on a row's cells: "reproduced 4/6, inconclusive 1, not reproduced 1
     (0.3 by chance)", "inside 3/4"; "" without any."""
     count = Counter(verdicts)
@@ -182,7 +171,7 @@ def status(rows: pd.DataFrame, with_mean: bool = True) -> str:
     if rows.empty or not _are_judged(rows):
         return ""
     mean = mean_over_tasks(rows) if with_mean else None
-    return summary(rows.verdict) + (f"; mean {mean.verdict}" if mean else "")
+    return verdict_summary(rows.verdict) + (f"; mean {mean.verdict}" if mean else "")
 
 
 # --- the size of a row

@@ -15,6 +15,7 @@ from runs.command.errors import UserError
 from runs.command.parser import OfRecords, did_you_mean, setting
 from runs.record.kept_rows import MakesRows
 from runs.record.ledger import CONF, Ledger
+from runs.record.override import split_seeds
 from runs.record.schema import Record
 from runs.record.sweeps import read_sweep, sweep_names
 
@@ -29,7 +30,7 @@ class Selection(OfRecords):
     model: str | None = setting(None, "these models alone (a,b)")
     task: str | None = setting(None, "these tasks alone (a,b)")
     method: str | None = setting(None, "these rows of conf/method alone (a,b)")
-    seed: str | None = setting(None, "these seeds alone (0,1)")
+    seed: str | None = setting(None, "these seeds alone (0,1 or range(20))")
     published: bool = setting(
         True, "below your own runs, what the project has published"
     )
@@ -102,7 +103,7 @@ def open_selection(
         "model": split_names(settings.model),
         "task": split_names(settings.task),
         "method": rows,
-        "seed": split_names(settings.seed),
+        "seed": split_seeds(settings.seed or ""),
     }
     selected = {key: names for key, names in selected.items() if names}
     for key, names in selected.items():

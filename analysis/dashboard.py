@@ -22,7 +22,8 @@ from analysis.render import Table
 from analysis.tables import TABLES, made
 from runs.command.errors import UserError
 from runs.command.parser import OfRecords, entry_point, open_ledger, read, setting
-from runs.record.ledger import Ledger, write_atomically
+from runs.record.atomic import write_atomically
+from runs.record.ledger import Ledger
 from runs.record.text import first_line
 from runs.tracking.content import cell_key
 from runs.tracking.settings import PROJECT
@@ -118,7 +119,9 @@ def check_account() -> None:
             ) from None
 
 
-def save(ledger: Ledger, entity: str | None, project: str, output: str) -> str:
+def save_workspace(
+    ledger: Ledger, entity: str | None, project: str, output: str
+) -> str:
     """Logs the tables, and saves the workspace in place of the one saved before.
     Returns its address."""
     import wandb
@@ -177,7 +180,9 @@ def main(arguments: list[str]) -> int:
     check_account()
     ledger = open_ledger(settings.output, published=False)  # as W&B has them
     try:
-        print(f"Dashboard: {save(ledger, settings.entity, project, settings.output)}")
+        print(
+            f"Dashboard: {save_workspace(ledger, settings.entity, project, settings.output)}"
+        )
     except Exception as error:
         raise UserError(f"the dashboard was not saved ({first_line(error)})") from error
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from runs.record.cell import (
-    Metric,
+    ReportedMetric,
     cell_id,
     crossfit_of,
     defining,
@@ -18,7 +18,7 @@ from runs.record.cell import (
     number_of_texts,
     one_class,
     other_data_seed,
-    protocol,
+    protocol_of,
     recorded_start,
     row_label,
     seed_value,
@@ -113,7 +113,7 @@ def settings_of(record: Record) -> dict[str, Any]:
     settings["recipe"] = record["recipe"]["name"]
     settings["start"] = recorded_start(record)
     settings["data_seed"] = other_data_seed(record)
-    settings["protocol"] = protocol(record)
+    settings["protocol"] = protocol_of(record)
     settings["data"] = short_hash(record["data"]["content"])
     settings["model"] = short_hash(record["model"])
     return settings
@@ -143,7 +143,7 @@ def measurement_of(record: Record) -> dict[str, str]:
         "dev rows": f"{data['dev_rows']:,} dev rows",
         "epoch": f"{reported_epoch(record)} epoch",
         "metric": str(record["result"]["metric"]),
-        "protocol": f"protocol {protocol(record)}",
+        "protocol": f"protocol {protocol_of(record)}",
         "data": f"data {short_hash(data['content'])}",
     }
     dtype = record["config"]["model"].get("dtype")
@@ -184,7 +184,7 @@ def crossfit_metric(record: Record) -> float:
     return metric(record, reported_epoch(record), "crossfit")
 
 
-def score(key: str, record: Record) -> float:
+def text_score_of(key: str, record: Record) -> float:
     """A score of a record's texts; NaN if it has none."""
     value = text_score(record, key)
     return math.nan if value is None else value
@@ -305,7 +305,7 @@ NAMES: dict[str, Fact] = {
 }
 
 NUMBERS: dict[str, Fact] = {
-    "decimals": Fact(lambda record: Metric.of_record(record).decimals, "first"),
+    "decimals": Fact(lambda record: ReportedMetric.of_record(record).decimals, "first"),
     "reported": Fact(reported_epoch, "first"),
     "value": Fact(metric, form="number"),
     "best": Fact(partial(metric, epoch="best"), form="number"),
@@ -315,7 +315,7 @@ NUMBERS: dict[str, Fact] = {
     "half": Fact(partial(metric, epoch="best", select="half"), form="number"),
     "optimism": Fact(optimism, form="number"),
     "text_score": Fact(number_of_texts),
-    **{key: Fact(partial(score, key)) for key in (*TEXT_SCORES, "unread")},
+    **{key: Fact(partial(text_score_of, key)) for key in (*TEXT_SCORES, "unread")},
     "forgetting": Fact(forgetting),
     "diverged": Fact(lambda record: record["status"] == "diverged"),
     "one_class": Fact(one_class),  # the share of rows that the class has, in words
@@ -326,7 +326,7 @@ NUMBERS: dict[str, Fact] = {
     "seconds": Fact(seconds, "median", "number"),
     "recipe": Fact(lambda record: str(record["recipe"]["name"]), "first"),
     "deviations": Fact(lambda record: tuple(record["deviations"])),
-    "protocol": Fact(protocol, "first"),
+    "protocol": Fact(protocol_of, "first"),
     "measurement": Fact(measurement_of, "first"),
     "measured": Fact(measured_on, "first"),
     "way": Fact(way_of),

@@ -7,7 +7,6 @@ print: points for fractions. The names of other columns say their unit, such as 
 and bytes. NaN means that a run has no such number."""
 
 import itertools
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -19,6 +18,7 @@ import pandas as pd
 from analysis.facts import FACTS, HASH_DIGITS, of_method
 from analysis.rows import RowMaker, RunRow
 from runs.record.ledger import CONF, Ledger, read_ledger
+from runs.record.override import split_seeds
 from runs.record.schema import TEXT_SCORES
 from runs.record.yaml_file import read_yaml
 
@@ -430,16 +430,7 @@ def _seeds_of_preset(preset: str | None) -> int:
     node: Any = read_yaml(path) if path.is_file() else {}
     for key in ("hydra", "sweeper", "params"):
         node = node.get(key, {})
-    return count_seeds(str(node["seed"])) if "seed" in node else 0
-
-
-def count_seeds(seeds: str) -> int:
-    """How many seeds a list names: "0,1,2" or "range(20)", as Hydra has them."""
-    interval = re.fullmatch(r"range\((?:(\d+), *)?(\d+)\)", seeds)
-    if interval:
-        first, end = interval.groups(default="0")
-        return int(end) - int(first)
-    return len(seeds.split(","))
+    return len(split_seeds(str(node.get("seed", ""))))
 
 
 # --- the score that tables show

@@ -212,6 +212,13 @@ def superiority_verdict(mean: Mean) -> Verdict:
 # --- a finding over its tasks
 
 
+def plain_mean_over_tasks(differences: ArrayLike) -> Mean:
+    """The mean that decides a finding: the plain mean of the tasks' means, with
+    Student's t over tasks. differences: of the pairs in which both runs trained, by task
+    and seed, along the last two axes; NaN where there is none."""
+    return mean_of(mean_of(differences).mean)
+
+
 def over_tasks(
     differences: ArrayLike, collapsed: ArrayLike, weighted: bool = True
 ) -> Mean:
@@ -228,7 +235,7 @@ def over_tasks(
     collapsed = np.asarray(collapsed)
     by_task = mean_of(differences)
     if not weighted:
-        return mean_of(by_task.mean)
+        return plain_mean_over_tasks(differences)
     n = by_task.freedom + 1
     broken = (collapsed & ~np.isnan(differences)).any(axis=-1)
     poolable = ~broken & (n > 1)
@@ -241,13 +248,6 @@ def over_tasks(
         pooled = np.where(np.isnan(pooled), largest, pooled)[..., None]
         variances = np.where(poolable | (n < 2), pooled, variance) / n
         return random_effects(by_task.mean, variances)
-
-
-def over_trained_pairs(differences: ArrayLike, collapsed: ArrayLike) -> Mean:
-    """The mean that decides a finding: the plain mean over tasks of the pairs in which
-    both runs trained, with Student's t over tasks. Arguments as of `over_tasks`."""
-    trained = np.where(collapsed, np.nan, np.asarray(differences, dtype=float))
-    return mean_of(mean_of(trained).mean)
 
 
 def random_effects(means: ArrayLike, variances: ArrayLike) -> Mean:
@@ -331,19 +331,6 @@ def fisher_p(x: int, x_total: int, y: int, y_total: int) -> float:
 
 
 # --- seeds and test rows
-
-
-def mcnemar_p(x: ArrayLike, y: ArrayLike) -> float:
-    """McNemar's exact two-sided p for two single runs, by which items each has right.
-
-    It says whether these two runs differ on items drawn like these, and nothing about
-    other seeds: for several seeds use `over_seeds_and_items`.
-    """
-    x = np.asarray(x, dtype=bool)
-    y = np.asarray(y, dtype=bool)
-    if x.ndim != 1 or x.shape != y.shape:
-        raise ValueError("McNemar's test is for two single runs on the same items")
-    return sign_test(x.astype(int) - y.astype(int))
 
 
 def over_seeds_and_items(

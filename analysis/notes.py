@@ -47,7 +47,7 @@ def notes(
     runs: all of its models and tasks, among which its cells are. extra: further ways in
     which it differs from the paper. description: what its numbers are."""
     points = {
-        f"Differs from the {reference}": [*extra, *deviations(cells)],
+        f"Differs from the {reference}": [*extra, *deviation_notes(cells)],
         "Note": [
             *cautions(cells),
             *remarks(cells),
@@ -116,7 +116,7 @@ def enumeration(names: list[str], plural_noun: str, separator: str = ", ") -> st
 # --- how runs differ from their recipes
 
 
-def deviations(cells: pd.DataFrame) -> list[str]:
+def deviation_notes(cells: pd.DataFrame) -> list[str]:
     """How the runs of these cells differ from their recipes, and on what part of the
     data they ran (task.train_rows, task.dev_rows), each with its rows and tasks. A rank
     that the row's name says is no difference."""

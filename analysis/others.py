@@ -80,7 +80,7 @@ ABOUT: tuple[str, ...] = (
 )
 
 
-def sources() -> dict[str, dict[str, Any]]:
+def reported_sources() -> dict[str, dict[str, Any]]:
     """What each group reports, by its key."""
     return printed_file("others.yaml")
 
@@ -93,7 +93,7 @@ def others() -> pd.DataFrame:
     its target modules are the paper's, or it has none; and like, our row that it is
     compared with."""
     lines = list[dict[str, Any]]()
-    for source, settings in sources().items():
+    for source, settings in reported_sources().items():
         for part in settings["parts"]:
             for row in part["rows"]:
                 about = {"source": source, **_about({**settings, **part, **row})}
@@ -119,7 +119,7 @@ def _about(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def setting(row: Any) -> str:
+def setup_text(row: Any) -> str:
     """How a row was run, in a few words: rank and target modules and, where the source
     says how many steps, the rate times steps."""
     rank, sites = row.get("rank"), row.get("sites", "")
@@ -196,7 +196,7 @@ def _report_line(reports: pd.DataFrame, each_source: bool) -> dict[str, Entry]:
         first = reports.iloc[0].to_dict()
         seeds = plural(first["seeds"], "seed") if first["seeds"] else ""
         statistic = " of ".join(filter(None, [first["statistic"], seeds]))
-        status = "; ".join(filter(None, [setting(first), epochs, statistic]))
+        status = "; ".join(filter(None, [setup_text(first), epochs, statistic]))
         params = first["params"]
         line = {"source": first["label"], "params": params, "status": status}
     # pandas takes its time for each column.

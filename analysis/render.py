@@ -141,7 +141,7 @@ def diverged(cell: Cell) -> str:
     return f" {cell.diverged}d" if cell.diverged else ""
 
 
-def count(cell: Cell) -> Number:
+def trained_count(cell: Cell) -> Number:
     """A cell's trained parameters."""
     return Number(cell.parameters, form="count", ids=cell.ids)
 
@@ -273,7 +273,7 @@ def to_csv(data: pd.DataFrame, digits: str | None = None) -> str:
     return csv_text([header, *rows.itertuples(index=False, name=None)])
 
 
-def grid(
+def markdown_grid(
     header: Sequence[str], rows: Iterable[Sequence[str]], right: bool = True
 ) -> list[str]:
     """The lines of a Markdown table, its first column to the left."""
@@ -301,7 +301,13 @@ def markdown(table: Table) -> str:
     """A table as Markdown with its title and notes."""
     notes = [one_line(note) for note in table.notes]
     return "\n".join(
-        [one_line(table.title), "", *grid(table.header, table.texts), "", *notes]
+        [
+            one_line(table.title),
+            "",
+            *markdown_grid(table.header, table.texts),
+            "",
+            *notes,
+        ]
     ).rstrip()
 
 

@@ -30,9 +30,10 @@ from analysis.results.templates import templates
 from analysis.rows import RowMaker
 from analysis.stats import statistics_tables
 from runs.command.parser import OfRecords, entry_point, read
+from runs.record.atomic import write_atomically
 from runs.record.folder import WholeRecords
 from runs.record.intervals import median_interval
-from runs.record.ledger import Ledger, write_atomically
+from runs.record.ledger import Ledger
 from runs.record.redaction import without_paths
 from runs.record.schema import Record
 from runs.record.text import megabytes
@@ -178,7 +179,7 @@ def cell_views(
 def _run_line(record: Record, lines: Mapping[str, Any]) -> dict[str, Any]:
     """A run of a cell, with its curve."""
     run = record["id"]
-    return {"id": run, **lines[run], "curve": curve(record["curve"]["metric"])}
+    return {"id": run, **lines[run], "curve": curve_points(record["curve"]["metric"])}
 
 
 def facts_of(record: Record) -> list[tuple[str, Any]]:
@@ -190,7 +191,9 @@ def facts_of(record: Record) -> list[tuple[str, Any]]:
     ]
 
 
-def curve(metric: Sequence[float | None], width: int = 160, height: int = 36) -> str:
+def curve_points(
+    metric: Sequence[float | None], width: int = 160, height: int = 36
+) -> str:
     """A run's dev metric by epoch, as the points of a polyline."""
     values = [value for value in metric if value is not None and math.isfinite(value)]
     top = max(values, default=0.0)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from analysis import tables
-from analysis.beside import summary
+from analysis.beside import verdict_summary
 from analysis.command import Selection, open_rows, own_and_published, row_name
 from analysis.frame import reported_cells, tasks_by_way
 from analysis.notes import notes, unfinished
@@ -66,7 +66,9 @@ def statistics_tables(
     return made_tables
 
 
-def interval(values: Iterable[float], ids: Iterable[str], decimals: int) -> Entry:
+def median_interval_entry(
+    values: Iterable[float], ids: Iterable[str], decimals: int
+) -> Entry:
     """The interval of the median of the known values; "-" for fewer than two."""
     known_values = [value for value in values if not math.isnan(value)]
     low, high = median_interval(known_values) or (None, math.nan)
@@ -90,7 +92,7 @@ def _one_verdict(verdicts: list[str]) -> str:
     distinct = list(dict.fromkeys(verdicts))
     if len(distinct) == 1:
         return distinct[0]
-    return summary(verdicts) or ", ".join(distinct)
+    return verdict_summary(verdicts) or ", ".join(distinct)
 
 
 def _cells_table(cells: pd.DataFrame, runs: pd.DataFrame, verdicts: Verdicts) -> Table:
@@ -121,7 +123,7 @@ def _cell_line(cell: Cell, interval_header: str) -> dict[str, Entry]:
         "metric": cell.name,
         "seeds": Number(cell.n, form="count", mark=mark),
         "median": of_runs(middle, cell.ids, decimals=digits),
-        interval_header: interval(cell.values, cell.ids, digits),
+        interval_header: median_interval_entry(cell.values, cell.ids, digits),
         "best": of_runs(cell.best, **points),
         "last": of_runs(cell.last, **points),
         "cross-fitted": of_runs(cell.crossfit, **points) if chooses_epoch else NONE,

@@ -20,7 +20,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from benchmarks.training import Row
 from runs.command.errors import UserError
-from runs.machine.processes import environment
+from runs.machine.processes import process_environment
 
 #: The words of the texts: the first half make a text good, the others bad.
 WORDS = ["good", "kind", "calm", "bright", "bad", "rude", "loud", "dull"]
@@ -138,7 +138,7 @@ def _samples(folder: Path, number: int) -> Iterator[Sample]:
         log.open("wb") as printed,
         tqdm(total=number, desc="runs", leave=False, disable=None) as bar,
         subprocess.Popen(
-            command, env=environment(), stdout=printed, stderr=subprocess.STDOUT
+            command, env=process_environment(), stdout=printed, stderr=subprocess.STDOUT
         ) as process,
     ):
         latest = Sample(0, 0.0, 0.0, 0, 0, 0)

@@ -20,8 +20,8 @@ from benchmarks.training import (
     sharing,
     variant,
 )
-from tasks.beam import Search, beam_search, transformers_search
-from vera.methods.layers import changes
+from tasks.beam import BeamSearch, beam_search, transformers_search
+from vera.methods.layers import layer_changes
 
 #: Numbers of adapters in memory, of which a batch uses 64. The last one only with
 #: full=true.
@@ -37,7 +37,7 @@ def serving(full: bool) -> list[Row]:
     method.adapt(one)
     with torch.no_grad():
         for vector in (
-            vector for change in changes(one) for vector in change.parameters()
+            vector for change in layer_changes(one) for vector in change.parameters()
         ):
             vector.normal_(0, 0.1)
     merged = copy.deepcopy(one)  # with weights of its own, for the others share theirs
@@ -137,7 +137,7 @@ def decoding(full: bool) -> list[Row]:
             torch.randint(3, shape["vocab_size"], (n,)).tolist() for n in lengths
         ]
         # no token of the vocabulary
-        search = Search(10, (0.9,), 4, steps, ends=(shape["vocab_size"],))
+        search = BeamSearch(10, (0.9,), 4, steps, ends=(shape["vocab_size"],))
         work = {
             "model.generate": partial(transformers_search, model, prompts, search),
             "this project's search": partial(beam_search, model, prompts, search),

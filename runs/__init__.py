@@ -38,7 +38,7 @@ IMPORTED = (
 INSTALL = "pip install 'vera-bench[bench]', or in a clone: . .venv/bin/activate"
 
 
-def check() -> None:
+def check_packages() -> None:
     """Ends a command, in one line, where a package is missing; raises ImportError in
     another program."""
     missing = [name for name in IMPORTED if find_spec(name) is None]
@@ -52,7 +52,7 @@ def check() -> None:
     raise ImportError(text)
 
 
-check()
+check_packages()
 
 #: No progress bars.
 NO_BARS = (

@@ -28,20 +28,21 @@ from pydantic import ValidationError
 
 from runs.command.errors import UserError
 from runs.command.parser import Line, OfRecords, entry_point, mistake, setting
-from runs.config.schema import Task
+from runs.config.schema import TaskSection
 from runs.evaluate import Report, finished_records, read_line, restore
 from runs.machine.locks import alone, run_lock
+from runs.record.atomic import write_atomically
 from runs.record.cell import hash_of
 from runs.record.configuration import Configuration, TaskConfig
 from runs.record.keys import Count
-from runs.record.ledger import run_folder, write_atomically
+from runs.record.ledger import run_folder
 from runs.record.schema import Record
 from runs.run.identity import data_content
 from tasks.instruct import InstructTask
 from tasks.mt_bench import (
     BENCHES,
     Question,
-    data_folder,
+    bench_folder,
     read_questions,
     temperature,
     write_answers,
@@ -98,7 +99,7 @@ def main(arguments: list[str]) -> int:
     records = answerable_records(line)
     configs = [config_with_settings(record, line) for record in records]
     for config in configs:  # every question file before the first model
-        read_questions(data_folder(config["task"]), config["task"]["bench"])
+        read_questions(bench_folder(config["task"]), config["task"]["bench"])
     display = Display()
     names = []
     for record in records:
@@ -149,7 +150,7 @@ def config_with_settings(record: Record, line: Line[BenchSettings]) -> Configura
     for key, value in config["task"].items():
         task[key] = line.given.get(f"task.{key}", value)
     try:
-        Task.model_validate(task)
+        TaskSection.model_validate(task)
     except ValidationError as error:
         raise UserError(mistake(error, within="task")) from None
     return cast(Configuration, config | {"task": task})
@@ -185,7 +186,7 @@ def answer(record: Record, config: Configuration, report: Report) -> tuple[Path,
 
     settings = config["task"]
     bench = settings["bench"]
-    questions = read_questions(data_folder(settings), bench)
+    questions = read_questions(bench_folder(settings), bench)
     path = answers_path(config["output"], record["id"], bench)
     _check_prompts(record, settings)
     context = restore({**record, "config": config}, config["output"], report=report)

@@ -38,7 +38,7 @@ class Count(NamedTuple):
     formula: int
 
 
-def count(entry: dict[str, Any]) -> Count:
+def count_of_entry(entry: dict[str, Any]) -> Count:
     """The parameters of an entry of conf/counts.yaml."""
     import vera
 
@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> int:
         return 0
     entries = in_conf("counts.yaml")
     frame = pd.DataFrame(entries).rename(columns={"count": "expected"})
-    frame[["rank", "exact", "formula"]] = [count(entry) for entry in entries]
+    frame[["rank", "exact", "formula"]] = [count_of_entry(entry) for entry in entries]
     wrong = (frame.exact != frame.formula) | (frame.exact != frame.expected)
     frame["verdict"] = frame.note.fillna("").mask(wrong, "DIFFERS")
     numbers = ["exact", "formula", "expected"]

@@ -112,12 +112,12 @@ def score_texts_again(record: Record, output: str, name: str) -> list[bool]:
     assert recorded_texts is not None
     entries = recorded_texts["scores"]
     try:
-        texts = decode.read(task, path.parent)
+        texts = decode.read_texts(task, path.parent)
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({describe(error)})") from None
     decode.write(task, path.parent, texts)
     epochs = {entry["which"]: entry["epoch"] for entry in entries}
-    new_entries = decode.scores(task, texts, epochs)
+    new_entries = decode.score_entries(task, texts, epochs)
     verdicts = [len(new_entries) == len(entries)]
     has_additions = False
     for entry, new_entry in zip(entries, new_entries, strict=False):

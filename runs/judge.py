@@ -36,11 +36,11 @@ from runs.record.schema import AddedKeys, Judgement, Record
 from tasks.mt_bench import (
     Judge,
     Summary,
-    data_folder,
+    bench_folder,
+    bench_table,
     judged,
     read_answers,
     read_questions,
-    table,
 )
 from tasks.mt_bench.scores import System
 
@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> int:
         entry = cast(Judgement, {**summary, "answering": bench.settings})
         rows.append({"model": f"{record['label']['row']} ({record['id']})", **entry})
         all_entered = _enter(record, output, summary, entry) and all_entered
-    print(table(rows))
+    print(bench_table(rows))
     return 1 if outcome.failed or not all_entered else 0
 
 
@@ -132,7 +132,7 @@ def _answered_bench(record: Record, config: Configuration) -> AnsweredBench:
     none, or no record here for the scores."""
     run_id, output = record["id"], config["output"]
     bench = config["task"]["bench"]
-    folder = data_folder(config["task"])
+    folder = bench_folder(config["task"])
     path = answers_path(output, run_id, bench)
     try:
         about = json.loads(read_regular(path.with_suffix(".json")))

@@ -35,11 +35,11 @@ from pydantic import PositiveInt
 from runs.command.errors import UserError, check_new_file
 from runs.command.parser import OfRecords, entry_point, one_of, read, setting
 from runs.evaluate import find_finished, kept_file
-from runs.record.cell import number_of_texts, scored
+from runs.record.atomic import write_atomically
+from runs.record.cell import number_of_texts, scored_texts
 from runs.record.folds import records_of_folds
-from runs.record.ledger import write_atomically
 from runs.record.schema import Record
-from runs.record.spreadsheet import csv_text, read_csv
+from runs.record.spreadsheet import csv_text, read_own_csv
 from runs.record.text import describe, one_line, plural, printable
 from runs.training import predictions
 
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> int:
 # --- texts that were read for an answer
 
 
-class Answer(TypedDict):
+class ReadAnswer(TypedDict):
     """What a line of the file says of a test item (ExactTask.write in
     tasks/exact.py)."""
 
@@ -99,7 +99,7 @@ class Answer(TypedDict):
     reason: str
 
 
-def answers(record: Record, output: str) -> dict[int, Answer]:
+def answers(record: Record, output: str) -> dict[int, ReadAnswer]:
     """The last epoch's texts as they were read, by line. Raises UserError for a run
     whose texts were not read for an answer, or whose file is missing, changed or
     damaged."""
@@ -109,16 +109,16 @@ def answers(record: Record, output: str) -> dict[int, Answer]:
             f"run {run} has no answers: {record['label']['task']} reads none from "
             "decoded texts"
         )
-    scores = scored(record)
+    scores = scored_texts(record)
     assert scores is not None
     path = kept_file(f"last_{scores['variant']}.jsonl", record, output)
-    rows = dict[int, Answer]()
+    rows = dict[int, ReadAnswer]()
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
             if line:
                 row = json.loads(line)
                 rows[number] = cast(
-                    Answer, {key: row[key] for key in Answer.__annotations__}
+                    ReadAnswer, {key: row[key] for key in ReadAnswer.__annotations__}
                 )
         return rows
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -127,7 +127,7 @@ def answers(record: Record, output: str) -> dict[int, Answer]:
         ) from None
 
 
-def show_wrong_answers(rows: dict[int, Answer], settings: Settings) -> int:
+def show_wrong_answers(rows: dict[int, ReadAnswer], settings: Settings) -> int:
     """Prints the wrong answers, and how many there are. rows: by line."""
     if settings.part:
         one_of("part", settings.part, {row["part"]: None for row in rows.values()})
@@ -193,7 +193,7 @@ def _kept_rows(record: Record, output: str) -> list[Row]:
     """A run's predictions.csv. Raises UserError where it is missing or damaged."""
     path = kept_file(predictions.NAME, record, output)
     try:
-        rows = read_csv(path)
+        rows = read_own_csv(path)
         rank_by_loss(rows)
         return rows
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -219,7 +219,7 @@ def labelled_rows(record: Record, file: str, settings: Settings) -> list[Row]:
         partial = Path(folder) / "partial"
         outputs = predict_rows({**record, "config": config}, new_rows, partial)
     task = new_rows.task
-    columns, *values = predictions.table(
+    columns, *values = predictions.prediction_table(
         task, task.about("dev"), outputs, task.labels("dev")
     )
     rows: list[Row] = []

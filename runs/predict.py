@@ -31,18 +31,18 @@ import pandas as pd
 from runs.command.errors import UserError, check_new_file
 from runs.command.parser import OfRecords, entry_point, read, setting
 from runs.evaluate import find_finished, kept_file, restore
-from runs.machine.hashes import digest
+from runs.machine.hashes import files_sha256
 from runs.machine.locks import alone, run_lock
-from runs.record.cell import Metric
+from runs.record.atomic import write_atomically
+from runs.record.cell import ReportedMetric
 from runs.record.keys import Count
-from runs.record.ledger import write_atomically
 from runs.record.schema import Record
 from runs.record.spreadsheet import csv_text
 from runs.record.text import one_line, plural, printable
 from runs.training import predictions
 from tasks import DataError, Task, glue
 from tasks.images import NewImages
-from tasks.tables import Table, read_file
+from tasks.tables import DataTable, read_table
 from tasks.text import TextTask, check_columns, make_rows
 
 #: What is shown of the predicted rows.
@@ -143,12 +143,12 @@ def read_new_rows(record: Record, path: Path, output: str) -> NewRows:
         return NewRows(images, images.key)
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: not a file. This run was trained on texts")
-    table = Table(path, list(read_file(path)))
+    table = DataTable(path, list(read_table(path)))
     rows_of_file = [row for _, row in table[1]]
     settings = {**settings, "id_column": None}  # all columns are kept
     if settings["family"] == "glue":
         first_row = rows_of_file[0] if rows_of_file else {}
-        settings |= glue.columns(settings["name"], first_row)
+        settings |= glue.column_settings(settings["name"], first_row)
     label = settings["label_column"]
     columns = dict.fromkeys(key for row in rows_of_file for key in row)
     labelled = any(row.get(label) not in (None, "") for row in rows_of_file)
@@ -169,7 +169,7 @@ def read_new_rows(record: Record, path: Path, output: str) -> NewRows:
     if scaling:
         task.scaling = scaling["mean"], scaling["spread"]
     about = {column: [row.get(column) for row in rows_of_file] for column in columns}
-    return NewRows(task, digest(path), about, labelled)
+    return NewRows(task, files_sha256(path), about, labelled)
 
 
 # --- what is predicted
@@ -184,7 +184,7 @@ def predict(record: Record, new_rows: NewRows, target: Path) -> None:
     outputs = predict_rows(record, new_rows, partial)
     task = new_rows.task
     about = task.about("dev") if new_rows.about is None else new_rows.about
-    columns, *rows = predictions.table(task, about, outputs)
+    columns, *rows = predictions.prediction_table(task, about, outputs)
     summary = f"{plural(len(outputs), 'row')} in {target}"
     if new_rows.labelled:
         columns.append("loss")
@@ -205,7 +205,7 @@ def _score_words(task: Task, outputs: Any) -> str:
     """The score of labelled rows; of a regression also the root of its mean squared
     error."""
     predicted, labels = task.predict(outputs), task.labels("dev")
-    score = Metric(task.metric).text(task.score(predicted, labels))
+    score = ReportedMetric(task.metric).text(task.score(predicted, labels))
     text = f"{task.metric} {score}"
     if task.problem == "regression":
         text += f", RMSE {np.sqrt(np.mean((predicted - labels) ** 2)):.6g}"
@@ -215,7 +215,7 @@ def _score_words(task: Task, outputs: Any) -> str:
 def _losses(task: Task, outputs: Any) -> list[str]:
     """The loss of each labelled row."""
     labels = task.labels("dev")
-    columns, *values = predictions.table(task, {}, outputs, labels)
+    columns, *values = predictions.prediction_table(task, {}, outputs, labels)
     rows = [dict(zip(columns, row, strict=True)) for row in values]
     return [f"{predictions.loss(row):.6g}" for row in rows]
 

@@ -35,6 +35,7 @@ from runs.command.parser import (
 )
 from runs.config import GROUPS, read_command
 from runs.publishing import study_check
+from runs.record import atomic
 from runs.record import ledger as files
 from runs.record.derived import NOT_PROVABLE
 from runs.record.ledger import INSTALLED, read_ledger
@@ -79,8 +80,8 @@ def main(arguments: list[str]) -> int:
 
 def check_study(folder: Path) -> int:
     """Prints what a study lacks. Returns the exit code."""
-    study = study_check.read(folder)
-    problems = study_check.problems(study)
+    study = study_check.read_study_folder(folder)
+    problems = study_check.problems_of_study(study)
     for problem in problems:
         print(problem)
     if not study_check.has_history():
@@ -159,10 +160,10 @@ def publish_study(line: Line[Settings]) -> int:
     sources = own_sources(records, line.config_dir)
     files.write_study(folder, records, measures)
     for source_name, text in sources.items():
-        files.write_atomically(folder / "sources" / source_name, text)
+        atomic.write_atomically(folder / "sources" / source_name, text)
     notes = folder / "NOTES.md"
     if not notes.exists():
-        files.write_atomically(notes, study_check.NOTES_TEMPLATE)
+        atomic.write_atomically(notes, study_check.NOTES_TEMPLATE)
     uncommitted = sum(not is_committed(record) for record in records)
     summary = f"{plural(len(records), 'record')} in {printed_folder}"
     if uncommitted:

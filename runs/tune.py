@@ -38,8 +38,15 @@ from runs.command.errors import UserError
 from runs.command.parser import COMPOSING, Common, as_word, entry_point, read
 from runs.config import Files, Launch, read_command
 from runs.config.grid import list_values
-from runs.record.cell import Metric, epoch_of_table, hash_of, one_class, seed_value
-from runs.record.ledger import finished_record, in_conf, write_atomically
+from runs.record.atomic import write_atomically
+from runs.record.cell import (
+    ReportedMetric,
+    epoch_of_table,
+    hash_of,
+    one_class,
+    seed_value,
+)
+from runs.record.ledger import finished_record, in_conf
 from runs.record.schema import Record
 from runs.record.spreadsheet import csv_text
 from runs.record.text import plural
@@ -78,7 +85,7 @@ def main(arguments: list[str]) -> int:
 
 
 @dataclass(frozen=True)
-class Search:
+class GridSearch:
     """A row on a task, and its grid.
 
     Attributes:
@@ -109,7 +116,7 @@ class Search:
 
 def searches_of_command(
     overrides: list[str], config_dir: str | None = None
-) -> tuple[list[Search], Launch]:
+) -> tuple[list[GridSearch], Launch]:
     """The searches of a command, and where and how it does its runs. Raises UserError
     for any mistake."""
     words, lists = _split_lists(overrides, Files(config_dir))
@@ -142,7 +149,7 @@ def searches_of_command(
             if word not in trial_words and not word.startswith("task.holdout="):
                 overrides_of_best.append(word)
         runs = read_command(trials, config_dir).runs
-        searches.append(Search(overrides_of_best, axes, runs, config_dir))
+        searches.append(GridSearch(overrides_of_best, axes, runs, config_dir))
     return searches, command.launch
 
 
@@ -206,7 +213,7 @@ def grid_of(run: Run, grids: Grids) -> Grid:
 # --- what came of it
 
 
-def results(search: Search) -> tuple[pd.DataFrame, list[Record]]:
+def results(search: GridSearch) -> tuple[pd.DataFrame, list[Record]]:
     """A row for each trial, the best first, and the records of all their runs.
 
     value: the mean over the seeds of the metric on the held-out rows, unscaled, at the
@@ -243,7 +250,7 @@ def results(search: Search) -> tuple[pd.DataFrame, list[Record]]:
     runs = trials["runs"].agg(" ".join)
     frame = pd.concat([numbers.astype(float), points, counts, runs], axis="columns")
     values_to_sort = frame.value
-    if records and Metric.of_record(records[0]).higher_is_better:
+    if records and ReportedMetric.of_record(records[0]).higher_is_better:
         values_to_sort = -frame.value
     order = np.lexsort((values_to_sort, frame.diverged > 0, frame.value.isna()))
     return frame.iloc[order], records
@@ -254,7 +261,7 @@ def _spread(values: "pd.Series[float]") -> float:
     return float(values.where(np.isfinite).std(skipna=False))
 
 
-def report(search: Search) -> str:
+def report(search: GridSearch) -> str:
     """The trials as a table (and trials.csv, in fractions); the best one's command and
     lines of a recipe."""
     frame, records = results(search)
@@ -263,7 +270,7 @@ def report(search: Search) -> str:
     title = f"{row} on {config['task']['label']} ({config['model']['label']})"
     if not records:
         return f"{title}: no trial has finished"
-    metric = Metric.of_record(records[0])
+    metric = ReportedMetric.of_record(records[0])
     best = frame.iloc[0]
     printed = frame.rename(columns={"value": metric.name})
     rows = printed.itertuples(index=False, name=None)
@@ -307,7 +314,7 @@ def report(search: Search) -> str:
     return "\n".join(lines)
 
 
-def command_of_trial(search: Search, setting: Mapping[str, str]) -> str:
+def command_of_trial(search: GridSearch, setting: Mapping[str, str]) -> str:
     """The command that does a trial's run on the real dev set."""
     words = [*search.overrides]
     if search.config_dir:

@@ -79,7 +79,7 @@ def require_columns(
             raise DataError(f"{place}: no column {column!r}. It has: {names}{hint}")
 
 
-def check(settings: Settings, key: str, fits: bool, should: str) -> None:
+def check_setting(settings: Settings, key: str, fits: bool, should: str) -> None:
     """Raises DataError unless a setting of the task fits. should: what it should be."""
     if not fits:
         value = "null" if settings[key] is None else settings[key]

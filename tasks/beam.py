@@ -36,7 +36,7 @@ TextsByPrompt = list[list[list[int]]]
 
 
 @dataclass(frozen=True)
-class Search:
+class BeamSearch:
     """beams: candidates kept in each step. penalties: exponents of the length, not
     negative. no_repeat_ngram: 0 allows repeats. max_new_tokens: steps. ends: the tokens
     that end a text."""
@@ -55,7 +55,7 @@ class Search:
 
 @torch.no_grad()
 def beam_search(
-    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], search: Search
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], search: BeamSearch
 ) -> TextsByPrompt:
     """The best continuation of each prompt by each penalty: token ids, the end token
     included.
@@ -211,7 +211,7 @@ class _Best:
     """The best text of each prompt by each penalty: its score (prompts, penalties) and
     its tokens, padded."""
 
-    def __init__(self, prompts: int, search: Search, device: torch.device) -> None:
+    def __init__(self, prompts: int, search: BeamSearch, device: torch.device) -> None:
         self.search = search
         self.longest_powers = search.length_powers(search.max_new_tokens, device)
         shape = prompts, len(search.penalties)
@@ -284,7 +284,7 @@ def ban_repeats(logits: Tensor, history: Tensor, size: int) -> None:
 
 
 def transformers_search(
-    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], search: Search
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], search: BeamSearch
 ) -> TextsByPrompt:
     """transformers' own beam search. It bans the prompt's n-grams too, and replaces
     beams that have ended."""
@@ -298,7 +298,7 @@ def transformers_search(
 
 
 def transformers_settings(
-    model: "PreTrainedModel", prompt: Sequence[int], search: Search
+    model: "PreTrainedModel", prompt: Sequence[int], search: BeamSearch
 ) -> dict[str, Any]:
     """What `transformers_search` really uses, after the library's own merge; with the
     first length penalty."""
@@ -308,7 +308,7 @@ def transformers_settings(
 
 @contextlib.contextmanager
 def _configured(
-    model: "PreTrainedModel", search: Search, penalty: float
+    model: "PreTrainedModel", search: BeamSearch, penalty: float
 ) -> Iterator[None]:
     """The model with a configuration for this search in place of its own, whose file is
     no part of a run's id."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tasks.base import DataError, Settings, Source, check, quoted
+from tasks.base import DataError, Settings, Source, check_setting, quoted
 from tasks.exact import ExactTask
 from tasks.files import read_list, the_file
 from tasks.instruct import (
@@ -60,7 +60,7 @@ DEV_SEED = 42
 INDENT = " " * 16
 
 
-class Question(Example):
+class ChoiceQuestion(Example):
     """A row of a test set. answer: one of the set's words."""
 
     answer: str
@@ -88,7 +88,7 @@ def _indented(text: str, training: bool, spaces: int) -> str:
     return "\n".join([*lines, INDENT])
 
 
-def read(part: str, prompt: str, text: str) -> str | None:
+def read_choice(part: str, prompt: str, text: str) -> str | None:
     """The first of the set's words, after the text's last "### Response:", at which the
     scripts cut it. part: the test set; "" for the words of any set."""
     response = text.rpartition("### Response:")[2]
@@ -123,7 +123,7 @@ def load(settings: Settings) -> ExactTask:
         part: _test_rows(part, path, test_template) for part, path in files.items()
     }
     pairs = {split: train_template.pairs(rows) for split, rows in splits.items()}
-    task = ExactTask(settings, pairs, tests, read, training_part="")
+    task = ExactTask(settings, pairs, tests, read_choice, training_part="")
     for key, published in PUBLISHED.items():
         if settings[key] != published:
             notes.append(f"task.{key}={settings[key]}; the scripts': {published}")
@@ -143,7 +143,7 @@ def _test_rows(
     """The prompts and answers of a test set."""
     words = SETS[part].words
     rows: list[tuple[str, str | None]] = []
-    for place, row in read_list(path, Question):
+    for place, row in read_list(path, ChoiceQuestion):
         if not re.fullmatch(words, row.answer):
             raise DataError(f"{place}: answer: {quoted(row.answer)} should be {words}")
         rows.append((template.prompt(row.instruction, row.input), row.answer))
@@ -155,7 +155,9 @@ def _files(settings: Settings) -> dict[str, Path]:
     task.data_dir. Raises DataError for a file that is not there, and for a setting out
     of range."""
     parts = settings["tests"]
-    check(settings, "tests", set(parts) <= set(SETS), f"a list of {', '.join(SETS)}")
+    check_setting(
+        settings, "tests", set(parts) <= set(SETS), f"a list of {', '.join(SETS)}"
+    )
     if not settings["data_dir"]:
         return {}
     folder = Path(settings["data_dir"])

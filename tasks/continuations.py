@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tasks.beam import Search
+    from tasks.beam import BeamSearch
+
 
 #: Prompts and their continuations, of train and dev.
 Splits = Mapping[str, Sequence[tuple[str, str]]]
@@ -307,12 +308,12 @@ class Written(Continuations):
         sampled = merged["do_sample"]
         return {**self.settings(), "do_sample": sampled, "generate": merged}
 
-    def _search_settings(self, steps: int) -> "Search":
+    def _search_settings(self, steps: int) -> "BeamSearch":
         from tasks import beam  # imports torch
 
         settings = self.task_settings
         penalties = settings.get("length_penalty", [1])
-        return beam.Search(
+        return beam.BeamSearch(
             beams=settings["beams"],
             penalties=tuple(float(penalty) for penalty in penalties),
             no_repeat_ngram=settings.get("no_repeat_ngram", 0),

@@ -25,15 +25,15 @@ from tasks.base import (
     DataError,
     Settings,
     Source,
-    check,
+    check_setting,
     fixed_subset,
     held_out,
     quoted,
 )
 from tasks.continuations import Row, Written
 from tasks.e2e_files import OTHERWISE, Pair, local_files, read_pairs
-from tasks.e2e_metrics import NO_JAVA, Scores, scores
-from tasks.fetch import content, data_folder
+from tasks.e2e_metrics import NO_JAVA, Scores, e2e_scores
+from tasks.fetch import data_folder, pinned_content
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,7 +55,7 @@ PUBLISHED = {
 PUBLISHED_PENALTY = 0.9
 
 
-class Item(NamedTuple):
+class MeaningItem(NamedTuple):
     """An MR that is decoded, and its references."""
 
     mr: str
@@ -65,17 +65,17 @@ class Item(NamedTuple):
 class E2ETask(Written):
     """See the module."""
 
-    items: list[Item]
+    items: list[MeaningItem]
 
     def __init__(
         self,
         settings: Settings,
         splits: Mapping[str, list[Pair]],
-        items: list[Item],
+        items: list[MeaningItem],
     ) -> None:
         penalties = settings["length_penalty"]
         fits = len(set(penalties)) == len(penalties)
-        check(settings, "length_penalty", fits, "different numbers")
+        check_setting(settings, "length_penalty", fits, "different numbers")
         variants = [f"{penalty:g}" for penalty in penalties]
         super().__init__(settings, splits, items, variants)
         self.label_smoothing = settings["label_smoothing"]
@@ -154,7 +154,7 @@ class E2ETask(Written):
         return text.split(self._end)[0].split("\n\n")[0].strip()
 
     def scores(self, texts: Sequence[str]) -> Scores:
-        return scores([item.references for item in self.items], texts)
+        return e2e_scores([item.references for item in self.items], texts)
 
     def write(self, folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
         """references.txt (a block for each MR) and NAME.txt (a line), as
@@ -177,7 +177,9 @@ def source(settings: Settings) -> Source:
     """See tasks.source."""
     if settings.get("data_dir"):
         return Source(files=local_files(Path(settings["data_dir"]), settings["decode"]))
-    return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
+    return Source(
+        pinned=pinned_content(settings["hub"], settings.get("revision"), "dataset")
+    )
 
 
 def load(settings: Settings) -> E2ETask:
@@ -234,11 +236,11 @@ def _splits(
     return splits, notes
 
 
-def _items(pairs: Sequence[Pair]) -> list[Item]:
+def _items(pairs: Sequence[Pair]) -> list[MeaningItem]:
     """The MRs of a split, each with all its references."""
-    items: dict[str, Item] = {}
+    items: dict[str, MeaningItem] = {}
     for mr, reference in pairs:
-        items.setdefault(mr, Item(mr, [])).references.append(reference)
+        items.setdefault(mr, MeaningItem(mr, [])).references.append(reference)
     return list(items.values())
 
 

@@ -58,7 +58,9 @@ class Scores(JavaScores):
     nist: float
 
 
-def scores(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> Scores:
+def e2e_scores(
+    references: Sequence[Sequence[str]], hypotheses: Sequence[str]
+) -> Scores:
     """The five scores of a hypothesis for each item. Raises ValueError for other
     numbers of items, none, or one without references."""
     if len(references) != len(hypotheses):
@@ -333,7 +335,7 @@ def main(arguments: list[str]) -> int:
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    result = scores(references, hypotheses)
+    result = e2e_scores(references, hypotheses)
     if options.json:
         print(json.dumps(result))
         return 0

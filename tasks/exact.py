@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
-from tasks.base import Array, DataError, Settings, check, fixed_subset, held_out
+from tasks.base import Array, DataError, Settings, check_setting, fixed_subset, held_out
 from tasks.continuations import Splits, Written, token_ids
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class ExactTask(Written):
         train_groups: Sequence[int] | None = None,
     ) -> None:
         decode, beams = settings["decode"], settings["beams"]
-        check(settings, "decode", decode in ("test", "none"), "test or none")
+        check_setting(settings, "decode", decode in ("test", "none"), "test or none")
         variant = "greedy" if beams == 1 else f"beams{beams}"
         super().__init__(settings, splits, [], [variant])
         self.read = read

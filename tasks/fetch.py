@@ -184,7 +184,7 @@ def data_folder(settings: Settings, patterns: list[str], copy: str) -> Path:
     )
 
 
-def content(repo: str, revision: str | None, repo_type: str) -> str | None:
+def pinned_content(repo: str, revision: str | None, repo_type: str) -> str | None:
     """A hub repository's name and commit, which pin its content; of a branch or tag the
     commit that it was at when it was fetched. None if the commit is not known here."""
     if revision and COMMIT.fullmatch(revision):

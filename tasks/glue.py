@@ -22,7 +22,7 @@ from tasks.base import (
     require_columns,
     unquoted,
 )
-from tasks.fetch import content, data_folder
+from tasks.fetch import data_folder, pinned_content
 from tasks.files import read_parquet, split_files
 from tasks.labels import parse_label
 from tasks.tables import TSV, read_csv
@@ -34,7 +34,7 @@ HELD_OUT = {"sst2": 2}
 
 
 @dataclass(frozen=True)
-class Spec:
+class GlueFiles:
     """The files of one task. columns, label: names in the TSV files; header: their
     columns where the files name none; hub_columns: the texts' names in the hub's
     parquet files, where they differ. classes: None for a regression. rows: of the
@@ -55,8 +55,8 @@ BINARY = ["0", "1"]
 ENTAILMENT = ["entailment", "not_entailment"]
 SENTENCES = ("sentence1", "sentence2")
 SPECS = {
-    "sst2": Spec("SST-2", ("sentence",), BINARY, (67349, 872)),
-    "mrpc": Spec(
+    "sst2": GlueFiles("SST-2", ("sentence",), BINARY, (67349, 872)),
+    "mrpc": GlueFiles(
         "MRPC",
         ("#1 String", "#2 String"),
         BINARY,
@@ -64,7 +64,7 @@ SPECS = {
         label="Quality",
         hub_columns=SENTENCES,
     ),
-    "cola": Spec(
+    "cola": GlueFiles(
         "CoLA",
         ("sentence",),
         BINARY,
@@ -72,12 +72,12 @@ SPECS = {
         metric="matthews",
         header=("source", "label", "mark", "sentence"),
     ),
-    "qnli": Spec("QNLI", ("question", "sentence"), ENTAILMENT, (104743, 5463)),
-    "rte": Spec("RTE", SENTENCES, ENTAILMENT, (2490, 277)),
-    "stsb": Spec(
+    "qnli": GlueFiles("QNLI", ("question", "sentence"), ENTAILMENT, (104743, 5463)),
+    "rte": GlueFiles("RTE", SENTENCES, ENTAILMENT, (2490, 277)),
+    "stsb": GlueFiles(
         "STS-B", SENTENCES, None, (5749, 1500), metric="pearson", label="score"
     ),
-    "mnli": Spec(
+    "mnli": GlueFiles(
         "MNLI",
         SENTENCES,
         ["entailment", "neutral", "contradiction"],
@@ -93,7 +93,9 @@ def source(settings: Settings) -> Source:
     """See tasks.source."""
     if settings.get("data_dir"):
         return Source(files=_local_files(settings["name"], Path(settings["data_dir"])))
-    return Source(pinned=content(settings["hub"], settings.get("revision"), "dataset"))
+    return Source(
+        pinned=pinned_content(settings["hub"], settings.get("revision"), "dataset")
+    )
 
 
 def load(settings: Settings) -> TextTask:
@@ -126,7 +128,7 @@ def load(settings: Settings) -> TextTask:
     return task
 
 
-def columns(name: str, row: Collection[str]) -> dict[str, str | None]:
+def column_settings(name: str, row: Collection[str]) -> dict[str, str | None]:
     """The settings of tasks/text.py that name the columns of rows like this one: GLUE's
     own, or the hub's."""
     spec = _spec(name)
@@ -164,7 +166,7 @@ class Phrases(TextTask):
         held-out sentence by them."""
         train = self.splits["train"]
         texts = [_words(text) for text in self.all_train.texts]
-        sentences_by_text = sentences(self.all_train.texts)
+        sentences_by_text = containing_sentences(self.all_train.texts)
         sentence_rows = [
             row for row, text in enumerate(texts) if text in sentences_by_text[text]
         ]
@@ -187,7 +189,7 @@ class Phrases(TextTask):
         )
 
 
-def sentences(texts: Sequence[str]) -> dict[str, set[str]]:
+def containing_sentences(texts: Sequence[str]) -> dict[str, set[str]]:
     """For each text the sentences that contain it as a run of whole words. A sentence
     is a text that no other text contains; it contains itself."""
     containing: dict[str, set[str]] = {_words(text): set() for text in texts}
@@ -213,7 +215,7 @@ def _words(text: str) -> str:
     return " ".join(text.split())
 
 
-def _spec(name: str) -> Spec:
+def _spec(name: str) -> GlueFiles:
     if name not in SPECS:
         raise DataError(f"GLUE has no task {name!r} here. Known: {', '.join(SPECS)}")
     return SPECS[name]
@@ -233,7 +235,7 @@ def _local_files(name: str, data_dir: Path) -> dict[str, Path]:
     return split_files(patterns, data_dir, data_dir / spec.folder, data_dir / name)
 
 
-def _read(path: Path, spec: Spec) -> Rows:
+def _read(path: Path, spec: GlueFiles) -> Rows:
     """All rows of a file."""
     is_parquet = path.suffix == ".parquet"
     if is_parquet:

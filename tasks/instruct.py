@@ -24,9 +24,9 @@ from pydantic import (
     model_validator,
 )
 
-from tasks.base import DataError, Settings, Source, check, fixed_subset
+from tasks.base import DataError, Settings, Source, check_setting, fixed_subset
 from tasks.continuations import Continuations, token_ids
-from tasks.fetch import content, data_folder
+from tasks.fetch import data_folder, pinned_content
 from tasks.files import open_text, placeholders, read_list, the_file, validated
 
 PROTOCOL = 1
@@ -183,7 +183,7 @@ def source(settings: Settings) -> Source:
     if settings.get("data_dir"):
         rows = _rows_file(Path(settings["data_dir"]))
         return Source(files={"rows.json": rows, "template.json": template})
-    pinned = content(settings["hub"], settings.get("revision"), "dataset")
+    pinned = pinned_content(settings["hub"], settings.get("revision"), "dataset")
     if pinned is None:
         return Source()
     digest = hashlib.sha256(template.read_bytes()).hexdigest()[:16]
@@ -216,7 +216,7 @@ def split_rows(
     of the others, which a note says. Raises DataError where there are too few."""
     name, count = settings["name"], settings["dev_rows"]
     fits = type(count) is int and count >= 2
-    check(settings, "dev_rows", fits, "at least 2 rows, which are held out")
+    check_setting(settings, "dev_rows", fits, "at least 2 rows, which are held out")
     if len(rows) < count + 2:
         raise DataError(
             f"{path}: {len(rows)} rows are too few for task.dev_rows={count}"

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from tasks.base import DataError, list_names, quoted
-from tasks.tables import Table
+from tasks.tables import DataTable
 
 #: The largest number that a model of 32 bits can answer.
 LARGEST_NUMBER = float(np.finfo(np.float32).max)
 
 
-def class_names(table: Table, column: str, regression: bool | None) -> list[str] | None:
+def class_names(
+    table: DataTable, column: str, regression: bool | None
+) -> list[str] | None:
     """The names of the classes in the training rows, numbers by size and then words;
     None for a regression. regression: whether the labels are numbers to predict; None:
     by the labels."""

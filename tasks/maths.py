@@ -23,10 +23,10 @@ from pydantic import AliasChoices, BaseModel, Field
 
 from tasks import sums
 from tasks.answers import MATH, Reader, peft_answer, reader
-from tasks.base import DataError, Settings, Source, check, fixed_subset, quoted
+from tasks.base import DataError, Settings, Source, check_setting, fixed_subset, quoted
 from tasks.continuations import Splits
 from tasks.exact import ExactTask, Read, Tests
-from tasks.fetch import content, snapshot
+from tasks.fetch import pinned_content, snapshot
 from tasks.files import module_file, read_list, the_file
 from tasks.instruct import NotBlank, other_words, read_template, template_file
 
@@ -64,7 +64,7 @@ def source(settings: Settings) -> Source:
     if not remote:
         return Source(files=files)
     pins = [
-        content(settings[hub], settings[revision], "dataset")
+        pinned_content(settings[hub], settings[revision], "dataset")
         for hub, revision in remote
     ]
     # The other test sets are in no data set of the hub, only in a folder.
@@ -236,7 +236,7 @@ def _files(
     folder or file; None where the rows are on the hub."""
     prompt = settings["prompt"]
     fits = prompt is None or "{query}" in prompt
-    check(settings, "prompt", fits, "a text with {query}, or null")
+    check_setting(settings, "prompt", fits, "a text with {query}, or null")
     files = {}
     if not prompt:
         files["template.json"] = template_file(settings)

@@ -21,7 +21,7 @@ NUMBERED_CLASSES = 25
 NAME_CHARACTERS = 18
 
 
-def grid(
+def draw_grid(
     path: Path, pixels: Array, labels: Array, predictions: Array, classes: Sequence[str]
 ) -> None:
     """Draws images, uint8 (images, 3, height, width), each with its class, and a wrong

@@ -12,7 +12,7 @@ from tasks.answers import Reader, boxed_answer, gsm8k_answer, reader, same_form
 from tasks.base import DataError, Settings, Source, require_columns
 from tasks.exact import ExactTask, Tests
 from tasks.files import module_file
-from tasks.text import read_file
+from tasks.text import read_table
 
 if TYPE_CHECKING:
     pass
@@ -127,7 +127,7 @@ def _read_rows(
     """The prompts of a file, in the form of task.prompt, and their answers."""
     prompt_column, answer_column = settings["prompt_column"], settings["answer_column"]
     rows = []
-    for line, row in read_file(path):
+    for line, row in read_table(path):
         where = f"{path} line {line}"
         require_columns(where, row, (prompt_column, answer_column))
         prompt, answer = str(row[prompt_column]), str(row[answer_column])

@@ -13,7 +13,7 @@ import zipfile
 
 from tasks import fetch
 from tasks.base import DataError, Source
-from tasks.tables import Row, Table
+from tasks.tables import DataTable, Row
 
 PACKAGE = "vaderSentiment"
 ARCHIVE = "vaderSentiment-0.5.zip"
@@ -29,7 +29,7 @@ def source() -> Source:
     return Source(pinned=f"sha256:{ARCHIVE_SHA256}")
 
 
-def splits(train_rows: int, dev_rows: int) -> dict[str, Table]:
+def splits(train_rows: int, dev_rows: int) -> dict[str, DataTable]:
     """The rows of both splits, of text and label. Raises DataError where there are too
     few reviews."""
     rows: list[Row] = [
@@ -41,8 +41,8 @@ def splits(train_rows: int, dev_rows: int) -> dict[str, Table]:
             f"task.train_rows and dev_rows are more than the {len(rows)} reviews"
         )
     return {
-        "train": Table("reviews:train", rows[dev_rows:][:train_rows]),
-        "dev": Table("reviews:dev", rows[:dev_rows]),
+        "train": DataTable("reviews:train", rows[dev_rows:][:train_rows]),
+        "dev": DataTable("reviews:dev", rows[:dev_rows]),
     }
 
 

@@ -55,7 +55,7 @@ def source(settings: Settings) -> Source:
     sizes = {f"task.{part}_rows": settings[f"{part}_rows"] for part in PARTS}
     total = sum(sizes.values())
     space = SPACES[settings["prepare"]]
-    available = len(problems(space))
+    available = len(all_problems(space))
     if total > available:
         terms = " + ".join(f"{key}={size}" for key, size in sizes.items())
         raise DataError(
@@ -70,7 +70,7 @@ def load(settings: Settings) -> ExactTask:
     space = SPACES[settings["prepare"]]
     sizes = {part: settings[f"{part}_rows"] for part in PARTS}
     split = balanced_parts if space.one_digit else parts_in_order
-    parts = split(problems(space), sizes)
+    parts = split(all_problems(space), sizes)
     splits = {
         split: [(problem.prompt, problem.answer) for problem in parts[split]]
         for split in ("train", "dev")
@@ -150,7 +150,7 @@ def first_number(part: str, prompt: str, text: str) -> str | None:
     return number and number[0]
 
 
-def problems(space: Space) -> list[Problem]:
+def all_problems(space: Space) -> list[Problem]:
     """All problems. Those of one group follow one another, so that two parts share a
     group only where one part ends and the next begins."""
     largest = space.largest_term

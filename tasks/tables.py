@@ -13,14 +13,14 @@ from tasks.files import open_text, read_parquet, validated
 Row = tuple[int, dict[str, Any]]
 
 
-class Table(NamedTuple):
+class DataTable(NamedTuple):
     """The rows of a file or of a hub split. place: its path or name, for messages."""
 
     place: Path | str
     rows: list[Row]
 
 
-def read_file(path: Path) -> Iterator[Row]:
+def read_table(path: Path) -> Iterator[Row]:
     """Rows of a CSV, TSV, JSONL or parquet file. Raises DataError with the line that is
     wrong."""
     if path.suffix == ".parquet":
@@ -77,7 +77,7 @@ def _other_number_of_columns(row: Mapping[Any, Any], is_tsv: bool) -> str:
     return fault
 
 
-def read_hub(settings: Settings, split: str) -> Table:
+def read_hub(settings: Settings, split: str) -> DataTable:
     """A split of the hub's data set. Raises DataError where it cannot be had."""
     from datasets import load_dataset
 
@@ -89,7 +89,7 @@ def read_hub(settings: Settings, split: str) -> Table:
             split=split,
             revision=settings.get("revision"),
         )
-        return Table(place, list(enumerate(rows, 1)))
+        return DataTable(place, list(enumerate(rows, 1)))
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{place}: {first_line(error)}. "

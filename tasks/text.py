@@ -22,16 +22,16 @@ from tasks.base import (
     Source,
     Task,
     block,
-    check,
+    check_setting,
     fixed_subset,
     fold_of_rows,
     held_out,
     quoted,
     require_columns,
 )
-from tasks.fetch import content
+from tasks.fetch import pinned_content
 from tasks.labels import class_names, mean_and_spread, parse_label
-from tasks.tables import Table, read_file, read_hub
+from tasks.tables import DataTable, read_hub, read_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -188,7 +188,7 @@ def source(settings: Settings) -> Source:
     if settings.get("prepare") == "reviews":
         return reviews.source()
     if settings.get("hub"):
-        pinned = content(settings["hub"], settings.get("revision"), "dataset")
+        pinned = pinned_content(settings["hub"], settings.get("revision"), "dataset")
         return Source(pinned=pinned)
     if not settings.get("train_file"):
         raise DataError("the task names no data. Give task.train_file= or task.hub=")
@@ -212,7 +212,7 @@ def load(settings: Settings) -> TextTask:
         if settings.get("folds") is None:  # take_fold evaluates on other rows
             notes.append(note)
         rows = [row for i, row in enumerate(training.rows) if i % DEV_STRIDE]
-        training = Table(training.place, rows)
+        training = DataTable(training.place, rows)
     for table in tables.values():
         check_columns(table, settings)
     classes = class_names(
@@ -221,9 +221,9 @@ def load(settings: Settings) -> TextTask:
     metric = _metric(settings, training, classes)
     if settings.get("scale_labels"):
         scales = settings["scale_labels"]
-        check(settings, "scale_labels", scales is True, "true or false")
+        check_setting(settings, "scale_labels", scales is True, "true or false")
         should = "false: its labels are classes, not numbers"
-        check(settings, "scale_labels", classes is None, should)
+        check_setting(settings, "scale_labels", classes is None, should)
     splits = _splits(settings, tables, classes)
     task = TextTask(settings, classes, metric, splits)
     task.notes = notes
@@ -232,7 +232,7 @@ def load(settings: Settings) -> TextTask:
     return task
 
 
-def _read_tables(settings: Settings) -> dict[str, Table]:
+def _read_tables(settings: Settings) -> dict[str, DataTable]:
     """The rows of each split."""
     if settings.get("hub"):
         return {
@@ -242,12 +242,12 @@ def _read_tables(settings: Settings) -> dict[str, Table]:
     if settings.get("prepare") == "reviews":
         return reviews.splits(settings["train_rows"], settings["dev_rows"])
     return {
-        split: Table(path, list(read_file(path)))
+        split: DataTable(path, list(read_table(path)))
         for split, path in source(settings).files.items()
     }
 
 
-def _note_of_held_out_rows(table: Table) -> str:
+def _note_of_held_out_rows(table: DataTable) -> str:
     """What the record says where there is no dev file. Raises DataError for one row."""
     count = len(table.rows)
     if count == 1:
@@ -262,7 +262,7 @@ def _note_of_held_out_rows(table: Table) -> str:
     )
 
 
-def _metric(settings: Settings, table: Table, classes: list[str] | None) -> str:
+def _metric(settings: Settings, table: DataTable, classes: list[str] | None) -> str:
     """The metric that is given, or the usual one. Raises DataError for one that does
     not fit the labels."""
     usual = "pearson" if classes is None else "accuracy"
@@ -279,7 +279,7 @@ def _metric(settings: Settings, table: Table, classes: list[str] | None) -> str:
 
 
 def _splits(
-    settings: Settings, tables: Mapping[str, Table], classes: list[str] | None
+    settings: Settings, tables: Mapping[str, DataTable], classes: list[str] | None
 ) -> dict[str, Rows]:
     """The rows of train and dev, of each a fixed subset where its size is given."""
     splits = {
@@ -326,7 +326,7 @@ def _advice(
 # --- rows
 
 
-def check_columns(table: Table, settings: Settings, labelled: bool = True) -> None:
+def check_columns(table: DataTable, settings: Settings, labelled: bool = True) -> None:
     """Raises DataError for a table without rows, and with file and line for a row
     without a column that the settings name, or with nothing in it. labelled: whether
     rows need a label."""
@@ -367,7 +367,7 @@ def numbered(place: Path | str, count: int) -> dict[str, list[Any]]:
 
 
 def make_rows(
-    table: Table,
+    table: DataTable,
     settings: Settings,
     classes: list[str] | None,
     labelled: bool = True,

@@ -92,11 +92,11 @@ def test_bench_has_what_commands_import():
 def test_what_is_missing_is_one_line_of_a_command_and_an_error_of_a_program(
     argv, error, monkeypatch, capsys
 ):
-    runs.check()
+    runs.check_packages()
     monkeypatch.setattr(runs, "IMPORTED", ("torch", "no_such_package", "nor_this"))
     monkeypatch.setattr(sys, "argv", [argv])
     with pytest.raises(error) as raised:
-        runs.check()
+        runs.check_packages()
     text = (
         capsys.readouterr().err if error is SystemExit else f"error: {raised.value}\n"
     )

@@ -26,7 +26,7 @@ from vera.methods.adapted import (
     refuse_names,
     remove_hooks,
 )
-from vera.methods.layers import changes
+from vera.methods.layers import layer_changes
 from vera.methods.lora import LoRA
 from vera.methods.vera import VeRA
 from vera.sites import backbone_prefix, head_parameters, head_prefixes
@@ -201,7 +201,7 @@ class Adapters:
         rows_by_id: dict[int, Tensor] = {}
         if names is not None and any(name is not None for name in names):
             rows_by_id = self._rows_of(names)
-        for change in changes(self.model):
+        for change in layer_changes(self.model):
             change.repeats = names is self._names_in_use
             change.rows = None
             if rows_by_id:

@@ -27,7 +27,7 @@ from analysis.command import (
     row_name,
     split_names,
 )
-from analysis.figures import FIGURES, NAMES, make, save
+from analysis.figures import FIGURES, NAMES, make, save_figure
 from analysis.figures.curve import curve
 from analysis.figures.figure import Figure
 from runs.command.errors import UserError
@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _save_and_show(figure: Figure, folder: Path) -> None:
-    _, png, _ = save(figure, folder)
+    _, png, _ = save_figure(figure, folder)
     print(*[figure.title, *figure.notes], sep="\n  ")
     print(f"Plot: {png} (.pdf, .csv beside it)")
 

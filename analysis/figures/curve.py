@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.figures.figure import Figure, finite, look, metric_label
 from runs.command.errors import UserError
-from runs.record.cell import Metric
+from runs.record.cell import ReportedMetric
 from runs.record.schema import Record
 
 #: The columns of a curve's losses, with their lines.
@@ -42,7 +42,7 @@ def _of_run(record: Record) -> pd.DataFrame:
     """A run's curve, a row for each evaluation. Older records lack some columns."""
     columns = record["curve"]
     unknown = [None] * len(columns["epoch"])
-    scale = Metric.of_record(record).scale
+    scale = ReportedMetric.of_record(record).scale
     label = record["label"]
     data = pd.DataFrame(
         {

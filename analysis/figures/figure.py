@@ -3,7 +3,6 @@ with bands."""
 
 import io
 import math
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis.render import to_csv
-from runs.record.ledger import temporary, write_atomically
+from runs.record.atomic import replacing, write_atomically
 from runs.record.schema import TEXT_SCORES, Measure
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour
@@ -58,7 +57,7 @@ PARAMETERS = EngFormatter(sep="")
 
 
 @dataclass(frozen=True)
-class Part:
+class FigureInput:
     """What figures are made from.
 
     runs: of `frame.runs`. measures: those that go with them. source: ours, or
@@ -129,13 +128,12 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def save(figure: Figure, folder: Path) -> list[Path]:
+def save_figure(figure: Figure, folder: Path) -> list[Path]:
     """Writes PDF, PNG and CSV, each whole or not at all. Returns the files."""
     pdf, png, csv = (folder / f"{figure.name}.{form}" for form in ("pdf", "png", "csv"))
     for path in (pdf, png):
-        with temporary(path) as unfinished:
+        with replacing(path) as unfinished:
             unfinished.write_bytes(picture(figure, path.suffix[1:]))
-            os.replace(unfinished, path)
     write_atomically(csv, to_csv(figure.data, "%.10g"))
     return [pdf, png, csv]
 

@@ -38,7 +38,7 @@ TOP_ROWS = 10
 
 
 @dataclass(frozen=True)
-class Answer:
+class DecidedPairs:
     """What a question says of a set: which pairs are decided, in the order of
     `pair_indices`. is_known: whether its variance is."""
 
@@ -60,7 +60,7 @@ class Board:
     decoding: str
     variances: dict[str, Variance | None]
     any_decoding: dict[str, Variance | None]
-    answers: dict[str, Answer]
+    answers: dict[str, DecidedPairs]
 
     @property
     def label(self) -> str:
@@ -119,21 +119,21 @@ def board(results: pd.DataFrame, name: str) -> Board:
     any_decoding = rerun_variances(results)
     scores = rows.score.to_numpy(dtype=float)
     correct = rows.correct.to_numpy(dtype=float)
-    rerun = Answer(
+    rerun = DecidedPairs(
         f"(a) re-run, {decoding} sets",
         decided_pairs(rerun_p(scores, variances)),
         any(variances.values()),
     )
-    rerun_any_decoding = Answer(
+    rerun_any_decoding = DecidedPairs(
         "(a) re-run, all sets",
         decided_pairs(rerun_p(scores, any_decoding)),
         any(any_decoding.values()),
     )
-    questions = Answer(
+    questions = DecidedPairs(
         "(b) other questions, upper bound",
         decided_pairs(question_p(correct, QUESTIONS)),
     )
-    questions_correlated = Answer(
+    questions_correlated = DecidedPairs(
         f"(b) other questions, correlation {CORRELATION}",
         decided_pairs(question_p(correct, QUESTIONS, CORRELATION)),
     )

@@ -9,7 +9,8 @@ from analysis.leaderboard.reader import read_leaderboard
 from analysis.leaderboard.tables import leaderboard_tables
 from analysis.render import render, to_csv
 from runs.command.errors import UserError
-from runs.record.ledger import INSTALLED, ROOT, write_atomically
+from runs.record.atomic import write_atomically
+from runs.record.ledger import INSTALLED, ROOT
 
 
 def show_leaderboard(source: str, form: str, folder: Path | None, refresh: bool) -> int:
@@ -36,12 +37,12 @@ def show_leaderboard(source: str, form: str, folder: Path | None, refresh: bool)
         ending = {"md": "md", "latex": "tex", "csv": "csv"}[form]
         written[folder / f"table.{ending}"] = text + "\n"
         written[folder / "results.csv"] = to_csv(results)
-        written |= page.files(results, folder)
+        written |= page.page_files(results, folder)
         page.save_pictures(every_board[-1], folder)
     if refresh:
         if INSTALLED:
             raise UserError("refresh=true writes a clone's files, and this is none")
-        written |= page.files(results, ROOT / "docs")
+        written |= page.page_files(results, ROOT / "docs")
         written |= page.printed_files(results)
     for path, content in written.items():
         write_atomically(path, content)

@@ -72,10 +72,10 @@ def part_of(board: Board) -> Iterator[str]:
     rows = board.rows.set_index("row", drop=False)
     for name, experiment in EXPERIMENTS.items():
         if name in rows.index:
-            yield row_line(rows.loc[name], experiment, month)
+            yield others_row_line(rows.loc[name], experiment, month)
 
 
-def row_line(result: pd.Series, experiment: Experiment, month: str) -> str:
+def others_row_line(result: pd.Series, experiment: Experiment, month: str) -> str:
     """One row."""
     parts = ["model: llama3_2_3b", f"row: {experiment.row}"]
     if experiment.settings:

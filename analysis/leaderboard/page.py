@@ -1,14 +1,12 @@
 """docs/leaderboard.md, its picture, and the printed numbers that it is made of."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 import pandas as pd
 import yaml
 
-from analysis.figures.figure import save, svg
+from analysis.figures.figure import save_figure, svg
 from analysis.leaderboard.board import (
     CORRELATION,
     TOP_SCORES,
@@ -28,7 +26,8 @@ from analysis.leaderboard.tables import (
     seeds_table,
     shift_table,
 )
-from analysis.render import Entry, Table, grid, to_csv
+from analysis.render import Entry, Table, markdown_grid, to_csv
+from runs.record.templates import template_environment, without_gaps
 
 URL = "https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQA"
 SIMULATION = PUBLISHED.with_name("leaderboard_simulation.yaml")
@@ -55,13 +54,8 @@ NUMBERS = {
 def page_text(results: pd.DataFrame) -> str:
     """The page as Markdown. Its sets are the boards; the last one is shown in full."""
     every_board = boards(results)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["markdown"] = markdown
+    environment = template_environment(Path(__file__).parent)
+    environment.filters["markdown"] = untitled_markdown
     environment.filters["thousands"] = "{:,}".format
     environment.globals |= TABLES | NUMBERS
     every_shift = shifts(results)
@@ -74,12 +68,14 @@ def page_text(results: pd.DataFrame) -> str:
         simulation=yaml.safe_load(SIMULATION.read_text()),
         sources=sources_table(every_board),
     )
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return without_gaps(text)
 
 
-def markdown(table: Table) -> str:
+def untitled_markdown(table: Table) -> str:
     """A table of the page, with its notes below and without its title."""
-    return "\n".join([*grid(table.header, table.texts), "", *table.notes]).rstrip()
+    return "\n".join(
+        [*markdown_grid(table.header, table.texts), "", *table.notes]
+    ).rstrip()
 
 
 def falls_of_decoding(pairs: Sequence[Shift], results: pd.DataFrame) -> list[Shift]:
@@ -110,7 +106,7 @@ def sources_table(every_board: Sequence[Board]) -> Table:
 # --- files
 
 
-def files(results: pd.DataFrame, folder: Path) -> dict[Path, str]:
+def page_files(results: pd.DataFrame, folder: Path) -> dict[Path, str]:
     """The page and the picture that it shows."""
     return {
         folder / "leaderboard.md": page_text(results),
@@ -120,7 +116,9 @@ def files(results: pd.DataFrame, folder: Path) -> dict[Path, str]:
 
 def save_pictures(board: Board, folder: Path) -> list[Path]:
     """Score by each cost, as PDF, PNG and CSV."""
-    return [path for figure in pareto_figures(board) for path in save(figure, folder)]
+    return [
+        path for figure in pareto_figures(board) for path in save_figure(figure, folder)
+    ]
 
 
 def printed_files(results: pd.DataFrame) -> dict[Path, str]:

@@ -29,7 +29,7 @@ NAMED = (
 LABEL_GAP, LABEL_ROOM = 1.0, 0.3
 
 
-class Cost(NamedTuple):
+class CostAxis(NamedTuple):
     """A column on the x axis, and how a tick is written."""
 
     column: str
@@ -43,10 +43,10 @@ def short_count(value: float) -> str:
 
 
 COSTS = {
-    "parameters": Cost("parameters", "trained parameters", short_count),
-    "memory": Cost("memory_bytes", "peak memory", megabytes),
-    "seconds": Cost("seconds", "training seconds", "{:,.0f}".format),
-    "bytes": Cost("file_bytes", "adapter file", megabytes),
+    "parameters": CostAxis("parameters", "trained parameters", short_count),
+    "memory": CostAxis("memory_bytes", "peak memory", megabytes),
+    "seconds": CostAxis("seconds", "training seconds", "{:,.0f}".format),
+    "bytes": CostAxis("file_bytes", "adapter file", megabytes),
 }
 
 
@@ -80,7 +80,7 @@ def score_figure(board: Board, cost_name: str = "parameters") -> Figure:
     )
 
 
-def draw_scores(axes: Axes, rows: pd.DataFrame, cost: Cost) -> None:
+def draw_scores(axes: Axes, rows: pd.DataFrame, cost: CostAxis) -> None:
     """Draws score over a cost, with names for the rows on the frontier."""
     x = rows[cost.column].astype(float)
     axes.vlines(x, rows.low, rows.high, color=QUESTIONS, linewidth=0.8, zorder=1)
@@ -101,7 +101,7 @@ def draw_scores(axes: Axes, rows: pd.DataFrame, cost: Cost) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
 
 
-def label_rows(axes: Axes, rows: pd.DataFrame, cost: Cost) -> None:
+def label_rows(axes: Axes, rows: pd.DataFrame, cost: CostAxis) -> None:
     """Names the rows on the frontier, and NAMED, to the left of all points at their
     height. A label moves down until it is clear of those above it."""
     places = np.log10(rows[cost.column].astype(float))

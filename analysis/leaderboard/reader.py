@@ -73,7 +73,7 @@ COLUMNS = [
 Settings = dict[str, JsonValue]
 
 
-class TrainConfig(BaseModel):
+class PeftTrainConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
     model_id: str
     seed: int
@@ -84,7 +84,7 @@ class TrainConfig(BaseModel):
 class RunInfo(BaseModel):
     created_at: AwareDatetime
     experiment_name: str = Field(min_length=1)
-    train_config: TrainConfig
+    train_config: PeftTrainConfig
     peft_config: dict[str, JsonValue] | None
 
 
@@ -116,7 +116,7 @@ class MetaInfo(BaseModel):
     package_info: Packages
 
 
-class Result(BaseModel):
+class PeftResult(BaseModel):
     """What is read of a result file."""
 
     run_info: RunInfo
@@ -146,7 +146,7 @@ def read_leaderboard(source: str) -> tuple[pd.DataFrame, list[str]]:
             try:
                 result = read_result(path)
                 results.append(facts(result, folder.resolve().name))
-                settings.append(settings_of(result))
+                settings.append(flat_settings(result))
             except (OSError, ValueError) as error:
                 problems.append(f"{path}: {reason(error)}")
     if not results:
@@ -163,9 +163,9 @@ def read_published() -> pd.DataFrame:
     return with_environments(pd.read_csv(PUBLISHED, dtype={"settings": str}))
 
 
-def read_result(path: Path) -> Result:
+def read_result(path: Path) -> PeftResult:
     """One result file. Raises ValueError for anything else."""
-    return Result.model_validate_json(path.read_bytes())
+    return PeftResult.model_validate_json(path.read_bytes())
 
 
 def reason(error: Exception) -> str:
@@ -175,7 +175,7 @@ def reason(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def facts(result: Result, folder: str) -> dict[str, JsonValue]:
+def facts(result: PeftResult, folder: str) -> dict[str, JsonValue]:
     """The columns of a result. Raises ValueError if its score is no share of GSM8K's
     questions."""
     run = result.run_info
@@ -205,7 +205,7 @@ def facts(result: Result, folder: str) -> dict[str, JsonValue]:
     return columns
 
 
-def decoding(config: TrainConfig, transformers: str) -> str:
+def decoding(config: PeftTrainConfig, transformers: str) -> str:
     """How answers were decoded: as the run says or, where it leaves that open, as its
     version of transformers does for a model that asks to be sampled."""
     asked = config.generation_kwargs.get("do_sample")
@@ -218,7 +218,7 @@ def decoding(config: TrainConfig, transformers: str) -> str:
 # --- which rows were trained alike
 
 
-def settings_of(result: Result) -> Settings:
+def flat_settings(result: PeftResult) -> Settings:
     """What a run was asked to do, by flat keys."""
     parts: dict[str, Settings] = {
         "train": result.run_info.train_config.model_dump(),

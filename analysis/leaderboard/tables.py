@@ -7,8 +7,8 @@ from analysis.leaderboard.board import (
     SEED_SDS,
     TOP_ROWS,
     TOP_SCORES,
-    Answer,
     Board,
+    DecidedPairs,
     Power,
     Shift,
 )
@@ -79,7 +79,7 @@ def decided_table(boards: Sequence[Board]) -> Table:
     return Table.of("Decided pairs", lines, notes)
 
 
-def answer_line(board: Board, question: str, answer: Answer) -> dict[str, Entry]:
+def answer_line(board: Board, question: str, answer: DecidedPairs) -> dict[str, Entry]:
     """How many pairs of a set a question decides."""
     line: dict[str, Entry] = {"set": board.label, "question": answer.label}
     decided, decided_top = board.decided(question), board.decided_top(question)

@@ -12,7 +12,8 @@ from typing import Any
 
 from runs.command.errors import UserError
 from runs.command.parser import OfRecords, entry_point, one_of, read
-from runs.record.ledger import ROOT, write_atomically
+from runs.record.atomic import write_atomically
+from runs.record.ledger import ROOT
 
 FOLDER = Path(__file__).parent
 NAMES = sorted(
@@ -35,7 +36,7 @@ def execute(notebook: Any, variables: dict[str, str]) -> None:
     NotebookClient(notebook, timeout=600).execute(env=os.environ | variables)
 
 
-def build(name: str, output: Path) -> Path:
+def build_notebook(name: str, output: Path) -> Path:
     """Runs one notebook on the records in `output`; its .ipynb."""
     import jupytext
     from nbconvert import HTMLExporter
@@ -62,7 +63,7 @@ def main(arguments: list[str]) -> int:
             "notebooks are not installed: pip install 'vera-bench[notebooks]'"
         )
     for name in [one_of("notebook", name, NAMES) for name in line.names] or NAMES:
-        path = build(name, Path(line.settings.output))
+        path = build_notebook(name, Path(line.settings.output))
         print(f"Notebook: {path}, {path.with_suffix('.html').name}")
     return 0
 

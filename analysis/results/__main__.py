@@ -15,13 +15,8 @@ from pathlib import Path
 from analysis.results.pages import near_lora, pages, readme
 from runs.command.errors import UserError
 from runs.command.parser import Common, entry_point, read, setting
-from runs.record.ledger import (
-    INSTALLED,
-    ROOT,
-    read_study,
-    study_folders,
-    write_atomically,
-)
+from runs.record.atomic import write_atomically
+from runs.record.ledger import INSTALLED, ROOT, read_study, study_folders
 
 README = ROOT / "README.md"
 

@@ -10,7 +10,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.frame import reported
-from analysis.inference import Mean, mean_of, over_tasks, seeds_to_decide
+from analysis.inference import (
+    Mean,
+    mean_of,
+    over_tasks,
+    plain_mean_over_tasks,
+    seeds_to_decide,
+)
 from analysis.results.claims import (
     OF_ROWS,
     WITH_MARGIN,
@@ -127,7 +133,7 @@ def _over_tasks(
         task: mean_of(line)
         for task, line in zip(trained.index, differences, strict=True)
     }
-    mean = mean_of([of_task.mean for of_task in task_means.values()])
+    mean = plain_mean_over_tasks(differences)
     if len(task_means) == 1:
         (mean,) = task_means.values()
     analyses = _analyses(frame, differences)

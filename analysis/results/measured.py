@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.figures.fits import errors, shown_fit
-from analysis.figures.layers import PAIRS, measured
+from analysis.figures.layers import PAIRS, measured_values
 from analysis.frame import reported
 from analysis.inference import Verdict, mean_of, superiority_verdict
 from analysis.results.claims import Claim, Comparison, claims, joint_verdict
@@ -25,10 +25,10 @@ def comparisons_of_measures(
 ) -> Iterator[Comparison]:
     """The claims of figure 3, over runs (the figure shows their median), of figure 5,
     over pairs of runs and the query matrices, and of figure 6."""
-    for *_, magnitudes, _ in measured(runs, measures, "magnitude", "d"):
+    for *_, magnitudes, _ in measured_values(runs, measures, "magnitude", "d"):
         means = means_of_parts(magnitudes)
         yield from _of_means(runs, magnitudes, means, "run", {})
-    for *_, similarities, _ in measured(runs, measures, "similarity", *PAIRS):
+    for *_, similarities, _ in measured_values(runs, measures, "similarity", *PAIRS):
         cosines = similarities.query("site == 'query'")
         # A pair without a query matrix, or with a change that is zero, has no cosine
         means = cosines.groupby("number")[["lora_vera", "lora_random"]].mean().dropna()

@@ -25,8 +25,8 @@ from analysis.paper import numbers
 from analysis.results.claims import MARGIN_TEXT
 from analysis.results.comparisons import CHANCE, collapsed
 from analysis.results.rates import regret_of_search
-from analysis.results.scores import FILTERS, Difference, Scores, listed
-from analysis.results.study_rows import OverTasks, StudyRows, over_tasks
+from analysis.results.scores import FILTERS, SeedDifferences, SeedScores, listed
+from analysis.results.study_rows import OverTasks, StudyRows, rows_over_tasks
 from analysis.results.templates import templates
 from runs.command.errors import UserError
 from runs.record.ledger import read_study
@@ -87,7 +87,7 @@ class StudyNumbers:
     folder of all studies, of which `study=` names another one."""
 
     def __init__(self, runs: pd.DataFrame, rows: StudyRows, studies: Path) -> None:
-        self.runs = scored(runs)
+        self.runs = scored_runs(runs)
         self.rows = rows
         self.studies = studies
 
@@ -124,11 +124,11 @@ class StudyNumbers:
             raise ValueError(f"{row} with {filters} is several runs of one seed")
         return chosen.assign(number=chosen[column].astype(float))
 
-    def score(self, row: str, score: str = "number", **filters: Any) -> Scores:
+    def score(self, row: str, score: str = "number", **filters: Any) -> SeedScores:
         """A row's scores. score: best, last, crossfit, or a column of `frame.runs`; by
         default what the task's table reports."""
         chosen = self._by_seed(row, score, filters)
-        return Scores(
+        return SeedScores(
             tuple(chosen.seed), tuple(chosen.number), int(chosen.collapsed.sum())
         )
 
@@ -139,7 +139,7 @@ class StudyNumbers:
         score: str = "number",
         trained: bool = False,
         **filters: Any,
-    ) -> Difference:
+    ) -> SeedDifferences:
         """One row minus another in pairs of one seed, such that more is better.
 
         Args:
@@ -157,18 +157,18 @@ class StudyNumbers:
         difference = sides[0].number[shared] - sides[1].number[shared]
         if is_cost(sides[0], score):
             difference = -difference
-        return Difference(tuple(shared), tuple(difference))
+        return SeedDifferences(tuple(shared), tuple(difference))
 
     def change(
         self, rows: str | list[str], left: str, right: str, **filters: Any
-    ) -> Difference:
+    ) -> SeedDifferences:
         """One score of the same runs minus another, such as best minus last, by seed:
         the mean over several rows."""
         names = [rows] if isinstance(rows, str) else rows
         by_row = [self._by_seed(row, left, filters).set_index("seed") for row in names]
         changes = [runs[left].astype(float) - runs[right] for runs in by_row]
         mean = pd.concat(changes, axis=1).mean(axis=1)
-        return Difference(tuple(mean.index), tuple(mean))
+        return SeedDifferences(tuple(mean.index), tuple(mean))
 
     def spread(
         self, row: str, score: str = "number", within: str = "", **filters: Any
@@ -300,7 +300,7 @@ class StudyNumbers:
     def over_tasks(self, *tasks: str, share_of_gain: bool = False) -> OverTasks:
         """The rows over these tasks (labels; by default all)."""
         gains = self.rows.cells if share_of_gain else None
-        compared = over_tasks(self.rows.alike, tasks, gains)
+        compared = rows_over_tasks(self.rows.alike, tasks, gains)
         if compared is None:
             raise ValueError(f"too few rows or tasks: {tasks}")
         return compared
@@ -349,7 +349,7 @@ def column_or_setting(runs: pd.DataFrame, name: str) -> pd.Series:
     return runs.settings.map(lambda settings: settings.get(name))
 
 
-def scored(runs: pd.DataFrame) -> pd.DataFrame:
+def scored_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """The finished runs with their scores, and which results have collapsed."""
     finished = reported(runs[runs.kind != "failed"])
     is_result = finished.kind == "result"
@@ -360,7 +360,7 @@ def scored(runs: pd.DataFrame) -> pd.DataFrame:
 @cache
 def runs_of(folder: Path) -> pd.DataFrame:
     """The runs of another study."""
-    return scored(all_runs(read_study(folder)))
+    return scored_runs(all_runs(read_study(folder)))
 
 
 def paper_number(table: str, model: str, row: str, column: str) -> str:
@@ -379,7 +379,7 @@ def larger_class(task: str) -> str:
     return f"{CHANCE[task]:g}%"
 
 
-def width(difference: Difference) -> float:
+def width(difference: SeedDifferences) -> float:
     """How wide the 95% interval of a mean difference is."""
     low, high = difference.ends()
     return high - low

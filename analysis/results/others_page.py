@@ -6,15 +6,15 @@ import pandas as pd
 
 from analysis.figures.figure import Figure, look, svg
 from analysis.frame import runs
-from analysis.others import EPOCHS, EXACT, NAMED, others, setting, sources
+from analysis.others import EPOCHS, EXACT, NAMED, others, reported_sources, setup_text
 from analysis.paper import GLUE, NAMES, numbers
-from analysis.render import grid
+from analysis.render import markdown_grid
 from analysis.results.templates import rendered
 from analysis.tables import made as made_tables
 from runs.record.ledger import Ledger
 
 #: The marker of each source.
-MARKS = dict(zip(sources(), "osDv^Xp*P<>hd8H.", strict=True))
+MARKS = dict(zip(reported_sources(), "osDv^Xp*P<>hd8H.", strict=True))
 #: What identifies a cell of the paper's tables.
 CELL = ["model", "row", "column"]
 #: Tables that have rows of others.
@@ -36,7 +36,7 @@ def others_pages() -> dict[str, str]:
     texts = differences[is_text].difference
     page = rendered(
         "others.md",
-        sources=sources(),
+        sources=reported_sources(),
         said=said_by_others().__getitem__,
         paper=paper_numbers().__getitem__,
         names=NAMED,
@@ -46,7 +46,7 @@ def others_pages() -> dict[str, str]:
         texts=len(texts),
         below=int((texts < 0).sum()),
         by_reward=", ".join(numbers_by_reward(differences[is_rewarded])),
-        setting=setting,
+        setting=setup_text,
     )
     return {"others.md": page, "others.svg": svg(others_picture())}
 
@@ -74,7 +74,7 @@ def said_by_others() -> pd.Series:
     frame = others()
     words = list[str]()
     for line in frame.to_dict("records"):
-        suffix = "" if line["same"] else f" ({setting(line)})"
+        suffix = "" if line["same"] else f" ({setup_text(line)})"
         words.append(f"{line['label']} {line['value']:g}{suffix}")
     places = [frame.model, frame.row, frame.column]
     return pd.Series(words).groupby(places, sort=False).agg(", ".join)
@@ -95,7 +95,7 @@ def tables_of_others() -> list[tuple[str, list[str]]]:
         for table in made_tables(name, nothing, others="all"):
             if {row[1] for row in table.texts} & labels:
                 tables.append(
-                    (table.title, grid(table.header, table.texts, right=False))
+                    (table.title, markdown_grid(table.header, table.texts, right=False))
                 )
     return tables
 
@@ -150,6 +150,6 @@ def _legend(data: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
     grey = "#555555"
     legend = {NAMES[row]: ("s", look(row)[0], "full") for row in ("vera", "lora")}
     for source in data.source:
-        legend[sources()[source]["name"]] = (MARKS[source], grey, "full")
+        legend[reported_sources()[source]["name"]] = (MARKS[source], grey, "full")
     legend["other target modules"] = ("s", grey, "none")
     return legend

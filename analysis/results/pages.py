@@ -11,10 +11,18 @@ from typing import Any
 import pandas as pd
 
 from analysis import figures
-from analysis.figures.figure import Figure, Part, svg
+from analysis.figures.figure import Figure, FigureInput, svg
 from analysis.frame import every_variant, runs
 from analysis.notes import cautions
-from analysis.render import NONE, Entry, Table, count, grid, number, of_runs
+from analysis.render import (
+    NONE,
+    Entry,
+    Table,
+    markdown_grid,
+    number,
+    of_runs,
+    trained_count,
+)
 from analysis.results.answers import Costs, RowsOfSize, costs_of, rows_of_size
 from analysis.results.claims import Finding, numbered_claims
 from analysis.results.findings import findings as findings_on
@@ -26,7 +34,7 @@ from analysis.results.study_rows import (
     OverTasks,
     RowDifference,
     StudyRows,
-    over_tasks,
+    rows_over_tasks,
     study_rows,
 )
 from analysis.results.templates import macros, rendered
@@ -42,7 +50,7 @@ END = "<!-- results of all studies: end -->"
 
 
 @dataclass(frozen=True)
-class Study:
+class PublishedStudy:
     """A folder of published records: its runs and measures."""
 
     folder: Path
@@ -74,11 +82,14 @@ class Pages:
     findings: Sequence[Finding] = ()
 
 
-def studies_of(ledgers: Mapping[Path, Ledger]) -> list[Study]:
-    return [Study(folder, runs(ledger), ledger) for folder, ledger in ledgers.items()]
+def studies_of(ledgers: Mapping[Path, Ledger]) -> list[PublishedStudy]:
+    return [
+        PublishedStudy(folder, runs(ledger), ledger)
+        for folder, ledger in ledgers.items()
+    ]
 
 
-def all_runs(studies: Sequence[Study]) -> pd.DataFrame:
+def all_runs(studies: Sequence[PublishedStudy]) -> pd.DataFrame:
     """The runs of all studies, with the study that published them as origin."""
     frames = [study.runs.assign(origin=study.name) for study in studies]
     return pd.concat(frames, ignore_index=True)
@@ -89,7 +100,7 @@ def near_claims(findings: Sequence[Finding]) -> list[Finding]:
     return [item for item in findings if item.claim.kind == "near" and item.tasks]
 
 
-def findings_of(studies: Sequence[Study]) -> list[Finding]:
+def findings_of(studies: Sequence[PublishedStudy]) -> list[Finding]:
     """The findings over the runs of all studies. A run that several have published
     belongs to the one whose preset started it."""
     frame = all_runs(studies)
@@ -129,7 +140,7 @@ def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
 
 def overview(
     findings: Sequence[Finding],
-    studies: Sequence[Study] = (),
+    studies: Sequence[PublishedStudy] = (),
     benches: Sequence[Path] = (),
     compared: Mapping[str, RowsOfSize] = MappingProxyType({}),
     costs: Costs | None = None,
@@ -183,10 +194,10 @@ def readme(text: str, block: str) -> str:
 class StudyPage:
     """A study's page: its notes, its rows beside VeRA, and its pictures."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: PublishedStudy) -> None:
         self.study = study
         self.rows = study_rows(every_variant(study.finished, paper=True))
-        self.over_tasks = over_tasks(self.rows.alike)
+        self.over_tasks = rows_over_tasks(self.rows.alike)
 
     def files(self) -> dict[str, str]:
         """The page and its pictures, by their paths in docs/."""
@@ -225,7 +236,7 @@ class StudyPage:
     def _figures(self) -> list[Figure]:
         """A study may compare settings of one row, such as epochs. A figure, where they
         would stand on top of each other, has one of them."""
-        part = Part(self.study.finished, [*self.study.ledger.measures.values()])
+        part = FigureInput(self.study.finished, [*self.study.ledger.measures.values()])
         drawn = list[Figure]()
         for make in figures.FIGURES.values():
             drawn += [figure for figure in make(part) if len(figure.data)]
@@ -240,7 +251,7 @@ class StudyPage:
         if not self.over_tasks:
             return []
         table = over_tasks_table(self.over_tasks)
-        return grid(table.header, table.texts)
+        return markdown_grid(table.header, table.texts)
 
 
 def _titled(notes: str, name: str) -> tuple[str, str]:
@@ -265,7 +276,7 @@ def _by_task(table: Table) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
             f"{name} {text}" for name, text in shared.items() if text not in (NONE, "")
         ]
         different = lines.drop(columns=shared.index)
-        tables[task] = grid([*different], different.to_numpy().tolist())
+        tables[task] = markdown_grid([*different], different.to_numpy().tolist())
     return tables, equal
 
 
@@ -286,7 +297,7 @@ def _row_line(row: RowDifference) -> dict[str, Entry]:
         "method": "<br>".join(folded(f"{cell.label}{mark}", CELL_WIDTH)),
         "model": cell.model_label,
         "task": cell.task_label,
-        "trained": count(cell),
+        "trained": trained_count(cell),
         "median": number(cell, decimals=decimals),
     }
     line |= difference_columns(row.mean, row.is_firm, cell.ids, decimals)

@@ -1,7 +1,6 @@
 """Scores and differences of pairs that a study's notes print, and the filters that
 print them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from analysis.inference import Mean, mean_of
-from analysis.results.templates import distance, interval
+from analysis.results.templates import distance, interval_text
 
 
 def fixed(value: float | Sequence[float], decimals: int = 1) -> str:
@@ -19,14 +18,14 @@ def fixed(value: float | Sequence[float], decimals: int = 1) -> str:
     return listed([f"{number:,.{decimals}f}" for number in value])
 
 
-def gap(difference: "Difference", row: str = "", decimals: int = 1) -> str:
+def gap(difference: "SeedDifferences", row: str = "", decimals: int = 1) -> str:
     """A difference in words: 1.2 points below LoRA (95% CI -2.3 to -0.1)."""
-    ends = interval(difference.mean, decimals)
+    ends = interval_text(difference.mean, decimals)
     words = f"{distance(difference.mean, decimals)} {row}".rstrip()
     return words if ends == "-" else f"{words} (95% CI {ends})"
 
 
-def distance_of(difference: "Difference", decimals: int = 1) -> str:
+def distance_of(difference: "SeedDifferences", decimals: int = 1) -> str:
     """A difference in words, without its interval: 1.2 points below."""
     return distance(difference.mean, decimals)
 
@@ -42,7 +41,7 @@ FILTERS = {"gap": gap, "distance_of": distance_of, "fixed": fixed}
 
 
 @dataclass(frozen=True)
-class Scores:
+class SeedScores:
     """The scores of some runs, by seed."""
 
     seeds: tuple[int, ...]
@@ -77,18 +76,13 @@ class Scores:
     def lowest_seed(self) -> int:
         return self.seeds[self.values.index(self.lowest)]
 
-    @property
-    def standard_error(self) -> float:
-        """Of a mean over these runs."""
-        return self.sd / math.sqrt(self.n)
-
     def sd_without_lowest(self) -> float:
         """The standard deviation without the lowest score, such as a collapsed run."""
         return float(np.std(sorted(self.values)[1:], ddof=1))
 
 
 @dataclass(frozen=True)
-class Difference:
+class SeedDifferences:
     """Differences of pairs of one seed; positive: the first row is better."""
 
     seeds: tuple[int, ...]

@@ -216,7 +216,7 @@ class OverTasks:
         ]
 
 
-def over_tasks(
+def rows_over_tasks(
     cells: pd.DataFrame, tasks: tuple[str, ...] = (), gains: pd.DataFrame | None = None
 ) -> OverTasks | None:
     """The rows of a study over its tasks, by a mixed model in which rows are fixed, and

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from analysis.inference import FIRM_PAIRS, MARGIN, Mean
-from runs.record.templates import environment, without_gaps
+from runs.record.templates import template_environment, without_gaps
 
 FOLDER = Path(__file__).parent
 
@@ -16,10 +16,10 @@ FOLDER = Path(__file__).parent
 def templates(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
     """The project's environment on this folder and others, with filters that print a
     mean: its value, its interval, and both."""
-    loaded = environment(*folders, FOLDER, autoescape=autoescape)
+    loaded = template_environment(*folders, FOLDER, autoescape=autoescape)
     loaded.filters |= {
         "signed": signed,
-        "interval": interval,
+        "interval": interval_text,
         "with_interval": with_interval,
         "distance": distance,
         "percent": percent,
@@ -48,7 +48,7 @@ def signed(value: float, decimals: int = 1) -> str:
     return "-" if is_unknown(value) else f"{value:+.{decimals}f}"
 
 
-def interval(mean: Mean | Sequence[float], decimals: int = 1) -> str:
+def interval_text(mean: Mean | Sequence[float], decimals: int = 1) -> str:
     """The 95% interval of a mean, or two ends: -2.2 to -0.3; "-" where unknown."""
     low, high = mean.interval() if isinstance(mean, Mean) else mean
     if is_unknown(low) or is_unknown(high):
@@ -58,7 +58,7 @@ def interval(mean: Mean | Sequence[float], decimals: int = 1) -> str:
 
 def with_interval(mean: Mean, decimals: int = 1) -> str:
     """A mean with its interval: -1.2 (95% CI -2.2 to -0.3)."""
-    ends = interval(mean, decimals)
+    ends = interval_text(mean, decimals)
     value = signed(mean.mean, decimals)
     return value if ends == "-" else f"{value} (95% CI {ends})"
 

@@ -12,8 +12,8 @@ from analysis.frame import every_variant
 from analysis.notes import unfinished
 from analysis.paired import comparison_table, paired_differences
 from analysis.render import Table
-from analysis.tables.build import build, of_paper
-from analysis.tables.formulas import claims_table, recipe_tables, table1
+from analysis.tables.build import build_tables, of_paper
+from analysis.tables.formulas import recipe_tables, size_claims_table, table1
 from analysis.tables.spec import View
 from analysis.tables.specs import specs
 from runs.record.ledger import Ledger
@@ -22,7 +22,7 @@ from runs.record.ledger import Ledger
 WITHOUT_RECORDS: dict[str, Callable[[], list[Table]]] = {
     "table1": table1,
     **{f"table{number}": partial(recipe_tables, number) for number in range(8, 12)},
-    "claims": claims_table,
+    "claims": size_claims_table,
 }
 #: The names of all, in the order of a page.
 TABLES = (
@@ -107,7 +107,7 @@ def made(
         return WITHOUT_RECORDS[name]()
     variants = runs[runs.task.isin(tasks)] if tasks else runs
     seen = View(variants, tasks=tuple(tasks), **view)
-    return [table for spec in specs()[name] for table in build(spec, seen)]
+    return [table for spec in specs()[name] for table in build_tables(spec, seen)]
 
 
 def _differences(runs: pd.DataFrame, against: str, origin: str) -> list[Table]:

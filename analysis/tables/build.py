@@ -15,18 +15,18 @@ from analysis.frame import CELL_KEY, SEEDS, comparable_costs
 from analysis.notes import notes
 from analysis.others import METHODS, range_texts, report_lines, reports_of
 from analysis.paper import DECIMALS, GLUE, IMAGES, numbers
-from analysis.render import NONE, Cell, Entry, Number, Table, count
+from analysis.render import NONE, Cell, Entry, Number, Table, trained_count
 from analysis.tables.side_columns import (
     SideColumns,
     forgetting_notes,
 )
-from analysis.tables.spec import Spec, View
+from analysis.tables.spec import TableSpec, View
 
 #: A line of a table: its entries by column.
 Line = dict[str, Entry]
 
 
-def of_paper(spec: Spec, part: View) -> tuple[pd.DataFrame, pd.DataFrame]:
+def of_paper(spec: TableSpec, part: View) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The cells of a table, and the paper's numbers with them (`beside.beside`)."""
     cells, printed = spec.frame(part), numbers()
     if spec.name not in {*printed.table}:
@@ -41,7 +41,7 @@ def of_paper(spec: Spec, part: View) -> tuple[pd.DataFrame, pd.DataFrame]:
     return cells, beside.beside(spec.name, spec.compares(cells), spec.part)
 
 
-def build(spec: Spec, view: View) -> list[Table]:
+def build_tables(spec: TableSpec, view: View) -> list[Table]:
     """A table for each of the paper's models, and for each other model that has such
     runs."""
     tables = list[Table]()
@@ -54,7 +54,7 @@ def build(spec: Spec, view: View) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def _models(spec: Spec, view: View, cells: pd.DataFrame) -> list[str]:
+def _models(spec: TableSpec, view: View, cells: pd.DataFrame) -> list[str]:
     """The models that have a table, the paper's first."""
     ran = cells[cells.row != "vera"] if spec.is_ablation else cells
     printed = [*spec.models]
@@ -78,7 +78,7 @@ class ModelTable:
     """A table of one model. runs: those that belong to it. cells: their long frame.
     printed: the paper's numbers with them."""
 
-    spec: Spec
+    spec: TableSpec
     view: View
     model: str
     runs: pd.DataFrame
@@ -386,7 +386,7 @@ class ModelTable:
         name = first.label
         if self.spec.is_ablation:
             name = "" if is_below_paper else self.spec.row_names.get(first.row, "")
-        return {self.spec.head[0]: name, "params": count(first)}
+        return {self.spec.head[0]: name, "params": trained_count(first)}
 
     def _status(
         self, own_cells: list[Cell], compared: pd.DataFrame, required: list[str]

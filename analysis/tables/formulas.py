@@ -82,7 +82,7 @@ def _memory_row(model: str, rank: int, *printed: str) -> list[Entry]:
 # --- claims
 
 
-def claims_table() -> list[Table]:
+def size_claims_table() -> list[Table]:
     """The text's claims, each with the paper's number and ours: an adapter of GPT-3,
     and those of a million users; exact counts beside d_90. Files and latency are
     measured by COMMAND, which prints them."""

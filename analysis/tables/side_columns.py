@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.facts import FACTS
 from analysis.frame import COSTS, in_cells, rows_sharing
 from analysis.render import NONE, Cell, Entry, Number, diverged, of_runs
-from analysis.tables.spec import Spec
+from analysis.tables.spec import TableSpec
 from runs.command.errors import UserError
 
 #: Columns of a row that say the same on each of its tasks.
@@ -40,7 +40,7 @@ class SideColumns:
     @classmethod
     def from_table(
         cls,
-        spec: Spec,
+        spec: TableSpec,
         columns: Sequence[str],
         runs: pd.DataFrame,
         cells: pd.DataFrame,

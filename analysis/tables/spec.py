@@ -42,7 +42,7 @@ class View:
 
 
 @dataclass(kw_only=True)
-class Spec:
+class TableSpec:
     """A part of a table. specs.yaml explains its fields. Its cells are those of the
     metric."""
 

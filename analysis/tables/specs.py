@@ -14,7 +14,7 @@ from analysis.others import named
 from analysis.paper import BENCHES
 from analysis.render import NONE, Cell, Entry, Number, diverged, number
 from analysis.tables.spec import (
-    Spec,
+    TableSpec,
     View,
     columns_of_tasks,
     complete_cells,
@@ -42,7 +42,7 @@ JUDGEMENT = [
 # --- the kinds of tables
 
 
-class Texts(Spec):
+class TextScores(TableSpec):
     """Table 3: the five scores of texts."""
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
@@ -68,7 +68,7 @@ class Texts(Spec):
         return pd.concat([super().numbers(runs), frame])
 
 
-class Judged(Spec):
+class Judged(TableSpec):
     """Tables 4 and 13: instruction tuning, judged by MT-Bench or Vicuna-bench; a line
     for each judge."""
 
@@ -162,7 +162,7 @@ def _judged_columns(cell: Cell, judgements: pd.DataFrame) -> list[str]:
     ]
 
 
-class Rows(Spec):
+class RowsByTasks(TableSpec):
     """Rows x tasks: whatever has run."""
 
     def cells(self, view: View) -> pd.DataFrame:
@@ -190,11 +190,11 @@ class Rows(Spec):
         return " ".join(sentences)
 
 
-class Exact(Rows):
+class Exact(RowsByTasks):
     """Texts that were read for an answer: a column for each test set (part), and one
     for their average."""
 
-    describe = Spec.describe
+    describe = TableSpec.describe
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Those of the last epoch's texts. A run that diverged before it had any has
@@ -221,7 +221,7 @@ class Exact(Rows):
         return frame.assign(column_label=frame.column, digits=1, state=states)
 
 
-class LmEval(Spec):
+class LmEval(TableSpec):
     """What lm-eval measured after training, before it, and the difference: a table for
     each task that was trained on."""
 
@@ -277,7 +277,7 @@ def metric_column(result: dict[str, Any], metric: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-class Demo(Spec):
+class Demo(TableSpec):
     """Every method on the demo's task, with what it costs."""
 
     def parts(self, view: View) -> list[View]:
@@ -325,18 +325,18 @@ class Demo(Spec):
 
 # --- specs.yaml
 
-KINDS: dict[str, type[Spec]] = {
-    "Spec": Spec,
-    "Texts": Texts,
+KINDS: dict[str, type[TableSpec]] = {
+    "Spec": TableSpec,
+    "Texts": TextScores,
     "Judged": Judged,
-    "Rows": Rows,
+    "Rows": RowsByTasks,
     "Exact": Exact,
     "LmEval": LmEval,
     "Demo": Demo,
 }
 
 
-def _read(name: str, part: dict[str, Any]) -> Spec:
+def _read(name: str, part: dict[str, Any]) -> TableSpec:
     """A part of specs.yaml, with the names of models and columns."""
     settings = {key: value for key, value in part.items() if key != "kind"}
     settings["name"] = name
@@ -347,7 +347,7 @@ def _read(name: str, part: dict[str, Any]) -> Spec:
 
 
 @cache
-def specs() -> dict[str, tuple[Spec, ...]]:
+def specs() -> dict[str, tuple[TableSpec, ...]]:
     """The parts of each table of cells, by its name; "" is rows x tasks."""
     tables = read_yaml(Path(__file__).parent / "specs.yaml")
     return {

@@ -122,7 +122,7 @@ def comments_in(path: Path) -> dict[str, str]:
     return comments
 
 
-class _Entry(NamedTuple):
+class _YamlKey(NamedTuple):
     """A key of a YAML file, its value if that is a text, its line (from 1), and where
     its value ends (line and column from 0), or the key itself above a mapping."""
 
@@ -133,7 +133,7 @@ class _Entry(NamedTuple):
     end_column: int
 
 
-def _entries(node: yaml.Node | None, prefix: str = "") -> Iterator[_Entry]:
+def _entries(node: yaml.Node | None, prefix: str = "") -> Iterator[_YamlKey]:
     """The dotted keys of a YAML file, and the items of its lists."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
@@ -142,7 +142,7 @@ def _entries(node: yaml.Node | None, prefix: str = "") -> Iterator[_Entry]:
             text = value.value if isinstance(value, yaml.ScalarNode) else ""
             is_block = isinstance(value, yaml.CollectionNode) and not value.flow_style
             end = key.end_mark if is_block else value.end_mark
-            yield _Entry(name, text, key.start_mark.line + 1, end.line, end.column)
+            yield _YamlKey(name, text, key.start_mark.line + 1, end.line, end.column)
             yield from _entries(value, f"{name}.")
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:

@@ -14,9 +14,9 @@ from runs.launchers.this_machine import Serial
 from runs.models.wheels import HASH
 from runs.record.keys import (
     COMMAND,
+    ConfigPart,
     MethodKeys,
     ModelKeys,
-    Part,
     RunKeys,
     TaskKeys,
     TrainKeys,
@@ -49,11 +49,11 @@ class Model(ModelKeys):
         return self
 
 
-class Task(TaskKeys):
+class TaskSection(TaskKeys):
     """A task. See conf/task."""
 
     @model_validator(mode="after")
-    def _rows(self) -> "Task":
+    def _rows(self) -> "TaskSection":
         if self.family not in tasks.FAMILIES:
             families = ", ".join(tasks.FAMILIES)
             raise ValueError(f"task.family={self.family}: should be one of {families}")
@@ -74,7 +74,7 @@ class Task(TaskKeys):
         return self
 
 
-class Method(MethodKeys):
+class MethodSection(MethodKeys):
     """A method. See conf/method."""
 
 
@@ -90,7 +90,7 @@ class Train(TrainKeys):
         return self
 
 
-class Launch(Part):
+class Launch(ConfigPart):
     """Where and how the runs of a command are done: no part of a run's identity or
     configuration, so a sweep can start with one launcher and continue with another."""
 
@@ -108,8 +108,8 @@ class Config(Launch, RunKeys):
     """The configuration of a run."""
 
     model: Model
-    task: Task
-    method: Method
+    task: TaskSection
+    method: MethodSection
     train: Train
 
     @model_validator(mode="after")

@@ -78,7 +78,7 @@ class Lengths:
         return padded_tokens / len(self.tokens)
 
 
-class Data(NamedTuple):
+class PlannedRows(NamedTuple):
     """The rows for training and for evaluation, and in words how both are known."""
 
     train: Lengths
@@ -87,7 +87,7 @@ class Data(NamedTuple):
 
 
 @cache
-def known_data(settings: str) -> Data | None:
+def known_data(settings: str) -> PlannedRows | None:
     """The data of a run with these settings of its task (JSON); None where its number
     of rows is not known. Local files are counted; of the hub's data these are the
     published numbers (conf/rows.yaml), of which a run may leave some out."""
@@ -102,7 +102,7 @@ def known_data(settings: str) -> Data | None:
         return data
     if data is None:
         train, dev = _published(task, published)
-        data = Data(train, dev, "rows as published (conf/rows.yaml)")
+        data = PlannedRows(train, dev, "rows as published (conf/rows.yaml)")
     tokens = published.get("tokens")
     if not tokens:
         return data
@@ -112,7 +112,7 @@ def known_data(settings: str) -> Data | None:
         basis.append(published["note"])
     # held-out rows are training rows
     dev_tokens = tokens["train" if task.get("holdout") else "dev"]
-    return Data(
+    return PlannedRows(
         _interpolated(data.train.rows, tokens["train"]),
         _interpolated(data.dev.rows, dev_tokens),
         "; ".join(basis),
@@ -163,7 +163,7 @@ def _rows_of_texts(task: Settings, train: int, dev: int) -> tuple[int, int]:
     return train, task.get("dev_rows") or dev
 
 
-def _counted(task: Settings) -> Data:
+def _counted(task: Settings) -> PlannedRows:
     """By reading the files; of texts the lengths, too. Raises UserError or DataError
     for bad data."""
     if task["family"] == "e2e":
@@ -173,12 +173,14 @@ def _counted(task: Settings) -> Data:
         rows = {"train": len(loaded.set.train), "dev": len(loaded.set.test or ())}
         entry = {"rows": rows, "classes": loaded.num_labels}
         train, dev = _published(task, entry)
-        return Data(train, dev, "rows counted")
+        return PlannedRows(train, dev, "rows counted")
     is_exact = isinstance(loaded, ExactTask)
     train, dev = (
         _guessed(loaded.splits[split], is_exact) for split in ("train", "dev")
     )
-    return Data(train, dev, "rows counted; lengths assumed, four characters a token")
+    return PlannedRows(
+        train, dev, "rows counted; lengths assumed, four characters a token"
+    )
 
 
 def _guessed(rows: Any, is_exact: bool) -> Lengths:

@@ -10,13 +10,13 @@ import numpy as np
 from tqdm import tqdm
 
 from runs.command.parser import one_of
-from runs.forecast.probe import SECONDS, Rate, devices, probed_rate, rate_file
+from runs.forecast.probe import SECONDS, Rate, device_names, probed_rate, rate_file
 from runs.forecast.work import Outline, outline
 from runs.models.memory import computing_precision
 from runs.record.folder import RecordFolder
 from runs.record.ledger import in_conf
 from runs.record.schema import Record
-from runs.record.steps import Plan
+from runs.record.steps import StepPlan
 from runs.record.text import duration, megabytes, plural
 from runs.run.definition import UNLIKE_OTHERS, Run
 
@@ -59,7 +59,7 @@ def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate |
     if probed:
         return probed
     rates = list[float]()
-    names = devices(run)
+    names = device_names(run)
     for record in reversed(done):
         if len(rates) < RATED_RUNS and record["device"]["name"] in names:
             rate = _rate_of_finished(record, precision)
@@ -281,7 +281,7 @@ def _lines_of_gaps(variants: _Variants, card: str | None) -> list[str]:
 def _line_of_time(
     total: _Total, variants: _Variants, left: Sequence[Planned], card: str | None
 ) -> str:
-    device = card or devices(left[0].run)[0]
+    device = card or device_names(left[0].run)[0]
     line = f"est. {duration(sum(total.seconds))} left on one {device}"
     if len(total.seconds) < len(left):
         line += f" for {len(total.seconds)} of the {len(left)} runs left"
@@ -339,7 +339,7 @@ def _as_finished(planned: Planned, finished: Sequence[Record]) -> float:
     times = list[float]()
     for record in finished:
         cost = record["cost"]
-        steps = Plan.of_run(train, record["data"]["train_rows"], trains).total_steps
+        steps = StepPlan.of_run(train, record["data"]["train_rows"], trains).total_steps
         steps_left = max(steps - planned.progress.get("step", 0), 0)
         share = steps_left / record["steps"] if record["steps"] else 1.0
         seconds = cost["train_seconds"] + cost["evaluate_seconds"]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
 from runs.forecast.work import outline
 from runs.machine import gpus
+from runs.record.atomic import write_atomically
 from runs.record.cell import hash_of
-from runs.record.ledger import write_atomically
 from runs.record.text import describe, duration, plural
 from runs.run.definition import Run, epoch_batches
 from tasks.fetch import cache_folder
@@ -146,7 +146,7 @@ def _do_step(training: "Training", batch: list[int]) -> None:
         float(training.objective.loss(training.model, batch))
 
 
-def devices(run: Run) -> list[str]:
+def device_names(run: Run) -> list[str]:
     """The names of the devices of this machine that a run may compute on."""
     names = gpus.cards("Name") if run.config["device"] != "cpu" else []
     return names or [gpus.processor()]
@@ -160,7 +160,7 @@ def rate_file(run: Run) -> Path:
         cores = len(os.sched_getaffinity(0))
     variables = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
     environment = [os.environ.get(name) for name in variables]
-    machine = [devices(run), gpus.processor(), cores, environment, version("torch")]
+    machine = [device_names(run), gpus.processor(), cores, environment, version("torch")]
     config = run.config
     row = [
         config["device"],

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from runs import models
 from runs.forecast.data import Lengths, as_read, known_data, known_texts
 from runs.models.memory import HALF, bytes_of_weight, computing_precision
-from runs.record.steps import Plan
+from runs.record.steps import StepPlan
 from runs.run import methods
 from runs.run.definition import Run
 from runs.run.reward_functions import completion_limit
@@ -53,7 +53,7 @@ def outline(run: Run) -> Outline:
         return Outline()
     train = as_read(run, data.train)
     dev = as_read(run, data.dev)
-    plan = Plan.of_run(config["train"], train.rows, run.method["kind"] != "none")
+    plan = StepPlan.of_run(config["train"], train.rows, run.method["kind"] != "none")
     if not (len(train.tokens) and len(dev.tokens)):
         return Outline(plan.total_steps, data.basis)
     rows_of_step = min(plan.batch, train.rows)
@@ -99,7 +99,7 @@ def outline(run: Run) -> Outline:
     )
 
 
-def _trained_rows(plan: Plan, train: Lengths) -> int:
+def _trained_rows(plan: StepPlan, train: Lengths) -> int:
     """The rows of all steps."""
     epochs, steps = divmod(plan.total_steps, plan.steps_per_epoch)
     return epochs * train.rows + min(steps * plan.batch, train.rows)

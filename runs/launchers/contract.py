@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from runs.record.keys import Count, Part
+from runs.record.keys import ConfigPart, Count
 
 #: The most workers of a sweep where `executors` is null.
 MAX_WORKERS = 8
@@ -30,7 +30,7 @@ class Worker(Protocol):
         """Whether every run of the sweep has ended."""
 
 
-class Launcher(Part):
+class Launcher(ConfigPart):
     """How the runs of a command are started. The fields of a subclass are the settings
     `launcher.KEY=VALUE`."""
 

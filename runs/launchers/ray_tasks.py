@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from runs.command.errors import UserError
 from runs.launchers.contract import ByWorkers, CountWorkers, Worker
-from runs.machine.processes import environment, last_line
+from runs.machine.processes import last_line, process_environment
 
 #: Nothing passes through Ray's store, so a Ray of our own gets the smallest one.
 STORE_BYTES = 75 * 2**20
@@ -37,7 +37,7 @@ class Ray(ByWorkers):
         one fails, or Ray refuses."""
         import ray
 
-        variables = {"PYTHONPATH": environment()["PYTHONPATH"]}
+        variables = {"PYTHONPATH": process_environment()["PYTHONPATH"]}
         arguments: dict[str, Any] = {"runtime_env": {"env_vars": variables}}
         if not (self.init or {}).get("address"):
             arguments["object_store_memory"] = STORE_BYTES

@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 
 from runs.command.errors import UserError
 from runs.launchers.contract import ByScript, CountWorkers, Worker
-from runs.machine.processes import environment, last_line, output_of
+from runs.machine.processes import last_line, output_of, process_environment
 
 #: How often a job goes back into the queue, unless conf/launcher/slurm.yaml is left
 #: out.
@@ -62,7 +62,7 @@ class Slurm(ByScript):
 
     def _submit(self, worker: Worker) -> None:
         # sbatch passes this process's environment on
-        os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]
+        os.environ["PYTHONPATH"] = process_environment()["PYTHONPATH"]
         try:
             executor = self._executor(worker.folder)
             # sbatch's message is in the error below

@@ -15,9 +15,10 @@ from runs.command.parser import setting
 from runs.evaluate import amend, kept_file, run_from_record
 from runs.lm_harness.tasks import AskedTask, TaskSettings
 from runs.models import dtype_of
+from runs.record.atomic import write_atomically
 from runs.record.cell import hash_of
 from runs.record.keys import Count
-from runs.record.ledger import run_folder, write_atomically, write_beside
+from runs.record.ledger import run_folder, write_beside
 from runs.record.lm_eval import adding, evaluated
 from runs.record.schema import (
     AddedKeys,
@@ -27,7 +28,7 @@ from runs.record.schema import (
     TaskScores,
 )
 from runs.record.text import describe
-from runs.run.methods import make_method
+from runs.run.methods import method_of_settings
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Evaluator:
         model.to(device)
         # what the file lacks does not come back
         seed_everything(config["seed"] + 1)
-        make_method(run_from_record(record).method).adapt(model)
+        method_of_settings(run_from_record(record).method).adapt(model)
         path = kept_file("adapter.safetensors", record, self.settings.output)
         vera.start_from(model, path)
 

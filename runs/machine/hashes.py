@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from runs.command.errors import UserError
+from runs.record.atomic import write_atomically
 from runs.record.cell import hash_of
-from runs.record.ledger import write_atomically
 from runs.record.schema import Record
 from tasks.fetch import cache_folder
 from tasks.files import stamp
@@ -67,21 +67,21 @@ def file_hash(path: Path) -> str:
     """A file's SHA-256, or MISSING; from the cache, which knows files by path, size and
     time of change."""
     key = [str(path.resolve()), *stamp(path)]
-    return str(kept_in_cache("sha256", key, lambda: digest(path)))
+    return str(kept_in_cache("sha256", key, lambda: files_sha256(path)))
 
 
 def check_kept(record: Record, path: Path) -> None:
     """Raises UserError where a run's file is not the one that its record names. Older
     records name none."""
     recorded_hash = record.get("files", {}).get(path.name)
-    if recorded_hash and digest(path) != recorded_hash:
+    if recorded_hash and files_sha256(path) != recorded_hash:
         raise UserError(
             f"{path} is not the file that the record of run {record['id']} names: "
             "something has changed it. redo=true makes the run again"
         )
 
 
-def digest(*paths: Path) -> str:
+def files_sha256(*paths: Path) -> str:
     """SHA-256 of the current content; of several files, as if they were one. MISSING
     where one of them is not there or is no regular file: whether it is needed is for
     the task to say."""

@@ -12,7 +12,7 @@ from runs.record.ledger import ROOT
 ANSWER_S = 60
 
 
-def environment() -> dict[str, str]:
+def process_environment() -> dict[str, str]:
     """The environment variables of another process of this project, with the project on
     Python's path."""
     paths = [str(ROOT)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from runs.command.errors import UserError
 from runs.evaluate import kept_file
-from runs.machine.hashes import digest
+from runs.machine.hashes import files_sha256
 from runs.measures.contract import MeasuredValues, columns
 from runs.record.schema import MeasuredRun, Record
 
@@ -22,7 +22,7 @@ Matrix = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 PAIRS = ("lora_vera", "lora_random", "vera_random")
 
 
-class Adapter:
+class RunAdapter:
     """The adapter of a finished run, from its file.
 
     Attributes:
@@ -64,7 +64,7 @@ class Adapter:
 
     def _adapter_of(self, record: Record) -> dict[str, object]:
         """Which adapter of a run this is, for the measure."""
-        fingerprint = digest(self.path)[:16]
+        fingerprint = files_sha256(self.path)[:16]
         if record["config"]["keep"] in ("last", "both"):
             last_epoch = record["curve"]["epoch"][-1]
             return {"fingerprint": fingerprint, "which": "last", "epoch": last_epoch}
@@ -99,7 +99,7 @@ def magnitude(_: int, output: str, record: Record) -> MeasuredValues:
             f"run {record['id']} started from another adapter: its change from d_init "
             "is not its own"
         )
-    adapter = Adapter(record, output, "vera")
+    adapter = RunAdapter(record, output, "vera")
     d_init = adapter.method.d_init
     # rounded to float32 as in training, so that a d that never moved has changed by 0
     initial_values = {"d": float(np.float32(d_init)), "b": 0.0}
@@ -138,8 +138,8 @@ def similarity(seed: int, output: str, left: Record, right: Record) -> MeasuredV
     matrices of the same base, and VeRA's share one pair."""
     if left["config"]["method"]["kind"] == "vera":
         left, right = right, left
-    lora = Adapter(left, output, "lora")
-    vera = Adapter(right, output, "vera")
+    lora = RunAdapter(left, output, "lora")
+    vera = RunAdapter(right, output, "vera")
     _check_same_matrices(lora, vera, f"runs {left['id']} and {right['id']}")
     pair = _shared_pair(vera)
     sites = []
@@ -181,7 +181,7 @@ def similarity(seed: int, output: str, left: Record, right: Record) -> MeasuredV
     }
 
 
-def _check_same_matrices(lora: Adapter, vera: Adapter, runs: str) -> None:
+def _check_same_matrices(lora: RunAdapter, vera: RunAdapter, runs: str) -> None:
     from vera.base_weights import same_base
 
     if not same_base(lora.header.get("base"), vera.header.get("base") or {}):
@@ -213,7 +213,7 @@ class SharedPair(NamedTuple):
         return cast(Matrix, b @ a)
 
 
-def _shared_pair(vera: Adapter) -> SharedPair:
+def _shared_pair(vera: RunAdapter) -> SharedPair:
     """The pair of an adapter's matrices. Raises UserError where they do not share
     one."""
     from vera.projections import ProjectionSpec, fingerprint

@@ -33,7 +33,7 @@ class FitSettings:
 
 
 @dataclass(frozen=True)
-class Factors:
+class FittedFactors:
     """The two factors of each matrix's fit: what is trained of them, and what that is
     multiplied by, element by element. parameters: of a matrix."""
 
@@ -106,11 +106,11 @@ def matrix_fit(
 
 def _lora_factors(
     rank: int, settings: FitSettings, generator: "torch.Generator"
-) -> Factors:
+) -> FittedFactors:
     import torch
 
     size, matrices = settings.size, settings.matrices
-    return Factors(
+    return FittedFactors(
         parameters=2 * size * rank,
         left=torch.zeros(matrices, size, rank),
         right=_uniform(1 / math.sqrt(size), (matrices, rank, size), generator),
@@ -119,11 +119,11 @@ def _lora_factors(
 
 def _vera_factors(
     rank: int, settings: FitSettings, generator: "torch.Generator"
-) -> Factors:
+) -> FittedFactors:
     import torch
 
     size, matrices = settings.size, settings.matrices
-    return Factors(
+    return FittedFactors(
         parameters=size + rank,
         left=torch.zeros(matrices, size, 1),
         right=torch.full((matrices, rank, 1), 0.1),
@@ -141,7 +141,7 @@ def _uniform(
 
 
 def _fit(
-    factors: Factors, targets: "torch.Tensor", settings: FitSettings
+    factors: FittedFactors, targets: "torch.Tensor", settings: FitSettings
 ) -> list[float]:
     """Trains the factors. Returns the error of each matrix."""
     import torch

@@ -14,4 +14,4 @@ from runs.models.load import DTYPES, load, skeleton
 from runs.models.memory import check_memory, dtype_of, memory_of_weights
 from runs.models.origin import Origin, origin
 from runs.models.settings import hub_name
-from runs.models.wheels import content, files, packages
+from runs.models.wheels import content_hash, model_files, packages

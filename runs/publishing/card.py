@@ -15,7 +15,7 @@ import jinja2
 from runs import models
 from runs.evaluate import kept_score
 from runs.record.cell import (
-    Metric,
+    ReportedMetric,
     cell_id,
     row_label,
     seed_value,
@@ -25,7 +25,7 @@ from runs.record.intervals import interval_name, median_interval
 from runs.record.ledger import Ledger
 from runs.record.redaction import without_paths
 from runs.record.schema import FINISHED, TEXT_SCORES, Record
-from runs.record.templates import environment
+from runs.record.templates import template_environment
 from runs.record.text import one_line
 from runs.run.definition import overrides_of
 from runs.run.provenance import is_committed
@@ -91,7 +91,7 @@ def card_scores(record: Record, seeds: Mapping[int, Record]) -> list[CardScore]:
         seeds: the runs of its cell (`seeds_of`).
     """
     scores = []
-    for name in (Metric.of_record(record).name, *TEXT_SCORES):
+    for name in (ReportedMetric.of_record(record).name, *TEXT_SCORES):
         score = _card_score(name, record, seeds)
         if score is not None:
             scores.append(score)
@@ -113,7 +113,7 @@ def _card_score(
     format_score: Callable[[float], str] = "{:.2f}".format
     own_score = by_seed[own_seed]
     if not is_text_score:
-        format_score = Metric.of_record(record).text
+        format_score = ReportedMetric.of_record(record).text
         own_score = kept_score(record, best=False)
     count = len(by_seed)
     middle = median(by_seed.values())
@@ -155,7 +155,7 @@ def model_card(record: Record, ledger: Ledger, options: CardOptions) -> str:
         "settings": _method_settings(config["method"]),
     }
     values |= {
-        "metric": Metric.of_record(record),
+        "metric": ReportedMetric.of_record(record),
         "numbers": scores,
         "interval": interval_name(score.seeds for score in scores),
         "origins": [ledger.origin.get(run["id"], "ours") for run in seeds.values()],
@@ -167,7 +167,7 @@ def model_card(record: Record, ledger: Ledger, options: CardOptions) -> str:
         "committed": is_committed(record),
         "command": shlex.join(overrides_of(record)),
     }
-    templates = environment(Path(__file__).parent).overlay(
+    templates = template_environment(Path(__file__).parent).overlay(
         finalize=_escaped, undefined=jinja2.ChainableUndefined, lstrip_blocks=False
     )
     return templates.get_template("card.md").render(values)

@@ -49,7 +49,7 @@ def train_info(record: Record, share: float) -> dict[str, Any]:
         "step": record["steps"],
         "test accuracy": share,
         "train loss": record["curve"]["train_loss"][-1],
-        "forgetting": forgetting(record),
+        "forgetting": loss_rise(record),
     }
     return {
         "accelerator_memory_max": cost.get("peak_memory_bytes") or 0,
@@ -134,7 +134,7 @@ def adapter_config(method: MethodConfig) -> dict[str, Any] | None:
     }
 
 
-def forgetting(record: Record) -> float | None:
+def loss_rise(record: Record) -> float | None:
     """By how much the loss on a fixed text rose."""
     measured = record["result"].get("forgetting")
     if not measured or measured["after"] is None or measured["before"] is None:

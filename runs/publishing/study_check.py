@@ -37,7 +37,7 @@ from runs.record.schema import Measure, Record
 from runs.record.text import error_line, plural, printable
 from runs.run import provenance
 from runs.run.definition import overrides_of
-from runs.run.methods import LABELS, adapted, make_method
+from runs.run.methods import LABELS, adapted, method_of_settings
 from runs.run.provenance import MAKING, git
 
 #: The name of a study, which is its folder's.
@@ -60,7 +60,7 @@ SEARCHED_COMMITS = 200
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyFolder:
     """What a folder holds. sources: texts by their names in sources/. problems: of
     files that could not be read."""
 
@@ -74,7 +74,7 @@ class Study:
 # --- reading
 
 
-def read(folder: Path) -> Study:
+def read_study_folder(folder: Path) -> StudyFolder:
     """What a folder holds. Raises UserError where there is no such folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder. A study is runs/records/NAME")
@@ -98,7 +98,7 @@ def read(folder: Path) -> Study:
             problems.append(f"{name}: {error}")
     records, damaged = _read_lines(texts, "records.jsonl", ledger.read_record)
     _, damaged_measures = _read_lines(texts, "measures.jsonl", ledger.read_measure)
-    return Study(
+    return StudyFolder(
         folder,
         notes=texts.get("NOTES.md", b"").decode(errors="replace"),
         sources={
@@ -151,7 +151,7 @@ def _read_lines(
 # --- checking: the whole
 
 
-def problems(study: Study) -> list[str]:
+def problems_of_study(study: StudyFolder) -> list[str]:
     """What is missing, cannot be repeated or contradicts itself, a line each; none
     where nothing does. Outside of a clone the code is not compared with a commit."""
     ids_by_fault = defaultdict(list)
@@ -182,7 +182,7 @@ def _runs(ids: Sequence[str]) -> str:
     return f"{plural(len(ids), 'run')} ({names})"
 
 
-def _missing(study: Study) -> Iterator[str]:
+def _missing(study: StudyFolder) -> Iterator[str]:
     """What a folder lacks: a name, notes, records."""
     name = study.folder.resolve().name
     if not NAME.fullmatch(name):
@@ -221,7 +221,7 @@ def _contradictions(records: Sequence[Record]) -> Iterator[str]:
             yield f"{part} {name}: of {number} contents, which are not to be compared"
 
 
-def _other_results(study: Study) -> Iterator[str]:
+def _other_results(study: StudyFolder) -> Iterator[str]:
     """The runs that another published study has with another result."""
     records = {record["id"]: record for record in study.records}
     for folder in ledger.study_folders():
@@ -253,7 +253,7 @@ def record_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]
         yield from _code_faults(record, sources)
     task = record["config"]["task"]
     if task.get("family") in tasks.FAMILIES:
-        followed, current = cell.protocol(record), tasks.protocol(task)
+        followed, current = cell.protocol_of(record), tasks.protocol(task)
         if followed != current:
             yield f"protocol {followed} of {task['name']}, which is at {current} here"
     yield from _metric_faults(record)
@@ -359,7 +359,7 @@ def _counted(path: Path, settings: str) -> int | None:
 
     model = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
-        method = make_method(json.loads(settings))
+        method = method_of_settings(json.loads(settings))
         network = adapted(skeleton(model, LABELS[model["modality"]]), method)
         return int(method.count(network))
     except Exception:

@@ -138,7 +138,7 @@ def recorded_start(record: MeasuredRecord) -> str | None:
     return start["id"] if start else None
 
 
-def protocol(record: MeasuredRecord) -> int:
+def protocol_of(record: MeasuredRecord) -> int:
     """The version of the task family's protocol that a run followed."""
     return record.get("protocol") or 1
 
@@ -165,7 +165,7 @@ def computed_cell_id(record: MeasuredRecord) -> str:
         record["data"]["content"],
         record["recipe"]["name"],
         recorded_start(record),
-        protocol(record),
+        protocol_of(record),
     ]
     data_seed = other_data_seed(record)
     if data_seed is not None:
@@ -268,7 +268,7 @@ def row_label(config: Configuration) -> str:
 
 
 @dataclass(frozen=True)
-class Metric:
+class ReportedMetric:
     """A metric of dev rows. scale: the factor that tables print a value with, 100 for
     fractions."""
 
@@ -277,12 +277,12 @@ class Metric:
     scale: float = 100.0
 
     @classmethod
-    def of_record(cls, record: Record) -> "Metric":
+    def of_record(cls, record: Record) -> "ReportedMetric":
         """The metric of a finished record."""
         return cls.of_result(record["result"])
 
     @classmethod
-    def of_result(cls, result: MetricResult) -> "Metric":
+    def of_result(cls, result: MetricResult) -> "ReportedMetric":
         """The metric of a result."""
         return cls(result["metric"], result["higher_is_better"], result["scale"])
 
@@ -321,7 +321,7 @@ def dev_halves(rows: int) -> tuple[Any, Any]:
     return np.sort(order[: rows // 2]), np.sort(order[rows // 2 :])
 
 
-def crossfit(curve: Curve, dev_rows: int, metric: Metric) -> Selected | None:
+def crossfit(curve: Curve, dev_rows: int, metric: ReportedMetric) -> Selected | None:
     """Cross-fitted selection, which does not choose an epoch on the rows that it
     reports: chosen on half A of dev and reported on half B, chosen on B and reported on
     A, and the mean of the two, weighted by rows.
@@ -373,7 +373,9 @@ def best_and_last(record: Record, select: str) -> Selected:
     if selected is None or select == "crossfit":
         return selected or {}
     curve = record["curve"]
-    chosen_on_a = Metric.of_record(record).best(complete_scores(curve["metric_select"]))
+    chosen_on_a = ReportedMetric.of_record(record).best(
+        complete_scores(curve["metric_select"])
+    )
     scores = curve["metric_report"]
     return {"best": scores[chosen_on_a], "last": scores[-1]}
 
@@ -381,7 +383,7 @@ def best_and_last(record: Record, select: str) -> Selected:
 def crossfit_of(record: Record) -> Selected | None:
     """`crossfit` of a finished record."""
     return crossfit(
-        record["curve"], record["data"]["dev_rows"], Metric.of_record(record)
+        record["curve"], record["data"]["dev_rows"], ReportedMetric.of_record(record)
     )
 
 
@@ -404,7 +406,9 @@ def seed_value(
     if score is not None and math.isfinite(score):
         return float(score)
     return (
-        Metric.of_record(record).worst if record["status"] == "diverged" else math.nan
+        ReportedMetric.of_record(record).worst
+        if record["status"] == "diverged"
+        else math.nan
     )
 
 
@@ -423,7 +427,7 @@ def kept_epoch(keep: str, reported: str) -> str:
     return {"none": reported, "both": "best"}.get(keep, keep)
 
 
-def scored(record: Record) -> DecodedScores | None:
+def scored_texts(record: Record) -> DecodedScores | None:
     """The scores of the last epoch's texts by the protocol's variant, the first; None
     without texts."""
     texts = record.get("texts")
@@ -435,14 +439,14 @@ def scored(record: Record) -> DecodedScores | None:
 
 def number_of_texts(record: Record) -> str | None:
     """Which of TEXT_SCORES is the run's number; None of a run without texts."""
-    scores: Mapping[str, Any] = scored(record) or {}
+    scores: Mapping[str, Any] = scored_texts(record) or {}
     return next((key for key in TEXT_SCORES if scores.get(key) is not None), None)
 
 
 def text_score(record: Record, key: str) -> float | None:
-    """A score of the texts (`scored`); None without one (no Java), 0 where it diverged
+    """A score of the texts (`scored_texts`); None without one (no Java), 0 where it diverged
     before any text."""
-    scores: Mapping[str, Any] | None = scored(record)
+    scores: Mapping[str, Any] | None = scored_texts(record)
     if scores is None:
         return 0.0 if record["status"] == "diverged" else None
     score = scores.get(key)
@@ -464,7 +468,7 @@ def one_class(record: Record) -> str | None:
     if result["metric"] != "accuracy":
         return ""
     value = seed_value(record, epoch)
-    share = Metric.of_record(record).text(value)
+    share = ReportedMetric.of_record(record).text(value)
     return f"the larger class is {share}" if value >= 0.5 else f"a class of {share}"
 
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import Literal
 
 from runs.record.cell import (
-    Metric,
+    ReportedMetric,
     best_and_last,
     complete_scores,
     computed_cell_id,
     crossfit,
     id_of,
-    protocol,
+    protocol_of,
     recorded_start,
     row_label,
 )
@@ -33,7 +33,7 @@ from runs.record.schema import (
     Seeds,
     Selected,
 )
-from runs.record.steps import Plan
+from runs.record.steps import StepPlan
 
 #: A record's note on VeRA's A and B, by method.redrawn.
 PROJECTION_NOTES = {
@@ -69,7 +69,7 @@ def derived(record: MeasuredRecord) -> DerivedKeys:
     the hashes of model and data, and the names of row, recipe and start."""
     config, data = record["config"], record["data"]
     trains = config["method"]["kind"] != "none"
-    plan = Plan.of_run(config["train"], data["train_rows"], trains)
+    plan = StepPlan.of_run(config["train"], data["train_rows"], trains)
     evaluated_steps = plan.evaluated_steps()
     if record["status"] != "done":  # it ended before the last evaluation
         evaluated_steps = evaluated_steps[: len(record["curve"]["metric"])]
@@ -79,7 +79,7 @@ def derived(record: MeasuredRecord) -> DerivedKeys:
             row=record["cell"]["row"],
             model=record["model"],
             data=data["content"],
-            protocol=protocol(record),
+            protocol=protocol_of(record),
             start=recorded_start(record),
             functions=record.get("functions"),
         ),
@@ -134,13 +134,13 @@ def _seeds(config: Configuration) -> Seeds:
 
 def _result(record: MeasuredRecord) -> Result:
     result = record["result"]
-    stated = Metric.of_result(result)
+    stated = ReportedMetric.of_result(result)
     # An own task may have a metric of its own, whose direction only it knows
     metric = stated
     if stated.name in RANGES:
         is_perplexity = stated.name == "perplexity"
         scale = 1.0 if is_perplexity else 100.0
-        metric = Metric(stated.name, not is_perplexity, scale)
+        metric = ReportedMetric(stated.name, not is_perplexity, scale)
     return summarise(
         record["curve"],
         record["data"]["dev_rows"],
@@ -153,7 +153,7 @@ def _result(record: MeasuredRecord) -> Result:
 def summarise(
     curve: Curve,
     dev_rows: int,
-    metric: Metric,
+    metric: ReportedMetric,
     reported: Literal["best", "last"],
     select: str,
 ) -> Result:

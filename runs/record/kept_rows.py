@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from runs.record.atomic import write_atomically
 from runs.record.schema import Record
 
 #: Fewer new rows than this are made again sooner than a file of them is read.
@@ -36,7 +37,7 @@ MONTH_S = 30 * 24 * 3600.0
 TUPLE = ""
 
 
-class Part(NamedTuple):
+class RecordText(NamedTuple):
     """The text of one record: a file or, where line is not 0, a line of a file that
     starts at this byte."""
 
@@ -76,23 +77,25 @@ class KeptRows:
         self.place = place
         self.make_row = make_row
         key = f"{make_row.code} {place.absolute()}"
-        self.folder = cache_folder() / hashlib.sha256(key.encode()).hexdigest()[:24]
+        self.folder = (
+            rows_cache_folder() / hashlib.sha256(key.encode()).hexdigest()[:24]
+        )
         self._settled_ns = (time.time() - SETTLED_S) * 1e9
         self._is_study = place.suffix == ".jsonl"
         self._stamp_of_study = _stamp_of(place) if self._is_study else None
-        self._stamps = dict[Part, Stamp | None]()
+        self._stamps = dict[RecordText, Stamp | None]()
         self._used = 0
-        self._made = list[tuple[Part, Any]]()
+        self._made = list[tuple[RecordText, Any]]()
         self._kept = self._read_files()
 
-    def parts(self) -> dict[Part, bytes]:
+    def parts(self) -> dict[RecordText, bytes]:
         """The parts of a study's file, without their lines, where all have a row."""
         if not self._is_study:
             return {}
         current = self._stamp_of_study
         return {part: b"" for part, stamp in self._kept if stamp == current}
 
-    def get(self, part: Part) -> Any:
+    def get(self, part: RecordText) -> Any:
         """The row of a record; None where its file has changed, or has none yet."""
         stamp = self._stamp_of_study if self._is_study else _stamp_of(part.path)
         if stamp and (part, stamp) in self._kept:
@@ -101,7 +104,7 @@ class KeptRows:
         self._stamps[part] = stamp
         return None
 
-    def add(self, part: Part, row: Any) -> None:
+    def add(self, part: RecordText, row: Any) -> None:
         """Keeps a row, whose record was read after `get` was asked for it."""
         self._made.append((part, row))
 
@@ -123,29 +126,29 @@ class KeptRows:
                 shutil.rmtree(self.folder, ignore_errors=True)
             for first in range(0, len(rows), MOST_ROWS):
                 chosen = slice(first, first + MOST_ROWS)
-                text = encode(lines[chosen], rows[chosen])
-                _write(self.folder / f"{_hash_of(text)}.json", text)
+                text = encode_rows(lines[chosen], rows[chosen])
+                write_atomically(self.folder / f"{_hash_of(text)}.json", text)
             remove_unused(self.folder.parent)
 
-    def _read_files(self) -> dict[tuple[Part, Stamp], Any]:
+    def _read_files(self) -> dict[tuple[RecordText, Stamp], Any]:
         """The rows by record and stamp: a changed record has an older row, too."""
         values = dict[str, Any]()
-        kept = dict[tuple[Part, Stamp], Any]()
+        kept = dict[tuple[RecordText, Stamp], Any]()
         for path in sorted(self.folder.glob("*.json")):
             with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
                 text = path.read_text(encoding="utf-8")
                 if path.stem != _hash_of(text):
                     continue
-                for (name, *where), (changed_ns, size, inode), row in decode(
+                for (name, *where), (changed_ns, size, inode), row in decode_rows(
                     text, values
                 ):
                     place = os.path.join(self.place, name) if name else str(self.place)
                     stamp = changed_ns, size, inode
-                    kept[Part(place, *where), stamp] = self.make_row.restore(row)
+                    kept[RecordText(place, *where), stamp] = self.make_row.restore(row)
         return kept
 
 
-def cache_folder() -> Path:
+def rows_cache_folder() -> Path:
     """The folder of kept rows in the user's cache (`tasks.fetch.cache_folder`, which
     readers of records do not import)."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -157,13 +160,6 @@ def remove_unused(cache: Path) -> None:
     for folder in cache.iterdir():
         if time.time() - folder.stat().st_mtime > MONTH_S:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _stamp_of(path: str | Path) -> Stamp | None:
@@ -181,7 +177,7 @@ def _hash_of(text: str) -> str:
 # --- rows as JSON
 
 
-def encode(lines: list[list[Any]], rows: list[Any]) -> str:
+def encode_rows(lines: list[list[Any]], rows: list[Any]) -> str:
     """The text of a file of rows. lines: what stands before each of them."""
     places = dict[Any, int]()
     values = list[str]()
@@ -213,7 +209,9 @@ def _as_json(value: Any) -> str:
     return json.dumps({TUPLE: value} if isinstance(value, tuple) else value)
 
 
-def decode(text: str, known: dict[str, Any]) -> Iterator[tuple[Any, Any, list[Any]]]:
+def decode_rows(
+    text: str, known: dict[str, Any]
+) -> Iterator[tuple[Any, Any, list[Any]]]:
     """What `encode` was given, a line and its row at a time. known: the values of other
     files by their texts, so that equal ones are in memory once."""
     content = json.loads(text)
@@ -234,22 +232,22 @@ def _from_json(text: str) -> Any:
     return value
 
 
-def parts_of(place: Path) -> dict[Part, bytes]:
+def parts_of(place: Path) -> dict[RecordText, bytes]:
     """The parts of a folder of records, by name, or of a study's file, with their
     lines."""
     if place.suffix == ".jsonl":
         return _lines_of(place) if place.is_file() else {}
     names = sorted(os.listdir(place)) if place.is_dir() else []
     names = [name for name in names if name.endswith(".json") and name[0] != "."]
-    return {Part(f"{place}/{name}"): b"" for name in names}
+    return {RecordText(f"{place}/{name}"): b"" for name in names}
 
 
-def _lines_of(place: Path) -> dict[Part, bytes]:
+def _lines_of(place: Path) -> dict[RecordText, bytes]:
     lines = place.read_bytes().splitlines(keepends=True)
     starts = itertools.accumulate(map(len, lines), initial=0)
-    parts = dict[Part, bytes]()
+    parts = dict[RecordText, bytes]()
     for number, (start, line) in enumerate(zip(starts, lines, strict=False), 1):
         text = line.rstrip(b"\r\n")
         if text:
-            parts[Part(str(place), number, start, len(text))] = text
+            parts[RecordText(str(place), number, start, len(text))] = text
     return parts

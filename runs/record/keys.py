@@ -12,7 +12,7 @@ reads them without Hydra or torch. runs/config/schema.py adds the checks that ne
 parts of the project.
 
 To add a key, give it a default that keeps what runs did before, and say so with
-`Added`: at that value it stays out of ids, so every existing run keeps its id."""
+`AddedLater`: at that value it stays out of ids, so every existing run keeps its id."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ DISPLAY, DEFAULTS, COMMAND = Role.DISPLAY, Role.DEFAULTS, Role.COMMAND
 
 
 @dataclass(frozen=True)
-class Added:
+class AddedLater:
     """Marks a key that came after records had been written.
 
     neutral: the value that every earlier run had in effect. At this value the key is
@@ -89,7 +89,7 @@ Text = Annotated[str, Field(min_length=1)]
 Unchecked = object
 
 
-class Part(BaseModel):
+class ConfigPart(BaseModel):
     """A part of the configuration: an unknown key is refused, a number for a name is a
     name."""
 
@@ -102,7 +102,7 @@ class Part(BaseModel):
     )
 
 
-class ModelKeys(Part):
+class ModelKeys(ConfigPart):
     """A pretrained backbone: from the hub, a local folder (path), or an installed
     package. See conf/model."""
 
@@ -121,16 +121,18 @@ class ModelKeys(Part):
     # compared with the folder's config.json, unless null
     architecture: Annotated[dict[str, Any] | None, CHECKED] = None
     # of the model's configuration, in place of the pretrained ones
-    settings: Annotated[dict[str, Any] | None, RESULT, Added(None)] = None
+    settings: Annotated[dict[str, Any] | None, RESULT, AddedLater(None)] = None
     # the linear layers in 4 bit
-    quantise: Annotated[Literal["nf4"] | None, RESULT, Added(None)] = None
+    quantise: Annotated[Literal["nf4"] | None, RESULT, AddedLater(None)] = None
     # what the chat template gets beside the messages, such as {enable_thinking: false}
-    chat: Annotated[dict[str, Any] | None, RESULT, Added(None)] = None
+    chat: Annotated[dict[str, Any] | None, RESULT, AddedLater(None)] = None
     # the base weights; what is trained is float32, unless method=full
-    dtype: Annotated[Literal["fp32", "bf16", "fp16"], RESULT, Added("fp32")] = "fp32"
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"], RESULT, AddedLater("fp32")] = (
+        "fp32"
+    )
 
 
-class TaskKeys(Part):
+class TaskKeys(ConfigPart):
     """A task. Keys beyond these are the task's own (conf/task), and define the
     result."""
 
@@ -142,11 +144,13 @@ class TaskKeys(Part):
     modality: Annotated[str, CHECKED]
     prepare: Annotated[str | None, RESULT] = None
     # A trial: this share of the training rows is evaluated on instead
-    holdout: Annotated[Share | None, RESULT, Added(None)]
+    holdout: Annotated[Share | None, RESULT, AddedLater(None)]
     # The training rows in so many parts, of which one is evaluated on: folds=5 alone
     # expands to five runs
-    folds: Annotated[Annotated[int, Field(ge=2)] | None, RESULT, Added(None)] = None
-    fold: Annotated[Index | None, RESULT, Added(None)] = None
+    folds: Annotated[Annotated[int, Field(ge=2)] | None, RESULT, AddedLater(None)] = (
+        None
+    )
+    fold: Annotated[Index | None, RESULT, AddedLater(None)] = None
 
     # Where the rows are
     hub: Annotated[str | None, CONTENT] = None
@@ -186,18 +190,18 @@ class TaskKeys(Part):
     image_column: Annotated[str, RESULT] = ""
     image_size: Annotated[Count | None, RESULT] = None
     regression: Annotated[bool | None, RESULT] = None
-    scale_labels: Annotated[bool, RESULT, Added(False)] = False
+    scale_labels: Annotated[bool, RESULT, AddedLater(False)] = False
     metric: Annotated[str | None, RESULT] = None
     prompt: Annotated[str | None, RESULT] = None
     prompt_column: Annotated[str, RESULT] = ""
     answer_column: Annotated[str, RESULT] = ""
-    chat_template: Annotated[bool, RESULT, Added(False, ("maths",))] = False
+    chat_template: Annotated[bool, RESULT, AddedLater(False, ("maths",))] = False
     layout: Annotated[Literal["indented", "plain"], RESULT] = "plain"
     max_characters: Annotated[Count | None, RESULT] = None
     train_on_inputs: Annotated[bool, RESULT] = False
     label_smoothing: Annotated[float, Field(ge=0, lt=1), RESULT] = 0.0
     # Batches of texts were sorted by length before there was this key
-    length_grouped: Annotated[bool, RESULT, Added(True, ("glue", "text"))] = True
+    length_grouped: Annotated[bool, RESULT, AddedLater(True, ("glue", "text"))] = True
 
     # How texts are decoded and answers are read
     decode: Annotated[Literal["test", "dev", "none"], RESULT] = "none"
@@ -212,7 +216,7 @@ class TaskKeys(Part):
     reader: Annotated[str, RESULT] = ""
     # A run by reward is always scored by exact match
     dev_score: Annotated[
-        Literal["perplexity", "exact_match"], RESULT, Added("perplexity")
+        Literal["perplexity", "exact_match"], RESULT, AddedLater("perplexity")
     ] = "perplexity"
 
     # What does not change the result
@@ -233,7 +237,7 @@ class TaskKeys(Part):
     crop_scale: Annotated[list[float], RESULT] = [0.25, 1.0]
 
 
-class MethodKeys(Part):
+class MethodKeys(ConfigPart):
     """A method. Its settings are described in its file in conf/method; those of a class
     of one's own define the result."""
 
@@ -284,7 +288,7 @@ class MethodKeys(Part):
     vectors: Annotated[Unchecked, RESULT] = None
 
 
-class TrainKeys(Part):
+class TrainKeys(ConfigPart):
     """The settings of training. See conf/config.yaml."""
 
     epochs: Annotated[Count, RESULT]
@@ -293,28 +297,28 @@ class TrainKeys(Part):
     lr: Annotated[Rate, RESULT]
     lr_head: Annotated[Rate, RESULT]
     # mappings of the ends of parameters' names to rates and to weight decays
-    lr_by: Annotated[Any, RESULT, Added(None)]
-    decay_by: Annotated[Any, RESULT, Added(None)]
+    lr_by: Annotated[Any, RESULT, AddedLater(None)]
+    decay_by: Annotated[Any, RESULT, AddedLater(None)]
     weight_decay: Annotated[Rate, RESULT]
-    decay_all: Annotated[bool, RESULT, Added(False)]
-    adam_eps: Annotated[Rate, RESULT, Added(1e-8)]
-    adam_beta2: Annotated[float, Field(ge=0, lt=1), RESULT, Added(0.999)]
+    decay_all: Annotated[bool, RESULT, AddedLater(False)]
+    adam_eps: Annotated[Rate, RESULT, AddedLater(1e-8)]
+    adam_beta2: Annotated[float, Field(ge=0, lt=1), RESULT, AddedLater(0.999)]
     warmup_ratio: Annotated[float, Field(ge=0, le=1), RESULT]
-    warmup_steps: Annotated[Index | None, RESULT, Added(None)]
+    warmup_steps: Annotated[Index | None, RESULT, AddedLater(None)]
     schedule: Annotated[Literal["linear", "cosine", "constant"], RESULT]
     clip: Annotated[Annotated[float, Field(gt=0)] | None, RESULT]
     precision: Annotated[
         Literal["fp32", "tf32", "bf16", "fp16"], RESULT, AlsoEvaluation()
     ]
     max_steps: Annotated[Count | None, RESULT]
-    evaluate_every: Annotated[Count, RESULT, Added(1)]
-    evaluate_steps: Annotated[Count | None, RESULT, Added(None)] = None
+    evaluate_every: Annotated[Count, RESULT, AddedLater(1)]
+    evaluate_steps: Annotated[Count | None, RESULT, AddedLater(None)] = None
     objective: Annotated[
-        Literal["likelihood", "reward"], RESULT, Added("likelihood")
+        Literal["likelihood", "reward"], RESULT, AddedLater("likelihood")
     ] = "likelihood"
 
 
-class RewardKeys(Part):
+class RewardKeys(ConfigPart):
     """The settings of training by reward. See conf/config.yaml."""
 
     samples: Annotated[int, Field(ge=2), RESULT]
@@ -329,10 +333,10 @@ class RewardKeys(Part):
     max_new_tokens: Annotated[Count | None, RESULT]
     samples_every: Annotated[Count | None, OUTCOME]
     # a control that can teach nothing: a step's rewards change places at random
-    permuted: Annotated[bool, RESULT, Added(False)] = False
+    permuted: Annotated[bool, RESULT, AddedLater(False)] = False
 
 
-class RunKeys(Part):
+class RunKeys(ConfigPart):
     """The configuration of a run. A group that some runs lack, and records have had
     from some day on, is in ids where it is there."""
 
@@ -362,7 +366,7 @@ class RunKeys(Part):
 # --- what is derived from the declarations
 
 #: The groups of a configuration by the names that keys begin with.
-GROUP_KEYS: dict[str, type[Part]] = {
+GROUP_KEYS: dict[str, type[ConfigPart]] = {
     "model": ModelKeys,
     "task": TaskKeys,
     "method": MethodKeys,
@@ -379,7 +383,7 @@ class Key:
     name: str
     role: Role
     values: str
-    added: Added | None = None
+    added: AddedLater | None = None
     held: Held | None = None
     also_evaluation: bool = False
 
@@ -400,7 +404,7 @@ class Key:
         return value != self.added.neutral
 
 
-def keys_of_part(part: type[Part], group: str = "") -> Iterator[Key]:
+def keys_of_part(part: type[ConfigPart], group: str = "") -> Iterator[Key]:
     """The keys of a group. Raises TypeError for one without a role."""
     for name, field in part.model_fields.items():
         if name in GROUP_KEYS:
@@ -413,7 +417,7 @@ def _key(name: str, field: FieldInfo) -> Key:
     roles = [item for item in field.metadata if isinstance(item, Role)]
     if len(roles) != 1:
         raise TypeError(f"{name}: declare one role, Annotated[..., ROLE]")
-    added = [item for item in field.metadata if isinstance(item, Added)]
+    added = [item for item in field.metadata if isinstance(item, AddedLater)]
     held = [item for item in field.metadata if isinstance(item, Held)]
     return Key(
         name=name,

@@ -3,11 +3,8 @@ how they are read: one, a study's, or all that a folder and the published studie
 hold."""
 
 import contextlib
-import errno
 import json
 import os
-import socket
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,8 +14,9 @@ from typing import Any, cast
 import orjson
 
 from runs.record.agreement import conflict_note, difference_of_results
+from runs.record.atomic import write_atomically
 from runs.record.cell import cell_id, hash_of
-from runs.record.kept_rows import KeptRows, MakesRows, Part, parts_of
+from runs.record.kept_rows import KeptRows, MakesRows, RecordText, parts_of
 from runs.record.lm_eval import adding, evaluated
 from runs.record.schema import (
     FINISHED,
@@ -32,7 +30,7 @@ from runs.record.schema import (
     Record,
 )
 from runs.record.text import error_line, printable
-from runs.record.validation import check, check_measure, migrate
+from runs.record.validation import check_measure, check_record, migrate
 from runs.record.yaml_file import read_yaml
 
 #: The folder of the four packages: of a clone, or site-packages.
@@ -44,7 +42,7 @@ CONF = ROOT / "runs" / "conf" if INSTALLED else ROOT / "conf"
 PUBLISHED = ROOT / "runs" / "records"
 #: What a file or a line holds: its oldest and newest schema, and what checks it.
 KINDS = {
-    "record": (2, SCHEMA, check),
+    "record": (2, SCHEMA, check_record),
     "measure": (MEASURE_SCHEMA, MEASURE_SCHEMA, check_measure),
 }
 
@@ -79,61 +77,6 @@ def read_regular(path: str | Path, max_bytes: int = 64 * 2**20) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: no reader sees half of it, whenever this
-    process is killed."""
-    with _written(path, text) as partial:
-        os.replace(partial, path)
-
-
-def link_or_fail(path: Path, text: str) -> None:
-    """Creates a file whole, or raises FileExistsError: of many processes that try at
-    once, one succeeds."""
-    with _written(path, text) as partial:
-        try:
-            os.link(partial, path)
-        except FileExistsError:
-            # A network file system may link the file and still answer that it exists
-            if not os.path.samefile(partial, path):
-                raise
-        except OSError as error:
-            if error.errno not in NO_HARD_LINKS:
-                raise
-            # a file system without hard links
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(text)
-
-
-#: What file systems without hard links say, and those that have no more for a file.
-NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-
-
-@contextlib.contextmanager
-def _written(path: Path, text: str) -> Iterator[Path]:
-    """A file beside `path` with this text, safely on the disk."""
-    with temporary(path) as partial:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            # or a machine that loses power may keep the name and not the text
-            os.fsync(file.fileno())
-        yield partial
-
-
-@contextlib.contextmanager
-def temporary(path: Path) -> Iterator[Path]:
-    """A file beside `path` whose name no other process or thread uses; removed at the
-    end, unless renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(
-        f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
-    )
-    try:
-        yield partial
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def record_path(output: str | Path, run_id: str) -> Path:
@@ -226,7 +169,7 @@ def _read_checked(path: str | Path, kind: str, line: bytes) -> dict[str, Any]:
     return record
 
 
-def read_part(part: Part, text: bytes = b"") -> Record:
+def read_part(part: RecordText, text: bytes = b"") -> Record:
     """The record of a part; a finished one with its cell. Raises ValueError as
     `read_record` does.
 
@@ -256,7 +199,7 @@ class Ledger:
     published: dict[str, tuple[str, Record]] = field(default_factory=dict)
     #: Of a ledger of rows: where each run's record stands, and the records to which
     #: something was added.
-    places: dict[str, Part] = field(default_factory=dict)
+    places: dict[str, RecordText] = field(default_factory=dict)
     amended: dict[str, Record] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Record]:
@@ -338,11 +281,11 @@ def study_folders() -> list[Path]:
 
 
 @dataclass
-class _Entry:
+class _RecordEntry:
     """A record that is being read, or its row. Of a row from the cache the record is
     read when somebody asks for it."""
 
-    part: Part
+    part: RecordText
     row: Any = None
     record: Record | None = None
 
@@ -388,14 +331,14 @@ class _Reading:
             if ledger.measures.setdefault(measure["id"], measure) is measure:
                 ledger.measured[measure["id"]] = origin
 
-    def _entries(self, records: Path) -> Iterator[_Entry]:
+    def _entries(self, records: Path) -> Iterator[_RecordEntry]:
         """The records of a folder, or of a study's file. Those that cannot be read are
         problems of the ledger."""
         if not self.make_row:
             for part, text in parts_of(records).items():
                 record = self._read(part, text)
                 if record is not None:
-                    yield _Entry(part, record=record)
+                    yield _RecordEntry(part, record=record)
             return
         kept_rows = KeptRows(records, self.make_row)
         problems = len(self.ledger.problems)
@@ -408,12 +351,12 @@ class _Reading:
                     continue
                 row = self.make_row(record)
                 kept_rows.add(part, row)
-            yield _Entry(part, row, record)
+            yield _RecordEntry(part, row, record)
         # The problems of a study's file are found by reading it
         if records.suffix != ".jsonl" or len(self.ledger.problems) == problems:
             kept_rows.save()
 
-    def _read(self, part: Part, text: bytes) -> Record | None:
+    def _read(self, part: RecordText, text: bytes) -> Record | None:
         """The record of a part; None where it cannot be read."""
         try:
             record = read_part(part, text)
@@ -445,7 +388,7 @@ class _Reading:
                 record["result"] = adding(record, evaluated(record), measured)
             self._amend(record)
 
-    def _add(self, origin: str, entry: _Entry) -> float | None:
+    def _add(self, origin: str, entry: _RecordEntry) -> float | None:
         """Adds a record. Where the ledger has that run with another result, that one
         counts, and this returns by how much the results differ."""
         ledger, name = self.ledger, entry.id

@@ -1,6 +1,10 @@
 """Overrides: the KEY=VALUE of a command line, as records keep them."""
 
+import re
 from dataclasses import dataclass
+
+#: Hydra's interval: range(20), range(5,9) or range(0,20,2).
+_RANGE = re.compile(r"range\((?:(\d+),)?(\d+)(?:,(\d+))?\)")
 
 
 @dataclass(frozen=True)
@@ -42,3 +46,13 @@ class Override:
 
     def __str__(self) -> str:
         return self.text
+
+
+def split_seeds(text: str) -> tuple[str, ...]:
+    """The seeds that a list names, as Hydra reads it: 0,1,2 or range(20)."""
+    without_spaces = text.replace(" ", "")
+    interval = _RANGE.fullmatch(without_spaces)
+    if interval is None:
+        return tuple(seed for seed in without_spaces.split(",") if seed)
+    first, end, step = interval.groups()
+    return tuple(map(str, range(int(first or 0), int(end), int(step or 1))))

@@ -242,7 +242,7 @@ class Seeds(TypedDict):
     projection_note: NotRequired[str]
 
 
-class Source(TypedDict, total=False):
+class CodeSource(TypedDict, total=False):
     """The code of a method or task family (runs/run/provenance.py)."""
 
     file: str
@@ -258,7 +258,7 @@ class Code(TypedDict):
     dirty: bool | None
     upstream: NotRequired[str | None]  # the newest commit that the project has
     altered: NotRequired[list[str] | None]  # files of that commit that differ
-    sources: NotRequired[dict[str, Source]]
+    sources: NotRequired[dict[str, CodeSource]]
 
 
 class Device(TypedDict):

@@ -25,7 +25,7 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
+def read_own_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a file of `csv_text`, by column, as they were given."""
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, strict=True)

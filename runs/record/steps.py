@@ -7,7 +7,7 @@ from runs.record.configuration import TrainConfig
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """The number of a run's epochs and steps, and when it evaluates.
 
     batch: rows of a step. evaluate_every: epochs between two evaluations.
@@ -21,7 +21,7 @@ class Plan:
     evaluate_steps: int | None
 
     @classmethod
-    def of_run(cls, train: TrainConfig, rows: int, trains: bool = True) -> "Plan":
+    def of_run(cls, train: TrainConfig, rows: int, trains: bool = True) -> "StepPlan":
         """The plan of these settings of training on so many rows. trains: False where
         no parameter is trained; then there are no steps."""
         batch = train["effective_batch"]

@@ -15,7 +15,9 @@ CELL_WIDTH = 40
 
 
 @cache
-def environment(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
+def template_environment(
+    *folders: Path, autoescape: bool = False
+) -> jinja2.Environment:
     """Templates of these folders; a name that they use and nobody has defined is an
     error. autoescape: for HTML. In Markdown the filters `cell` and `folded` escape a
     label. `in_words` shows a record's sentence."""

@@ -46,7 +46,7 @@ def _unfinished_record() -> type:
 _adapter: Any = cache(TypeAdapter)
 
 
-def check(record: dict[str, Any]) -> None:
+def check_record(record: dict[str, Any]) -> None:
     """Raises ValueError, in one line, for a value that is not a record of this schema:
     a key is missing, a value has another type, or the curve's columns differ in
     length."""

@@ -16,13 +16,19 @@ from tqdm import tqdm
 import tasks
 from runs import models
 from runs.command.errors import UserError
-from runs.machine.hashes import MISSING, check_kept, digest, file_hash, kept_in_cache
+from runs.machine.hashes import (
+    MISSING,
+    check_kept,
+    file_hash,
+    files_sha256,
+    kept_in_cache,
+)
 from runs.record.cell import hash_of, id_of
 from runs.record.configuration import Configuration, ModelConfig
 from runs.record.ledger import finished_record, record_path, run_folder
 from runs.run.definition import Run
 from runs.run.reward_functions import function_files
-from tasks.fetch import content
+from tasks.fetch import pinned_content
 from tasks.files import stamp
 
 #: Below so many files each one's hash is cached.
@@ -178,12 +184,12 @@ def start_file(run: Run, contents: Contents | None = None) -> Path:
 def model_content(model: ModelConfig) -> str | None:
     """The pinned revision, or the hash over the files of a local folder."""
     if not model["path"] and model.get("wheel"):
-        return f"sha256:{models.content(model)}"
+        return f"sha256:{models.content_hash(model)}"
     if not model["path"] and not model["package"]:
-        return content(models.hub_name(model), model["revision"], "model")
+        return pinned_content(models.hub_name(model), model["revision"], "model")
     folder = models.locate(model)
     assert folder is not None
-    return hash_files({path.name: path for path in models.files(folder)})
+    return hash_files({path.name: path for path in models.model_files(folder)})
 
 
 def data_content(settings: Mapping[str, Any]) -> str | None:
@@ -210,7 +216,7 @@ def hash_files(files: Mapping[str, Path]) -> str:
 
     def read() -> str:
         bar = tqdm(files.items(), "reading the data, once", leave=False, disable=None)
-        hashes.update((name, digest(path)) for name, path in bar)
+        hashes.update((name, files_sha256(path)) for name, path in bar)
         return MISSING if MISSING in hashes.values() else hash_of(hashes)
 
     # Of thousands of images one hash is cached under all sizes and times, not as many

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from runs import models
 from runs.command.errors import UserError, is_users
-from runs.machine.hashes import digest, kept_in_cache
+from runs.machine.hashes import files_sha256, kept_in_cache
 from runs.record.configuration import ModelConfig
 from runs.record.ledger import ROOT
 from runs.record.text import one_line
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import vera
 
 
-def make_method(settings: dict[str, Any]) -> "vera.Method":
+def method_of_settings(settings: dict[str, Any]) -> "vera.Method":
     """The method with these settings (Run.method). Raises UserError where its class is
     not to be imported."""
     import vera
@@ -222,7 +222,7 @@ def _kept_problem(content: str) -> str | None:
 @cache
 def _code_of_methods() -> str:
     """A hash of what the methods are made of."""
-    return digest(*sorted((ROOT / "vera").rglob("*.py")))
+    return files_sha256(*sorted((ROOT / "vera").rglob("*.py")))
 
 
 @cache
@@ -234,7 +234,7 @@ def _find_problem(content: str) -> str | None:
     """`method_problem`, found by adapting the model without its weights."""
     model, settings, rates, label = json.loads(content)
     try:
-        method = make_method(settings)
+        method = method_of_settings(settings)
         network = adapted(models.skeleton(**model), method)
         names = list[str]()
         for parameters in method.parameter_groups(network).values():
@@ -286,7 +286,7 @@ def flops(
             from torch.utils.flop_counter import FlopCounterMode
 
             network = models.skeleton(**arguments).train()
-            adapted(network, make_method(settings))
+            adapted(network, method_of_settings(settings))
             with FlopCounterMode(display=False) as counter:
                 logits = run_forward(network, *size)
                 forward = counter.get_total_flops()

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Literal
 import yaml
 
 from runs.machine.gpus import driver, processor, processor_model
-from runs.machine.hashes import digest
-from runs.record.ledger import INSTALLED, ROOT, built_from, run_folder, write_atomically
-from runs.record.schema import Code, Device, Provenance, Record, Source
+from runs.machine.hashes import files_sha256
+from runs.record.atomic import write_atomically
+from runs.record.ledger import INSTALLED, ROOT, built_from, run_folder
+from runs.record.schema import Code, CodeSource, Device, Provenance, Record
 from runs.run.definition import Run
 from tasks.files import module_file
 
@@ -98,7 +99,7 @@ def altered() -> list[str]:
 def _digest(path: Path) -> str:
     """The first 16 hex digits of the SHA-256 of a file, or of all files of a
     package."""
-    return digest(*_files_of(path))[:16]
+    return files_sha256(*_files_of(path))[:16]
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -111,7 +112,7 @@ PATTERNS = ("vera/methods/*.py", "tasks/*.py", "tasks/*/")
 AT_START = {path: _digest(path) for pattern in PATTERNS for path in ROOT.glob(pattern)}
 
 
-def sources(method: object, family: ModuleType) -> dict[str, Source]:
+def code_sources(method: object, family: ModuleType) -> dict[str, CodeSource]:
     """For a record: the file of the method's class, and the file or package of the
     task's family.
 
@@ -124,13 +125,13 @@ def sources(method: object, family: ModuleType) -> dict[str, Source]:
     return {part: _source(path) for part, path in files.items()}
 
 
-def _source(path: Path) -> Source:
+def _source(path: Path) -> CodeSource:
     files = [path, *imports_of(path)]
     current = [_digest(file) for file in files]
     # as this process runs them
     at_start = [AT_START.get(file) or _digest(file) for file in files]
     imports = hashlib.sha256(" ".join(at_start[1:]).encode()).hexdigest()[:16]
-    source: Source = {"file": path.name, "sha256": at_start[0], "imports": imports}
+    source: CodeSource = {"file": path.name, "sha256": at_start[0], "imports": imports}
     # the commits of another project are not known here
     if not path.is_relative_to(ROOT):
         source["uncommitted"] = None
@@ -323,7 +324,7 @@ def conditions(
     }
 
 
-def changes(earlier: Conditions, later: Conditions) -> str:
+def changed_conditions(earlier: Conditions, later: Conditions) -> str:
     """What differs between the conditions of two attempts, in words."""
     texts = []
     for key in {**earlier, **later}:

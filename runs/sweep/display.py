@@ -17,7 +17,13 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from runs.command.errors import rank
-from runs.record.cell import Metric, kept_epoch, number_of_texts, one_class, text_score
+from runs.record.cell import (
+    ReportedMetric,
+    kept_epoch,
+    number_of_texts,
+    one_class,
+    text_score,
+)
 from runs.record.ledger import read_regular, run_folder
 from runs.record.schema import TEXT_SCORES, Record
 from runs.record.text import duration, plural
@@ -198,7 +204,7 @@ def event_words(event: Event) -> str:
         if event.get("metrics"):
             parts.append(reward_words(event["metrics"]))
         if event["metric"] is not None:
-            metric = Metric(event["metric_name"], scale=event["scale"])
+            metric = ReportedMetric(event["metric_name"], scale=event["scale"])
             score = metric.text(event["metric"])
             best = metric.text(event["best"])
             parts.append(f"dev {metric.name} {score} (best {best})")
@@ -259,7 +265,7 @@ def result_words(record: Record) -> str:
 
 def _marked(record: Record, epoch: str, score: float | None) -> str:
     """The score of an epoch, best or last, with a mark where what it left is kept."""
-    text = "-" if score is None else Metric.of_record(record).text(score)
+    text = "-" if score is None else ReportedMetric.of_record(record).text(score)
     keep = record["config"]["keep"]
     kept_epochs: tuple[str, ...] = ("best", "last")
     if keep != "both":

@@ -12,7 +12,7 @@ from runs.command.errors import UserError
 from runs.record.cell import hash_of
 from runs.run.definition import Run
 from runs.run.identity import start_file
-from runs.run.methods import make_method, method_problem
+from runs.run.methods import method_of_settings, method_problem
 from runs.run.provenance import code_state
 from tasks.images import preprocessing
 
@@ -51,10 +51,10 @@ def _check_start(run: Run) -> None:
     adapter that the run names."""
     import vera
 
-    method = make_method(run.method)
+    method = method_of_settings(run.method)
     name: str | Path
     if run.start:
-        start = make_method(run.start.method)
+        start = method_of_settings(run.start.method)
         name = f"init_from={run.config['init_from']}"
     elif run.config["init_from"]:
         name = start_file(run)

@@ -18,7 +18,7 @@ from runs.config import Launch
 from runs.launchers.contract import ByScript, ByWorkers, Launcher, OnThisMachine
 from runs.machine.fork_server import start_fork_server
 from runs.machine.locks import alone
-from runs.machine.processes import environment, sweep_up_dead
+from runs.machine.processes import process_environment, sweep_up_dead
 from runs.record.cell import is_trial
 from runs.record.configuration import Configuration
 from runs.record.ledger import finished_record, read_measure
@@ -120,7 +120,7 @@ def dry_run(runs: list[Run], launcher: ByScript) -> str:
 # --- before the first run
 
 
-class Plan(NamedTuple):
+class SweepPlan(NamedTuple):
     """What a command will do. replaced: jobs that are done again, with their records.
     places: of this machine, where the launcher uses them."""
 
@@ -134,7 +134,7 @@ def _begin(
     launcher: Launcher,
     runs_to_repeat: Sequence[Run],
     in_this_process: bool,
-) -> Plan:
+) -> SweepPlan:
     """Checks all that can be checked before the first run. Raises UserError."""
     if in_this_process and launcher.name != "serial":
         raise UserError(
@@ -176,7 +176,7 @@ def _begin(
     for job, record in zip(jobs, records, strict=True):
         if record and job.run in runs_to_repeat:
             replaced.append((job, record))
-    return Plan(jobs, replaced, available)
+    return SweepPlan(jobs, replaced, available)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -372,7 +372,7 @@ def _show_table(output: str, selection: list[str], is_wanted: bool) -> None:
         return
     result = subprocess.run(
         [sys.executable, "-m", "analysis.tables", *words],
-        env=environment(),
+        env=process_environment(),
         capture_output=True,
         text=True,
     )

@@ -30,8 +30,8 @@ from torch.optim import Optimizer
 
 import vera
 from runs.command.errors import DeviceError, UserError
+from runs.record.atomic import replacing
 from runs.record.configuration import Configuration, TrainConfig
-from runs.record.ledger import temporary
 from runs.record.schema import CURVE_COLUMNS, Curve, Reach, RightRows, Status
 from runs.run.methods import patterns_of
 from runs.run.provenance import Conditions
@@ -169,15 +169,14 @@ class Checkpoint:
             "numpy": _numpy_state(),
         }
         header = json.dumps(content)
-        metadata = {"header": header, "sha256": digest_of(header, tensors)}
-        with temporary(self.path) as partial:
+        metadata = {"header": header, "sha256": checkpoint_sha256(header, tensors)}
+        with replacing(self.path) as partial:
             try:
                 save_file(tensors, partial, metadata)
             except SafetensorError as error:
                 raise self._os_error(error) from None
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
-            os.replace(partial, self.path)
 
     def _tensors(self, method_state: dict[str, Tensor]) -> dict[str, Tensor]:
         """All that training changes, by PART/NAME, as copies on the CPU."""
@@ -245,7 +244,7 @@ class Checkpoint:
             metadata = file.metadata()
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
-        if digest_of(metadata["header"], tensors) != metadata["sha256"]:
+        if checkpoint_sha256(metadata["header"], tensors) != metadata["sha256"]:
             raise ValueError("its checksum is another")
         header: Plain = json.loads(metadata["header"])
         parts = defaultdict[str, dict[str, Tensor]](dict)
@@ -278,7 +277,7 @@ def _numpy_state() -> list[object]:
     return [kind, np.asarray(words).tolist(), *position]
 
 
-def digest_of(header: str, tensors: dict[str, Tensor]) -> str:
+def checkpoint_sha256(header: str, tensors: dict[str, Tensor]) -> str:
     """SHA-256 of a text and of tensors on the CPU, with their names."""
     digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):
@@ -291,7 +290,7 @@ def digest_of(header: str, tensors: dict[str, Tensor]) -> str:
 # --- the optimizer and its rates
 
 
-class OptimizerGroup(TypedDict):
+class ParameterGroup(TypedDict):
     """A group of parameters, as torch's optimizers take them."""
 
     name: str
@@ -302,12 +301,12 @@ class OptimizerGroup(TypedDict):
 
 def optimizer_groups(
     method: vera.Method, model: nn.Module, train: TrainConfig
-) -> list[OptimizerGroup]:
+) -> list[ParameterGroup]:
     """The optimizer's groups "adapter" and "head" with their rates. Parameters of
     train.lr_by or decay_by, and biases and LayerNorms (no weight decay, except with
     decay_all or decay_by), have groups of their own."""
     rates = train.get("lr_by") or {}
-    groups: list[OptimizerGroup] = []
+    groups: list[ParameterGroup] = []
     named = method.parameter_groups(model)
     names = [name for parameters in named.values() for name in parameters]
     pattern_of = patterns_of(names, rates)
@@ -324,7 +323,7 @@ def optimizer_groups(
         for pattern, decay in itertools.product((None, *rates), decays):
             if not members[pattern, decay]:
                 continue
-            group: OptimizerGroup = {
+            group: ParameterGroup = {
                 "name": _group_title(part, pattern, decay),
                 "lr": base_rate if pattern is None else rates[pattern],
                 "weight_decay": train["weight_decay"] if decay is None else decay,
@@ -366,11 +365,11 @@ def _group_title(part: str, pattern: str | None, decay: float | None) -> str:
 
 
 def make_optimizer(
-    groups: list[OptimizerGroup], train: TrainConfig, device: torch.device
+    groups: list[ParameterGroup], train: TrainConfig, device: torch.device
 ) -> Optimizer:
     """AdamW on these groups, whose parameters are on the device; on an empty one where
     nothing trains."""
-    nothing: OptimizerGroup = {
+    nothing: ParameterGroup = {
         "name": "nothing",
         "lr": 0.0,
         "weight_decay": 0.0,

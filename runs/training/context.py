@@ -24,14 +24,15 @@ import vera
 from runs import models
 from runs.command.errors import Stop, UserError
 from runs.machine.gpus import check_usable
-from runs.record.cell import Metric
+from runs.record.atomic import write_atomically
+from runs.record.cell import ReportedMetric
 from runs.record.configuration import Configuration
-from runs.record.ledger import run_folder, write_atomically
+from runs.record.ledger import run_folder
 from runs.record.schema import Forgetting
 from runs.record.spreadsheet import csv_text
 from runs.run.definition import Run
 from runs.run.identity import start_file
-from runs.run.methods import make_method
+from runs.run.methods import method_of_settings
 from runs.tracking.tracker import Tracker
 from runs.training import predictions
 from runs.training.answer_dev import answer_dev_rows
@@ -76,12 +77,12 @@ class Context:
         if self.accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.accelerator.device)
         report({"phase": "loading"})
-        self.task, self.raw_model, self.method = build(
+        self.task, self.raw_model, self.method = build_training(
             run, self.accelerator.device, start, task
         )
         if "reward" in self.config:
             cast(ExactTask, self.task).answer_dev_rows()
-        self.metric = Metric(
+        self.metric = ReportedMetric(
             self.task.metric, self.task.higher_is_better, self.task.scale
         )
         self.raw_model.to(self.accelerator.device)
@@ -160,7 +161,7 @@ class Context:
         """Writes what the outputs of the dev rows predict (runs/training/predictions.py);
         nothing without a head."""
         if self.task.num_labels and self.accelerator.is_main_process:
-            rows = predictions.table(
+            rows = predictions.prediction_table(
                 self.task, self.task.about("dev"), outputs, self.task.labels("dev")
             )
             write_atomically(self.folder / predictions.NAME, csv_text(rows))
@@ -275,7 +276,7 @@ def make_accelerator(run: Run) -> Accelerator:
     return accelerator
 
 
-def build(
+def build_training(
     run: Run, device: torch.device, start: bool = True, task: tasks.Task | None = None
 ) -> tuple[tasks.Task, Any, vera.Method]:
     """A run's task, its adapted model (on the CPU, or in 4 bit on `device`) and its
@@ -286,7 +287,7 @@ def build(
     init_from names. Without it, for the files of a finished run, another seed draws the
     values, so that what the files lack does not come back."""
     config = run.config
-    method = make_method(run.method)
+    method = method_of_settings(run.method)
     task = task or tasks.load(config["task"])
     seed = config["seed"]
     # Where nothing trains, no file holds the head
@@ -395,7 +396,7 @@ def checkpoint_gradients(model: nn.Module) -> None:
 LARGE_SHARE = 0.05
 
 
-def count(model: nn.Module) -> int:
+def number_of_parameters(model: nn.Module) -> int:
     """A model's parameters; in 4 bit, a byte holds two."""
     return sum(
         p.numel() * (1 if p.is_floating_point() else 2) for p in model.parameters()
@@ -420,7 +421,7 @@ def large_share(method: vera.Method, model: nn.Module) -> list[str]:
     """A sentence where a method other than full fine-tuning trains much of the model
     (without its head)."""
     trained = sum(p.numel() for p in method.adapter_parameters(model).values())
-    share = trained / count(model)
+    share = trained / number_of_parameters(model)
     if method.kind == "full" or share <= LARGE_SHARE:
         return []
     return [

@@ -19,10 +19,10 @@ import torch
 from accelerate.utils import gather_object
 
 import vera
+from runs.record.atomic import write_atomically
 from runs.record.items import pack
-from runs.record.ledger import write_atomically
 from runs.record.schema import DecodedScores, Texts
-from runs.training.checkpoint import digest_of
+from runs.training.checkpoint import checkpoint_sha256
 from runs.training.context import Context
 from runs.training.files import Attempt
 from tasks.base import prompts_at_once
@@ -75,7 +75,7 @@ def decode_epochs(
     if not context.accelerator.is_main_process:  # the main process writes the record
         return None
     write(task, context.folder, texts)
-    entries = scores(task, texts, {"last": epochs[last], "best": epochs[best]})
+    entries = score_entries(task, texts, {"last": epochs[last], "best": epochs[best]})
     for entry in entries:
         print(_summary(entry), flush=True)
     record: Texts = {
@@ -108,7 +108,7 @@ def rehearse(context: Context) -> None:
         cast(Written, context.task).rehearse(context.raw_model)
 
 
-def scores(
+def score_entries(
     task: Written, texts: Mapping[str, TextsByVariant], epochs: Mapping[str, float]
 ) -> list[DecodedScores]:
     """An entry for each epoch (last, best) and variant; the protocol's variant of the
@@ -150,7 +150,7 @@ def write(task: Written, folder: Path, texts: Mapping[str, TextsByVariant]) -> N
     task.write(folder, files)
 
 
-def read(task: Written, folder: Path) -> dict[str, TextsByVariant]:
+def read_texts(task: Written, folder: Path) -> dict[str, TextsByVariant]:
     """The texts of a finished run for the last and the best epoch. Raises ValueError
     where one is missing."""
     last = _read_epoch(task, folder / "decoded_last.jsonl")
@@ -307,7 +307,7 @@ def weights(context: Context) -> str:
     for name, parameter in context.raw_model.named_parameters():
         if parameter.requires_grad:
             trained[name] = parameter.detach().cpu()
-    return digest_of("", trained)[:16]
+    return checkpoint_sha256("", trained)[:16]
 
 
 def _line(value: Mapping[str, Any]) -> str:

@@ -17,18 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from runs.command.errors import UserError
-from runs.machine.hashes import digest
+from runs.machine.hashes import files_sha256
 from runs.machine.processes import is_dead
+from runs.record.atomic import link_or_fail, write_atomically
 from runs.record.cell import hash_of
 from runs.record.ledger import (
     finished_record,
-    link_or_fail,
     read_record,
     read_regular,
     record_path,
     record_text,
     run_folder,
-    write_atomically,
 )
 from runs.record.schema import FINISHED, SCHEMA, FailedRecord, Record
 from runs.run.definition import Run
@@ -144,7 +143,7 @@ class Attempt:
         into the run's folder. Returns False where another attempt has finished before:
         its record and files stay, and this one's are removed."""
         files = self._results(record["config"]["keep"])
-        record["files"] = {name: digest(file) for name, file in files.items()}
+        record["files"] = {name: files_sha256(file) for name, file in files.items()}
         if not self._create(record):
             return False
         tidy(self.output, record)
@@ -250,7 +249,7 @@ def tidy(output: str | Path, record: Record) -> None:
     for name, sha256 in files.items():
         candidates = [folder / name, *attempts.glob(f"*/{name}")]
         for path in candidates:
-            if digest(path) == sha256:
+            if files_sha256(path) == sha256:
                 # another command does the same now
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(path, folder / name)

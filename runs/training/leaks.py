@@ -11,7 +11,7 @@ from runs.run.definition import Run
 from tasks.exact import ExactTask
 
 
-def check_start(run: Run, task: ExactTask) -> None:
+def refuse_leaked_start(run: Run, task: ExactTask) -> None:
     """Raises UserError where the run that this one starts from, or one before it, was
     trained on a held-out or test problem of this run. Of an adapter file nothing is
     known."""

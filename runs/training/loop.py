@@ -22,13 +22,13 @@ from runs.command.errors import Stop, StoppedError, rank
 from runs.record.cell import complete_scores, dev_halves, kept_epoch
 from runs.record.items import METRIC_OF_ITEMS, pack
 from runs.record.schema import Code, Forgetting, Texts
-from runs.record.steps import Plan
+from runs.record.steps import StepPlan
 from runs.run.definition import Run, check_dev_rows, epoch_batches
 from runs.run.provenance import (
-    changes,
+    changed_conditions,
+    code_sources,
     code_state,
     conditions,
-    sources,
     write_configuration,
 )
 from runs.training.checkpoint import (
@@ -52,7 +52,7 @@ from runs.training.determinism import is_slow_in_bf16, not_deterministic
 from runs.training.dtypes import check_dtypes
 from runs.training.effect import effect_note, estimate_effect
 from runs.training.files import CHECKPOINT, Attempt
-from runs.training.leaks import check_start
+from runs.training.leaks import refuse_leaked_start
 from runs.training.objective import Likelihood, Objective
 from runs.training.reward import Reward
 from tasks.exact import ExactTask
@@ -86,12 +86,12 @@ class Training(Context):
         super().__init__(run, run_id, report, folder=self.attempt.folder)
         check_dtypes(self.raw_model, self.config)
         if self.config["init_from"] and isinstance(self.task, ExactTask):
-            check_start(run, self.task)
+            refuse_leaked_start(run, self.task)
         self.stop = stop or Stop()
         # Read now, since files may be edited during the run.
         self.code: Code = code_state().copy()
         family = tasks.family(self.config["task"])
-        self.code["sources"] = sources(self.method, family)
+        self.code["sources"] = code_sources(self.method, family)
         self.base_loss = self.base_text_loss()  # now: a checkpoint has other values
         self.forgetting: Forgetting | None = None
         self.parameters = {
@@ -110,7 +110,7 @@ class Training(Context):
         self.checkpoint = Checkpoint(path, run_id, self.parameters, optimizer, device)
         self.lengths = self.task.lengths("train")
         check_dev_rows(len(self.task.lengths("dev")))
-        self.plan = Plan.of_run(self.settings, len(self.lengths), bool(self.groups))
+        self.plan = StepPlan.of_run(self.settings, len(self.lengths), bool(self.groups))
         set_rates(optimizer, self.settings, 0, self.plan.total_steps)
         # AdaLoRA distributes its ranks over the steps, so it needs their number.
         self.method.before_training(self.raw_model, self.plan.total_steps)
@@ -458,7 +458,7 @@ class Training(Context):
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
         note = f"at step {self.state.step} of {self.plan.total_steps}"
-        changed = changes(self.state.conditions, conditions_now)
+        changed = changed_conditions(self.state.conditions, conditions_now)
         if changed:
             note += f": {changed}"
             self.state.resumed.append(note)

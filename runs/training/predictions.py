@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 import tasks
-from runs.record.ledger import write_atomically
-from runs.record.spreadsheet import csv_text, read_csv
+from runs.record.atomic import write_atomically
+from runs.record.spreadsheet import csv_text, read_own_csv
 
 NAME = "predictions.csv"
 #: The columns after those that name a row; the last is the probability of a class, for
@@ -24,7 +24,7 @@ LABEL, PREDICTED, CHANCE = "label", "predicted", "p({})"
 TEXTS = ("text", "text_pair")
 
 
-def table(
+def prediction_table(
     task: tasks.Task,
     about: Mapping[str, Sequence[Any]],
     outputs: Any,
@@ -58,7 +58,7 @@ def table(
 def illustrate(task: tasks.Task, folder: Path, when: str) -> None:
     """Writes by_class.csv of the predictions in a finished run's folder, then draws
     them: pictures need more memory than a table. when: their epoch."""
-    rows = read_csv(folder / NAME)
+    rows = read_own_csv(folder / NAME)
     labels = [row[LABEL] for row in rows]
     predicted = [row[PREDICTED] for row in rows]
     classes = getattr(task, "classes", None)

@@ -12,7 +12,7 @@ from runs.run.definition import Run
 BETA1 = 0.9
 
 
-class Reach(NamedTuple):
+class RateReach(NamedTuple):
     """How far a trained number can move at most. constant: under a constant gradient,
     the sum of the learning rates. adam: under any gradient."""
 
@@ -52,7 +52,7 @@ def factors_of(train: TrainConfig, total: int) -> list[float]:
     ]
 
 
-def reach_of(rates: Sequence[float], beta2: float) -> Reach:
+def reach_of(rates: Sequence[float], beta2: float) -> RateReach:
     """The reach of these learning rates, one for each step.
 
     The bound follows from Cauchy and Schwarz: at step t Adam moves a number by at most
@@ -60,17 +60,17 @@ def reach_of(rates: Sequence[float], beta2: float) -> Reach:
     sum over k < t of (b1^2 / b2)^k. Without a second moment's memory (beta2 = 0) only
     the last gradient counts in it, and there is no bound."""
     if not beta2:
-        return Reach(sum(rates), math.inf)
+        return RateReach(sum(rates), math.inf)
     ratio = BETA1**2 / beta2
     bound = geometric = 0.0
     for step, rate in enumerate(rates, 1):
         geometric = 1 + ratio * geometric
         square = (1 - BETA1) ** 2 * (1 - beta2**step) / (1 - beta2) * geometric
         bound += rate * math.sqrt(square) / (1 - BETA1**step)
-    return Reach(sum(rates), bound)
+    return RateReach(sum(rates), bound)
 
 
-def reach_of_run(run: Run, steps: int) -> Reach:
+def reach_of_run(run: Run, steps: int) -> RateReach:
     """The reach of a run's adapter (of the head, where it alone trains)."""
     train = run.config["train"]
     trains_head_alone = run.method["kind"] == "head"

@@ -35,7 +35,7 @@ from runs.run.definition import Run
 from runs.run.identity import data_content, functions_content, model_content, start_id
 from runs.run.methods import BASES, rates_of
 from runs.run.provenance import machine, versions
-from runs.training.context import count
+from runs.training.context import number_of_parameters
 from runs.training.determinism import determinism
 from runs.training.loop import Training
 
@@ -172,7 +172,7 @@ def _parameters(training: Training) -> Parameters:
         "adapter": _elements(groups["adapter"]),
         "head": _elements(groups["head"]),
         "frozen_extra": _elements(vera.frozen_extra(model)),
-        "total": count(model),
+        "total": number_of_parameters(model),
         "formula": method.count(model),
     }
 

@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import vera
-from runs.record.ledger import write_atomically
+from runs.record.atomic import write_atomically
 from runs.run.reward_functions import (
     check_functions,
     completion_limit,
@@ -48,7 +48,7 @@ PERMUTATION_STREAM = 2
 
 
 @dataclass(frozen=True)
-class Group:
+class CompletionGroup:
     """A prompt's completions and their scores, by completion and function."""
 
     row: int
@@ -173,7 +173,7 @@ class Reward:
     # --- sampling and scoring
 
     @torch.no_grad()
-    def _sample(self, rows: list[int], step: int) -> list[Group]:
+    def _sample(self, rows: list[int], step: int) -> list[CompletionGroup]:
         """The step's groups in the order of the rows. Processes share the blocks."""
         accelerator = self.context.accelerator
         size = prompts_of_block(self.context.config)
@@ -208,16 +208,16 @@ class Reward:
             ]
         )
 
-    def _score(self, row: int, completions: list[list[int]]) -> Group:
+    def _score(self, row: int, completions: list[list[int]]) -> CompletionGroup:
         exercise = self.exercises[row]
         texts = [self.task.text(ids) for ids in completions]
         scores = [
             [function.score(exercise, text) for function in self.functions]
             for text in texts
         ]
-        return Group(row, completions, texts, scores)
+        return CompletionGroup(row, completions, texts, scores)
 
-    def _rewards(self, groups: Sequence[Group]) -> Tensor:
+    def _rewards(self, groups: Sequence[CompletionGroup]) -> Tensor:
         """The weighted sum of the scores (prompts, samples)."""
         scores = torch.tensor([group.scores for group in groups])
         factors = torch.tensor([function.weight for function in self.functions])
@@ -269,7 +269,7 @@ class Reward:
     # --- what is shown
 
     def _measure(
-        self, groups: Sequence[Group], rewards: Tensor, lengths: Tensor
+        self, groups: Sequence[CompletionGroup], rewards: Tensor, lengths: Tensor
     ) -> None:
         """Fills the step's metrics, under TRL's names."""
         last_tokens = [ids[-1] for group in groups for ids in group.completions]
@@ -290,7 +290,7 @@ class Reward:
                 self.metrics[name] = float(scores[:, :, index].mean())
 
     def _write_samples(
-        self, groups: Sequence[Group], rewards: Tensor, step: int
+        self, groups: Sequence[CompletionGroup], rewards: Tensor, step: int
     ) -> None:
         """Adds some of a step's completions to samples.jsonl every
         reward.samples_every steps."""

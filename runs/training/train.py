@@ -11,9 +11,10 @@ import traceback
 from typing import TYPE_CHECKING, Any, cast
 
 from runs.command.errors import DeviceError, Stop, StoppedError, is_users
+from runs.record.atomic import replacing
 from runs.record.cell import kept_epoch
 from runs.record.configuration import Configuration
-from runs.record.ledger import finished_record, run_folder, temporary
+from runs.record.ledger import finished_record, run_folder
 from runs.record.schema import Record
 from runs.record.text import FULL, describe
 from runs.run.definition import Run
@@ -139,9 +140,8 @@ class Reporter:
         self.written_at = time_s
         process = {"host": os.uname().nodename, "pid": os.getpid()}
         # a full disk must not stop the run here
-        with contextlib.suppress(OSError), temporary(self.path) as partial:
+        with contextlib.suppress(OSError), replacing(self.path) as partial:
             partial.write_text(json.dumps(self.latest | process))
-            os.replace(partial, self.path)
 
 
 def train(training: "Training", tracking: Tracking | None = None) -> Record:

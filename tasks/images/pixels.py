@@ -101,7 +101,7 @@ class Preprocessing:
         """The model's pixels of an image, uint8 (3, height, width), or the reason why
         it cannot be read."""
         try:
-            image = decode(item)
+            image = decode_image(item)
         except BadImageError as error:
             return error
         if isinstance(self.resize, int):
@@ -287,7 +287,7 @@ def _formats() -> list[str]:
     return [form for form in FORMATS if form in Image.OPEN]
 
 
-def decode(item: Item) -> Image.Image:
+def decode_image(item: Item) -> Image.Image:
     """The first frame as RGB, rotated by its EXIF, with transparent parts on white.
     Raises BadImageError, also for a format that is not one of FORMATS."""
     try:
@@ -357,7 +357,7 @@ def read_all(
             images = pool.map(target.read, [item for item, _ in batch])
             for image, (_, name) in zip(images, batch, strict=True):
                 if isinstance(image, BadImageError):
-                    problems.append(f"{printable(name)} ({image})")
+                    problems.append(f"{printable_name(name)} ({image})")
                 else:
                     yield image
     if problems:
@@ -367,7 +367,7 @@ def read_all(
         raise DataError(f"{len(problems)} images cannot be read: {text}")
 
 
-def printable(name: str) -> str:
+def printable_name(name: str) -> str:
     """An image's name; of one that is no UTF-8, its bytes as Python writes them."""
     return name.encode("utf-8", "backslashreplace").decode()
 

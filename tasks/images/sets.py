@@ -70,7 +70,7 @@ class ImageSet:
     test: Pool | None
 
 
-def read(files: Mapping[str, Path], settings: Settings) -> ImageSet:
+def read_images(files: Mapping[str, Path], settings: Settings) -> ImageSet:
     """The data set in the files of `local_files`, without decoding images. Raises
     DataError where classes of the splits differ, and for damaged files."""
     if all(path.suffix == ".parquet" for path in files.values()):

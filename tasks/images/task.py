@@ -23,10 +23,10 @@ from tasks.base import (
     fixed_subset,
     unquoted,
 )
-from tasks.fetch import cache_folder, content, data_folder
+from tasks.fetch import cache_folder, data_folder, pinned_content
 from tasks.files import stamp
 from tasks.images import sets
-from tasks.images.pixels import Preprocessing, prepared, printable, read_all
+from tasks.images.pixels import Preprocessing, prepared, printable_name, read_all
 from tasks.images.sets import ImageSet, Pool, local_files
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def source(settings: Settings) -> Source:
     if settings.get("data_dir"):
         return Source(files=_local(settings, Path(settings["data_dir"])))
     if settings.get("hub"):
-        pinned = content(settings["hub"], settings.get("revision"), "dataset")
+        pinned = pinned_content(settings["hub"], settings.get("revision"), "dataset")
         return Source(pinned=pinned)
     if settings["name"] == "digits":
         import sklearn.datasets
@@ -67,7 +67,7 @@ def load(settings: Settings) -> "ImageTask":
     wrong setting."""
     if settings.get("data_dir") or settings.get("hub"):
         files = _local(settings, data_folder(settings, _patterns(settings), COPY))
-        images = sets.read(files, settings)
+        images = sets.read_images(files, settings)
         key = json.dumps([settings["image_column"], _stamps(files)])
     else:
         source(settings)  # which refuses others
@@ -123,7 +123,7 @@ class Split:
     @property
     def names(self) -> list[str]:
         """The name of each row's image."""
-        return [printable(self.pool.names[row]) for row in self.rows]
+        return [printable_name(self.pool.names[row]) for row in self.rows]
 
 
 class ImageTask(Task):
@@ -359,7 +359,7 @@ class ImageTask(Task):
 
         dev = self._splits["dev"]
         rows = fixed_subset(len(dev.rows), SHOWN_IMAGES, self.name)
-        pictures.grid(
+        pictures.draw_grid(
             folder / "predictions.png",
             dev.pixels[dev.places[rows]],
             dev.labels[rows],

@@ -14,11 +14,11 @@ from tasks.mt_bench.questions import (
     BENCHES,
     INSTEAD,
     Question,
-    data_folder,
+    bench_folder,
     prompts,
     read_answers,
     read_questions,
     temperature,
     write_answers,
 )
-from tasks.mt_bench.scores import Summary, judged, summary, table
+from tasks.mt_bench.scores import Summary, bench_summary, bench_table, judged

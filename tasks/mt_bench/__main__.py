@@ -22,8 +22,8 @@ from typing import Any
 
 from tasks.base import DataError
 from tasks.mt_bench.judging import Judge, Outcome
-from tasks.mt_bench.questions import BENCHES, data_folder, read_answers, read_questions
-from tasks.mt_bench.scores import judged, table
+from tasks.mt_bench.questions import BENCHES, bench_folder, read_answers, read_questions
+from tasks.mt_bench.scores import bench_table, judged
 
 #: Of request_judgments, as the command names them.
 OPTIONS = ("base_url", "concurrency", "retries", "timeout")
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> int:
     else:
         if asks:
             print(outcome.report(file))
-        print(table(summaries))
+        print(bench_table(summaries))
     return 1 if outcome.failed else 0
 
 
@@ -101,7 +101,7 @@ def _judged(
     options: argparse.Namespace, judge: Judge, file: Path
 ) -> tuple[Outcome, list[dict[str, Any]]]:
     """The scores of each answer file, with the model's name and the file."""
-    folder = data_folder({"mt_bench_dir": options.data})
+    folder = bench_folder({"mt_bench_dir": options.data})
     questions = read_questions(folder, options.bench)
     names, systems = [], []
     for path in options.answers:

@@ -68,7 +68,7 @@ def temperature(category: str) -> float:
     return TEMPERATURES.get(category, DEFAULT_TEMPERATURE)
 
 
-def data_folder(settings: Settings) -> Path:
+def bench_folder(settings: Settings) -> Path:
     """The folder with judge_prompts.jsonl and one folder for each bench:
     settings["mt_bench_dir"], else from the hub. Raises DataError where there is
     none."""

@@ -72,10 +72,10 @@ def judged(
             messages += prompts(folder, bench, questions, answers).values()
         outcome = request_judgments(messages, judge, file, progress=True, **options)
     saved = read_judgments(file)
-    return outcome, [summary(*system, judge, saved) for system in systems]
+    return outcome, [bench_summary(*system, judge, saved) for system in systems]
 
 
-def summary(
+def bench_summary(
     folder: Path,
     bench: str,
     answers: Mapping[int, Sequence[str]],
@@ -169,7 +169,7 @@ def _interval(rated: "pd.DataFrame") -> tuple[float | None, float | None]:
     return float(low), float(high)
 
 
-def table(summaries: Sequence[Mapping[str, Any]]) -> str:
+def bench_table(summaries: Sequence[Mapping[str, Any]]) -> str:
     """A table with a row for each summary (with its "model"), and a line below for each
     incomplete one."""
     import pandas as pd

@@ -11,7 +11,7 @@ from analysis.inference import Verdict
 from analysis.results.answers import RowOfSize, RowsOfSize, costs_of, rows_of_size
 from analysis.results.claims import Comparison, Finding, claims
 from analysis.results.findings import findings
-from analysis.results.study_rows import over_tasks, study_rows
+from analysis.results.study_rows import rows_over_tasks, study_rows
 from runs.command.errors import UserError
 
 pytestmark = pytest.mark.properties
@@ -70,7 +70,7 @@ def test_rows_of_about_veras_size_are_ordered_by_their_means():
         large = record["cell"]["row"] == "lora_r10"
         record["parameters"]["adapter"] = 9_000 if large else 1_000
     frame = runs(of_ledger)
-    compared = over_tasks(study_rows(frame).alike)
+    compared = rows_over_tasks(study_rows(frame).alike)
     small = rows_of_size(compared, frame)
     assert small.vera_parameters == 1_000
     assert small.parameters == (1_000, 1_000)

@@ -50,18 +50,20 @@ def test_every_exact_count_is_the_printed_one_rounded_or_has_a_note():
 
 def test_a_row_of_words_is_counted_with_what_chance_alone_gives():
     words = ["reproduced"] * 4 + ["inconclusive"] * 3 + ["not reproduced"] * 13
-    assert beside.summary(words) == (
+    assert beside.verdict_summary(words) == (
         "reproduced 4/20, inconclusive 3, not reproduced 13 (1 by chance)"
     )
     assert (
-        beside.summary([*["inside our interval"] * 2, "outside our interval"])
+        beside.verdict_summary([*["inside our interval"] * 2, "outside our interval"])
         == "inside 2/3"
     )
-    mixed = beside.summary(["reproduced", "outside our interval"])
+    mixed = beside.verdict_summary(["reproduced", "outside our interval"])
     assert mixed == (
         "reproduced 1/1, inconclusive 0, not reproduced 0 (0.05 by chance), inside 0/1"
     )
-    assert beside.summary(["not run", "quoted", "incomplete", "other size"]) == ""
+    assert (
+        beside.verdict_summary(["not run", "quoted", "incomplete", "other size"]) == ""
+    )
 
 
 def of_table_2(*records):

@@ -82,7 +82,7 @@ def test_errors_are_one_line(monkeypatch):
     monkeypatch.setattr(dashboard, "check_account", lambda: None)
     monkeypatch.setattr(
         dashboard,
-        "save",
+        "save_workspace",
         lambda *_: (_ for _ in ()).throw(RuntimeError("no such team\nmore")),
     )
     with pytest.raises(

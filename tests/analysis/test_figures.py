@@ -12,7 +12,7 @@ from analysis import figures
 from analysis.figures import pareto
 from analysis.figures.__main__ import main
 from analysis.figures.figure import canvas
-from analysis.figures.layers import measured
+from analysis.figures.layers import measured_values
 from analysis.frame import runs
 from analysis.paper import NAMES
 from analysis.render import to_csv
@@ -184,7 +184,7 @@ def test_odd_measures_are_told_and_never_averaged_in():
     assert of(query, "median", "high", "n") == [0.2, 0.2, 1]
     assert any(note.startswith("5 measures are left out: ") for note in figure.notes)
     assert "query, layer 0: 1 of 2 not finite." in figure.notes
-    assert not [*measured(runs(ledger(records[-1])), odd[-1:], "magnitude", "d")]
+    assert not [*measured_values(runs(ledger(records[-1])), odd[-1:], "magnitude", "d")]
 
 
 # --- figure 4
@@ -480,7 +480,10 @@ def test_an_empty_ledger_has_no_figure_and_an_odd_one_never_raises(name):
 def test_files_are_whole_and_the_same_each_time(tmp_path):
     (figure,) = made("figure6", [], fit())
     first, second = (
-        {path.name: path.read_bytes() for path in figures.save(figure, tmp_path / name)}
+        {
+            path.name: path.read_bytes()
+            for path in figures.save_figure(figure, tmp_path / name)
+        }
         for name in "ab"
     )
     assert first == second

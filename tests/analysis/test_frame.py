@@ -14,7 +14,6 @@ from analysis.frame import (
     CELL_KEY,
     cells,
     comparable_costs,
-    count_seeds,
     every_variant,
     runs,
 )
@@ -277,10 +276,3 @@ def test_costs_are_compared_between_rows_of_the_same_tasks_data_precision_and_de
     made[0]["device"] = {"type": "cpu", "name": "another CPU"}
     assert comparable_costs(cells(runs(ledger(*made)))).seconds.isna().all()
     assert comparable_costs(cells(runs(ledger(made[2])))).seconds.tolist() == [11]
-
-
-@pytest.mark.parametrize(
-    ("seeds", "count"), [("0,1,2", 3), ("range(20)", 20), ("range(5,9)", 4), (7, 1)]
-)
-def test_the_seeds_of_a_preset_are_counted_as_hydra_counts_them(seeds, count):
-    assert count_seeds(str(seeds)) == count

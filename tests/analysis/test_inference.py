@@ -15,13 +15,12 @@ from analysis.inference import (
     equivalence_verdict,
     fisher_p,
     holm,
-    mcnemar_p,
     mean_of,
     median_variance,
     outlying,
     over_seeds_and_items,
     over_tasks,
-    over_trained_pairs,
+    plain_mean_over_tasks,
     power_over_tasks,
     random_effects,
     seeds_to_decide,
@@ -320,6 +319,10 @@ def simulated(seed, pairs, between, collapses, effect, draws=DRAWS, within=1.7):
     return np.where(seeds < pairs, differences, np.nan), collapsed
 
 
+def of_trained_pairs(differences, collapsed):
+    return plain_mean_over_tasks(np.where(collapsed, np.nan, differences))
+
+
 @pytest.mark.parametrize("collapses", [0, 1])
 @pytest.mark.parametrize("between", [0.0, 0.7])
 @pytest.mark.parametrize("pairs", [(2, 2), (3, 3), (5, 5), (2, 5)])
@@ -329,9 +332,9 @@ def test_a_verdict_over_tasks_is_rarely_false(tasks, pairs, between, collapses):
     pairs = np.resize(pairs, tasks)
     collapses = np.where(np.arange(tasks) < 2, collapses, 0)
     seed = 100 * tasks + 10 * pairs.sum()
-    mean = over_trained_pairs(*simulated(seed, pairs, between, collapses, 0.0))
+    mean = of_trained_pairs(*simulated(seed, pairs, between, collapses, 0.0))
     assert (mean.sign() != 0).mean() <= FALSE
-    mean = over_trained_pairs(*simulated(seed, pairs, between, collapses, -1.0))
+    mean = of_trained_pairs(*simulated(seed, pairs, between, collapses, -1.0))
     assert mean.is_within(1.0).mean() <= FALSE
 
 
@@ -348,7 +351,7 @@ def test_the_rule_finds_what_matters_in_the_published_design_and_rarely_errs():
         differences, collapsed = simulated(
             1, PUBLISHED_PAIRS, 0.9, PUBLISHED_COLLAPSES, effect, draws=20_000
         )
-        signs[effect] = over_trained_pairs(differences, collapsed).sign()
+        signs[effect] = of_trained_pairs(differences, collapsed).sign()
     assert (signs[0.0] != 0).mean() <= 0.055
     assert (signs[-1.2] < 0).mean() >= 0.70
     assert (signs[-2.0] < 0).mean() >= 0.95
@@ -361,7 +364,7 @@ def test_the_rule_finds_what_matters_in_the_published_design_and_rarely_errs():
 def test_the_stated_power_is_that_of_the_simulated_pairs(between):
     pairs = [20, 5, 3, 5, 20]
     stated = power_over_tasks(-2.0, between, 1.7, pairs)
-    mean = over_trained_pairs(*simulated(2, pairs, between, [0] * 5, -2.0, 20_000))
+    mean = of_trained_pairs(*simulated(2, pairs, between, [0] * 5, -2.0, 20_000))
     assert stated == pytest.approx((mean.sign() < 0).mean(), abs=0.015)
 
 
@@ -480,14 +483,6 @@ def test_items_of_one_unit_count_as_one_item():
         over_seeds_and_items(x, y, units=[1, 2])
     with pytest.raises(ValueError, match="two seeds"):
         over_seeds_and_items(x[:1], y[:1])
-
-
-def test_mcnemars_test_is_for_two_single_runs():
-    x = np.array([True] * 10 + [False] * 3 + [True] * 50)
-    y = np.array([False] * 10 + [True] * 3 + [True] * 50)
-    assert mcnemar_p(x, y) == pytest.approx(scipy.stats.binomtest(3, 13).pvalue)
-    with pytest.raises(ValueError, match="two single runs"):
-        mcnemar_p(np.stack([x, x]), np.stack([y, y]))
 
 
 # --- a study of many rows

@@ -40,7 +40,7 @@ def output(tmp_path_factory):
 @pytest.mark.usefixtures("process")
 @pytest.mark.parametrize("name", build.NAMES)
 def test_a_notebook_runs_on_a_small_ledger(name, output):
-    path = build.build(name, output)
+    path = build.build_notebook(name, output)
     code = [
         cell
         for cell in json.loads(path.read_text())["cells"]

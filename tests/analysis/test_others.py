@@ -14,8 +14,8 @@ from analysis.others import (
     others,
     range_texts,
     report_lines,
+    reported_sources,
     reports_of,
-    sources,
 )
 from analysis.paper import GLUE, IMAGES, numbers
 from analysis.results import others_page
@@ -31,9 +31,9 @@ PAPER = (
 )
 
 
-@pytest.mark.parametrize("source", sources())
+@pytest.mark.parametrize("source", reported_sources())
 def test_a_source_says_where_its_numbers_are_from(source):
-    of = sources()[source]
+    of = reported_sources()[source]
     assert all(of[key] for key in ("name", "cite", "url", "where", "read", "note"))
     for part in of["parts"]:
         for row in part["rows"]:

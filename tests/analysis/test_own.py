@@ -7,7 +7,7 @@ from ledgers import ledger, notes, record, seeds
 from analysis import tables
 from analysis.command import open_ledger, own_and_published, select_records
 from analysis.frame import cells, runs
-from analysis.notes import deviations
+from analysis.notes import deviation_notes
 from analysis.notes import notes as notes_of
 from analysis.tables.__main__ import main
 from runs.command.errors import UserError
@@ -193,6 +193,8 @@ def test_the_command_shows_a_part_and_refuses_what_there_is_not_in_one_line(
         write_record(tmp_path, one)
     assert main(["table2", "model=minilm", "seed=0,2", *own]) == 0
     assert " 80.0 +-14.1 (2/5) |" in capsys.readouterr().out
+    assert main(["table2", "model=minilm", "seed=range(0,3,2)", *own]) == 0
+    assert " 80.0 +-14.1 (2/5) |" in capsys.readouterr().out
     # of the paper's columns, too
     assert main(["table2", "model=roberta_base", "task=mrpc", *own]) == 0
     assert "| VeRA | paper | 0.043M | 89.5 +-0.5 | quoted |" in " ".join(
@@ -262,7 +264,7 @@ def test_a_rank_that_a_rows_name_says_is_no_deviation_and_a_part_of_the_data_is_
         f"{told['deviations'][0]} (full on rte)",
         "trained on 10 rows and evaluated on 10 (head on rte)",
     ]
-    assert deviations(both) == words
+    assert deviation_notes(both) == words
 
 
 def test_what_holds_for_every_row_of_a_task_is_said_once():
@@ -272,8 +274,8 @@ def test_what_holds_for_every_row_of_a_task_is_said_once():
         *(record(row, "rte") for row in ("vera", "lora")),
     ]
     of_cells = cells(runs(ledger(*rows)))
-    assert deviations(of_cells) == ["images of 112 pixels (all rows on digits)"]
-    assert deviations(of_cells[of_cells.task == "digits"]) == [
+    assert deviation_notes(of_cells) == ["images of 112 pixels (all rows on digits)"]
+    assert deviation_notes(of_cells[of_cells.task == "digits"]) == [
         "images of 112 pixels (all rows)"
     ]
 

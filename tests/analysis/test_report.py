@@ -150,9 +150,10 @@ def test_a_cell_has_its_runs_curves_and_configuration(page):
     assert "somebody" not in page  # where files lay
     # A curve spans its picture, and leaves out what is no number
     assert (
-        report.curve([0.5, 1.0, None, 0.75], 100, 24) == "0.0,22.0 50.0,2.0 100.0,12.0"
+        report.curve_points([0.5, 1.0, None, 0.75], 100, 24)
+        == "0.0,22.0 50.0,2.0 100.0,12.0"
     )
-    assert (report.curve([0.5]), report.curve([])) == (
+    assert (report.curve_points([0.5]), report.curve_points([])) == (
         "0.0,2.0",
         "",
     )

@@ -12,7 +12,7 @@ from analysis import inference, stats, tables
 from analysis.frame import runs
 from analysis.notes import NOTE_LENGTH
 from analysis.paired import BESIDE_FINDINGS, paired_differences
-from analysis.stats import interval, statistics_tables
+from analysis.stats import median_interval_entry, statistics_tables
 from runs.command.errors import UserError
 from runs.record.intervals import RESAMPLES, median_interval
 from runs.record.ledger import write_record
@@ -58,9 +58,9 @@ def test_the_interval_is_scipys_percentile_bootstrap_of_the_median_of_the_values
     # a diverged perplexity
     assert median_interval([5, 6, 7, 8, math.inf]) == (5, math.inf)
     assert median_interval([math.inf, math.inf]) == (math.inf, math.inf)
-    found = interval([3.0, math.nan, 1.0, 2.0], ["a"], 2)
+    found = median_interval_entry([3.0, math.nan, 1.0, 2.0], ["a"], 2)
     assert (found.value, found.high, str(found)) == (1.0, 3.0, "1.00 to 3.00")
-    assert interval([3.0, math.nan], ["a"], 2) == "-"
+    assert median_interval_entry([3.0, math.nan], ["a"], 2) == "-"
 
 
 def test_the_sign_test_and_the_probability_of_improvement_are_scipys():

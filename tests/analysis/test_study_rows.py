@@ -13,7 +13,7 @@ from small import rows, small
 from analysis.frame import runs
 from analysis.paired import paired_differences
 from analysis.results.pages import over_tasks_table, rows_table
-from analysis.results.study_rows import at_end, over_tasks, study_rows
+from analysis.results.study_rows import at_end, rows_over_tasks, study_rows
 
 pytestmark = pytest.mark.properties
 
@@ -147,7 +147,7 @@ def test_rows_stand_beside_vera_over_tasks_by_a_mixed_model():
     made += small("row11", "cola", (0.4, 0.4, 0.0))
     made += small("row11", "mrpc", (0.7, 0.7, 0.7))
     made += small("row11", "sst2", (0.7, 0.7, 0.7))
-    compared = over_tasks(study_of(*made).alike)
+    compared = rows_over_tasks(study_of(*made).alike)
     assert compared.tasks == ("cola", "mrpc", "sst2")
     assert (len(compared.rows), compared.variance.freedom) == (11, 11 * 2)
     names, tasks = [*GAINS], compared.tasks
@@ -174,8 +174,11 @@ def test_rows_stand_beside_vera_over_tasks_by_a_mixed_model():
 
 def test_one_task_is_not_compared_over_tasks():
     made, _ = gains_over_tasks(GAINS)
-    assert over_tasks(study_of(*made[:36]).alike) is None
-    assert over_tasks(study_of(*made).alike, ("cola", "mrpc")).tasks == ("cola", "mrpc")
+    assert rows_over_tasks(study_of(*made[:36]).alike) is None
+    assert rows_over_tasks(study_of(*made).alike, ("cola", "mrpc")).tasks == (
+        "cola",
+        "mrpc",
+    )
 
 
 def test_a_gain_is_a_share_of_that_from_the_head_to_lora():
@@ -186,7 +189,7 @@ def test_a_gain_is_a_share_of_that_from_the_head_to_lora():
             record["parameters"]["adapter"] = 0
         made += heads
     study = study_of(*made)
-    compared = over_tasks(study.alike, gains=study.cells)
+    compared = rows_over_tasks(study.alike, gains=study.cells)
     shares = compared.means.loc["row1"]
     heads = {"cola": 30, "mrpc": 50, "sst2": 50}
     for (_, task), share in shares.items():

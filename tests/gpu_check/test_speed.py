@@ -16,7 +16,7 @@ from runs import models
 from runs.config import expand
 from runs.run import methods
 from runs.run.definition import Run
-from runs.run.methods import make_method
+from runs.run.methods import method_of_settings
 from runs.training.checkpoint import make_optimizer, optimizer_groups
 from runs.training.context import make_accelerator
 
@@ -96,7 +96,7 @@ class Steps:
         outline = models.skeleton(run.config["model"], 2)
         with torch.device(self.accelerator.device):
             self.raw = type(outline)(outline.config)
-        self.method = make_method(run.method)
+        self.method = method_of_settings(run.method)
         self.method.adapt(self.raw)
         groups = optimizer_groups(self.method, self.raw, self.train)
         optimizer = make_optimizer(groups, self.train, self.accelerator.device)

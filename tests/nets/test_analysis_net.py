@@ -13,7 +13,7 @@ import pytest
 from tiers import sample
 
 from analysis import figures, tables
-from analysis.beside import VERDICTS
+from analysis.beside import WITH_SPREAD, WITHOUT_SPREAD
 from analysis.command import own_and_published
 from analysis.frame import reported_cells, runs
 from analysis.inference import mean_of, sign_test
@@ -30,6 +30,17 @@ from runs.record.schema import TEXT_SCORES, Record
 
 pytestmark = pytest.mark.nets
 
+#: All verdicts on a cell that a table may show.
+VERDICTS = {
+    *WITH_SPREAD,
+    *WITHOUT_SPREAD,
+    "incomplete",
+    "other size",
+    "other model",
+    "not in the paper",
+    "not run",
+    "quoted",
+}
 LEDGERS = ("published", "made")
 OF_RECORDS = [
     name for name in ("", *tables.TABLES) if name not in tables.WITHOUT_RECORDS
@@ -100,7 +111,7 @@ def test_verdicts(which, judged):
     same_lines("verdicts.jsonl", lines if which == "made" else ours, ledger=which)
     assert which != "made" or words | {
         line["word"] for line in read_lines("cells.jsonl")
-    } >= {*VERDICTS}
+    } >= VERDICTS
 
 
 @pytest.mark.parametrize("which", LEDGERS)
@@ -174,7 +185,7 @@ def test_notes_of_statistics_are_short(whole, judged):
 @pytest.mark.parametrize("name", ["figure3", "figure5"])
 def test_a_figure_of_measures_is_drawn(name, ledgers, frames, tmp_path):
     made = figures.make(name, ledgers["published"], frames=frames["published"])
-    paths = figures.save(made[0], tmp_path)
+    paths = figures.save_figure(made[0], tmp_path)
     assert {path.suffix for path in paths if path.stat().st_size} == {
         ".pdf",
         ".png",

@@ -22,7 +22,7 @@ from runs.record.cell import is_trial
 from runs.record.ledger import CONF, PUBLISHED, read_study
 from runs.run import identity
 from runs.run.definition import Run
-from runs.run.methods import make_method
+from runs.run.methods import method_of_settings
 from runs.training.checkpoint import optimizer_groups
 
 pytestmark = pytest.mark.nets
@@ -92,7 +92,10 @@ def groups(run, recorded):
 def adapted(base_of, outputs, model, method):
     """Once for all rates; None where one of peft's methods reads the values that a
     skeleton lacks."""
-    base, of = base_of(json.loads(model), outputs), make_method(json.loads(method))
+    base, of = (
+        base_of(json.loads(model), outputs),
+        method_of_settings(json.loads(method)),
+    )
     try:
         of.adapt(base)
     except vera.AdapterError:

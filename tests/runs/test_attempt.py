@@ -37,7 +37,7 @@ from runs.command.errors import DeviceError, Stop, StoppedError, UserError
 from runs.config import expand
 from runs.evaluate import amend
 from runs.machine import locks
-from runs.machine.hashes import check_kept, digest
+from runs.machine.hashes import check_kept, files_sha256
 from runs.machine.locks import Lock, alone, run_lock
 from runs.machine.processes import sweep_up_dead
 from runs.record.ledger import (
@@ -264,7 +264,7 @@ def test_a_record_names_its_files_which_move_in_and_everything_else_goes(place):
     }
     finished = finished_record(output, "run")
     assert finished["files"] == {
-        name: digest(folder / name) for name in (ADAPTER, HEAD)
+        name: files_sha256(folder / name) for name in (ADAPTER, HEAD)
     }
     check_kept(finished, folder / ADAPTER)
     (folder / ADAPTER).write_text("another")
@@ -413,7 +413,7 @@ def test_record_and_files_are_of_one_attempt(
             *straight["files"],
             *CONFIGURATION,
         }
-        files = {name: digest(folder / name) for name in record["files"]}
+        files = {name: files_sha256(folder / name) for name in record["files"]}
         assert record["files"] == files == straight["files"], at
         assert comparable(record) == comparable(straight)
         at += 7 if kind == "e2e_words" else 2 if stop is killed else 5

@@ -8,7 +8,7 @@ from runs.config.budget import ladder_of, rows_with_ladder
 from runs.config.compose import Composer
 from runs.models import skeleton
 from runs.run.identity import run_id
-from runs.run.methods import make_method
+from runs.run.methods import method_of_settings
 
 pytestmark = pytest.mark.contract
 
@@ -25,7 +25,7 @@ def test_a_run_trains_what_its_rung_counts(row):
     rung = ladder.rungs[len(ladder.rungs) // 2]
     (run,) = expand([*words, f"budget={rung.parameters}"])
     model = skeleton(run.config["model"], num_labels=2)
-    method = make_method(run.method)
+    method = method_of_settings(run.method)
     method.adapt(model)
     trained = method.adapter_parameters(model).values()
     assert sum(parameter.numel() for parameter in trained) == rung.parameters

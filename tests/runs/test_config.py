@@ -35,6 +35,7 @@ from runs.config.recipes import check_recipe
 from runs.config.schema import Config
 from runs.machine import hashes
 from runs.record.ledger import run_folder
+from runs.record.override import split_seeds
 from runs.run.identity import run_id
 
 pytestmark = pytest.mark.properties
@@ -51,6 +52,18 @@ def test_the_values_that_help_shows_are_words_that_change_nothing():
         run.config for run in expand(groups)
     ]
     assert len(words) > 40
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["7", "0,1,2", "0, 1", "range(20)", "range(5,9)", "range(5, 9)", "range(0,20,2)"],
+)
+def test_seeds_are_listed_as_hydra_lists_them(text):
+    (override,) = OverridesParser.create().parse_overrides([f"seed={text}"])
+    values = [override.value()]
+    if override.is_sweep_override():
+        values = [*override.sweep_iterator()]
+    assert split_seeds(text) == tuple(map(str, values))
 
 
 HOME = str(Path.home())

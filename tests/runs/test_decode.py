@@ -105,9 +105,9 @@ def test_the_texts_of_the_last_and_the_best_epoch_are_each_of_its_own_adapter(
     for name, which in (("adapter_best", "best"), ("adapter", "last")):
         vera.load(training.raw_model, folder / f"{name}.safetensors")
         texts = training.task.decode(training.raw_model.eval(), [0, 1, 2])
-        assert [t["0.9"] for t in texts] == decode.read(training.task, folder)[which][
-            "0.9"
-        ]
+        assert [t["0.9"] for t in texts] == decode.read_texts(training.task, folder)[
+            which
+        ]["0.9"]
     blocks = (folder / "references.txt").read_text().removesuffix("\n\n").split("\n\n")
     assert len((folder / "last_0.9.txt").read_text().splitlines()) == len(blocks) == 3
     with torch.no_grad():
@@ -271,7 +271,7 @@ def test_scores_that_fail_this_time_stay_as_they_were(e2e_words, monkeypatch):
         "cider": 1.5,
     }
     found["unavailable"] = {"meteor": "no", "rouge_l": "no"}
-    monkeypatch.setattr("tasks.e2e.scores", lambda *_: dict(found))
+    monkeypatch.setattr("tasks.e2e.e2e_scores", lambda *_: dict(found))
     assert check(record) == 0
     again = read_record(path)["texts"]["scores"]
     assert (again[0]["rouge_l"], again[0]["cider"], again[0]["meteor"]) == (

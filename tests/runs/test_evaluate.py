@@ -31,7 +31,7 @@ from runs.record.ledger import (
 )
 from runs.record.redaction import without_paths
 from runs.run.identity import run_id
-from vera.methods.layers import changes
+from vera.methods.layers import layer_changes
 
 pytestmark = pytest.mark.properties
 
@@ -262,7 +262,7 @@ def test_magnitude_is_the_distance_from_the_initial_values(pair):
     for key, start in (("d", 0.1), ("b", 0.0)):
         moved = [
             float((getattr(c, key).detach() - start).double().norm())
-            for c in changes(model)
+            for c in layer_changes(model)
         ]
         assert found["values"][key] == pytest.approx(moved)
     assert min(found["values"]["d"]) > 0

@@ -15,7 +15,7 @@ from runs.config import expand
 from runs.mistakes import dev_rows
 from runs.mistakes import main as mistakes
 from runs.record.cell import is_trial
-from runs.record.spreadsheet import read_csv
+from runs.record.spreadsheet import read_own_csv
 from runs.run.identity import run_id
 from runs.sweep import sweep
 from runs.sweep.pool import Job, Sweep
@@ -134,7 +134,7 @@ def test_every_row_is_judged_by_the_run_that_has_not_seen_it(
     assert out.read_bytes() == content
     with refused("no such folder"):
         mistakes([run, f"output={output}", f"out={tmp_path}/no/suspects.csv"])
-    ranked = read_csv(out)
+    ranked = read_own_csv(out)
     assert sorted(int(row["row"]) for row in ranked) == [*range(1, 37)]
     lines = (tmp_path / "rows.csv").read_text().splitlines()
     for row in ranked:
@@ -186,7 +186,7 @@ def test_the_rows_of_a_file_are_ranked_by_the_run(text_words, tmp_path, capsys):
     ][:1]
     out = tmp_path / "answers.csv"
     call_here("runs.predict", record["id"], str(file), where, f"out={out}", check=0)
-    answers = read_csv(out)
+    answers = read_own_csv(out)
     losses = [float(row["loss"]) for row in answers]
     worst = answers[losses.index(max(losses))]
     assert f"label {worst['label']}" in shown
@@ -222,7 +222,7 @@ def test_planted_errors_come_first_as_often_as_in_cleanlab(tmp_path):
     suspects = tmp_path / "suspects.csv"
     where = f"output={tmp_path}"
     assert mistakes([records[0]["id"], where, f"out={suspects}"]) == 0
-    ranked = [int(row["row"]) - 1 for row in read_csv(suspects)]
+    ranked = [int(row["row"]) - 1 for row in read_own_csv(suspects)]
     rows, _ = dev_rows(records[0], str(tmp_path))
     by_row = sorted(rows, key=lambda row: int(row["row"]))
     given = np.array([NAMES.index(row["label"]) for row in by_row])

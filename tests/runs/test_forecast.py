@@ -26,7 +26,7 @@ from runs.forecast.pace import Planned
 from runs.forecast.work import outline
 from runs.record.folder import RecordFolder
 from runs.record.ledger import read_study, run_folder
-from runs.record.steps import Plan
+from runs.record.steps import StepPlan
 from runs.record.text import duration
 from runs.run import methods
 from runs.run.definition import epoch_batches
@@ -76,7 +76,7 @@ def test_every_count_is_exact_and_a_difference_is_a_non_zero_exit(
     assert [entry for entry in entries if f"{entry['count']:,}" not in printed] == []
     assert f"{len(entries)} counts, 0 wrong" in printed
     monkeypatch.setattr(
-        counts, "count", lambda entry: (8, entry["count"], entry["count"] + 1)
+        counts, "count_of_entry", lambda entry: (8, entry["count"], entry["count"] + 1)
     )
     assert (counts.main([]), "DIFFERS" in capsys.readouterr().out, len(ENTRIES)) == (
         1,
@@ -156,7 +156,7 @@ def test_published_runs_took_the_steps_and_about_the_tokens_that_the_table_says(
         ):
             continue
         train, _ = data._published(config["task"], entry)
-        where = Plan.of_run(config["train"], train.rows)
+        where = StepPlan.of_run(config["train"], train.rows)
         assert where.total_steps == steps, record["id"]
         epochs, rest = divmod(steps, where.steps_per_epoch)
         if not rest:

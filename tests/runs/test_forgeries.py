@@ -7,7 +7,7 @@ import json
 import pytest
 from running import trained
 
-from runs.publishing.study_check import problems, read
+from runs.publishing.study_check import problems_of_study, read_study_folder
 from runs.record.derived import NOT_PROVABLE, contradictions, derived
 from runs.record.items import pack, unpack
 from runs.record.ledger import PUBLISHED, read_study, write_study
@@ -131,7 +131,7 @@ def records():
 def check(records, folder):
     write_study(folder, records)
     (folder / "NOTES.md").write_text("On a laptop.\n")
-    return problems(read(folder))
+    return problems_of_study(read_study_folder(folder))
 
 
 def test_sound_records_have_no_problem(records, tmp_path):

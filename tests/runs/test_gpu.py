@@ -27,7 +27,7 @@ from runs.command.errors import DeviceError, UserError
 from runs.config import expand
 from runs.machine import gpus
 from runs.run.identity import run_id
-from runs.sweep import pool
+from runs.sweep import child, pool
 from runs.tracking.settings import Tracking
 from runs.training import checkpoint, context, determinism
 
@@ -179,7 +179,7 @@ def test_a_command_says_once_that_it_waits_for_a_device_which_its_run_then_sees(
     """The device is given back with the end of the run's process."""
     monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: ForkContext())
     monkeypatch.setattr(
-        pool, "attempt_run", lambda *_: ("failed", os.environ["CUDA_VISIBLE_DEVICES"])
+        child, "attempt_run", lambda *_: ("failed", os.environ["CUDA_VISIBLE_DEVICES"])
     )
     both, (run,) = ["GPU-aaaa", "GPU-bbbb"], expand(words)
     held, looks = [gpus.take(both, 1), gpus.take(both, 1)], itertools.count(1)

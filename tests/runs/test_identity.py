@@ -232,9 +232,9 @@ def test_a_file_is_read_once_in_all_processes_and_a_damaged_note_of_it_is_none(
     path = tmp_path / "weights"
     path.write_bytes(b"weights")
     expected, read = hashlib.sha256(b"weights").hexdigest(), []
-    digest = hashes.digest
+    sha256 = hashes.files_sha256
     monkeypatch.setattr(
-        hashes, "digest", lambda path: read.append(path) or digest(path)
+        hashes, "files_sha256", lambda path: read.append(path) or sha256(path)
     )
     for number, reads in enumerate((1, 1, 2)):
         assert hashes.file_hash(path) == hashes.file_hash(path) == expected

@@ -97,7 +97,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_run(
     image_words, monkeypatch, capsys, tmp_path, drawn
 ):
     """And the last epoch's adapter is kept, which is the one reported."""
-    monkeypatch.setattr("tasks.pictures.grid", lambda *_: 1 / 0)
+    monkeypatch.setattr("tasks.pictures.draw_grid", lambda *_: 1 / 0)
     record = do(image_words)
     assert (
         "the pictures of its predictions were not drawn (ZeroDivisionError"

@@ -15,7 +15,12 @@ from analysis import rows as rows_module
 from analysis.rows import RowMaker
 from runs.record import kept_rows
 from runs.record import ledger as ledger_module
-from runs.record.kept_rows import cache_folder, decode, encode, remove_unused
+from runs.record.kept_rows import (
+    decode_rows,
+    encode_rows,
+    remove_unused,
+    rows_cache_folder,
+)
 from runs.record.ledger import (
     PUBLISHED,
     ROOT,
@@ -37,7 +42,7 @@ def cache(tmp_path, monkeypatch):
     """A cache of its own for each test, which keeps the rows of few records, too."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(kept_rows, "FEWEST_ROWS", 2)
-    return cache_folder()
+    return rows_cache_folder()
 
 
 @pytest.fixture
@@ -268,7 +273,7 @@ ROWS = st.lists(st.lists(VALUES, max_size=4), max_size=3)
 @given(ROWS)
 def test_rows_come_back_with_their_values_and_types(made):
     lines = [[[f"{number}.json", 0, 0, 0], [1, 2, 3]] for number in range(len(made))]
-    decoded = [*decode(encode(lines, made), {})]
+    decoded = [*decode_rows(encode_rows(lines, made), {})]
     assert repr([row for *_, row in decoded]) == repr(made)
     assert [[part, stamp] for part, stamp, _ in decoded] == lines
 
@@ -276,14 +281,14 @@ def test_rows_come_back_with_their_values_and_types(made):
 def test_equal_values_are_in_memory_once():
     settings = {"lr": 0.5, "empty": math.nan}
     lines = [[["a.json"], [1]], [["b.json"], [1]]]
-    text = encode(lines, [["same text", settings], ["same text", settings]])
+    text = encode_rows(lines, [["same text", settings], ["same text", settings]])
     assert len(json.loads(text)["values"]) == 2
     known = {}
-    (*_, first), (*_, second) = decode(text, known)
+    (*_, first), (*_, second) = decode_rows(text, known)
     assert first[1] is second[1]
-    (*_, third), _ = decode(text, known)
+    (*_, third), _ = decode_rows(text, known)
     assert third[1] is first[1]
 
 
 def test_the_cache_is_that_of_everything_else():
-    assert cache_folder().parent == fetch.cache_folder()
+    assert rows_cache_folder().parent == fetch.cache_folder()

@@ -15,14 +15,14 @@ from runs.__main__ import main
 from runs.config import expand
 from runs.config.schema import Launch
 from runs.record import cell, configuration, keys
-from runs.record.cell import defining, id_of, protocol
+from runs.record.cell import defining, id_of, protocol_of
 from runs.record.keys import (
     KEYS,
     PATH,
     RESULT,
-    Added,
+    AddedLater,
+    ConfigPart,
     Key,
-    Part,
     keys_of_part,
     names_with_role,
     nearest_key,
@@ -76,7 +76,7 @@ def test_every_key_of_the_configuration_declares_a_role():
 
 
 def test_a_key_without_a_role_is_an_error():
-    class Forgotten(Part):
+    class Forgotten(ConfigPart):
         size: int = 1
 
     with pytest.raises(TypeError, match=r"task\.size: declare one role"):
@@ -101,7 +101,7 @@ def test_every_published_id_follows_from_its_record():
             row=record["cell"]["row"],
             model=record["model"],
             data=record["data"]["content"],
-            protocol=protocol(record),
+            protocol=protocol_of(record),
             start=(record.get("start") or {}).get("id"),
         )
         if computed != record["id"]:
@@ -143,7 +143,7 @@ def test_a_new_key_is_in_no_id_at_its_neutral_value(group, monkeypatch):
     (run,) = expand(["model=minilm", "task=reviews", "method=vera"])
     before = defining(run.config)
     name = f"{group}.added_later"
-    monkeypatch.setitem(KEYS, name, Key(name, RESULT, "text", Added("as before")))
+    monkeypatch.setitem(KEYS, name, Key(name, RESULT, "text", AddedLater("as before")))
     uncached = cell.keys_of_group.__wrapped__  # which sees the added key
     monkeypatch.setattr(cell, "keys_of_group", uncached)
     settings = []
@@ -156,8 +156,8 @@ def test_a_new_key_is_in_no_id_at_its_neutral_value(group, monkeypatch):
 
 
 def test_a_marker_says_from_when_on_a_key_counts_in_which_families():
-    class Later(Part):
-        grouped: Annotated[bool, RESULT, Added(True, ("glue",))] = True
+    class Later(ConfigPart):
+        grouped: Annotated[bool, RESULT, AddedLater(True, ("glue",))] = True
 
     (key,) = keys_of_part(Later, "task")
     values_and_families = [(True, "glue"), (False, "glue"), (True, "maths")]

@@ -26,7 +26,7 @@ from runs.record.sweeps import read_sweep, sweep_names
 from runs.run import methods
 from runs.run.definition import with_starts
 from runs.run.identity import run_id
-from runs.run.methods import make_method, patterns_of, rates_of
+from runs.run.methods import method_of_settings, patterns_of, rates_of
 from runs.run.provenance import changed
 from runs.sweep import sweep
 from runs.sweep.display import Display, result_words
@@ -198,7 +198,7 @@ PEFTS = {
 def test_rows_train_as_many_parameters_as_pefts_results_print(row):
     (run,) = expand(["experiment=metamath_peft", "seed=0", f"method={row}"])
     model = models.skeleton(run.config["model"], num_labels=0)
-    method = make_method(run.method)
+    method = method_of_settings(run.method)
     method.adapt(model)
     assert (
         sum(p.numel() for p in method.adapter_parameters(model).values()) == PEFTS[row]
@@ -281,7 +281,7 @@ def test_a_method_outside_of_the_clone_trains_and_its_record_names_its_source(
     (own / "code" / "own_method_of_a_test.py").write_text(OWN + "# another version\n")
     assert changed(record) == ["own_method_of_a_test.py"]
     (run,) = expand(mine)
-    assert isinstance(make_method(run.method), vera.METHODS["own_biases"])
+    assert isinstance(method_of_settings(run.method), vera.METHODS["own_biases"])
 
 
 @pytest.mark.usefixtures("process")
@@ -340,7 +340,7 @@ def test_what_is_no_method_or_fails_to_import_is_one_line_with_its_error(
         "broken.", "broken_method_of_a_test."
     )
     with refused(kind, message):
-        make_method({"kind": kind})
+        method_of_settings({"kind": kind})
     # as an adapter file names it
     with pytest.raises(vera.AdapterError, match="no method of kind"):
         vera.make_method(kind)
@@ -484,7 +484,7 @@ def test_a_recipe_has_the_groups_of_its_authors(cell):
     wanted = [
         re.fullmatch("(.+)=(.+)/(.+)", part).groups() for part in AUTHORS[cell].split()
     ]
-    method = make_method(run.method)
+    method = method_of_settings(run.method)
     outline = methods.adapted(of_two_layers(run.config["model"]), method)
     groups, names = (
         optimizer_groups(method, outline, run.config["train"]),

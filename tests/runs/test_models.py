@@ -45,9 +45,9 @@ from runs.config import expand
 from runs.models import wheels
 from runs.record.ledger import CONF, in_conf, read_record
 from runs.run.identity import model_content
-from runs.training.context import build
+from runs.training.context import build_training
 from tasks import fetch
-from tasks.fetch import cached, content, snapshot
+from tasks.fetch import cached, pinned_content, snapshot
 
 pytestmark = pytest.mark.properties
 
@@ -226,7 +226,7 @@ def test_each_file_of_the_embedded_encoder_that_is_read_is_as_published(
         lambda name, *of: spec if name == package else find(name, *of),
     )
     assert models.fetch(model) == folder
-    read = [path.name for path in models.files(folder)]
+    read = [path.name for path in models.model_files(folder)]
     assert {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt"} <= set(
         read
     )
@@ -645,11 +645,11 @@ def test_a_branch_or_tag_is_the_commit_that_it_was_fetched_at(tmp_path, monkeypa
         ("v2", other),
         (other, other),
     ):
-        assert content("me/set", revision, "dataset") == f"me/set@{commit}"
+        assert pinned_content("me/set", revision, "dataset") == f"me/set@{commit}"
         assert cached("me/set", revision, "dataset") == folder / "snapshots" / commit
-    assert content("me/set", "v3", "dataset") is None
+    assert pinned_content("me/set", "v3", "dataset") is None
     # not here, and pinned all the same
-    assert content("me/set", "c" * 40, "dataset") == f"me/set@{'c' * 40}"
+    assert pinned_content("me/set", "c" * 40, "dataset") == f"me/set@{'c' * 40}"
 
 
 # --- wheels
@@ -858,7 +858,7 @@ def test_a_text_is_cut_where_positions_behind_the_padding_index_end(
         "train.max_length=600",
     ]
     (run,) = expand(words)
-    task, model, _ = build(run, torch.device("cpu"))
+    task, model, _ = build_training(run, torch.device("cpu"))
     assert max(task.lengths("train")) == config["max_position_embeddings"] - padding - 1
     batch = {
         key: torch.from_numpy(values)

@@ -29,7 +29,7 @@ from runs.export import main as export
 from runs.mistakes import main as mistakes
 from runs.publish import main as publish
 from runs.record.ledger import read_record, record_path, run_folder, write_record
-from runs.record.spreadsheet import read_csv
+from runs.record.spreadsheet import read_own_csv
 from runs.sweep.display import result_words
 from runs.tracking.settings import Tracking
 from runs.training import predictions
@@ -86,7 +86,7 @@ def mistakes_of(record, *words):
 def test_a_run_leaves_what_it_predicted_and_how_well_by_class(tickets, drawn):
     record = do([*tickets, "task.metric=macro_f1", "train.epochs=3"])
     folder = files_of(record)
-    rows = read_csv(folder / "predictions.csv")
+    rows = read_own_csv(folder / "predictions.csv")
     assert [*rows[0]][:6] == ["file", "row", "id", "text", "label", "predicted"]
     assert [(row["file"], row["row"], row["id"]) for row in rows] == [
         ("tickets.csv", str(n), f"T-{n}") for n in range(1, 61, 10)
@@ -105,7 +105,7 @@ def test_a_run_leaves_what_it_predicted_and_how_well_by_class(tickets, drawn):
     )
     assert predicted == [names[n] for n in shares.argmax(-1)]
     report = classification_report(labels, predicted, output_dict=True, zero_division=0)
-    by_class = read_csv(folder / "by_class.csv")
+    by_class = read_own_csv(folder / "by_class.csv")
     assert {row["class"]: float(row["f1-score"]) for row in by_class} == pytest.approx(
         {
             name: values["f1-score"]
@@ -132,7 +132,7 @@ def test_a_regression_leaves_a_scatter_and_its_largest_errors_come_first(
     path = files_of(record) / "predictions.csv"
     # a spreadsheet runs no id, and the commands see it as it is
     assert path.read_text().splitlines()[1].startswith("prices.csv,1,'=T(0),100,")
-    found = read_csv(path)
+    found = read_own_csv(path)
     assert [*found[0]] == ["file", "row", "id", "label", "predicted"]
     assert [float(row["label"]) for row in found] == [100, 102.5, 105, 107.5]
     assert "scatter.png" in record["files"]
@@ -151,7 +151,7 @@ def test_the_rows_with_the_largest_loss_are_shown(tickets, monkeypatch):
     record, output = do(tickets), output_of(tickets)
     monkeypatch.setenv("COLUMNS", "70")
     *lines, last = mistakes_of(record)
-    rows = read_csv(files_of(record) / "predictions.csv")
+    rows = read_own_csv(files_of(record) / "predictions.csv")
     shares = {row["id"]: float(row[f"p({row['label']})"]) for row in rows}
     heads, texts = lines[::2], lines[1::2]
     assert [line.partition("id ")[2].partition(":")[0] for line in heads] == sorted(
@@ -239,8 +239,10 @@ def test_predictions_and_adapter_are_of_the_epoch_that_is_kept(
     record = train(loop)
     which = {"none": loop.task.reported}.get(keep, keep)
     task, (values, (_, of)) = loop.task, seen[{"best": 1, "last": 2}[which]]
-    wanted = predictions.table(task, task.about("dev"), of, task.labels("dev"))
-    found = read_csv(files_of(record) / "predictions.csv")
+    wanted = predictions.prediction_table(
+        task, task.about("dev"), of, task.labels("dev")
+    )
+    found = read_own_csv(files_of(record) / "predictions.csv")
     assert [[*found[0]], *([*row.values()] for row in found)] == [
         [*map(str, row)] for row in wanted
     ]
@@ -265,7 +267,7 @@ def test_a_resumed_run_has_the_predictions_of_an_epoch_before_the_kill(
 
 def test_rows_without_labels_have_the_same_columns_but_theirs(tickets):
     task = begin(tickets).task
-    header, row = predictions.table(
+    header, row = predictions.prediction_table(
         task, {"row": [7]}, np.array([[0.0, np.log(3), -np.inf]])
     )
     assert header == ["row", "predicted", "p(billing)", "p(other)", "p(refund)"]

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from runs import evaluate
 from runs.config import expand
-from runs.counts import count
+from runs.counts import count_of_entry
 from runs.run.identity import run_id
 
 pytestmark = pytest.mark.properties
@@ -80,7 +80,7 @@ def qwen3_words(tiny_qwen3, tmp_path):
 def test_its_parameters_are_counted_as_the_formulas_say(model, vera, lora):
     for method, rank, expected in (("vera", 256, vera), ("lora", 32, lora)):
         entry = {"model": model, "method": method, "settings": {"rank": rank}}
-        assert count(entry) == (rank, expected, expected)
+        assert count_of_entry(entry) == (rank, expected, expected)
 
 
 def test_it_trains_and_answers_in_the_form_of_a_chat_without_thinking(qwen3_words):

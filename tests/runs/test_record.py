@@ -18,7 +18,7 @@ from running import ODD, refused
 from analysis import frame
 from runs import models
 from runs.command.parser import open_ledger
-from runs.record.cell import Metric, best_and_last, cell_id, crossfit
+from runs.record.cell import ReportedMetric, best_and_last, cell_id, crossfit
 from runs.record.ledger import (
     read_ledger,
     read_record,
@@ -31,7 +31,7 @@ from runs.record.ledger import (
 from runs.record.redaction import without_paths
 from runs.record.schema import SCHEMA, FailedRecord
 from runs.record.text import describe, is_hidden, printable
-from runs.record.validation import check
+from runs.record.validation import check_record
 from runs.run.definition import overrides_of
 
 pytestmark = pytest.mark.properties
@@ -88,7 +88,7 @@ def failed():
 )
 def test_a_record_of_another_shape_is_refused_in_one_line(path, value, says):
     with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
-        check(changed(path, value))
+        check_record(changed(path, value))
 
 
 def test_a_done_run_has_an_epoch_and_a_failed_one_needs_no_more_than_its_name_and_error():
@@ -97,13 +97,13 @@ def test_a_done_run_has_an_epoch_and_a_failed_one_needs_no_more_than_its_name_an
         failed(),
         record() | {"status": "failed"},
     ):
-        check(made)
+        check_record(made)
     with pytest.raises(ValueError, match="done, and without an epoch"):
-        check(record(values=[]))
+        check_record(record(values=[]))
     with pytest.raises(
         ValueError, match=r"^curve: input should be a valid dictionary$"
     ):
-        check(failed() | {"curve": 5})
+        check_record(failed() | {"curve": 5})
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path):
@@ -350,8 +350,8 @@ def test_a_model_file_that_may_not_be_read_says_so(tiny_bert, closed):
 # --- protocols
 
 ACCURACY, PERPLEXITY = (
-    Metric("accuracy"),
-    Metric("perplexity", higher_is_better=False, scale=1.0),
+    ReportedMetric("accuracy"),
+    ReportedMetric("perplexity", higher_is_better=False, scale=1.0),
 )
 
 
@@ -445,7 +445,7 @@ def test_an_older_record_gets_its_metric_and_the_reported_epoch_when_it_is_read(
     (tmp_path / "older.json").write_text(json.dumps(older))
     read = read_record(tmp_path / "older.json")
     assert (read["schema"], read["result"]["reported"]) == (SCHEMA, "last")
-    assert Metric.of_record(read) == PERPLEXITY
+    assert ReportedMetric.of_record(read) == PERPLEXITY
 
 
 PUBLISHED = {

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from runs.record.ledger import ROOT
-from runs.record.spreadsheet import csv_text, read_csv
+from runs.record.spreadsheet import csv_text, read_own_csv
 
 pytestmark = pytest.mark.properties
 
@@ -34,7 +34,7 @@ def test_a_cell_is_no_formula_and_is_read_as_it_was_given(text, tmp_path):
     header, row = csv.reader(io.StringIO(path.read_text(), newline=""))
     guarded = f"'{text}" if text in FORMULAS else text
     assert (header, row) == (["'=name", "text"], [guarded, guarded])
-    assert read_csv(path) == [{"=name": text, "text": text}]
+    assert read_own_csv(path) == [{"=name": text, "text": text}]
 
 
 def test_numbers_and_empty_cells_are_no_texts():

@@ -19,7 +19,7 @@ from runs.config import expand
 from runs.machine import fork_server
 from runs.machine.locks import run_lock
 from runs.record.ledger import record_path, run_folder
-from runs.record.spreadsheet import read_csv
+from runs.record.spreadsheet import read_own_csv
 from runs.run.identity import run_id
 from runs.sweep import display, pool, sweep
 from runs.tracking.settings import Tracking
@@ -110,7 +110,7 @@ def test_a_table_is_written_where_memory_is_too_little_for_pictures(
     record = do(words)
     folder = run_folder(output_of(words), record["id"])
     assert "the pictures of its predictions were not drawn" in capsys.readouterr().out
-    assert [row["class"] for row in read_csv(folder / "by_class.csv")][-2:] == [
+    assert [row["class"] for row in read_own_csv(folder / "by_class.csv")][-2:] == [
         "macro avg",
         "weighted avg",
     ]

@@ -15,7 +15,7 @@ import tasks
 from runs import publish
 from runs.config import expand
 from runs.publishing import study_check
-from runs.publishing.study_check import problems, read
+from runs.publishing.study_check import problems_of_study, read_study_folder
 from runs.record import ledger
 from runs.record.derived import derived
 from runs.record.ledger import study_folders
@@ -146,7 +146,7 @@ def test_a_method_on_the_branch_or_in_sources_makes_a_result_repeatable(clone):
         "altered": [],
     }
     folder = study_of(clone, sound(clone, MINE, row="mine"))
-    (line,) = problems(read(folder))
+    (line,) = problems_of_study(read_study_folder(folder))
     assert line.startswith(f"{MINE}, as it was run, is in no commit")
     assert line.count("\n") == 0
     # as a wheel's publish writes it
@@ -156,17 +156,17 @@ def test_a_method_on_the_branch_or_in_sources_makes_a_result_repeatable(clone):
         one["code"]["sources"]["method"]["file"] = "mine.py"
     ledger.write_study(folder, outside)
     (folder / "sources" / "mine.py").write_text("mine\n")
-    assert problems(read(folder)) == []
+    assert problems_of_study(read_study_folder(folder)) == []
     (folder / "sources" / "mine.py").write_text("edited\n")
-    assert len(problems(read(folder))) == 1
+    assert len(problems_of_study(read_study_folder(folder))) == 1
     # A commit on the branch is none of the project's, and still has the method, also
     # after a later edit
     folder = study_of(clone, sound(clone, MINE, row="mine"))
     commit_all(clone, "my method")
-    assert problems(read(folder)) == []
+    assert problems_of_study(read_study_folder(folder)) == []
     (clone / MINE).write_text("better\n")
     commit_all(clone)
-    assert problems(read(folder)) == []
+    assert problems_of_study(read_study_folder(folder)) == []
     state = provenance.code_state()
     assert (state["upstream"], state["altered"]) == (base, [])
 
@@ -216,14 +216,14 @@ def test_a_planted_fault_is_found_in_a_line(planted, named, clone):
     made = sound(clone)
     for key, value in planted.items():
         made[0][key] = made[0][key] | value if isinstance(value, dict) else value
-    lines = problems(read(study_of(clone, made)))
+    lines = problems_of_study(read_study_folder(study_of(clone, made)))
     assert any(named in line for line in lines), lines
     assert all("\n" not in line for line in lines)
 
 
 def test_a_changed_file_of_the_project_is_named(clone):
     (clone / "runs/run/definition.py").write_text("edited\n")
-    (line,) = problems(read(study_of(clone, sound(clone))))
+    (line,) = problems_of_study(read_study_folder(study_of(clone, sound(clone))))
     assert "(runs/run/definition.py): 2 runs" in line
     # And before the hours, by the sweep
     assert provenance.code_state()["altered"] == ["runs/run/definition.py"]
@@ -234,10 +234,10 @@ def test_a_count_is_the_methods_own(clone):
     of bounds, none."""
     made = sound(clone)
     made[1]["parameters"]["adapter"] += 1
-    other_count, _ = problems(read(study_of(clone, made)))
+    other_count, _ = problems_of_study(read_study_folder(study_of(clone, made)))
     assert "count() says 18,624 of 18,625 parameters" in other_count
     made[1]["parameters"]["formula"] += 1
-    (line,) = problems(read(study_of(clone, made)))
+    (line,) = problems_of_study(read_study_folder(study_of(clone, made)))
     assert "18,625 trained parameters, where VeRA" in line
     assert "has 18,624: 1 run" in line
     for settings in (
@@ -248,7 +248,7 @@ def test_a_count_is_the_methods_own(clone):
         {"rank": -1},
     ):
         made[1]["config"]["method"] |= settings
-        lines = problems(read(study_of(clone, made)))
+        lines = problems_of_study(read_study_folder(study_of(clone, made)))
         assert not any("parameters" in line for line in lines), settings
 
 
@@ -259,7 +259,7 @@ def test_what_the_history_lacks_is_not_compared_and_a_package_is_not_checked(
     git(clone, "checkout", "-q", "--orphan", "another")
     git(clone, "commit", "-qm", "another project's")
     forget()
-    (line,) = problems(read(folder))
+    (line,) = problems_of_study(read_study_folder(folder))
     assert "is not in this project's history" in line
     monkeypatch.setattr(provenance, "INSTALLED", True)
     assert publish.main([f"check={folder}"]) == 0
@@ -268,7 +268,7 @@ def test_what_the_history_lacks_is_not_compared_and_a_package_is_not_checked(
 
 def test_no_published_study_has_a_problem(capsys):
     for folder in study_folders():
-        assert problems(read(folder)) == [], folder
+        assert problems_of_study(read_study_folder(folder)) == [], folder
 
 
 # --- folders that are not safe, or no studies
@@ -291,7 +291,7 @@ def test_what_is_no_file_of_a_study_is_named_and_not_read(clone, monkeypatch):
     (folder / "measures.jsonl").symlink_to(secret)
     (folder / "sources" / "folder").symlink_to(clone)
     os.mkfifo(folder / "sources" / "pipe.py")
-    lines = problems(read(folder))
+    lines = problems_of_study(read_study_folder(folder))
     assert [line.partition(": ")[0] for line in lines] == [
         "measures.jsonl",
         "setup.py",
@@ -303,9 +303,9 @@ def test_what_is_no_file_of_a_study_is_named_and_not_read(clone, monkeypatch):
     ]
     assert "secret" not in "".join(lines).replace("secret:", "")
     monkeypatch.setattr(study_check, "MAX_FILES", 3)
-    assert "more than 3 files" in problems(read(folder))[0]
+    assert "more than 3 files" in problems_of_study(read_study_folder(folder))[0]
     with refused("no such folder"):
-        read(folder / "setup.py")
+        read_study_folder(folder / "setup.py")
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_what_is_no_file_of_a_study_is_named_and_not_read(clone, monkeypatch):
 def test_damaged_files_are_named_in_a_few_lines(name, text, named, clone):
     folder = study_of(clone, sound(clone))
     (folder / name).write_text(text)
-    lines = problems(read(folder))
+    lines = problems_of_study(read_study_folder(folder))
     assert len(lines) == len(named), lines
     for line, expected in zip(lines, named, strict=True):
         assert expected in line
@@ -343,10 +343,10 @@ def test_ids_stand_once_and_in_order_and_the_folder_has_a_studys_name(clone):
     first, second = path.read_text().splitlines(keepends=True)
     for lines in ([second, first], [first, second, second]):
         path.write_text("".join(lines))
-        assert "in sorted order" in problems(read(folder))[0]
+        assert "in sorted order" in problems_of_study(read_study_folder(folder))[0]
     path.write_text(first + second)
     named = folder.rename(folder.with_name("My study"))
-    (line,) = problems(read(named))
+    (line,) = problems_of_study(read_study_folder(named))
     assert "'My study'" in line
 
 
@@ -355,7 +355,7 @@ def test_a_hostile_label_is_no_record_and_reaches_no_terminal(clone):
     path = folder / "records.jsonl"
     first, second = path.read_text().splitlines(keepends=True)
     path.write_text(first.replace('"VeRA', '"\\u001b[2J') + second)
-    (line,) = problems(read(folder))
+    (line,) = problems_of_study(read_study_folder(folder))
     assert "label: holds a control character" in line
     assert "\x1b" not in line
 
@@ -388,7 +388,10 @@ def test_the_command_writes_a_study_and_checks_it(words, tmp_path, monkeypatch):
     said = call_here(*command, *own, "seed=0,1", check=0).stdout
     assert "2 records in mine" in said
     assert "NOTES.md" not in said
-    assert {record["id"] for record in read(folder).records} == {one["id"], two["id"]}
+    assert {record["id"] for record in read_study_folder(folder).records} == {
+        one["id"],
+        two["id"],
+    }
     assert str(tmp_path) not in (folder / "records.jsonl").read_text()
     for bad in ("check=mine seed=1", "check=none", "a-b", "mine sweep=no"):
         stderr = call_here(*command[:1], *bad.split(), check=2).stderr

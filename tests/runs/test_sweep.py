@@ -46,7 +46,7 @@ from runs.launchers import slurm as slurm_jobs
 from runs.launchers.contract import ByWorkers
 from runs.launchers.registry import LAUNCHERS
 from runs.machine import fork_server
-from runs.machine.hashes import digest
+from runs.machine.hashes import files_sha256
 from runs.machine.locks import run_lock
 from runs.record.ledger import (
     ROOT,
@@ -112,9 +112,9 @@ def end_of(words, tmp_path):
     for record, run in zip(records_of(words), undisturbed, strict=True):
         straight, folder = do(run), run_folder(output_of(words), record["id"])
         assert comparable(record) == comparable(straight)
-        assert {name: digest(folder / name) for name in straight["files"]} == record[
-            "files"
-        ]
+        assert {
+            name: files_sha256(folder / name) for name in straight["files"]
+        } == record["files"]
         assert not (folder / "attempts").exists()
     return records_of(words)
 
@@ -838,7 +838,7 @@ def test_settings_of_a_launcher_survive_the_cache_of_composed_commands(words):
     line = [*words, "seed=0,1", "launcher=slurm", "launcher.partition=gpu"]
     composed = read_command(line).launch.launcher
     launch = read_command(line).launch
-    (runs, launch, _) = kept.decode(kept.encode(expand(line), launch, []))
+    (runs, launch, _) = kept.decode_runs(kept.encode_runs(expand(line), launch, []))
     assert launch.launcher == composed
     assert (launch.launcher.name, launch.launcher.partition) == ("slurm", "gpu")
     assert len(runs) == 2

@@ -25,7 +25,7 @@ from torch import nn
 
 from runs.command.errors import UserError
 from runs.config import expand
-from runs.record.cell import Metric, dev_halves
+from runs.record.cell import ReportedMetric, dev_halves
 from runs.record.derived import summarise
 from runs.run import provenance
 from runs.run.definition import check_dev_rows, epoch_batches
@@ -201,7 +201,7 @@ def test_the_result_has_both_protocols_and_the_epoch_that_is_kept():
     curve = {"epoch": [1.0, 2.0, 3.0], "metric": [0.5, 0.7, 0.7]}
     curve |= {"metric_select": [0.9, 0.6, 0.9], "metric_report": [0.1, 0.8, 0.5]}
     for select, best in (("paper", 0.7), ("crossfit", (0.1 + 0.6) / 2)):
-        result = summarise(curve, 10, Metric("accuracy"), "best", select)
+        result = summarise(curve, 10, ReportedMetric("accuracy"), "best", select)
         assert (result["best"], result["last"], result["best_epoch"]) == (
             pytest.approx(best),
             0.7,
@@ -213,7 +213,7 @@ def test_the_result_has_both_protocols_and_the_epoch_that_is_kept():
             "last": 0.7,
         }
         assert result["protocols"]["crossfit"]["best_epoch"] == [1.0, 2.0]
-    perplexity = Metric("perplexity", higher_is_better=False, scale=1.0)
+    perplexity = ReportedMetric("perplexity", higher_is_better=False, scale=1.0)
     assert summarise(curve, 10, perplexity, "last", "paper")["best_epoch"] == 1.0
     empty = {key: [] for key in curve}
     assert summarise(empty, 10, perplexity, "best", "crossfit")["best"] is None

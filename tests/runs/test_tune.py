@@ -235,7 +235,7 @@ def test_the_grid_of_a_shared_recipe_is_by_row_then_class_then_kind():
 
 def test_what_defines_the_results_defines_the_folder(tiny_words, tmp_path):
     def name(*words, rate="1e-2"):
-        return tune.Search(
+        return tune.GridSearch(
             [], {"train.lr": [rate, "1e-3"]}, expand([*tiny_words, *words])
         ).file.parent.name
 
@@ -271,7 +271,9 @@ def results(tiny_words, monkeypatch):
             tune, "finished_record", lambda output, run_id: records[run_id]
         )
         rates = [str(10.0**-i) for i in range(len(trials))]
-        cell = tune.Search([], {"train.lr": rates}, expand(tiny_words) * len(records))
+        cell = tune.GridSearch(
+            [], {"train.lr": rates}, expand(tiny_words) * len(records)
+        )
         vars(cell)["ids"] = [*records]
         return cell
 

@@ -9,7 +9,7 @@ from tiny import tiny
 from transformers import GenerationConfig
 
 from tasks.beam import (
-    Search,
+    BeamSearch,
     ban_repeats,
     beam_search,
     transformers_search,
@@ -80,11 +80,11 @@ def prompts_of(count, longest=9):
 
 
 SEARCHES = {
-    "5 beams": Search(5, (0.9, 0.8), 3, 14, (2, 7, 9)),
-    "more beams than words": Search(50, (0.9,), 2, 3, (2, 3, 7, 9, 11)),
-    "greedy": Search(1, (1.0,), 2, 10, (2, 5, 11, 3)),
-    "extreme penalties": Search(4, (0.0, 2.0), 0, 9, (2, 5)),
-    "no token twice": Search(3, (0.9,), 1, 6, (11,)),
+    "5 beams": BeamSearch(5, (0.9, 0.8), 3, 14, (2, 7, 9)),
+    "more beams than words": BeamSearch(50, (0.9,), 2, 3, (2, 3, 7, 9, 11)),
+    "greedy": BeamSearch(1, (1.0,), 2, 10, (2, 5, 11, 3)),
+    "extreme penalties": BeamSearch(4, (0.0, 2.0), 0, 9, (2, 5)),
+    "no token twice": BeamSearch(3, (0.9,), 1, 6, (11,)),
 }
 
 
@@ -104,7 +104,7 @@ def test_a_batch_changes_nothing():
     model, prompts, search = (
         sharp("GPT-2"),
         prompts_of(10),
-        Search(6, (0.9, 0.8), 3, 16, (2, 7)),
+        BeamSearch(6, (0.9, 0.8), 3, 16, (2, 7)),
     )
     rows = []
     model.register_forward_pre_hook(
@@ -135,7 +135,7 @@ def test_the_ban_is_on_generated_ngrams_alone():
 def test_transformers_search_reads_no_configuration_of_the_models_own():
     """generation_config.json is no part of a run's id."""
     model, prompts = sharp("GPT-2"), [[5, 6, 7, 8]]
-    search = Search(2, (0.9,), 0, 6, (2,))
+    search = BeamSearch(2, (0.9,), 0, 6, (2,))
     before = transformers_search(model, prompts, search)
     model.generation_config.repetition_penalty = 3.0
     own = model.generation_config
@@ -152,7 +152,7 @@ def test_the_settings_that_are_recorded_are_those_after_the_librarys_merge():
     merged = merged_settings(model, prompt, GenerationConfig(max_new_tokens=5))
     assert (merged["do_sample"], merged["temperature"]) == (True, 0.6)
     assert merged["max_length"] == len(prompt) + 5
-    ours = transformers_settings(model, prompt, Search(2, (0.9,), 0, 6, (2,)))
+    ours = transformers_settings(model, prompt, BeamSearch(2, (0.9,), 0, 6, (2,)))
     assert (ours["do_sample"], ours["num_beams"]) == (False, 2)
     assert "temperature" not in ours
     assert model.generation_config.temperature == 0.6

@@ -9,7 +9,7 @@ from running import task_of
 from tiny import write_commonsense
 
 import tasks
-from tasks.commonsense import laid_out, read
+from tasks.commonsense import laid_out, read_choice
 from tasks.instruct import Template
 
 pytestmark = pytest.mark.parity
@@ -93,4 +93,4 @@ def test_dev_rows_are_those_that_the_scripts_hold_out(tmp_path):
     ],
 )
 def test_the_first_of_the_sets_words_is_the_answer(part, text, answer):
-    assert read(part, "", text) == answer
+    assert read_choice(part, "", text) == answer

@@ -10,7 +10,7 @@ import pytest
 from running import call
 
 from tasks import e2e_metrics
-from tasks.e2e_metrics import METRICS, bleu, nist, scores
+from tasks.e2e_metrics import METRICS, bleu, e2e_scores, nist
 
 pytestmark = pytest.mark.parity
 
@@ -71,11 +71,11 @@ def test_texts_that_java_would_read_as_more_or_fewer_lines(tmp_path, monkeypatch
     """Empty ones, also at the end, and characters that end a line for Java but not for
     Python."""
     references = [["A pub .\u2028By the river ."], ["A shop ."], ["An inn ."]]
-    found = scores(references, ["A pub . By the river .", "", ""])
+    found = e2e_scores(references, ["A pub . By the river .", "", ""])
     assert found["rouge_l"] == pytest.approx(100 / 3)
     assert found["meteor"] > 0
     without_meteor(tmp_path, monkeypatch)  # which takes seconds to start
-    assert scores(references, ["", "", ""])["rouge_l"] == 0
+    assert e2e_scores(references, ["", "", ""])["rouge_l"] == 0
 
 
 def test_what_cannot_be_scored():
@@ -85,7 +85,7 @@ def test_what_cannot_be_scored():
         ([["a"], [" "]], ["a", "b"]),
     ):
         with pytest.raises(ValueError, match="item"):
-            scores(references, hypotheses)
+            e2e_scores(references, hypotheses)
 
 
 # --- Java
@@ -112,7 +112,7 @@ def test_without_java_three_scores_are_null_with_a_reason(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = scores(REFERENCES, HYPOTHESES)
+    found = e2e_scores(REFERENCES, HYPOTHESES)
     assert found["bleu"] == pytest.approx(GOLDEN["bleu"], abs=1e-4)
     assert found["meteor"] is found["rouge_l"] is found["cider"] is None
     assert found["unavailable"].keys() == {"meteor", "rouge_l", "cider"}
@@ -133,7 +133,7 @@ def test_without_java_three_scores_are_null_with_a_reason(
 def test_java_that_dies_in_the_tokeniser_gives_no_score(script, tmp_path, monkeypatch):
     """Also half-way: fewer lines than texts."""
     fake_java(tmp_path, script, monkeypatch)
-    found = scores(REFERENCES, HYPOTHESES)
+    found = e2e_scores(REFERENCES, HYPOTHESES)
     assert found["nist"] == pytest.approx(GOLDEN["nist"], abs=1e-6)
     assert found["meteor"] is found["rouge_l"] is found["cider"] is None
     assert "PTB tokeniser" in found["unavailable"]["cider"]
@@ -147,7 +147,7 @@ def test_java_that_dies_in_meteor_takes_no_other_score_with_it(
     script, tmp_path, monkeypatch
 ):
     without_meteor(tmp_path, monkeypatch, script)
-    found = scores(REFERENCES, HYPOTHESES)
+    found = e2e_scores(REFERENCES, HYPOTHESES)
     assert found["meteor"] is None
     assert "METEOR" in found["unavailable"]["meteor"]
     assert "\n" not in found["unavailable"]["meteor"]

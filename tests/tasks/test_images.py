@@ -15,10 +15,10 @@ from tiny import cells, picture, write_images
 
 import tasks
 from runs.config import expand
-from runs.record.ledger import write_atomically
+from runs.record.atomic import write_atomically
 from runs.record.spreadsheet import csv_text
 from runs.run.identity import data_content
-from runs.training.predictions import illustrate, table
+from runs.training.predictions import illustrate, prediction_table
 from tasks.images.pixels import Preprocessing
 from tasks.images.sets import _cells
 
@@ -299,7 +299,7 @@ def test_the_content_hash_is_that_of_the_files_wherever_they_lie(tmp_path, image
 def test_names_of_classes_are_no_mathematics_in_pictures(tmp_path, images):
     task = prepared("image_folder", images, shots=2)
     task.classes[:2] = ["price $1^$", "b$_$"]
-    lines = table(
+    lines = prediction_table(
         task, task.about("dev"), np.eye(3)[task.labels("dev")], task.labels("dev")
     )
     assert lines[0] == [

@@ -86,7 +86,7 @@ def test_pefts_code_reads_the_prompt_too(load):
 
 
 def test_sums_are_right_and_none_is_there_twice():
-    problems = sums.problems(sums.SPACES["sums"])
+    problems = sums.all_problems(sums.SPACES["sums"])
     prompts = {problem.prompt for problem in problems}
     assert len(prompts) == len(problems) == 2 * 9**2 + 4 * 9**3
     assert all(
@@ -109,7 +109,7 @@ def test_sums_are_right_and_none_is_there_twice():
 def test_orders_of_the_same_terms_are_neighbours_and_one_group():
     """A group's problems follow one another, so that parts share none but at their
     ends. The task has the group of each item that it decodes."""
-    problems = sums.problems(sums.SPACES["sums"])
+    problems = sums.all_problems(sums.SPACES["sums"])
     groups = [problem.group for problem in problems]
     assert groups == sorted(groups)
     terms_of_group = {}
@@ -132,7 +132,7 @@ def test_sums_that_are_too_many_are_refused_before_anything_is_loaded():
     sizes = [settings[f"{part}_rows"] for part in ("train", "dev", "test")]
     assert sizes == [1900, 100, 1000]
     assert tasks.source(settings).pinned == sums.SPACES["sums"].content
-    available = len(sums.problems(sums.SPACES["sums"]))
+    available = len(sums.all_problems(sums.SPACES["sums"]))
     tasks.source(settings | {"train_rows": available - 1100})
     with refused(f"task.train_rows={available - 1099}"):
         tasks.source(settings | {"train_rows": available - 1099})

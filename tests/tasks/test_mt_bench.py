@@ -21,14 +21,14 @@ from servers import DROP, JudgeServer, Reply, error, score
 
 from tasks.mt_bench import (
     Judge,
-    data_folder,
+    bench_folder,
+    bench_summary,
+    bench_table,
     prompts,
     rating,
     read_answers,
     read_judgments,
     read_questions,
-    summary,
-    table,
     write_answers,
 )
 from tasks.mt_bench.__main__ import main
@@ -83,14 +83,14 @@ def rewrite(path, **values):
 def test_where_the_data_are(data, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert [
-        data_folder({"mt_bench_dir": str(given)}) for given in (data, tmp_path)
+        bench_folder({"mt_bench_dir": str(given)}) for given in (data, tmp_path)
     ] == [data, data]
     for act, named in (
         (
-            lambda: data_folder({"mt_bench_dir": str(data / "mt_bench")}),
+            lambda: bench_folder({"mt_bench_dir": str(data / "mt_bench")}),
             "judge_prompts.jsonl",
         ),
-        (lambda: data_folder({}), "task.mt_bench_dir="),
+        (lambda: bench_folder({}), "task.mt_bench_dir="),
         (lambda: read_questions(data, "arena"), "arena"),
     ):
         with refused(named):
@@ -206,7 +206,7 @@ def scored(data, by, scores):
                 saved[key] = Judgment(
                     key=key, reply=reply, prompt_tokens=10, completion_tokens=3
                 )
-    return summary(data, "mt_bench", given, by, saved)
+    return bench_summary(data, "mt_bench", given, by, saved)
 
 
 def test_scores_by_hand(data):
@@ -265,7 +265,7 @@ def test_scores_by_hand(data):
             *found["pass_means"],
         }
         assert (of_all, found["judged"]) == ({None}, len(scores))
-        assert "None" not in table([{"model": "own", **found}])
+        assert "None" not in bench_table([{"model": "own", **found}])
 
 
 def test_the_interval_pools_what_is_drawn(data):
@@ -301,7 +301,7 @@ def test_a_judgment_is_of_its_request_and_a_summary_of_its_answers(data):
     own = answers_of("own")
     each = (own, dict(reversed(own.items())), own | {81: ["", ""]})
     first, same, other = (
-        summary(data, "mt_bench", of, Judge(), {})["answers"] for of in each
+        bench_summary(data, "mt_bench", of, Judge(), {})["answers"] for of in each
     )
     assert first == same != other
 

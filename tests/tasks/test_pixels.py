@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, BitImageProcessor
 from tasks.images.pixels import (
     BadImageError,
     Preprocessing,
-    decode,
+    decode_image,
     prepared,
     preprocessing,
 )
@@ -216,7 +216,7 @@ MODES = {"PNG": "L LA RGBA P 1", "JPEG": "L 1 CMYK YCbCr", "TIFF": "L RGBA P CMY
 )
 def test_every_mode_becomes_rgb(form, mode):
     image = noise(40, 30).convert(mode) if mode != "LAB" else Image.new("LAB", (40, 30))
-    got = decode(encoded(image, form))
+    got = decode_image(encoded(image, form))
     assert (got.mode, got.size) == ("RGB", (40, 30))
     if mode == "L":
         near = 8 if form == "JPEG" else 0
@@ -228,26 +228,28 @@ def test_every_mode_becomes_rgb(form, mode):
 def test_what_is_transparent_shows_white_and_the_rest_stays():
     pixels = np.zeros((2, 2, 4), np.uint8)
     pixels[0] = (10, 20, 30, 255)
-    got = np.asarray(decode(encoded(Image.fromarray(pixels, "RGBA"))))
+    got = np.asarray(decode_image(encoded(Image.fromarray(pixels, "RGBA"))))
     assert (got[0] == (10, 20, 30)).all()
     assert (got[1] == 255).all()
     solid = Image.new("RGB", (2, 2), (9, 9, 9))
-    assert (np.asarray(decode(encoded(solid, transparency=(9, 9, 9)))) == 255).all()
+    assert (
+        np.asarray(decode_image(encoded(solid, transparency=(9, 9, 9)))) == 255
+    ).all()
     palette = Image.new("P", (2, 2), 0)
     palette.putpalette([9, 9, 9] * 256)
-    assert (np.asarray(decode(encoded(palette, transparency=0))) == 255).all()
+    assert (np.asarray(decode_image(encoded(palette, transparency=0))) == 255).all()
 
 
 def test_sixteen_bits_of_grey_are_scaled_not_clipped():
     grey = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    got = np.asarray(decode(encoded(Image.fromarray(grey))))
+    got = np.asarray(decode_image(encoded(Image.fromarray(grey))))
     assert (got[..., 0] == grey >> 8).all()
 
 
 def test_a_photograph_is_turned_as_its_exif_says():
     exif, image = Image.Exif(), noise(40, 30)
     exif[0x0112] = 6  # the camera was held upright
-    got = decode(
+    got = decode_image(
         encoded(image, "JPEG", exif=exif.tobytes(), quality=100, subsampling=0)
     )
     wanted = image.transpose(Image.Transpose.ROTATE_270)
@@ -296,7 +298,7 @@ def test_a_broken_image_says_why(raw, why, tmp_path):
     path.write_bytes(raw)
     for item in (raw, path):
         with pytest.raises(BadImageError, match=why):
-            decode(item)
+            decode_image(item)
 
 
 @pytest.mark.parametrize(
@@ -307,14 +309,14 @@ def test_the_formats_that_the_docs_name_are_read(form, tmp_path):
     # as phones write JPEG
     how = {"save_all": True, "append_images": [image]} if form == "MPO" else {}
     (tmp_path / "image.bin").write_bytes(encoded(image, form, **how))
-    got = np.asarray(decode(tmp_path / "image.bin")).astype(int)
+    got = np.asarray(decode_image(tmp_path / "image.bin")).astype(int)
     assert abs(got - np.asarray(image)).mean() < 20
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "image.png")
     with pytest.raises(BadImageError, match="not a file"):
-        decode(tmp_path / "image.png")
+        decode_image(tmp_path / "image.png")
 
 
 # --- the file of prepared images

@@ -13,7 +13,7 @@ from tiny import answer, tiny_model
 from torch import nn
 
 import vera
-from vera.methods.layers import changes
+from vera.methods.layers import layer_changes
 
 pytestmark = pytest.mark.parity
 
@@ -218,7 +218,7 @@ def test_nothing_is_pruned_where_the_first_rank_is_the_last_which_is_half_as_lar
     method.adapt(model)
     method.before_training(model, 6)
     steps(model, method, 1, 6)
-    assert all(change.E.all() for change in changes(model))
+    assert all(change.E.all() for change in layer_changes(model))
     assert [vera.AdaLoRA(rank=r).first_rank for r in (1, 2, 4, 7, 8)] == [
         2,
         3,

@@ -17,7 +17,7 @@ import vera
 from vera.adapter_file import FORMAT
 from vera.checked_file import read_file, write_file
 from vera.head_file import HEAD_FORMAT
-from vera.methods.layers import adapted_layers, changes
+from vera.methods.layers import adapted_layers, layer_changes
 from vera.methods.vera_layer import projections
 
 pytestmark = pytest.mark.properties
@@ -221,7 +221,7 @@ def test_half_precision_halves_the_file_and_rounds_what_it_can_hold(
     assert 0 < (answer(again) - expected).abs().max() < tolerance * expected.abs().max()
     for value, to in ((1e6, torch.float16), (float("nan"), None)):
         with torch.no_grad():
-            next(changes(model)).b.fill_(value)
+            next(layer_changes(model)).b.fill_(value)
         with refused(r"query\.b .* not saved"):
             vera.save(model, method, tmp_path / "none", to)
     assert not (tmp_path / "none").exists()
@@ -255,7 +255,7 @@ def test_other_base_weights_are_refused_unless_allowed(trained, carries, change)
     with refused("other base weights"):
         vera.load(other, trained[2])
     vera.load(other, trained[2], allow_other_base=True)
-    assert list(changes(other))
+    assert list(layer_changes(other))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -266,7 +266,7 @@ def test_half_precision_and_a_finetuned_head_make_no_other_base(trained, dtype):
         model.bert.pooler.dense.weight.add_(1)
     with torch.inference_mode(dtype == torch.float32):
         vera.load(model, trained[2])
-    assert next(changes(model)).b.dtype == torch.float32
+    assert next(layer_changes(model)).b.dtype == torch.float32
 
 
 def test_only_what_the_model_carries_is_saved(trained, tmp_path):
@@ -354,13 +354,13 @@ def test_an_adapter_starts_another_of_the_same_settings(trained):
     assert not any(layer.merged for layer in adapted_layers(model))
     assert all(
         torch.equal(a.b, b.b)
-        for a, b in zip(changes(model), changes(trained[0]), strict=True)
+        for a, b in zip(layer_changes(model), layer_changes(trained[0]), strict=True)
     )
     other = tiny_model()
     vera.VeRA(rank=12, projection_seed=3, d_init=0.2).adapt(other)
     with refused(r"its d_init is 0\.1, here it is 0\.2"):
         vera.start_from(other, trained[2])
-    assert not any(change.b.any() for change in changes(other))
+    assert not any(change.b.any() for change in layer_changes(other))
 
 
 def test_a_full_disk_leaves_the_old_file_and_says_so(trained, monkeypatch):

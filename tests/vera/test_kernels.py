@@ -16,10 +16,10 @@ from transformers import BertModel
 from transformers.pytorch_utils import Conv1D
 
 import vera
-from vera.kernels import Group, Plan, choose, flops, merged, products
+from vera.kernels import Group, KernelPlan, added_flops, choose, merged, products
 from vera.kernels.group import slower_merge
 from vera.methods.adapted import remove_hooks
-from vera.methods.layers import adapted_layers, changes
+from vera.methods.layers import adapted_layers, layer_changes
 
 pytestmark = pytest.mark.parity
 
@@ -229,7 +229,7 @@ def test_accumulation_is_the_whole_batch_and_merges_once(path, weights, monkeypa
     attend(theirs, x).backward()
     same_of_parameters(ours, theirs)
     for model in (ours, theirs):  # and nothing that was merged outlives a change
-        next(changes(model)).b.data.add_(0.1)
+        next(layer_changes(model)).b.data.add_(0.1)
         model.query.base.weight.data.mul_(2)
         model.zero_grad()
     same_gradients(ours, theirs, x)
@@ -245,7 +245,9 @@ def test_a_change_between_forward_and_backward_is_an_error_as_in_plain_torch(
     moved(model, method)
     loss = attend(model, torch.randn(3, 5, 8, requires_grad=True))
     with torch.no_grad():
-        method.merge(model) if change == "merge" else next(changes(model)).b.add_(0.1)
+        method.merge(model) if change == "merge" else next(layer_changes(model)).b.add_(
+            0.1
+        )
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -458,7 +460,7 @@ def test_flops_are_those_that_torch_counts(path, keep):
     measured = counts[1] - counts[0]
     assert (
         measured - vectors
-        <= flops(Plan(path, keep), tokens, inputs, 2 * outputs, rank)
+        <= added_flops(KernelPlan(path, keep), tokens, inputs, 2 * outputs, rank)
         <= measured
     )
 

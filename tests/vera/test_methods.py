@@ -23,7 +23,7 @@ from transformers import (
 )
 
 import vera
-from vera.methods.layers import adapted_layers, changes
+from vera.methods.layers import adapted_layers, layer_changes
 from vera.methods.vera_layer import projections
 from vera.sites import find_sites, head_parameters
 
@@ -149,7 +149,7 @@ def test_other_encoders_have_the_sites_too(architecture):
     )
     model, method = of_transformers(architecture, **own), vera.VeRA(rank=12)
     method.adapt(model)
-    layers = list(changes(model))
+    layers = list(layer_changes(model))
     # ALBERT's layers are one
     assert len(layers) == (2 if architecture == "albert" else 4)
     assert method.parameter_groups(model)["head"]
@@ -404,7 +404,7 @@ def test_b_starts_at_zero_and_d_at_its_start_and_where_both_train_b_alone_has_a_
     for name, start in (("VeRA", 0.1), ("VeRA, only b", None), ("VeRA, only d", 0.0)):
         METHODS[name].adapt(model := tiny_model())
         answer(model).square().sum().backward()
-        for b, d in ((change.b, change.d) for change in changes(model)):
+        for b, d in ((change.b, change.d) for change in layer_changes(model)):
             assert b is None or (not b.any() and b.grad.any())
             assert (d is None) is (start is None) or torch.equal(
                 d, torch.full_like(d, start)
@@ -422,7 +422,10 @@ def test_one_storage_for_a_and_b_of_a_seed_of_its_own_or_pairs_by_shape_or_uniqu
         # a cast reaches the one pair, and the layers still share it; as those of a copy
         # do
         model.double()
-        for layers in (list(changes(model)), list(changes(copy.deepcopy(model)))):
+        for layers in (
+            list(layer_changes(model)),
+            list(layer_changes(copy.deepcopy(model))),
+        ):
             assert len({layer.A.data_ptr() for layer in layers}) == 1
             assert layers[0].A.dtype == torch.float64
     assert torch.equal(seeded[0], seeded[1])
@@ -432,7 +435,7 @@ def test_one_storage_for_a_and_b_of_a_seed_of_its_own_or_pairs_by_shape_or_uniqu
         vera.VeRA(12, ("query", "dense"), projections=sharing).adapt(
             model := tiny_model()
         )
-        found = list(changes(model))
+        found = list(layer_changes(model))
         pairs[sharing] = [change.A for change in found]
         assert (
             len({(change.A.data_ptr(), change.B.data_ptr()) for change in found})
@@ -447,7 +450,7 @@ def test_one_storage_for_a_and_b_of_a_seed_of_its_own_or_pairs_by_shape_or_uniqu
     assert not torch.equal(pairs["unique"][0], pairs["unique"][1])
     vera.VeRA(12, ("query",), projections="unique").adapt(alone := tiny_model())
     # whatever else is adapted
-    assert torch.equal(next(changes(alone)).A, pairs["unique"][0])
+    assert torch.equal(next(layer_changes(alone)).A, pairs["unique"][0])
 
 
 # --- bottleneck adapters as their papers define them

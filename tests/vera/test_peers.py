@@ -15,7 +15,7 @@ import vera
 from vera.adapter_file import FORMAT
 from vera.checked_file import read_file
 from vera.methods.dylora import rank_of
-from vera.methods.layers import adapted_layers, base_weight, changes
+from vera.methods.layers import adapted_layers, base_weight, layer_changes
 from vera.methods.lora_xs import rounded_hash, singular_factors
 from vera.projections import ProjectionSpec, unit_uniform
 from vera.sites import find_sites
@@ -201,7 +201,7 @@ def test_the_file_holds_r_alone_or_a_pair_that_goes_onto_other_weights(store, tm
             vera.load(other, tmp_path / "a", allow_other_base=allowed)
     if store:
         vera.load(other, tmp_path / "a", allow_other_base=True)
-        pairs = zip(changes(model), changes(other), strict=True)
+        pairs = zip(layer_changes(model), layer_changes(other), strict=True)
         assert all(
             torch.equal(ours.weight(), theirs.weight()) for ours, theirs in pairs
         )
@@ -222,7 +222,7 @@ def test_a_rank_beyond_the_matrix_is_refused_and_a_fused_blocks_pair_is_of_that_
     ]
     weights = [base_weight(*place).clone() for place in places]
     vera.LoRAXS(rank=4).adapt(model)
-    for change, weight in zip(changes(model), weights, strict=True):
+    for change, weight in zip(layer_changes(model), weights, strict=True):
         assert all(map(torch.equal, (change.A, change.B), singular_factors(weight, 4)))
 
 
@@ -251,7 +251,7 @@ def test_every_rank_is_drawn_about_as_often_one_for_each_step_by_seed_and_step_a
     method.adapt(model)
     method.before_training(model, 20)
     for step in range(1, 21):
-        (rank,) = {change.drawn for change in changes(model)}
+        (rank,) = {change.drawn for change in layer_changes(model)}
         ranks.add(rank)
         method.after_step(model, step)
     assert 3 < len(ranks) <= 8

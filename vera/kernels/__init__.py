@@ -18,6 +18,6 @@ pass, in elements:
     materialised  4 M n r + 2 T M n          the same
 """
 
-from vera.kernels.cost import Plan, choose, flops
+from vera.kernels.cost import KernelPlan, added_flops, choose
 from vera.kernels.group import Group, unchanged
 from vera.kernels.products import frozen_linear

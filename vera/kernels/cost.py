@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Plan:
+class KernelPlan:
     """How a group computes: the path, and whether its merged weights are kept for the
     backward pass."""
 
@@ -13,8 +13,8 @@ class Plan:
     keep: bool = True
 
 
-def flops(
-    plan: Plan,
+def added_flops(
+    plan: KernelPlan,
     tokens: int,
     inputs: int,
     outputs: int,
@@ -61,24 +61,24 @@ def choose(
     path: str = "auto",
     weights: str = "auto",
     slower: int = 1,
-) -> Plan:
-    """The cheapest plan by `flops`.
+) -> KernelPlan:
+    """The cheapest plan by `added_flops`.
 
     Nothing but the arguments decides: a resumed run takes the same paths as a straight
     one, and its results have the same bits.
 
     Args:
-        tokens: As for `flops`, and so are those without a word here.
-        inputs: See `flops`.
-        outputs: See `flops`.
-        rank: See `flops`.
-        training: See `flops`.
-        pairs: See `flops`.
+        tokens: As for `added_flops`, and so are those without a word here.
+        inputs: See `added_flops`.
+        outputs: See `added_flops`.
+        rank: See `added_flops`.
+        training: See `added_flops`.
+        pairs: See `added_flops`.
         path: Forces a path, unless it is "auto".
         weights: "keep" keeps merged weights for the backward pass, "recompute" does
             not. "auto" keeps them where they take no more memory than the factor path
             would.
-        slower: See `flops`.
+        slower: See `added_flops`.
 
     Returns:
         The plan.
@@ -87,10 +87,10 @@ def choose(
     if weights == "auto":
         keep = inputs * outputs <= tokens * (rank * pairs + outputs)
 
-    def cost(plan: Plan) -> int:
-        return flops(plan, tokens, inputs, outputs, rank, training, pairs, slower)
+    def cost(plan: KernelPlan) -> int:
+        return added_flops(plan, tokens, inputs, outputs, rank, training, pairs, slower)
 
     # Of equals, a merged path: it passes over activations less often.
     names = ("hybrid", "materialised", "factor")
-    plans = [Plan(name, keep) for name in names if path in ("auto", name)]
+    plans = [KernelPlan(name, keep) for name in names if path in ("auto", name)]
     return min(plans, key=cost)

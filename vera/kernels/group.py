@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vera.base_weights import sample
 from vera.errors import AdapterError
-from vera.kernels.cost import Plan, choose
+from vera.kernels.cost import KernelPlan, choose
 from vera.kernels.merged import (
     Layer,
     Merged,
@@ -141,7 +141,7 @@ class Group:
         x: Tensor,
         training: bool,
         autocast: bool,
-    ) -> Plan:
+    ) -> KernelPlan:
         """The cheapest way of computing these layers' changes."""
         needs_factors = bool(self.check(layers)) or not x.numel() or traced()
         first = changes[0]

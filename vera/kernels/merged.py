@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vera.kernels.cost import Plan
+from vera.kernels.cost import KernelPlan
 from vera.kernels.products import product
 from vera.sites import Blocks
 
@@ -105,7 +105,7 @@ class Merged(torch.autograd.Function):
         x: Tensor,
         layers: Sequence[Layer],
         merged: Sequence[Tensor],
-        plan: Plan,
+        plan: KernelPlan,
         dtype: torch.dtype,
         *vectors: Tensor | None,
     ) -> tuple[Tensor, ...]:
@@ -203,7 +203,7 @@ class _CommonProducts:
     """C = B * (gy^T x A^T) of each change: both gradients come from it, as grad_b = C d
     and grad_d = C^T b. x is (tokens, inputs)."""
 
-    def __init__(self, x: Tensor, plan: Plan, dtype: torch.dtype) -> None:
+    def __init__(self, x: Tensor, plan: KernelPlan, dtype: torch.dtype) -> None:
         self.x = x
         self.plan = plan
         self.dtype = dtype

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.contract import Method
-from vera.methods.layers import changes
+from vera.methods.layers import layer_changes
 from vera.methods.lora import LowRankChange, place, wrap_sites
 
 
@@ -125,7 +125,9 @@ class AdaLoRA(Method, kind="adalora"):
     def count(self, model: nn.Module) -> int:
         """Sum of init_rank * (in + out + 1) over the adapted matrices: pruned triplets
         train on."""
-        widths = sum(change.inputs + change.outputs + 1 for change in changes(model))
+        widths = sum(
+            change.inputs + change.outputs + 1 for change in layer_changes(model)
+        )
         return self.first_rank * widths
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:
@@ -134,7 +136,7 @@ class AdaLoRA(Method, kind="adalora"):
             raise AdapterError(
                 f"initial_share and final_share leave none of {total_steps} steps"
             )
-        for change in changes(model):
+        for change in layer_changes(model):
             change.total_steps = total_steps
             change.gathered = {}
 
@@ -169,13 +171,13 @@ class AdaLoRA(Method, kind="adalora"):
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         factors = []
-        for change in changes(model):
+        for change in layer_changes(model):
             factors += [change.A, change.B.T]
         return distance_from_orthogonal(factors) * self.orthogonality
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: int) -> None:
-        adapted = list(changes(model))
+        adapted = list(layer_changes(model))
         steps_done = step - 1  # The published code counts from 0
         total_steps = adapted[0].total_steps
         if not total_steps:
@@ -197,13 +199,13 @@ class AdaLoRA(Method, kind="adalora"):
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         state = {}
-        for number, change in enumerate(changes(model)):
+        for number, change in enumerate(layer_changes(model)):
             for key, tensor in change.gathered.items():
                 state[key.replace("/", f"/{number}.")] = tensor
         return state
 
     def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
-        adapted = list(changes(model))
+        adapted = list(layer_changes(model))
         for key, tensor in state.items():
             kind, number, name = key.replace("/", ".").split(".")
             change = adapted[int(number)]

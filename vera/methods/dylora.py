@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.methods.contract import Method
-from vera.methods.layers import changes
+from vera.methods.layers import layer_changes
 from vera.methods.lora import LoRAChange, wrap_sites
 from vera.projections import unit_uniform
 
@@ -80,17 +80,18 @@ class DyLoRA(Method, kind="dylora"):
     def count(self, model: nn.Module) -> int:
         """Sum of rank * (in + out) over the adapted matrices."""
         return sum(
-            self.rank * (change.inputs + change.outputs) for change in changes(model)
+            self.rank * (change.inputs + change.outputs)
+            for change in layer_changes(model)
         )
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:
-        _draw(model, next(changes(model)).seed, 1)
+        _draw(model, next(layer_changes(model)).seed, 1)
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        _draw(model, next(changes(model)).seed, step + 1)
+        _draw(model, next(layer_changes(model)).seed, step + 1)
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        first = next(changes(model))
+        first = next(layer_changes(model))
         return {DRAW: torch.tensor([first.seed, first.step])}
 
     def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -100,7 +101,7 @@ class DyLoRA(Method, kind="dylora"):
 
 def _draw(model: nn.Module, seed: int, step: int) -> None:
     """Draws the ranks of a step."""
-    for change in changes(model):
+    for change in layer_changes(model):
         change.seed = seed
         change.step = step
         change.drawn = rank_of(seed, step, len(change.A))

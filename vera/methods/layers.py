@@ -184,7 +184,7 @@ def adapted_layers(model: nn.Module) -> Iterator[AdaptedLinear]:
     return (m for m in model.modules() if isinstance(m, AdaptedLinear))
 
 
-def changes(model: nn.Module) -> Iterator[Any]:
+def layer_changes(model: nn.Module) -> Iterator[Any]:
     """The Change of each adapted matrix of a model, in its order."""
     return (
         change for layer in adapted_layers(model) for change in layer.changes.values()

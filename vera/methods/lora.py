@@ -18,7 +18,7 @@ from vera.methods.layers import (
     Change,
     adapted_layers,
     adapter_dtype,
-    changes,
+    layer_changes,
     widest,
     wrap,
 )
@@ -147,7 +147,7 @@ class LoRA(Method, kind="lora"):
         """Sum of rank * (in + out) over the adapted matrices; of rank * out where A is
         frozen."""
         widths = 0
-        for change in changes(model):
+        for change in layer_changes(model):
             widths += change.outputs
             if not self.freeze_a:
                 widths += change.inputs

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.adapted import frozen_extra
 from vera.methods.contract import Method
-from vera.methods.layers import base_weight, changes, wrap
+from vera.methods.layers import base_weight, layer_changes, wrap
 from vera.methods.lora import LowRankChange, place
 from vera.sites import find_sites
 
@@ -127,7 +127,7 @@ class LoRAXS(Method, kind="lora_xs"):
 
     def count(self, model: nn.Module) -> int:
         """rank^2 for each adapted matrix."""
-        return sum(self.rank**2 for _ in changes(model))
+        return sum(self.rank**2 for _ in layer_changes(model))
 
     def saved(self, model: nn.Module) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = dict(self.adapter_parameters(model))
@@ -147,7 +147,7 @@ class LoRAXS(Method, kind="lora_xs"):
         if self.store:
             return {}
         hashes_of_a, hashes_of_b = "", ""
-        for change in changes(model):
+        for change in layer_changes(model):
             hash_of_a, hash_of_b = change.hashes
             hashes_of_a += hash_of_a
             hashes_of_b += hash_of_b

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vera.methods.contract import Method
-from vera.methods.layers import changes
+from vera.methods.layers import layer_changes
 from vera.methods.lora import LowRankChange, Placement, place, wrap_sites
 from vera.projections import SCHEME, Matrix, fingerprint, unit_uniform
 
@@ -112,7 +112,7 @@ class NoLA(Method, kind="nola"):
 
     def count(self, model: nn.Module) -> int:
         """2 * bases for each adapted matrix."""
-        return sum(2 * self.bases for _ in changes(model))
+        return sum(2 * self.bases for _ in layer_changes(model))
 
     def fixed(
         self, model: nn.Module, left_out: frozenset[str] = frozenset()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.methods.contract import Method
-from vera.methods.layers import changes
+from vera.methods.layers import layer_changes
 from vera.methods.lora import LowRankChange, Placement, place, wrap_sites
 
 
@@ -81,7 +81,7 @@ class TiedLoRA(Method, kind="tied_lora"):
     def count(self, model: nn.Module) -> int:
         """rank * (in + out) of the widest, once, and the sum of (rank + out) over the
         adapted matrices."""
-        adapted = list(changes(model))
+        adapted = list(layer_changes(model))
         widest = max(change.inputs for change in adapted)
         widest += max(change.outputs for change in adapted)
         vectors = sum(self.rank + change.outputs for change in adapted)

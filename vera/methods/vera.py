@@ -9,7 +9,13 @@ from torch import nn
 from vera.errors import AdapterError
 from vera.kernels import Group
 from vera.methods.contract import Method
-from vera.methods.layers import adapted_layers, adapter_dtype, changes, widest, wrap
+from vera.methods.layers import (
+    adapted_layers,
+    adapter_dtype,
+    layer_changes,
+    widest,
+    wrap,
+)
 from vera.methods.settings import check_rank
 from vera.methods.vera_layer import Projections, VeRAChange, fixed_pairs
 from vera.projections import Init, ProjectionSpec
@@ -114,7 +120,7 @@ class VeRA(Method, kind="vera"):
         """Sum of (out + rank) over the adapted matrices; of out or rank alone with only
         b or only d."""
         total = 0
-        for change in changes(model):
+        for change in layer_changes(model):
             if "b" in self.vectors:
                 total += change.outputs
             if "d" in self.vectors:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods.contract import Method
-from vera.methods.layers import changes
+from vera.methods.layers import layer_changes
 from vera.methods.lora import Placement, place, wrap_sites
 from vera.methods.vera_layer import Projections, VeRAChange, fixed_pairs
 from vera.projections import ProjectionSpec
@@ -85,7 +85,8 @@ class VeRAPlus(Method, kind="vera_plus"):
     def count(self, model: nn.Module) -> int:
         """Sum of (in + rank + out) over the adapted matrices."""
         return sum(
-            change.inputs + self.rank + change.outputs for change in changes(model)
+            change.inputs + self.rank + change.outputs
+            for change in layer_changes(model)
         )
 
     def fixed(

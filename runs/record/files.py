@@ -1,0 +1,72 @@
+"""Files that are written whole or not at all: no reader sees half of one, whenever this
+process is killed.
+
+vera and tasks have a writer each, as nothing of the project may import another's."""
+
+import contextlib
+import errno
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+#: What file systems without hard links say, and those that have no more for a file.
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to. It becomes `path` at the end, or is removed
+    where writing fails."""
+    with _temporary(path) as partial:
+        yield partial
+        os.replace(partial, path)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text whole or not at all."""
+    with replacing(path) as partial:
+        _write_safely(partial, text)
+
+
+def link_or_fail(path: Path, text: str) -> None:
+    """Creates a file whole, or raises FileExistsError: of many processes that try at
+    once, one succeeds."""
+    with _temporary(path) as partial:
+        _write_safely(partial, text)
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            # A network file system may link the file and still answer that it exists
+            if not os.path.samefile(partial, path):
+                raise
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            # a file system without hard links
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(text)
+
+
+def _write_safely(path: Path, text: str) -> None:
+    """Writes a text to the disk itself: a machine that loses power may otherwise keep
+    the name and not the text."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A file beside `path` whose name no other process or thread uses; removed at the
+    end, unless renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(
+        f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    )
+    try:
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
