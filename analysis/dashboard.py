@@ -22,7 +22,7 @@ from analysis.render import Table
 from analysis.tables import TABLES, made
 from runs.command.errors import UserError
 from runs.command.parser import OfRecords, entry_point, open_ledger, read, setting
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 from runs.record.ledger import Ledger
 from runs.record.text import first_line
 from runs.tracking.content import cell_key
@@ -37,14 +37,15 @@ TABLES_RUN = "vera-bench-tables"
 
 def logged_tables(ledger: Ledger) -> dict[str, Table]:
     """The tables that have runs, by the key that each is logged under."""
-    frame, found = runs(ledger), dict[str, Table]()
+    frame = runs(ledger)
+    tables = dict[str, Table]()
     for name in TABLES:
         parts = made(name, frame)
-        found |= {
-            f"tables/{name}" + f"_{i}" * (len(parts) > 1): of
-            for i, of in enumerate(parts, 1)
-        }
-    return {key: table for key, table in found.items() if table.ids}
+        for number, table in enumerate(parts, 1):
+            suffix = f"_{number}" if len(parts) > 1 else ""
+            if table.ids:
+                tables[f"tables/{name}{suffix}"] = table
+    return tables
 
 
 def workspace(
@@ -55,10 +56,12 @@ def workspace(
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.reports.v2 import interface as wr
 
-    shown, (low, high) = list[Any](), (wr.Layout(w=24, h=height) for height in (2, 10))
+    low = wr.Layout(w=24, h=2)
+    high = wr.Layout(w=24, h=10)
+    panels = list[Any]()
     for key, table in tables.items():
-        shown.append(wr.MarkdownPanel(markdown=table.title, layout=low))
-        shown.append(wr.WeavePanelSummaryTable(table_name=key, layout=high))
+        panels.append(wr.MarkdownPanel(markdown=table.title, layout=low))
+        panels.append(wr.WeavePanelSummaryTable(table_name=key, layout=high))
     cells = sorted(
         {(record["cell"]["model"], record["cell"]["task"]) for record in ledger}
     )
@@ -81,7 +84,7 @@ def workspace(
         "vera-bench: the paper's tables",
     )
     first = ws.Section(
-        name="Tables from records", panels=shown, is_open=True, layout_settings=wide
+        name="Tables from records", panels=panels, is_open=True, layout_settings=wide
     )
     second = ws.Section(
         name="Curves (W&B's medians over its runs)", panels=curves, is_open=True
@@ -154,9 +157,10 @@ def save_workspace(
             "settings": quiet_settings(),
         }
         with wandb.init(job_type="tables", resume="allow", **about) as run:
-            run.log(
-                {key: wandb.Table([*of.header], of.texts) for key, of in tables.items()}
-            )
+            logged = dict[str, Any]()
+            for key, table in tables.items():
+                logged[key] = wandb.Table([*table.header], table.texts)
+            run.log(logged)
     saved.save()
     write_atomically(remembered, f"{saved.url}\n")
     return str(saved.url)

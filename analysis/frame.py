@@ -17,10 +17,10 @@ import pandas as pd
 
 from analysis.facts import FACTS, HASH_DIGITS, of_method
 from analysis.rows import RowMaker, RunRow
+from runs.record.files import read_yaml
 from runs.record.ledger import CONF, Ledger, read_ledger
 from runs.record.override import split_seeds
 from runs.record.schema import TEXT_SCORES
-from runs.record.yaml_file import read_yaml
 
 #: The place of a cell in a table, and what identifies it: a row may have been measured
 #: in several ways on a task, such as on 1,000 training rows and on 5,000.

@@ -83,8 +83,8 @@ def wrapped(head: str, points: list[str]) -> list[str]:
     fit. A point that is longer than a line, such as one with long names, is cut."""
     lines = list[str]()
     room = NOTE_LENGTH - COUNT_LENGTH
-    for number, whole in enumerate(points):
-        point = shorten(whole, room - len(head) - len(": ."), placeholder=" ...")
+    for number, full_point in enumerate(points):
+        point = shorten(full_point, room - len(head) - len(": ."), placeholder=" ...")
         if lines and len(lines[-1]) + len(f"; {point}.") <= room:
             lines[-1] += f"; {point}"
         elif len(lines) < LINES:

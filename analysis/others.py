@@ -54,7 +54,7 @@ NAMED: dict[str, str] = {
 }
 
 
-def named(names: str | Sequence[str] | dict[str, str]) -> dict[str, str]:
+def names_by_key(names: str | Sequence[str] | dict[str, str]) -> dict[str, str]:
     """Names by key: of a group of printed/names.yaml, of some keys, or their own."""
     if isinstance(names, dict):
         return names

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from runs.record.files import read_yaml
 from runs.record.schema import TEXT_SCORES
-from runs.record.yaml_file import read_yaml
 
 #: The content of a YAML file.
 Content = dict[str, Any]

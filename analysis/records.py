@@ -22,7 +22,7 @@ from analysis.frame import runs
 from analysis.render import to_csv
 from runs.command.errors import UserError, check_new_file
 from runs.command.parser import entry_point, read, setting
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 from runs.record.ledger import Ledger
 
 #: Columns of `runs` that hold more than one value.

@@ -30,7 +30,7 @@ from analysis.results.templates import templates
 from analysis.rows import RowMaker
 from analysis.stats import statistics_tables
 from runs.command.parser import OfRecords, entry_point, read
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 from runs.record.folder import WholeRecords
 from runs.record.intervals import median_interval
 from runs.record.ledger import Ledger
@@ -126,10 +126,10 @@ def verdicts_by_table(judged: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 def all_tables(ledger: Ledger, frames: Frames) -> list[Table]:
     """Every table of the paper, with the runs of this machine and the published ones
     (`frames`)."""
-    made = list[Table]()
+    all_parts = list[Table]()
     for name in tables.TABLES:
-        made += tables.make(name, ledger, frames)
-    return made
+        all_parts += tables.make(name, ledger, frames)
+    return all_parts
 
 
 def all_figures(ledger: Ledger, frames: Frames) -> list[tuple[figures.Figure, str]]:

@@ -37,10 +37,10 @@ def files_of_code() -> list[Path]:
 @cache
 def hash_of_code() -> str:
     """The hash of the files that make a row from a record."""
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in files_of_code():
-        whole.update(path.read_bytes())
-    return whole.hexdigest()
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 class RowMaker:

@@ -39,7 +39,7 @@ from benchmarks.reward import reward
 from benchmarks.serving import decoding, serving
 from benchmarks.training import DEVICE, Row, contention, markdown, training
 from runs.command.parser import Common, entry_point, one_of, read, setting
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 from runs.record.keys import Count
 from runs.run.provenance import code_state, machine, versions
 

@@ -31,9 +31,9 @@ from runs.command.parser import Line, OfRecords, entry_point, mistake, setting
 from runs.config.schema import TaskSection
 from runs.evaluate import Report, finished_records, read_line, restore
 from runs.machine.locks import alone, run_lock
-from runs.record.atomic import write_atomically
 from runs.record.cell import hash_of
 from runs.record.configuration import Configuration, TaskConfig
+from runs.record.files import write_atomically
 from runs.record.keys import Count
 from runs.record.ledger import run_folder
 from runs.record.schema import Record

@@ -35,7 +35,7 @@ from runs.publishing.adapter_folder import (
 )
 from runs.publishing.hub import push
 from runs.publishing.result_file import result_file
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 from runs.record.text import megabytes
 
 #: The formats, and the settings that each of them takes.

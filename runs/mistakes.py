@@ -35,8 +35,8 @@ from pydantic import PositiveInt
 from runs.command.errors import UserError, check_new_file
 from runs.command.parser import OfRecords, entry_point, one_of, read, setting
 from runs.evaluate import find_finished, kept_file
-from runs.record.atomic import write_atomically
 from runs.record.cell import number_of_texts, scored_texts
+from runs.record.files import write_atomically
 from runs.record.folds import records_of_folds
 from runs.record.schema import Record
 from runs.record.spreadsheet import csv_text, read_own_csv

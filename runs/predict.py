@@ -33,8 +33,8 @@ from runs.command.parser import OfRecords, entry_point, read, setting
 from runs.evaluate import find_finished, kept_file, restore
 from runs.machine.hashes import files_sha256
 from runs.machine.locks import alone, run_lock
-from runs.record.atomic import write_atomically
 from runs.record.cell import ReportedMetric
+from runs.record.files import write_atomically
 from runs.record.keys import Count
 from runs.record.schema import Record
 from runs.record.spreadsheet import csv_text

@@ -35,9 +35,9 @@ from runs.command.parser import (
 )
 from runs.config import GROUPS, read_command
 from runs.publishing import study_check
-from runs.record import atomic
 from runs.record import ledger as files
 from runs.record.derived import NOT_PROVABLE
+from runs.record.files import write_atomically
 from runs.record.ledger import INSTALLED, read_ledger
 from runs.record.redaction import without_paths
 from runs.record.schema import FINISHED, Measure, Record
@@ -160,10 +160,10 @@ def publish_study(line: Line[Settings]) -> int:
     sources = own_sources(records, line.config_dir)
     files.write_study(folder, records, measures)
     for source_name, text in sources.items():
-        atomic.write_atomically(folder / "sources" / source_name, text)
+        write_atomically(folder / "sources" / source_name, text)
     notes = folder / "NOTES.md"
     if not notes.exists():
-        atomic.write_atomically(notes, study_check.NOTES_TEMPLATE)
+        write_atomically(notes, study_check.NOTES_TEMPLATE)
     uncommitted = sum(not is_committed(record) for record in records)
     summary = f"{plural(len(records), 'record')} in {printed_folder}"
     if uncommitted:

@@ -38,7 +38,6 @@ from runs.command.errors import UserError
 from runs.command.parser import COMPOSING, Common, as_word, entry_point, read
 from runs.config import Files, Launch, read_command
 from runs.config.grid import list_values
-from runs.record.atomic import write_atomically
 from runs.record.cell import (
     ReportedMetric,
     epoch_of_table,
@@ -46,6 +45,7 @@ from runs.record.cell import (
     one_class,
     seed_value,
 )
+from runs.record.files import write_atomically
 from runs.record.ledger import finished_record, in_conf
 from runs.record.schema import Record
 from runs.record.spreadsheet import csv_text

@@ -62,9 +62,9 @@ def find_reader(name: str) -> Reader:
 def source(settings: Settings) -> Source:
     """See tasks.source. A reader of one's own is part of the data."""
     files = _files(settings)
-    own = module_file(settings["reader"])
-    if own:
-        files["reader.py"] = own
+    reader = module_file(settings["reader"])
+    if reader:
+        files["reader.py"] = reader
     return Source(files=files)
 
 
@@ -128,14 +128,14 @@ def _read_rows(
     prompt_column, answer_column = settings["prompt_column"], settings["answer_column"]
     rows = []
     for line, row in read_table(path):
-        where = f"{path} line {line}"
-        require_columns(where, row, (prompt_column, answer_column))
+        place = f"{path} line {line}"
+        require_columns(place, row, (prompt_column, answer_column))
         prompt, answer = str(row[prompt_column]), str(row[answer_column])
         if not prompt.strip():
-            raise DataError(f"{where}: an empty {prompt_column}")
+            raise DataError(f"{place}: an empty {prompt_column}")
         if read(answer) is None:
             raise DataError(
-                f"{where}: task.reader={settings['reader']} finds no answer in "
+                f"{place}: task.reader={settings['reader']} finds no answer in "
                 f"{answer[:80]!r}"
             )
         rows.append((_form(settings, prompt), answer))

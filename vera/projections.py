@@ -43,13 +43,13 @@ def unit_uniform(seed: int, matrix: int, rows: int, columns: int) -> Matrix:
     if not 0 <= seed < 2**64:
         raise ValueError(f"projection_seed must be in [0, 2^64), got {seed}")
     key = np.array([seed, matrix], dtype=np.uint64)
-    out = np.empty((rows, columns), dtype=np.float32)
+    matrix_values = np.empty((rows, columns), dtype=np.float32)
     for i in range(rows):
         counter = np.array([0, i, 0, 0], dtype=np.uint64)
         words = np.random.Philox(counter=counter, key=key).random_raw(columns)
         odd = (words >> np.uint64(40)).astype(np.int64) * 2 + 1 - 2**24
-        out[i] = odd.astype(np.float32) * np.float32(2.0**-24)
-    return out
+        matrix_values[i] = odd.astype(np.float32) * np.float32(2.0**-24)
+    return matrix_values
 
 
 def unit_normal(seed: int, matrix: int, rows: int, columns: int) -> Matrix:
@@ -99,13 +99,13 @@ class ProjectionSpec:
             B, self.outputs, self.rank
         )
 
-    def _draw(self, which: int, rows: int, fan_in: int) -> Matrix:
+    def _draw(self, factor: int, rows: int, fan_in: int) -> Matrix:
         # The key of a named pair has 63 bits of its name's hash; that of the shared
         # pair has zeros.
         digest = (
             hashlib.sha256(self.pair.encode()).digest()[:8] if self.pair else bytes(8)
         )
-        matrix = 2 * (int.from_bytes(digest, "little") >> 1) + which
+        matrix = 2 * (int.from_bytes(digest, "little") >> 1) + factor
         if self.init == "kaiming_normal":
             return unit_normal(self.seed, matrix, rows, fan_in) * np.float32(
                 math.sqrt(2 / fan_in)

@@ -83,7 +83,7 @@ def _draw_curves(axes: Any, data: pd.DataFrame, score_label: str) -> None:
 def _colours(data: pd.DataFrame) -> dict[str, str]:
     """Each run's colour: its method's, where each run has another method."""
     runs = data.drop_duplicates("runs")
-    own = [look(run.kind, run.row)[0] for run in runs.itertuples()]
-    if len({*own}) < len(runs):
-        own = [f"C{number}" for number in range(len(runs))]
-    return dict(zip(runs.runs, own, strict=True))
+    colours = [look(run.kind, run.row)[0] for run in runs.itertuples()]
+    if len({*colours}) < len(runs):
+        colours = [f"C{number}" for number in range(len(runs))]
+    return dict(zip(runs.runs, colours, strict=True))

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from analysis.render import to_csv
-from runs.record.atomic import replacing, write_atomically
+from runs.record.files import replacing, write_atomically
 from runs.record.schema import TEXT_SCORES, Measure
 
 #: Okabe and Ito's palette, safe for colour-blind readers; a method has the same colour

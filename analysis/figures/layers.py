@@ -236,6 +236,6 @@ def queries_of(data: pd.DataFrame) -> pd.DataFrame:
 
 def _draw_cosines(axes: Any, data: pd.DataFrame) -> None:
     looks = dict(zip(PAIRS.values(), LOOKS, strict=True))
-    shown = queries_of(data)
+    queries = queries_of(data)
     labels = {"xlabel": "layer", "ylabel": "cosine"}
-    draw_lines(axes, shown, "layer", "median", "pair", looks, **labels)
+    draw_lines(axes, queries, "layer", "median", "pair", looks, **labels)

@@ -77,15 +77,15 @@ def runs_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
     rank."""
     is_rank = runs.row.astype(str).str.fullmatch(ROWS)
     is_shown = (runs.kind == "result") & runs.task.isin(list(GLUE)) & is_rank
-    shown = runs[is_shown]
-    shown = shown[shown["rank"].notna()]
-    rank = shown["rank"].astype(int)
-    suffix = shown.row.astype(str).str.extract("(_proportional)$")[0].fillna("")
-    is_lora = shown.method == "lora"
-    return shown.assign(
-        row=shown.method + "_r" + rank.astype(str) + suffix,
+    results = runs[is_shown]
+    results = results[results["rank"].notna()]
+    rank = results["rank"].astype(int)
+    suffix = results.row.astype(str).str.extract("(_proportional)$")[0].fillna("")
+    is_lora = results.method == "lora"
+    return results.assign(
+        row=results.method + "_r" + rank.astype(str) + suffix,
         rank=rank,
-        scaling=shown.scaling.fillna(BOTH_SCALINGS).where(is_lora, ""),
+        scaling=results.scaling.fillna(BOTH_SCALINGS).where(is_lora, ""),
     )
 
 

@@ -9,7 +9,7 @@ from analysis.leaderboard.reader import read_leaderboard
 from analysis.leaderboard.tables import leaderboard_tables
 from analysis.render import render, to_csv
 from runs.command.errors import UserError
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 from runs.record.ledger import INSTALLED, ROOT
 
 

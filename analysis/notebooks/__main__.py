@@ -12,7 +12,7 @@ from typing import Any
 
 from runs.command.errors import UserError
 from runs.command.parser import OfRecords, entry_point, one_of, read
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 from runs.record.ledger import ROOT
 
 FOLDER = Path(__file__).parent

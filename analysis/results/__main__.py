@@ -15,7 +15,7 @@ from pathlib import Path
 from analysis.results.pages import near_lora, pages, readme
 from runs.command.errors import UserError
 from runs.command.parser import Common, entry_point, read, setting
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 from runs.record.ledger import INSTALLED, ROOT, read_study, study_folders
 
 README = ROOT / "README.md"

@@ -52,7 +52,7 @@ from analysis.render import render
 from analysis.tables import TABLES, WITHOUT_RECORDS, belonging, make
 from runs.command.errors import UserError
 from runs.command.parser import entry_point, one_of, read, setting
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 from runs.record.ledger import Ledger
 from runs.record.text import plural
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from analysis.beside import follows
-from analysis.others import named
+from analysis.others import names_by_key
 from analysis.paper import GLUE, IMAGES, NAMES, paper, printed_file, recipes
 from analysis.render import Entry, Table
+from runs.record.files import read_yaml
 from runs.record.ledger import CONF, in_conf
-from runs.record.yaml_file import read_yaml
 
 #: Adapted matrices (query and key of each block) and their width.
 SHAPES = {"roberta-base": (24, 768), "roberta-large": (48, 1024), "gpt-3": (192, 12288)}
@@ -171,7 +171,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _parts(table: dict[str, Any]) -> dict[str, Columns]:
     """The tables of a number, by what each is about, and their columns."""
-    axes = {key: named(table[f"{key}s"]) for key in ("model", "row", "task")}
+    axes = {key: names_by_key(table[f"{key}s"]) for key in ("model", "row", "task")}
     parts = dict[str, Columns]()
     for model, row, task in itertools.product(*axes.values()):
         column = (model, row, task)

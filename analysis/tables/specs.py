@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.frame import cells, in_cells, reported_cells
-from analysis.others import named
+from analysis.others import names_by_key
 from analysis.paper import BENCHES
 from analysis.render import NONE, Cell, Entry, Number, diverged, number
 from analysis.tables.spec import (
@@ -20,7 +20,7 @@ from analysis.tables.spec import (
     complete_cells,
     melted,
 )
-from runs.record.yaml_file import read_yaml
+from runs.record.files import read_yaml
 
 #: How FastChat makes answers: with transformers' default top_k, and none is cut short
 #: for want of positions.
@@ -340,8 +340,8 @@ def _read(name: str, part: dict[str, Any]) -> TableSpec:
     """A part of specs.yaml, with the names of models and columns."""
     settings = {key: value for key, value in part.items() if key != "kind"}
     settings["name"] = name
-    settings["models"] = named(part.get("models", []))
-    settings["columns"] = named(part.get("columns", []))
+    settings["models"] = names_by_key(part.get("models", []))
+    settings["columns"] = names_by_key(part.get("columns", []))
     settings.setdefault("row_order", [*part.get("row_names", ())])
     return KINDS[part.get("kind", "Spec")](**settings)
 

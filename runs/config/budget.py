@@ -84,13 +84,13 @@ def cell_of_budget(
 
     Where no setting of the row is near enough, the second is the reason. Raises
     UserError for a row without a ladder."""
-    others = tuple(line for line in overrides if Override(line).key != "budget")
-    if others == overrides:
+    without_budget = tuple(line for line in overrides if Override(line).key != "budget")
+    if without_budget == overrides:
         return overrides, ""
-    (line,) = set(overrides) - {*others}
+    (line,) = set(overrides) - {*without_budget}
     budget = read_budget(Override(line).value)
-    ladder = _ladder_of(others, composer)
-    return (*others, *ladder.nearest(budget).overrides), ladder.misfit(budget)
+    ladder = _ladder_of(without_budget, composer)
+    return (*without_budget, *ladder.nearest(budget).overrides), ladder.misfit(budget)
 
 
 @cache
@@ -114,16 +114,16 @@ def ladder_of(overrides: tuple[str, ...], composer: Composer) -> Ladder:
         )
     method, model = plain(cfg.method), plain(cfg.model)
     set_by_user = {Override(line).key for line in overrides}
-    own = {key: value for key, value in method.items() if is_own_setting(key)}
+    own_settings = {key: value for key, value in method.items() if is_own_setting(key)}
     rungs = []
     for settings in _settings_of_entries(entries):
         blocks = settings.pop("blocks", None)
         if blocks:
-            sites = tuple(settings.get("sites") or own["sites"])
+            sites = tuple(settings.get("sites") or own_settings["sites"])
             settings["sites"] = _sites_of_last_blocks(model, sites, blocks)
         if clash := set_by_user & {f"method.{key}" for key in settings}:
             raise UserError(f"budget= chooses {min(clash)}: give one of the two")
-        count = _parameters(model, own, settings)
+        count = _parameters(model, own_settings, settings)
         rungs.append(Rung(_overrides(settings), _label(settings, blocks), count))
     return Ladder(row, str(model["label"]), tuple(rungs))
 
@@ -159,19 +159,19 @@ def _skeleton(model: ModelConfig) -> Any:
 
 
 def _parameters(
-    model: ModelConfig, own: Mapping[str, Any], settings: Mapping[str, Any]
+    model: ModelConfig, own_settings: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> int:
     """How many parameters a method trains with these settings, without a model's head."""
     import vera
 
-    values = dict(own)
+    values = dict(own_settings)
     for key, value in settings.items():
         name, _, inner = key.partition(".")
         if inner:
             values[name] = {**(values.get(name) or {}), inner: value}
         else:
             values[name] = value
-    if own["kind"] == "peft":
+    if own_settings["kind"] == "peft":
         values["config"] = values.get("config") or {}
     base = _skeleton(model)
     method = vera.make_method(**values)

@@ -3,7 +3,7 @@
 Hydra's compose API is used rather than its main(): a sweep is expanded before anything
 starts, so that it can be counted, planned and checked, and every error is one line.
 Importing this module imports Hydra, which a repeated command does not need
-(runs/config/composed.py)."""
+(runs/config/expand.py)."""
 
 import copy
 import re
@@ -21,7 +21,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runs.command.errors import UserError
 from runs.command.parser import did_you_mean, one_of
-from runs.config import resolvers  # noqa: F401 - which conf/ calls
 from runs.config.files import (
     GROUPS,
     Files,
@@ -29,7 +28,7 @@ from runs.config.files import (
     groups_of,
     open_part,
 )
-from runs.config.recipes import check_recipe, recipe_of_row
+from runs.config.resolvers import check_recipe, recipe_of_row
 from runs.config.schema import BASE
 from runs.record.override import Override
 from runs.record.text import one_line
@@ -83,9 +82,9 @@ class Composer:
                 words[number] = NO_RECIPE
         if recipe := self._borrowed.get(_without_task(overrides)):
             words.append(f"recipe={recipe}")
-        own = [f"file://{folder}" for folder in self.files.folders[1:]]
-        if own:
-            words.append(f"hydra.searchpath={own}")
+        user_folders = [f"file://{folder}" for folder in self.files.folders[1:]]
+        if user_folders:
+            words.append(f"hydra.searchpath={user_folders}")
         return words
 
     def compose(self, overrides: tuple[str, ...]) -> DictConfig:
@@ -242,8 +241,8 @@ def name_of_row(cfg: DictConfig) -> str:
 
 def without_hydra(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
     """The configuration as plain values, without Hydra's part."""
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    values: Any = OmegaConf.to_container(own, resolve=resolve)
+    own_part = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    values: Any = OmegaConf.to_container(own_part, resolve=resolve)
     return dict(values)
 
 

@@ -90,13 +90,13 @@ class Files:
 
     def content(self) -> str:
         """A hash of all the files, with their names."""
-        whole = hashlib.sha256()
+        digest = hashlib.sha256()
         for folder in self.folders:
             for path in sorted(folder.rglob("*.yaml")):
                 name = path.relative_to(folder).as_posix()
-                whole.update(f"{name}\0{path.stat().st_size}\0".encode())
-                whole.update(path.read_bytes())
-        return whole.hexdigest()
+                digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+                digest.update(path.read_bytes())
+        return digest.hexdigest()
 
     def place_of(self, group: str, name: str, word: str) -> str:
         """Where a file has a key or a value, as "conf/experiment/mine.yaml line 7"; ""
@@ -172,8 +172,12 @@ def _own_folder(config_dir: str) -> Path:
 
 def _seen_from_here(path: Path) -> str:
     """A path as the user would type it: relative where it lies in this folder."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    current_folder = Path.cwd()
+    return str(
+        path.relative_to(current_folder)
+        if path.is_relative_to(current_folder)
+        else path
+    )
 
 
 def open_part(override: str) -> str:

@@ -66,7 +66,7 @@ def read_grid(overrides: Sequence[str], composer: Composer) -> Grid:
     preset = Override(fixed.get("experiment", "")).value
     lists = dict[str, list[str]]()
     if preset:
-        lists = _lists_of_preset(preset, composer, without={*fixed})
+        lists = _lists_of_preset(preset, composer, fixed_keys={*fixed})
     if "task.folds" in fixed and not {"task.fold"} & {*fixed, *lists, *typed_lists}:
         typed_lists["task.fold"] = _each_fold(fixed["task.folds"])
     of_preset = frozenset({*lists} - {*typed_lists})
@@ -119,13 +119,13 @@ def _fixed_and_lists(
 
 
 def _lists_of_preset(
-    preset: str, composer: Composer, without: set[str]
+    preset: str, composer: Composer, fixed_keys: set[str]
 ) -> dict[str, list[str]]:
     """The lists of a preset, by their keys, but for keys that the command line fixes."""
     cfg = composer.compose((f"experiment={preset}",))
     lists = dict[str, list[str]]()
     for key, text in (OmegaConf.select(cfg, "hydra.sweeper.params") or {}).items():
-        if key not in without:
+        if key not in fixed_keys:
             lists[key] = list_values(f"{key}={text}", composer.files)[1]
     return lists
 
@@ -146,8 +146,8 @@ def _with_recipe_file(
     for line in overrides:
         model = Override(line).unquoted_value
         if line.startswith("recipe=") and model in composer.files.choices("model"):
-            others = tuple(word for word in overrides if word != line)
-            line = f"recipe={composer.recipe_for_model(others, model)}"
+            other_overrides = tuple(word for word in overrides if word != line)
+            line = f"recipe={composer.recipe_for_model(other_overrides, model)}"
         words.append(line)
     return tuple(words)
 

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny, model_validator
 
 import tasks
-from runs.launchers.contract import Launcher
+from runs.launchers.contract import Launcher, Serial
 from runs.launchers.registry import launcher_of
-from runs.launchers.this_machine import Serial
 from runs.models.wheels import HASH
 from runs.record.keys import (
     COMMAND,

@@ -41,8 +41,8 @@ def show_completion(words: tuple[str, ...]) -> None:
     Raises UserError for a shell that Hydra does not know."""
     word = words[0] if words else ""
     if Override(word).value not in SHELLS:
-        known = ", ".join(SHELLS)
-        raise UserError(f"-sc {word}: should be install=SHELL, of {known}")
+        shells = ", ".join(SHELLS)
+        raise UserError(f"-sc {word}: should be install=SHELL, of {shells}")
     by_hydra(["-sc", word])
 
 
@@ -130,13 +130,13 @@ def _explain_keys(overrides: tuple[str, ...], files: Files) -> None:
             print(f"{key}={as_word(value)}")
             if key in comments:
                 print(textwrap.indent(textwrap.fill(comments[key], 84), "    "))
-    others = [
+    other_keys = [
         name for name in without_hydra(cfg, resolve=False) if name not in sections
     ]
     print(
         "\nOther keys, which --help explains likewise (--help train.lr=1 all of train's):"
     )
-    print(textwrap.fill(", ".join(map(str, others)), 88))
+    print(textwrap.fill(", ".join(map(str, other_keys)), 88))
 
 
 def show_info(kind: str, overrides: tuple[str, ...], files: Files) -> None:
@@ -199,12 +199,12 @@ def _show_sources(
     package: str | None,
     composer: Composer,
 ) -> None:
-    shown = list[tuple[str, str]]()
+    sources = list[tuple[str, str]]()
     for word, place in sources_of(cfg, typed, grid.first, composer):
         if not package or word.startswith((f"{package}.", f"{package}=")):
-            shown.append((word, place))
-    width = max((len(word) for word, _ in shown), default=0)
-    for word, place in shown:
+            sources.append((word, place))
+    width = max((len(word) for word, _ in sources), default=0)
+    for word, place in sources:
         print(f"{word:<{width}}  {place}")
 
 
@@ -246,9 +246,9 @@ def _places(
         for key, _ in dotted(content):  # a later file wins
             places[f"{prefix}{key}"] = str(path).replace(f"{CONF}/", "conf/")
     typed_keys = {Override(text).key for text in typed}
-    for word in overrides:
-        key = Override(word).key
-        preset = f"conf/experiment/{choices.get('experiment')}.yaml"
+    preset = f"conf/experiment/{choices.get('experiment')}.yaml"
+    for text in overrides:
+        key = Override(text).key
         places[key] = "the command line" if key in typed_keys else preset
     return places
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
 from runs.forecast.work import outline
 from runs.machine import gpus
-from runs.record.atomic import write_atomically
 from runs.record.cell import hash_of
+from runs.record.files import write_atomically
 from runs.record.text import describe, duration, plural
 from runs.run.definition import Run, epoch_batches
 from tasks.fetch import cache_folder
@@ -93,8 +93,8 @@ def _measure(run: Run, file: Path, busy: str) -> str:
     words += f", {_in_words(rate)}"
     earlier = _read_rate(file)
     if busy and earlier and "busy" not in earlier:
-        kept = _in_words(earlier["flops"])
-        return f"{words}; plans keep the {kept} of a probe on an idle machine"
+        earlier_rate = _in_words(earlier["flops"])
+        return f"{words}; plans keep the {earlier_rate} of a probe on an idle machine"
     measured: KeptRate = {"flops": rate, "label": run.label}
     if busy:
         measured["busy"] = busy
@@ -160,7 +160,13 @@ def rate_file(run: Run) -> Path:
         cores = len(os.sched_getaffinity(0))
     variables = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
     environment = [os.environ.get(name) for name in variables]
-    machine = [device_names(run), gpus.processor(), cores, environment, version("torch")]
+    machine = [
+        device_names(run),
+        gpus.processor(),
+        cores,
+        environment,
+        version("torch"),
+    ]
     config = run.config
     row = [
         config["device"],
@@ -174,13 +180,13 @@ def rate_file(run: Run) -> Path:
 
 def probed_rate(run: Run) -> Rate | None:
     """The rate that a probe has measured of a run's row on this machine, if any."""
-    kept = _read_rate(rate_file(run))
-    if kept is None:
+    kept_rate = _read_rate(rate_file(run))
+    if kept_rate is None:
         return None
     source = "a probe's rate"
-    if "busy" in kept:
-        source += f" while this machine was busy: {kept['busy']}"
-    return Rate(kept["flops"], source)
+    if "busy" in kept_rate:
+        source += f" while this machine was busy: {kept_rate['busy']}"
+    return Rate(kept_rate["flops"], source)
 
 
 def _read_rate(file: Path) -> KeptRate | None:
@@ -188,9 +194,12 @@ def _read_rate(file: Path) -> KeptRate | None:
     try:
         content = json.loads(file.read_bytes())
         # older files have no label, and do not say whether the machine was busy
-        kept: KeptRate = {"flops": float(content["flops"]), "label": content["label"]}
+        kept_rate: KeptRate = {
+            "flops": float(content["flops"]),
+            "label": content["label"],
+        }
         if "busy" in content:
-            kept["busy"] = str(content["busy"])
-        return kept
+            kept_rate["busy"] = str(content["busy"])
+        return kept_rate
     except (OSError, ValueError, KeyError, TypeError):
         return None

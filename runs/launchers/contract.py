@@ -1,10 +1,11 @@
-"""What a launcher is: its settings as fields, checked by pydantic, and what it does."""
+"""What a launcher is: its settings as fields, checked by pydantic, and what it does. The
+two simplest ones, which do runs on this machine, stand here."""
 
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from runs.record.keys import ConfigPart, Count
 
@@ -81,3 +82,23 @@ class ByScript(ByWorkers):
     @abstractmethod
     def script(self, folder: Path, workers: int) -> str:
         """What would be submitted for so many workers."""
+
+
+# --- runs on this machine, each in a process of its own
+
+
+class Serial(OnThisMachine):
+    """One run after another."""
+
+    name: Literal["serial"] = "serial"
+
+
+class Local(OnThisMachine):
+    """Runs at once, on all devices."""
+
+    name: Literal["local"] = "local"
+
+    @property
+    def uses_all_devices(self) -> bool:
+        """All of them."""
+        return True

@@ -6,10 +6,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from runs.command.parser import mistake, one_of
-from runs.launchers.contract import Launcher
+from runs.launchers.contract import Launcher, Local, Serial
 from runs.launchers.ray_tasks import Ray
 from runs.launchers.slurm import Slurm
-from runs.launchers.this_machine import Local, Serial
 
 LAUNCHERS: dict[str, type[Launcher]] = {
     "serial": Serial,

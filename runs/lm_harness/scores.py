@@ -15,8 +15,8 @@ from runs.command.parser import setting
 from runs.evaluate import amend, kept_file, run_from_record
 from runs.lm_harness.tasks import AskedTask, TaskSettings
 from runs.models import dtype_of
-from runs.record.atomic import write_atomically
 from runs.record.cell import hash_of
+from runs.record.files import write_atomically
 from runs.record.keys import Count
 from runs.record.ledger import run_folder, write_beside
 from runs.record.lm_eval import adding, evaluated

@@ -18,7 +18,7 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 @contextlib.contextmanager
-def handling(handler: Any, signals: Sequence[int] = STOPPING) -> Iterator[None]:
+def handling_signals(handler: Any, signals: Sequence[int] = STOPPING) -> Iterator[None]:
     """Sets the handler of signals for a block; nothing outside the main thread, where
     Python allows it. Under nohup SIGHUP stays ignored."""
     before = dict[int, Any]()
@@ -45,7 +45,7 @@ def start_fork_server(several_runs: bool = True) -> None:
     )
     # Signals may go to a whole group of processes. The server must ignore them, and
     # inherits that from here
-    with handling(signal.SIG_IGN, (signal.SIGINT, *STOPPING)):
+    with handling_signals(signal.SIG_IGN, (signal.SIGINT, *STOPPING)):
         multiprocessing.forkserver.ensure_running()
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from runs.command.errors import UserError
-from runs.record.atomic import write_atomically
 from runs.record.cell import hash_of
+from runs.record.files import write_atomically
 from runs.record.schema import Record
 from tasks.fetch import cache_folder
 from tasks.files import stamp

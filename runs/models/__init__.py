@@ -12,6 +12,5 @@ from runs.models.folder import (
 )
 from runs.models.load import DTYPES, load, skeleton
 from runs.models.memory import check_memory, dtype_of, memory_of_weights
-from runs.models.origin import Origin, origin
-from runs.models.settings import hub_name
+from runs.models.origin import Origin, hub_name, origin
 from runs.models.wheels import content_hash, model_files, packages

@@ -7,11 +7,12 @@ import fnmatch
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from runs import INSTALL
 from runs.command.errors import UserError
 from runs.machine.hashes import file_hash
-from runs.models.settings import TransformersSettings, hub_name
+from runs.models.origin import hub_name
 from runs.models.wheels import (
     PATTERNS,
     convert,
@@ -26,6 +27,8 @@ from tasks import DataError
 from tasks.fetch import cached, snapshot
 from tasks.files import open_text, validated
 
+#: Settings of a transformers configuration (config.json), by their names.
+TransformersSettings = dict[str, Any]
 #: The files of a model that a tokenizer can be read from.
 TOKENIZER_PATTERNS = ("tokenizer*", "vocab*", "*.spm", "*.model")
 #: The attention implementations of torch and transformers. Others are loaded from

@@ -61,3 +61,10 @@ def origin(
         )
         return Origin(name, licence=licences.get(name), note=note)
     return Origin(name, commit or None, licences.get(name))
+
+
+def hub_name(model: ModelConfig) -> str:
+    """OWNER/NAME of a model that has no other source: runs/config/schema.py refuses one
+    without any."""
+    assert model["hub"]
+    return model["hub"]

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 from runs.record.schema import Record
 
 #: Fewer new rows than this are made again sooner than a file of them is read.
@@ -133,19 +133,19 @@ class KeptRows:
     def _read_files(self) -> dict[tuple[RecordText, Stamp], Any]:
         """The rows by record and stamp: a changed record has an older row, too."""
         values = dict[str, Any]()
-        kept = dict[tuple[RecordText, Stamp], Any]()
+        rows = dict[tuple[RecordText, Stamp], Any]()
         for path in sorted(self.folder.glob("*.json")):
             with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
                 text = path.read_text(encoding="utf-8")
                 if path.stem != _hash_of(text):
                     continue
-                for (name, *where), (changed_ns, size, inode), row in decode_rows(
+                for (name, *span), (changed_ns, size, inode), row in decode_rows(
                     text, values
                 ):
                     place = os.path.join(self.place, name) if name else str(self.place)
                     stamp = changed_ns, size, inode
-                    kept[RecordText(place, *where), stamp] = self.make_row.restore(row)
-        return kept
+                    rows[RecordText(place, *span), stamp] = self.make_row.restore(row)
+        return rows
 
 
 def rows_cache_folder() -> Path:
@@ -210,16 +210,16 @@ def _as_json(value: Any) -> str:
 
 
 def decode_rows(
-    text: str, known: dict[str, Any]
+    text: str, shared_values: dict[str, Any]
 ) -> Iterator[tuple[Any, Any, list[Any]]]:
     """What `encode` was given, a line and its row at a time. known: the values of other
     files by their texts, so that equal ones are in memory once."""
     content = json.loads(text)
     values = list[Any]()
     for value_text in content["values"]:
-        if value_text not in known:
-            known[value_text] = _from_json(value_text)
-        values.append(known[value_text])
+        if value_text not in shared_values:
+            shared_values[value_text] = _from_json(value_text)
+        values.append(shared_values[value_text])
     for part, stamp, numbers in content["rows"]:
         row = [values[number] if type(number) is int else number for number in numbers]
         yield part, stamp, row

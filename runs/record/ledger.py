@@ -14,8 +14,8 @@ from typing import Any, cast
 import orjson
 
 from runs.record.agreement import conflict_note, difference_of_results
-from runs.record.atomic import write_atomically
 from runs.record.cell import cell_id, hash_of
+from runs.record.files import read_yaml, write_atomically
 from runs.record.kept_rows import KeptRows, MakesRows, RecordText, parts_of
 from runs.record.lm_eval import adding, evaluated
 from runs.record.schema import (
@@ -31,7 +31,6 @@ from runs.record.schema import (
 )
 from runs.record.text import error_line, printable
 from runs.record.validation import check_measure, check_record, migrate
-from runs.record.yaml_file import read_yaml
 
 #: The folder of the four packages: of a clone, or site-packages.
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 
 
 def write_sweep(output: str | Path, name: str, ids: Sequence[str]) -> None:

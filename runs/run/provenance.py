@@ -21,7 +21,7 @@ import yaml
 
 from runs.machine.gpus import driver, processor, processor_model
 from runs.machine.hashes import files_sha256
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 from runs.record.ledger import INSTALLED, ROOT, built_from, run_folder
 from runs.record.schema import Code, CodeSource, Device, Provenance, Record
 from runs.run.definition import Run

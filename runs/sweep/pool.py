@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from runs.command.errors import UserError
 from runs.machine import gpus
-from runs.machine.fork_server import handling
+from runs.machine.fork_server import handling_signals
 from runs.machine.locks import PATIENCE, Lock, run_lock
 from runs.record.cell import hash_of
 from runs.record.ledger import finished_record, read_record, record_path, run_folder
@@ -258,13 +258,15 @@ class Sweep:
         else:
             self.done += 1
         # by its record, where another command did it
-        whole = job.earlier_seconds + seconds if seconds else _seconds_of(record)
+        total_seconds = (
+            job.earlier_seconds + seconds if seconds else _seconds_of(record)
+        )
         if record["status"] == "done":
-            line += f"  {duration(whole)}"
+            line += f"  {duration(total_seconds)}"
             if seconds and job.earlier_seconds:
                 line += f" ({duration(seconds)} since it was resumed)"
             line += f"  run {job.id}"
-        self._time_left.add(job.run, whole)
+        self._time_left.add(job.run, total_seconds)
         state = self._state(self.running)
         if self.pending and state:
             line += f"  ({state.words})"
@@ -316,17 +318,17 @@ class Sweep:
         self.alone = alone
         self._idle_since = time.monotonic()
         try:
-            with handling(self._stop):
+            with handling_signals(self._pass_signal_on):
                 waits = True
                 while self.pending and not self.signal:
                     is_busy = self._start()
                     if not is_busy and not waits:
                         break
                     waits = others_work()
-                    self._look(LOOK_INTERVAL_S if is_busy or waits else 0.0)
+                    self._await_ends(LOOK_INTERVAL_S if is_busy or waits else 0.0)
                     self._finish_runs_of_others()
         finally:
-            self._end()
+            self._end_processes()
             self.display.show([])
 
     def _finish_runs_of_others(self) -> None:
@@ -373,12 +375,12 @@ class Sweep:
         self._idle_since = time.monotonic()
         self._waits_for_gpu = True
 
-    def _look(self, seconds: float) -> None:
+    def _await_ends(self, seconds: float) -> None:
         """Waits for the end of a process, and shows how far the runs are."""
         ended = connection.wait([job.ready for job in self.running], seconds)
         for job in [job for job in self.running if job.ready in ended]:
             self.running.remove(job)
-            self._ended(job)
+            self._handle_end(job)
         watched = self.running
         if not self.places.total:
             watched = [job for job in self.pending if job.lock.is_held()]
@@ -397,7 +399,7 @@ class Sweep:
             holder = job.lock.holder()
             self.display.line(f"{job.head}  is being done by {holder}: waiting for it")
 
-    def _ended(self, job: Job) -> None:
+    def _handle_end(self, job: Job) -> None:
         """Finishes a run whose process has ended, or leaves it pending for a retry."""
         ending, error = job.ended()
         if ending == FAILED and self.alone and not job.record.exists():
@@ -441,14 +443,14 @@ class Sweep:
                 Attempt(job.output, job.id).fail(job.run, error)
             lock.release()
 
-    def _stop(self, number: int, frame: Any = None) -> None:
+    def _pass_signal_on(self, number: int, frame: Any = None) -> None:
         self.signal = number
         if number == signal.SIGHUP:
             leave_terminal()
         for job in self.running:
             job.signal(signal.SIGTERM)
 
-    def _end(self) -> None:
+    def _end_processes(self) -> None:
         """Ends the processes that are on, which may save first. A second Ctrl-C ends
         them at once."""
         deadline = time.monotonic() + GRACE
@@ -461,8 +463,8 @@ class Sweep:
         try:
             while self.running and time.monotonic() < deadline:
                 # again, for a process that had not set its handler yet
-                self._stop(self.signal)
-                self._look(LOOK_INTERVAL_S)
+                self._pass_signal_on(self.signal)
+                self._await_ends(LOOK_INTERVAL_S)
         finally:
             for job in self.running:
                 job.signal(signal.SIGKILL)

@@ -30,8 +30,8 @@ from torch.optim import Optimizer
 
 import vera
 from runs.command.errors import DeviceError, UserError
-from runs.record.atomic import replacing
 from runs.record.configuration import Configuration, TrainConfig
+from runs.record.files import replacing
 from runs.record.schema import CURVE_COLUMNS, Curve, Reach, RightRows, Status
 from runs.run.methods import patterns_of
 from runs.run.provenance import Conditions

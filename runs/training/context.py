@@ -24,9 +24,9 @@ import vera
 from runs import models
 from runs.command.errors import Stop, UserError
 from runs.machine.gpus import check_usable
-from runs.record.atomic import write_atomically
 from runs.record.cell import ReportedMetric
 from runs.record.configuration import Configuration
+from runs.record.files import write_atomically
 from runs.record.ledger import run_folder
 from runs.record.schema import Forgetting
 from runs.record.spreadsheet import csv_text
@@ -36,8 +36,7 @@ from runs.run.methods import method_of_settings
 from runs.tracking.tracker import Tracker
 from runs.training import predictions
 from runs.training.answer_dev import answer_dev_rows
-from runs.training.determinism import set_flags
-from runs.training.dtypes import train_in_float32
+from runs.training.determinism import set_flags, train_in_float32
 from tasks.exact import ExactTask
 from vera.sites import head_parameters
 

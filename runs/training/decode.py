@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import gather_object
 
 import vera
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 from runs.record.items import pack
 from runs.record.schema import DecodedScores, Texts
 from runs.training.checkpoint import checkpoint_sha256

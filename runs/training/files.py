@@ -19,8 +19,8 @@ from typing import Any
 from runs.command.errors import UserError
 from runs.machine.hashes import files_sha256
 from runs.machine.processes import is_dead
-from runs.record.atomic import link_or_fail, write_atomically
 from runs.record.cell import hash_of
+from runs.record.files import link_or_fail, write_atomically
 from runs.record.ledger import (
     finished_record,
     read_record,

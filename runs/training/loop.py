@@ -48,8 +48,7 @@ from runs.training.context import (
     seed_process,
 )
 from runs.training.decode import decode_epochs, rehearse
-from runs.training.determinism import is_slow_in_bf16, not_deterministic
-from runs.training.dtypes import check_dtypes
+from runs.training.determinism import check_dtypes, is_slow_in_bf16, not_deterministic
 from runs.training.effect import effect_note, estimate_effect
 from runs.training.files import CHECKPOINT, Attempt
 from runs.training.leaks import refuse_leaked_start

@@ -21,7 +21,7 @@ class Objective(Protocol):
         """What a step trains on, whose micro-batches are parts of it. rows: indices of
         training rows. step: counted from 0."""
 
-    def share(self, part: Sequence[Any], whole: Sequence[Any]) -> float:
+    def share(self, part: Sequence[Any], step_rows: Sequence[Any]) -> float:
         """The factor of a micro-batch's loss. The weighted losses add up to the loss of
         the step."""
 
@@ -54,8 +54,8 @@ class Likelihood:
         self.context.raw_model.train()
         return rows
 
-    def share(self, part: Sequence[int], whole: Sequence[int]) -> float:
-        return self.task.weight("train", part) / self.task.weight("train", whole)
+    def share(self, part: Sequence[int], step_rows: Sequence[int]) -> float:
+        return self.task.weight("train", part) / self.task.weight("train", step_rows)
 
     def loss(self, model: Any, part: Sequence[int]) -> Tensor:
         loss: Tensor = self.task.loss(model, self.context.batch("train", part))

@@ -104,12 +104,16 @@ def token_tensors(
     with torch.no_grad():
         entropies = token_entropies(log_probabilities)
     index = torch.tensor(place_of_token, device=device)
-    tokens = torch.tensor([t for row in rows for t in row.tokens], device=device)
-    advantages = [advantage for row in rows for advantage in row.advantages]
-    weights = [weight for row in rows for weight in row.weights]
+    tokens = list[int]()
+    advantages = list[float]()
+    weights = list[float]()
+    for row in rows:
+        tokens += row.tokens
+        advantages += row.advantages
+        weights += row.weights
     dtype = logits.dtype
     return TokenTensors(
-        log_probabilities[index, tokens],
+        log_probabilities[index, torch.tensor(tokens, device=device)],
         entropies[index],
         torch.tensor(advantages, dtype=dtype, device=device),
         torch.tensor(weights, dtype=dtype, device=device),

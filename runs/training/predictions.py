@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import tasks
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 from runs.record.spreadsheet import csv_text, read_own_csv
 
 NAME = "predictions.csv"
@@ -38,39 +38,39 @@ def prediction_table(
     no such column."""
     classes = getattr(task, "classes", None)
 
-    def shown(values: Any) -> list[str]:
+    def as_text(values: Any) -> list[str]:
         return [
             f"{value:.7g}" if classes is None else classes[value] for value in values
         ]
 
-    columns = dict(about) | ({} if labels is None else {LABEL: shown(labels)})
-    columns[PREDICTED] = shown(task.predict(outputs))
+    columns = dict(about) | ({} if labels is None else {LABEL: as_text(labels)})
+    columns[PREDICTED] = as_text(task.predict(outputs))
     if classes is not None:
         shares = np.exp(
             np.asarray(outputs, np.float64) - np.max(outputs, axis=1, keepdims=True)
         )
         shares /= shares.sum(axis=1, keepdims=True)
-        for name, of in zip(classes, shares.T, strict=True):
-            columns[CHANCE.format(name)] = [f"{p:.4g}" for p in of]
+        for name, shares_of_class in zip(classes, shares.T, strict=True):
+            columns[CHANCE.format(name)] = [f"{p:.4g}" for p in shares_of_class]
     return [[*columns], *map(list, zip(*columns.values(), strict=True))]
 
 
-def illustrate(task: tasks.Task, folder: Path, when: str) -> None:
+def illustrate(task: tasks.Task, folder: Path, epoch: str) -> None:
     """Writes by_class.csv of the predictions in a finished run's folder, then draws
-    them: pictures need more memory than a table. when: their epoch."""
+    them: pictures need more memory than a table. epoch: of the predictions."""
     rows = read_own_csv(folder / NAME)
     labels = [row[LABEL] for row in rows]
     predicted = [row[PREDICTED] for row in rows]
     classes = getattr(task, "classes", None)
     if classes is None:
-        _draw_regression(task, folder, labels, predicted, when)
+        _draw_regression(task, folder, labels, predicted, epoch)
         return
     text = csv_text(by_class(labels, predicted, classes))
     write_atomically(folder / "by_class.csv", text)
 
     from tasks import pictures
 
-    pictures.confusion(folder / "confusion.png", labels, predicted, classes, when)
+    pictures.confusion(folder / "confusion.png", labels, predicted, classes, epoch)
     indices = np.asarray([classes.index(name) for name in predicted])
     task.illustrate(folder, indices)
 
@@ -80,7 +80,7 @@ def _draw_regression(
     folder: Path,
     labels: Sequence[str],
     predicted: Sequence[str],
-    when: str,
+    epoch: str,
 ) -> None:
     from tasks import pictures
 
@@ -88,7 +88,7 @@ def _draw_regression(
     answers = np.asarray(predicted, np.float32)
     score = task.score(answers, expected)
     error = np.sqrt(np.mean((expected - answers) ** 2))
-    title = f"{task.metric} {score:.3f}, RMSE {error:.6g}, {when}"
+    title = f"{task.metric} {score:.3f}, RMSE {error:.6g}, {epoch}"
     pictures.scatter(folder / "scatter.png", expected, answers, title)
 
 
@@ -100,16 +100,13 @@ def by_class(
     from sklearn.metrics import classification_report
 
     occurs = [name for name in classes if name in {*labels, *predicted}]
-    how: Any = {"labels": occurs, "output_dict": True, "zero_division": 0}
-    report: Any = classification_report(labels, predicted, **how)
-    keys, names = (
-        ["precision", "recall", "f1-score", "support"],
-        [*occurs, "macro avg", "weighted avg"],
-    )
-    return [
-        ["class", *keys],
-        *([name, *(f"{report[name][key]:.4g}" for key in keys)] for name in names),
-    ]
+    options: Any = {"labels": occurs, "output_dict": True, "zero_division": 0}
+    report: Any = classification_report(labels, predicted, **options)
+    keys = ["precision", "recall", "f1-score", "support"]
+    rows: list[list[Any]] = [["class", *keys]]
+    for name in (*occurs, "macro avg", "weighted avg"):
+        rows.append([name, *(f"{report[name][key]:.4g}" for key in keys)])
+    return rows
 
 
 # --- the rows with the largest loss

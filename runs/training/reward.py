@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import vera
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 from runs.run.reward_functions import (
     check_functions,
     completion_limit,
@@ -91,10 +91,11 @@ class Reward:
         use_policy_mode(model)
         groups = self._sample(rows, step)
         rewards = self._rewards(groups)
-        followed = rewards
+        trained_rewards = rewards
         if self.settings["permuted"]:
-            followed = permuted_rewards(rewards, self.context.config["seed"], step)
-        advantages = group_advantages(followed, self.settings["scale"])
+            seed = self.context.config["seed"]
+            trained_rewards = permuted_rewards(rewards, seed, step)
+        advantages = group_advantages(trained_rewards, self.settings["scale"])
         lengths = torch.tensor(
             [[len(ids) for ids in group.completions] for group in groups]
         )
@@ -104,16 +105,18 @@ class Reward:
         self._measure(groups, rewards, lengths)
         self._write_samples(groups, rewards, step)
         policy = []
-        for group, of_group, of_tokens in zip(
+        for group, advantages_of_group, weights_of_group in zip(
             groups, advantages.tolist(), weights.tolist(), strict=True
         ):
             prompt = self.exercises[group.row].prompt_ids
-            policy += policy_rows(prompt, group.completions, of_group, of_tokens)
+            policy += policy_rows(
+                prompt, group.completions, advantages_of_group, weights_of_group
+            )
         if self.settings["kl"]:
             policy = self._with_reference(policy)
         return policy
 
-    def share(self, part: Sequence[PolicyRow], whole: Sequence[PolicyRow]) -> float:
+    def share(self, part: Sequence[PolicyRow], step_rows: Sequence[PolicyRow]) -> float:
         """See Objective. The weights of tokens are already those of the whole step."""
         return 1.0
 

@@ -11,9 +11,9 @@ import traceback
 from typing import TYPE_CHECKING, Any, cast
 
 from runs.command.errors import DeviceError, Stop, StoppedError, is_users
-from runs.record.atomic import replacing
 from runs.record.cell import kept_epoch
 from runs.record.configuration import Configuration
+from runs.record.files import replacing
 from runs.record.ledger import finished_record, run_folder
 from runs.record.schema import Record
 from runs.record.text import FULL, describe

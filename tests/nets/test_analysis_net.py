@@ -109,9 +109,10 @@ def test_verdicts(which, judged):
         if any(isinstance(v, list) and v[1] is not None for v in line.values())
     ]
     same_lines("verdicts.jsonl", lines if which == "made" else ours, ledger=which)
-    assert which != "made" or words | {
-        line["word"] for line in read_lines("cells.jsonl")
-    } >= VERDICTS
+    assert (
+        which != "made"
+        or words | {line["word"] for line in read_lines("cells.jsonl")} >= VERDICTS
+    )
 
 
 @pytest.mark.parametrize("which", LEDGERS)

@@ -31,7 +31,7 @@ from runs.command.errors import UserError
 from runs.command.parser import mistake
 from runs.config import CONF, Files, cells, expand, files, parts, read_command
 from runs.config.compose import NO_RECIPE, VERSION_BASE, Composer
-from runs.config.recipes import check_recipe
+from runs.config.resolvers import check_recipe
 from runs.config.schema import Config
 from runs.machine import hashes
 from runs.record.ledger import run_folder

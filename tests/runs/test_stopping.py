@@ -78,7 +78,7 @@ def test_under_nohup_a_command_stays_when_its_terminal_closes():
     ):
         original = signal.signal(signal.SIGHUP, before)
         try:
-            with fork_server.handling(handler):
+            with fork_server.handling_signals(handler):
                 os.kill(os.getpid(), signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) is before
         finally:

@@ -40,7 +40,8 @@ from tiers import ALL_TESTS
 import runs.__main__
 import vera
 from runs.command.errors import DeviceError, UserError
-from runs.config import Launch, expand, kept, read_command
+from runs.config import Launch, expand, read_command
+from runs.config.expand import decode_runs, encode_runs
 from runs.launchers import ray_tasks
 from runs.launchers import slurm as slurm_jobs
 from runs.launchers.contract import ByWorkers
@@ -774,7 +775,9 @@ def test_a_worker_that_was_asked_to_stop_has_its_job_requeued(
         2,
     )
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    with fork_server.handling(lambda *_: seen.append("requeued"), [signal.SIGUSR2]):
+    with fork_server.handling_signals(
+        lambda *_: seen.append("requeued"), [signal.SIGUSR2]
+    ):
         assert work(1) == (143 if number else 0)
     assert seen == [("1", ["c", "d", "a", "b"]), False, *["requeued"] * requeued]
 
@@ -838,7 +841,7 @@ def test_settings_of_a_launcher_survive_the_cache_of_composed_commands(words):
     line = [*words, "seed=0,1", "launcher=slurm", "launcher.partition=gpu"]
     composed = read_command(line).launch.launcher
     launch = read_command(line).launch
-    (runs, launch, _) = kept.decode_runs(kept.encode_runs(expand(line), launch, []))
+    (runs, launch, _) = decode_runs(encode_runs(expand(line), launch, []))
     assert launch.launcher == composed
     assert (launch.launcher.name, launch.launcher.partition) == ("slurm", "gpu")
     assert len(runs) == 2

@@ -15,7 +15,7 @@ from tiny import cells, picture, write_images
 
 import tasks
 from runs.config import expand
-from runs.record.atomic import write_atomically
+from runs.record.files import write_atomically
 from runs.record.spreadsheet import csv_text
 from runs.run.identity import data_content
 from runs.training.predictions import illustrate, prediction_table

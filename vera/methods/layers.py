@@ -94,7 +94,8 @@ class AdaptedLinear(Added):
         if self.group is not None:
             return self.group.output(self, x)
         y = self.base(x)
-        x = x.to(next(iter(self.changes.values())).dtype)
+        first_change = next(iter(self.changes.values()))
+        x = x.to(first_change.dtype)
         return self.add(y, {name: change(x) for name, change in self.changes.items()})
 
     def add(self, y: Tensor, updates: dict[str, Tensor]) -> Tensor:
