@@ -1,6 +1,6 @@
 """Figures from the records, beside what the paper prints of them.
 
-A figure of another kind: a file with a function from a `FigureInput` to figures, and its name
+A figure of another kind: a file with a function from a `Part` to figures, and its name
 in FIGURES."""
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.command import own_and_published
 from analysis.figures import pareto
-from analysis.figures.figure import Figure, FigureInput, save_figure, svg
+from analysis.figures.figure import Figure, Part, save_figure, svg
 from analysis.figures.fits import figure6
 from analysis.figures.gains import figure4
 from analysis.figures.layers import figure3, figure5
@@ -20,7 +20,7 @@ from analysis.frame import every_variant
 from runs.record.ledger import Ledger
 from runs.record.schema import Measure
 
-FIGURES: dict[str, Callable[[FigureInput], Iterable[Figure]]] = {
+FIGURES: dict[str, Callable[[Part], Iterable[Figure]]] = {
     "figure2": figure2,
     "figure3": figure3,
     "figure4": figure4,
@@ -52,7 +52,7 @@ def make(
         options: of `parameters`, `demo` and `pareto`: named, axes and labels, as in
             Part.
     """
-    draw = (FIGURES | {"pareto": pareto.pareto_by_task})[name]
+    draw = (FIGURES | {"pareto": pareto.make})[name]
     drawn = dict[str, Figure]()
     of_both = frames or own_and_published(ledger)
     for runs, source in zip(of_both, ("ours", "published"), strict=True):
@@ -60,7 +60,7 @@ def make(
             # The points of figure 2 are known rows: a variant has no place among them
             runs = every_variant(runs, paper=name == "figure2")
         measures = _measures_of(ledger, source)
-        for figure in draw(FigureInput(runs, measures, source, **options)):
+        for figure in draw(Part(runs, measures, source, **options)):
             if figure.data.empty:
                 continue
             if source == "published":

@@ -57,7 +57,7 @@ PARAMETERS = EngFormatter(sep="")
 
 
 @dataclass(frozen=True)
-class FigureInput:
+class Part:
     """What figures are made from.
 
     runs: of `frame.runs`. measures: those that go with them. source: ours, or

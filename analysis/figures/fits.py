@@ -5,7 +5,7 @@ from functools import partial
 
 import pandas as pd
 
-from analysis.figures.figure import Figure, FigureInput, draw_lines, finite
+from analysis.figures.figure import Figure, Part, draw_lines, finite
 from analysis.figures.layers import LOOKS
 from analysis.figures.paper_figure import paper_figure
 from analysis.paper import NAMES
@@ -15,7 +15,7 @@ from runs.record.schema import Measure
 SETTINGS = ("matrices", "target", "steps", "lr", "optimizer")
 
 
-def figure6(part: FigureInput) -> Iterator[Figure]:
+def figure6(part: Part) -> Iterator[Figure]:
     """Mean squared error of fitting random matrices against parameters, LoRA and VeRA
     (VeRA paper, appendix E)."""
     for fit in shown_fit(part.measures):

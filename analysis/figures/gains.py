@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.patches import Patch
 
-from analysis.figures.figure import VARIED, Figure, FigureInput, finite, look
+from analysis.figures.figure import VARIED, Figure, Part, finite, look
 from analysis.figures.paper_figure import panels, paper_figure, printed_rte
 from analysis.frame import reported_cells
 from analysis.paper import GLUE, NAMES, paper
@@ -17,7 +17,7 @@ BAR_HEIGHT = 0.8
 ROW_HEIGHT, FRAME_HEIGHT = 0.22, 1.0
 
 
-def figure4(part: FigureInput) -> Iterator[Figure]:
+def figure4(part: Part) -> Iterator[Figure]:
     """Performance gain per 1,000 parameters over the head alone (VeRA paper, appendix
     B), where the metric is accuracy. Of table 2's rows: ranks and ablations have
     figures and tables of their own."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis.figures.figure import COLOURS, Figure, FigureInput, draw_lines, finite
+from analysis.figures.figure import COLOURS, Figure, Part, draw_lines, finite
 from analysis.figures.paper_figure import paper_figure
 from analysis.frame import cells, mark_left_out
 from analysis.notes import notes
@@ -140,7 +140,7 @@ def _largest_setting(
     return largest
 
 
-def by_layer(part: FigureInput, kind: str, unit: str, *names: str) -> Iterator[ByLayer]:
+def by_layer(part: Part, kind: str, unit: str, *names: str) -> Iterator[ByLayer]:
     """As `measured_values`: of each value, by site and layer, the median, lowest and highest of
     those that are finite, how many these are (n), and of how many (total). unit: what a
     measure is of."""
@@ -177,7 +177,7 @@ def notes_on_infinite(data: pd.DataFrame) -> list[str]:
     ]
 
 
-def figure3(part: FigureInput) -> Iterator[Figure]:
+def figure3(part: Part) -> Iterator[Figure]:
     """How far d has moved in the runs of the row vera, by layer and site."""
     draw: Any = partial(
         draw_lines,
@@ -198,7 +198,7 @@ def figure3(part: FigureInput) -> Iterator[Figure]:
         )
 
 
-def figure5(part: FigureInput) -> Iterator[Figure]:
+def figure5(part: Part) -> Iterator[Figure]:
     """Cosine of weight differences by layer: LoRA against VeRA, and each against random
     (VeRA paper, appendix D)."""
     printed = paper()["figure5"]["printed"]

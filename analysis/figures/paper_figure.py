@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.figures.figure import HEIGHT, WIDTH, Figure, FigureInput
+from analysis.figures.figure import HEIGHT, WIDTH, Figure, Part
 from analysis.frame import place_in_columns
 from analysis.notes import notes
 from analysis.paper import GLUE, numbers, paper
@@ -93,7 +93,7 @@ class Panel:
     notes: list[str]
 
 
-def panels(part: FigureInput, cells: pd.DataFrame) -> Iterator[Panel]:
+def panels(part: Part, cells: pd.DataFrame) -> Iterator[Panel]:
     """These cells by model, task and the way in which they were measured."""
     placed = place_in_columns(cells.assign(column=cells.task))
     for (model, place), group in placed.groupby(["model", "place"]):

@@ -15,7 +15,7 @@ from analysis.figures.figure import (
     PARAMETERS,
     VARIED,
     Figure,
-    FigureInput,
+    Part,
     finite,
     look,
     metric_label,
@@ -78,25 +78,25 @@ WIDTH = 7
 HEIGHTS = (4.4, 6.4)
 
 
-def parameters(part: FigureInput) -> Iterator[Figure]:
+def parameters(part: Part) -> Iterator[Figure]:
     """The pictures of the tasks of tables 2 and 5, with table 2's rows, without other
     ranks and ablations, which compare two rows at least. Where tasks are named, of
     these, whatever they are, with every row."""
     if part.named:
-        return pareto_by_task(part)
+        return make(part)
     runs = part.runs
     is_of_table = runs.task.isin(list(GLUE)) | (runs.family == "images")
     is_varied = runs.row.astype(str).str.match(VARIED)
-    figures = pareto_by_task(replace(part, runs=runs[is_of_table & ~is_varied]))
+    figures = make(replace(part, runs=runs[is_of_table & ~is_varied]))
     return (figure for figure in figures if len(figure.data) > 1)
 
 
-def demo(part: FigureInput) -> Iterator[Figure]:
+def demo(part: Part) -> Iterator[Figure]:
     """The pictures of the demo's task."""
-    return pareto_by_task(replace(part, runs=part.runs[part.runs.task == "reviews"]))
+    return make(replace(part, runs=part.runs[part.runs.task == "reviews"]))
 
 
-def pareto_by_task(part: FigureInput) -> Iterator[Figure]:
+def make(part: Part) -> Iterator[Figure]:
     """A picture for each model and task, and for each size of its data: of the axes of
     `part` or, where it has none, of the metric by parameters, and of very many rows by
     each of COSTS."""
@@ -118,7 +118,7 @@ def pareto_by_task(part: FigureInput) -> Iterator[Figure]:
                 yield of_rows(runs, (x, y), file, part.labels, suffix)
 
 
-def _axes_of(part: FigureInput, runs: pd.DataFrame) -> list[tuple[str, str]]:
+def _axes_of(part: Part, runs: pd.DataFrame) -> list[tuple[str, str]]:
     """The pairs of axes to draw."""
     if part.axes:
         return [part.axes]

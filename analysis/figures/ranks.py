@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator
 from analysis.figures.figure import (
     PARAMETERS,
     Figure,
-    FigureInput,
+    Part,
     draw_lines,
     look,
     metric_label,
@@ -51,7 +51,7 @@ QUOTED = {"vera": 256, "lora": 8}
 PLACE = ["model", "task"]
 
 
-def figure2(part: FigureInput) -> Iterator[Figure]:
+def figure2(part: Part) -> Iterator[Figure]:
     """The dev metric against trainable parameters, VeRA's and LoRA's ranks. A rank set
     on the command line and a row of that rank are one point."""
     ranks = runs_by_rank(part.runs)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import figures
-from analysis.figures.figure import Figure, FigureInput, svg
+from analysis.figures.figure import Figure, Part, svg
 from analysis.frame import every_variant, runs
 from analysis.notes import cautions
 from analysis.render import (
@@ -236,7 +236,7 @@ class StudyPage:
     def _figures(self) -> list[Figure]:
         """A study may compare settings of one row, such as epochs. A figure, where they
         would stand on top of each other, has one of them."""
-        part = FigureInput(self.study.finished, [*self.study.ledger.measures.values()])
+        part = Part(self.study.finished, [*self.study.ledger.measures.values()])
         drawn = list[Figure]()
         for make in figures.FIGURES.values():
             drawn += [figure for figure in make(part) if len(figure.data)]
