@@ -1,5 +1,5 @@
-"""Statistics beside the paper's own: intervals over seeds, differences between paired
-runs of one seed, and verdicts.
+"""Prints what the paper does not: intervals over seeds, differences between paired runs
+of one seed, and verdicts.
 
 vera-bench stats             every cell of the ledger
 vera-bench stats table2      the cells of one table
@@ -7,7 +7,7 @@ vera-bench stats sweep=last  the runs of a sweep (task=, model=, method=)
 vera-bench stats row=lora    a row and its comparisons with the others
 vera-bench stats more=true   also the sign test, the median and P(better)
 
-docs/stats.md says what each number is, and where it is from.
+docs/stats.md explains each number and names its source.
 """
 
 import math

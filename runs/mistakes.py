@@ -8,7 +8,6 @@ vera-bench mistakes RUN limit=5 part=gsm8k
     five rows of one part
 vera-bench mistakes RUN whole=true
     prompts and texts as they are
-
 vera-bench mistakes RUN FILE
     the rows of a labelled file, predicted by the run, by their loss
 vera-bench mistakes RUN out=suspects.csv

@@ -6,9 +6,7 @@ vera-bench plan experiment=table2_base
 vera-bench plan experiment=table2_base probe=true
     also hours, from 20 steps of a run of each row on this device
 vera-bench plan experiment=table2_base card=H100
-    hours on a card that is not here
-
-It imports torch to count FLOPs, once, and for probe=true.
+    hours on a card that you do not have
 """
 
 import sys

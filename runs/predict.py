@@ -12,8 +12,9 @@ vera-bench predict RUN FILE out=mine.csv
     writes another file than answers.csv
 
 RUN is a run id, or its beginning, as in outputs/records. The CSV file `out` has the
-columns of the rows and what is predicted. It appears complete, at the end. Rows are
-kept in OUT.partial as they come: if the command is killed, the same command continues.
+columns of the rows and what is predicted. It is written when all rows are
+done. Until then they are in OUT.partial: if the command is killed, the same command
+continues.
 Where rows have labels, the metric is printed. You need the run's adapter and head and
 its base model, and no training rows.
 """

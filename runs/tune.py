@@ -1,4 +1,4 @@
-"""Tunes learning rates: a grid for each cell, judged on held-out training rows, never
+"""Tunes learning rates: a grid for each cell, scored on held-out training rows, never
 on a dev or test set.
 
 vera-bench tune model=minilm task=mrpc method=vera

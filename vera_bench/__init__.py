@@ -17,7 +17,7 @@ COMMANDS = {
     "run": Command("runs.__main__", "trains; also without its name, KEY=VALUE"),
     "plan": Command("runs.plan", "what a command would do, and for how long"),
     "tune": Command("runs.tune", "learning rates, on rows held out from training"),
-    "table": Command("analysis.tables.__main__", "your results beside the paper's"),
+    "table": Command("analysis.tables.__main__", "your results next to the paper's"),
     "figure": Command("analysis.figures.__main__", "the paper's figures and your own"),
     "stats": Command("analysis.stats", "paired differences with intervals"),
     "findings": Command("analysis.findings", "the paper's claims, with verdicts"),

@@ -15,10 +15,13 @@ vera-bench trains and compares parameter-efficient adapters.
   vera-bench experiment=demo              train five methods on real data
   vera-bench model=roberta_base task=rte method=vera,lora seed=0,1,2
   vera-bench plan experiment=table2_base  what would run, and for how long
-  vera-bench table table2                 your results beside the paper's
-  vera-bench predict RUN new.csv          what a run says about new rows
+  vera-bench table table2                 your results next to the paper's
+  vera-bench predict RUN new.csv          what a trained run says about new rows
 """
-LAST_LINE = "Help: vera-bench COMMAND --help, vera-bench --help task=mrpc."
+LAST_LINE = (
+    "Help: vera-bench COMMAND --help, vera-bench --help task=mrpc. "
+    "Docs: docs/quickstart.md"
+)
 
 
 def overview() -> str:

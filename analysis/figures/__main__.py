@@ -1,4 +1,4 @@
-"""Draws a figure from the records, beside what the paper prints of it.
+"""Draws a figure from the records, next to what the paper prints of it.
 
 vera-bench figure figure2
     also figure3 to figure6, parameters and demo; all draws each of them

@@ -1,4 +1,4 @@
-"""Prints a table from the records, beside the paper's where there is one.
+"""Prints a table from the records, next to the paper's where there is one.
 
 vera-bench table table2
     table1 to table13, claims, demo, lm_eval

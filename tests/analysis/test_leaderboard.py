@@ -16,7 +16,7 @@ import simulated_boards
 from scipy import stats
 
 from analysis.leaderboard import others_rows, page
-from analysis.leaderboard.board import board, boards, power_by_seeds, shift
+from analysis.leaderboard.board import board, boards, power_by_seeds, shift, shifts
 from analysis.leaderboard.inference import (
     decided_pairs,
     detectable_difference,
@@ -33,6 +33,7 @@ from analysis.leaderboard.reader import (
     read_leaderboard,
     read_published,
 )
+from analysis.leaderboard.tables import leaderboard_tables
 from analysis.results.pages import others_pages
 from analysis.tables.__main__ import main
 from runs.command.errors import UserError
@@ -444,6 +445,19 @@ def test_the_command_prints_and_writes(folders, tmp_path, capsys):
     assert main([*words[:1], "format=csv"]) == 0
     tidy = pd.read_csv(io.StringIO(capsys.readouterr().out))
     assert {"score", "(a) re-run", "(b) questions"} <= {*tidy.column}
+
+
+@pytest.mark.parametrize("is_published", [True, False])
+def test_a_note_below_a_table_has_at_most_200_characters(is_published, folders):
+    results = read_published()
+    if not is_published:  # a set alone, whose variances are unknown
+        results, _ = read_leaderboard(str(folders[0]))
+    every_board = boards(results)
+    power = power_by_seeds(every_board[-1].rows)
+    tables = leaderboard_tables(every_board, shifts(results), power)
+    notes = [note for table in tables for note in table.notes]
+    assert any("by an unknown amount" in note for note in notes) is not is_published
+    assert [note for note in notes if len(note) > 200] == []
 
 
 @pytest.mark.parametrize(
