@@ -77,10 +77,21 @@ API = {
     ],
 }
 #: Wide enough for code of 95 columns; tables are narrow, so that they need no
-#: scrolling.
+#: scrolling. A table that does scroll has a shadow at the side where it goes on.
 STYLE = """.md-grid { max-width: 75rem }
 .md-typeset pre > code { font-size: .72em }
 .md-typeset table:not([class]) :is(th, td) { min-width: 0; padding: .35em .7em }
+.md-typeset table:not([class]) { background: none }
+.md-typeset__scrollwrap {
+  --ground: var(--md-default-bg-color);
+  background:
+    linear-gradient(to right, var(--ground) 40%, transparent) left / 2.5rem 100%,
+    linear-gradient(to left, var(--ground) 40%, transparent) right / 2.5rem 100%,
+    linear-gradient(to right, #8889, transparent) left / .7rem 100%,
+    linear-gradient(to left, #8889, transparent) right / .7rem 100%;
+  background-attachment: local, local, scroll, scroll;
+  background-repeat: no-repeat;
+}
 .md-typeset img[src$=".svg"] { background: white }
 .md-typeset img[src$="forest.svg"] { width: min(100%, 34rem); height: auto }
 """

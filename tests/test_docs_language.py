@@ -43,7 +43,7 @@ LONG_SENTENCES = 10
 #: The share of a guide's sentences with "you".
 ADDRESSED = 0.2
 #: Words of prose on the pages of all studies, and words of the changelog.
-STUDIES = 5_250
+STUDIES = 5_400
 CHANGELOG = 1_500
 
 #: Characters of a note below a table, and of a line in a cell of the results.

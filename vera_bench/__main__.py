@@ -18,10 +18,9 @@ vera-bench trains and compares parameter-efficient adapters.
   vera-bench table table2                 your results next to the paper's
   vera-bench predict RUN new.csv          what a trained run says about new rows
 """
-LAST_LINE = (
-    "Help: vera-bench COMMAND --help, vera-bench --help task=mrpc. "
-    "Docs: docs/quickstart.md"
-)
+LAST_LINES = """\
+Help: vera-bench COMMAND --help, vera-bench --help task=mrpc.
+Docs: docs/quickstart.md"""
 
 
 def overview() -> str:
@@ -32,7 +31,7 @@ def overview() -> str:
         subsequent_indent=" " * len("Commands: "),
         break_on_hyphens=False,
     )
-    return f"{FIRST_LINES}\n{names}\n{LAST_LINE}"
+    return f"{FIRST_LINES}\n{names}\n{LAST_LINES}"
 
 
 def split_command(words: list[str]) -> tuple[str, list[str]]:

@@ -162,7 +162,7 @@ def test_the_first_page_begins_with_the_answer_and_has_short_cells(published):
     page = overview(published)
     answer = page.split("\n\n")[3]
     assert answer.startswith(
-        "**Is VeRA as good as LoRA here?** No: by our rule the claim is contradicted"
+        "**Is VeRA as good as LoRA here?** No: by our rule the claim is [contradicted]"
     )
     assert "One task moves the mean most: on SmolLM2-135M, sums" in answer
     assert "chose the rule and its words after we had seen these data" in page
