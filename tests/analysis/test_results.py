@@ -56,7 +56,7 @@ def comparisons_of_page(text):
     for part in text.split("<details")[1:]:
         title = re.search(r"<summary>\d+\. (.*?):? (?:supported|contra|inconcl)", part)
         # what stands below the table of comparisons is about its runs
-        part = part.partition("How long the rows trained")[0]
+        part = part.partition("Epochs, and the rows")[0]
         lines = [line for line in part.splitlines() if line.startswith("| ")]
         header = cells_of(lines[0]) if lines else []
         if not title or "difference" not in header:
