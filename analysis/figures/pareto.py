@@ -113,9 +113,11 @@ def make(part: Part) -> Iterator[Figure]:
                     f", {first.train_rows:,.0f} training and "
                     f"{first.dev_rows:,.0f} dev rows"
                 )
+            runs = reported(runs)
+            of_cells = cells(runs, "number")
             for x, y in _axes_of(part, runs):
                 file = "_".join(map(str, [y, "by", x, *words]))
-                yield of_rows(runs, (x, y), file, part.labels, suffix)
+                yield of_rows(runs, of_cells, (x, y), file, part.labels, suffix)
 
 
 def _axes_of(part: Part, runs: pd.DataFrame) -> list[tuple[str, str]]:
@@ -129,6 +131,7 @@ def _axes_of(part: Part, runs: pd.DataFrame) -> list[tuple[str, str]]:
 
 def of_rows(
     runs: pd.DataFrame,
+    of_cells: pd.DataFrame,
     pair: tuple[str, str],
     file: str,
     labels: Sequence[str] = (),
@@ -137,15 +140,14 @@ def of_rows(
     """The picture of the rows of a model and task.
 
     Args:
-        runs: of the model and task.
+        runs: of the model and task, with what they report.
+        of_cells: their cells.
         pair: the names of its axes.
         file: its name.
         labels: the rows that the legend names beside the frontier (empty: all or, of
             very many, none).
         suffix: what the title says of the data.
     """
-    runs = reported(runs)
-    of_cells = cells(runs, "number")
     number = of_cells["name"].mode().iloc[-1]
     is_other = (of_cells["name"] != number) & ("metric" in pair)
     lines = [

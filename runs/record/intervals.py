@@ -1,7 +1,7 @@
 """The interval of a median over the seeds of a cell, and its name in a table."""
 
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 LEVEL = 0.95
@@ -40,14 +40,19 @@ def median_interval(
 
     Not scipy.stats.bootstrap, whose resamples these are: its interval is not a number
     where a value is infinite, as the perplexity of a diverged run is."""
-    import numpy as np
-
     if len(values) < 2:
         return None
     # such as a count of parameters: every resample says the same
     if min(values) == max(values):
         return float(values[0]), float(values[0])
-    medians = np.median(np.asarray(values, dtype=float)[_draws(len(values))], axis=1)
+    return _resampled_interval((*map(float, values),), level)
+
+
+@lru_cache(maxsize=10_000)  # the tables and figures of a report ask for the same ones
+def _resampled_interval(values: tuple[float, ...], level: float) -> tuple[float, float]:
+    import numpy as np
+
+    medians = np.median(np.asarray(values)[_draws(len(values))], axis=1)
     percents = 50 * (1 - level), 50 * (1 + level)
     # between two infinities there is nothing to interpolate
     with np.errstate(invalid="ignore"):
