@@ -328,6 +328,21 @@ def test_readme_is_short_and_narrow():
     assert max(map(len, code)) <= 95
 
 
+def test_the_search_of_the_site_puts_guides_first():
+    """A word in a heading counts a thousand times as much as one in a text."""
+    spec = importlib.util.spec_from_file_location("pages", ROOT / ".ci" / "pages.py")
+    site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(site)
+    paths = ("sweeps.md", "records.md", "api/vera.md")
+    guide, reference, api = map(site.boost_of, paths)
+    assert guide > reference > 1_000 * api
+    assert site.boost_of("CHANGELOG.md") == api
+    assert {f"{name}.md" for name in site.GUIDES} <= {
+        "index.md",
+        *(path.name for path in (ROOT / "docs").glob("*.md")),
+    }
+
+
 @pytest.mark.slow  # ten seconds each
 @pytest.mark.parametrize("preset", COSTS)
 def test_the_costs_on_the_gpu_page_are_the_plans(preset, capsys):
