@@ -293,7 +293,7 @@ def test_processes_of_a_sweep_find_it_by_the_path(own, words):
         "tracking=off",
     ]
     printed = call_here("runs", *mine, check=0).stdout
-    assert "2 done" in printed
+    assert "2 of 2 runs done in " in printed
     (name,) = sweep_names(output_of(words))
     ids = read_sweep(output_of(words), name)
     assert [

@@ -518,7 +518,7 @@ def test_model_and_data_come_from_the_hub_and_their_commits_stand_in_the_record(
     # Again, with the hub gone: everything is here; and of no revision is that commit by
     # now
     assert "1 done before" in call(GONE, home, *words).stdout
-    assert "1 done" in call(GONE, home, *words, "seed=1").stdout
+    assert "1 of 1 run done in " in call(GONE, home, *words, "seed=1").stdout
 
 
 @pytest.mark.slow
@@ -586,7 +586,7 @@ def test_a_download_that_broke_off_is_no_data_set_until_it_is_finished(
         6,
         12,
     )
-    assert "1 done" in call(GONE, home, *words, "seed=1").stdout
+    assert "1 of 1 run done in " in call(GONE, home, *words, "seed=1").stdout
     # Of the repository, yet not what is asked for
     other = ["seed=1", "task.train_splits=[validation]", "task.test_split=null"]
     said = call(GONE, home, *words, *other, code=2).stderr
@@ -595,7 +595,7 @@ def test_a_download_that_broke_off_is_no_data_set_until_it_is_finished(
     )
     # A hub that has troubles of its own
     monkeypatch.setattr(Hub, "fails_with", 503)
-    assert "1 done" in call(hub, home, *words, "seed=2").stdout
+    assert "1 of 1 run done in " in call(hub, home, *words, "seed=2").stdout
     # One that it does not give
     monkeypatch.setattr(Hub, "fails_with", None)
     said = call(
