@@ -215,7 +215,7 @@ from dataclasses import dataclass
 import torch
 
 import vera
-from vera.methods.layers import changes
+from vera.methods.layers import layer_changes
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class Forgets(vera.LoRA, kind="careless"):
 
     def install(self, model):
         super().install(model)
-        for change in changes(model):
+        for change in layer_changes(model):
             a = (torch.zeros_like if self.how == "zero" else torch.randn_like)(change.A)
             del change.A
             change.register_buffer("A", a, persistent=False)  # random, and in no file
