@@ -42,7 +42,7 @@ JUDGEMENT = [
 # --- the kinds of tables
 
 
-class TextScores(TableSpec):
+class GeneratedTexts(TableSpec):
     """Table 3: the five scores of texts."""
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
@@ -327,7 +327,7 @@ class Demo(TableSpec):
 
 KINDS: dict[str, type[TableSpec]] = {
     "Spec": TableSpec,
-    "Texts": TextScores,
+    "Texts": GeneratedTexts,
     "Judged": Judged,
     "Rows": RowsByTasks,
     "Exact": Exact,
