@@ -4,7 +4,7 @@ vera-bench model=roberta_base task=rte method=vera seed=3  one run
 vera-bench task=rte,mrpc method=vera,lora seed=0,1,2       every combination
 vera-bench experiment=table2_base                          a table of the paper
 vera-bench experiment=table2_base method=vera seed=0       a part of it
-vera-bench experiment=table2_base launcher=local           a process for each device
+vera-bench experiment=table2_base launcher=local           a process a device
 vera-bench experiment=table2_base redo=true                train it again
 vera-bench rerun=0123456789ab                              a run by its id
 vera-bench --cfg job task=cola                             the configuration
