@@ -209,12 +209,9 @@ def curve_points(
 
 def main(arguments: list[str]) -> int:
     output = read(arguments, OfRecords, module=__name__).settings.output
+    ledger = open_ledger(output, make_row=RowMaker())
     path = Path(output) / "report.html"
-    # Texts as Python's objects: a report takes many single values and small frames, of
-    # which Arrow's texts, pandas' default, need a quarter more time in all.
-    with pd.option_context("future.infer_string", False):
-        ledger = open_ledger(output, make_row=RowMaker())
-        write_atomically(path, page(ledger))
+    write_atomically(path, page(ledger))
     print(
         f"Report: {path} ({len(ledger.records)} records, {megabytes(path.stat().st_size)})"
     )
