@@ -107,6 +107,12 @@ def main(arguments: list[str]) -> int:
         # The paper's rows need no records; differences do.
         ledger = open_rows(settings, may_be_of_conf=bool(name and not against))
     if against:
+        selected = [*map(row_name, split_names(settings.method))]
+        if selected and against not in selected:
+            raise UserError(
+                f"against={against}: method={settings.method} leaves this row out. "
+                f"Type method={settings.method},{against}"
+            )
         one_of("row", against, conf_rows(ledger))
     tables = make(
         name,

@@ -69,7 +69,8 @@ class Files:
                 f" One of the hub: model=encoder model.hub={name} (or decoder, vision)"
             )
         elif group == "method" and not advice:
-            advice = f" If peft has it: peft:{name}Config."
+            advice = " If a folder of yours has it: --config-dir=FOLDER."
+            advice += f" If peft has it: peft:{name}Config."
         place = f"list {group}s" if group in LISTED else "--help"
         raise UnknownNameError(
             f"no {group} {name!r}.{advice} All names: vera-bench {place}", name

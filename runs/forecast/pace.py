@@ -27,6 +27,9 @@ DECODING = (
 )
 #: A rate is the median over so many finished runs of other cells.
 RATED_RUNS = 3
+#: And these took steps of at least this share of the run's FLOPs: a smaller step is
+#: mostly overhead.
+LEAST_SHARE = 1 / 20
 #: A forecast looks at so many of the newest records for the pace of this machine.
 PACE_RECORDS = 300
 
@@ -45,8 +48,8 @@ def variant_of(run: Run) -> Variant:
 def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate | None:
     """A run's FLOP a second: as conf/cards.yaml assumes it of a card. Without one this
     machine's: as a probe has measured it for the row, or as finished runs of other
-    cells in the same precision had it. Raises UserError for a card that the file
-    lacks.
+    cells in the same precision had it. None where nothing says it. Raises UserError for
+    a card that the file lacks.
 
     Args:
         done: Finished runs, the oldest first."""
@@ -58,11 +61,12 @@ def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate |
     probed = probed_rate(run)
     if probed:
         return probed
+    least_flops = LEAST_SHARE * outline(run).step_flops
     rates = list[float]()
     names = device_names(run)
     for record in reversed(done):
         if len(rates) < RATED_RUNS and record["device"]["name"] in names:
-            rate = _rate_of_finished(record, precision)
+            rate = _rate_of_finished(record, precision, least_flops)
             if rate:
                 rates.append(rate)
     if not rates:
@@ -71,9 +75,9 @@ def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate |
     return Rate(float(np.median(rates)), f"the rate of {runs} of other cells")
 
 
-def _rate_of_finished(record: Record, precision: str) -> float:
+def _rate_of_finished(record: Record, precision: str, least_flops: float) -> float:
     """The FLOP a second of a finished run; 0 where they are not known, or it does not
-    tell of others."""
+    tell of others, as where its steps take less than `least_flops`."""
     config = record["config"]
     cost = record["cost"]
     cell = record["cell"]
@@ -83,7 +87,9 @@ def _rate_of_finished(record: Record, precision: str) -> float:
         if is_like_others and computing_precision(config) == precision:
             run = Run(cell["row"], cell["model"], cell["task"], 0, "", None, config)
             seconds = cost["train_seconds"] + cost["evaluate_seconds"]
-            return float(outline(run).flops / seconds)
+            work = outline(run)
+            if work.step_flops >= least_flops:
+                return float(work.flops / seconds)
     return 0.0
 
 

@@ -50,7 +50,7 @@ def probe(runs: Iterable[Run]) -> None:
     for run in runs:
         rows.setdefault(rate_file(run), run)
     if not rows:
-        print("probe: no run is left to do, so nothing is measured")
+        print("probe: nothing is measured, since every run is done or blocked")
         return
     # before the first step, which is a load itself
     busy = busy_words()

@@ -608,6 +608,9 @@ def test_a_row_without_records_is_not_compared_with(tmp_path):
         write_record(tmp_path, one)
     with pytest.raises(UserError, match=r"no row 'lorra'.*Did you mean lora"):
         main(["table2", "against=lorra", f"output={tmp_path}", "published=false"])
+    message = r"against=lora: method=vera leaves this row out. Type method=vera,lora$"
+    with pytest.raises(UserError, match=message):
+        main(["table2", "method=vera", "against=lora", f"output={tmp_path}"])
 
 
 # --- what may stand in one column

@@ -522,7 +522,7 @@ model=robertta_base | no model 'robertta_base'. Did you mean roberta_base? All n
 init_from=lorra@mnli | no method 'lorra'. Did you mean lora?
 init_from=lora_mnli@rte | init_from=lora_mnli@rte: lora_mnli starts from another run itself
 method=peft:IA3Config method.config_class=LoraConfig | leave method.config_class= out
-method=OSF | If peft has it: peft:OSFConfig
+method=OSF | If a folder of yours has it: --config-dir=FOLDER. If peft has it: peft:OSFConfig
 model=FacebookAI/roberta-base | One of the hub: model=encoder model.hub=Face
 experiment=table5 | no experiment 'table5'. Did you mean table5_base or table5_large?
 train.lr=glob(*) | train.lr=glob(*): nothing of that name

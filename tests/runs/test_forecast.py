@@ -436,6 +436,18 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request):
     )
 
 
+def test_the_rate_of_a_much_smaller_model_is_no_rate_of_a_larger_one(words):
+    """Its steps are mostly overhead."""
+    record = trained(words)
+    (again,) = expand([*words, "method.rank=4"])
+    assert pace.rate_of(again, [record]).flops > 0
+    data = [word for word in words if word.startswith("task")]
+    large = ["model=roberta_base", "device=cpu", "train.precision=fp32", "method=vera"]
+    (run,) = expand([*large, *data, "seed=0"])
+    assert outline(run).step_flops > 1000 * outline(again).step_flops
+    assert pace.rate_of(run, [record]) is None
+
+
 @pytest.fixture
 def measured(monkeypatch):
     """The labels of the runs that a probe measures; each has 20 steps of a second."""
@@ -475,7 +487,9 @@ def test_a_probe_measures_every_row_again_and_says_when_none_is_left(
         assert "no estimate of time" not in text
     record = trained(words)
     text = call_here("runs.plan", *words, "probe=true", check=0).stdout
-    assert text.startswith("probe: no run is left to do, so nothing is measured\n")
+    assert text.startswith(
+        "probe: nothing is measured, since every run is done or blocked\n"
+    )
     assert len(measured) == 4
     call_here("runs.plan", *words, "probe=true", "redo=true", check=0)
     assert measured[4:] == [expand(words)[0].label], record["id"]
