@@ -15,6 +15,8 @@ from runs import SEVERAL
 #: The signals that ask a command to stop. Slurm's come before the end of a job's time;
 #: SIGHUP comes when a terminal closes.
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+#: The launchers that do runs as children of the command itself.
+LAUNCHERS_HERE = ("launcher=serial", "launcher=local")
 
 
 @contextlib.contextmanager
@@ -54,9 +56,11 @@ def start_early(words: Sequence[str]) -> None:
     ends with this one."""
     if not words or "LOCAL_RANK" in os.environ:
         return
-    elsewhere = ("-", "launcher=slurm", "launcher=ray", "debug=")
-    if any(word.startswith(elsewhere) for word in words):
-        return
+    for word in words:
+        if word.startswith(("-", "debug=")):
+            return
+        if word.startswith("launcher=") and word not in LAUNCHERS_HERE:
+            return
     several_runs = any("," in word or word.startswith("experiment=") for word in words)
     start_fork_server(several_runs)
 

@@ -86,6 +86,21 @@ def test_under_nohup_a_command_stays_when_its_terminal_closes():
         assert seen == expected
 
 
+@pytest.mark.parametrize(
+    ("launcher", "starts"),
+    [("serial", 1), ("local", 1), ("slurm", 0), ("ray", 0), ("mine", 0)],
+)
+def test_only_launchers_that_run_here_start_the_fork_server_early(
+    launcher, starts, monkeypatch
+):
+    """Also of a launcher that a reader has added, which may run elsewhere."""
+    started = []
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(fork_server, "start_fork_server", started.append)
+    fork_server.start_early(["task=rte", f"launcher={launcher}"])
+    assert len(started) == starts
+
+
 def test_a_run_needs_no_locks_of_its_file_systems(words, monkeypatch):
     """As on NFS without its lock daemon, also for what the evaluate library does."""
 
