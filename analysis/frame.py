@@ -341,8 +341,8 @@ def cells(
 
 
 def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
-    """The columns of `cells` that come from the runs of each cell alone. kept: those
-    runs; the rows of a cell stand together."""
+    """The columns of `cells` that come from the runs of each cell alone. members:
+    those runs; the rows of a cell stand together."""
     members["diverged"] = members.diverged.astype(bool)
     conditions = members[COST_CONDITIONS].itertuples(index=False)
     members["conditions"] = [", ".join(map(str, values)) for values in conditions]

@@ -154,7 +154,7 @@ def reports_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.Da
 
 
 def _ours(own_cells: dict[tuple[str, str], Cell], report: Any) -> float:
-    """Our number beside a report. own: our cells by row and column."""
+    """Our number beside a report. own_cells: our cells by row and column."""
     columns = [*GLUE] if report.column == "avg" else [report.column]
     cells: list[Cell] = [own_cells.get((report.like, column)) for column in columns]
     if not all(cell and cell.runs >= cell.wanted for cell in cells):
@@ -183,7 +183,7 @@ def range_texts(reports: pd.DataFrame) -> str:
 
 
 def report_lines(reports: pd.DataFrame, each_source: bool) -> list[dict[str, Entry]]:
-    """The lines of a row: one of each source (each), or one of all."""
+    """The lines of a row: one of each source (each_source), or one of all."""
     groups = reports.groupby(["label", "sites"] if each_source else "row", sort=False)
     return [_report_line(group, each_source) for _, group in groups]
 

@@ -102,7 +102,8 @@ def variance_notes(boards: Sequence[Board]) -> Iterator[str]:
 
 
 def variance_words(variances: dict[str, Variance | None]) -> str:
-    """varies by 0.48 points (standard deviation, 10 degrees of freedom) above 40% ..."""
+    """varies (standard deviation) by 0.48 points above 40% (10 degrees of freedom) and
+    by ... points up to 40% ..."""
     words = []
     for group, side in (("upper", "above"), ("lower", "up to")):
         variance = variances[group]

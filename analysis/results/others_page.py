@@ -28,8 +28,8 @@ BY_REWARD = " by reward"
 def others_pages() -> dict[str, str]:
     """The page and its picture, by their paths in docs/."""
     differences = vera_minus_lora()
-    is_exact = differences.column.isin(NAMED.keys() - EXACT.keys())
-    is_paper = differences.model.isin(NAMED) & is_exact
+    is_of_its_tables = differences.column.isin(NAMED.keys() - EXACT.keys())
+    is_paper = differences.model.isin(NAMED) & is_of_its_tables
     glue = differences[is_paper & (differences.column == "avg")]
     is_rewarded = differences.column.str.endswith(BY_REWARD)
     is_text = ~is_paper & ~is_rewarded & ~differences.column.isin(NO_TEXTS)

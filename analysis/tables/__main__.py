@@ -157,8 +157,8 @@ def _refuse_unfitting(name: str, settings: Settings, columns: tuple[str, ...]) -
 
 
 def _show_leaderboard(settings: Settings, given_keys: set[str]) -> int:
-    """The leaderboard of result files, which are no records. given: names and keys of
-    the command line."""
+    """The leaderboard of result files, which are no records. given_keys: names and
+    keys of the command line."""
     from analysis.leaderboard.command import show_leaderboard  # imports matplotlib
 
     accepted = {"leaderboard", "format", "save", "output", "refresh", "debug"}

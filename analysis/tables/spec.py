@@ -178,15 +178,15 @@ def complete_cells(
     runs: pd.DataFrame, numbers: pd.DataFrame, wanted_columns: pd.DataFrame
 ) -> pd.DataFrame:
     """The numbers with a line for each run of a cell in each variant and column of
-    which `shown` has one."""
+    which `wanted_columns` has one."""
     keys = ["run", "variant", "column"]
-    wanted_columns = (
+    wanted_by_cell = (
         runs[CELL_KEY]
         .join(wanted_columns[["variant", "column"]], how="inner")
         .drop_duplicates()
     )
     run_keys = runs[CELL_KEY].rename_axis("run").reset_index()
-    all_lines = run_keys.merge(wanted_columns, on=CELL_KEY)
+    all_lines = run_keys.merge(wanted_by_cell, on=CELL_KEY)
     known_lines = numbers.rename_axis("run").reset_index()[[*keys, "number"]]
     joined = all_lines.merge(known_lines.drop_duplicates(keys), "left", keys)
     return joined.set_index("run").drop(columns=CELL_KEY)

@@ -212,8 +212,8 @@ def _as_json(value: Any) -> str:
 def decode_rows(
     text: str, shared_values: dict[str, Any]
 ) -> Iterator[tuple[Any, Any, list[Any]]]:
-    """What `encode` was given, a line and its row at a time. known: the values of other
-    files by their texts, so that equal ones are in memory once."""
+    """What `encode` was given, a line and its row at a time. shared_values: the
+    values of other files by their texts, so that equal ones are in memory once."""
     content = json.loads(text)
     values = list[Any]()
     for value_text in content["values"]:

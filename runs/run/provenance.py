@@ -59,7 +59,8 @@ def code_state() -> Code:
     has changed, or a folder of MAKING holds a file that is neither tracked nor ignored.
     upstream, altered: as `upstream` and `altered`. As it was when this process, or the
     one that it was forked from, first asked; of an installed wheel commit and dirty
-    alone, when it was built. None without a git checkout. Records are no code."""
+    alone, when it was built. Without a checkout or a wheel's build.json both are None.
+    Records are no code."""
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return built_from()
