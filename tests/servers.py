@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -362,4 +363,7 @@ def logged_in(status=200):
     with server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_BASE_URL", server.url)
         patch.setenv("WANDB_API_KEY", "a" * 40)
+        # wandb keeps the address that it read first in this process
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].teardown()
         yield server
