@@ -2,8 +2,10 @@
 probe, or by the FLOP a second of a card."""
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,12 +87,21 @@ def _rate_of_finished(record: Record, precision: str, least_flops: float) -> flo
     with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
         is_like_others = config["method"]["kind"] not in UNLIKE_OTHERS
         if is_like_others and computing_precision(config) == precision:
-            run = Run(cell["row"], cell["model"], cell["task"], 0, "", None, config)
+            any_seed = config | {"seed": 0, "data_seed": 0}
+            content = [cell["row"], cell["model"], cell["task"], any_seed]
+            work = _outline_of_finished(json.dumps(content))
             seconds = cost["train_seconds"] + cost["evaluate_seconds"]
-            work = outline(run)
             if work.step_flops >= least_flops:
                 return float(work.flops / seconds)
     return 0.0
+
+
+@cache
+def _outline_of_finished(content: str) -> Outline:
+    """The outline of finished runs of this row, model, task and configuration (JSON),
+    whatever their seeds. A plan asks for it once for each of its variants."""
+    row, model, task, config = json.loads(content)
+    return outline(Run(row, model, task, 0, "", None, config))
 
 
 # --- runs that are left

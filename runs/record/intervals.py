@@ -1,5 +1,6 @@
 """The interval of a median over the seeds of a cell, and its name in a table."""
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from typing import Any
@@ -42,17 +43,35 @@ def median_interval(
     where a value is infinite, as the perplexity of a diverged run is."""
     if len(values) < 2:
         return None
+    # such as the difference of two diverged runs
+    if any(math.isnan(value) for value in values):
+        return math.nan, math.nan
     # such as a count of parameters: every resample says the same
     if min(values) == max(values):
         return float(values[0]), float(values[0])
     return _resampled_interval((*map(float, values),), level)
 
 
+def _medians(values: Any, draws: Any) -> Any:
+    """The median of each resample, as np.median has it. Resamples are compared by the
+    places of their values in order, small integers, which takes half the time."""
+    import numpy as np
+
+    order = np.argsort(values, kind="stable")
+    places = np.empty(len(values), np.min_scalar_type(len(values)))
+    places[order] = np.arange(len(values))
+    middle = len(values) // 2
+    two_middles = [middle - (len(values) + 1) % 2, middle]
+    parted = np.partition(places[draws], two_middles, axis=1)
+    low, high = values[order[parted[:, two_middles]]].T
+    return (low + high) / 2
+
+
 @lru_cache(maxsize=10_000)  # the tables and figures of a report ask for the same ones
 def _resampled_interval(values: tuple[float, ...], level: float) -> tuple[float, float]:
     import numpy as np
 
-    medians = np.median(np.asarray(values)[_draws(len(values))], axis=1)
+    medians = _medians(np.asarray(values), _draws(len(values)))
     percents = 50 * (1 - level), 50 * (1 + level)
     # between two infinities there is nothing to interpolate
     with np.errstate(invalid="ignore"):

@@ -55,9 +55,18 @@ def test_the_interval_is_scipys_percentile_bootstrap_of_the_median_of_the_values
     for n in (3, 5):
         assert median_interval(VALUES[:n]) == (min(VALUES[:n]), max(VALUES[:n]))
     assert median_interval(VALUES[:1]) is None
+    # with ties, of an even and of an odd number
+    for n in (6, 7):
+        tied = [1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 5.0][:n]
+        medians = np.median(
+            np.array(tied)[np.random.default_rng(0).integers(0, n, (RESAMPLES, n))], 1
+        )
+        ends = np.percentile(medians, [2.5, 97.5])
+        assert median_interval(tied) == tuple(ends)
     # a diverged perplexity
     assert median_interval([5, 6, 7, 8, math.inf]) == (5, math.inf)
     assert median_interval([math.inf, math.inf]) == (math.inf, math.inf)
+    assert np.isnan(median_interval([1.0, 2.0, math.inf - math.inf])).all()
     found = median_interval_entry([3.0, math.nan, 1.0, 2.0], ["a"], 2)
     assert (found.value, found.high, str(found)) == (1.0, 3.0, "1.00 to 3.00")
     assert median_interval_entry([3.0, math.nan], ["a"], 2) == "-"

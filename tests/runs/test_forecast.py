@@ -448,6 +448,32 @@ def test_the_rate_of_a_much_smaller_model_is_no_rate_of_a_larger_one(words):
     assert pace.rate_of(run, [record]) is None
 
 
+def test_finished_runs_of_a_cell_are_outlined_once(words, monkeypatch):
+    """A plan asks for the rate of each of its variants, by hundreds of records."""
+    record = trained(words)
+    seeds = [
+        record | {"config": record["config"] | {"seed": seed, "data_seed": seed}}
+        for seed in range(3)
+    ]
+    runs = [
+        *expand([*words, "method.dropout=0.5"]),
+        *expand([*words, "method.dropout=0.1"]),
+    ]
+    outlined = []
+
+    def counted(run):
+        outlined.append(run.row)
+        return outline(run)
+
+    monkeypatch.setattr(pace, "outline", counted)
+    pace._outline_of_finished.cache_clear()
+    rates = [pace.rate_of(run, seeds) for run in runs]
+    assert {rate.source for rate in rates} == {
+        "the rate of 3 finished runs of other cells"
+    }
+    assert len(outlined) == len(runs) + 1
+
+
 @pytest.fixture
 def measured(monkeypatch):
     """The labels of the runs that a probe measures; each has 20 steps of a second."""
