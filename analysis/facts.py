@@ -248,11 +248,13 @@ class Fact(NamedTuple):
 
     read: makes its value from a record. per_cell: what `frame.cells` makes of it: its
     first value, its median over the runs that did not diverge, or nothing (""). form:
-    how a table writes it (render.FORMS)."""
+    how a table writes it (render.FORMS). is_cost: it depends on the device, so that
+    only runs of the same conditions may be compared."""
 
     read: Callable[[Record], Any]
     per_cell: Literal["", "first", "median"] = ""
     form: str = "general"
+    is_cost: bool = False
 
 
 def value_at(
@@ -268,6 +270,12 @@ def value_at(
         return record.get(key)
 
     return Fact(read, per_cell, form)
+
+
+def cost_at(key: str, form: str = "general") -> Fact:
+    """A cost of a record that depends on the device; None if it has none."""
+    cost = value_at(f"cost.{key}", "median", form)
+    return cost._replace(is_cost=True)
 
 
 def asked_rows(part: str) -> Fact:
@@ -323,7 +331,7 @@ NUMBERS: dict[str, Fact] = {
     "texts": Fact(scores_of_texts),
     "judged": Fact(lambda record: record.get("judged") or []),
     "lm_eval": Fact(evaluated),
-    "seconds": Fact(seconds, "median", "number"),
+    "seconds": Fact(seconds, "median", "number", is_cost=True),
     "recipe": Fact(lambda record: str(record["recipe"]["name"]), "first"),
     "deviations": Fact(lambda record: tuple(record["deviations"])),
     "protocol": Fact(protocol_of, "first"),
@@ -353,11 +361,12 @@ NUMBERS: dict[str, Fact] = {
     ),
     "device": value_at("device.name", "first"),
     "device_type": value_at("device.type", "first"),
-    "train_seconds": value_at("cost.train_seconds", "median", "number"),
-    "evaluate_seconds": value_at("cost.evaluate_seconds", "median", "number"),
-    "decode_seconds": value_at("cost.decode_seconds", "median", "number"),
-    "peak_memory_bytes": value_at("cost.peak_memory_bytes", "median", "bytes"),
-    "tokens_per_second": value_at("cost.tokens_per_second", "median"),
+    "train_seconds": cost_at("train_seconds", "number"),
+    "evaluate_seconds": cost_at("evaluate_seconds", "number"),
+    "decode_seconds": cost_at("decode_seconds", "number"),
+    "peak_memory_bytes": cost_at("peak_memory_bytes", "bytes"),
+    "tokens_per_second": cost_at("tokens_per_second"),
+    "images_per_second": cost_at("images_per_second"),
     "adapter_bytes": value_at("cost.adapter_bytes", "median", "bytes"),
     "train_on_inputs": value_at("config.task.train_on_inputs", "first"),
     "beams": value_at("config.task.beams", "first"),

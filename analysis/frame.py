@@ -237,14 +237,7 @@ def tasks_by_way(frame: pd.DataFrame, column: str = "task") -> pd.Series:
 #: What two costs must share to be compared, besides the task.
 COST_CONDITIONS = ["train_rows", "dev_rows", "precision", "dtype", "device"]
 #: Columns of `cells` that depend on them.
-COSTS = (
-    "seconds",
-    "train_seconds",
-    "evaluate_seconds",
-    "decode_seconds",
-    "peak_memory_bytes",
-    "tokens_per_second",
-)
+COSTS = [name for name, fact in FACTS.items() if fact.is_cost]
 
 
 def rows_sharing(cells: pd.DataFrame, columns: list[str]) -> set[str]:
@@ -271,7 +264,7 @@ def comparable_costs(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells of one table, with costs only for the rows that share tasks, data
     sizes, precision, dtype and device with most others: NaN elsewhere."""
     comparable = cells.row.isin(rows_sharing(cells, ["conditions"]))
-    return cells.assign(**cells[list(COSTS)].where(comparable))
+    return cells.assign(**cells[COSTS].where(comparable))
 
 
 # --- cells

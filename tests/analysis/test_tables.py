@@ -10,6 +10,7 @@ import re
 import statistics
 import weakref
 from collections import namedtuple
+from typing import get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -47,6 +48,7 @@ from runs.record.ledger import (
     write_record,
     write_study,
 )
+from runs.record.schema import Cost
 from runs.sweep.display import result_words
 
 pytestmark = pytest.mark.properties
@@ -496,6 +498,36 @@ def test_a_column_of_any_number_of_a_run_is_added_by_one_line(
         UserError, match=r"no column 'energy_w'.*Did you mean energy_wh"
     ):
         main([*own, "columns=energy_w"])
+
+
+@pytest.mark.parametrize("cost", ["seconds", *Cost.__annotations__])
+def test_a_cost_of_rows_on_two_devices_is_not_shown(cost, tmp_path, capsys):
+    """A cost that the schema gains is in this table, too. An adapter's size is the
+    same on every device."""
+    for row in ("vera", "lora"):
+        measured = record(row, "rte")
+        for key, kind in get_type_hints(Cost).items():
+            measured["cost"].setdefault(key, 2_000.0 if kind is float else 2_000)
+        if row == "lora":
+            measured["device"] = {"type": "cpu", "name": "another CPU"}
+        write_record(tmp_path, measured)
+    main(["table2", "published=false", f"output={tmp_path}", f"columns={cost}"])
+    printed = capsys.readouterr().out
+    row_of_lora = next(line for line in printed.splitlines() if "LoRA r=8" in line)
+    is_missing = row_of_lora.split("|")[-3].strip() == "-"
+    assert is_missing == (cost != "adapter_bytes")
+    assert (f"{cost}: shown for the largest group" in printed) == is_missing
+
+
+def test_a_cost_that_no_run_of_a_table_has_is_a_dash(tmp_path, capsys):
+    """Runs on texts have no images, and those on images no tokens."""
+    for seed in range(3):
+        write_record(tmp_path, record("vera", "rte", seed))
+    own = ["table2", "published=false", f"output={tmp_path}"]
+    main([*own, "columns=images_per_second,tokens_per_second"])
+    printed = capsys.readouterr().out
+    assert "| images_per_second | tokens_per_second |" in printed
+    assert "|                 - |                 5 |" in printed
 
 
 class CountedRecord(dict):
