@@ -176,7 +176,7 @@ def quantise(model):
     transformers does with bitsandbytes."""
     import bitsandbytes
 
-    from vera.sites import find_sites, is_transposed, size
+    from vera.sites import find_sites, is_transposed, layer_widths
 
     for path in find_sites(model, ("all-linear",)):
         layer = model.get_submodule(path)
@@ -186,7 +186,7 @@ def quantise(model):
             "quant_type": "nf4",
         }
         four = bitsandbytes.nn.Linear4bit(
-            *size(layer), bias=layer.bias is not None, **settings
+            *layer_widths(layer), bias=layer.bias is not None, **settings
         )
         weight = (
             layer.weight.detach().T if is_transposed(layer) else layer.weight.detach()

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vera.errors import AdapterError
-from vera.sites import is_linear, size
+from vera.sites import is_linear, layer_widths
 
 #: What every method may use, however small the model.
 FREE_BYTES = 2**28
@@ -41,7 +41,7 @@ class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations = FREE_OPERATIONS
         for module in model.modules():
             if is_linear(module):
-                _, outputs = size(module)
+                _, outputs = layer_widths(module)
                 self.operations += 200 + 12 * outputs
         self.spent = False
 

@@ -16,9 +16,9 @@ ALIASES = {
     "key": ("key", "k_proj", "k_lin", "key_proj", "k"),
     "value": ("value", "v_proj", "v_lin", "value_proj", "v"),
 }
-BLOCKS = ("query", "key", "value")
+QKV = ("query", "key", "value")
 #: Fused layers, by name, and the attention classes in which query, key and value are
-#: three equal blocks of their outputs, in this order: GPT-2 and its kin (by their
+#: three equal slices of their outputs, in this order: GPT-2 and its kin (by their
 #: Conv1D), timm's ViT and Swin, ModernBERT. Other classes with the same layer names
 #: interleave the three by head.
 FUSED = {
@@ -47,11 +47,11 @@ SAME_INPUT = (
 ALL_LINEAR = "all-linear"
 WHOLE = "whole"
 
-#: The adapted blocks of a layer's outputs, by name.
-Blocks = dict[str, slice]
+#: The adapted slices of a layer's outputs, by name.
+OutputSlices = dict[str, slice]
 
 
-def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
+def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, OutputSlices]:
     """Finds the linear layers that sites name.
 
     A site is a role ("query", "key", "value", "feed_forward_out"), the end of a
@@ -63,8 +63,8 @@ def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
         sites: The sites.
 
     Returns:
-        The blocks of each layer, by its path in the model's order. A role in a fused
-        layer is a block of its outputs ({"query": slice(0, 768), "value": slice(1536,
+        The slices of each layer, by its path in the model's order. A role in a fused
+        layer is a slice of its outputs ({"query": slice(0, 768), "value": slice(1536,
         2304)}); any other site is {"whole": slice(0, outputs)}.
 
     Raises:
@@ -75,26 +75,26 @@ def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, Blocks]:
         raise AdapterError("sites names no matrix to adapt, such as [query,value]")
     linears = _adaptable_layers(model)
     fused = {path for path, layer in linears.items() if _is_fused(model, path, layer)}
-    targets: dict[str, Blocks] = {}
+    targets: dict[str, OutputSlices] = {}
     for site in sites:
         matches = _matches(linears, site, fused)
         if not matches:
             raise AdapterError(_no_match(linears, site, fused))
-        for path, block in matches.items():
-            targets.setdefault(path, {}).update(block)
-    for path, blocks in targets.items():
-        if WHOLE in blocks and len(blocks) > 1:
-            parts = ", ".join(blocks.keys() - {WHOLE})
+        for path, slices in matches.items():
+            targets.setdefault(path, {}).update(slices)
+    for path, slices in targets.items():
+        if WHOLE in slices and len(slices) > 1:
+            parts = ", ".join(slices.keys() - {WHOLE})
             raise AdapterError(
-                f"sites names {path} both whole and by its blocks {parts}"
+                f"sites names {path} both whole and by its parts {parts}"
             )
     _refuse_shared_layers(model, {linears[path]: path for path in targets})
-    in_order: dict[str, Blocks] = {}
+    in_order: dict[str, OutputSlices] = {}
     for path in linears:
         if path in targets:
-            blocks = targets[path]
-            by_start = sorted(blocks, key=lambda name: blocks[name].start)
-            in_order[path] = {name: blocks[name] for name in by_start}
+            slices = targets[path]
+            by_start = sorted(slices, key=lambda name: slices[name].start)
+            in_order[path] = {name: slices[name] for name in by_start}
     return in_order
 
 
@@ -119,9 +119,9 @@ def _refuse_shared_layers(model: nn.Module, targets: dict[nn.Module, str]) -> No
 
 
 def _is_fused(model: nn.Module, path: str, layer: nn.Module) -> bool:
-    """Whether a layer's outputs are query, key and value, in three equal blocks."""
+    """Whether a layer's outputs are query, key and value, in three equal slices."""
     parent, _, name = path.rpartition(".")
-    inputs, outputs = size(layer)
+    inputs, outputs = layer_widths(layer)
     if name not in FUSED or outputs != 3 * inputs:
         return False
     attention = type(model.get_submodule(parent))
@@ -133,13 +133,13 @@ def _is_fused(model: nn.Module, path: str, layer: nn.Module) -> bool:
 
 def _matches(
     linears: dict[str, nn.Module], site: str, fused: set[str]
-) -> dict[str, Blocks]:
-    """The layers that one site names, with the block of each."""
-    matches: dict[str, Blocks] = {}
+) -> dict[str, OutputSlices]:
+    """The layers that one site names, with the slice of each."""
+    matches: dict[str, OutputSlices] = {}
     for path, layer in linears.items():
-        inputs, outputs = size(layer)
-        if site in BLOCKS and path in fused:
-            start = inputs * BLOCKS.index(site)
+        inputs, outputs = layer_widths(layer)
+        if site in QKV and path in fused:
+            start = inputs * QKV.index(site)
             matches[path] = {site: slice(start, start + inputs)}
         elif _names_layer(site, path):
             matches[path] = {WHOLE: slice(0, outputs)}
@@ -161,14 +161,14 @@ def _no_match(linears: dict[str, nn.Module], site: str, fused: set[str]) -> str:
     if not names:
         return "this model has no linear layer inside that could be adapted"
     mixed = sorted(names & {*MIXED, *FUSED})
-    if site in BLOCKS and mixed:
+    if site in QKV and mixed:
         return (
             f"this model's {site} is a part of {mixed[0]}, in an order that is not known here. "
             f"Its whole matrix can be adapted: sites=[{mixed[0]}]"
         )
     options = [*sorted(names), ALL_LINEAR]
     if fused:
-        options = [*BLOCKS, *options]
+        options = [*QKV, *options]
     return f"no linear layer is a {site!r} site of this model. It has: {', '.join(options)}"
 
 
@@ -212,7 +212,7 @@ def is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
-def size(layer: Any) -> tuple[int, int]:
+def layer_widths(layer: Any) -> tuple[int, int]:
     """The inputs and the outputs of a linear layer."""
     if is_transposed(layer):
         return layer.nx, layer.nf
@@ -243,7 +243,7 @@ LAYOUTS = (
 )
 
 
-def find_blocks(model: nn.Module) -> list[tuple[nn.Module, Layout]]:
+def find_transformer_blocks(model: nn.Module) -> list[tuple[nn.Module, Layout]]:
     """The transformer blocks of a model, first to last, each with its layout.
 
     Raises:

@@ -70,7 +70,7 @@ def plainly(model):
             for name, c in layer.changes.items():
                 u = torch.einsum("rn,...n->...r", c.A, x)
                 v = torch.einsum("mr,...r->...m", c.B, u if c.d is None else u * c.d)
-                rows = layer.blocks[name]
+                rows = layer.output_slices[name]
                 own = v if c.b is None else v * c.b
                 added = added + F.pad(own, (rows.start, y.shape[-1] - rows.stop))
             return y + added

@@ -174,7 +174,7 @@ def test_a_change_of_half_precision_is_added_in_float32_and_rounded_once(
 ):
     """To the output, and to the weight that it is merged into. GPT-2's projection is
     fused: query and value have a change of their own, and nothing is added to the key's
-    block."""
+    slice."""
     model, x = tiny(architecture).to(dtype), torch.randn(64, 32).to(dtype)
     moved(model, METHODS[name], 0.01)
     layer = next(adapted_layers(model))
@@ -183,15 +183,15 @@ def test_a_change_of_half_precision_is_added_in_float32_and_rounded_once(
     }
     assert layer(x).dtype == dtype
     output, weight = layer.base(x), layer.weight().clone()
-    for block, rows in layer.blocks.items():
-        change = layer.changes[block]
+    for part, rows in layer.output_slices.items():
+        change = layer.changes[part]
         added = change(x.float())
         assert added.any()
         output[:, rows] = (output[:, rows].float() + added).to(dtype)
         weight[rows] = (weight[rows].float() + change.weight()).to(dtype)
     assert torch.equal(layer(x), output)
     assert {n.partition(".")[0] for n, _ in layer.changes.named_parameters()} == set(
-        layer.blocks
+        layer.output_slices
     )
     METHODS[name].merge(model)
     assert torch.equal(layer.weight(), weight)

@@ -192,7 +192,7 @@ def wrong(name, architecture="BERT", site="query", dtype=torch.float32):
             wrap(
                 model,
                 targets,
-                lambda path, block, base, *sizes: Plain(name, base, *sizes),
+                lambda path, part, base, *sizes: Plain(name, base, *sizes),
             )
 
         def count(self, model):
@@ -203,7 +203,7 @@ def wrong(name, architecture="BERT", site="query", dtype=torch.float32):
     return model, Wrong()
 
 
-# GPT-2's is a block of a fused projection
+# GPT-2's is a slice of a fused projection
 @pytest.mark.parametrize("architecture", ["BERT", "GPT-2"])
 @pytest.mark.parametrize(
     ("name", "message"),
@@ -362,7 +362,7 @@ def test_check_finds_each_fault_of_a_method_and_leaves_the_model_alone(fault, na
             wrap(
                 model,
                 targets,
-                lambda path, block, base, *sizes: Kept(fault, base, *sizes),
+                lambda path, part, base, *sizes: Kept(fault, base, *sizes),
             )
             if fault == "off":
                 model.register_forward_hook(

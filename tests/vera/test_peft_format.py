@@ -524,7 +524,7 @@ def test_each_setting_of_peft_is_compared(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["vera", "lora"])
 def test_nothing_of_a_fused_adapter_is_dropped_in_silence(name, tmp_path):
-    """A value in the key's block has no place in query and value adapters: refused, not
+    """A value in the key's slice has no place in query and value adapters: refused, not
     cut off."""
     exported(tmp_path, name, "GPT-2")
     in_key = (
@@ -532,7 +532,7 @@ def test_nothing_of_a_fused_adapter_is_dropped_in_silence(name, tmp_path):
         lambda t: ending(t, "vera_lambda_b", "lora_B.weight")[40].fill_(0.5),
     )
     edit(tmp_path, *in_key, name)
-    refuses(tmp_path, "holds more than the blocks that were adapted", tiny("GPT-2"))
+    refuses(tmp_path, "holds more than the slices that were adapted", tiny("GPT-2"))
 
 
 @pytest.mark.parametrize(

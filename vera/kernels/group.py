@@ -21,7 +21,7 @@ from vera.kernels.merged import (
     without_autocast,
 )
 from vera.kernels.products import frozen_linear, product, traced, usable
-from vera.sites import is_transposed, size
+from vera.sites import is_transposed, layer_widths
 
 
 class Group:
@@ -71,7 +71,7 @@ class Group:
             return
         layers = []
         for layer in self.layers:
-            reads_x = size(layer.base)[0] == x.shape[-1]
+            reads_x = layer_widths(layer.base)[0] == x.shape[-1]
             if layer.enabled and not layer.merged and reads_x:
                 layers.append(layer)
         if len(layers) > 1 and x.device == layers[0].base.weight.device:

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from vera.kernels.cost import KernelPlan
 from vera.kernels.products import product
-from vera.sites import Blocks
+from vera.sites import OutputSlices
 
 
 class Layer(Protocol):
@@ -20,7 +20,7 @@ class Layer(Protocol):
 
     base: Any
     changes: Any
-    blocks: Blocks
+    output_slices: OutputSlices
     enabled: bool
     merged: bool
     group: Any
@@ -38,7 +38,7 @@ Weights = dict[tuple[Layer, torch.dtype, bool], Tensor]
 def merge(
     layer: Layer, dtype: torch.dtype, weight: Tensor, vectors: Sequence[Tensor | None]
 ) -> Tensor:
-    """Adds (b * B) (d * A) to a weight in each of the layer's blocks.
+    """Adds (b * B) (d * A) to a weight in each of the layer's slices.
 
     Args:
         layer: The layer.
@@ -55,7 +55,7 @@ def merge(
         scaled_a = change.A if d is None else d[:, None] * change.A
         delta = product(change.B, scaled_a.T)
         scale = torch.ones_like(delta[:, :1]) if b is None else b[:, None]
-        merged[layer.blocks[name]].addcmul_(scale, delta)
+        merged[layer.output_slices[name]].addcmul_(scale, delta)
     return merged.to(dtype)
 
 
@@ -172,7 +172,7 @@ class Merged(torch.autograd.Function):
                     at_d = at_b + 1
                     if not (needs_vector[at_b] or needs_vector[at_d]):
                         continue
-                    rows = gradient[:, layer.blocks[name]]
+                    rows = gradient[:, layer.output_slices[name]]
                     common = products.of_change(layer.changes[name], rows)
                     b, d = vectors[at_b], vectors[at_d]
                     if needs_vector[at_b]:

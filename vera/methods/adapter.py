@@ -25,7 +25,7 @@ from vera.methods.contract import Method
 from vera.methods.layers import Added, add_child
 from vera.methods.lora import Placement, place
 from vera.methods.settings import check_rank
-from vera.sites import Layout, find_blocks, is_linear
+from vera.sites import Layout, find_transformer_blocks, is_linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -124,7 +124,7 @@ class Adapter(Method, kind="adapter"):
             )
 
     def install(self, model: nn.Module) -> None:
-        blocks = find_blocks(model)
+        blocks = find_transformer_blocks(model)
         if self.drop_layers >= len(blocks):
             raise AdapterError(
                 f"drop_layers={self.drop_layers} leaves none of {len(blocks)} blocks"
@@ -177,7 +177,10 @@ class Adapter(Method, kind="adapter"):
     def count(self, model: nn.Module) -> int:
         """Sum over the adapters of 2 * width * bottleneck + bottleneck + width, and of
         2 * width more for a LayerNorm of its own."""
-        widths = [self._width(block, layout) for block, layout in find_blocks(model)]
+        widths = [
+            self._width(block, layout)
+            for block, layout in find_transformer_blocks(model)
+        ]
         widths = widths[:1] if self.share else widths[self.drop_layers :]
         total = 0
         for width in widths:

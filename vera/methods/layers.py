@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.sites import WHOLE, Blocks, is_transposed, size
+from vera.sites import WHOLE, OutputSlices, is_transposed, layer_widths
 
 
 class Change(nn.Module):
-    """A low-rank change of one matrix, or of one block of a fused one. Subclasses:
+    """A low-rank change of one matrix, or of one slice of a fused one. Subclasses:
     `forward` and `weight`."""
 
     inputs: int
@@ -67,23 +67,27 @@ class Added(nn.Module):
 
 
 class AdaptedLinear(Added):
-    """A frozen linear layer `base`, and a low-rank change of each adapted block of its
+    """A frozen linear layer `base`, and a low-rank change of each adapted slice of its
     outputs.
 
     Shapes: x (..., in), output (..., out). The dtype of the output is the base layer's;
     the change is computed in float32 or better, so that small updates do not round away
-    over half-precision weights. Outputs outside the blocks (the keys of a fused
+    over half-precision weights. Outputs outside the slices (the keys of a fused
     projection) stay the base layer's."""
 
     def __init__(
-        self, path: str, base: nn.Module, changes: dict[str, Change], blocks: Blocks
+        self,
+        path: str,
+        base: nn.Module,
+        changes: dict[str, Change],
+        output_slices: OutputSlices,
     ) -> None:
         super().__init__()
         #: The base layer's place in the base model, for error messages.
         self.path = path
         self.base: Any = base
         self.changes: Any = nn.ModuleDict(changes)
-        self.blocks = blocks
+        self.output_slices = output_slices
         #: Computes this layer together with others that read the same input
         #: (kernels.Group).
         self.group: Any = None
@@ -99,16 +103,16 @@ class AdaptedLinear(Added):
         return self.add(y, {name: change(x) for name, change in self.changes.items()})
 
     def add(self, y: Tensor, updates: dict[str, Tensor]) -> Tensor:
-        """The base layer's output y, with the change of each block added. Raises
-        AdapterError for a change of another shape than its block of y."""
-        for name, rows in self.blocks.items():
+        """The base layer's output y, with the change of each slice added. Raises
+        AdapterError for a change of another shape than its slice of y."""
+        for name, rows in self.output_slices.items():
             expected = (*y.shape[:-1], rows.stop - rows.start)
             self.require(name, "forward", updates[name], expected)
         if WHOLE in updates:
             return (y + updates[WHOLE]).to(y.dtype)
         pieces = []
         end = 0
-        for name, rows in self.blocks.items():
+        for name, rows in self.output_slices.items():
             changed = (y[..., rows] + updates[name]).to(y.dtype)
             pieces += [y[..., end : rows.start], changed]
             end = rows.stop
@@ -124,7 +128,7 @@ class AdaptedLinear(Added):
         that can be."""
         weight = self.weight()
         updates = {name: change.weight() for name, change in self.changes.items()}
-        for name, rows in self.blocks.items():
+        for name, rows in self.output_slices.items():
             self.require(name, "weight", updates[name], tuple(weight[rows].shape))
             weight[rows] = weight[rows].to(adapter_dtype(self.base)) + updates[name]
         self.merged = True
@@ -133,7 +137,7 @@ class AdaptedLinear(Added):
         self, name: str, function: str, value: object, expected: tuple[int, ...]
     ) -> None:
         """Raises AdapterError, which names the class and the layer, where a function of
-        a block's change returns a value of another shape."""
+        a slice's change returns a value of another shape."""
         shape = getattr(value, "shape", None)
         if torch.jit.is_tracing() or shape == expected:  # type: ignore[no-untyped-call]
             return
@@ -145,12 +149,12 @@ class AdaptedLinear(Added):
 
 
 def base_weight(base: nn.Module, rows: slice = slice(None)) -> Tensor:
-    """The weight of a linear layer, or of one block of its outputs, as (outputs,
+    """The weight of a linear layer, or of one slice of its outputs, as (outputs,
     inputs).
 
     Args:
         base: torch's linear layer, its 4-bit form, or transformers' Conv1D.
-        rows: The block, of all outputs by default.
+        rows: The slice, of all outputs by default.
 
     Returns:
         A view; the unpacked values where bitsandbytes packed them in 4 bit.
@@ -159,7 +163,7 @@ def base_weight(base: nn.Module, rows: slice = slice(None)) -> Tensor:
         AdapterError: The weight is packed in another way.
     """
     weight: Any = base.weight
-    inputs, outputs = size(base)
+    inputs, outputs = layer_widths(base)
     packed = weight.numel() != inputs * outputs
     state = getattr(weight, "quant_state", None)
     if packed and state is not None:
@@ -202,35 +206,35 @@ def add_child(module: nn.Module, name: str, child: nn.Module) -> None:
 
 
 def wrap(
-    model: nn.Module, targets: dict[str, Blocks], make: Callable[..., Change]
+    model: nn.Module, targets: dict[str, OutputSlices], make: Callable[..., Change]
 ) -> None:
     """Puts an AdaptedLinear in the place of each target.
 
     Args:
         model: The model.
         targets: What `find_sites` returns.
-        make: Called as `make(path, block, base, inputs, outputs)`; returns the Change
-            of one block.
+        make: Called as `make(path, part, base, inputs, outputs)`; returns the Change
+            of one slice, whose name is part.
     """
-    for path, blocks in targets.items():
+    for path, output_slices in targets.items():
         base = model.get_submodule(path)
-        inputs, _ = size(base)
+        inputs, _ = layer_widths(base)
         parts = {}
-        for name, rows in blocks.items():
+        for name, rows in output_slices.items():
             parts[name] = make(path, name, base, inputs, rows.stop - rows.start)
-        model.set_submodule(path, AdaptedLinear(path, base, parts, blocks))
+        model.set_submodule(path, AdaptedLinear(path, base, parts, output_slices))
 
 
-def widest(model: nn.Module, targets: dict[str, Blocks]) -> tuple[int, int]:
-    """The shape of a pair that all adapted blocks share, each by its leading slice.
+def widest(model: nn.Module, targets: dict[str, OutputSlices]) -> tuple[int, int]:
+    """The shape of a pair that all adapted slices share, each by its leading slice.
 
     Args:
         model: The model.
         targets: What `find_sites` returns.
 
     Returns:
-        The most inputs and the most outputs of a block.
+        The most inputs and the most outputs of a slice.
     """
-    blocks = [rows for of_layer in targets.values() for rows in of_layer.values()]
-    inputs = max(size(model.get_submodule(path))[0] for path in targets)
-    return inputs, max(rows.stop - rows.start for rows in blocks)
+    slices = [rows for of_layer in targets.values() for rows in of_layer.values()]
+    inputs = max(layer_widths(model.get_submodule(path))[0] for path in targets)
+    return inputs, max(rows.stop - rows.start for rows in slices)

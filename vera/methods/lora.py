@@ -91,7 +91,7 @@ def wrap_sites(
         common.append(make_shared(method, *shape, place(first)))
 
     def make_change(
-        path: str, block: str, base: nn.Module, inputs: int, outputs: int
+        path: str, part: str, base: nn.Module, inputs: int, outputs: int
     ) -> Change:
         return make(base, inputs, outputs, *common, method)
 
@@ -125,7 +125,7 @@ class LoRAChange(LowRankChange):
 
 @dataclass(frozen=True)
 class LoRA(Method, kind="lora"):
-    """Trains a low-rank pair of matrices for each adapted matrix, and for each block of
+    """Trains a low-rank pair of matrices for each adapted matrix, and for each slice of
     a fused one.
 
     alpha: the change is scaled by alpha / rank. dropout: on the input of the adapter.

@@ -111,7 +111,7 @@ class LoRAXS(Method, kind="lora_xs"):
         targets = find_sites(model, self.sites)
 
         def make_change(
-            path: str, block: str, base: Any, inputs: int, outputs: int
+            path: str, part: str, base: Any, inputs: int, outputs: int
         ) -> XSChange:
             if not base.weight.is_floating_point():
                 raise AdapterError(
@@ -121,7 +121,7 @@ class LoRAXS(Method, kind="lora_xs"):
                 raise AdapterError(
                     f"rank {self.rank} is above that of {path}, {outputs} x {inputs}"
                 )
-            return XSChange(base, base_weight(base, targets[path][block]), self)
+            return XSChange(base, base_weight(base, targets[path][part]), self)
 
         wrap(model, targets, make_change)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vera.errors import AdapterError, first_line
-from vera.sites import is_linear, size
+from vera.sites import is_linear, layer_widths
 
 #: How far two results in float64 may lie apart, relative to the change; of peft's
 #: layers, to the output: some (C3A, DEFT) compute in float32 all the same and are off
@@ -57,7 +57,7 @@ def try_merges(owner: str, layers: Iterable[Any]) -> None:
         is_ours = hasattr(trial, "changes")
         base = trial.base if is_ours else trial.base_layer
         if is_linear(base):
-            width, _ = size(base)
+            width, _ = layer_widths(base)
         elif "norm" in type(base).__name__.lower():
             width = base.weight.shape[-1]
         else:

@@ -13,7 +13,7 @@ from torch import nn
 from vera.errors import AdapterError
 from vera.methods.settings import LARGEST
 from vera.sites import (
-    BLOCKS,
+    QKV,
     WHOLE,
     find_norms,
     find_sites,
@@ -267,9 +267,9 @@ def _targets(name: str, sites: tuple[str, ...], model: nn.Module) -> list[str]:
             f"peft's {name} adapts {', '.join(sites)}: {error}."
             " Name others: sites, or target_modules in config"
         ) from None
-    for path, blocks in layers.items():
-        if WHOLE not in blocks:
-            other_sites = [site for site in sites if site not in BLOCKS]
+    for path, output_slices in layers.items():
+        if WHOLE not in output_slices:
+            other_sites = [site for site in sites if site not in QKV]
             names = [path.rpartition(".")[2], *other_sites]
             raise AdapterError(
                 f"peft adapts {path} as a whole: name it, sites=[{','.join(names)}]"

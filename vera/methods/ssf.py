@@ -23,8 +23,8 @@ from vera.sites import (
     find_sites,
     is_linear,
     is_transposed,
+    layer_widths,
     outside_head,
-    size,
 )
 
 
@@ -63,7 +63,7 @@ def scale_and_shift(module: Any) -> None:
 def _outputs(module: Any) -> int:
     """The number of channels that a linear layer, norm or convolution gives."""
     if is_linear(module):
-        _, outputs = size(module)
+        _, outputs = layer_widths(module)
         return outputs
     return int(module.weight.shape[0])
 

@@ -85,12 +85,12 @@ class VeRA(Method, kind="vera"):
         pairs: dict[str, Projections] = {}
 
         def make_change(
-            path: str, block: str, base: nn.Module, inputs: int, outputs: int
+            path: str, part: str, base: nn.Module, inputs: int, outputs: int
         ) -> VeRAChange:
             names = {
                 "shared": "",
                 "by_shape": f"{outputs}x{inputs}",
-                "unique": f"{path} {block}",
+                "unique": f"{path} {part}",
             }
             name = names[self.projections]
             if name not in pairs:

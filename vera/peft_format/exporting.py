@@ -95,7 +95,7 @@ def describe_for_peft(model: nn.Module, method: Method) -> PeftAdapter:
     tensors = {name: tensor.assemble() for name, tensor in layout.tensors.items()}
     if isinstance(method, VeRA):
         layout.config[PROJECTION_KEY] = projection_key(
-            method, layout.blocks, tensors[PAIR_A], tensors[PAIR_B]
+            method, layout.slice_count, tensors[PAIR_A], tensors[PAIR_B]
         )
     return PeftAdapter(layout.config, tensors)
 

@@ -344,7 +344,7 @@ def _check_projection_key(
     vera_b = source.tensors.get(PAIR_B)
     if not isinstance(method, VeRA) or vera_a is None or vera_b is None:
         raise _edited(source, PROJECTION_KEY)
-    key = projection_key(method, layout.blocks, vera_a, vera_b)
+    key = projection_key(method, layout.slice_count, vera_a, vera_b)
     if source.config.get(PROJECTION_KEY) not in (key, method.projection_seed):
         raise _edited(source, PROJECTION_KEY)
 
@@ -380,7 +380,7 @@ def _fill_adapter(source: PeftFolder, layout: PeftLayout) -> None:
         tensor = source.tensors[name]
         part.fill_from(tensor)
         if not equal_when_rounded(tensor, part.assemble().detach()):
-            reason = "holds more than the blocks that were adapted"
+            reason = "holds more than the slices that were adapted"
             if name in PAIR:
                 reason = "differs from the one that its seed makes here"
             raise AdapterError(f"{source.path}: {name} {reason}")

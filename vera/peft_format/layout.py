@@ -15,7 +15,7 @@ from vera.methods.lora import LoRA, LoRAChange
 from vera.methods.vera import VeRA
 from vera.methods.vera_layer import VeRAChange
 from vera.peft_format.folder import PREFIX, Config
-from vera.sites import WHOLE, is_transposed, size
+from vera.sites import WHOLE, is_transposed, layer_widths
 
 #: The names of VeRA's A and B in peft's files: one pair for all layers.
 PAIR_A = "base_model.vera_A"
@@ -36,7 +36,7 @@ class Setting:
     default: float | None
 
 
-#: The settings of each type of adapter. r and lora_alpha count all blocks of a fused
+#: The settings of each type of adapter. r and lora_alpha count all slices of a fused
 #: layer.
 SETTINGS = {
     "LORA": (
@@ -88,13 +88,13 @@ class PeftLayout:
     """How peft describes an adapter of ours, without the head.
 
     config: the adapter's configuration, without VeRA's PROJECTION_KEY, which depends on
-    values. paths: of the adapted layers. blocks: how many blocks of each layer are
+    values. paths: of the adapted layers. slice_count: how many slices of each layer are
     adapted; more than one only in fused layers."""
 
     config: Config
     tensors: dict[str, PeftTensor]
     paths: list[str]
-    blocks: int
+    slice_count: int
 
 
 def layout_of(model: nn.Module, method: Method) -> PeftLayout:
@@ -119,10 +119,10 @@ def layout_of(model: nn.Module, method: Method) -> PeftLayout:
     counts = {len(layer.changes) for layer in layers.values()}
     if len(counts) != 1:
         raise AdapterError(
-            "peft has one rank for all sites: blocks of fused layers and whole ones differ"
+            "peft has one rank for all sites: slices of fused layers and whole ones differ"
         )
-    blocks = counts.pop()
-    config = _config(method, blocks)
+    slice_count = counts.pop()
+    config = _config(method, slice_count)
     config["target_modules"] = sorted(layers)
     config["fan_in_fan_out"] = any(
         is_transposed(layer.base) for layer in layers.values()
@@ -135,10 +135,12 @@ def layout_of(model: nn.Module, method: Method) -> PeftLayout:
             tensors |= _vera_tensors(PREFIX + path, layer, method.rank)
         else:
             tensors |= _lora_tensors(PREFIX + path, layer, cast(LoRA, method).rank)
-    return PeftLayout(config, tensors, sorted(layers), blocks)
+    return PeftLayout(config, tensors, sorted(layers), slice_count)
 
 
-def projection_key(method: VeRA, blocks: int, vera_a: Tensor, vera_b: Tensor) -> int:
+def projection_key(
+    method: VeRA, slice_count: int, vera_a: Tensor, vera_b: Tensor
+) -> int:
     """The key under which peft may share this pair with other adapters.
 
     Where peft draws the very pair from its key (init="peft"), it is that key. Any other
@@ -147,14 +149,14 @@ def projection_key(method: VeRA, blocks: int, vera_a: Tensor, vera_b: Tensor) ->
 
     Args:
         method: The adapter's settings.
-        blocks: How many blocks of each layer are adapted.
+        slice_count: How many slices of each layer are adapted.
         vera_a: A as peft has it, (rank, inputs).
         vera_b: B as peft has it, (outputs, rank).
 
     Returns:
         A number in [0, 2^64) for init="peft", else one of 63 bits.
     """
-    if method.init == "peft" and blocks == 1:
+    if method.init == "peft" and slice_count == 1:
         return method.projection_seed
     digest = hashlib.sha256()
     for matrix in (vera_a, vera_b):
@@ -164,14 +166,14 @@ def projection_key(method: VeRA, blocks: int, vera_a: Tensor, vera_b: Tensor) ->
     return int.from_bytes(digest.digest()[:8], "little") >> 1
 
 
-def _config(method: Method, blocks: int) -> Config:
+def _config(method: Method, slice_count: int) -> Config:
     """The configuration that follows from a method's settings."""
     kind = method.kind.upper()
     config: Config = {"peft_type": kind, "bias": "none"}
     for setting in SETTINGS[kind]:
         value = getattr(method, setting.ours)
         if setting.peft in ("r", "lora_alpha"):
-            value = blocks * value
+            value = slice_count * value
         config[setting.peft] = value
     if kind == "VERA":
         config["save_projection"] = True
@@ -179,18 +181,18 @@ def _config(method: Method, blocks: int) -> Config:
 
 
 def _rank_slices(layer: AdaptedLinear, rank: int) -> list[slice]:
-    """The part of peft's ranks that each block of a layer takes."""
+    """The part of peft's ranks that each slice of a layer takes."""
     return [slice(i * rank, (i + 1) * rank) for i in range(len(layer.changes))]
 
 
 def _lora_tensors(name: str, layer: AdaptedLinear, rank: int) -> dict[str, PeftTensor]:
-    inputs, outputs = size(layer.base)
+    inputs, outputs = layer_widths(layer.base)
     ranks = _rank_slices(layer, rank)
     of_a, of_b = [], []
-    for (block, module), part in zip(layer.changes.items(), ranks, strict=True):
+    for (slice_name, module), part in zip(layer.changes.items(), ranks, strict=True):
         change = cast(LoRAChange, module)
         of_a.append(Piece(part, change.A))
-        of_b.append(Piece((layer.blocks[block], part), change.B))
+        of_b.append(Piece((layer.output_slices[slice_name], part), change.B))
     return {
         f"{name}.lora_A.weight": PeftTensor((ranks[-1].stop, inputs), of_a),
         f"{name}.lora_B.weight": PeftTensor((outputs, ranks[-1].stop), of_b),
@@ -198,13 +200,14 @@ def _lora_tensors(name: str, layer: AdaptedLinear, rank: int) -> dict[str, PeftT
 
 
 def _vera_tensors(name: str, layer: AdaptedLinear, rank: int) -> dict[str, PeftTensor]:
-    _, outputs = size(layer.base)
+    _, outputs = layer_widths(layer.base)
     ranks = _rank_slices(layer, rank)
     of_b, of_d = [], []
-    for (block, module), part in zip(layer.changes.items(), ranks, strict=True):
+    for (slice_name, module), part in zip(layer.changes.items(), ranks, strict=True):
         change = cast(VeRAChange, module)
         ones = change.A.new_ones(())  # A vector that VeRA leaves out is all ones there.
-        of_b.append(Piece(layer.blocks[block], ones if change.b is None else change.b))
+        values_of_b = ones if change.b is None else change.b
+        of_b.append(Piece(layer.output_slices[slice_name], values_of_b))
         of_d.append(Piece(part, ones if change.d is None else change.d))
     return {
         f"{name}.vera_lambda_b": PeftTensor((outputs,), of_b),
@@ -226,15 +229,17 @@ def _shared_pair(layers: list[AdaptedLinear], method: VeRA) -> dict[str, PeftTen
     if all(WHOLE in layer.changes for layer in layers):
         outputs, of_b = len(pair.B), [Piece(EVERY_ROW, pair.B)]
     else:
-        shapes = {(size(layer.base), str(layer.blocks)) for layer in layers}
+        shapes = {
+            (layer_widths(layer.base), str(layer.output_slices)) for layer in layers
+        }
         if len(shapes) > 1:
             raise AdapterError(
                 "fused layers of several shapes do not fit peft's one pair A and B"
             )
-        outputs = size(first.base)[1]
+        outputs = layer_widths(first.base)[1]
         of_b = []
-        for block, change, part in zip(first.changes, changes, ranks, strict=True):
-            of_b.append(Piece((first.blocks[block], part), change.B))
+        for slice_name, change, part in zip(first.changes, changes, ranks, strict=True):
+            of_b.append(Piece((first.output_slices[slice_name], part), change.B))
     rank = ranks[-1].stop
     return {
         PAIR_A: PeftTensor((rank, pair.A.shape[1]), of_a),

@@ -23,7 +23,7 @@ from vera.methods.vera import VeRA
 from vera.methods.vera_layer import VeRAChange
 from vera.peft_format.exporting import exported_method, plain_config
 from vera.peft_format.folder import PREFIX, Config, write_folder
-from vera.sites import is_transposed, size
+from vera.sites import is_transposed, layer_widths
 
 #: What is a LoRA already, or has a conversion of peft's to another rank than the one
 #: asked for, by the type in peft's configuration.
@@ -149,15 +149,15 @@ def exact_factors(layer: AdaptedLinear) -> Factors:
     """The change of a layer that VeRA has adapted, in float64 and without loss.
 
     Args:
-        layer: A layer with one change, or with several blocks of a fused layer. Each
-            block has a part of the ranks.
+        layer: A layer with one change, or with several slices of a fused layer. Each
+            slice has a part of the ranks.
 
     Returns:
         Its factors. Their rank is the smallest of VeRA's, the inputs and the outputs.
     """
-    inputs, outputs = size(layer.base)
+    inputs, outputs = layer_widths(layer.base)
     parts_of_a, parts_of_b = [], []
-    for block, module in layer.changes.items():
+    for part, module in layer.changes.items():
         change = cast(VeRAChange, module)
         scaled_a = change.A.double()
         if change.d is not None:
@@ -166,7 +166,7 @@ def exact_factors(layer: AdaptedLinear) -> Factors:
         if change.b is not None:
             scaled_b = change.b.double()[:, None] * scaled_b
         rows = scaled_b.new_zeros(outputs, scaled_b.shape[1])
-        rows[layer.blocks[block]] = scaled_b
+        rows[layer.output_slices[part]] = scaled_b
         parts_of_a.append(scaled_a)
         parts_of_b.append(rows)
     factors = Factors(torch.cat(parts_of_a), torch.cat(parts_of_b, dim=1))
