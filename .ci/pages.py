@@ -68,7 +68,7 @@ API = {
     "analysis": [
         *(
             "analysis.frame",
-            "analysis.beside",
+            "analysis.paper_comparison",
             "analysis.render",
             "analysis.paper",
             "analysis.inference",

@@ -212,11 +212,12 @@ def own_and_published(
     they are at hand."""
     frame = runs(ledger) if frame is None else frame
     is_own = frame.origin == "ours"
-    repeated = Ledger(
+    published_too = Ledger(
         {run: record for run, (_, record) in ledger.published.items()},
         {run: study for run, (study, _) in ledger.published.items()},
     )
-    repeated_runs = runs(repeated)
-    published = [part for part in (frame[~is_own], repeated_runs) if len(part)]
-    every_published = pd.concat(published or [repeated_runs], ignore_index=True)
+    published_too_runs = runs(published_too)
+    parts = [part for part in (frame[~is_own], published_too_runs) if len(part)]
+    parts = parts or [published_too_runs]  # an empty frame still has the columns
+    every_published = pd.concat(parts, ignore_index=True)
     return mark_left_out(frame[is_own]), mark_left_out(every_published)

@@ -19,7 +19,7 @@ from typing import Any
 
 from analysis.frame import runs
 from analysis.render import Table
-from analysis.tables import TABLES, made
+from analysis.tables import TABLES, tables_of_runs
 from runs.command.errors import UserError
 from runs.command.parser import OfRecords, entry_point, open_ledger, read, setting
 from runs.record.files import write_atomically
@@ -40,7 +40,7 @@ def logged_tables(ledger: Ledger) -> dict[str, Table]:
     frame = runs(ledger)
     tables = dict[str, Table]()
     for name in TABLES:
-        parts = made(name, frame)
+        parts = tables_of_runs(name, frame)
         for number, table in enumerate(parts, 1):
             suffix = f"_{number}" if len(parts) > 1 else ""
             if table.ids:

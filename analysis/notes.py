@@ -120,7 +120,7 @@ def deviation_notes(cells: pd.DataFrame) -> list[str]:
     """How the runs of these cells differ from their recipes, and on what part of the
     data they ran (task.train_rows, task.dev_rows), each with its rows and tasks. A rank
     that the row's name says is no difference."""
-    parts = [cells[["row", "task", "deviations"]], parts_of_the_data(cells)]
+    parts = [cells[["row", "task", "deviations"]], subset_deviations(cells)]
     rows_by_text = defaultdict[str, set[RowOnTask]](set)
     for row, task, deviation in _recorded(pd.concat(parts)):
         rank = row.rpartition("_r")[2]
@@ -176,13 +176,13 @@ def which_rows(rows: set[RowOnTask], every_row: set[RowOnTask]) -> str:
     return enumeration(names, "rows")
 
 
-def parts_of_the_data(cells: pd.DataFrame) -> pd.DataFrame:
+def subset_deviations(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells that ran on a part of the data, with the sizes as their deviation,
     unless a recorded one says it."""
-    asked = cells.asked_train_rows == cells.train_rows
-    asked |= cells.asked_dev_rows == cells.dev_rows
+    is_subset = cells.asked_train_rows == cells.train_rows  # 0 asks for all
+    is_subset |= cells.asked_dev_rows == cells.dev_rows
     recorded = cells.deviations.astype(str).str.contains("subset of")
-    parts = cells[asked & ~recorded]
+    parts = cells[is_subset & ~recorded]
     sizes = [
         (f"trained on {train_rows:,.0f} rows and evaluated on {dev_rows:,.0f}",)
         for train_rows, dev_rows in zip(parts.train_rows, parts.dev_rows, strict=True)

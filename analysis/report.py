@@ -19,14 +19,15 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import beside, figures, tables
+from analysis import figures, tables
 from analysis.command import open_ledger, own_and_published
 from analysis.diff import leaves
-from analysis.frame import every_variant, reported_cells, runs
+from analysis.frame import SEEDS, every_variant, reported_cells, runs
 from analysis.others import NAMED
+from analysis.paper_comparison import MARGIN, MARGINS
 from analysis.render import Number, Table
 from analysis.results.findings import findings
-from analysis.results.templates import templates
+from analysis.results.templates import results_environment
 from analysis.rows import RowMaker
 from analysis.stats import statistics_tables
 from runs.command.parser import OfRecords, entry_point, read
@@ -95,15 +96,15 @@ def page(ledger: Ledger) -> str:
     frames = own_and_published(ledger, frame)
     judged = tables.verdicts(frame)
     cells = [*cell_views(ledger, every_variant(frame, paper=True), judged)]
-    html = templates(Path(__file__).parent, autoescape=True)
+    html = results_environment(Path(__file__).parent, autoescape=True)
     html.tests["number"] = lambda entry: isinstance(entry, Number)
     return html.get_template("report.html").render(
         date=date.today(),
         runs=frame,
         findings=findings(frame, ledger.measures.values(), WholeRecords(ledger)),
         verdicts=verdicts_by_table(judged),
-        margins=(beside.MARGIN, beside.MARGINS),
-        seeds=beside.SEEDS,
+        margins=(MARGIN, MARGINS),
+        seeds=SEEDS,
         tables=all_tables(ledger, frames),
         figures=all_figures(ledger, frames),
         statistics=statistics_tables(frame, judged=judged),
@@ -128,7 +129,7 @@ def all_tables(ledger: Ledger, frames: Frames) -> list[Table]:
     (`frames`)."""
     all_parts = list[Table]()
     for name in tables.TABLES:
-        all_parts += tables.make(name, ledger, frames)
+        all_parts += tables.tables_of_ledger(name, ledger, frames)
     return all_parts
 
 
@@ -136,7 +137,7 @@ def all_figures(ledger: Ledger, frames: Frames) -> list[tuple[figures.Figure, st
     """Every figure with its picture."""
     drawn = list[tuple[figures.Figure, str]]()
     for name in figures.FIGURES:
-        for figure in figures.make(name, ledger, frames=frames):
+        for figure in figures.figures_of_ledger(name, ledger, frames=frames):
             drawn.append((figure, figures.svg(figure)))
     return drawn
 
@@ -169,7 +170,7 @@ def cell_views(
         scores = [score for score in cell.values if not math.isnan(score)]
         yield CellView(
             cell=cell,
-            interval=median_interval(scores) if len(scores) >= beside.SEEDS else None,
+            interval=median_interval(scores) if len(scores) >= SEEDS else None,
             words=words.get(cell.ids, []),
             facts=facts_of(records[0]) if records else [],
             runs=[_run_line(record, lines) for record in records],

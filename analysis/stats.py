@@ -18,12 +18,12 @@ from typing import Any, Literal
 import pandas as pd
 
 from analysis import tables
-from analysis.beside import verdict_summary
 from analysis.command import Selection, open_rows, own_and_published, row_name
 from analysis.frame import reported_cells, tasks_by_way
 from analysis.notes import notes, unfinished
 from analysis.paired import comparison_table, not_compared, paired_differences
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
+from analysis.paper_comparison import verdict_summary
 from analysis.render import NONE, Cell, Entry, Number, Table, diverged, of_runs, render
 from runs.command.errors import UserError
 from runs.command.parser import entry_point, one_of, read, setting
@@ -198,7 +198,7 @@ def of_table(runs: pd.DataFrame, name: str) -> pd.DataFrame:
     one_of("table", name, tables.TABLES)
     keys = {
         (table.model, task)
-        for table in tables.made(name, runs)
+        for table in tables.tables_of_runs(name, runs)
         for task in table.tasks.values()
     }
     in_table = [key in keys for key in zip(runs.model, runs.task, strict=True)]

@@ -312,7 +312,7 @@ def apart(*tasks, decimals=1):
 
 def made(name, *records, **how):
     """The parts of a table of some records."""
-    return tables.made(name, runs(ledger(*records)), **how)
+    return tables.tables_of_runs(name, runs(ledger(*records)), **how)
 
 
 def cells_of(records, seeds=5, value="value"):

@@ -33,7 +33,7 @@ FIGURES: dict[str, Callable[[Part], Iterable[Figure]]] = {
 NAMES = (*FIGURES, "pareto")
 
 
-def make(
+def figures_of_ledger(
     name: str,
     ledger: Ledger,
     every: bool = False,
@@ -52,7 +52,7 @@ def make(
         options: of `parameters`, `demo` and `pareto`: named, axes and labels, as in
             Part.
     """
-    draw = (FIGURES | {"pareto": pareto.make})[name]
+    draw = (FIGURES | {"pareto": pareto.pareto_figures})[name]
     drawn = dict[str, Figure]()
     of_both = frames or own_and_published(ledger)
     for runs, source in zip(of_both, ("ours", "published"), strict=True):

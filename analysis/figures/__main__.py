@@ -27,7 +27,7 @@ from analysis.command import (
     row_name,
     split_names,
 )
-from analysis.figures import FIGURES, NAMES, make, save_figure
+from analysis.figures import FIGURES, NAMES, figures_of_ledger, save_figure
 from analysis.figures.curve import curve
 from analysis.figures.figure import Figure
 from runs.command.errors import UserError
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
     every_variant = settings.all or bool(settings.sweep)
     count = 0
     for name in FIGURES if chosen == "all" else [chosen]:
-        for figure in make(name, ledger, every_variant, **options):
+        for figure in figures_of_ledger(name, ledger, every_variant, **options):
             _save_and_show(figure, Path(settings.output) / name)
             count += 1
     if not count:

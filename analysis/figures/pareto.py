@@ -79,24 +79,23 @@ HEIGHTS = (4.4, 6.4)
 
 
 def parameters(part: Part) -> Iterator[Figure]:
-    """The pictures of the tasks of tables 2 and 5, with table 2's rows, without other
-    ranks and ablations, which compare two rows at least. Where tasks are named, of
-    these, whatever they are, with every row."""
+    """Pictures of tables 2 and 5's tasks that have at least two of table 2's rows;
+    other ranks and ablations are left out. Named tasks: every row."""
     if part.named:
-        return make(part)
+        return pareto_figures(part)
     runs = part.runs
     is_of_table = runs.task.isin(list(GLUE)) | (runs.family == "images")
     is_varied = runs.row.astype(str).str.match(VARIED)
-    figures = make(replace(part, runs=runs[is_of_table & ~is_varied]))
+    figures = pareto_figures(replace(part, runs=runs[is_of_table & ~is_varied]))
     return (figure for figure in figures if len(figure.data) > 1)
 
 
 def demo(part: Part) -> Iterator[Figure]:
     """The pictures of the demo's task."""
-    return make(replace(part, runs=part.runs[part.runs.task == "reviews"]))
+    return pareto_figures(replace(part, runs=part.runs[part.runs.task == "reviews"]))
 
 
-def make(part: Part) -> Iterator[Figure]:
+def pareto_figures(part: Part) -> Iterator[Figure]:
     """A picture for each model and task, and for each size of its data: of the axes of
     `part` or, where it has none, of the metric by parameters, and of very many rows by
     each of COSTS."""

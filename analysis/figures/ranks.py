@@ -73,8 +73,8 @@ def figure2(part: Part) -> Iterator[Figure]:
 
 
 def runs_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
-    """The results of VeRA's and LoRA's ranks on GLUE, where a row's name says its
-    rank."""
+    """The results of VeRA's and LoRA's ranks on GLUE, each renamed so that its row says
+    its rank: vera_r256."""
     is_rank = runs.row.astype(str).str.fullmatch(ROWS)
     is_shown = (runs.kind == "result") & runs.task.isin(list(GLUE)) & is_rank
     results = runs[is_shown]

@@ -6,7 +6,10 @@ from analysis import cells, runs, tables
 from analysis.notebooks import ledger, show
 
 records = ledger()
-show(*tables.make("table6", records), *tables.make("table7", records))
+show(
+    *tables.tables_of_ledger("table6", records),
+    *tables.tables_of_ledger("table7", records),
+)
 # %% [markdown]
 # Every variant of VeRA: medians over seeds.
 # %%

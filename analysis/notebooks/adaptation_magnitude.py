@@ -7,7 +7,7 @@ from analysis.notebooks import ledger, show
 
 records = ledger()
 for name in ("figure3", "figure5", "figure6"):
-    show(*figures.make(name, records))
+    show(*figures.figures_of_ledger(name, records))
 # %%
 measured = {run["id"] for measure in records.measures.values() for run in measure["of"]}
 found = runs(records)

@@ -11,4 +11,7 @@ show(cells(runs(records))[["model", "task", "label", *costs]])
 # %% [markdown]
 # Table 12: instruction tuning. Table 1: what the trained weights take by formula.
 # %%
-show(*tables.make("table12", records), *tables.make("table1", records))
+show(
+    *tables.tables_of_ledger("table12", records),
+    *tables.tables_of_ledger("table1", records),
+)

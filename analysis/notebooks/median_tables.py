@@ -8,7 +8,7 @@ from analysis.stats import statistics_tables
 
 records = ledger()
 for name in ("table2", "table3", "table4", "table5", "demo"):
-    show(*tables.make(name, records))
+    show(*tables.tables_of_ledger(name, records))
 # %%
 found = cells(runs(records))
 show(found[["model", "task", "label", "parameters", "median", "spread", "n", "wanted"]])

@@ -7,9 +7,9 @@ from analysis.notebooks import ledger, show
 
 records = ledger()
 show(
-    *figures.make("figure2", records),
-    *figures.make("figure4", records),
-    *figures.make("demo", records),
+    *figures.figures_of_ledger("figure2", records),
+    *figures.figures_of_ledger("figure4", records),
+    *figures.figures_of_ledger("demo", records),
 )
 # %% [markdown]
 # The same numbers, to be drawn in another way.

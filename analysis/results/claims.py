@@ -95,7 +95,7 @@ class Side:
 @dataclass(frozen=True)
 class Pairs:
     """Two rows on one task in pairs of runs of one seed; a positive difference means
-    that the left one is better. over_items: the mean difference over seeds and test
+    that the left one is better. mean_over_seeds_and_rows: the mean difference over seeds and test
     rows, where the records say which test rows are right."""
 
     left: Side
@@ -104,17 +104,17 @@ class Pairs:
     differences: tuple[float, ...]
     left_collapsed: tuple[bool, ...]
     right_collapsed: tuple[bool, ...]
-    over_items: Mean | None = None
+    mean_over_seeds_and_rows: Mean | None = None
 
     @property
     def task_mean(self) -> Mean:
         """What decides on this task alone."""
-        return self.over_items or self.mean
+        return self.mean_over_seeds_and_rows or self.mean
 
     @property
     def covers(self) -> str:
         """What the interval is over."""
-        return "seeds and test rows" if self.over_items else "seeds only"
+        return "seeds and test rows" if self.mean_over_seeds_and_rows else "seeds only"
 
     @property
     def collapsed(self) -> tuple[bool, ...]:
@@ -238,7 +238,7 @@ class Finding:
     mean: Mean = UNKNOWN
     analyses: Mapping[str, Mean] = field(default_factory=dict)
     collapses: tuple[Collapses, ...] = ()
-    within: float = math.nan
+    pair_sd: float = math.nan
     between: float = math.nan
     pairs_to_decide: int = 0
     exclusions: tuple[Exclusion, ...] = ()
@@ -280,11 +280,11 @@ class Finding:
     def power(self) -> dict[float, float]:
         """How often the rule would find that the left row is below, by the true mean
         difference, with this finding's pairs and standard deviations."""
-        if math.isnan(self.between) or math.isnan(self.within):
+        if math.isnan(self.between) or math.isnan(self.pair_sd):
             return {}
         counts = [*self.pair_counts.values()]
         return {
-            effect: power_over_tasks(effect, self.between, self.within, counts)
+            effect: power_over_tasks(effect, self.between, self.pair_sd, counts)
             for effect in EFFECTS
         }
 

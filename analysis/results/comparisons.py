@@ -311,11 +311,11 @@ def compare(
         differences=tuple(differences.tolist()),
         left_collapsed=tuple(left.collapsed.tolist()),
         right_collapsed=tuple(right.collapsed.tolist()),
-        over_items=over_items(left, right, records),
+        mean_over_seeds_and_rows=mean_over_seeds_and_rows(left, right, records),
     )
 
 
-def over_items(
+def mean_over_seeds_and_rows(
     left: pd.DataFrame, right: pd.DataFrame, records: Records
 ) -> Mean | None:
     """The mean difference over seeds and test rows of the pairs in which both runs
@@ -327,13 +327,13 @@ def over_items(
     for runs in (left[is_trained], right[is_trained]):
         # Texts are scored at the last epoch
         epoch = runs.reported.where(runs.text_score.isna(), "last").iloc[0]
-        items = list[Bits]()
+        right_by_run = list[Bits]()
         for run in runs.id:
             bits = right_items(records[run], epoch) if run in records else None
             if bits is None:
                 return None
-            items.append(bits)
-        sides.append(items)
+            right_by_run.append(bits)
+        sides.append(right_by_run)
     units = groups_of_items(records[left.id.iloc[0]])
     return over_seeds_and_items(np.array(sides[0]), np.array(sides[1]), units)
 

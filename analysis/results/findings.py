@@ -102,8 +102,8 @@ def _of_claim(
     exclusions = (*_exclusions(claim, compared, runs),)
     count = len(compared[0].pairs)
     names = [*claim.rows.values()][-count:] if count > 1 else [""]
-    for place, name in enumerate(names):
-        yield _over_tasks(claim, name, compared, place, exclusions)
+    for pair_index, name in enumerate(names):
+        yield _over_tasks(claim, name, compared, pair_index, exclusions)
 
 
 # --- over tasks
@@ -113,14 +113,14 @@ def _over_tasks(
     claim: Claim,
     name: str,
     compared: Sequence[Comparison],
-    place: int,
+    pair_index: int,
     exclusions: tuple[Exclusion, ...],
 ) -> Finding:
     """A claim over its tasks. A task on which it was compared several times counts
     once, with the mean of each seed's differences."""
     of_rows = list[tuple[Comparison, Pairs]]()
     for item in compared:
-        pairs = item.pairs[place] if place < len(item.pairs) else None
+        pairs = item.pairs[pair_index] if pair_index < len(item.pairs) else None
         if pairs is not None and not item.excluded:
             of_rows.append((item, pairs))
     frame = _difference_frame(of_rows)
@@ -134,12 +134,12 @@ def _over_tasks(
         for task, line in zip(trained.index, differences, strict=True)
     }
     mean = plain_mean_over_tasks(differences)
-    if len(task_means) == 1:
+    if len(task_means) == 1:  # one task: its interval over seeds
         (mean,) = task_means.values()
     analyses = _analyses(frame, differences)
     weighted = analyses.get("weighted mean")
-    within = _within(frame[~frame.collapsed])
-    can_decide = claim.kind in WITH_MARGIN and not math.isnan(within)
+    pair_sd = _pair_sd(frame[~frame.collapsed])
+    can_decide = claim.kind in WITH_MARGIN and not math.isnan(pair_sd)
     return Finding(
         claim=claim,
         name=name,
@@ -150,9 +150,9 @@ def _over_tasks(
         mean=mean,
         analyses=analyses,
         collapses=_collapses([pairs for _, pairs in of_rows]),
-        within=within,
+        pair_sd=pair_sd,
         between=float(weighted.between) if weighted else math.nan,
-        pairs_to_decide=seeds_to_decide(within) if can_decide else 0,
+        pairs_to_decide=seeds_to_decide(pair_sd) if can_decide else 0,
         exclusions=exclusions,
     )
 
@@ -176,7 +176,7 @@ def _by_task(frame: pd.DataFrame) -> pd.DataFrame:
     return means.unstack().reindex(order)
 
 
-def _within(frame: pd.DataFrame) -> float:
+def _pair_sd(frame: pd.DataFrame) -> float:
     """The standard deviation of a pair's difference within a comparison, pooled."""
     groups = frame.groupby(["where", "number"]).difference
     freedom = (groups.count() - 1).clip(lower=0)

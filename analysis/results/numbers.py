@@ -27,7 +27,7 @@ from analysis.results.comparisons import CHANCE, collapsed
 from analysis.results.rates import regret_of_search
 from analysis.results.scores import FILTERS, SeedDifferences, SeedScores, listed
 from analysis.results.study_rows import OverTasks, StudyRows, rows_over_tasks
-from analysis.results.templates import templates
+from analysis.results.templates import results_environment
 from runs.command.errors import UserError
 from runs.record.ledger import read_study
 
@@ -43,7 +43,7 @@ def rendered_notes(folder: Path, runs: pd.DataFrame, rows: StudyRows) -> str:
     if not (folder / NOTES).is_file():
         return ""
     study = StudyNumbers(runs, rows, folder.parent)
-    environment = templates(folder).overlay()
+    environment = results_environment(folder).overlay()
     environment.filters = {**environment.filters, **FILTERS}
     try:
         template = environment.get_template(NOTES)

@@ -10,7 +10,7 @@ from analysis.others import EPOCHS, EXACT, NAMED, others, reported_sources, setu
 from analysis.paper import GLUE, NAMES, numbers
 from analysis.render import markdown_grid
 from analysis.results.templates import rendered
-from analysis.tables import made as made_tables
+from analysis.tables import tables_of_runs
 from runs.record.ledger import Ledger
 
 #: The marker of each source.
@@ -92,7 +92,7 @@ def tables_of_others() -> list[tuple[str, list[str]]]:
     labels = {*others().label}
     tables = list[tuple[str, list[str]]]()
     for name in TABLES:
-        for table in made_tables(name, nothing, others="all"):
+        for table in tables_of_runs(name, nothing, others="all"):
             if {row[1] for row in table.texts} & labels:
                 tables.append(
                     (table.title, markdown_grid(table.header, table.texts, right=False))

@@ -238,8 +238,8 @@ class StudyPage:
         would stand on top of each other, has one of them."""
         part = Part(self.study.finished, [*self.study.ledger.measures.values()])
         drawn = list[Figure]()
-        for make in figures.FIGURES.values():
-            drawn += [figure for figure in make(part) if len(figure.data)]
+        for draw in figures.FIGURES.values():
+            drawn += [figure for figure in draw(part) if len(figure.data)]
         return drawn
 
     def _metrics(self) -> list[tuple[str, str]]:

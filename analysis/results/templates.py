@@ -13,11 +13,11 @@ from runs.record.templates import template_environment, without_gaps
 FOLDER = Path(__file__).parent
 
 
-def templates(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
+def results_environment(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
     """The project's environment on this folder and others, with filters that print a
-    mean: its value, its interval, and both."""
-    loaded = template_environment(*folders, FOLDER, autoescape=autoescape)
-    loaded.filters |= {
+    mean (its value, its interval, and both), and shares and counts in words."""
+    environment = template_environment(*folders, FOLDER, autoescape=autoescape)
+    environment.filters |= {
         "signed": signed,
         "interval": interval_text,
         "with_interval": with_interval,
@@ -25,18 +25,18 @@ def templates(*folders: Path, autoescape: bool = False) -> jinja2.Environment:
         "percent": percent,
         "spoken": spoken,
     }
-    loaded.globals |= {"firm_pairs": FIRM_PAIRS, "margin": f"{MARGIN:g}"}
-    return loaded
+    environment.globals |= {"firm_pairs": FIRM_PAIRS, "margin": f"{MARGIN:g}"}
+    return environment
 
 
 def rendered(page: str, **gaps: Any) -> str:
     """A page: its template with the gaps filled."""
-    return without_gaps(templates().get_template(page).render(gaps))
+    return without_gaps(results_environment().get_template(page).render(gaps))
 
 
 def macros(page: str) -> Any:
     """The macros of a template, by name."""
-    return templates().get_template(page).module
+    return results_environment().get_template(page).module
 
 
 def is_unknown(value: Any) -> bool:

@@ -6,9 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import beside
 from analysis.command import own_and_published
-from analysis.frame import every_variant
+from analysis.frame import SEEDS, every_variant
 from analysis.notes import unfinished
 from analysis.paired import comparison_table, paired_differences
 from analysis.render import Table
@@ -37,7 +36,7 @@ TABLES = (
 JUDGED = ("table2", "table3", "table4", "table13", "table5", "table6", "table7")
 
 
-def make(
+def tables_of_ledger(
     name: str,
     ledger: Ledger,
     frames: tuple[pd.DataFrame, pd.DataFrame] | None = None,
@@ -58,7 +57,7 @@ def make(
 
     def part(runs: pd.DataFrame, all_variants: bool, origin: str) -> list[Table]:
         variants = every_variant(runs, paper=name != "") if all_variants else runs
-        tables = made(name, variants, whose=origin, **view)
+        tables = tables_of_runs(name, variants, whose=origin, **view)
         if not against:
             return tables
         in_table = belonging(name, variants)
@@ -99,15 +98,15 @@ def _stopped_elsewhere(
     return runs[~has_table & (runs.kind == "stopped")]
 
 
-def made(
+def tables_of_runs(
     name: str, runs: pd.DataFrame, tasks: Collection[str] = (), **view: Any
 ) -> list[Table]:
     """A table's parts from some runs, whosever they are; view: what View takes."""
     if name in WITHOUT_RECORDS:
         return WITHOUT_RECORDS[name]()
-    variants = runs[runs.task.isin(tasks)] if tasks else runs
-    seen = View(variants, tasks=tuple(tasks), **view)
-    return [table for spec in specs()[name] for table in build_tables(spec, seen)]
+    selected = runs[runs.task.isin(tasks)] if tasks else runs
+    table_view = View(selected, tasks=tuple(tasks), **view)
+    return [table for spec in specs()[name] for table in build_tables(spec, table_view)]
 
 
 def _differences(runs: pd.DataFrame, against: str, origin: str) -> list[Table]:
@@ -130,8 +129,8 @@ def belonging(name: str, runs: pd.DataFrame) -> pd.DataFrame:
 
 def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
     """Every number that the paper prints of a trained and judged model, beside our
-    cell: `beside.beside` of each table, in the order of a page."""
-    view, judged = View(runs, seeds=beside.SEEDS), list[pd.DataFrame]()
+    cell: `compare_with_paper` of each table, in the order of a page."""
+    view, judged = View(runs, seeds=SEEDS), list[pd.DataFrame]()
     for name in JUDGED:
         for spec in specs()[name]:
             (part,) = spec.parts(view)

@@ -49,7 +49,7 @@ from analysis.command import (
 from analysis.facts import FACTS
 from analysis.notes import unfinished
 from analysis.render import render
-from analysis.tables import TABLES, WITHOUT_RECORDS, belonging, make
+from analysis.tables import TABLES, WITHOUT_RECORDS, belonging, tables_of_ledger
 from runs.command.errors import UserError
 from runs.command.parser import entry_point, one_of, read, setting
 from runs.record.files import write_atomically
@@ -114,7 +114,7 @@ def main(arguments: list[str]) -> int:
                 f"Type method={settings.method},{against}"
             )
         one_of("row", against, conf_rows(ledger))
-    tables = make(
+    tables = tables_of_ledger(
         name,
         ledger,
         every=settings.all,

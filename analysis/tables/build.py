@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis import beside
+from analysis import paper_comparison
 from analysis.frame import CELL_KEY, SEEDS, comparable_costs
 from analysis.notes import notes
 from analysis.others import METHODS, range_texts, report_lines, reports_of
@@ -27,7 +27,7 @@ Line = dict[str, Entry]
 
 
 def of_paper(spec: TableSpec, part: View) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The cells of a table, and the paper's numbers with them (`beside.beside`)."""
+    """The cells of a table, and the paper's numbers with them (`compare_with_paper`)."""
     cells, printed = spec.frame(part), numbers()
     if spec.name not in {*printed.table}:
         empty = {
@@ -38,7 +38,8 @@ def of_paper(spec: TableSpec, part: View) -> tuple[pd.DataFrame, pd.DataFrame]:
             "ids": "",
         }
         return cells, printed[:0].assign(**empty)
-    return cells, beside.beside(spec.name, spec.compares(cells), spec.part)
+    compared = spec.compares(cells)
+    return cells, paper_comparison.compare_with_paper(spec.name, compared, spec.part)
 
 
 def build_tables(spec: TableSpec, view: View) -> list[Table]:
@@ -399,7 +400,9 @@ class ModelTable:
         complete = {cell.column for cell in nearest if cell.complete}
         status = origin if spec.tasks or self.is_papers else "other model"
         if spec.tasks or self.view.select == "paper":
-            status = beside.status(compared, with_mean=not spec.tasks) or status
+            status = (
+                paper_comparison.status(compared, with_mean=not spec.tasks) or status
+            )
         if not complete.issuperset(required):
             status = f"{origin}, {spec.incomplete.format(first)}"
         if not compared.same_size.all():
@@ -440,18 +443,18 @@ class ModelTable:
             line[places[row.column, row.ids]] = Number(
                 row.difference,
                 # fewer seeds are not enough for a verdict
-                row.half if row.n >= SEEDS else float("nan"),
+                row.half_width if row.n >= SEEDS else float("nan"),
                 decimals=DECIMALS.get(row.column, 1),
                 sign=True,
                 verdict=row.verdict,
                 ids=row.ids,
             )
-        mean = beside.mean_over_tasks(group[group.ran])
+        mean = paper_comparison.mean_over_tasks(group[group.ran])
         if average and mean and (from_mnli or len(compared) == len(group)):
             line["avg"] = replace(
                 average,
                 value=mean.difference,
-                spread=mean.half,
+                spread=mean.half_width,
                 verdict=mean.verdict,
                 sign=True,
             )

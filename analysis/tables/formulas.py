@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from analysis.beside import follows
 from analysis.others import names_by_key
 from analysis.paper import GLUE, IMAGES, NAMES, paper, printed_file, recipes
+from analysis.paper_comparison import rounds_to
 from analysis.render import Entry, Table
 from runs.record.files import read_yaml
 from runs.record.ledger import CONF, in_conf
@@ -61,7 +61,7 @@ def _memory_row(model: str, rank: int, *printed: str) -> list[Entry]:
     row: list[Entry] = [MODELS[model], str(rank)]
     is_wrong = list[bool]()
     for place, (value, text) in enumerate(zip(values, printed, strict=True)):
-        is_wrong.append(not follows(text, value))
+        is_wrong.append(not rounds_to(text, value))
         is_bytes = place % 2 == 1
         row.append(binary(value) if is_bytes else f"{value:,}")
         row.append(f"{text}*" if is_wrong[-1] else text)
@@ -71,7 +71,7 @@ def _memory_row(model: str, rank: int, *printed: str) -> list[Entry]:
         all_elements = exact["vera"] + exact["frozen"]
         sizes = {2: all_elements, 3: 4 * all_elements}
         with_frozen = all(
-            follows(printed[place], size)
+            rounds_to(printed[place], size)
             for place, size in sizes.items()
             if is_wrong[place]
         )
@@ -137,7 +137,7 @@ def _count_claims() -> Iterator[list[Entry]]:
 def _status(printed: str, value: float) -> str:
     if printed == "-":
         return "not printed"
-    return "as printed" if follows(printed, value) else "DIFFERS"
+    return "as printed" if rounds_to(printed, value) else "DIFFERS"
 
 
 # --- recipes

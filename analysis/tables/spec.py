@@ -54,7 +54,7 @@ class TableSpec:
     columns: dict[str, str]
     seeds: int = 5
     middle: str = "median"
-    values: dict[str, str] = field(default_factory=dict)
+    formulas: dict[str, str] = field(default_factory=dict)
     skips_missing: bool = False
     has_spread: bool = True
     head: Sequence[str] = ("method", "source", "params")
@@ -68,7 +68,7 @@ class TableSpec:
     is_ablation: bool = False
     row_names: dict[str, str] = field(default_factory=dict)
     quoted: dict[str, str] = field(default_factory=dict)
-    compared: str = ""
+    compared_variants: str = ""
     tasks: dict[str, str] = field(default_factory=dict)
     description: Any = ""
     has_reports: bool = False
@@ -94,7 +94,7 @@ class TableSpec:
         """The cells of its runs with their column, by default the task, and the variant
         of the row's line."""
         seeds = view.seeds or self.seeds
-        if self.values:
+        if self.formulas:
             frame = cells(view.runs, self.numbers, seeds)
             return frame.assign(column_label=frame.column)
         select = "value" if view.select == "paper" else view.select
@@ -103,14 +103,16 @@ class TableSpec:
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
         """The numbers of each run by column, for `frame.cells`."""
         columns = runs[[*MEDIANS, *TEXT_SCORES, "steps"]].astype(float)
-        evaluated = {column: columns.eval(text) for column, text in self.values.items()}
+        evaluated = {
+            column: columns.eval(text) for column, text in self.formulas.items()
+        }
         by_column = pd.DataFrame(evaluated, runs.index)
         return melted(by_column).assign(variant="")
 
     def compares(self, cells: pd.DataFrame) -> pd.DataFrame:
         """Those of its cells that stand beside the paper's: of a row that was measured
         in several ways on a task, the nearest to its recipe."""
-        is_compared = cells.variant.astype(str).str.fullmatch(self.compared)
+        is_compared = cells.variant.astype(str).str.fullmatch(self.compared_variants)
         return cells[is_compared & cells.is_nearest]
 
     def entry(self, cell: Cell, verdict: str) -> Entry:
@@ -129,7 +131,7 @@ class TableSpec:
         if not selected:
             usual = f"{middles} of the {epochs} epoch, +- sample standard deviation."
             return str(self.description or usual)
-        if self.values or (epochs == "last" and view.select == "crossfit"):
+        if self.formulas or (epochs == "last" and view.select == "crossfit"):
             selected = "select= changes nothing here: the last epoch is reported."
         return f"{self.description or f'{middles}.'} {selected}"
 

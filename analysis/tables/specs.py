@@ -124,7 +124,7 @@ class Judged(TableSpec):
         runs = in_cells(view.runs, cells)
         judgements = self.judgements(runs)
         sentences = [scores]
-        if not judgements.judge.astype(str).str.fullmatch(self.compared).all():
+        if not judgements.judge.astype(str).str.fullmatch(self.compared_variants).all():
             sentences.append(other_judges)
         if len(runs) > judgements.id.nunique():
             sentences.append(unjudged)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.properties
 
 def made(name, records, *measures, **how):
     """The parts of a figure by name."""
-    return figures.make(name, ledger(*records, measures=measures), **how)
+    return figures.figures_of_ledger(name, ledger(*records, measures=measures), **how)
 
 
 def lines(figure, **wanted):
@@ -88,12 +88,12 @@ def test_what_is_published_is_named_so_and_stands_below_own_runs():
     ranks = [ranked("vera", rank, 0, 0.7) for rank in (64, 256)]
     both = ledger(record("bitfit", "rte"), *ranks)
     both.origin |= {one["id"]: "a_study" for one in ranks}
-    (figure,) = figures.make("figure2", both)
+    (figure,) = figures.figures_of_ledger("figure2", both)
     assert (figure.name, figure.title.endswith("(published)")) == ("figure2", True)
     assert len(lines(figure, source="published")) == 2
     both.published |= {one["id"]: ("a_study", one) for one in ranks}
     both.origin |= {one["id"]: "ours" for one in ranks}
-    assert [of.name for of in figures.make("figure2", both)] == [
+    assert [of.name for of in figures.figures_of_ledger("figure2", both)] == [
         "figure2",
         "figure2_published",
     ]
@@ -457,7 +457,7 @@ def test_parameters_leaves_other_ranks_to_figure_2_unless_a_task_is_named():
 
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_an_empty_ledger_has_no_figure_and_an_odd_one_never_raises(name):
-    assert not figures.make(name, Ledger())
+    assert not figures.figures_of_ledger(name, Ledger())
     odd = [
         ranked("vera", 4, 0, 0.7, status="failed"),
         ranked("vera", 4, 1, float("nan")),

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from analysis.beside import MARGIN, verdict_on
 from analysis.inference import (
     Mean,
     equality_verdict,
@@ -29,6 +28,7 @@ from analysis.inference import (
     two_way,
     welch_half,
 )
+from analysis.paper_comparison import MARGIN, verdict_on
 
 pytestmark = pytest.mark.parity
 

@@ -108,7 +108,7 @@ def test_the_picture_leaves_out_what_started_from_mnli():
 
 def table(name, *records, model="roberta_large", others="true", **how):
     how |= {"models": [model], "others": others}
-    (made,) = tables.made(name, frame.runs(ledger(*records)), **how)
+    (made,) = tables.tables_of_runs(name, frame.runs(ledger(*records)), **how)
     return made
 
 

@@ -37,7 +37,9 @@ def test_a_run_that_is_published_too_is_in_both_with_its_own_number(
     mine = record("vera", "mrpc", 0, 0.5, model="minilm")
     assert mine["id"] == theirs[0]["id"]
     write_record(tmp_path, mine)
-    first, last = tables.make("table2", open_ledger(str(tmp_path)), models=["minilm"])
+    first, last = tables.tables_of_ledger(
+        "table2", open_ledger(str(tmp_path)), models=["minilm"]
+    )
     assert first.texts[0][3] == "50.0 (1/5)"
     assert last.texts[0][3] == "78.7 +-1.1"  # not without the seed that was run here
 
@@ -50,7 +52,7 @@ def test_a_run_that_is_published_too_is_in_no_table_of_another_task():
     both.origin = dict.fromkeys(both.records, "ours")
     chosen = select_records(both, lambda one, _: one["cell"]["task"] == "mrpc")
     assert [{*of.task} for of in own_and_published(chosen)] == [{"mrpc"}, set()]
-    (table,) = tables.make("", chosen)
+    (table,) = tables.tables_of_ledger("", chosen)
     assert table.header == ["method", "source", "params", "mrpc", "s/run", "adapter"]
     assert set(
         select_records(both, lambda one, _: one["id"] == theirs["id"]).published
@@ -68,10 +70,10 @@ def test_every_variant_is_a_row_that_says_what_sets_it_apart():
         deviations=["lr 0.5 instead of 0.01"],
     )
     both = ledger(*usual, *other)
-    (shown,) = tables.make("table2", both, models=["minilm"])
+    (shown,) = tables.tables_of_ledger("table2", both, models=["minilm"])
     assert len(shown.rows) == 1
     assert "all=true" in notes(shown)
-    (shown,) = tables.make("table2", both, every=True, models=["minilm"])
+    (shown,) = tables.tables_of_ledger("table2", both, every=True, models=["minilm"])
     rows = [(row[0], row[3]) for row in shown.texts]
     assert rows == [
         ("VeRA r=1024, lr 0.01", "81.0 +-1.4 (2/5)"),
@@ -83,7 +85,9 @@ def test_every_variant_is_a_row_that_says_what_sets_it_apart():
     base = ledger(
         *seeds("vera", "mrpc"), *seeds("vera", "mrpc", lr=0.5, deviations=["lr"])
     )
-    (shown,) = tables.make("table2", base, every=True, models=["roberta_base"])
+    (shown,) = tables.tables_of_ledger(
+        "table2", base, every=True, models=["roberta_base"]
+    )
     rows = [(row[0], row[1]) for row in shown.texts]
     at = rows.index(("VeRA", "paper"))
     assert rows[at + 1 : at + 3] == [
@@ -104,7 +108,7 @@ def test_the_table_of_a_sweep_shows_each_variant_of_own_rows():
     ]
     both = of_study(ledger(*own, *theirs), *theirs)
     for every, rows in ((False, 1), (True, 2)):
-        first, last = tables.make("", both, every=every, every_own=True)
+        first, last = tables.tables_of_ledger("", both, every=every, every_own=True)
         assert [row[0] for row in first.texts] == [
             "VeRA r=1024, lr 0.2",
             "VeRA r=1024, lr 0.3",
@@ -164,7 +168,7 @@ def test_runs_that_no_table_shows_come_with_the_command_that_reads_them(tmp_path
 def test_a_large_share_of_a_small_model_is_no_difference_from_the_recipe():
     stored = "trains 8.6% of the model's parameters (4,224), as no small adapter does"
     own = seeds("vera", "mrpc", (0.7, 0.71), model="minilm", deviations=[stored])
-    (table,) = tables.make("table2", ledger(*own), models=["minilm"])
+    (table,) = tables.tables_of_ledger("table2", ledger(*own), models=["minilm"])
     assert "Differs from" not in notes(table)
     shown = "(4,224): a large share, but no deviation"
     assert any(
@@ -234,7 +238,7 @@ def test_own_runs_that_deviate_stand_first_and_say_how():
     )
     theirs = seeds("vera", "mrpc", model="minilm")
     both = of_study(ledger(*own, *theirs), *theirs)
-    first, last = tables.make("table2", both, models=["minilm"])
+    first, last = tables.tables_of_ledger("table2", both, models=["minilm"])
     assert first.texts[0][:4] == ["VeRA r=1024", "ours", "43,008", "70.5 +-0.7 (2/5)"]
     assert (
         "Differs from the paper: epochs 1 instead of 40 (vera on mrpc)." in first.notes
@@ -244,7 +248,8 @@ def test_own_runs_that_deviate_stand_first_and_say_how():
     assert "Published by the project in runs/records: 5 of a_study." in notes(last)
     assert "Left out" not in notes(first) + notes(last)
     assert (
-        tables.make("table2", ledger(*own), models=["minilm"])[0].texts == first.texts
+        tables.tables_of_ledger("table2", ledger(*own), models=["minilm"])[0].texts
+        == first.texts
     )
 
 
@@ -292,7 +297,7 @@ def test_rows_that_were_not_measured_on_the_same_have_columns_of_their_own():
         apart = cells(runs(ledger(*order))).set_index("row").measured_apart
         assert apart[["vera", "lora", "bitfit"]].tolist() == [texts[0]] * 2 + texts[1:]
         # In CSV both columns belong to the task.
-        (table,) = tables.make("", ledger(*order))
+        (table,) = tables.tables_of_ledger("", ledger(*order))
         headers = [f"RTE, {text}" for text in texts]
         assert table.header[3:5] == headers
         assert [row[3:5].count("-") for row in table.texts] == [1, 1, 1]
@@ -382,7 +387,9 @@ def test_a_run_that_was_stopped_early_is_named_once():
     own = [*trials("mrpc", 7), *trials("reviews", 1)]
     both = of_study(ledger(*own, *theirs), *theirs)
     for name, count in (("table2", 7), ("", 8)):
-        found = " ".join(map(notes, tables.make(name, both, models=["minilm"])))
+        found = " ".join(
+            map(notes, tables.tables_of_ledger(name, both, models=["minilm"]))
+        )
         assert (
             found.count(
                 f"stopped early by train.max_steps: {count} runs, vera-bench report"
@@ -391,6 +398,8 @@ def test_a_run_that_was_stopped_early_is_named_once():
         )
         assert found.count("stopped early") == 1
     more = ledger(*own, *seeds("lora", "mrpc", model="minilm"))
-    (first,) = tables.make("table2", more, models=["minilm"])
+    (first,) = tables.tables_of_ledger("table2", more, models=["minilm"])
     assert notes(first).count("stopped early") == 1
-    assert not any("stopped" in notes(table) for table in tables.make("table3", both))
+    assert not any(
+        "stopped" in notes(table) for table in tables.tables_of_ledger("table3", both)
+    )

@@ -72,12 +72,14 @@ def cells(text):
 def page_and_tables():
     """The page with one figure and the tables that numbers of `mixed` are in, by name.
     The last test has all of each."""
-    found, make = {}, tables.make
+    found, make = {}, tables.tables_of_ledger
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("analysis.figures.FIGURES", {"demo": figures.FIGURES["demo"]})
         patch.setattr(tables, "TABLES", ("table2", "table6", "table7", "demo"))
         patch.setattr(
-            tables, "make", lambda name, *of: found.setdefault(name, make(name, *of))
+            tables,
+            "tables_of_ledger",
+            lambda name, *of: found.setdefault(name, make(name, *of)),
         )
         return report.page(mixed()), found
 
@@ -124,7 +126,7 @@ def test_a_verdict_has_both_numbers_and_their_difference(page):
         "paper": "78.7 ±0.7",
         "ours": "78.7",
         "difference": gap,
-        "half": half,
+        "half-width": half,
     }
     assert row == expected | {
         "margin": "1.0",

@@ -427,7 +427,7 @@ def test_what_lm_eval_measured_before_and_after_training():
         *map(asked, two, ("gsm8k", "gsm8k"), (0.5, 0.75)),
         asked(other, asked="1" * 16),
     ]
-    (table,) = tables.make("lm_eval", ledger(*found, lacks))
+    (table,) = tables.tables_of_ledger("lm_eval", ledger(*found, lacks))
     old, new = (
         f"gsm8k exact_match,strict-match, 5 shots, {of}" for of in ("0000", "1111")
     )
@@ -584,7 +584,9 @@ def test_latex_is_booktabs():
 
 def against(name, *records):
     """The lines that against=lora adds to a table of MiniLM, by their texts."""
-    *_, table = tables.make(name, ledger(*records), against="lora", models=["minilm"])
+    *_, table = tables.tables_of_ledger(
+        name, ledger(*records), against="lora", models=["minilm"]
+    )
     assert table.title == "minilm: each method minus LoRA r=8"
     return {
         (row[0], row[1]): dict(zip(table.header, row, strict=True))
@@ -657,7 +659,7 @@ def test_scores_that_were_measured_differently_are_never_in_one_column(published
     for name in ("", *tables.TABLES):
         if name in tables.WITHOUT_RECORDS:
             continue
-        for table in tables.made(name, published):
+        for table in tables.tables_of_runs(name, published):
             for place, column in enumerate(table.header):
                 entries = [row[place] for row in table.rows]
                 numbers = [of for of in entries if isinstance(of, Number) and of.ids]
@@ -735,14 +737,14 @@ def test_a_cost_is_shown_for_rows_that_share_what_it_depends_on():
     for number, one in enumerate(made):
         one["cost"]["train_seconds"] = 10.0 * number
     extra = record("full", "rte")
-    (table,) = tables.make("", ledger(*made, extra))
+    (table,) = tables.tables_of_ledger("", ledger(*made, extra))
     shown = {row[0]: row[table.header.index("s/run")] for row in table.texts}
     # With evaluation, the mean of both tasks.
     assert shown == {"VeRA r=1024": "6.0", "LoRA r=8": "26", "full": "-"}
     assert "s/run: shown for the largest group of rows with the same tasks" in notes(
         table
     )
-    (table,) = tables.make("", ledger(*made))
+    (table,) = tables.tables_of_ledger("", ledger(*made))
     assert "s/run: shown" not in notes(table)
 
 
@@ -769,7 +771,7 @@ def test_forgetting_is_the_median_change_of_the_seeds_that_measured_it_on_one_te
     # the other one is an older record
     ours += [of("vera_only_d", 0, 3.1), of("vera_only_d", 1)]
     ours += [of("full", 0, 9.0, sha256="b", text="b.txt"), of("bitfit", 0, -1)]
-    table = tables.make("table3", ledger(*ours))[0]
+    table = tables.tables_of_ledger("table3", ledger(*ours))[0]
     assert table.header[-3:] == ["CIDEr", "forgetting", "status"]
     spread = statistics.stdev([0.1, 0.4, 0.2])
     assert {line["method"]: line["forgetting"] for line in lines(table, "ours")} == {
@@ -895,7 +897,7 @@ def test_a_diverged_seed_has_no_right_answer_and_others_stand_beside():
     ]
     maths, small = (
         of
-        for of in tables.made("maths", runs(ledger(*records)), others="true")
+        for of in tables.tables_of_runs("maths", runs(ledger(*records)), others="true")
         if of.ids
     )
     (ours,) = lines(maths, "ours")

@@ -13,12 +13,12 @@ import pytest
 from tiers import sample
 
 from analysis import figures, tables
-from analysis.beside import WITH_SPREAD, WITHOUT_SPREAD
 from analysis.command import own_and_published
 from analysis.frame import reported_cells, runs
 from analysis.inference import mean_of, sign_test
 from analysis.notes import NOTE_LENGTH
 from analysis.paired import paired_differences
+from analysis.paper_comparison import WITH_SPREAD, WITHOUT_SPREAD
 from analysis.render import Number, Table, render
 from analysis.results.findings import findings as found_findings
 from analysis.stats import MODELS, statistics_tables, verdicts_by_runs
@@ -141,7 +141,7 @@ def test_tables(name, which, ledgers, frames):
     """Their rows, each number of ours with its runs; the first can be shown in every
     form."""
     of = which if which in ledgers else "made"
-    made = tables.make(name, ledgers[of], frames[of])
+    made = tables.tables_of_ledger(name, ledgers[of], frames[of])
     same_lines("tables.jsonl", table_rows(name, made), ledger=which, table=name)
     assert too_long(made) == []
     for line in (line for table in made if table.ids for line in table.rows):
@@ -155,7 +155,7 @@ def test_tables(name, which, ledgers, frames):
 
 @pytest.mark.parametrize("name", sample(["table2", "table6"], "table2"))
 def test_tables_by_the_other_protocol(name, ledgers, frames):
-    made = tables.make(
+    made = tables.tables_of_ledger(
         name, ledgers["published"], frames["published"], select="crossfit"
     )
     lines = table_rows(name, made)
@@ -168,7 +168,7 @@ def test_tables_by_the_other_protocol(name, ledgers, frames):
 def test_figures(name, ledgers, frames):
     """Parameters and demo are parts of pareto."""
     axes = ("parameters", "metric")
-    made = figures.make(
+    made = figures.figures_of_ledger(
         name, ledgers["published"], frames=frames["published"], axes=axes
     )
     same_lines("figures.jsonl", figure_rows(made), ledger="published", figure=name)
@@ -185,7 +185,9 @@ def test_notes_of_statistics_are_short(whole, judged):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["figure3", "figure5"])
 def test_a_figure_of_measures_is_drawn(name, ledgers, frames, tmp_path):
-    made = figures.make(name, ledgers["published"], frames=frames["published"])
+    made = figures.figures_of_ledger(
+        name, ledgers["published"], frames=frames["published"]
+    )
     paths = figures.save_figure(made[0], tmp_path)
     assert {path.suffix for path in paths if path.stat().st_size} == {
         ".pdf",
@@ -300,7 +302,7 @@ def printed_verdicts(judged: pd.DataFrame) -> Lines:
             )
             apart = none(of.difference) if ran and of.verdict != "other size" else None
             half, margin = (
-                none(float(of.half)) if judged else None,
+                none(float(of.half_width)) if judged else None,
                 of.margin if ran else 1.0,
             )
             line[of.column] = [of.verdict, *ours, *theirs, apart, half, margin]

@@ -4,7 +4,7 @@ and the words for a row."""
 import pytest
 from ledgers import COUNTS, apart, ledger, record, seeds
 
-from analysis import beside
+from analysis import paper_comparison
 from analysis.frame import cells, runs
 
 pytestmark = pytest.mark.properties
@@ -37,12 +37,14 @@ def test_a_row_is_the_papers_where_its_count_rounds_to_the_printed_one_or_is_the
     of,
 ):
     row, count, size, same, model = (*of, "roberta_large")[:5]
-    assert beside.same_size(count, model, row, size) is same
+    assert paper_comparison.same_size(count, model, row, size) is same
 
 
 def test_every_exact_count_is_the_printed_one_rounded_or_has_a_note():
     for of in COUNTS:
-        assert beside.follows(of["printed"], of["count"]) != ("note" in of), of
+        assert paper_comparison.rounds_to(of["printed"], of["count"]) != (
+            "note" in of
+        ), of
 
 
 # --- the words for a row
@@ -50,24 +52,29 @@ def test_every_exact_count_is_the_printed_one_rounded_or_has_a_note():
 
 def test_a_row_of_words_is_counted_with_what_chance_alone_gives():
     words = ["reproduced"] * 4 + ["inconclusive"] * 3 + ["not reproduced"] * 13
-    assert beside.verdict_summary(words) == (
+    assert paper_comparison.verdict_summary(words) == (
         "reproduced 4/20, inconclusive 3, not reproduced 13 (1 by chance)"
     )
     assert (
-        beside.verdict_summary([*["inside our interval"] * 2, "outside our interval"])
+        paper_comparison.verdict_summary(
+            [*["inside our interval"] * 2, "outside our interval"]
+        )
         == "inside 2/3"
     )
-    mixed = beside.verdict_summary(["reproduced", "outside our interval"])
+    mixed = paper_comparison.verdict_summary(["reproduced", "outside our interval"])
     assert mixed == (
         "reproduced 1/1, inconclusive 0, not reproduced 0 (0.05 by chance), inside 0/1"
     )
     assert (
-        beside.verdict_summary(["not run", "quoted", "incomplete", "other size"]) == ""
+        paper_comparison.verdict_summary(
+            ["not run", "quoted", "incomplete", "other size"]
+        )
+        == ""
     )
 
 
 def of_table_2(*records):
-    rows = beside.beside(
+    rows = paper_comparison.compare_with_paper(
         "table2", cells(runs(ledger(*records))).assign(column=lambda of: of.task)
     )
     return rows[rows.ran]
@@ -85,16 +92,16 @@ def test_the_mean_of_a_row_is_judged_where_every_cell_is():
     )
     rows = of_table_2(*above, *below)
     assert list(rows.verdict) == ["not reproduced", "not reproduced"]
-    whole = beside.mean_over_tasks(rows)
+    whole = paper_comparison.mean_over_tasks(rows)
     values = [[100 * one["result"]["best"] for one in of] for of in (below, above)]
     expected = apart((values[0], 91.8, 0.2), (values[1], 78.7, 0.7), decimals=3)
-    assert f"{whole.difference:+.3f} +-{whole.half:.3f}" == expected
+    assert f"{whole.difference:+.3f} +-{whole.half_width:.3f}" == expected
     assert whole.verdict == "reproduced"  # 1.6 below, 1.4 above
-    assert beside.status(rows).endswith("; mean reproduced")
-    assert beside.mean_over_tasks(rows[:1]) is None
+    assert paper_comparison.status(rows).endswith("; mean reproduced")
+    assert paper_comparison.mean_over_tasks(rows[:1]) is None
     fewer = of_table_2(*above, *below[:4])
-    assert beside.mean_over_tasks(fewer) is None
-    assert beside.status(fewer) == ""
+    assert paper_comparison.mean_over_tasks(fewer) is None
+    assert paper_comparison.status(fewer) == ""
 
 
 def test_fewer_seeds_than_a_verdict_needs_and_a_seed_without_its_number_are_incomplete():

@@ -33,17 +33,18 @@ OURS = ("our_spread", "values", "ids", "runs", "n", "complete", "parameters", "v
 HALF_DIGIT = 0.05
 
 
-def beside(table: str, cells: pd.DataFrame, part: str = "") -> pd.DataFrame:
+def compare_with_paper(table: str, cells: pd.DataFrame, part: str = "") -> pd.DataFrame:
     """The paper's numbers of a table, or of a part of it, a row each, with our cells:
     `ran` (whether there is one), `ours`, the `difference` (ours minus the paper's),
-    `half` of its 95% interval, the `margin` that half may have, and the `verdict`.
+    the `half_width` of its 95% interval, the `margin` that it may have, and the
+    `verdict`.
 
     cells: of `frame.cells`, with `column` where a cell has several numbers (the scores
     of E2E).
 
     The interval is Welch's t over both sides, as medians or means vary; where the paper
-    prints no spread, over ours alone. reproduced: it contains 0, and half of it is at
-    most the margin; inconclusive: it is wider; not reproduced: it does not contain 0.
+    prints no spread, over ours alone. reproduced: it contains 0, and its half-width is
+    at most the margin; inconclusive: it is wider; not reproduced: it does not contain 0.
     Fewer than SEEDS, or a seed without the number, are incomplete, however close. A row
     that trains another number of parameters is of another size."""
     rows = _joined(table, cells, part)
@@ -53,18 +54,20 @@ def beside(table: str, cells: pd.DataFrame, part: str = "") -> pd.DataFrame:
     factor = n.map(lambda seeds: _variance_factor(seeds, means))
     rows["variance"] = factor * rows.our_spread**2 / n
     has_spread = rows.spread.notna()
-    rows[["paper_variance", "half"]] = math.nan
+    rows[["paper_variance", "half_width"]] = math.nan
     if is_known.any():
         printed_variance = rows.spread.clip(lower=HALF_DIGIT) ** 2 / SEEDS
         rows["paper_variance"] = _variance_factor(SEEDS, means) * printed_variance
         variances = [rows.variance, rows.paper_variance.where(has_spread, 0.0)]
         freedoms = [np.maximum(n - 1, 1), np.full(len(n), SEEDS - 1)]
-        rows["half"] = np.where(is_known, welch_half(variances, freedoms), math.nan)
+        rows["half_width"] = np.where(
+            is_known, welch_half(variances, freedoms), math.nan
+        )
     rows["difference"] = rows.ours - rows.value
     rows["margin"] = rows.column.map(MARGINS).fillna(MARGIN)
     rows["ran"] = rows.runs.notna()
     rows["same_size"] = [*map(_is_same_size, rows.itertuples())]
-    judged = verdict_on(rows.difference, rows.half, has_spread, rows.margin)
+    judged = verdict_on(rows.difference, rows.half_width, has_spread, rows.margin)
     reasons = {
         "quoted": rows.quoted & (~rows.ran | rows.table.isin(["table4", "table13"])),
         "not run": ~rows.ran,
@@ -111,11 +114,11 @@ def _middle(values: Any, means: bool) -> float:
     )
 
 
-def verdict_on(difference: Any, half: Any, has_spread: Any, margin: Any) -> Any:
-    """The verdicts on differences, arrays or numbers; see `beside`. has_spread: whether
-    the paper prints a spread, too."""
-    contains_0 = np.abs(difference) <= half + 1e-9
-    is_narrow = half <= margin + 1e-9
+def verdict_on(difference: Any, half_width: Any, has_spread: Any, margin: Any) -> Any:
+    """The verdicts on differences, arrays or numbers; see `compare_with_paper`.
+    has_spread: whether the paper prints a spread, too."""
+    contains_0 = np.abs(difference) <= half_width + 1e-9
+    is_narrow = half_width <= margin + 1e-9
     choices = [~contains_0, is_narrow]
     with_spread = np.select(choices, ["not reproduced", "reproduced"], "inconclusive")
     return np.where(has_spread, with_spread, np.where(contains_0, *WITHOUT_SPREAD))
@@ -126,11 +129,11 @@ def _are_judged(rows: pd.DataFrame) -> bool:
 
 
 class MeanVerdict(NamedTuple):
-    """The mean over tasks of a row's differences, half of its interval, and the
-    verdict on it."""
+    """The mean over tasks of a row's differences, the half-width of its interval,
+    and the verdict on it."""
 
     difference: float
-    half: float
+    half_width: float
     verdict: str
 
 
@@ -144,10 +147,10 @@ def mean_over_tasks(rows: pd.DataFrame) -> MeanVerdict | None:
     theirs = rows.paper_variance if has_spread else 0 * rows.variance
     variances = np.concatenate([rows.variance, theirs]) / count**2
     freedoms = np.concatenate([rows.n - 1, np.full(count, SEEDS - 1)])
-    half = float(welch_half(variances, freedoms))
+    half_width = float(welch_half(variances, freedoms))
     difference = float(rows.difference.mean())
-    verdict = str(verdict_on(difference, half, has_spread, MARGIN))
-    return MeanVerdict(difference, half, verdict)
+    verdict = str(verdict_on(difference, half_width, has_spread, MARGIN))
+    return MeanVerdict(difference, half_width, verdict)
 
 
 def verdict_summary(verdicts: Iterable[str]) -> str:
@@ -166,8 +169,8 @@ def verdict_summary(verdicts: Iterable[str]) -> str:
 
 
 def status(rows: pd.DataFrame, with_mean: bool = True) -> str:
-    """The verdicts on the cells of our row, of its rows in `beside`, and on their mean;
-    "" where one has none yet."""
+    """The verdicts on the cells of our row, of its rows in `compare_with_paper`, and on
+    their mean; "" where one has none yet."""
     if rows.empty or not _are_judged(rows):
         return ""
     mean = mean_over_tasks(rows) if with_mean else None
@@ -177,7 +180,7 @@ def status(rows: pd.DataFrame, with_mean: bool = True) -> str:
 # --- the size of a row
 
 
-def follows(printed: str, value: float) -> bool:
+def rounds_to(printed: str, value: float) -> bool:
     """Whether a printed number ("36.8K", "9.1MB") is a value's, rounded or cut off. KB,
     MB, GB and TB are powers of 1024."""
     match = re.fullmatch(r"([\d.]+)([KMGT])B?", printed)
@@ -190,8 +193,8 @@ def follows(printed: str, value: float) -> bool:
 
 
 def _is_same_size(row: Any) -> bool:
-    """Whether our cell of a row of `beside` trains as many parameters as the paper's
-    row, or the paper prints no size."""
+    """Whether our cell of a row of `compare_with_paper` trains as many parameters as
+    the paper's row, or the paper prints no size."""
     if not row.size or not row.ran:
         return not row.size
     return same_size(int(row.parameters), row.model, row.row, row.size)
@@ -204,7 +207,7 @@ def same_size(parameters: int, model: str, row: str, printed: str) -> bool:
     size = printed.partition(" ")[0]
     if size == "0":  # the head alone, or nothing
         return parameters == 0
-    return follows(size, parameters) or any(
+    return rounds_to(size, parameters) or any(
         entry["count"] == parameters
         and entry["model"] == model
         and row.startswith(entry["method"])
