@@ -19,7 +19,7 @@ from runs.record.folder import RecordFolder
 from runs.record.ledger import in_conf
 from runs.record.schema import Record
 from runs.record.steps import StepPlan
-from runs.record.text import duration, megabytes, plural
+from runs.record.text import duration, megabytes, plural, rounded
 from runs.run.definition import UNLIKE_OTHERS, Run
 
 #: What a forecast says of the time of decoding that is in it.
@@ -247,9 +247,9 @@ def _lines_of_work(total: _Total, variants: _Variants) -> list[str]:
     work = Work(*np.sum(total.work, 0))
     parts = [f"{work.steps:,.0f} steps"]
     if work.tokens:
-        parts.append(f"{work.tokens / 1e6:,.0f}M tokens")
+        parts.append(f"{rounded(work.tokens)} tokens")
     if work.sampled:
-        parts.append(f"at most {work.sampled / 1e6:,.2f}M sampled tokens")
+        parts.append(f"at most {rounded(work.sampled)} sampled tokens")
     if work.flops:
         parts.append(f"{work.flops:.1e} FLOP".replace("e+", "e"))
     bases = list[str]()
@@ -285,7 +285,7 @@ def _lines_of_gaps(variants: _Variants, card: str | None) -> list[str]:
     if unrated:
         rows = plural(len(unrated), "row")
         lines.append(
-            f"no estimate of time: no rate of {rows} (probe=true: {SECONDS}s each)"
+            f"no estimate of time: no rate of {rows} (probe=true: about {SECONDS}s each)"
         )
     for variant in variants.rates:
         decodes = variants.runs[variant].config["task"].get("decode", "none") != "none"

@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
+import psutil
+
 from runs.forecast.work import outline
 from runs.machine import gpus
 from runs.record.cell import hash_of
@@ -23,8 +25,13 @@ from tasks.fetch import cache_folder
 if TYPE_CHECKING:
     from runs.training.loop import Training
 
-#: The most steps and seconds of a probe, for each row of a model.
+#: The most steps of a probe, for each row of a model, and about its most seconds: the
+#: step that is under way then is done to its end.
 STEPS, SECONDS = 20, 20
+#: The share of the cores that other processes may use beside a probe. Training on a CPU
+#: takes every core, and what another process uses is taken from it. At a tenth the
+#: steps are a tenth slower, which is less than two probes of an idle machine differ by.
+SPARE_SHARE = 0.1
 
 
 class Rate(NamedTuple):
@@ -35,8 +42,8 @@ class Rate(NamedTuple):
 
 
 class KeptRate(TypedDict):
-    """What the cache has of a probe. label: of the run that was measured. busy: the
-    load of the machine, where other processes computed at the same time."""
+    """What the cache has of a probe. label: of the run that was measured. busy: how
+    many cores other processes used at the same time, where these were too many."""
 
     flops: float
     label: str
@@ -52,56 +59,79 @@ def probe(runs: Iterable[Run]) -> None:
     if not rows:
         print("probe: nothing is measured, since every run is done or blocked")
         return
-    # before the first step, which is a load itself
-    busy = busy_words()
     count = plural(len(rows), "row")
-    print(f"probe of {count}: at most {STEPS} steps and {SECONDS}s each")
-    if busy:
-        print(
-            f"note: this machine is busy ({busy}), so these rates are too low. Repeat "
-            "probe=true when it is idle"
-        )
+    print(f"probe of {count}: {STEPS} steps of each, or about {SECONDS}s")
+    notes = list[str]()
     for number, (file, run) in enumerate(rows.items(), 1):
-        result = _measure(run, file, busy)
+        result, busy = _measure(run, file)
         print(f"probe {number}/{len(rows)}: {run.label}: {result}")
+        if busy:
+            notes.append(busy)
+    if notes:
+        print(
+            f"note: this machine is busy ({notes[-1]}), so these rates are too low. "
+            "Repeat probe=true when it is idle"
+        )
 
 
-def busy_words() -> str:
-    """The load of this machine where more processes want to compute than it has cores,
-    else ""."""
+class OtherProcesses:
+    """How many cores other processes use on average, from the construction of this
+    object on. The machine's load says less: it is an average of minutes that have
+    passed, and it counts the probe itself."""
+
+    def __init__(self) -> None:
+        psutil.cpu_percent()  # the next call returns the share since this one
+        self.start = time.perf_counter()
+        self.own_start = time.process_time()
+
+    def cores(self) -> float:
+        """Returns that number."""
+        used_cores = psutil.cpu_percent() / 100 * (os.cpu_count() or 1)
+        elapsed = time.perf_counter() - self.start
+        own_cores = (time.process_time() - self.own_start) / elapsed
+        return float(max(used_cores - own_cores, 0.0))
+
+
+def busy_words(run: Run, other_cores: float) -> str:
+    """What other processes used while a run was measured, where that slowed it; else
+    "". A run on a GPU needs one core, a run on the CPU all of them."""
     cores = os.cpu_count() or 1
-    try:
-        load = os.getloadavg()[0]
-    except OSError:  # not known here
+    on_gpu = run.config["device"] != "cpu" and gpus.cards("Name")
+    spare = cores - 1 if on_gpu else SPARE_SHARE * cores
+    if other_cores <= spare:
         return ""
-    return f"load {load:.1f} on {plural(cores, 'core')}" if load > cores else ""
+    return f"other processes used {other_cores:.1f} of {plural(cores, 'core')}"
 
 
-def _measure(run: Run, file: Path, busy: str) -> str:
-    """Measures a run's rate and keeps it in a file; returns that in words."""
+def _measure(run: Run, file: Path) -> tuple[str, str]:
+    """Measures a run's rate and keeps it in a file; returns that in words, and
+    `busy_words`."""
     step_flops = outline(run).step_flops
     if not step_flops:
-        return "left out, the FLOPs of its steps are not known"
+        return "left out, the FLOPs of its steps are not known", ""
+    other_processes = OtherProcesses()
     try:
         times = _time_steps(run)
     except Exception as error:
         # of the run's settings, of a model's own code, of a full device
         reason = f"a probe needs the run's model and data here ({describe(error)})"
-        return f"left out, {reason}"
+        return f"left out, {reason}", ""
+    busy = busy_words(run, other_processes.cores())
     rate = len(times) * step_flops / sum(times)
     words = f"{plural(len(times), 'step')} in {duration(sum(times))}"
     words += f", {_in_words(rate)}"
     earlier = _read_rate(file)
     if busy and earlier and "busy" not in earlier:
         earlier_rate = _in_words(earlier["flops"])
-        return f"{words}; plans keep the {earlier_rate} of a probe on an idle machine"
+        words += f"; plans keep the {earlier_rate} of a probe on an idle machine"
+        return words, busy
     measured: KeptRate = {"flops": rate, "label": run.label}
     if busy:
         measured["busy"] = busy
     # a read-only home costs the forecast, no more
     with contextlib.suppress(OSError):
         write_atomically(file, json.dumps(measured))
-    return words
+    return words, busy
 
 
 def _in_words(rate: float) -> str:

@@ -38,6 +38,15 @@ def megabytes(size: float | None) -> str:
     return f"{size:.0f} B"
 
 
+def rounded(count: float) -> str:
+    """A large count in two or three digits: 310, 9.1k, 42k, 1.4M, 1,213M."""
+    for unit, scale in (("M", 1e6), ("k", 1e3)):
+        if count >= 0.9995 * scale:
+            decimals = 1 if count < 9.95 * scale else 0
+            return f"{count / scale:,.{decimals}f}{unit}"
+    return f"{count:.0f}"
+
+
 def plural(count: int, word: str) -> str:
     """A count and its word: 1 run, 2 runs."""
     return f"{count} {word}{'s' * (count != 1)}"

@@ -3,6 +3,9 @@ Each is held against what the papers, real runs, real tokens and torch itself co
 
 import json
 import math
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +30,7 @@ from runs.forecast.work import outline
 from runs.record.folder import RecordFolder
 from runs.record.ledger import read_study, run_folder
 from runs.record.steps import StepPlan
-from runs.record.text import duration
+from runs.record.text import duration, rounded
 from runs.run import methods
 from runs.run.definition import epoch_batches
 from runs.run.identity import run_id
@@ -487,12 +490,13 @@ def measured(monkeypatch):
     return labels
 
 
-#: What a probe has kept. Without a label it is from before loads were looked at.
+#: What a probe has kept, of an idle machine.
 FIVE = '{"flops": 5.0, "label": "VeRA"}'
 
 
-def load_is(load, monkeypatch):
-    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+def others_use(cores, monkeypatch):
+    """Two cores, of which other processes use so many."""
+    monkeypatch.setattr(probe.OtherProcesses, "cores", lambda self: cores)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
 
 
@@ -500,14 +504,14 @@ def test_a_probe_measures_every_row_again_and_says_when_none_is_left(
     words, measured, monkeypatch
 ):
     """A head, and a run that trains nothing, too."""
-    load_is(0.5, monkeypatch)
+    others_use(0.1, monkeypatch)
     plain = [word for word in words if not word.startswith("method.")]
     methods = [*plain, "method=vera,lora,head,none", "seed=0,1", "probe=true"]
     for _ in range(2):
         measured.clear()
         text = call_here("runs.plan", *methods, check=0).stdout
         assert len(measured) == 4
-        assert "probe of 4 rows: at most 20 steps and 20s each" in text
+        assert "probe of 4 rows: 20 steps of each, or about 20s" in text
         assert "probe 4/4: " in text
         assert "busy" not in text
         assert "no estimate of time" not in text
@@ -543,29 +547,72 @@ def test_a_probe_of_a_busy_machine_says_so_and_never_replaces_a_better_one(
     (other,) = expand([*words, "method.rank=4"])
     others = [word for word in words if word != "method.rank=8"]
     arguments = [*others, "method.rank=4,8", "probe=true"]
-    load_is(1.9, monkeypatch)
+    others_use(0.1, monkeypatch)
     call_here("runs.plan", *words, "probe=true", check=0)
     idle = pace.rate_of(run, [])
     assert idle.source == "a probe's rate"
     monkeypatch.setattr(probe, "_time_steps", lambda run: [4.0] * 20)
-    load_is(5.25, monkeypatch)
+    others_use(0.34, monkeypatch)
     text = call_here("runs.plan", *arguments, check=0).stdout
-    note = (
-        "note: this machine is busy (load 5.2 on 2 cores), so these rates are too low"
-    )
-    assert note in text
+    busy = "other processes used 0.3 of 2 cores"
+    assert f"note: this machine is busy ({busy}), so these rates are too low" in text
     assert "FLOP/s of a probe on an idle machine" in text
     assert pace.rate_of(run, []) == idle
-    busy = "a probe's rate while this machine was busy: load 5.2 on 2 cores"
-    assert pace.rate_of(other, []).source == busy
-    assert busy in plan_of([*words, "method.rank=4"])
-
-    def unknown():
-        raise OSError
-
-    monkeypatch.setattr("os.getloadavg", unknown)
+    source = f"a probe's rate while this machine was busy: {busy}"
+    assert pace.rate_of(other, []).source == source
+    assert source in plan_of([*words, "method.rank=4"])
+    others_use(0.0, monkeypatch)
     call_here("runs.plan", *arguments, check=0)
     assert pace.rate_of(other, []).source == "a probe's rate"
+
+
+def test_a_run_on_a_gpu_leaves_all_cores_but_one_to_other_processes(words, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    (on_cpu,) = expand(words)
+    (on_gpu,) = expand([*words, "device=auto"])
+    monkeypatch.setattr(probe.gpus, "cards", lambda key: ["H100"])
+    assert probe.busy_words(on_cpu, 0.9) == "other processes used 0.9 of 8 cores"
+    assert probe.busy_words(on_gpu, 6.9) == ""
+    assert probe.busy_words(on_gpu, 7.1) == "other processes used 7.1 of 8 cores"
+    monkeypatch.setattr(probe.gpus, "cards", lambda key: [])
+    assert probe.busy_words(on_gpu, 0.9)
+
+
+def test_what_other_processes_use_is_measured_without_the_probe_itself(monkeypatch):
+    """Half of four cores were in use, and this process used one and a half."""
+    with monkeypatch.context() as patches:
+        patches.setattr("os.cpu_count", lambda: 4)
+        patches.setattr("psutil.cpu_percent", lambda: 50.0)
+        patches.setattr("time.perf_counter", iter([10.0, 12.0]).__next__)
+        patches.setattr("time.process_time", iter([1.0, 4.0]).__next__)
+        cores = probe.OtherProcesses().cores()
+    assert cores == pytest.approx(0.5)
+
+
+def test_a_process_that_computes_beside_a_probe_is_seen():
+    forever = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        other_processes = probe.OtherProcesses()
+        time.sleep(1.0)
+        assert other_processes.cores() > 0.3
+    finally:
+        forever.kill()
+        forever.wait()
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (310, "310"),
+        (9_140, "9.1k"),
+        (42_400, "42k"),
+        (999_700, "1.0M"),
+        (1_360_000, "1.4M"),
+        (1_213e6, "1,213M"),
+    ],
+)
+def test_a_forecast_of_few_tokens_is_no_0_million(count, words):
+    assert rounded(count) == words
 
 
 def test_a_probe_that_cannot_be_made_is_named_and_a_damaged_rate_is_none(
