@@ -27,7 +27,10 @@ BESIDE_TABLES = (
     "A verdict is of one claim over all its tasks, by the 95% CI, without correction. "
     "p (Holm) of stats and table is for choosing among many rows: both can be right."
 )
-RULE = "Differences in points, over the pairs in which both runs trained."
+RULE = (
+    "Differences in points, over pairs of runs with one seed in which both trained. A mean "
+    "over tasks counts each model with each task once."
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ def claims_table(compared: Sequence[Finding]) -> Table:
         if finding.name:
             label += f": {finding.name}"
         line: dict[str, Entry] = {"claim": f"{number}. {label}"}
-        line["model-task pairs"] = str(len(finding.tasks) or len(finding.comparisons))
+        line["model-task combinations"] = str(
+            len(finding.tasks) or len(finding.comparisons)
+        )
         line |= _difference(finding.mean)
         line["verdict"] = str(finding.verdict)
         lines.append(line)

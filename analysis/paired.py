@@ -152,14 +152,16 @@ def comparison_table(
     rows = [_table_line(line, with_details) for line in lines.itertuples()]
     over_tasks = int((lines.task == "").sum())
     count = plural(len(lines) - over_tasks, "comparison")
-    corrected = f"{count} of the rows and tasks selected"
+    corrected = f"is corrected for the {count} of the rows and tasks selected"
+    if len(lines) == 1:
+        corrected = "equals p, as the rows and tasks selected make one comparison"
     means = "Mean differences in pairs of runs of one seed"
     if over_tasks:
         corrected += f", and separately for the {over_tasks} over tasks"
         means += " (over tasks: of the tasks' means)"
     notes = [
         f"{means}, by Student's t. Positive: the first row is better.",
-        f"p (Holm) is corrected for the {corrected}. How to read it: docs/stats.md.",
+        f"p (Holm) {corrected}. How to read it: docs/stats.md.",
         "95% CI and p are not corrected. Use p for one comparison that you chose "
         "before looking, and p (Holm) for the best of a table.",
     ]

@@ -21,8 +21,9 @@ def _seconds(number: "Number") -> str:
     return f"{number.value:,.0f}" if number.value >= 10 else f"{number.value:.1f}"
 
 
-def _p_value(number: "Number") -> str:
-    return "<0.001" if number.value < SMALLEST_P else f"{number.value:.3f}"
+def p_value(p: float) -> str:
+    """A p as text: 0.035, or <0.001."""
+    return "<0.001" if p < SMALLEST_P else f"{p:.3f}"
 
 
 #: Below this a p is not written in digits.
@@ -35,7 +36,7 @@ FORMS: dict[str, Callable[["Number"], str]] = {
     "general": lambda number: f"{number.value:.4g}",
     "bytes": lambda number: megabytes(number.value),
     "seconds": _seconds,
-    "p": _p_value,
+    "p": lambda number: p_value(number.value),
 }
 
 

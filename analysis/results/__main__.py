@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         )
     written = pages(ledgers, settings.docs)
     files = {settings.docs / path: text for path, text in written.files.items()}
-    block = near_lora(written.findings)
+    block = near_lora(written.findings, written.example)
     files[settings.readme] = readme(settings.readme.read_text(), block)
     obsolete = obsolete_pages(settings.docs / "results", files)
     if settings.check:

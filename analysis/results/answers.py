@@ -1,5 +1,6 @@
-"""What the first page of the results answers besides the findings: what VeRA costs next
-to another row, and how adapters of about its size compare."""
+"""What the first page of the results answers besides the findings: how VeRA differs on
+one task, what it costs next to another row, and how adapters of about its size
+compare."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,11 +9,56 @@ from statistics import median
 import pandas as pd
 
 from analysis.inference import Mean
+from analysis.paired import paired_differences
 from analysis.results.claims import Comparison, Finding
 from analysis.results.study_rows import SIGNIFICANCE, OverTasks
 
 #: How many rows with the highest means the page names.
 TOP = 3
+
+
+@dataclass(frozen=True)
+class SingleTask:
+    """The difference of two rows on one task, as `vera-bench table against=ROW` prints it
+    for that model and task.
+
+    p: of this comparison alone. holm: corrected for all comparisons of the table.
+    """
+
+    comparison: Comparison
+    against: str
+    pairs: int
+    mean: float
+    interval: tuple[float, float]
+    p: float
+    holm: float
+    comparisons: int
+
+
+def single_task(finding: Finding, runs: pd.DataFrame) -> SingleTask | None:
+    """The comparison of a finding with the most pairs; None where there is none. runs:
+    of `frame.runs`."""
+    comparison = finding.largest_comparison
+    if comparison is None or comparison.pairs[0] is None:
+        return None
+    left, right = comparison.pairs[0].left.row, comparison.pairs[0].right.row
+    is_there = (runs.model == comparison.model) & (runs.task == comparison.task)
+    compared = runs[is_there].drop_duplicates("id")
+    lines = paired_differences(compared, right, as_reference=True)
+    of_row = lines[lines.other == left]
+    if len(of_row) != 1:  # measured in several ways
+        return None
+    line = of_row.iloc[0]
+    return SingleTask(
+        comparison,
+        right,
+        int(line.pairs),
+        float(line["mean"]),
+        (float(line.low), float(line.high)),
+        float(line.p),
+        float(line.holm),
+        len(lines),
+    )
 
 
 @dataclass(frozen=True)

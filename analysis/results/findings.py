@@ -235,7 +235,8 @@ def _exclusions(
     claim: Claim, compared: Sequence[Comparison], runs: pd.DataFrame
 ) -> Iterator[Exclusion]:
     """Why each study, model and task that has results is in no pair of a claim. A study
-    in several pairs of which one counts is in."""
+    in several pairs of which one counts is in. Your own runs of one row alone are no
+    attempt at the claim, and are not listed."""
     counted = set[str]()
     reasons = dict[str, str]()
     for item in compared:
@@ -247,7 +248,8 @@ def _exclusions(
     results = results.assign(points=in_points(results))
     places = ["origin", "model_label", "task_label"]
     for (study, model, task), group in results.groupby(places, sort=False):
-        if not counted & {*group.id}:
+        is_toy = study == "ours" and not {*claim.rows} <= {*group.row}
+        if not is_toy and not counted & {*group.id}:
             reason = _reason(claim, group, reasons)
             yield Exclusion(str(study), f"{model}, {task}", reason)
 

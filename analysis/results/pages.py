@@ -23,7 +23,14 @@ from analysis.render import (
     of_runs,
     trained_count,
 )
-from analysis.results.answers import Costs, RowsOfSize, costs_of, rows_of_size
+from analysis.results.answers import (
+    Costs,
+    RowsOfSize,
+    SingleTask,
+    costs_of,
+    rows_of_size,
+    single_task,
+)
 from analysis.results.claims import Finding, numbered_claims
 from analysis.results.findings import findings as findings_on
 from analysis.results.forest import forest
@@ -76,10 +83,12 @@ class PublishedStudy:
 
 @dataclass(frozen=True)
 class Pages:
-    """Every page and picture by its path in docs/, and the findings behind them."""
+    """Every page and picture by its path in docs/, the findings behind them, and VeRA
+    next to LoRA on one task."""
 
     files: dict[str, str] = field(default_factory=dict)
     findings: Sequence[Finding] = ()
+    example: SingleTask | None = None
 
 
 def studies_of(ledgers: Mapping[Path, Ledger]) -> list[PublishedStudy]:
@@ -118,7 +127,11 @@ def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
     """The pages of these studies, by their folders. They link what docs/bench has."""
     studies = studies_of(ledgers)
     of_all = findings_of(studies)
-    costs = [costs_of(item, all_runs(studies)) for item in near_claims(of_all)[:1]]
+    costs: Costs | None = None
+    example: SingleTask | None = None
+    for finding in near_claims(of_all)[:1]:
+        costs = costs_of(finding, all_runs(studies))
+        example = single_task(finding, all_runs(studies))
     files = others_pages()
     plot = forest(of_all)
     if plot:
@@ -131,11 +144,9 @@ def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
         if small_rows:
             compared[study.name] = small_rows
     benches = sorted(docs.glob("bench/*/*.md"))
-    files["results.md"] = overview(
-        of_all, studies, benches, compared, costs[0] if costs else None
-    )
+    files["results.md"] = overview(of_all, studies, benches, compared, costs, example)
     files["results/comparisons.md"] = comparisons_page(of_all)
-    return Pages(files, of_all)
+    return Pages(files, of_all, example)
 
 
 def overview(
@@ -144,9 +155,11 @@ def overview(
     benches: Sequence[Path] = (),
     compared: Mapping[str, RowsOfSize] = MappingProxyType({}),
     costs: Costs | None = None,
+    example: SingleTask | None = None,
 ) -> str:
     """The page of all studies. benches: pages in docs/bench/NAME. compared: of the
-    studies that compare many rows over tasks. costs: VeRA's next to LoRA's."""
+    studies that compare many rows over tasks. costs: VeRA's next to LoRA's. example:
+    the two on one task."""
     return rendered(
         "results.md",
         findings=findings,
@@ -155,6 +168,7 @@ def overview(
         benches=benches,
         compared=compared,
         costs=costs,
+        example=example,
         drawn=forest(findings) is not None,
     )
 
@@ -168,14 +182,14 @@ def comparisons_page(findings: Sequence[Finding]) -> str:
 # --- the README's block
 
 
-def near_lora(findings: Sequence[Finding]) -> str:
-    """The README's sentences on VeRA beside LoRA over all tasks."""
+def near_lora(findings: Sequence[Finding], example: SingleTask | None = None) -> str:
+    """The README's sentences on VeRA beside LoRA over all tasks, and on one."""
     beside_lora = [
         finding
         for finding in findings
         if finding.claim.kind == "near" and finding.opponent == "LoRA"
     ]
-    return str(macros("readme.md").near_lora(beside_lora)).strip()
+    return str(macros("readme.md").near_lora(beside_lora, example)).strip()
 
 
 def readme(text: str, block: str) -> str:

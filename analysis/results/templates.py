@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from analysis.inference import FIRM_PAIRS, MARGIN, Mean
+from analysis.render import p_value
 from runs.record.templates import template_environment, without_gaps
 
 FOLDER = Path(__file__).parent
@@ -22,6 +23,7 @@ def results_environment(*folders: Path, autoescape: bool = False) -> jinja2.Envi
         "interval": interval_text,
         "with_interval": with_interval,
         "distance": distance,
+        "p_value": p_value,
         "percent": percent,
         "spoken": spoken,
     }

@@ -5,18 +5,31 @@ import pytest
 from ledgers import ledger
 from small import rows
 
+from analysis import tables
 from analysis.findings import claims_table, main, tables_by_task
 from analysis.frame import runs
 from analysis.inference import Verdict
-from analysis.results.answers import RowOfSize, RowsOfSize, costs_of, rows_of_size
+from analysis.render import p_value
+from analysis.results.answers import (
+    RowOfSize,
+    RowsOfSize,
+    costs_of,
+    rows_of_size,
+    single_task,
+)
 from analysis.results.claims import Comparison, Finding, claims
 from analysis.results.findings import findings
+from analysis.results.pages import near_lora as readme_block
+from analysis.results.pages import overview
 from analysis.results.study_rows import rows_over_tasks, study_rows
+from analysis.results.templates import interval_text, signed
 from runs.command.errors import UserError
 
 pytestmark = pytest.mark.properties
 
 TASKS = ("mrpc", "sst2")
+#: Of three seeds of a row, and of another one above it.
+SCORES, HIGHER = (0.70, 0.71, 0.72), (0.73, 0.73, 0.76)
 #: Ten rows of about one size, and one that is far below.
 PEERS = {f"lora_r{rank}": 0.70 + rank / 1000 for rank in range(1, 11)}
 
@@ -62,6 +75,39 @@ def test_costs_of_different_processors_are_unknown():
     assert costs_of(near_lora(of_ledger), runs(of_ledger)) is None
 
 
+def test_one_task_has_the_numbers_that_its_table_prints_and_both_ps():
+    """The table compares two rows with LoRA, so p (Holm) is larger than p."""
+    of_ledger = of_rows("mrpc", vera=SCORES, lora=HIGHER, full=(0.5, 0.91, 0.75))
+    frame = runs(of_ledger)
+    example = single_task(near_lora(of_ledger), frame)
+    (table,) = tables._differences(frame, "lora", "ours")
+    (line,) = [line for line in table.texts if line[0].startswith("VeRA")]
+    assert line[2:] == [
+        str(example.pairs),
+        signed(example.mean),
+        interval_text(example.interval),
+        p_value(example.p),
+        p_value(example.holm),
+    ]
+    assert (example.pairs, example.comparisons) == (3, 2)
+    assert example.p < example.holm
+    text = readme_block(findings(frame), example)
+    assert f"p {line[5]}), a mean over 3 pairs of runs" in " ".join(text.split())
+    assert f"use p (Holm), {line[6]}" in " ".join(text.split())
+    page = overview(findings(frame), example=example)
+    assert f"Holm's correction, which is {line[6]} here" in page
+
+
+def test_one_task_with_one_comparison_has_one_p():
+    of_ledger = of_rows("mrpc", vera=SCORES, lora=HIGHER)
+    frame = runs(of_ledger)
+    example = single_task(near_lora(of_ledger), frame)
+    assert example.p == example.holm
+    text = readme_block(findings(frame), example) + overview(findings(frame))
+    assert "Holm)" not in text
+    assert "Which p" not in text
+
+
 def test_rows_of_about_veras_size_are_ordered_by_their_means():
     scores = {row: (mean, mean + 0.01) for row, mean in PEERS.items()}
     of_ledger = of_rows(*TASKS, vera=(0.7, 0.71), **scores)
@@ -101,7 +147,7 @@ def test_a_row_is_above_or_below_only_after_correction():
 def test_the_table_of_claims_has_the_difference_and_the_verdict():
     compared = findings(runs(of_rows("mrpc", vera=(0.7, 0.71), lora=(0.72, 0.73))))
     table = claims_table(compared)
-    columns = ["model-task pairs", "difference", "95% CI", "verdict"]
+    columns = ["model-task combinations", "difference", "95% CI", "verdict"]
     assert table.header == ["claim", *columns]
     assert table.texts[0][:3] == ["1. VeRA is as good as LoRA", "1", "-2.0"]
     assert table.notes[-1].startswith("A verdict is of one claim over all its tasks")
@@ -110,10 +156,26 @@ def test_the_table_of_claims_has_the_difference_and_the_verdict():
 
 def test_a_claim_task_by_task_ends_with_its_mean_and_names_what_is_left_out():
     of_ledger = of_rows(*TASKS, vera=(0.8, 0.81), lora=(0.82, 0.85))
-    of_ledger.records |= of_rows("cola", vera=(0.7, 0.71)).records
+    published = of_rows("cola", vera=(0.7, 0.71)).records
+    of_ledger.records |= published
+    of_ledger.origin |= dict.fromkeys(published, "a study")
     by_task, exclusions = tables_by_task(findings(runs(of_ledger)), 1)
     assert [line[1:3] for line in by_task.texts] == [["2", "-3.0"]] * 2 + [["", "-3.0"]]
     assert [line[2] for line in exclusions.texts] == ["no own run of lora"]
+
+
+def test_your_own_run_of_one_row_is_not_in_a_claims_list_of_what_is_left_out():
+    """Two rows without a common seed are an attempt at the claim, and are named."""
+    of_ledger = of_rows(*TASKS, vera=(0.8, 0.81), lora=(0.82, 0.85))
+    of_ledger.records |= of_rows("cola", vera=(0.7, 0.71)).records
+    (by_task,) = tables_by_task(findings(runs(of_ledger)), 1)
+    assert by_task.texts[-1][0] == "mean"
+    of_lora = of_rows("cola", lora=(0.8, 0.81, 0.82, 0.83)).records
+    of_ledger.records |= dict([*of_lora.items()][2:])
+    _, exclusions = tables_by_task(findings(runs(of_ledger)), 1)
+    assert [line[::2] for line in exclusions.texts] == [
+        ["ours", "no pair of one seed on the same data"]
+    ]
 
 
 def test_a_claim_keeps_its_number_whichever_runs_are_selected():

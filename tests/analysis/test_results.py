@@ -287,7 +287,7 @@ def test_the_pages_have_the_words_the_table_the_pictures_and_the_runs(
     assert f"]({picture.name})" in text
     text = (folder / "README.md").read_text()
     assert (text[:7], text[-10:], "old" in text) == ("# Mine\n", "\nthe rest\n", False)
-    assert "Across 1 pairs of a model and a task" in text
+    assert "Across 1 combination of a model and a task" in text
     assert main([*words, "check=true"]) == 0
     picture.unlink()  # one that is missing, and one too many
     (gone := picture.with_name("gone.svg")).write_text("<svg/>")

@@ -143,6 +143,10 @@ def test_a_table_of_comparisons_says_what_holms_correction_is_over():
         "p (Holm) is corrected for the 2 comparisons of the rows and tasks selected."
         in " ".join(table.notes)
     )
+    *_, table = told(*seeds("vera"), *seeds("lora"))
+    assert "p (Holm) equals p, as the rows and tasks selected make one comparison." in (
+        " ".join(table.notes)
+    )
 
 
 def test_a_difference_that_holm_leaves_open_comes_with_how_it_goes_with_findings():
