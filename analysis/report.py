@@ -166,7 +166,7 @@ def cell_views(
         count += cell.runs
         records = list[Record]()
         if count <= MAX_RUNS_SHOWN:
-            records = [ledger.whole(run) for run in cell.ids]
+            records = [ledger.whole_record(run) for run in cell.ids]
         scores = [score for score in cell.values if not math.isnan(score)]
         yield CellView(
             cell=cell,

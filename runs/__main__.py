@@ -29,7 +29,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from runs.command.errors import UserError, rank
+from runs.command.errors import UserError, process_rank
 from runs.command.parser import (
     COMPOSING,
     Line,
@@ -98,7 +98,7 @@ class Settings:
 
 
 def main(arguments: list[str]) -> int:
-    if rank():  # of torchrun's processes the first one speaks for all
+    if process_rank():  # of torchrun's processes the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     # each of them composes: shuffle() gives all the same order
     port = os.environ.get("MASTER_PORT")

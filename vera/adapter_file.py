@@ -18,7 +18,12 @@ from vera.checked_file import CheckedFile, check_shapes, read_file, write_file
 from vera.errors import AdapterError
 from vera.head_file import fill
 from vera.methods import Method, disable, frozen_extra, make_method, unload
-from vera.methods.adapted import adaptation, plain_names, refuse_many, taken_back
+from vera.methods.adapted import (
+    adaptation,
+    plain_names,
+    refuse_many,
+    unmerged_for_block,
+)
 
 FORMAT = "vera-bench adapter 2"
 #: The dtypes that `save` writes.
@@ -56,7 +61,7 @@ def save(
         raise AdapterError(
             f"dtype must be torch.float16, torch.bfloat16 or None, got {dtype!r}"
         )
-    with taken_back(model, adapted):
+    with unmerged_for_block(model, adapted):
         left_out = method.redrawn(model)
         tensors = {}
         for name, tensor in file_tensors(model, method).items():

@@ -67,7 +67,7 @@ def interrupted_words() -> str:
     return f"interrupted. Finished runs are kept; {command} goes on where it was."
 
 
-def rank() -> int:
+def process_rank() -> int:
     """This process's number among torchrun's; 0 for the first, which prints for all,
     and without torchrun."""
     # Some clusters set RANK alone, for other purposes

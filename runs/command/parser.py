@@ -39,7 +39,7 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from runs.command.errors import UserError, interrupted_words, is_users, rank
+from runs.command.errors import UserError, interrupted_words, is_users, process_rank
 from runs.record.kept_rows import MakesRows
 from runs.record.ledger import Ledger, in_conf, read_ledger
 from runs.record.schema import Record
@@ -428,7 +428,7 @@ def find_record(ledger: Ledger, name: str, output: str | Path) -> Record:
     ids = [run_id for run_id in ledger.records if name and run_id.startswith(name)]
     ids = [run_id for run_id in ids if ledger.origin[run_id] == "ours"] or ids
     if len(ids) == 1:
-        return ledger.whole(ids[0])
+        return ledger.whole_record(ids[0])
     advice = ""
     if ids:
         advice = f" ({', '.join(sorted(ids)[:3])}, ...): give more of the id"
@@ -480,7 +480,7 @@ def _code_of_error(error: BaseException, debug: bool) -> int:
         line = f"error: {describe(error)}"
     else:
         line = f"error: {error_line(str(error))}"
-    if not rank():  # of torchrun's processes the first one prints
+    if not process_rank():  # of torchrun's processes the first one prints
         print(line, file=sys.stderr)
     return 130 if stopped else 2
 

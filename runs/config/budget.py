@@ -123,7 +123,7 @@ def ladder_of(overrides: tuple[str, ...], composer: Composer) -> Ladder:
             settings["sites"] = _sites_of_last_blocks(model, sites, blocks)
         if clash := set_by_user & {f"method.{key}" for key in settings}:
             raise UserError(f"budget= chooses {min(clash)}: give one of the two")
-        count = _parameters(model, own_settings, settings)
+        count = _count_parameters(model, own_settings, settings)
         rungs.append(Rung(_overrides(settings), _label(settings, blocks), count))
     return Ladder(row, str(model["label"]), tuple(rungs))
 
@@ -139,9 +139,9 @@ def _settings_of_entries(entries: list[dict[str, Any]]) -> Iterator[dict[str, An
 
 
 def _sites_of_last_blocks(
-    model: ModelConfig, sites: tuple[str, ...], blocks: int
+    model: ModelConfig, sites: tuple[str, ...], count: int
 ) -> list[str]:
-    """The paths of the sites in the last transformer blocks of a model."""
+    """The paths of the sites in the last transformer blocks of a model, so many."""
     from vera.sites import find_sites
 
     by_block: dict[int, list[str]] = {}
@@ -149,7 +149,7 @@ def _sites_of_last_blocks(
         if match := BLOCK_NUMBER.search(path):
             by_block.setdefault(int(match[1]), []).append(path)
     last_sites = []
-    for number in sorted(by_block)[-blocks:]:
+    for number in sorted(by_block)[-count:]:
         last_sites += by_block[number]
     return last_sites
 
@@ -158,14 +158,16 @@ def _skeleton(model: ModelConfig) -> Any:
     return skeleton(model, num_labels=2)
 
 
-def _parameters(
-    model: ModelConfig, own_settings: Mapping[str, Any], settings: Mapping[str, Any]
+def _count_parameters(
+    model: ModelConfig,
+    own_settings: Mapping[str, Any],
+    rung_settings: Mapping[str, Any],
 ) -> int:
     """How many parameters a method trains with these settings, without a model's head."""
     import vera
 
     values = dict(own_settings)
-    for key, value in settings.items():
+    for key, value in rung_settings.items():
         name, _, inner = key.partition(".")
         if inner:
             values[name] = {**(values.get(name) or {}), inner: value}

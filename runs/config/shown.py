@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from runs.command.errors import UserError, rank
+from runs.command.errors import UserError, process_rank
 from runs.command.parser import as_word
 from runs.config.compose import (
     ERRORS,
@@ -151,7 +151,7 @@ def show_info(kind: str, overrides: tuple[str, ...], files: Files) -> None:
 
 def _note_on_others(grid: Grid) -> None:
     count = len(grid.cells) * max(len(grid.seeds), 1)
-    if count > 1 and rank() == 0:
+    if count > 1 and process_rank() == 0:
         print(f"note: of {count} runs the first one", file=sys.stderr)
 
 

@@ -165,8 +165,8 @@ def _time_steps(run: Run) -> list[float]:
 
 
 def _do_step(training: "Training", batch: list[int]) -> None:
-    """Does a step and waits for the device: of training, or the forward pass of a run
-    that does no more."""
+    """Does one training step or, where nothing trains, one forward pass; float() waits
+    for the device."""
     import torch
 
     if training.groups:

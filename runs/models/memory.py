@@ -84,8 +84,8 @@ def bytes_of_weight(config: Configuration) -> float:
 
 
 def computing_precision(config: Configuration) -> str:
-    """The precision of most products: train.precision under autocast, else that of the
-    base weights, which each layer computes in."""
+    """The precision of most products: that of base weights of two bytes, which each
+    layer computes in; else train.precision."""
     dtype = dtype_of(config)
     if dtype in HALF:
         return dtype

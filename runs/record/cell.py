@@ -105,6 +105,10 @@ def id_of(
 ) -> str:
     """The id of a run: 12 hex digits of a hash of all that defines its result.
 
+    It holds the row, since two rows of a study may differ in their name alone and still
+    are two runs. It does not hold the recipe's name: where two recipes have the same
+    values, it is the same run.
+
     model, data: the hashes of their contents. protocol: the version of the task
     family's. start: the adapter that the run starts from, if there is one. functions:
     the hash of one's own reward functions, if there are any."""
@@ -157,7 +161,11 @@ def cell_id(record: Record) -> str:
 
 
 def computed_cell_id(record: MeasuredRecord) -> str:
-    """A hash of all that defines a finished record's result but the seed."""
+    """A hash of all that defines a finished record's result but the seed.
+
+    Unlike a run's id it holds the recipe's name and not the row: tables look for the
+    cells of one row, where runs by another recipe differ from that recipe in other
+    settings, and so are no further seeds of the cell."""
     settings = defining(record["config"], with_seeds=False)
     parts = [
         settings,

@@ -69,7 +69,7 @@ class WholeRecords(Mapping[str, Record]):
         self.ledger = ledger
 
     def __getitem__(self, run: str) -> Record:
-        return self.ledger.whole(run)
+        return self.ledger.whole_record(run)
 
     def __contains__(self, run: object) -> bool:
         return run in self.ledger.records

@@ -187,6 +187,7 @@ class Ledger:
     """Records by run id (or the row that `make_row` of `read_ledger` made of each), and
     measures (which figures are drawn from) by their own ids."""
 
+    # rows instead, where read_ledger was given make_row: see whole_record
     records: dict[str, Record] = field(default_factory=dict)
     # of each record: "ours", or the study's name
     origin: dict[str, str] = field(default_factory=dict)
@@ -204,7 +205,7 @@ class Ledger:
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records.values())
 
-    def whole(self, run: str) -> Record:
+    def whole_record(self, run: str) -> Record:
         """The record of a run, read again where the ledger has a row of it."""
         if run in self.amended:
             return self.amended[run]
@@ -292,7 +293,7 @@ class _RecordEntry:
     def id(self) -> str:
         return str(self.row.id if self.record is None else self.record["id"])
 
-    def whole(self) -> Record:
+    def whole_record(self) -> Record:
         """The record."""
         if self.record is None:
             self.record = read_part(self.part)
@@ -377,7 +378,7 @@ class _Reading:
             run = measure["of"][0]["id"]
             if run not in self.ledger.records:
                 continue
-            record = self.ledger.whole(run)
+            record = self.ledger.whole_record(run)
             measured = measure["values"]["result"]
             if self.ledger.origin[run] == "ours":
                 # beside a record of this machine, the measure is from before it
@@ -391,15 +392,15 @@ class _Reading:
         """Adds a record. Where the ledger has that run with another result, that one
         counts, and this returns by how much the results differ."""
         ledger, name = self.ledger, entry.id
-        content = entry.whole() if self.make_row is None else entry.row
+        content = entry.whole_record() if self.make_row is None else entry.row
         if name not in ledger.records:
             ledger.records[name] = content
             ledger.origin[name] = origin
             if self.make_row:
                 ledger.places[name] = entry.part
             return None
-        first = ledger.whole(name)
-        record = entry.whole()
+        first = ledger.whole_record(name)
+        record = entry.whole_record()
         difference = difference_of_results(first, record)
         is_same = difference is None
         if ledger.origin[name] == "ours":

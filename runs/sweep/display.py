@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from runs.command.errors import rank
+from runs.command.errors import process_rank
 from runs.record.cell import (
     ReportedMetric,
     kept_epoch,
@@ -54,7 +54,7 @@ class Display:
     """Shows the runs that are on; of none, it removes the live lines."""
 
     def __init__(self) -> None:
-        self.live = sys.stderr.isatty() and not rank()
+        self.live = sys.stderr.isatty() and not process_rank()
         self.due = time.monotonic() + FIRST_LINE_S
         self._drawn = 0  # live lines on the screen
         self._warned: set[str] = set()  # the heads of runs whose problems were shown

@@ -1,5 +1,5 @@
 """The runs of a command: how each ends, and the processes that do them on this machine,
-as many at once as there are places. One function counts and shows each end, whoever did
+as many at once as there are slots. One function counts and shows each end, whoever did
 the run.
 
 A process takes its run's lock and trains, once: a retry is another process. It is
@@ -138,7 +138,7 @@ class Job:
         return KILLED, f"the process ended with code {code}"
 
 
-class Places(NamedTuple):
+class Slots(NamedTuple):
     """total: how many runs this machine does at once. gpus: of which each run takes
     one, unless `share` runs have it, over all commands of this machine; none on a CPU,
     or where a scheduler has chosen."""
@@ -148,11 +148,11 @@ class Places(NamedTuple):
     share: int = 1
 
 
-def places(device: str, share: int, all_devices: bool) -> Places:
-    """The places for runs with this `device=`; only one unless all_devices."""
+def slots_of(device: str, share: int, all_devices: bool) -> Slots:
+    """The slots for runs with this `device=`; only one unless all_devices."""
     names = gpus.devices(device)
     has_gpus = not {"cpu", "mps"} & set(names)
-    return Places(
+    return Slots(
         total=len(names) * share if all_devices else 1,
         gpus=names if has_gpus else (),
         share=share,
@@ -175,7 +175,7 @@ class Sweep:
         self.failed: list[tuple[Job, str]] = []
         self.signal = 0
         self.display = Display()
-        self.places = Places()
+        self.slots = Slots()
         self.alone = False
         self._time_left = TimeLeft()
         #: Since when nothing is on here; infinity once that was said.
@@ -302,19 +302,19 @@ class Sweep:
 
     # --- the processes of runs
 
-    def go(
+    def do_pending_runs(
         self,
-        places: Places,
+        slots: Slots,
         alone: bool = False,
         others_work: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Does runs, as many at once as there are places, until none is left that this
+        """Does runs, as many at once as there are slots, until none is left that this
         process can do, or has to wait for.
 
         alone: this is the one run of a command, in which a user's mistake is raised
         (UserError) and leaves no record. others_work: whether to wait for the runs that
         other processes do."""
-        self.places = places
+        self.slots = slots
         self.alone = alone
         self._idle_since = time.monotonic()
         try:
@@ -332,23 +332,23 @@ class Sweep:
             self.display.show([])
 
     def _finish_runs_of_others(self) -> None:
-        """Finishes runs that another process has done; without places, one of this
+        """Finishes runs that another process has done; without slots, one of this
         command's workers."""
         for job in [job for job in self.pending if job not in self.running]:
-            if self.finish(job, 0.0) and self.places.total:
+            if self.finish(job, 0.0) and self.slots.total:
                 self.send_to_agent(job)
 
     def _start(self) -> bool:
-        """Starts a run for each free place. Returns whether runs are on, or wait for
+        """Starts a run for each free slot. Returns whether runs are on, or wait for
         room on the disk."""
         if time.monotonic() < self._room_at:
             return True
-        for _ in range(self.places.total - len(self.running)):
+        for _ in range(self.slots.total - len(self.running)):
             job = self._free_job()
             if job is None or self.signal:
                 break
-            gpu = gpus.take(self.places.gpus, self.places.share)
-            if self.places.gpus and not gpu:
+            gpu = gpus.take(self.slots.gpus, self.slots.share)
+            if self.slots.gpus and not gpu:
                 self._wait_for_gpu()
                 break
             job.start(gpu, self.tracking_of(job), self.alone)
@@ -367,8 +367,8 @@ class Sweep:
 
     def _wait_for_gpu(self) -> None:
         if not self._waits_for_gpu:
-            names = ", ".join(self.places.gpus)
-            shared = f"launcher.runs_per_device={self.places.share + 1} shares them"
+            names = ", ".join(self.slots.gpus)
+            shared = f"launcher.runs_per_device={self.slots.share + 1} shares them"
             self.display.line(
                 f"every device here is in use ({names}): waiting for one. {shared}"
             )
@@ -382,13 +382,13 @@ class Sweep:
             self.running.remove(job)
             self._handle_end(job)
         watched = self.running
-        if not self.places.total:
+        if not self.slots.total:
             watched = [job for job in self.pending if job.lock.is_held()]
         if watched:
             self._idle_since = time.monotonic()
             events = [(job.head, read_progress(job.output, job.id)) for job in watched]
             self.display.show(events, self._state(watched))
-        elif self.pending and self.places.total:
+        elif self.pending and self.slots.total:
             self._note_long_wait()
 
     def _note_long_wait(self) -> None:

@@ -72,7 +72,7 @@ def _load(runs: list[Run]) -> Loaded:
         try:
             loaded.tasks[hash_of(settings)] = tasks.load(settings)
         except (tasks.DataError, UserError) as error:
-            loaded.errors.append(f"{_needed_by(run, runs)}{error}")
+            loaded.errors.append(f"{_follower_prefix(run, runs)}{error}")
     for run in _distinct(runs, "model"):
         model = run.config["model"]
         try:
@@ -82,11 +82,13 @@ def _load(runs: list[Run]) -> Loaded:
     return loaded
 
 
-def _needed_by(run: Run, runs: Sequence[Run]) -> str:
-    """For the task of a run that another one starts from: which one that is."""
+def _follower_prefix(run: Run, runs: Sequence[Run]) -> str:
+    """What to put before an error of the run's task where another run starts from it,
+    such as "vera starts from LoRA on MNLI, seed 0: "; else ""."""
     for follower in runs:
-        start = follower.start
-        if start and start.task == run.task != follower.task:
+        if follower.task == run.task:
+            continue
+        if follower.start and follower.start.task == run.task:
             return f"{follower.row} starts from {run.label}: "
     return ""
 

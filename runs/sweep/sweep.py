@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from runs.command.errors import UserError, interrupted_words, rank
+from runs.command.errors import UserError, interrupted_words, process_rank
 from runs.config import Launch
 from runs.launchers.contract import ByScript, ByWorkers, Launcher, OnThisMachine
 from runs.machine.fork_server import start_fork_server
@@ -28,7 +28,7 @@ from runs.record.text import duration, plural
 from runs.run.definition import Run
 from runs.run.identity import check_ids, final_ids, identify
 from runs.sweep.display import SHORTENED, heads
-from runs.sweep.pool import Job, Places, Sweep, places
+from runs.sweep.pool import Job, Slots, Sweep, slots_of
 from runs.sweep.preflight import preflight
 from runs.sweep.worker import log_folder, run_by_workers
 from runs.tracking.settings import Tracking, ask_before_upload
@@ -50,7 +50,7 @@ def sweep(
     launch = launch or Launch()
     output = runs[0].config["output"]
     # of torchrun's processes the first one writes the files of the sweep
-    is_first = not rank()
+    is_first = not process_rank()
     # torchrun's processes train themselves, and a debugger cannot follow into a child
     in_this_process = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
     plan = _begin(runs, launch.launcher, runs_to_repeat, in_this_process)
@@ -65,7 +65,7 @@ def sweep(
     if is_first and len(runs) > 1:
         with contextlib.suppress(OSError):  # a full disk: the runs wait for room
             write_sweep(output, commanded.name, [job.id for job in plan.jobs])
-    _run_all(commanded, launch.launcher, plan.places, in_this_process)
+    _run_all(commanded, launch.launcher, plan.slots, in_this_process)
     if is_first and _size(tracking_log) not in (0, log_bytes):
         _note_unsent(output, commanded.tracking.mode == "online")
     _summary(commanded, time.monotonic() - started)
@@ -76,7 +76,7 @@ def sweep(
 
 
 def _run_all(
-    commanded: Sweep, launcher: Launcher, available: Places, in_this_process: bool
+    commanded: Sweep, launcher: Launcher, available: Slots, in_this_process: bool
 ) -> None:
     """Does the runs, where the launcher does them."""
     if in_this_process:
@@ -89,7 +89,7 @@ def _run_all(
     if isinstance(launcher, ByWorkers):
         run_by_workers(commanded, launcher)
     else:
-        commanded.go(available, alone=len(commanded.jobs) == 1)
+        commanded.do_pending_runs(available, alone=len(commanded.jobs) == 1)
 
 
 def dry_run(runs: list[Run], launcher: ByScript) -> str:
@@ -122,11 +122,11 @@ def dry_run(runs: list[Run], launcher: ByScript) -> str:
 
 class SweepPlan(NamedTuple):
     """What a command will do. replaced: jobs that are done again, with their records.
-    places: of this machine, where the launcher uses them."""
+    slots: of this machine, where the launcher uses them."""
 
     jobs: list[Job]
     replaced: list[tuple[Job, Record]]
-    places: Places
+    slots: Slots
 
 
 def _begin(
@@ -153,11 +153,11 @@ def _begin(
     for run, record in zip(runs, records, strict=True):
         if record is None or run in runs_to_repeat:
             todo.append(run)
-    available = Places()
+    available = Slots()
     if todo:
         launcher.check()
         if isinstance(launcher, OnThisMachine):
-            available = places(
+            available = slots_of(
                 todo[0].config["device"],
                 launcher.runs_per_device,
                 launcher.uses_all_devices,
@@ -236,7 +236,7 @@ def _do_here(commanded: Sweep) -> None:
     process holds the locks and makes the attempt that the others work on, too."""
     for job in commanded.jobs:
         started = time.monotonic()
-        with contextlib.nullcontext() if rank() else alone(job.lock, job.head):
+        with contextlib.nullcontext() if process_rank() else alone(job.lock, job.head):
             job.read_earlier_seconds()
             attempt = _shared_attempt(job)
             if attempt:
@@ -251,7 +251,7 @@ def _shared_attempt(job: Job) -> Attempt | None:
     from runs.training.context import make_accelerator
 
     attempts: list[Attempt | None] = [None]
-    if not rank() and not finished_record(job.output, job.id):
+    if not process_rank() and not finished_record(job.output, job.id):
         attempts = [Attempt(job.output, job.id)]
     if "LOCAL_RANK" in os.environ:
         make_accelerator(job.run)  # joins the processes

@@ -13,7 +13,7 @@ from typing import Any
 from runs.launchers.contract import ByWorkers
 from runs.machine.fork_server import start_fork_server
 from runs.record.text import plural
-from runs.sweep.pool import Job, Places, Sweep
+from runs.sweep.pool import Job, Slots, Sweep
 
 
 def log_folder(sweep: Sweep) -> Path:
@@ -38,7 +38,7 @@ def run_by_workers(sweep: Sweep, launcher: ByWorkers) -> None:
 
             workers = plural(count, "worker")
             sweep.display.line(f"{workers} of {folder.name}. Logs: {folder}")
-            sweep.go(Places(), others_work=others_work)
+            sweep.do_pending_runs(Slots(), others_work=others_work)
     if sweep.signal:
         return
     error = f"its workers have ended, see {folder}. The same command goes on"
@@ -70,12 +70,13 @@ class SweepWorker:
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets one
         if self.threads:
             os.environ["OMP_NUM_THREADS"] = self.threads
+        # Read here, inside the job: the sweep then sets a handler of its own
         handler_of_submitit = signal.getsignal(signal.SIGUSR2)
         log_file = self.folder / f"worker-{socket.gethostname()}-{os.getpid()}.log"
         with open(log_file, "a", buffering=1) as log, contextlib.redirect_stdout(log):
             start_fork_server()
             sweep = Sweep(self._jobs_from(number), self.sweep.tracking)
-            sweep.go(Places(1), others_work=lambda: False)
+            sweep.do_pending_runs(Slots(1), others_work=lambda: False)
         at_time_limit = sweep.signal in (signal.SIGUSR1, signal.SIGUSR2)
         if at_time_limit and callable(handler_of_submitit):
             # the job goes back into the queue
@@ -91,7 +92,8 @@ class SweepWorker:
 
     def checkpoint(self, number: int) -> Any:
         """The job that submitit puts into the queue when this one's time is over: the
-        same."""
+        same. submitit asks the object that it calls, so Slurm's part is here, and not
+        in its launcher."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, number)

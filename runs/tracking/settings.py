@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from runs.command.errors import rank
+from runs.command.errors import process_rank
 from runs.run.definition import Run, starts
 
 PROJECT = "vera-bench"
@@ -38,13 +38,19 @@ def ask_before_upload(settings: Tracking, runs: int, output: str) -> Tracking:
 
     runs: how many are left to do."""
     set_otherwise = os.environ.get("WANDB_MODE", "online") != "online"
-    if settings.mode == "online" and runs and not rank() and not is_logged_in():
+    if settings.mode == "online" and runs and not process_rank() and not is_logged_in():
         print(
             "note: nobody is logged in to W&B, so these runs are tracked offline."
             " Before you start them: wandb login, or set WANDB_API_KEY",
             file=sys.stderr,
         )
-    if settings.mode or set_otherwise or rank() or not runs or not is_logged_in():
+    if (
+        settings.mode
+        or set_otherwise
+        or process_rank()
+        or not runs
+        or not is_logged_in()
+    ):
         return settings
     if sys.stdin.isatty() and sys.stderr.isatty():
         count = "this run" if runs == 1 else f"these {runs} runs"

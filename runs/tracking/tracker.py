@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runs.command.errors import rank
+from runs.command.errors import process_rank
 from runs.record.ledger import run_folder
 from runs.record.redaction import hide_paths
 from runs.record.schema import Curve, Provenance, Record
@@ -60,7 +60,7 @@ class Tracker:
         self.sent = 0  # points
         disabled = settings.mode is None and os.environ.get("WANDB_MODE") == "disabled"
         # torchrun's first process sends
-        self.is_off = settings.mode == "off" or disabled or bool(rank())
+        self.is_off = settings.mode == "off" or disabled or bool(process_rank())
         # It takes a second to import wandb, and where its server is away INIT_TIMEOUT
         self.start = threading.Thread(
             target=self._begin, args=(settings.mode,), daemon=True

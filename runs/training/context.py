@@ -76,7 +76,7 @@ class Context:
         if self.accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.accelerator.device)
         report({"phase": "loading"})
-        self.task, self.raw_model, self.method = build_training(
+        self.task, self.raw_model, self.method = load_adapted_model(
             run, self.accelerator.device, start, task
         )
         if "reward" in self.config:
@@ -275,7 +275,7 @@ def make_accelerator(run: Run) -> Accelerator:
     return accelerator
 
 
-def build_training(
+def load_adapted_model(
     run: Run, device: torch.device, start: bool = True, task: tasks.Task | None = None
 ) -> tuple[tasks.Task, Any, vera.Method]:
     """A run's task, its adapted model (on the CPU, or in 4 bit on `device`) and its
@@ -292,20 +292,21 @@ def build_training(
     # Where nothing trains, no file holds the head
     if not start and method.kind != "none":
         seed += 1
-    model, tokenizer = load_base(config, device, seed, task.num_labels, task.problem)
+    model, preprocessor = load_base(config, device, seed, task.num_labels, task.problem)
     if config["model"]["modality"] == "image":
-        task.prepare(tokenizer, 0)
+        task.prepare(preprocessor, 0)
     else:
         table_size = getattr(model.config, "max_position_embeddings", 512)
         positions = table_size - _first_position(model)
         length = min(
-            config["train"]["max_length"], positions, tokenizer.model_max_length
+            config["train"]["max_length"], positions, preprocessor.model_max_length
         )
         if isinstance(task, ExactTask):
             task.chat_variables = config["model"].get("chat") or {}
-        task.prepare(tokenizer, length, positions)
+        task.prepare(preprocessor, length, positions)
     if task.scaling:
-        vera.output_layer(model)  # whose bias takes the mean
+        # AdapterError without a bias, which takes the labels' mean
+        vera.output_layer(model)
     method.adapt(model)
     if method.kind != "full":
         train_in_float32(model)

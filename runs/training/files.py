@@ -111,8 +111,8 @@ class Attempt:
         _remove_dead(folder for folder in folders if not states[folder])
         try:
             if resumable:
-                last = max(resumable, key=_progress)
-                self._take_over(last, states[last], reason)
+                latest = max(resumable, key=_checkpoint_time)
+                self._take_over(latest, states[latest], reason)
             # before the others are removed: a kill in between leaves one of them
             self.save()
         except OSError:  # a full disk: the next attempt needs the room
@@ -120,13 +120,13 @@ class Attempt:
             raise
         _remove_dead(folders)
 
-    def _take_over(self, last: Path, state: dict[str, Any], reason: str) -> None:
+    def _take_over(self, latest: Path, state: dict[str, Any], reason: str) -> None:
         """Continues from the state and the files of the last attempt's folder."""
         vars(self).update(state)
         if not self.stopped:
             self.ended.append(reason or "the process was killed")
         for pattern in RESUMED_FILES:
-            for path in sorted(last.glob(pattern)):
+            for path in sorted(latest.glob(pattern)):
                 # a rival that is alive may finish meanwhile
                 with contextlib.suppress(FileNotFoundError):
                     _link(path, self.folder / path.name)
@@ -278,7 +278,7 @@ def _state(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _progress(folder: Path) -> list[int]:
+def _checkpoint_time(folder: Path) -> list[int]:
     """Orders attempts: by their checkpoints' times, then by their own."""
     paths = (folder / CHECKPOINT, folder / STATE)
     return [path.stat().st_mtime_ns if path.is_file() else 0 for path in paths]

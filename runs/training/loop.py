@@ -18,7 +18,7 @@ from torch import Tensor
 
 import tasks
 import vera
-from runs.command.errors import Stop, StoppedError, rank
+from runs.command.errors import Stop, StoppedError, process_rank
 from runs.record.cell import complete_scores, dev_halves, kept_epoch
 from runs.record.items import METRIC_OF_ITEMS, pack
 from runs.record.schema import Code, Forgetting, Texts
@@ -79,7 +79,7 @@ class Training(Context):
     ) -> None:
         """attempt: by default a new one. Of torchrun's processes all take the first
         one's."""
-        if not rank():
+        if not process_rank():
             write_configuration(run, run_id)
         self.attempt = attempt or Attempt(run.config["output"], run_id)
         super().__init__(run, run_id, report, folder=self.attempt.folder)
@@ -130,15 +130,17 @@ class Training(Context):
         self.objective: Objective = Likelihood(self)
         if "reward" in self.config and self.groups:
             self.objective = Reward(self, self.folder)
-        #: Steps whose loss has not been read: their number, loss and weight; and how
-        #: many of them a GPU may have. Several processes meet for each loss anyway.
-        self.unread: list[tuple[int, Tensor, float]] = []
-        self.behind = int(device.type == "cuda" and self.accelerator.num_processes == 1)
-        self.saved = time.monotonic()  # a checkpoint
+        #: Steps whose loss has not been read from the device: their number, loss and
+        #: weight; and how many of them a GPU may have. Several processes meet for each
+        #: loss anyway.
+        self.pending_losses: list[tuple[int, Tensor, float]] = []
+        is_one_gpu = device.type == "cuda" and self.accelerator.num_processes == 1
+        self.max_pending_losses = int(is_one_gpu)
+        self.saved_at = time.monotonic()  # of the last checkpoint
 
     # --- the run
 
-    def go(self) -> Texts | None:
+    def train_and_decode(self) -> Texts | None:
         """Trains and evaluates; decodes texts and returns them with their scores, where
         the task has any."""
         for note in self.notes:
@@ -163,7 +165,9 @@ class Training(Context):
         self.forgetting = self.measure_forgetting(self.base_loss)
         if not self.task.decodes:
             return None
-        return decode_epochs(self, self.state.curve["epoch"], self.best(), self.attempt)
+        return decode_epochs(
+            self, self.state.curve["epoch"], self.best_evaluation(), self.attempt
+        )
 
     def _estimate_reach(self) -> None:
         """Estimates what the run can change, where the model is a language model: a new
@@ -214,7 +218,7 @@ class Training(Context):
                 if self.state.has_diverged:
                     break
                 self.stop.check()
-                seconds_since_save = time.monotonic() - self.saved
+                seconds_since_save = time.monotonic() - self.saved_at
                 if seconds_since_save > 60 * self.config["checkpoint_minutes"]:
                     self._save()
             self._read_losses()
@@ -249,20 +253,20 @@ class Training(Context):
         state.seconds["train"] += step_end_s - start_s
         # A batch's loss is a mean over rows or tokens; so is an epoch's, which needs
         # these weights.
-        self.unread.append((state.step, loss, self.task.weight("train", rows)))
+        self.pending_losses.append((state.step, loss, self.task.weight("train", rows)))
         if self.task.unit == "img":
             state.units += len(rows)
         else:
             state.units += sum(self.lengths[row] for row in rows)
-        self._read_losses(keep=self.behind)
+        self._read_losses(keep=self.max_pending_losses)
         state.seconds["train"] += time.monotonic() - step_end_s
 
     def _read_losses(self, keep: int = 0) -> None:
         """Adds the losses of the steps so far to the state, except the last `keep`
         ones, and reports progress."""
         state = self.state
-        while len(self.unread) > keep and state.status == "done":
-            step, loss, weight = self.unread.pop(0)
+        while len(self.pending_losses) > keep and state.status == "done":
+            step, loss, weight = self.pending_losses.pop(0)
             value = float(sum(gather_object([float(loss)])))  # the processes' shares
             if step == 1:
                 print("the first step is done", flush=True)
@@ -398,7 +402,7 @@ class Training(Context):
                 point[f"pass@{samples}"] = float(predictions[:, 1:].any(1).mean())
         return point
 
-    def best(self) -> int:
+    def best_evaluation(self) -> int:
         """Index of the best evaluation so far."""
         return self.metric.best(complete_scores(self.state.curve["metric"]))
 
@@ -411,7 +415,7 @@ class Training(Context):
         if bits is None:
             return
         self.state.right["last"] = bits
-        if self.best() == len(self.state.curve["epoch"]) - 1:
+        if self.best_evaluation() == len(self.state.curve["epoch"]) - 1:
             self.state.right["best"] = bits
 
     def _keep(self, outputs: Outputs) -> None:
@@ -419,7 +423,7 @@ class Training(Context):
         of the dev rows predict. A task with texts writes only the best epoch's here,
         and the rest after decoding."""
         keep = self.config["keep"]
-        is_best = self.best() == len(self.state.curve["epoch"]) - 1
+        is_best = self.best_evaluation() == len(self.state.curve["epoch"]) - 1
         keeps_this = keep in ("last", "both") or (keep == "best" and is_best)
         # Texts are decoded with the trained values, whatever precision is kept.
         if is_best and self.task.decodes:
@@ -435,7 +439,7 @@ class Training(Context):
 
     def _save(self) -> None:
         self._read_losses()
-        self.saved = time.monotonic()
+        self.saved_at = time.monotonic()
         scaler = self.accelerator.scaler
         self.state.scaler = scaler.state_dict() if scaler else None
         if self.accelerator.is_main_process:
@@ -481,7 +485,7 @@ class Training(Context):
         event["metric_name"] = self.metric.name
         event["scale"] = self.metric.scale
         event["metric"] = scores[-1] if scores else None
-        event["best"] = scores[self.best()] if scores else None
+        event["best"] = scores[self.best_evaluation()] if scores else None
         event["metrics"] = state.metrics
         event["pace"] = state.units / max(seconds["train"], 1e-9)
         event["unit"] = self.task.unit

@@ -138,7 +138,7 @@ def _prediction_hashes(training: Training) -> dict[str, str | None]:
     hashes = training.state.predictions
     if not hashes:
         return {"best": None, "last": None}
-    return {"best": hashes[training.best()], "last": hashes[-1]}
+    return {"best": hashes[training.best_evaluation()], "last": hashes[-1]}
 
 
 def _data(training: Training) -> Data:

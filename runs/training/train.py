@@ -155,7 +155,7 @@ def train(training: "Training", tracking: Tracking | None = None) -> Record:
     provenance = made_with(training.code, accelerator.device)
     training.tracker = Tracker(tracking, training.run, training.run_id, provenance)
     try:
-        record = build_record(training, training.go())
+        record = build_record(training, training.train_and_decode())
         if record["status"] == "done" and accelerator.is_main_process:
             _illustrate(training)
         training.stop.listens = True  # the record is written whole
@@ -175,7 +175,7 @@ def _illustrate(training: "Training") -> None:
     if not (training.folder / predictions.NAME).is_file():
         return
     epoch_name = kept_epoch(training.state.keep, training.task.reported)
-    index = training.best() if epoch_name == "best" else -1
+    index = training.best_evaluation() if epoch_name == "best" else -1
     epoch = training.state.curve["epoch"][index]
     title = f"{epoch_name} epoch ({epoch:.3g})"
     try:

@@ -149,26 +149,30 @@ def _read_config(path: Path) -> Config:
     return validated(dict[str, Any], path.read_text(encoding="utf-8"), path.name)
 
 
-def write_preprocessing(base: Path, folder: Path, target: Preprocessing) -> None:
+def write_preprocessing(base: Path, folder: Path, preprocessing: Preprocessing) -> None:
     """Writes the preprocessing into a model's folder: that of its base, with the sizes
-    of `target`."""
-    height, width = target.size
+    of `preprocessing`."""
+    height, width = preprocessing.size
     path = folder / "config.json"
     processor = base / "preprocessor_config.json"
     if processor.is_file():
         path = folder / processor.name
         config = json.loads(processor.read_text(encoding="utf-8"))
-        if isinstance(target.resize, int):
-            config["size"] = {"shortest_edge": target.resize}
+        if isinstance(preprocessing.resize, int):
+            config["size"] = {"shortest_edge": preprocessing.resize}
         else:
-            config["size"] = dict(zip(("height", "width"), target.resize, strict=True))
+            config["size"] = dict(
+                zip(("height", "width"), preprocessing.resize, strict=True)
+            )
         if "crop_size" in config:
             config["crop_size"] = {"height": height, "width": width}
     else:
         config = json.loads(path.read_text(encoding="utf-8"))
         share = 1.0
-        if isinstance(target.resize, int):
-            share = height / (target.resize + 0.5)  # timm rounds the quotient down
+        if isinstance(preprocessing.resize, int):
+            share = height / (
+                preprocessing.resize + 0.5
+            )  # timm rounds the quotient down
         config["pretrained_cfg"]["input_size"] = [3, height, width]
         config["pretrained_cfg"]["crop_pct"] = share
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -344,7 +348,7 @@ SHOWN_IMAGES = 20
 def read_all(
     items: Iterable[Item],
     names: Iterable[str],
-    target: Preprocessing,
+    preprocessing: Preprocessing,
     workers: int,
 ) -> Iterator[Array]:
     """The model's pixels of images, uint8 (3, height, width), in their order, read in
@@ -354,7 +358,7 @@ def read_all(
     todo = zip(items, names, strict=True)
     with ThreadPoolExecutor(workers) as pool:
         while batch := list(islice(todo, READ_AHEAD * workers)):
-            images = pool.map(target.read, [item for item, _ in batch])
+            images = pool.map(preprocessing.read, [item for item, _ in batch])
             for image, (_, name) in zip(images, batch, strict=True):
                 if isinstance(image, BadImageError):
                     problems.append(f"{printable_name(name)} ({image})")
@@ -382,31 +386,36 @@ VERSION = 3
 LEFTOVER_AGE_S = 600
 
 
-def prepared(
+def load_prepared_images(
     items: Iterable[Item],
     names: Sequence[str],
     key: str,
-    target: Preprocessing,
+    preprocessing: Preprocessing,
     folder: Path,
     workers: int,
 ) -> Array:
     """All images of a set, uint8 (images, 3, height, width), from a file in `folder`
     that is made once. key: a hash of the images. Raises DataError as `read_all`, and
     OSError for a full disk."""
-    path = folder / _file_name(key, len(names), target)
+    path = folder / _file_name(key, len(names), preprocessing)
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(f".{path.stem}.*"):
             if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE_S:
                 leftover.unlink(missing_ok=True)
-        images = read_all(items, names, target, workers)
+        images = read_all(items, names, preprocessing, workers)
         with atomic_write(path) as partial:
-            _write_images(partial, images, (len(names), 3, *target.size))
+            _write_images(partial, images, (len(names), 3, *preprocessing.size))
     return np.load(path, mmap_mode="r")
 
 
-def _file_name(key: str, count: int, target: Preprocessing) -> str:
-    steps = (target.size, target.resize, target.rounds, target.resample)
+def _file_name(key: str, count: int, preprocessing: Preprocessing) -> str:
+    steps = (
+        preprocessing.size,
+        preprocessing.resize,
+        preprocessing.rounds,
+        preprocessing.resample,
+    )
     contents = repr((VERSION, key, count, *steps, PIL.__version__))
     return f"images-{hashlib.sha256(contents.encode()).hexdigest()[:16]}.npy"
 

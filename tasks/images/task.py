@@ -26,7 +26,12 @@ from tasks.base import (
 from tasks.fetch import cache_folder, data_folder, pinned_content
 from tasks.files import stamp
 from tasks.images import sets
-from tasks.images.pixels import Preprocessing, prepared, printable_name, read_all
+from tasks.images.pixels import (
+    Preprocessing,
+    load_prepared_images,
+    printable_name,
+    read_all,
+)
 from tasks.images.sets import ImageSet, Pool, local_files
 
 if TYPE_CHECKING:
@@ -283,7 +288,7 @@ class ImageTask(Task):
             if prepare_all:
                 folder = cache_folder() / "images"
                 key = f"{self.key} {name}"
-                pixels = prepared(
+                pixels = load_prepared_images(
                     items, names, key, self.preprocessing, folder, self.workers
                 )
             else:

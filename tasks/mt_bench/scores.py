@@ -170,8 +170,10 @@ def _interval(rated: "pd.DataFrame") -> tuple[float | None, float | None]:
 
 
 def bench_table(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """A table with a row for each summary (with its "model"), and a line below for each
-    incomplete one."""
+    """A table with a row for each summary, and a line below for each incomplete one.
+
+    summaries: of `bench_summary`, each with the key model; n: judgments wanted, judged:
+    made, n_valid: with a rating."""
     import pandas as pd
 
     frame = pd.DataFrame([_table_row(summary) for summary in summaries])

@@ -203,7 +203,7 @@ def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, capfd)
         with refused(
             f"{change}: this run was begun with {before}: go on with that, or delete"
         ):
-            begin([*killed, change]).go()
+            begin([*killed, change]).train_and_decode()
     capfd.readouterr()
     record = do(killed)
     assert comparable(record) == comparable(straight)

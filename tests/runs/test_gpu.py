@@ -168,9 +168,9 @@ def test_a_device_that_cannot_be_locked_is_not_free_and_one_line_where_none_can(
 
 def test_the_places_of_a_machine(machine):
     both = ["GPU-aaaa", "GPU-bbbb"]
-    assert pool.places("auto", 2, all_devices=True) == (4, both, 2)
-    assert pool.places("auto", 2, all_devices=False) == (1, both, 2)
-    assert pool.places("cpu", 3, all_devices=True) == (3, (), 3)
+    assert pool.slots_of("auto", 2, all_devices=True) == (4, both, 2)
+    assert pool.slots_of("auto", 2, all_devices=False) == (1, both, 2)
+    assert pool.slots_of("cpu", 3, all_devices=True) == (3, (), 3)
 
 
 def test_a_command_says_once_that_it_waits_for_a_device_which_its_run_then_sees(
@@ -191,7 +191,7 @@ def test_a_command_says_once_that_it_waits_for_a_device_which_its_run_then_sees(
 
     monkeypatch.setattr(pool.connection, "wait", other_command_ends)
     todo = pool.Sweep([pool.Job("it", run, run_id(run))], Tracking("off"))
-    todo.go(pool.Places(1, both, 1))
+    todo.do_pending_runs(pool.Slots(1, both, 1))
     assert [error for _, error in todo.failed] == ["GPU-bbbb"]
     out = capsys.readouterr().out
     assert (
@@ -203,7 +203,9 @@ def test_a_command_says_once_that_it_waits_for_a_device_which_its_run_then_sees(
     # Ctrl-C while a command waits: nothing is there to be saved
     monkeypatch.setattr(pool.connection, "wait", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        pool.Sweep(todo.jobs, Tracking("off")).go(pool.Places(1, ["GPU-aaaa"], 1))
+        pool.Sweep(todo.jobs, Tracking("off")).do_pending_runs(
+            pool.Slots(1, ["GPU-aaaa"], 1)
+        )
     assert "saving" not in capsys.readouterr().err
 
 
@@ -324,15 +326,15 @@ def test_a_loss_that_is_read_a_step_late_ends_in_the_same_record(words):
     for behind in (0, 2):
         training = begin(words)
         training.checkpoint.path.unlink(missing_ok=True)
-        assert training.behind == 0
-        training.behind = behind
-        training.go()
+        assert training.max_pending_losses == 0
+        training.max_pending_losses = behind
+        training.train_and_decode()
         records.append(
             (
                 training.state.curve,
                 training.state.units,
                 training.state.step,
-                training.unread,
+                training.pending_losses,
             )
         )
     assert records[0] == records[1]
@@ -348,8 +350,8 @@ def test_a_loss_that_is_not_finite_is_found_a_step_late_and_named_by_its_own_ste
         seen.append(rows)
         return step(rows) * (float("nan") if len(seen) == 2 else 1.0)
 
-    training.behind, training.step = 1, second_is_nan
-    training.go()
+    training.max_pending_losses, training.step = 1, second_is_nan
+    training.train_and_decode()
     assert (training.state.status, len(seen)) == ("diverged", 3)
     assert training.state.error == "loss became nan at epoch 1, step 2"
 

@@ -89,7 +89,7 @@ def test_the_record_behind_a_row_is_read_when_it_is_asked_for(output, opened):
     read(output)
     opened.clear()
     run = record("vera", "mrpc", 3, 0.5)["id"]
-    assert read(output).whole(run)["cell"]["seed"] == 3
+    assert read(output).whole_record(run)["cell"]["seed"] == 3
     assert opened == [f"{run}.json"]
 
 
@@ -223,7 +223,7 @@ def test_a_study_is_read_again_once_its_file_has_changed(tmp_path, study, opened
     assert opened == []
     assert repr(second.records) == repr(first.records)
     run = record("vera", "mrpc", 3, 0.5)["id"]
-    assert second.whole(run)["cell"]["seed"] == 3
+    assert second.whole_record(run)["cell"]["seed"] == 3
     write_study(study, [record("vera", "mrpc", 3, 0.75)])
     settle(study / "records.jsonl", seconds=30)
     assert read_studies().records[run].value == 75

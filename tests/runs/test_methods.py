@@ -383,7 +383,7 @@ def test_a_count_that_differs_from_what_trains_is_said_before_the_first_step(
         for p in training.method.adapter_parameters(training.raw_model).values()
     )
     problem = f"the method's count() says {formula:,} of {trained:,} parameters"
-    training.go()
+    training.train_and_decode()
     assert training.notes[0] == problem
     started = next(event for event in events if "problems" in event)
     assert "first step" in started["phase"]
@@ -404,7 +404,7 @@ def test_a_method_that_no_gradient_has_reached_by_one_of_the_steps_is_refused(ca
     with pytest.raises(
         vera.AdapterError, match="no gradient has reached what Forgets trains"
     ):
-        training.go()
+        training.train_and_decode()
     assert training.state.step == GRADIENT_CHECK_STEP - 1
 
 

@@ -45,7 +45,7 @@ from runs.config import expand
 from runs.models import wheels
 from runs.record.ledger import CONF, in_conf, read_record
 from runs.run.identity import model_content
-from runs.training.context import build_training
+from runs.training.context import load_adapted_model
 from tasks import fetch
 from tasks.fetch import cached, pinned_content, snapshot
 
@@ -858,7 +858,7 @@ def test_a_text_is_cut_where_positions_behind_the_padding_index_end(
         "train.max_length=600",
     ]
     (run,) = expand(words)
-    task, model, _ = build_training(run, torch.device("cpu"))
+    task, model, _ = load_adapted_model(run, torch.device("cpu"))
     assert max(task.lengths("train")) == config["max_position_embeddings"] - padding - 1
     batch = {
         key: torch.from_numpy(values)

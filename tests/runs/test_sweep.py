@@ -347,7 +347,9 @@ def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch, c
         monkeypatch.setattr(module, "DISK_PAUSES_S", (0.1, 0.1))
     # As a worker: it waits for room, and for no other process
     monkeypatch.setattr(
-        pool.Sweep, "go", partialmethod(pool.Sweep.go, others_work=lambda: False)
+        pool.Sweep,
+        "do_pending_runs",
+        partialmethod(pool.Sweep.do_pending_runs, others_work=lambda: False),
     )
     assert sweep.sweep(expand(words)).done == 1
     (why,) = records_of(words)[0]["tries"]
@@ -762,12 +764,12 @@ def test_a_worker_that_was_asked_to_stop_has_its_job_requeued(
     """And has the threads of the command, whatever the engine has set."""
     seen, (run,) = [], expand(words)
 
-    def go(sweep, places, others_work):
+    def do_pending_runs(sweep, slots, others_work):
         seen.append((os.environ.get("OMP_NUM_THREADS"), [job.id for job in sweep.jobs]))
         seen.append(others_work())
         sweep.signal = number
 
-    monkeypatch.setattr(pool.Sweep, "go", go)
+    monkeypatch.setattr(pool.Sweep, "do_pending_runs", do_pending_runs)
     monkeypatch.setattr(worker, "start_fork_server", lambda: None)
     work = worker.SweepWorker(
         pool.Sweep([pool.Job("", run, name) for name in "abcd"], Tracking()),

@@ -186,7 +186,7 @@ def test_a_run_trains_on_random_batches_where_its_task_says_so(words):
         loop.step = lambda rows, grouped=grouped: (
             seen.setdefault(grouped, []).append(rows) or 0.5
         )
-        loop.go()
+        loop.train_and_decode()
     assert seen["true"] == [
         b for e in (0, 1) for b in epoch_batches(loop.lengths, 8, 0, e, 8)
     ]

@@ -19,7 +19,7 @@ from tasks.images.pixels import (
     BadImageError,
     Preprocessing,
     decode_image,
-    prepared,
+    load_prepared_images,
     preprocessing,
 )
 
@@ -326,31 +326,42 @@ def test_images_are_prepared_once_in_order_or_not_at_all(tmp_path):
     items = [np.full((8, 8, 3), shade, np.uint8) for shade in range(100, 200)]
     names = [f"{number}.png" for number in range(100)]
     with refused("1 images cannot be read: 41.png (not an image"):
-        prepared([*items[:41], b"broken", *items[42:]], names, "key", VIT, tmp_path, 2)
+        load_prepared_images(
+            [*items[:41], b"broken", *items[42:]], names, "key", VIT, tmp_path, 2
+        )
     assert not list(tmp_path.iterdir())
-    pixels = prepared(items, names, "key", VIT, tmp_path, 2)
+    pixels = load_prepared_images(items, names, "key", VIT, tmp_path, 2)
     assert pixels.shape == (100, 3, 16, 16)
     assert [int(p.max()) for p in pixels] == list(range(100, 200))
     never = (pytest.fail("read again") for _ in range(3))
     assert (
-        np.asarray(prepared(never, names, "key", VIT, tmp_path, 2))
+        np.asarray(load_prepared_images(never, names, "key", VIT, tmp_path, 2))
         == np.asarray(pixels)
     ).all()
     (done,) = tmp_path.glob("*.npy")
     # of a process that was killed
     leftover = done.rename(tmp_path / f".{done.name}.123")
     os.utime(leftover, (1, 1))
-    assert prepared(items, names, "key", VIT, tmp_path, 1).shape == (100, 3, 16, 16)
+    assert load_prepared_images(items, names, "key", VIT, tmp_path, 1).shape == (
+        100,
+        3,
+        16,
+        16,
+    )
     assert not leftover.exists()
-    assert prepared(items, names, "key", VIT.at_size(32), tmp_path, 2).shape == (
+    assert load_prepared_images(
+        items, names, "key", VIT.at_size(32), tmp_path, 2
+    ).shape == (
         100,
         3,
         32,
         32,
     )
-    prepared(items, names, "other key", VIT, tmp_path, 2)
+    load_prepared_images(items, names, "other key", VIT, tmp_path, 2)
     for change in ({"resample": 3}, {"resize": 20}, {"rounds": True}):
-        prepared(items, names, "key", dataclasses.replace(VIT, **change), tmp_path, 2)
+        load_prepared_images(
+            items, names, "key", dataclasses.replace(VIT, **change), tmp_path, 2
+        )
     assert len(list(tmp_path.glob("*.npy"))) == 2 + 4
 
 

@@ -169,7 +169,7 @@ def _keep_4bit_unpacked(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def taken_back(model: nn.Module, adapted: Adaptation) -> Iterator[None]:
+def unmerged_for_block(model: nn.Module, adapted: Adaptation) -> Iterator[None]:
     """Takes the merge of a method of peft back for a while: merged, some classes
     (LNTuning, DEFT) keep the adapter in other tensors."""
     merged = adapted.method.kind == "peft" and bool(adapted.unmerged)

@@ -130,7 +130,8 @@ def fixed_pairs(model: nn.Module) -> dict[str, Any]:
 
 @cache  # a thousand resident adapters have one pair
 def _fingerprint(*specs: ProjectionSpec) -> str:
-    """Of pairs drawn again: the model's may have been cast to another dtype."""
+    """The fingerprint of float32 pairs drawn again from their specs, since the model's
+    own may have been cast."""
     matrices: list[Matrix] = []
     for spec in specs:
         matrices += spec.make()

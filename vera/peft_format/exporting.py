@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.methods import Method
-from vera.methods.adapted import adaptation, taken_back
+from vera.methods.adapted import adaptation, unmerged_for_block
 from vera.methods.lora import LoRA
 from vera.methods.peft import Peft
 from vera.methods.peft_install import installed
@@ -106,7 +106,7 @@ def _describe_peft(model: nn.Module) -> PeftAdapter:
 
     adapted = adaptation(model)
     assert adapted is not None
-    with taken_back(model, adapted):
+    with unmerged_for_block(model, adapted):
         wrapper = installed(model).wrapper
         tensors = peft.get_peft_model_state_dict(wrapper, save_embedding_layers=False)
         copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}

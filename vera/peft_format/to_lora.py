@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.adapted import adaptation, taken_back
+from vera.methods.adapted import adaptation, unmerged_for_block
 from vera.methods.layers import AdaptedLinear
 from vera.methods.lora import LoRA
 from vera.methods.peft_install import installed
@@ -282,7 +282,10 @@ def _convert_by_peft(model: nn.Module, rank: int | float) -> _Converted:
         raise AdapterError(NO_CONVERSION[kind])
     layers: dict[str, LayerConversion] = {}
     try:
-        with taken_back(model, adapted), warnings.catch_warnings(action="ignore"):
+        with (
+            unmerged_for_block(model, adapted),
+            warnings.catch_warnings(action="ignore"),
+        ):
             # peft warns of a base model that it cannot look up
             config, tensors = convert_to_lora(wrapper, rank=rank)
             for name, module in wrapper.named_modules():
