@@ -27,10 +27,14 @@ def interval_name(counts: Iterable[int], unit: str = "seeds") -> str:
 
 
 @cache
-def _draws(n: int) -> Any:
+def _middle_places(n: int) -> Any:
+    """Of each resample of n values, the places of its two middle values among all n in
+    order (twice the same of an odd number): two rows of RESAMPLES."""
     import numpy as np
 
-    return np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+    draws = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+    two_middles = [n // 2 - (n + 1) % 2, n // 2]
+    return np.partition(draws, two_middles, axis=1)[:, two_middles].T
 
 
 def median_interval(
@@ -39,8 +43,10 @@ def median_interval(
     """Percentile bootstrap of the median (Efron and Tibshirani 1993, chapter 13); None
     for a single value.
 
-    Not scipy.stats.bootstrap, whose resamples these are: its interval is not a number
-    where a value is infinite, as the perplexity of a diverged run is."""
+    Resamples are drawn of the values in order, so the interval does not depend on the
+    order of seeds, and every cell of n seeds has the same draws. They are those of
+    scipy.stats.bootstrap, whose own interval is not a number where a value is infinite,
+    as the perplexity of a diverged run is."""
     if len(values) < 2:
         return None
     # such as the difference of two diverged runs
@@ -52,29 +58,16 @@ def median_interval(
     return _resampled_interval((*map(float, values),), level)
 
 
-def _medians(values: Any, draws: Any) -> Any:
-    """The median of each resample, as np.median has it. Resamples are compared by the
-    places of their values in order, small integers, which takes half the time."""
-    import numpy as np
-
-    order = np.argsort(values, kind="stable")
-    places = np.empty(len(values), np.min_scalar_type(len(values)))
-    places[order] = np.arange(len(values))
-    middle = len(values) // 2
-    two_middles = [middle - (len(values) + 1) % 2, middle]
-    parted = np.partition(places[draws], two_middles, axis=1)
-    low, high = values[order[parted[:, two_middles]]].T
-    return (low + high) / 2
-
-
 @lru_cache(maxsize=10_000)  # the tables and figures of a report ask for the same ones
 def _resampled_interval(values: tuple[float, ...], level: float) -> tuple[float, float]:
     import numpy as np
 
-    medians = _medians(np.asarray(values), _draws(len(values)))
+    low_places, high_places = _middle_places(len(values))
+    ordered = np.sort(values)
     percents = 50 * (1 - level), 50 * (1 + level)
     # between two infinities there is nothing to interpolate
     with np.errstate(invalid="ignore"):
+        medians = (ordered[low_places] + ordered[high_places]) / 2
         lower = np.percentile(medians, percents, method="lower")
         higher = np.percentile(medians, percents, method="higher")
         linear = np.percentile(medians, percents, method="linear")

@@ -49,8 +49,11 @@ def test_the_interval_is_scipys_percentile_bootstrap_of_the_median_of_the_values
         "method": "percentile",
         "rng": np.random.default_rng(0),
     }
-    expected = scipy.stats.bootstrap((VALUES,), np.median, **how).confidence_interval
+    expected = scipy.stats.bootstrap(
+        (sorted(VALUES),), np.median, **how
+    ).confidence_interval
     assert median_interval(VALUES) == pytest.approx((expected.low, expected.high))
+    assert median_interval(VALUES[::-1]) == median_interval(VALUES)
     # of so few it is their range: either end is the median of over 2.5% of resamples
     for n in (3, 5):
         assert median_interval(VALUES[:n]) == (min(VALUES[:n]), max(VALUES[:n]))
