@@ -150,7 +150,8 @@ publish: setup ## copies finished records to runs/records/STUDY/records.jsonl, a
 results: setup ## docs/results.md and the README's table, from the published records
 	@$(BIN)/python -m analysis.results
 
-sync: setup ## uploads to Weights & Biases the runs that were written offline, each once
+# An upload needs no newer packages, so an older .venv serves.
+sync: $(if $(wildcard $(BIN)/python),,setup) ## uploads to Weights & Biases the runs that were written offline, each once
 	@WANDB__GRAPHQL_RETRY_MAX=3 WANDB_DIR=$(call quoted,,OUTPUT) $(BIN)/python -m wandb sync --yes
 
 dashboard: setup ## a workspace of Weights & Biases for the paper's tables: ENTITY=team PROJECT=name

@@ -14,7 +14,8 @@ vera-bench mistakes RUN out=suspects.csv
     all rows with a head, by their loss, as a CSV file
 
 RUN of task.folds=5 stands for all five: every training row is judged by the run that
-did not train on it. The rows with the largest loss are those to check for a wrong label.
+did not train on it (out of fold). Check the labels of the rows with the largest loss
+first, and stop where most labels are right: there a run was only unsure.
 
 The number of a row is its line in last_VARIANT.jsonl in the run's folder, which holds
 the right answers, too. With a head, the rows are those of predictions.csv there.
@@ -185,7 +186,7 @@ def dev_rows(record: Record, output: str) -> tuple[list[Row], str]:
             f"which nobody has trained yet: {', '.join(missing)}. The same command with "
             "task.folds trains what is left"
         )
-    return rank_by_loss(rows), "out-of-fold row"
+    return rank_by_loss(rows), "training row"
 
 
 def _kept_rows(record: Record, output: str) -> list[Row]:

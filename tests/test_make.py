@@ -2,6 +2,7 @@
 in it is run."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,21 @@ def test_a_failed_run_costs_no_table_and_a_mistake_ends_the_command(
     ):
         (place / "exits").write_text(str(code))
         assert [words[1] for words in make(target, check=check)] == wanted
+
+
+def test_an_upload_leaves_an_older_environment_as_it_is_and_sets_up_a_missing_one(
+    make, place
+):
+    (place / "pyproject.toml").touch()
+    os.utime(place / ".venv" / ".installed", (0, 0))
+    upload = ["-m", "wandb", "sync", "--yes"]
+    assert make("sync") == [upload]
+    assert make("demo")[0][:3] == ["-m", "pip", "install"]
+    shutil.rmtree(place / ".venv")
+    text = subprocess.run(
+        ["make", "--dry-run", "sync"], cwd=place, capture_output=True, text=True
+    ).stdout
+    assert "-m venv .venv" in text
 
 
 #: One word of the command, in which nothing is run.

@@ -196,7 +196,8 @@ def _trials(runs: pd.DataFrame) -> list[str]:
     if folds := [*trials.id[is_fold.astype(bool)]]:
         count = plural(len(folds), "fold run")
         reasons.append(
-            f"{count} (task.folds), which vera-bench mistakes {folds[0]} reads"
+            f"{count} (task.folds), from which vera-bench mistakes {folds[0]} lists "
+            "labels that may be wrong"
         )
     searched = len(trials) - len(folds)
     if searched:

@@ -2,10 +2,10 @@
 two simplest ones, which do runs on this machine, stand here."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from runs.record.keys import ConfigPart, Count
 
@@ -76,6 +76,9 @@ class ByScript(ByWorkers):
     """Workers that a script starts, which the command can also print.
 
     dry_run: whether it prints the script, submits nothing, and ends."""
+
+    #: What the printed script leaves unexplained, a line each.
+    remarks: ClassVar[Sequence[str]] = ()
 
     dry_run: bool = False
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
@@ -27,6 +27,10 @@ class Slurm(ByScript):
     dry_run: whether the sbatch script is printed, and nothing submitted."""
 
     model_config = ConfigDict(extra="allow")
+    remarks: ClassVar[tuple[str, ...]] = (
+        "--wckey=submitit is the label of submitit, which writes this script. A cluster",
+        "that has no such keys ignores it; +launcher.wckey=NAME sets another one.",
+    )
 
     name: Literal["slurm"] = "slurm"
 
@@ -37,7 +41,8 @@ class Slurm(ByScript):
         except (OSError, subprocess.SubprocessError) as error:
             reason = last_line(getattr(error, "stderr", None) or error)
             raise UserError(
-                f"launcher=slurm: no Slurm here ({reason}). Log in where sbatch works"
+                f"launcher=slurm: no Slurm here ({reason}). Log in where sbatch works, "
+                "or add launcher.dry_run=true to read the script"
             ) from None
 
     @contextlib.contextmanager

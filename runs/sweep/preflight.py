@@ -46,6 +46,18 @@ def preflight(runs: list[Run]) -> None:
         print(f"note: {note}")
 
 
+def fetched_first(runs: Sequence[Run]) -> list[str]:
+    """The models that are not on this machine, and the data sets of no local file."""
+    names = dict[str, None]()
+    for run in runs:
+        if models.locate(run.config["model"]) is None:
+            names[f"model {run.model}"] = None
+    for run in runs:
+        if not tasks.source(run.config["task"]).files:
+            names[f"data of {run.config['task']['name']}"] = None
+    return [*names]
+
+
 def _check_start(run: Run) -> None:
     """Makes the method of a run. Raises AdapterError where it cannot start from the
     adapter that the run names."""

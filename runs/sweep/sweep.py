@@ -29,9 +29,9 @@ from runs.run.definition import Run
 from runs.run.identity import check_ids, final_ids, identify
 from runs.sweep.display import SHORTENED, heads
 from runs.sweep.pool import Job, Slots, Sweep, slots_of
-from runs.sweep.preflight import preflight
+from runs.sweep.preflight import fetched_first, preflight
 from runs.sweep.worker import log_folder, run_by_workers
-from runs.tracking.settings import Tracking, ask_before_upload
+from runs.tracking.settings import Tracking, ask_before_upload, is_logged_in
 from runs.tracking.tracker import log_file
 from runs.training.files import Attempt
 from runs.training.train import Reporter
@@ -111,6 +111,12 @@ def dry_run(runs: list[Run], launcher: ByScript) -> str:
             "# The jobs will have another name: it is known once models and data are"
             " fetched"
         )
+    if fetched := fetched_first(runs):
+        notes.append(
+            "# Fetched before jobs are submitted, where this machine lacks them: "
+            f"{', '.join(fetched)}"
+        )
+    notes += [f"# {remark}" for remark in launcher.remarks]
     folder = log_folder(Sweep(jobs, Tracking("off")))
     # the first line of the script has to stay the first
     shebang, _, rest = launcher.script(folder, workers).partition("\n")
@@ -288,6 +294,8 @@ def _note_unsent(output: str, was_asked_to_send: bool) -> None:
     trouble = "W&B did not write all of these runs"
     if was_asked_to_send:
         trouble = "W&B does not have everything"
+    if was_asked_to_send and not is_logged_in():
+        command = f"wandb login, then {command}"
     print(
         f"note: {trouble} ({log_file(output)} says why). To send what is here: "
         f"{command}",

@@ -157,7 +157,10 @@ def test_runs_that_no_table_shows_come_with_the_command_that_reads_them(tmp_path
         write_record(tmp_path, made)
     own = ["published=false", f"output={tmp_path}"]
     first = min(fold["id"] for fold in folds)
-    message = rf"3 fold runs \(task.folds\), which vera-bench mistakes {first} reads$"
+    message = (
+        rf"3 fold runs \(task.folds\), from which vera-bench mistakes {first} lists "
+        "labels that may be wrong$"
+    )
     with pytest.raises(UserError, match=message):
         main(["task=mine", *own])
     message = r"1 trial \(task.holdout\), which vera-bench tune reads$"

@@ -124,9 +124,7 @@ def test_every_row_is_judged_by_the_run_that_has_not_seen_it(
     out = tmp_path / "suspects.csv"
     assert mistakes([run, f"output={output}", "limit=3", f"out={out}"]) == 0
     printed = capsys.readouterr().out
-    summary = (
-        r"the prediction differs from the label in \d+ of 36 out-of-fold rows; the 3"
-    )
+    summary = r"the prediction differs from the label in \d+ of 36 training rows; the 3"
     assert re.search(f"{summary} with the largest loss are shown", printed)
     content = out.read_bytes()
     with refused("suspects.csv is there already", "out="):

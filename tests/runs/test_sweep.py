@@ -539,12 +539,20 @@ def test_the_summary_of_a_command_says_how_many_of_its_runs_are_done(words, caps
 
 
 @pytest.mark.parametrize("mode", ["online", "offline", None])
-def test_offline_runs_are_not_said_to_be_missing_in_wandb(mode, capsys):
+def test_offline_runs_are_not_said_to_be_missing_in_wandb(mode, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "is_logged_in", lambda: True)
     sweep._note_unsent("outputs", mode == "online")
     note = capsys.readouterr().err
     assert ("W&B does not have everything" in note) == (mode == "online")
     assert "wandb/tracking.log says why" in note
     assert note.endswith("To send what is here: make sync\n")
+
+
+def test_the_last_line_names_the_login_that_sending_needs(monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "is_logged_in", lambda: False)
+    sweep._note_unsent("outputs", was_asked_to_send=True)
+    note = capsys.readouterr().err
+    assert note.endswith("To send what is here: wandb login, then make sync\n")
 
 
 def test_one_function_counts_a_run_whoever_did_it(words, capsys):
@@ -657,7 +665,9 @@ def test_nothing_is_set_aside_where_nothing_can_start(how, words, monkeypatch):
     monkeypatch.setattr(slurm_jobs, "output_of", refuse)
     monkeypatch.setattr(ray_tasks.importlib.util, "find_spec", lambda name: None)
     command = read_command([*words, "train.max_steps=1", how])
-    with pytest.raises(UserError, match=r"cannot use it|not installed|no Slurm here"):
+    with pytest.raises(
+        UserError, match=r"cannot use it|not installed|no Slurm here.*dry_run"
+    ):
         sweep.sweep(command.runs, command.launch, command.runs)
     assert read_record(record_path(output_of(words), record["id"])) == record
 
@@ -743,7 +753,10 @@ def test_a_dry_run_prints_what_sbatch_would_get_and_submits_nothing(words, monke
     monkeypatch.setattr(slurm_jobs, "output_of", lambda *_: "")
     command = read_command([*few, *slurm])
     sweep.sweep(command.runs, launch=command.launch)
-    assert sent[0].splitlines() == [lines[0], *lines[2:]]
+    notes = [line for line in lines if line.startswith("# ") and line not in sent[0]]
+    assert sent[0].splitlines() == [line for line in lines if line not in notes]
+    assert any("--wckey=submitit is the label of submitit" in line for line in notes)
+    assert not any("Fetched before" in line for line in notes)
     (output / "locks").mkdir(exist_ok=True)
     trained([*few[:-1], "seed=0"])
     fewer = call_here("runs", *few, *slurm, "launcher.dry_run=true", check=0).stdout
@@ -753,6 +766,14 @@ def test_a_dry_run_prints_what_sbatch_would_get_and_submits_nothing(words, monke
     assert none == "# 1 run already done: nothing to submit\n"
     wrong = [*one[:-1], "seed=1", "launcher.dry_run=true", "+launcher.colour=red"]
     assert "colour" in call_here("runs", *wrong, check=2).stderr
+    hub = [
+        "model=roberta_base",
+        "task=rte",
+        f"output={output}",
+        "launcher.dry_run=true",
+    ]
+    fetched = call_here("runs", *hub, *slurm, check=0).stdout
+    assert "lacks them: model roberta_base, data of rte\n" in fetched
 
 
 @pytest.mark.parametrize(
