@@ -24,16 +24,12 @@ from runs.record.sweeps import read_sweep, sweep_names
 class Selection(OfRecords):
     """Settings of a command that shows a part of the records."""
 
-    sweep: str | None = setting(
-        None, "the runs of this sweep, by its name (last: the newest)"
-    )
+    sweep: str | None = setting(None, "the runs of this sweep (last: the newest)")
     model: str | None = setting(None, "these models alone (a,b)")
     task: str | None = setting(None, "these tasks alone (a,b)")
     method: str | None = setting(None, "these rows of conf/method alone (a,b)")
     seed: str | None = setting(None, "these seeds alone (0,1 or range(20))")
-    published: bool = setting(
-        True, "below your own runs, what the project has published"
-    )
+    published: bool = setting(True, "also what the project has published")
 
     @property
     def selects(self) -> bool:
@@ -45,9 +41,7 @@ class Selection(OfRecords):
 class VariantSelection(Selection):
     """Settings of a command that shows one variant of a row, or each."""
 
-    all: bool = setting(
-        False, "every variant of a row (other rates, other data), not one alone"
-    )
+    all: bool = setting(False, "every variant of a row, such as other rates")
 
 
 def split_names(text: str | None) -> tuple[str, ...]:

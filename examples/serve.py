@@ -1,31 +1,19 @@
-"""Serves many adapters over HTTP, VeRA's and LoRA's: requests for different ones are
-answered in one batch.
+"""Serves many adapters over HTTP. One batch answers requests for different ones.
 
     pip install -e '.[serve]'
     # under the ids of the runs, or one under a name
-    python examples/serve.py --model FOLDER 'outputs/runs/*'
-    python examples/serve.py --model FOLDER films=outputs/runs/ID
-    # one text, or a list of them, which is answered in its order
-    curl localhost:8000/classify -H 'content-type: application/json' \
+    vera-bench serve --model FOLDER 'outputs/runs/*'
+    vera-bench serve --model FOLDER films=outputs/runs/ID
+    # "text" may also be a list
+    curl localhost:8000/classify -H 'content-type: application/json' \\
       -d '{"adapter": "films", "text": "A lovely film."}'
-    curl localhost:8000/classify -H 'content-type: application/json' \
-      -d '{"adapter": "films", "text": ["A lovely film.", "A dull one."]}'
 
-A folder is a run's. It holds adapter.safetensors, and head.safetensors with the names
-of the classes, which answers have (numbers where it has no names). An adapter without a
-head uses the base model's. If that has none either, the server leaves the adapter out,
-and refuses requests that name no adapter.
+A folder is a run's, with adapter.safetensors and head.safetensors. SIGHUP
+(kill -HUP) reads the folders again. With a token, PUT and DELETE
+/adapters/NAME change them over HTTP. Questions need no token: put a login
+before it. docs/serving.md has answers, errors and limits.
 
-SIGHUP (kill -HUP) reads the folders again: new, changed and gone adapters. With a token
-in VERA_SERVE_TOKEN or --token-file, `PUT /adapters/NAME {"folder": ...}` and `DELETE
-/adapters/NAME` change them over HTTP. A request keeps the adapter that it began with,
-and a damaged adapter leaves the one that was there.
-
-The folders are read by examples/adapter_registry.py, which belongs beside this file.
-
-Requests that arrive while a batch is computed form the next one: there is no timer, and
-no delay without load. A full queue answers 503, a body over a megabyte 413. Questions
-need no token: put a login before it.
+examples/adapter_registry.py, which reads the folders, belongs beside this file.
 """
 
 import argparse
@@ -388,26 +376,26 @@ def read_options() -> argparse.Namespace:
     add(
         "--adapters-root",
         type=Path,
-        help="the folder below which PUT may name folders (none: no PUT)",
+        metavar="FOLDER",
+        help="where PUT may name folders (none: no PUT)",
     )
     add(
         "--token-file",
         type=Path,
-        help="has the token of PUT and DELETE (else VERA_SERVE_TOKEN; or none)",
+        metavar="FILE",
+        help="of PUT and DELETE (else VERA_SERVE_TOKEN)",
     )
-    add(
-        "--device", help="cpu, cuda, cuda:1, ...; by default a GPU where torch sees one"
-    )
+    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU, if any)")
     add(
         "--host",
         default="127.0.0.1",
-        help="the address to listen at (127.0.0.1: this machine alone)",
+        help="listen at (127.0.0.1: this machine alone)",
     )
     add(
         "--port",
         type=int,
         default=8000,
-        help="the port to listen at (8000; 0: a free one)",
+        help="listen at (8000; 0: a free one)",
     )
     return form.parse_args()
 

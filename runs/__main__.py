@@ -3,7 +3,6 @@
 vera-bench model=roberta_base task=rte method=vera seed=3  one run
 vera-bench task=rte,mrpc method=vera,lora seed=0,1,2       every combination
 vera-bench experiment=table2_base                          a table of the paper
-vera-bench experiment=table2_base method=vera seed=0       a part of it
 vera-bench experiment=table2_base launcher=local           a process a device
 vera-bench experiment=table2_base redo=true                train it again
 vera-bench rerun=0123456789ab                              a run by its id
@@ -54,11 +53,12 @@ _VERSION = f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}"
 OPTIONS: Mapping[tuple[str, ...], Mapping[str, Any]] = {
     ("-h", "--help"): {
         "action": "store_true",
-        "help": "this text; with task=NAME, the keys of that choice",
+        "help": "this text; with task=NAME, its keys",
     },
     ("-c", "--cfg"): {
         "choices": ("job", "hydra", "all"),
-        "help": "print the configuration, and run nothing",
+        "metavar": "PART",
+        "help": "print it (job, hydra or all); run nothing",
     },
     ("-p", "--package"): {
         "metavar": "KEY",

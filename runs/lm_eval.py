@@ -37,7 +37,7 @@ class Settings(ScoreSettings):
     """And the data of the runs, where overrides compose them."""
 
     run_data: str | None = setting(
-        None, "after ids the same; else the data of the runs", "task.data_dir"
+        None, "the same; for overrides the runs' data", "task.data_dir"
     )
 
 

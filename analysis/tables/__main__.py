@@ -1,33 +1,19 @@
 """Prints a table from the records, next to the paper's where there is one.
 
-vera-bench table table2
-    table1 to table13, claims, demo, lm_eval
-vera-bench table table2 model=minilm task=mrpc seed=0,1
-    a part of it
-vera-bench table sweep=NAME
-    the rows and tasks of a sweep
-vera-bench table task=mine
-    the same for a task (also model= and method=)
-vera-bench table table2 against=lora
-    also each row minus LoRA, by paired runs
-vera-bench table table2 format=latex
-    for papers; csv is for spreadsheets
-vera-bench table table2 select=crossfit save=true
-    the epoch is selected on one half of dev; the table is saved to a file, too
-vera-bench table leaderboard=FOLDER
-    the result files of other groups
+vera-bench table table2               table1 to table13, claims, demo, lm_eval
+vera-bench table table2 task=mrpc     a part of it
+vera-bench table sweep=last           the rows and tasks of a sweep
+vera-bench table task=mine            those of a task (also model= and method=)
+vera-bench table table2 against=lora  also each row minus LoRA
+vera-bench table table2 format=latex  for papers; csv is for spreadsheets
+vera-bench table leaderboard=FOLDER   the result files of other groups
 
-Your own runs come first, also those that deviate from the recipe; below them, what the
-project has published (published=false leaves it out). Of several variants of a row the
-one nearest to its recipe is shown; all=true shows each. The table of a sweep shows each
-variant of your own rows.
+Your own runs come first, then what the project has published. Of several variants of a
+row you see the one nearest to its recipe.
 
-Each cell is the median over the seeds, +- the sample standard deviation (in tables 6
-and 7 the mean), of the epoch that the table reports: the selected one in tables 2, 6
-and 7, the last one in 3, 4 and 5. A cell with fewer seeds than the protocol's says so
-and enters no average. format=csv has the run ids of each number. Table 1 is computed
-from formulas, tables 8 to 11 are the recipes of conf/: neither needs a record. claims
-has the numbers of the paper's text.
+A cell is the median over the seeds +- the sample standard deviation (in tables 6 and 7
+the mean). A cell with too few seeds says so and enters no average. docs/tables.md says
+which epoch a table reports, and the rest.
 """
 
 import sys
@@ -66,32 +52,25 @@ class Settings(VariantSelection):
 
     format: Literal["md", "latex", "csv"] = setting("md", "how the table is printed")
     select: Literal["paper", "crossfit", "half"] = setting(
-        "paper",
-        "the paper's epoch, or one of half of dev, both ways (crossfit) or one (half, as ReFT does)",
+        "paper", "the epoch: as in the paper, or by half of dev"
     )
     seeds: PositiveInt | None = setting(
-        None, "seeds of a complete cell (null: the protocol's; 5, 3 or 1)"
+        None, "how many complete a cell (null: 5, 3 or 1)"
     )
-    against: str | None = setting(
-        None, "below the table each row minus this row, by pairs of runs of one seed"
-    )
+    against: str | None = setting(None, "also each row minus this one, by paired runs")
     columns: str | None = setting(
-        None, "further columns, numbers of a run: seconds,peak_memory_bytes"
+        None, "further ones, such as seconds,peak_memory_bytes"
     )
     others: Literal["true", "all", "false"] = setting(
         "true",
-        "what independent groups report below a row of tables 2 to 5 (all: a line each)",
+        "other groups' scores (all: a line each)",
     )
-    save: bool = setting(
-        False, "also write the table to OUTPUT/TABLE/table.md (.tex, .csv)"
-    )
+    save: bool = setting(False, "also write OUTPUT/TABLE/table.md (.tex, .csv)")
     leaderboard: str | None = setting(
         None,
-        "instead of records: folders of result files of peft's method comparison, or published",
+        "folders of peft's result files, or published",
     )
-    refresh: bool = setting(
-        False, "with leaderboard=: also write docs/leaderboard.md and its numbers"
-    )
+    refresh: bool = setting(False, "with leaderboard=: write docs/leaderboard.md")
 
 
 def main(arguments: list[str]) -> int:

@@ -15,6 +15,7 @@ does follows it, on the same line or indented below it.
 """
 
 import difflib
+import functools
 import gc
 import inspect
 import json
@@ -63,7 +64,7 @@ EXAMPLE = re.compile(r"^(vera-bench|python -m) ", re.MULTILINE)
 COMPOSING: Options = {
     ("-cd", "--config-dir"): {
         "metavar": "FOLDER",
-        "help": "presets, rows, models and tasks from elsewhere",
+        "help": "a folder like conf/, of your own",
     },
     ("-m", "--multirun"): {
         "action": "store_true",
@@ -90,9 +91,7 @@ class Common:
 class OfRecords(Common):
     """The settings of every command that reads records."""
 
-    output: str = setting(
-        "outputs", "the folder that holds records/; what is written goes there, too"
-    )
+    output: str = setting("outputs", "the folder of records/ and of what is written")
 
 
 S = TypeVar("S", covariant=True)
@@ -199,7 +198,9 @@ class _Grammar:
             prog=program,
             usage=f"{program} {self.names}".rstrip(),
             epilog="\n".join(about),
-            formatter_class=RawDescriptionHelpFormatter,
+            formatter_class=functools.partial(
+                RawDescriptionHelpFormatter, max_help_position=36
+            ),
             argument_default=SUPPRESS,
             add_help=False,
             allow_abbrev=False,

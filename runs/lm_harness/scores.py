@@ -36,9 +36,7 @@ class ScoreSettings(TaskSettings):
     """How answers are computed."""
 
     redo: bool = setting(False, "again, although it was asked alike")
-    eval_batch: Count | None = setting(
-        None, "prompts answered at once; null: as in the run's configuration"
-    )
+    eval_batch: Count | None = setting(None, "prompts at once (null: as in the run)")
 
 
 def base_hash(record: Record) -> str:

@@ -40,20 +40,14 @@ PLACES = (
 class TaskSettings(OfRecords):
     """The tasks, and how they are asked. What is null is as lm-eval has it."""
 
-    tasks: str = setting(
-        "", "of lm-eval, such as gsm8k,mmlu (lm-eval ls tasks lists them)"
-    )
+    tasks: str = setting("", "such as gsm8k,mmlu (lm-eval ls tasks)")
     num_fewshot: NonNegativeInt | None = setting(
-        None, "examples in a prompt; null: the task's own number"
+        None, "examples in a prompt (null: the task's)"
     )
-    limit: Count | None = setting(None, "the first rows of each task alone, to try it")
-    data_dir: str | None = setting(
-        None, "a folder with the tasks' rows, in place of the hub"
-    )
+    limit: Count | None = setting(None, "so many rows of each task alone")
+    data_dir: str | None = setting(None, "the tasks' rows, if not the hub's")
     include_path: str | None = setting(None, "a folder with YAML files of own tasks")
-    apply_chat_template: bool = setting(
-        False, "prompts by the tokenizer's chat template"
-    )
+    apply_chat_template: bool = setting(False, "the tokenizer's template")
 
 
 class LoadedTasks(TypedDict):

@@ -60,6 +60,17 @@ def example():
     return module
 
 
+def test_the_help_fits_a_screen_of_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["vera-bench serve", "--help"])
+    with pytest.raises(SystemExit):
+        example().read_options()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 42
+    assert max(map(len, lines)) <= 80
+    assert any("docs/serving.md" in line for line in lines)
+
+
 def base_model(place, labels=2):
     torch.manual_seed(0)
     return AutoModelForSequenceClassification.from_pretrained(

@@ -99,6 +99,10 @@ def test_help_is_the_options_then_every_setting_and_then_the_docstring(name):
     assert "debug=maybe: should be" in mistake_of(name, *COMMANDS[name], "debug=maybe")
 
 
+#: How many lines of help one sees at once.
+SCREEN = 42
+
+
 @pytest.mark.parametrize("columns", [80, 100])
 @pytest.mark.parametrize("name", [n for n in vera_bench.COMMANDS if n != "serve"])
 def test_help_has_its_examples_one_a_line_and_names_vera_bench(
@@ -122,6 +126,8 @@ def test_help_has_its_examples_one_a_line_and_names_vera_bench(
     assert all(line.count("vera-bench ") <= 1 for line in lines)
     assert "python -m" not in description
     assert max(map(len, text.splitlines())) <= columns
+    if columns == 80:
+        assert len(text.splitlines()) <= SCREEN
 
 
 #: Words, and what the line that refuses them names.
