@@ -30,15 +30,13 @@ from runs.run.provenance import differs
 from runs.sweep.child import run_in_child
 from runs.sweep.display import (
     Display,
+    RunningRun,
     SweepState,
+    TimeLeft,
     leave_terminal,
+    left_of,
     read_progress,
     result_words,
-)
-from runs.sweep.time_left import (
-    RunningRun,
-    TimeLeft,
-    left_of,
     seconds_of,
     sweep_words,
 )

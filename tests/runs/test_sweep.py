@@ -59,7 +59,7 @@ from runs.record.ledger import (
 )
 from runs.run.identity import run_id
 from runs.run.provenance import differs
-from runs.sweep import child, display, pool, sweep, time_left, worker
+from runs.sweep import child, display, pool, sweep, worker
 from runs.tracking.settings import Tracking
 from runs.training import train as tries_of_a_run
 from runs.training.loop import Training
@@ -479,11 +479,11 @@ def test_a_stage_never_goes_backwards(monkeypatch, capsys):
 
 def test_the_time_left_of_a_sweep_is_of_runs_that_are_like_those_to_come():
     runs = expand(["method=vera,lora", "task=rte,mrpc", "seed=0,1"])
-    by_cell = {time_left.cell_of(run): run for run in runs}
+    by_cell = {display.cell_of(run): run for run in runs}
     vera_rte, vera_mrpc, lora_rte, lora_mrpc = by_cell.values()
-    left = time_left.TimeLeft()
+    left = display.TimeLeft()
     assert left.of_sweep(runs, []) is None
-    on = [time_left.RunningRun(vera_rte, elapsed=30.0, left=70.0)]
+    on = [display.RunningRun(vera_rte, elapsed=30.0, left=70.0)]
     # 100 s for each, as the one that is on says of itself
     assert left.of_sweep([lora_rte, vera_mrpc], on) == 270.0
     left.add(vera_rte, 50.0)
@@ -492,13 +492,13 @@ def test_the_time_left_of_a_sweep_is_of_runs_that_are_like_those_to_come():
     assert left.of_sweep([lora_mrpc, vera_mrpc], []) == 800.0
     # two at once; the one that has not told of itself takes what its cell takes
     on = [
-        time_left.RunningRun(vera_rte, 10.0, None),
-        time_left.RunningRun(lora_mrpc, 10.0, 390.0),
+        display.RunningRun(vera_rte, 10.0, None),
+        display.RunningRun(lora_mrpc, 10.0, 390.0),
     ]
     assert left.of_sweep([vera_rte], on) == 390.0
     assert left.of_sweep([lora_mrpc] * 2, on) == (40 + 390 + 800) / 2
-    assert time_left.sweep_words(3, 180, 7200.0) == "3 of 180 runs, about 2.0h left"
-    assert time_left.sweep_words(3, 180, None) == "3 of 180 runs"
+    assert display.sweep_words(3, 180, 7200.0) == "3 of 180 runs, about 2.0h left"
+    assert display.sweep_words(3, 180, None) == "3 of 180 runs"
 
 
 def test_a_resumed_run_has_the_time_of_all_its_attempts(words, fork, capsys):
