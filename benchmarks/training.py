@@ -26,7 +26,7 @@ from tqdm import tqdm
 import vera
 from runs import SPINNING
 from runs.command.errors import UserError
-from runs.machine.fork_server import end_with_parent
+from runs.machine.processes import end_with_parent
 from runs.training.result import peak_memory
 from vera.sites import find_sites
 

@@ -15,7 +15,7 @@ a published run, too; overrides beside it replace the run's own.
 
 import sys
 
-from runs.machine.fork_server import start_early
+from runs.machine.processes import start_early
 
 if __name__ == "__main__":
     start_early(sys.argv[1:])

@@ -80,7 +80,7 @@ def script() -> None:
         print(overview())
         return
     if "=" in words[0] or words[0] == "run":
-        from runs.machine.fork_server import start_early
+        from runs.machine.processes import start_early
 
         # before the imports of the command, which take as long
         start_early(words[words[0] == "run" :])

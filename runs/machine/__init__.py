@@ -1,2 +1,2 @@
 """This machine: its GPUs (gpus.py), locks (locks.py), hashes of files (hashes.py), and
-the process that runs are forked from (fork_server.py, preload.py)."""
+other processes with the one that runs are forked from (processes.py, preload.py)."""

@@ -1,5 +1,5 @@
 """What nearly every run imports: once, in the server that runs are forked from
-(runs/machine/fork_server.py)."""
+(runs/machine/processes.py)."""
 
 import gc
 import importlib

@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 from runs.command.errors import Stop
-from runs.machine.fork_server import STOPPING, end_with_parent
 from runs.machine.locks import run_lock
+from runs.machine.processes import STOPPING, end_with_parent
 from runs.record.ledger import run_folder
 from runs.run.definition import Run
 from runs.tracking.settings import Tracking

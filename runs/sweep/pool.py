@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from runs.command.errors import UserError
 from runs.machine import gpus
-from runs.machine.fork_server import handling_signals
 from runs.machine.locks import PATIENCE, Lock, run_lock
+from runs.machine.processes import handling_signals
 from runs.record.cell import hash_of
 from runs.record.ledger import finished_record, read_record, record_path, run_folder
 from runs.record.schema import FINISHED, Record

@@ -16,9 +16,8 @@ from typing import NamedTuple, cast
 from runs.command.errors import UserError, interrupted_words, process_rank
 from runs.config import Launch
 from runs.launchers.contract import ByScript, ByWorkers, Launcher, OnThisMachine
-from runs.machine.fork_server import start_fork_server
 from runs.machine.locks import alone
-from runs.machine.processes import process_environment, sweep_up_dead
+from runs.machine.processes import process_environment, start_fork_server, sweep_up_dead
 from runs.record.cell import is_trial
 from runs.record.configuration import Configuration
 from runs.record.ledger import finished_record, read_measure

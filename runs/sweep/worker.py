@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.launchers.contract import ByWorkers
-from runs.machine.fork_server import start_fork_server
+from runs.machine.processes import start_fork_server
 from runs.record.text import plural
 from runs.sweep.pool import Job, Slots, Sweep
 

@@ -516,7 +516,7 @@ def test_a_stop_while_a_run_loads_ends_it_at_once_and_is_no_failure(words):
 
 COMMAND = """
 import multiprocessing, time
-from runs.machine.fork_server import end_with_parent
+from runs.machine.processes import end_with_parent
 
 def run():
     end_with_parent()

@@ -16,7 +16,7 @@ from running import ROOT, do, output_of, wait_for
 
 import tasks
 from runs.config import expand
-from runs.machine import fork_server
+from runs.machine import processes
 from runs.machine.locks import run_lock
 from runs.record.ledger import record_path, run_folder
 from runs.record.spreadsheet import read_own_csv
@@ -78,7 +78,7 @@ def test_under_nohup_a_command_stays_when_its_terminal_closes():
     ):
         original = signal.signal(signal.SIGHUP, before)
         try:
-            with fork_server.handling_signals(handler):
+            with processes.handling_signals(handler):
                 os.kill(os.getpid(), signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) is before
         finally:
@@ -96,8 +96,8 @@ def test_only_launchers_that_run_here_start_the_fork_server_early(
     """Also of a launcher that a reader has added, which may run elsewhere."""
     started = []
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setattr(fork_server, "start_fork_server", started.append)
-    fork_server.start_early(["task=rte", f"launcher={launcher}"])
+    monkeypatch.setattr(processes, "start_fork_server", started.append)
+    processes.start_early(["task=rte", f"launcher={launcher}"])
     assert len(started) == starts
 
 

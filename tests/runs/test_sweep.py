@@ -46,7 +46,7 @@ from runs.launchers import ray_tasks
 from runs.launchers import slurm as slurm_jobs
 from runs.launchers.contract import ByWorkers
 from runs.launchers.registry import LAUNCHERS
-from runs.machine import fork_server
+from runs.machine import processes
 from runs.machine.hashes import files_sha256
 from runs.machine.locks import run_lock
 from runs.record.ledger import (
@@ -798,7 +798,7 @@ def test_a_worker_that_was_asked_to_stop_has_its_job_requeued(
         2,
     )
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    with fork_server.handling_signals(
+    with processes.handling_signals(
         lambda *_: seen.append("requeued"), [signal.SIGUSR2]
     ):
         assert work(1) == (143 if number else 0)
