@@ -14,7 +14,7 @@ from tqdm import tqdm
 from runs.command.parser import one_of
 from runs.forecast.probe import SECONDS, Rate, device_names, probed_rate, rate_file
 from runs.forecast.work import Outline, outline
-from runs.models.memory import computing_precision
+from runs.models.load import computing_precision
 from runs.record.folder import RecordFolder
 from runs.record.ledger import in_conf
 from runs.record.schema import Record

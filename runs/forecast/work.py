@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from runs import models
 from runs.forecast.data import Lengths, as_read, known_data, known_texts
-from runs.models.memory import HALF, bytes_of_weight, computing_precision
+from runs.models.load import HALF, bytes_of_weight, computing_precision
 from runs.record.steps import StepPlan
 from runs.run import methods
 from runs.run.definition import Run

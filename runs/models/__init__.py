@@ -10,7 +10,13 @@ from runs.models.folder import (
     image_side,
     locate,
 )
-from runs.models.load import DTYPES, load, skeleton
-from runs.models.memory import check_memory, dtype_of, memory_of_weights
+from runs.models.load import (
+    DTYPES,
+    check_memory,
+    dtype_of,
+    load,
+    memory_of_weights,
+    skeleton,
+)
 from runs.models.origin import Origin, hub_name, origin
 from runs.models.wheels import content_hash, model_files, packages

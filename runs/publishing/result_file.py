@@ -6,7 +6,7 @@ import datetime
 from typing import Any
 
 from runs.command.errors import UserError
-from runs.models.memory import computing_precision
+from runs.models.load import computing_precision
 from runs.record.configuration import MethodConfig
 from runs.record.schema import Record
 

@@ -24,7 +24,7 @@ from tasks.instruct import OWN_TEMPLATE, read_template
 from tasks.mt_bench import read_answers, read_questions
 
 # the package has its function of that name
-memory = importlib.import_module("runs.models.memory")
+load_module = importlib.import_module("runs.models.load")
 pytestmark = pytest.mark.determinism
 
 COUNT = len(QUESTIONS["mt_bench"])
@@ -130,7 +130,7 @@ def test_a_model_that_cannot_fit_is_told_before_it_is_loaded(
             for quantise, size in taken.items()
         ),
     ):
-        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(load_module, "free_memory", lambda device, free=free: free)
         run.config["model"]["quantise"], run.config["method"]["kind"] = quantise, kind
         with refused(named) if named else contextlib.nullcontext():
             models.check_memory(tiny_llama, run.config, device)

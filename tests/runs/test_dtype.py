@@ -1,5 +1,7 @@
 """Base weights in bfloat16, with an adapter in float32 (model.dtype)."""
 
+import importlib
+
 import pytest
 import torch
 from ledgers import ledger, seeds
@@ -25,6 +27,8 @@ from runs.record.folder import RecordFolder
 from runs.record.text import megabytes
 from runs.run.identity import run_id
 
+# the package has its function of that name
+load_module = importlib.import_module("runs.models.load")
 pytestmark = pytest.mark.properties
 
 BF16 = "model.dtype=bf16"
@@ -179,7 +183,7 @@ def test_the_plan_and_the_check_before_loading_count_two_bytes(
     (run,) = expand([*alpaca_words, BF16])
     device = torch.device("cpu")
     for free, fits in ((2.02 * values, True), (1.98 * values, False)):
-        monkeypatch.setattr("runs.models.memory.free_memory", lambda _, free=free: free)
+        monkeypatch.setattr(load_module, "free_memory", lambda _, free=free: free)
         if fits:
             models.check_memory(tiny_llama, run.config, device)
         else:
