@@ -24,8 +24,7 @@ from tasks.base import (
 )
 from tasks.fetch import data_folder, pinned_content
 from tasks.files import read_parquet, split_files
-from tasks.labels import parse_label
-from tasks.tables import TSV, read_csv
+from tasks.tables import TSV, parse_label, read_csv
 from tasks.text import TextTask, numbered
 
 PROTOCOL = 1

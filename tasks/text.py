@@ -30,8 +30,14 @@ from tasks.base import (
     require_columns,
 )
 from tasks.fetch import pinned_content
-from tasks.labels import class_names, mean_and_spread, parse_label
-from tasks.tables import DataTable, read_hub, read_table
+from tasks.tables import (
+    DataTable,
+    class_names,
+    mean_and_spread,
+    parse_label,
+    read_hub,
+    read_table,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
