@@ -16,7 +16,7 @@ from transformers import BertModel
 from transformers.pytorch_utils import Conv1D
 
 import vera
-from vera.kernels import Group, KernelPlan, added_flops, choose, merged, products
+from vera.kernels import Group, KernelPlan, added_flops, choose, merged
 from vera.kernels.group import slower_merge
 from vera.methods.adapted import remove_hooks
 from vera.methods.layers import adapted_layers, layer_changes
@@ -479,18 +479,18 @@ def test_a_merge_is_as_fast_as_a_product_but_on_a_gpu_under_autocast():
 def test_onednn_is_torchs_product():
     torch.manual_seed(0)
     x, weight, bias = torch.randn(300, 96), torch.randn(70, 96), torch.randn(70)
-    assert products.usable(x, weight)
+    assert merged.usable(x, weight)
     # of B the leading rows, which are whole
-    assert products.usable(x, torch.randn(100, 96)[:32])
+    assert merged.usable(x, torch.randn(100, 96)[:32])
     # Of rows that do not follow each other, such as A[:, :in], oneDNN has no fast
     # kernel
-    assert not products.usable(x, torch.randn(32, 128)[:, :96])
-    assert not products.usable(torch.randn(300, 32), torch.randn(32, 128)[:, :96].T)
+    assert not merged.usable(x, torch.randn(32, 128)[:, :96])
+    assert not merged.usable(torch.randn(300, 32), torch.randn(32, 128)[:, :96].T)
     for w, b in ((weight, bias), (weight, None), (torch.randn(96, 70).T, bias)):
         assert torch.allclose(
-            products.product(x, w, b), F.linear(x, w, b), rtol=0, atol=1e-4
+            merged.product(x, w, b), F.linear(x, w, b), rtol=0, atol=1e-4
         )
     inputs = [x.clone().requires_grad_() for _ in range(2)]
-    products.frozen_linear(inputs[0], weight).square().sum().backward()
+    merged.frozen_linear(inputs[0], weight).square().sum().backward()
     F.linear(inputs[1], weight).square().sum().backward()
     assert torch.allclose(inputs[0].grad, inputs[1].grad, rtol=1e-4, atol=1e-2)

@@ -18,6 +18,5 @@ pass, in elements:
     materialised  4 M n r + 2 T M n          the same
 """
 
-from vera.kernels.cost import KernelPlan, added_flops, choose
-from vera.kernels.group import Group, unchanged
-from vera.kernels.products import frozen_linear
+from vera.kernels.group import Group, added_flops, choose, unchanged
+from vera.kernels.merged import KernelPlan, frozen_linear
