@@ -31,7 +31,7 @@ from runs.publishing.hub import push
 from runs.record.intervals import median_interval
 from runs.record.ledger import Ledger, write_record
 from vera import AdapterError, Conversion, LayerConversion
-from vera.methods.vera_layer import VeRAChange
+from vera.methods.vera import VeRAChange
 
 pytestmark = pytest.mark.properties
 

@@ -18,7 +18,7 @@ from vera.adapter_file import FORMAT
 from vera.checked_file import read_file, write_file
 from vera.head_file import HEAD_FORMAT
 from vera.methods.layers import adapted_layers, layer_changes
-from vera.methods.vera_layer import projections
+from vera.methods.vera import projections
 
 pytestmark = pytest.mark.properties
 

@@ -24,7 +24,7 @@ from transformers import (
 
 import vera
 from vera.methods.layers import adapted_layers, layer_changes
-from vera.methods.vera_layer import projections
+from vera.methods.vera import projections
 from vera.sites import find_sites, head_parameters
 
 pytestmark = pytest.mark.contract

@@ -16,7 +16,7 @@ from vera.errors import AdapterError
 from vera.methods.contract import Method
 from vera.methods.layers import layer_changes
 from vera.methods.lora import Placement, place, wrap_sites
-from vera.methods.vera_layer import Projections, VeRAChange, fixed_pairs
+from vera.methods.vera import Projections, VeRAChange, fixed_pairs
 from vera.projections import ProjectionSpec
 
 

@@ -12,8 +12,7 @@ from vera.errors import AdapterError
 from vera.methods import Method
 from vera.methods.layers import AdaptedLinear
 from vera.methods.lora import LoRA, LoRAChange
-from vera.methods.vera import VeRA
-from vera.methods.vera_layer import VeRAChange
+from vera.methods.vera import VeRA, VeRAChange
 from vera.peft_format.folder import PREFIX, Config
 from vera.sites import WHOLE, is_transposed, layer_widths
 

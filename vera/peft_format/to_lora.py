@@ -19,8 +19,7 @@ from vera.methods.adapted import adaptation, unmerged_for_block
 from vera.methods.layers import AdaptedLinear
 from vera.methods.lora import LoRA
 from vera.methods.peft_install import installed
-from vera.methods.vera import VeRA
-from vera.methods.vera_layer import VeRAChange
+from vera.methods.vera import VeRA, VeRAChange
 from vera.peft_format.exporting import exported_method, plain_config
 from vera.peft_format.folder import PREFIX, Config, write_folder
 from vera.sites import is_transposed, layer_widths
