@@ -7,8 +7,7 @@ from typing import Any
 
 from vera.errors import AdapterError, first_line
 from vera.methods.adapted import disable, frozen_extra, unload
-from vera.methods.contract import METHODS, Method
-from vera.methods.settings import types_of
+from vera.methods.contract import METHODS, Method, types_of
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

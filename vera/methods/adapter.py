@@ -21,10 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.errors import AdapterError
-from vera.methods.contract import Method
+from vera.methods.contract import Method, check_rank
 from vera.methods.layers import Added, add_child
 from vera.methods.lora import Placement, place
-from vera.methods.settings import check_rank
 from vera.sites import Layout, find_transformer_blocks, is_linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

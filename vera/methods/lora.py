@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vera.methods.adapted import frozen_extra
-from vera.methods.contract import Method
+from vera.methods.contract import Method, check_rank
 from vera.methods.layers import (
     Change,
     adapted_layers,
@@ -22,7 +22,6 @@ from vera.methods.layers import (
     widest,
     wrap,
 )
-from vera.methods.settings import check_rank
 from vera.sites import find_sites
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from vera.errors import AdapterError
-from vera.methods.settings import LARGEST
+from vera.methods.contract import LARGEST
 from vera.sites import (
     QKV,
     WHOLE,

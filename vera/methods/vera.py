@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vera.errors import AdapterError
 from vera.kernels import Group, frozen_linear
-from vera.methods.contract import Method
+from vera.methods.contract import Method, check_rank
 from vera.methods.layers import (
     Change,
     adapted_layers,
@@ -19,7 +19,6 @@ from vera.methods.layers import (
     widest,
     wrap,
 )
-from vera.methods.settings import check_rank
 from vera.projections import Init, Matrix, ProjectionSpec, fingerprint
 from vera.sites import find_sites, same_input
 
