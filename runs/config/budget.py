@@ -85,8 +85,6 @@ def cell_of_budget(
     Where no setting of the row is near enough, the second is the reason. Raises
     UserError for a row without a ladder."""
     without_budget = tuple(line for line in overrides if Override(line).key != "budget")
-    if without_budget == overrides:
-        return overrides, ""
     (line,) = set(overrides) - {*without_budget}
     budget = read_budget(Override(line).value)
     ladder = _ladder_of(without_budget, composer)

@@ -79,11 +79,13 @@ def read_grid(overrides: Sequence[str], composer: Composer) -> Grid:
     for combination in itertools.product(*lists.values()):
         words = split_classes_of_peft([*fixed.values(), *combination])
         words = _with_recipe_file(words, composer)
-        cell, misfit = cell_of_budget(words, composer)
+        misfit = ""
+        if any(Override(word).key == "budget" for word in words):
+            words, misfit = cell_of_budget(words, composer)
         if misfit:
             grid.left_out.append(misfit)
         else:
-            grid.cells.append(cell)
+            grid.cells.append(words)
     if not grid.cells:
         raise UserError(grid.left_out[0])
     return grid

@@ -1,4 +1,4 @@
-"""How many steps a run takes, and when it evaluates."""
+"""How many steps a run takes, when it evaluates, and its learning rates over them."""
 
 import math
 from dataclasses import dataclass
@@ -62,3 +62,30 @@ class StepPlan:
     def evaluates_step(self, step: int) -> bool:
         """Whether an evaluation follows so many steps, besides the one at the end."""
         return bool(self.evaluate_steps and step and step % self.evaluate_steps == 0)
+
+
+# --- the learning rates
+
+
+def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
+    """The rates' factor at a step: from 0 to 1 over the warm-up, then linear or cosine
+    to 0, or constant.
+
+    The same to the bit as transformers' get_scheduler, whose import takes seconds
+    (peft, bitsandbytes)."""
+    if step < warmup:
+        return step / warmup
+    if kind == "constant":
+        return 1.0
+    span = max(1, total - warmup)
+    if kind == "linear":
+        return max(0.0, (total - step) / span)
+    progress = (step - warmup) / span
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_of(train: TrainConfig, total: int) -> int:
+    """The steps of the warm-up. total: all steps."""
+    if train["warmup_steps"] is not None:
+        return train["warmup_steps"]
+    return math.ceil(train["warmup_ratio"] * total)

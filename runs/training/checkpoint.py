@@ -33,9 +33,9 @@ from runs.command.errors import DeviceError, UserError
 from runs.record.configuration import Configuration, TrainConfig
 from runs.record.files import replacing
 from runs.record.schema import CURVE_COLUMNS, Curve, Reach, RightRows, Status
+from runs.record.steps import rate_factor, warmup_of
 from runs.run.methods import patterns_of
 from runs.run.provenance import Conditions
-from runs.training.reach import rate_factor, warmup_of
 
 #: Plain values, as JSON has them.
 Plain = dict[str, Any]

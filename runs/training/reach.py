@@ -1,11 +1,11 @@
-"""What a run can do at most: the learning rates over its steps, and how far they carry
-a trained number."""
+"""How far the learning rates of a run can carry a trained number at most."""
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from runs.record.configuration import TrainConfig
+from runs.record.steps import rate_factor, warmup_of
 from runs.run.definition import Run
 
 #: Adam's first beta, which is the optimizer's default.
@@ -18,30 +18,6 @@ class RateReach(NamedTuple):
 
     constant: float
     adam: float
-
-
-def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
-    """The rates' factor at a step: from 0 to 1 over the warm-up, then linear or cosine
-    to 0, or constant.
-
-    The same to the bit as transformers' get_scheduler, whose import takes seconds
-    (peft, bitsandbytes)."""
-    if step < warmup:
-        return step / warmup
-    if kind == "constant":
-        return 1.0
-    span = max(1, total - warmup)
-    if kind == "linear":
-        return max(0.0, (total - step) / span)
-    progress = (step - warmup) / span
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def warmup_of(train: TrainConfig, total: int) -> int:
-    """The steps of the warm-up. total: all steps."""
-    if train["warmup_steps"] is not None:
-        return train["warmup_steps"]
-    return math.ceil(train["warmup_ratio"] * total)
 
 
 def factors_of(train: TrainConfig, total: int) -> list[float]:

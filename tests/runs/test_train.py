@@ -27,11 +27,11 @@ from runs.command.errors import UserError
 from runs.config import expand
 from runs.record.cell import ReportedMetric, dev_halves
 from runs.record.derived import summarise
+from runs.record.steps import rate_factor
 from runs.run import provenance
 from runs.run.definition import check_dev_rows, epoch_batches
 from runs.run.identity import run_id
 from runs.training.loop import Training
-from runs.training.reach import rate_factor
 from runs.training.result import deviations
 from runs.training.train import train
 
