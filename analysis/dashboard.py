@@ -26,8 +26,7 @@ from runs.record.files import write_atomically
 from runs.record.ledger import Ledger
 from runs.record.text import first_line
 from runs.tracking.content import cell_key
-from runs.tracking.settings import PROJECT
-from runs.tracking.tracker import quiet_settings
+from runs.tracking.tracker import PROJECT, quiet_settings
 
 #: How many runs a panel shows. W&B's default is ten.
 RUNS_SHOWN = 1000

@@ -45,7 +45,7 @@ from runs.record.override import Override
 from runs.run.definition import Run, overrides_of, with_starts
 from runs.run.identity import identify
 from runs.sweep.sweep import dry_run, sweep
-from runs.tracking.settings import agent_note
+from runs.tracking.tracker import agent_note
 
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _VERSION = f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}"

@@ -21,7 +21,7 @@ from runs.record.keys import (
     TrainKeys,
 )
 from runs.run.methods import rates_of
-from runs.tracking.settings import Tracking
+from runs.tracking.tracker import Tracking
 
 
 class Model(ModelKeys):

@@ -10,7 +10,7 @@ from runs.machine.locks import run_lock
 from runs.machine.processes import STOPPING, end_with_parent
 from runs.record.ledger import run_folder
 from runs.run.definition import Run
-from runs.tracking.settings import Tracking
+from runs.tracking.tracker import Tracking
 from runs.training.train import BUSY, FAILED, attempt_run, cause_of, end_on_full_disk
 
 

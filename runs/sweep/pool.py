@@ -40,8 +40,7 @@ from runs.sweep.display import (
     seconds_of,
     sweep_words,
 )
-from runs.tracking.settings import Tracking, of_run
-from runs.tracking.tracker import Tracker
+from runs.tracking.tracker import Tracker, Tracking, of_run
 from runs.training.files import Attempt, saved, tidy
 from runs.training.train import (
     BUSY,

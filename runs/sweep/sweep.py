@@ -30,8 +30,7 @@ from runs.sweep.display import SHORTENED, heads
 from runs.sweep.pool import Job, Slots, Sweep, slots_of
 from runs.sweep.preflight import fetched_first, preflight
 from runs.sweep.worker import log_folder, run_by_workers
-from runs.tracking.settings import Tracking, ask_before_upload, is_logged_in
-from runs.tracking.tracker import log_file
+from runs.tracking.tracker import Tracking, ask_before_upload, is_logged_in, log_file
 from runs.training.files import Attempt
 from runs.training.train import Reporter
 

@@ -1,3 +1,3 @@
-"""Weights & Biases, a view of the records: settings (settings.py), what is sent
-(content.py), and the process that sends it (tracker.py). It imports neither torch nor
-Hydra, since analysis/ reads it, too."""
+"""Weights & Biases, a view of the records: what is sent (content.py), and whether, how
+and by what (tracker.py). It imports neither torch nor Hydra, since analysis/ reads it,
+too."""

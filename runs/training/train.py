@@ -20,8 +20,7 @@ from runs.record.text import FULL, describe
 from runs.run.definition import Run
 from runs.run.provenance import made_with
 from runs.run.reward_functions import rows_of_step
-from runs.tracking.settings import Tracking
-from runs.tracking.tracker import Tracker
+from runs.tracking.tracker import Tracker, Tracking
 from runs.training import predictions
 from runs.training.files import Attempt
 

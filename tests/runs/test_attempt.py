@@ -47,7 +47,7 @@ from runs.record.ledger import (
     write_record,
 )
 from runs.run.identity import run_id
-from runs.tracking.settings import Tracking
+from runs.tracking.tracker import Tracking
 from runs.training import train
 from runs.training.files import CHECKPOINT, Attempt, saved, tidy
 from runs.training.loop import Training

@@ -19,7 +19,7 @@ from runs.record.spreadsheet import read_own_csv
 from runs.run.identity import run_id
 from runs.sweep import sweep
 from runs.sweep.pool import Job, Sweep
-from runs.tracking.settings import Tracking
+from runs.tracking.tracker import Tracking
 from tasks import load, reviews
 from tasks.base import fold_of_rows
 

@@ -28,7 +28,7 @@ from runs.config import expand
 from runs.machine import gpus
 from runs.run.identity import run_id
 from runs.sweep import child, pool
-from runs.tracking.settings import Tracking
+from runs.tracking.tracker import Tracking
 from runs.training import checkpoint, context, determinism
 
 pytestmark = pytest.mark.properties

@@ -32,7 +32,7 @@ from runs.run import provenance
 from runs.run.definition import starts, with_starts
 from runs.run.identity import hash_files, identify, run_id, start_file, start_id
 from runs.sweep import sweep
-from runs.tracking.settings import Tracking
+from runs.tracking.tracker import Tracking
 from runs.training.loop import Training
 from runs.training.train import attempt_run as attempt
 from runs.training.train import train

@@ -31,7 +31,7 @@ from runs.publish import main as publish
 from runs.record.ledger import read_record, record_path, run_folder, write_record
 from runs.record.spreadsheet import read_own_csv
 from runs.sweep.display import result_words
-from runs.tracking.settings import Tracking
+from runs.tracking.tracker import Tracking
 from runs.training import predictions
 from runs.training.train import train
 

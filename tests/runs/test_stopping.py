@@ -22,7 +22,7 @@ from runs.record.ledger import record_path, run_folder
 from runs.record.spreadsheet import read_own_csv
 from runs.run.identity import run_id
 from runs.sweep import display, pool, sweep
-from runs.tracking.settings import Tracking
+from runs.tracking.tracker import Tracking
 from tasks import metrics
 
 pytestmark = pytest.mark.properties

@@ -60,7 +60,7 @@ from runs.record.ledger import (
 from runs.run.identity import run_id
 from runs.run.provenance import differs
 from runs.sweep import child, display, pool, sweep, worker
-from runs.tracking.settings import Tracking
+from runs.tracking.tracker import Tracking
 from runs.training import train as tries_of_a_run
 from runs.training.loop import Training
 

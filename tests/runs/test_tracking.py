@@ -27,8 +27,13 @@ from runs.run.definition import with_starts
 from runs.run.identity import run_id
 from runs.tracking import tracker
 from runs.tracking.content import about_run, summary_of
-from runs.tracking.settings import Tracking, agent_note, ask_before_upload, of_run
-from runs.tracking.tracker import Tracker
+from runs.tracking.tracker import (
+    Tracker,
+    Tracking,
+    agent_note,
+    ask_before_upload,
+    of_run,
+)
 from runs.training.loop import Training
 from runs.training.train import train
 
