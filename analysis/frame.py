@@ -227,11 +227,11 @@ def place_in_columns(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def tasks_by_way(frame: pd.DataFrame, column: str = "task") -> pd.Series:
-    """The task of each row of a frame (column: or its label) with how it was measured,
-    where rows of the task were measured in several ways: "sst2, 1,000 training
-    rows"."""
-    apart = ", " + frame.measured_apart
-    return frame[column] + apart.where(frame.measured_apart != "", "")
+    """The task of each row of a frame with how it was measured, where rows of the task
+    were measured in several ways: "sst2, 1,000 training rows". column: "task", or
+    "task_label" for its label."""
+    suffix = ", " + frame.measured_apart
+    return frame[column] + suffix.where(frame.measured_apart != "", "")
 
 
 #: What two costs must share to be compared, besides the task.

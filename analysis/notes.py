@@ -23,7 +23,7 @@ LONGEST_STUDIES = 3
 #: How many characters a note has at most, and the room in it for "; and 12 more".
 NOTE_LENGTH = 200
 COUNT_LENGTH = 16
-#: How many lines the points of one kind have at most.
+#: How many lines the notices of one kind have at most.
 LINES = 2
 #: How an epoch is chosen that the paper does not choose so (select=), in a sentence.
 SELECTED = {
@@ -46,7 +46,7 @@ def notes(
 
     runs: all of its models and tasks, among which its cells are. extra: further ways in
     which it differs from the paper. description: what its numbers are."""
-    points = {
+    notices = {
         f"Differs from the {reference}": [*extra, *deviation_notes(cells)],
         "Note": [
             *cautions(cells),
@@ -56,7 +56,7 @@ def notes(
         "Left out": left_out(runs, cells),
     }
     lines = list[str]()
-    for head, listed in points.items():
+    for head, listed in notices.items():
         lines += wrapped(head, listed)
     published = published_studies(in_cells(runs, cells))
     return [*lines, *paragraphs([published, *sentences(description), PAGE])]
@@ -78,19 +78,19 @@ def paragraphs(parts: Iterable[str]) -> list[str]:
     return lines
 
 
-def wrapped(head: str, points: list[str]) -> list[str]:
-    """The points as lines of NOTE_LENGTH, at most LINES of them, and how many did not
+def wrapped(head: str, notices: list[str]) -> list[str]:
+    """The notices as lines of NOTE_LENGTH, at most LINES of them, and how many did not
     fit. A point that is longer than a line, such as one with long names, is cut."""
     lines = list[str]()
     room = NOTE_LENGTH - COUNT_LENGTH
-    for number, full_point in enumerate(points):
-        point = shorten(full_point, room - len(head) - len(": ."), placeholder=" ...")
+    for number, full_notice in enumerate(notices):
+        point = shorten(full_notice, room - len(head) - len(": ."), placeholder=" ...")
         if lines and len(lines[-1]) + len(f"; {point}.") <= room:
             lines[-1] += f"; {point}"
         elif len(lines) < LINES:
             lines.append(f"{head}: {point}")
         else:
-            lines[-1] += f"; and {len(points) - number} more"
+            lines[-1] += f"; and {len(notices) - number} more"
             break
     return [f"{line}." for line in lines]
 
@@ -196,11 +196,11 @@ def subset_deviations(cells: pd.DataFrame) -> pd.DataFrame:
 def cautions(cells: pd.DataFrame) -> list[str]:
     """Seeds that diverged, that predict one class, and that finished without their
     number; rows whose seeds share one draw of random matrices."""
-    points = list[str]()
+    notices = list[str]()
     if diverged := int(cells.diverged.sum()):
-        points.append(f"{plural(diverged, 'diverged run')} (1d: one seed of the cell)")
+        notices.append(f"{plural(diverged, 'diverged run')} (1d: one seed of the cell)")
     if unknown := int((cells.runs - cells.n).sum()):
-        points.append(f"nan: {plural(unknown, 'run')} finished without the score")
+        notices.append(f"nan: {plural(unknown, 'run')} finished without the score")
     collapsed = cells[cells.one_class.map(len) > 0]
     for (task, share), group in collapsed.groupby(["task", "class_share"]):
         rows = [
@@ -210,28 +210,28 @@ def cautions(cells: pd.DataFrame) -> list[str]:
         count = sum(map(len, group.one_class))
         verb = "predicts" if count == 1 else "predict"
         in_brackets = f" ({share})" if share else ""
-        points.append(
+        notices.append(
             f"collapsed: {plural(count, 'run')} on {task} {verb} one class{in_brackets}: "
             f"{enumeration(rows, 'rows', '; ')}"
         )
     shares_draw = cells.one_draw.astype(bool) & (cells.runs > 1)
     if rows := sorted({*cells.row[shares_draw]}):
         names = enumeration(rows, "rows")
-        points.append(
+        notices.append(
             f"{names}: all seeds share one A and B, so +- excludes their variance"
         )
-    return points
+    return notices
 
 
 def mixed_sources(runs: pd.DataFrame) -> list[str]:
     """Each cell whose seeds ran with several versions of its method's or its task's
     file, or of what that imports, if one version at least is in no commit."""
-    points = list[str]()
+    notices = list[str]()
     for (_, row, task, _), cell in runs.groupby(CELL_KEY, sort=False):
         for part in ("method", "task"):
             if text := _versions(cell, part):
-                points.append(f"{row} on {task}: {text}")
-    return points
+                notices.append(f"{row} on {task}: {text}")
+    return notices
 
 
 def _versions(cell: pd.DataFrame, part: str) -> str:
@@ -261,30 +261,30 @@ def _versions(cell: pd.DataFrame, part: str) -> str:
 def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     """Runs of a table's models and tasks that are in none of its cells, and why."""
     cells = cells.drop_duplicates(CELL_KEY)
-    points = list[str]()
+    notices = list[str]()
     if different := int(cells.left_out.sum()):
-        points.append(
+        notices.append(
             f"{plural(different, 'run')} with settings further from the recipe"
             " (all=true shows them)"
         )
     for cell in cells[cells.older.map(len) > 0].itertuples():
         older = ", ".join(f"{number:g}" for number in cell.older)
         newest = f"not mixed with those of {cell.protocol:g}"
-        points.append(f"{cell.row} on {cell.task}: runs of protocol {older}, {newest}")
+        notices.append(f"{cell.row} on {cell.task}: runs of protocol {older}, {newest}")
     if repeated := [*itertools.chain(*cells.again)]:
         names = enumeration(repeated, "runs")
-        points.append(f"further records of the same settings and seed: {names}")
-    return points + unfinished(runs)
+        notices.append(f"further records of the same settings and seed: {names}")
+    return notices + unfinished(runs)
 
 
 def unfinished(runs: pd.DataFrame) -> list[str]:
     """The runs that train.max_steps has stopped early, and those that failed."""
-    points = list[str]()
+    notices = list[str]()
     reasons = {"stopped": "stopped early by train.max_steps", "failed": "failed"}
     for kind, reason in reasons.items():
         of_kind = runs[runs.kind == kind]
         cells = of_kind.label + " on " + of_kind.task_label
         names = [*(of_kind.id + " (" + cells + ")")]
         if names:
-            points.append(f"{reason}: {enumeration(names, 'runs')}")
-    return points
+            notices.append(f"{reason}: {enumeration(names, 'runs')}")
+    return notices

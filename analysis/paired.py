@@ -175,6 +175,7 @@ def _table_line(line: Any, with_details: bool) -> dict[str, Entry]:
     signed: Any = {"ids": line.ids, "decimals": line.digits, "sign": True}
     entries: dict[str, Entry] = {
         "difference": f"{line.left} minus {line.right}",
+        # over tasks, each of them is a pair
         "task": line.task or f"all {line.pairs}",
         "pairs": Number(line.pairs, form="count", ids=line.ids),
         "mean": of_runs(line.mean, **signed),

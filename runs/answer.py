@@ -30,7 +30,7 @@ from runs.command.errors import UserError
 from runs.command.parser import Line, OfRecords, entry_point, mistake, setting
 from runs.config.schema import TaskSection
 from runs.evaluate import Report, finished_records, read_line, restore
-from runs.machine.locks import alone, run_lock
+from runs.machine.locks import holding, run_lock
 from runs.record.cell import hash_of
 from runs.record.configuration import Configuration, TaskConfig
 from runs.record.files import write_atomically
@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> int:
     ):
         bench = config["task"]["bench"]
         lock = run_lock(config["output"], f"{record['id']}-{bench}")
-        with alone(lock, f"{bench} of {name}"):
+        with holding(lock, f"{bench} of {name}"):
             path, cut_answers = answer(record, config, _report_to(display, head))
         text = f"{head}  answers: {path}"
         if cut_answers:

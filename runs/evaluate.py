@@ -33,7 +33,7 @@ from runs.command.parser import (
 )
 from runs.config import read_command
 from runs.machine.hashes import check_kept
-from runs.machine.locks import alone, run_lock
+from runs.machine.locks import holding, run_lock
 from runs.record.cell import complete_scores
 from runs.record.folder import RecordFolder
 from runs.record.ledger import finished_record, run_folder, write_record
@@ -167,7 +167,7 @@ def amend(
 ) -> bool:
     """Adds keys to a finished record of this machine, under the run's lock. parts: of
     the record as it is now, the new keys. Returns whether there is such a record."""
-    with alone(run_lock(output, run_id), f"run {run_id}"):
+    with holding(run_lock(output, run_id), f"run {run_id}"):
         record = finished_record(output, run_id)
         if record:
             write_record(output, cast(Record, {**record, **parts(record)}))

@@ -33,7 +33,7 @@ from runs.command.errors import UserError, check_new_file
 from runs.command.parser import OfRecords, entry_point, read, setting
 from runs.evaluate import find_finished, kept_file, restore
 from runs.machine.hashes import files_sha256
-from runs.machine.locks import alone, run_lock
+from runs.machine.locks import holding, run_lock
 from runs.record.cell import ReportedMetric
 from runs.record.files import write_atomically
 from runs.record.keys import Count
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> int:
     lock = run_lock(settings.output, f"{record['id']}-new")
     with (
         tempfile.TemporaryDirectory() as folder,
-        alone(lock, f"predicting with run {record['id']}"),
+        holding(lock, f"predicting with run {record['id']}"),
     ):
         check_new_file(settings.out)
         path = file_of_stdin(Path(folder)) if source == "-" else Path(source)

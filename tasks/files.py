@@ -159,14 +159,15 @@ def split_files(
         if folders[0].is_file():
             problem = "a file: give the folder that holds it"
         raise DataError(f"{folders[0]}: {problem} (task.data_dir)")
+    place, files = " or ".join(map(str, folders)), dict[str, Path]()
     for folder in folders:
         files = _files_by_split(patterns, folder)
         if files:
+            place = str(folder)
             break
-    for split, names in patterns.items():
+    for split, patterns_of_split in patterns.items():
         if split not in files:
-            place = folder if files else " or ".join(map(str, folders))
-            file = " or ".join(names[:3])
+            file = " or ".join(patterns_of_split[:3])
             raise DataError(f"{place}: no {file} (task.data_dir)")
     return files
 

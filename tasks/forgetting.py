@@ -40,12 +40,12 @@ class FixedText:
         self, tokenizer: "PreTrainedTokenizerBase", positions: int | None = None
     ) -> None:
         """Tokenises the text, with the tokenizer's begin token if it writes one.
-        positions: the model's. Raises DataError for fewer than two tokens: the first
+        positions: how many the model has. Raises DataError for fewer than two tokens: the first
         one is given, the others are predicted."""
         # verbose=False: no warning that the text is long
         ids = list(tokenizer(self.text, verbose=False)["input_ids"])
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-            ids = ids[:-1]
+            ids = ids[:-1]  # an end token is not part of the text
         if len(ids) < 2:
             raise DataError(
                 f"task.{KEY}={self.name}: a text of {len(ids)} tokens, two are needed"

@@ -108,12 +108,14 @@ class _Trial:
         """How far the model's answer is from another one, at most."""
         return float((self.answer(model) - expected).abs().max())
 
-    def starts_as(self, base: nn.Module, adapted: nn.Module, start: float) -> None:
+    def starts_as(self, base: nn.Module, adapted: nn.Module, tolerance: float) -> None:
+        """The adapted model answers as the base, up to `tolerance` times the largest
+        output."""
         expected = self.answer(base)
         distance = self.distance(adapted, expected)
         largest = float(expected.abs().max())
         self.require(
-            distance <= start * largest,
+            distance <= tolerance * largest,
             f"it starts {distance:.2g} off, where outputs reach {largest:.2g}",
         )
 

@@ -130,7 +130,8 @@ def output_layer(model: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _output_of(tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The same among a head's tensors."""
+    """The weight (1, width) and the bias (1,) of the layer with a single output, among
+    a head's tensors. Raises AdapterError where it has no bias."""
     by_dimensions = {}
     for tensor in tensors.values():
         if tensor.shape[:1] == (1,):

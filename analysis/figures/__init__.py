@@ -26,8 +26,8 @@ FIGURES: dict[str, Callable[[Part], Iterable[Figure]]] = {
     "figure4": figure4,
     "figure5": figure5,
     "figure6": figure6,
-    "parameters": pareto.parameters,
-    "demo": pareto.demo,
+    "parameters": pareto.parameter_figures,
+    "demo": pareto.demo_figures,
 }
 #: The names of all: "pareto", whose axes and rows a user chooses, is in no report.
 NAMES = (*FIGURES, "pareto")
@@ -46,7 +46,7 @@ def figures_of_ledger(
     Args:
         name: one of NAMES.
         ledger: records and measures.
-        every: each variant of a row.
+        every: a line for each variant of a row.
         frames: the runs of this machine, and the published ones, where they are at
             hand.
         options: of `parameters`, `demo` and `pareto`: named, axes and labels, as in
@@ -54,8 +54,8 @@ def figures_of_ledger(
     """
     draw = (FIGURES | {"pareto": pareto.pareto_figures})[name]
     drawn = dict[str, Figure]()
-    of_both = frames or own_and_published(ledger)
-    for runs, source in zip(of_both, ("ours", "published"), strict=True):
+    runs_by_source = frames or own_and_published(ledger)
+    for runs, source in zip(runs_by_source, ("ours", "published"), strict=True):
         if every:
             # The points of figure 2 are known rows: a variant has no place among them
             runs = every_variant(runs, paper=name == "figure2")
@@ -64,7 +64,7 @@ def figures_of_ledger(
             if figure.data.empty:
                 continue
             if source == "published":
-                figure = _as_published(figure, figure.name in drawn)
+                figure = _as_published(figure, is_second=figure.name in drawn)
             drawn[figure.name] = figure
     return [*drawn.values()]
 

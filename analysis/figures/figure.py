@@ -172,20 +172,20 @@ def draw_lines(
     **labels: Any,
 ) -> None:
     """A line for each value of the column `by`, with a band from `low` to `high`,
-    hollow where seeds are missing; what is quoted is a cross, or lies across the
-    picture where it has no x.
+    hollow where seeds are missing; what is quoted is a cross, or a horizontal
+    line where it has no x.
 
     looks: the colours, dashes and markers of these values, in the order of the legend.
     labels: what the axes are set to."""
     names = [*looks, *sorted({*data[by]} - {*looks})]
     for place, name in enumerate(names):
         points = data[(data[by] == name) & data[y].notna()].sort_values(x)
-        look_of = looks.get(name, (OTHERS[place % len(OTHERS)], ":", "o"))
+        look_of_line = looks.get(name, (OTHERS[place % len(OTHERS)], ":", "o"))
         is_ours = points.runs.map(len) > 0
         if is_ours.any():
-            _draw_line(axes, points[is_ours], x, y, name, look_of)
+            _draw_line(axes, points[is_ours], x, y, name, look_of_line)
         for quoted in points[~is_ours].to_dict("records"):
-            _draw_quoted(axes, quoted, x, y, name, look_of[0])
+            _draw_quoted(axes, quoted, x, y, name, look_of_line[0])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(**labels)
     if axes.lines:
@@ -193,10 +193,15 @@ def draw_lines(
 
 
 def _draw_line(
-    axes: Any, points: pd.DataFrame, x: str, y: str, name: str, look_of: Sequence[Any]
+    axes: Any,
+    points: pd.DataFrame,
+    x: str,
+    y: str,
+    name: str,
+    look_of_line: Sequence[Any],
 ) -> None:
     """A line with its band, and its points, hollow where seeds are missing."""
-    colour, dash, marker = look_of
+    colour, dash, marker = look_of_line
     along = points[x].astype(float)
     axes.fill_between(
         along, points.low, points.high, color=colour, alpha=0.15, linewidth=0

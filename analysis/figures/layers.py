@@ -169,11 +169,11 @@ def distinct_runs(groups: Iterable[Sequence[str]]) -> tuple[str, ...]:
 
 def notes_on_infinite(data: pd.DataFrame) -> list[str]:
     """A note for each site and layer that has values which are not finite."""
-    incomplete = data[(data.n < data.total) & (data.name != "b")]
+    with_infinite = data[(data.n < data.total) & (data.name != "b")]
     return [
         f"{line.site}, layer {line.layer}: {line.total - line.n} of {line.total} "
         "not finite."
-        for line in incomplete.itertuples()
+        for line in with_infinite.itertuples()
     ]
 
 

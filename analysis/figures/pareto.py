@@ -78,7 +78,7 @@ WIDTH = 7
 HEIGHTS = (4.4, 6.4)
 
 
-def parameters(part: Part) -> Iterator[Figure]:
+def parameter_figures(part: Part) -> Iterator[Figure]:
     """Pictures of tables 2 and 5's tasks that have at least two of table 2's rows;
     other ranks and ablations are left out. Named tasks: every row."""
     if part.named:
@@ -90,7 +90,7 @@ def parameters(part: Part) -> Iterator[Figure]:
     return (figure for figure in figures if len(figure.data) > 1)
 
 
-def demo(part: Part) -> Iterator[Figure]:
+def demo_figures(part: Part) -> Iterator[Figure]:
     """The pictures of the demo's task."""
     return pareto_figures(replace(part, runs=part.runs[part.runs.task == "reviews"]))
 
@@ -263,19 +263,23 @@ def _with_numbers(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The cells with the numbers of an axis: medians over the seeds that have one, with
     their intervals; and notes on the seeds that lack it."""
-    # What a run cost that diverged, and so ended early, is no cost of the row
-    counts = (runs.status == "done") | (axis.column in ("number", "parameters"))
-    of_run = dict(zip(runs.id, runs[axis.column].where(counts), strict=True))
-    by_cell = finite(of_cells.ids.explode().map(of_run)).groupby(level=0)
-    ends = by_cell.agg(interval_or_value)
-    sizes = zip(of_cells.label, by_cell.size(), by_cell.count(), strict=True)
+    # A diverged run ended early, so its cost is not the row's
+    is_comparable = (runs.status == "done") | (axis.column in ("number", "parameters"))
+    comparable = runs[axis.column].where(is_comparable)
+    number_by_run = dict(zip(runs.id, comparable, strict=True))
+    numbers = finite(of_cells.ids.explode().map(number_by_run))
+    numbers_by_cell = numbers.groupby(level=0)
+    ends = numbers_by_cell.agg(interval_or_value)
+    sizes = zip(
+        of_cells.label, numbers_by_cell.size(), numbers_by_cell.count(), strict=True
+    )
     lines = [
         f"{row}: {size - count} of {size} runs without a finite {axis.name}."
         for row, size, count in sizes
         if count < size
     ]
     columns = {
-        axis.name: by_cell.median(),
+        axis.name: numbers_by_cell.median(),
         axis.low: ends.str[0].astype(float),
         axis.high: ends.str[1].astype(float),
     }

@@ -224,8 +224,8 @@ class Finding:
 
     name: which of several comparisons it is. tasks: the mean difference of each task,
     by model and task, where both runs trained; pair_counts: of how many seeds. mean:
-    what decides the verdict. analyses: other means, by name, without a veto. within:
-    the standard deviation of a pair's difference; pairs_to_decide: how many pairs of
+    what decides the verdict. analyses: other means, by name, without a veto. pair_sd:
+    the standard deviation of a pair's difference within a task; pairs_to_decide: how many pairs of
     one task show equivalence (0: unknown).
     """
 

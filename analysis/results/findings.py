@@ -255,12 +255,15 @@ def _exclusions(
 
 
 def _reason(claim: Claim, group: pd.DataFrame, reasons: Mapping[str, str]) -> str:
+    """Why none of these results is in a pair of the claim. reasons: of excluded runs, by
+    id."""
     if not group.points.any():
+        # of "perplexity, last epoch"
         score = group["name"].iloc[0].partition(",")[0]
         return f"{score} is not in points"
-    for run in group.id:
-        if run in reasons:
-            return reasons[run]
+    for run_id in group.id:
+        if run_id in reasons:
+            return reasons[run_id]
     if claim.kind == "ranks":
         return "no two ranks of VeRA with LoRA's size"
     missing = [row for row in claim.rows if not (group.row == row).any()]

@@ -338,7 +338,7 @@ class ModelTable:
             if average:
                 line["avg"] = average
             if number == 0:
-                line |= self._names(first, is_below_paper=len(group) > 0)
+                line |= self._names(first, follows_papers_row=len(group) > 0)
                 line["status"] = "; ".join(filter(None, [str(line["status"]), within]))
             line |= self.side_columns.entries(own_cells, is_first=number == 0)
             difference = self._difference_line(
@@ -382,11 +382,11 @@ class ModelTable:
         status = self._status(own_cells, compared, required)
         return line | {"source": self.view.whose, "status": status}
 
-    def _names(self, first: Cell, is_below_paper: bool) -> Line:
+    def _names(self, first: Cell, follows_papers_row: bool) -> Line:
         """The name and the size of a row of ours."""
         name = first.label
         if self.spec.is_ablation:
-            name = "" if is_below_paper else self.spec.row_names.get(first.row, "")
+            name = "" if follows_papers_row else self.spec.row_names.get(first.row, "")
         return {self.spec.head[0]: name, "params": trained_count(first)}
 
     def _status(

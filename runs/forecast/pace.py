@@ -244,7 +244,7 @@ def _lines_of_work(total: _Total, variants: _Variants) -> list[str]:
     """Steps, tokens and FLOPs, and how they are known."""
     if not total.work:
         return []
-    work = Work(*np.sum(total.work, 0))
+    work = Work(*np.sum(total.work, axis=0))  # field by field
     parts = [f"{work.steps:,.0f} steps"]
     if work.tokens:
         parts.append(f"{rounded(work.tokens)} tokens")
@@ -253,9 +253,9 @@ def _lines_of_work(total: _Total, variants: _Variants) -> list[str]:
     if work.flops:
         parts.append(f"{work.flops:.1e} FLOP".replace("e+", "e"))
     bases = list[str]()
-    for work_of_run in variants.outlines.values():
-        if work_of_run.basis:
-            bases += work_of_run.basis.split("; ")
+    for outline_of_run in variants.outlines.values():
+        if outline_of_run.basis:
+            bases += outline_of_run.basis.split("; ")
     runs = plural(len(total.work), "run")
     return [
         f"forecast for {runs}: {', '.join(parts)}",

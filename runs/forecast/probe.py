@@ -53,20 +53,20 @@ class KeptRate(TypedDict):
 def probe(runs: Iterable[Run]) -> None:
     """Does some steps of each row of each model, on one of its tasks, and keeps the
     FLOP a second. A line gives the reason for each row that cannot be measured."""
-    rows = dict[Path, Run]()
+    run_by_rate_file = dict[Path, Run]()
     for run in runs:
-        rows.setdefault(rate_file(run), run)
-    if not rows:
+        run_by_rate_file.setdefault(rate_file(run), run)
+    if not run_by_rate_file:
         print("probe: nothing is measured, since every run is done or blocked")
         return
-    count = plural(len(rows), "row")
+    count = plural(len(run_by_rate_file), "row")
     print(f"probe of {count}: {STEPS} steps of each, or about {SECONDS}s")
     notes = list[str]()
-    for number, (file, run) in enumerate(rows.items(), 1):
-        result, busy = _measure(run, file)
-        print(f"probe {number}/{len(rows)}: {run.label}: {result}")
-        if busy:
-            notes.append(busy)
+    for number, (file, run) in enumerate(run_by_rate_file.items(), 1):
+        result, busy_note = _measure(run, file)
+        print(f"probe {number}/{len(run_by_rate_file)}: {run.label}: {result}")
+        if busy_note:
+            notes.append(busy_note)
     if notes:
         print(
             f"note: this machine is busy ({notes[-1]}), so these rates are too low. "

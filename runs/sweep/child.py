@@ -20,14 +20,14 @@ def run_in_child(
     failures: list[str],
     gpu: str | None,
     tracking: Tracking,
-    alone: bool,
+    is_only_run: bool,
     sender: Any,
 ) -> None:
     """The main function of a run's process. Its output goes into the run's log. It
     sends how it has ended.
 
     Args:
-        failures, alone: as in `attempt_run`, whose is_only_run is `alone`.
+        failures, is_only_run: as in `attempt_run`.
         gpu: the one that it may use; None where any is.
     """
     end_with_parent()
@@ -44,7 +44,7 @@ def run_in_child(
         _log_into(run, run_id)
         end = BUSY, ""
         if lock.take():  # to the process's end
-            end = attempt_run(run, run_id, failures, stop, tracking, alone)
+            end = attempt_run(run, run_id, failures, stop, tracking, is_only_run)
     except Exception as error:  # such as a log that cannot be written
         cause, text = cause_of(error)
         end = (end_on_full_disk(failures) if cause == "disk" else FAILED), text

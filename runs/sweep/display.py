@@ -192,38 +192,36 @@ def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
 
 
 def event_words(event: Event) -> str:
-    """An event: where the run stands and the time that is left, then its loss and
-    metric, and its pace."""
+    """An event: phase and epoch, the time that is left, step, loss and metric, and the
+    pace. Of 80 columns the pace is what does not fit."""
     phase = event.get("phase", "starting")
     left = event.get("seconds_left")
-    parts = [phase if phase != "training" else ""]
+    position = [phase if phase != "training" else ""]
     if "of" in event:
-        parts[0] += f" {event['done']}/{event['of']}"
+        position = [f"{position[0]} {event['done']}/{event['of']}"]
+    details = list[str]()
     if "steps" in event:
-        parts += [
-            f"epoch {event['epoch']}/{event['epochs']}",
-            f"step {event['step']}/{event['steps']}",
-        ]
-        parts += [f"loss {event['loss']:.3f}"]
+        position.append(f"epoch {event['epoch']}/{event['epochs']}")
+        details.append(f"step {event['step']}/{event['steps']}")
+        details.append(f"loss {event['loss']:.3f}")
         if event.get("metrics"):
-            parts.append(reward_words(event["metrics"]))
+            details.append(reward_words(event["metrics"]))
         if event["metric"] is not None:
             metric = ReportedMetric(event["metric_name"], scale=event["scale"])
             score = metric.text(event["metric"])
             best = metric.text(event["best"])
-            parts.append(f"dev {metric.name} {score} (best {best})")
+            details.append(f"dev {metric.name} {score} (best {best})")
         pace = event["pace"]
         decimals = 1 if pace < 10 else 0
-        parts.append(f"{pace:.{decimals}f} {event['unit']}/s")
+        details.append(f"{pace:.{decimals}f} {event['unit']}/s")
+    remaining = ""
     if left is not None:
         remaining = f"left: {duration(left)}"
         if event.get("texts") and "of" not in event:
             remaining += f" and {event['texts']} texts"
-        # 80 columns end before the pace
-        parts.insert(2, remaining)
     if event.get("host", gethostname()) != gethostname():
-        parts.append(f"on {event['host']}")
-    return "  ".join(filter(None, parts))
+        details.append(f"on {event['host']}")
+    return "  ".join(filter(None, [*position, remaining, *details]))
 
 
 def reward_words(metrics: Mapping[str, float]) -> str:

@@ -91,15 +91,17 @@ class Job:
         """The lock that its process takes."""
         return run_lock(self.output, self.id)
 
-    def start(self, gpu: gpus.TakenGpu | None, tracking: Tracking, alone: bool) -> None:
-        """Starts its process. alone: a user's mistake leaves no record."""
+    def start(
+        self, gpu: gpus.TakenGpu | None, tracking: Tracking, is_only_run: bool
+    ) -> None:
+        """Starts its process. is_only_run: a user's mistake leaves no record."""
         self.gpu = gpu
         self.read_earlier_seconds()
         self.started_at = time.monotonic()
         context = multiprocessing.get_context("forkserver")
         self.ready, sender = context.Pipe(duplex=False)
         name = gpu.name if gpu else None
-        work = (self.run, self.id, self.failures, name, tracking, alone, sender)
+        work = (self.run, self.id, self.failures, name, tracking, is_only_run, sender)
         self.child = context.Process(target=run_in_child, args=work, daemon=True)
         # the server was killed now
         with contextlib.closing(sender), contextlib.suppress(OSError, EOFError):
@@ -173,7 +175,7 @@ class Sweep:
         self.signal = 0
         self.display = Display()
         self.slots = Slots()
-        self.alone = False
+        self.is_only_run = False
         self._time_left = TimeLeft()
         #: Since when nothing is on here; infinity once that was said.
         self._idle_since = 0.0
@@ -183,7 +185,8 @@ class Sweep:
 
     @property
     def exit_code(self) -> int:
-        """143 where the command was interrupted, 1 where a run failed. One that
+        """143 where a signal other than Ctrl-C ended the command (of that one the caller
+        makes 130), 1 where a run failed. One that
         diverged is a result."""
         if self.signal:
             return 143
@@ -302,17 +305,17 @@ class Sweep:
     def do_pending_runs(
         self,
         slots: Slots,
-        alone: bool = False,
+        is_only_run: bool = False,
         others_work: Callable[[], bool] = lambda: True,
     ) -> None:
         """Does runs, as many at once as there are slots, until none is left that this
         process can do, or has to wait for.
 
-        alone: this is the one run of a command, in which a user's mistake is raised
+        is_only_run: this is the one run of a command, in which a user's mistake is raised
         (UserError) and leaves no record. others_work: whether to wait for the runs that
         other processes do."""
         self.slots = slots
-        self.alone = alone
+        self.is_only_run = is_only_run
         self._idle_since = time.monotonic()
         try:
             with handling_signals(self._pass_signal_on):
@@ -348,7 +351,7 @@ class Sweep:
             if self.slots.gpus and not gpu:
                 self._wait_for_gpu()
                 break
-            job.start(gpu, self.tracking_of(job), self.alone)
+            job.start(gpu, self.tracking_of(job), self.is_only_run)
             self.running.append(job)
             self.display.started(job.head)
         return bool(self.running)
@@ -399,7 +402,7 @@ class Sweep:
     def _handle_end(self, job: Job) -> None:
         """Finishes a run whose process has ended, or leaves it pending for a retry."""
         ending, error = job.ended()
-        if ending == FAILED and self.alone and not job.record.exists():
+        if ending == FAILED and self.is_only_run and not job.record.exists():
             raise UserError(error)
         seconds = time.monotonic() - (job.started_at or 0.0)
         finished = self.finish(job, seconds, error if ending == FAILED else "")

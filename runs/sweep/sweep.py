@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 from runs.command.errors import UserError, interrupted_words, process_rank
 from runs.config import Launch
 from runs.launchers.contract import ByScript, ByWorkers, Launcher, OnThisMachine
-from runs.machine.locks import alone
+from runs.machine.locks import holding
 from runs.machine.processes import process_environment, start_fork_server, sweep_up_dead
 from runs.record.cell import is_trial
 from runs.record.configuration import Configuration
@@ -87,7 +87,7 @@ def _run_all(
     if isinstance(launcher, ByWorkers):
         run_by_workers(commanded, launcher)
     else:
-        commanded.do_pending_runs(available, alone=len(commanded.jobs) == 1)
+        commanded.do_pending_runs(available, is_only_run=len(commanded.jobs) == 1)
 
 
 def dry_run(runs: list[Run], launcher: ByScript) -> str:
@@ -209,7 +209,7 @@ def archive(job: Job, record: Record) -> bool:
     The record goes last: a kill loses none."""
     output = Path(job.output)
     run_files = Path(job.log).parent
-    with alone(job.lock, job.head):
+    with holding(job.lock, job.head):
         if finished_record(job.output, job.id) != record:
             return False
         date = time.strftime("%Y%m%d-%H%M%S")
@@ -240,7 +240,9 @@ def _do_here(commanded: Sweep) -> None:
     process holds the locks and makes the attempt that the others work on, too."""
     for job in commanded.jobs:
         started = time.monotonic()
-        with contextlib.nullcontext() if process_rank() else alone(job.lock, job.head):
+        with (
+            contextlib.nullcontext() if process_rank() else holding(job.lock, job.head)
+        ):
             job.read_earlier_seconds()
             attempt = _shared_attempt(job)
             if attempt:

@@ -173,8 +173,8 @@ class Training(Context):
         """Estimates what the run can change, where the model is a language model: a new
         head moves far whatever the adapter does. Data parallel would wait for the other
         processes' gradients."""
-        alone = self.accelerator.num_processes == 1
-        if self.plan.total_steps and alone and not self.task.num_labels:
+        is_one_process = self.accelerator.num_processes == 1
+        if self.plan.total_steps and is_one_process and not self.task.num_labels:
             self.report({"phase": "estimating the reach"})
             self.state.reach = estimate_effect(
                 self,

@@ -134,12 +134,16 @@ def _difference(train: Sequence[str], test: Sequence[str]) -> str:
 
 
 def _folder_pool(
-    files: Mapping[str, Path], images: Sequence[tuple[str, str]], classes: list[str]
+    files: Mapping[str, Path],
+    names_and_labels: Sequence[tuple[str, str]],
+    classes: list[str],
 ) -> Pool:
     """A pool of images, each with its name and its class."""
-    names = [name for name, _ in images]
-    index_by_class = {name: index for index, name in enumerate(classes)}
-    labels = np.asarray([index_by_class[label] for _, label in images], np.int64)
+    names = [name for name, _ in names_and_labels]
+    index_by_class = {label: index for index, label in enumerate(classes)}
+    labels = np.asarray(
+        [index_by_class[label] for _, label in names_and_labels], np.int64
+    )
     return Pool(names, labels, lambda rows: (files[names[row]] for row in rows))
 
 

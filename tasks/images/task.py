@@ -73,12 +73,12 @@ def load(settings: Settings) -> "ImageTask":
     if settings.get("data_dir") or settings.get("hub"):
         files = _local(settings, data_folder(settings, _patterns(settings), COPY))
         images = sets.read_images(files, settings)
-        key = json.dumps([settings["image_column"], _stamps(files)])
+        identity = json.dumps([settings["image_column"], _stamps(files)])
     else:
-        source(settings)  # which refuses others
+        source(settings)  # raises DataError for any set but the digits
         images = sets.digits()
-        key = "digits"
-    return ImageTask(settings, images, hashlib.sha256(key.encode()).hexdigest())
+        identity = "digits"
+    return ImageTask(settings, images, hashlib.sha256(identity.encode()).hexdigest())
 
 
 #: An example of a local path, for an error.
@@ -386,8 +386,8 @@ class NewImages(ImageTask):
         labels = np.zeros(len(names), np.int64)
         pool = Pool(names, labels, lambda rows: (paths[row] for row in rows))
         stamps = [[name, *stamp(path)] for name, path in zip(names, paths, strict=True)]
-        key = json.dumps([str(folder.absolute()), stamps])
-        digest = hashlib.sha256(key.encode()).hexdigest()
+        identity = json.dumps([str(folder.absolute()), stamps])
+        digest = hashlib.sha256(identity.encode()).hexdigest()
         super().__init__(settings, ImageSet(classes, pool, None), digest)
 
     def _check_set(self) -> None:

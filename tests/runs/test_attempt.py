@@ -38,7 +38,7 @@ from runs.config import expand
 from runs.evaluate import amend
 from runs.machine import locks
 from runs.machine.hashes import check_kept, files_sha256
-from runs.machine.locks import Lock, alone, run_lock
+from runs.machine.locks import Lock, holding, run_lock
 from runs.machine.processes import sweep_up_dead
 from runs.record.ledger import (
     finished_record,
@@ -440,7 +440,7 @@ def test_a_lock_has_one_holder_and_says_who(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         Lock, "take", lambda *of, take=Lock.take: first.release() or take(*of)
     )
-    with alone(run_lock(tmp_path, "run"), "its search"):
+    with holding(run_lock(tmp_path, "run"), "its search"):
         assert first.is_held()
     assert not first.is_held()
     monkeypatch.undo()  # a file system without locks lets everybody pass
@@ -468,7 +468,7 @@ def test_a_killed_process_gives_its_lock_back_and_a_stopped_one_keeps_it(
     os.waitid(os.P_PID, holder.pid, os.WSTOPPED)
     monkeypatch.setattr(locks, "PATIENCE", 0)
     threading.Timer(2.5, holder.kill).start()
-    with alone(run_lock(tmp_path, "run"), "RTE seed 0"):
+    with holding(run_lock(tmp_path, "run"), "RTE seed 0"):
         printed = capsys.readouterr().out
     assert printed.startswith(f"RTE seed 0 is being done by process {holder.pid} on ")
     assert f", which is stopped: kill -CONT {holder.pid} lets it go on" in printed

@@ -15,7 +15,7 @@ from tiers import sample
 from runs import evaluate, plan, publish
 from runs.config import expand
 from runs.evaluate import find_finished, restore
-from runs.machine.locks import alone, run_lock
+from runs.machine.locks import holding, run_lock
 from runs.measure import main as measure_main
 from runs.measure import measure_id
 from runs.measures.adapters import layer_and_site, magnitude, similarity
@@ -159,7 +159,7 @@ def test_a_plan_shows_what_runs_and_how_far_it_is(words, capsys):
         return plan.plan_text(plan.plan(runs, records), records)
 
     folder.mkdir(parents=True)
-    with alone(run_lock(output, first), "it"):
+    with holding(run_lock(output, first), "it"):
         for odd in (
             "[1]",
             "null",

