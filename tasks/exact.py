@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
+import numpy as np
+
 from tasks.base import Array, DataError, Settings, check_setting, fixed_subset, held_out
-from tasks.continuations import Splits, Written, token_ids
+from tasks.continuations import Row, Splits, Written, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +25,11 @@ Tests = dict[str, list[tuple[str, str | None]]]
 #: Takes test set, prompt and text (without the prompt and an end token), and returns
 #: the answer in the text, or None if there is none.
 Read = Callable[[str, str, str], str | None]
+
+#: How many tokens follow the answer of a demonstration.
+FILLER_TOKENS = 8
+#: Separates them from the random numbers behind batches, samples and permuted rewards.
+FILLER_STREAM = 3
 
 
 class Item(NamedTuple):
@@ -230,6 +237,35 @@ class ExactTask(Written):
         if self.answers_dev:
             return float(predictions[:, 0].mean())
         return super().score(predictions, labels)
+
+    # --- training rows as demonstrations
+
+    def demonstrate(self, seed: int) -> None:
+        """Adds FILLER_TOKENS random tokens to each training row, after the answer and
+        before the end token. Neither the prompt nor the answer determines them, and no
+        score reads them: they stand for all that a demonstration shows beside its
+        answer. They are drawn evenly from the vocabulary without its special tokens.
+
+        seed: of the run, so that a row has the same tokens in all of its epochs.
+
+        Raises DataError for a row that train.max_length cuts, which has no end."""
+        tokenizer = self.tokenizer
+        ordinary = np.setdiff1d(
+            np.arange(tokenizer.vocab_size), tokenizer.all_special_ids
+        )
+        rows = self._rows["train"]
+        bits = np.random.Philox(key=[seed, 0], counter=[0, FILLER_STREAM, 0, 0])
+        filler = np.random.Generator(bits).choice(ordinary, (len(rows), FILLER_TOKENS))
+        extended = []
+        for row, tokens in zip(rows, filler.tolist(), strict=True):
+            *text, end = row.ids
+            if end not in self.ends:
+                raise DataError(
+                    "train.objective=demonstrations: train.max_length cuts a training "
+                    "row, which leaves its answer without an end"
+                )
+            extended.append(Row([*text, *tokens, end], row.last))
+        self._rows["train"] = extended
 
     # --- texts
 

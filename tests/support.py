@@ -140,6 +140,7 @@ METHODS: dict[str, Callable[[str], vera.Method]] = {
     "VeRA, all linear layers": lambda a: vera.VeRA(rank=12, sites=("all-linear",)),
     "VeRA, only b": lambda a: vera.VeRA(rank=12, vectors=("b",)),
     "VeRA, only d": lambda a: vera.VeRA(rank=12, vectors=("d",), d_init=0.0),
+    "VeRA, b shared by layers": lambda a: vera.VeRA(rank=12, shared_b=True),
     "VeRA, unique A and B": lambda a: vera.VeRA(rank=12, projections="unique"),
     "VeRA+": lambda a: vera.VeRAPlus(rank=12),
     "LoRA-XS": lambda a: vera.LoRAXS(rank=4),

@@ -43,7 +43,7 @@ WIDTH, HEIGHT = 5.5, 3.3
 STYLE = Path(__file__).parent / "style.mplstyle"
 #: Other ranks, ablations and other starts, which have figures and tables of their own.
 VARIED = re.compile(
-    r"(vera|lora|lora_plus|lora_fa)_r\d+|lora_mnli|\w+_from_|\w+_by_(permuted_)?reward"
+    r"(vera|lora|lora_plus|lora_fa)_r\d+|lora_mnli|\w+_from_|\w+_by_((permuted|expected)_)?reward|\w+_by_demonstrations"
     r"|vera_(only_|kaiming_|uniform|d_init_|unique|by_shape|redrawn)"
 )
 #: What makes a form, and what it does not say: when it was made, and by what.

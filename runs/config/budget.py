@@ -116,13 +116,14 @@ def ladder_of(overrides: tuple[str, ...], composer: Composer) -> Ladder:
     rungs = []
     for settings in _settings_of_entries(entries):
         blocks = settings.pop("blocks", None)
+        label = _label(settings, blocks)
         if blocks:
             sites = tuple(settings.get("sites") or own_settings["sites"])
             settings["sites"] = _sites_of_last_blocks(model, sites, blocks)
         if clash := set_by_user & {f"method.{key}" for key in settings}:
             raise UserError(f"budget= chooses {min(clash)}: give one of the two")
         count = _count_parameters(model, own_settings, settings)
-        rungs.append(Rung(_overrides(settings), _label(settings, blocks), count))
+        rungs.append(Rung(_overrides(settings), label, count))
     return Ladder(row, str(model["label"]), tuple(rungs))
 
 
@@ -184,23 +185,27 @@ def _count_parameters(
 def _overrides(settings: Mapping[str, Any]) -> tuple[str, ...]:
     lines = []
     for key, value in settings.items():
-        text = "null" if value is None else str(value)
-        if isinstance(value, list):
-            text = f"[{','.join(value)}]"
         # a class of peft takes settings that its file does not list
         plus = "++" if key.startswith("config.") else ""
-        lines.append(f"{plus}method.{key}={text}")
+        lines.append(f"{plus}method.{key}={_text(value)}")
     return tuple(lines)
 
 
+def _text(value: object) -> str:
+    """A setting as an override has it."""
+    if isinstance(value, list):
+        return f"[{','.join(value)}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
+
+
 def _label(settings: Mapping[str, Any], blocks: int | None) -> str:
-    """The settings in short: "rank=4", "rank=1, last 2 blocks"."""
+    """A rung's settings in short: "rank=4", "rank=1, sites=[value], last 2 blocks"."""
     parts = []
     for key, value in settings.items():
-        if key == "sites" or value is None:
-            continue
-        text = f"[{','.join(value)}]" if isinstance(value, list) else value
-        parts.append(f"{key.removeprefix('config.')}={text}")
+        if value is not None:
+            parts.append(f"{key.removeprefix('config.')}={_text(value)}")
     if blocks:
         parts.append(f"last {blocks} blocks" if blocks > 1 else "last block")
     return ", ".join(parts) or "as it is"

@@ -40,6 +40,8 @@ LEFT_OUT = (
     "task.fold",
     "model.dtype",
     "model.chat",
+    "method.shared_b",
+    "reward.expected",
 )
 
 
@@ -203,10 +205,15 @@ def _make_run(
         if config["init_from"] != method.get("init_from"):
             row = f"{row}_from_{_slug(start_name)}"
         method["label"] += f" from {start_name}"
-    if "reward" in config:  # a row of its own beside the one by likelihood
-        reward = "permuted reward" if config["reward"]["permuted"] else "reward"
-        row = f"{row}_by_{_slug(reward)}"
-        method["label"] += f" by {reward}"
+    objective = config["train"].get("objective")
+    if objective:  # a row of its own beside the one by likelihood
+        reward = config.get("reward")
+        if reward and reward["permuted"]:
+            objective = "permuted reward"
+        elif reward and reward.get("expected"):
+            objective = "expected reward"
+        row = f"{row}_by_{_slug(objective)}"
+        method["label"] += f" by {objective}"
     words = [f"{group}={choices[group]}" for group in ("method", "model", "task")]
     words += [text for text in overrides if _is_kept(Override(text))]
     return Run(
@@ -303,12 +310,12 @@ def _configuration(
 def _leave_out_neutral(values: dict[str, Any]) -> None:
     """Takes settings that came later out of the configurations of runs that do not use
     them, which then stay as they were before there were any."""
-    if values["train"].get("objective") == "likelihood":
+    if values["train"].get("objective") != "reward":
         del values["reward"]
     for key in LEFT_OUT:
         group, name = key.split(".")
         declared = KEYS[key].added
-        if declared and values[group].get(name, ...) == declared.neutral:
+        if declared and values.get(group, {}).get(name, ...) == declared.neutral:
             del values[group][name]
 
 

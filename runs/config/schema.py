@@ -16,6 +16,7 @@ from runs.record.keys import (
     ConfigPart,
     MethodKeys,
     ModelKeys,
+    RewardKeys,
     RunKeys,
     TaskKeys,
     TrainKeys,
@@ -128,13 +129,16 @@ class Config(Launch, RunKeys):
             raise ValueError(
                 f"method.projection_seed={projection}: redrawn matrices follow the seed"
             )
-        by_reward = self.train.objective == "reward"
-        if by_reward and self.task.family not in tasks.EXACT_FAMILIES:
+        objective = self.train.objective
+        is_exact = self.task.family in tasks.EXACT_FAMILIES
+        if objective != "likelihood" and not is_exact:
             raise ValueError(
-                f"train.objective=reward: the task {self.task.name} has no exact "
+                f"train.objective={objective}: the task {self.task.name} has no exact "
                 "answers. Families that have them: "
                 f"{', '.join(tasks.EXACT_FAMILIES)}"
             )
+        if objective == "reward" and self.reward is not None and self.reward.expected:
+            _check_expected_reward(self.reward, self.task.max_new_tokens)
         if self.model.modality != self.task.modality:
             model, task = self.model, self.task
             raise ValueError(
@@ -142,6 +146,27 @@ class Config(Launch, RunKeys):
                 f"{task.modality}: choose another model= or task="
             )
         return self
+
+
+def _check_expected_reward(reward: RewardKeys, tokens_of_task: int) -> None:
+    """Raises ValueError where no sum over the vocabulary is the expected reward, or
+    where another setting needs samples."""
+    tokens = reward.max_new_tokens or tokens_of_task
+    if tokens != 1:
+        raise ValueError(
+            "reward.expected=true is for answers of one token, and these have up to "
+            f"{tokens} (reward.max_new_tokens)"
+        )
+    needs_samples = {
+        "permuted": reward.permuted,
+        "samples_every": reward.samples_every,
+        "kl": reward.kl,
+    }
+    for name, value in needs_samples.items():
+        if value:
+            raise ValueError(
+                f"reward.expected=true samples nothing, which reward.{name}={value} needs"
+            )
 
 
 def _check_dtype(config: Config) -> None:

@@ -63,6 +63,12 @@ class Lengths:
         """The tokens of a row, on average."""
         return float(np.mean(self.tokens))
 
+    def longer(self, tokens: int) -> "Lengths":
+        """These lengths with so many more predicted tokens in each row."""
+        if not len(self.tokens):
+            return self
+        return Lengths(self.rows, self.tokens + tokens, self.predicted + tokens)
+
     def cut(self, longest: float) -> "Lengths":
         """These lengths where rows are cut to so many tokens. The end of a row is cut,
         which is predicted."""

@@ -14,6 +14,7 @@ from runs.run import methods
 from runs.run.definition import Run
 from runs.run.reward_functions import completion_limit
 from tasks.base import block, prompts_at_once
+from tasks.exact import FILLER_TOKENS
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def outline(run: Run) -> Outline:
     if data is None:
         return Outline()
     train = as_read(run, data.train)
+    if config["train"].get("objective") == "demonstrations":
+        train = train.longer(FILLER_TOKENS)
     dev = as_read(run, data.dev)
     plan = StepPlan.of_run(config["train"], train.rows, run.method["kind"] != "none")
     if not (len(train.tokens) and len(dev.tokens)):

@@ -49,6 +49,11 @@ class RunAdapter:
         file = read_file(self.path, FORMAT)
         self.header = file.header
         self.method = cast(Any, method_of(file))
+        if getattr(self.method, "shared_b", False):
+            raise UserError(
+                f"run {record['id']} has one b for all layers (method.shared_b), and "
+                "this measure compares each layer's own"
+            )
         matrices: dict[str, dict[str, torch.Tensor]] = {}
         for name, tensor in file.tensors().items():
             path, _, part = name.rpartition(".")

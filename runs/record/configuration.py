@@ -137,6 +137,7 @@ class RewardConfig(TypedDict):
     max_new_tokens: int | None
     samples_every: int | None
     permuted: NotRequired[bool]
+    expected: NotRequired[bool]
 
 
 class RecipeConfig(TypedDict, total=False):

@@ -283,6 +283,7 @@ class MethodKeys(ConfigPart):
     projections: Annotated[Unchecked, RESULT] = None
     rank: Annotated[Unchecked, RESULT] = None
     share: Annotated[Unchecked, RESULT] = None
+    shared_b: Annotated[Unchecked, RESULT, AddedLater(False)] = None
     sites: Annotated[Unchecked, RESULT] = None
     store: Annotated[Unchecked, RESULT] = None
     vectors: Annotated[Unchecked, RESULT] = None
@@ -314,7 +315,9 @@ class TrainKeys(ConfigPart):
     evaluate_every: Annotated[Count, RESULT, AddedLater(1)]
     evaluate_steps: Annotated[Count | None, RESULT, AddedLater(None)] = None
     objective: Annotated[
-        Literal["likelihood", "reward"], RESULT, AddedLater("likelihood")
+        Literal["likelihood", "demonstrations", "reward"],
+        RESULT,
+        AddedLater("likelihood"),
     ] = "likelihood"
 
 
@@ -334,6 +337,8 @@ class RewardKeys(ConfigPart):
     samples_every: Annotated[Count | None, OUTCOME]
     # a control that can teach nothing: a step's rewards change places at random
     permuted: Annotated[bool, RESULT, AddedLater(False)] = False
+    # no sampling: the mean over all tokens of the vocabulary, for answers of one token
+    expected: Annotated[bool, RESULT, AddedLater(False)] = False
 
 
 class RunKeys(ConfigPart):

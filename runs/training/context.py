@@ -81,6 +81,8 @@ class Context:
         )
         if "reward" in self.config:
             cast(ExactTask, self.task).answer_dev_rows()
+        if self.settings.get("objective") == "demonstrations":
+            cast(ExactTask, self.task).demonstrate(self.config["seed"])
         self.metric = ReportedMetric(
             self.task.metric, self.task.higher_is_better, self.task.scale
         )

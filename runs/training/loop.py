@@ -52,8 +52,7 @@ from runs.training.determinism import check_dtypes, is_slow_in_bf16, not_determi
 from runs.training.effect import effect_note, estimate_effect
 from runs.training.files import CHECKPOINT, Attempt
 from runs.training.leaks import refuse_leaked_start
-from runs.training.objective import Likelihood, Objective
-from runs.training.reward import Reward
+from runs.training.objective import make_objective
 from tasks.exact import ExactTask
 
 #: Said where training by reward cannot teach anything.
@@ -127,9 +126,7 @@ class Training(Context):
                 self.code, self.accelerator, self.config["micro_batch"]
             ),
         )
-        self.objective: Objective = Likelihood(self)
-        if "reward" in self.config and self.groups:
-            self.objective = Reward(self, self.folder)
+        self.objective = make_objective(self, bool(self.groups))
         #: Steps whose loss has not been read from the device: their number, loss and
         #: weight; and how many of them a GPU may have. Several processes meet for each
         #: loss anyway.

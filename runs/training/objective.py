@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from runs.training.context import Context
+from runs.training.expected_reward import ExpectedReward
+from runs.training.reward import Reward
 
 
 class Objective(Protocol):
@@ -75,3 +77,13 @@ class Likelihood:
 
     def finish(self) -> dict[str, float]:
         return {}
+
+
+def make_objective(context: Context, trains: bool) -> Objective:
+    """The objective of a run. trains: whether it trains anything; without, only the
+    likelihood is defined."""
+    if "reward" not in context.config or not trains:
+        return Likelihood(context)
+    if context.config["reward"].get("expected"):
+        return ExpectedReward(context)
+    return Reward(context, context.folder)

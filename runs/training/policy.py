@@ -72,35 +72,17 @@ class TokenTensors:
 def token_tensors(
     model: Any, rows: Sequence[PolicyRow], temperature: float
 ) -> TokenTensors:
-    """The log-probabilities and entropies of the rows' tokens at a temperature.
-
-    model: a causal language model of transformers, which data parallel may wrap. The
-    output layer gets only the positions that predict a token: it is half of a small
-    model's work."""
-    device = next(model.parameters()).device
-    width = max(len(row.ids) for row in rows)
-    ids = torch.zeros((len(rows), width), dtype=torch.long)
+    """The log-probabilities and entropies of the rows' tokens at a temperature. model:
+    see `log_probabilities_at`."""
     places: dict[tuple[int, int], int] = {}
     place_of_token = []
     for number, row in enumerate(rows):
-        ids[number, : len(row.ids)] = torch.tensor(row.ids)
         for position in row.positions:
             place = places.setdefault((number, position), len(places))
             place_of_token.append(place)
-    row_index, position_index = torch.tensor(list(places), device=device).T
-
-    def select(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (inputs[0][row_index, position_index],)
-
-    head = getattr(model, "module", model).get_output_embeddings()
-    hook = head.register_forward_pre_hook(select)
-    try:
-        # No mask is needed: padding stands to the right, where no token looks.
-        logits = model(input_ids=ids.to(device), use_cache=False).logits
-    finally:
-        hook.remove()
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_probabilities = (logits / temperature).log_softmax(-1)
+    inputs = [row.ids for row in rows]
+    log_probabilities = log_probabilities_at(model, inputs, [*places], temperature)
+    device, dtype = log_probabilities.device, log_probabilities.dtype
     with torch.no_grad():
         entropies = token_entropies(log_probabilities)
     index = torch.tensor(place_of_token, device=device)
@@ -111,10 +93,46 @@ def token_tensors(
         tokens += row.tokens
         advantages += row.advantages
         weights += row.weights
-    dtype = logits.dtype
     return TokenTensors(
         log_probabilities[index, torch.tensor(tokens, device=device)],
         entropies[index],
         torch.tensor(advantages, dtype=dtype, device=device),
         torch.tensor(weights, dtype=dtype, device=device),
     )
+
+
+def log_probabilities_at(
+    model: Any,
+    inputs: Sequence[list[int]],
+    places: Sequence[tuple[int, int]],
+    temperature: float,
+) -> Tensor:
+    """What a model expects of the token after each place.
+
+    Args:
+        model: a causal language model of transformers, which data parallel may wrap.
+            Its output layer gets only these places: it is half of a small model's work.
+        inputs: token ids.
+        places: the number of an input and a position in it, each.
+        temperature: which the logits are divided by.
+
+    Returns:
+        Log-probabilities (places, vocabulary), in float32 or better."""
+    device = next(model.parameters()).device
+    ids = torch.zeros((len(inputs), max(map(len, inputs))), dtype=torch.long)
+    for number, tokens in enumerate(inputs):
+        ids[number, : len(tokens)] = torch.tensor(tokens)
+    row_index, position_index = torch.tensor(places, device=device).T
+
+    def select(module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (arguments[0][row_index, position_index],)
+
+    head = getattr(model, "module", model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(select)
+    try:
+        # No mask is needed: padding stands to the right, where no token looks.
+        logits = model(input_ids=ids.to(device), use_cache=False).logits
+    finally:
+        hook.remove()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (logits / temperature).log_softmax(-1)

@@ -297,6 +297,7 @@ def _other_overrides(run: Run, trains: bool) -> list[str]:
         "train.max_steps",
         "train.objective",  # the row says it
         "reward.permuted",
+        "reward.expected",
     }
     for key in run.recipe_keys:
         covered |= {f"train.{key}", f"method.{key}", f"reward.{key}"}

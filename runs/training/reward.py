@@ -57,18 +57,42 @@ class CompletionGroup:
     scores: list[list[float]]
 
 
-class Reward:
-    """The objective of training by reward; see Objective for its methods."""
+class RewardObjective:
+    """What training by sampled rewards and by expected ones have in common."""
 
-    def __init__(self, context: Context, folder: Path) -> None:
+    def __init__(self, context: Context) -> None:
         self.context = context
-        self.folder = folder
         self.task = cast(ExactTask, context.task)
         self.settings: Mapping[str, Any] = context.config["reward"]
         self.max_length = completion_limit(context.config)
         self.exercises = self.task.exercises("train")
         self.functions = load_functions(self.settings["function"], self.task)
         check_functions(self.functions, self.task)
+        self.metrics: dict[str, float] = {}
+        self.has_signal = True
+        #: Sums over the predicted tokens of a step: their number, entropy and
+        #: divergence.
+        self.token_sums = torch.zeros(3, dtype=torch.float64)
+
+    @property
+    def unit(self) -> tuple[str, float]:
+        return "points of mean reward", 100.0
+
+    def finish(self) -> dict[str, float]:
+        shares = gather_object([self.token_sums.tolist()])
+        tokens, entropy, divergence = np.sum(shares, axis=0)
+        self.metrics["entropy"] = float(entropy / tokens)
+        if self.settings["kl"]:
+            self.metrics["kl"] = float(divergence / tokens)
+        return self.metrics
+
+
+class Reward(RewardObjective):
+    """The objective of training by reward; see Objective for its methods."""
+
+    def __init__(self, context: Context, folder: Path) -> None:
+        super().__init__(context)
+        self.folder = folder
         #: The trained values at the start, the reference of the divergence.
         self.reference: dict[str, Tensor] = {}
         if self.settings["kl"]:
@@ -76,10 +100,6 @@ class Reward:
                 name: parameter.detach().clone()
                 for name, parameter in self._trained().items()
             }
-        self.metrics: dict[str, float] = {}
-        self.has_signal = True
-        #: Sums over the sampled tokens of a step: their number, entropy and divergence.
-        self.token_sums = torch.zeros(3, dtype=torch.float64)
 
     # --- a step
 
@@ -137,14 +157,6 @@ class Reward:
             self.token_sums[2] += divergence.double().sum().cpu()
         return loss
 
-    def finish(self) -> dict[str, float]:
-        shares = gather_object([self.token_sums.tolist()])
-        tokens, entropy, divergence = np.sum(shares, axis=0)
-        self.metrics["entropy"] = float(entropy / tokens)
-        if self.settings["kl"]:
-            self.metrics["kl"] = float(divergence / tokens)
-        return self.metrics
-
     # --- before the first step
 
     def add_gradient(self, rows: list[int]) -> None:
@@ -168,10 +180,6 @@ class Reward:
             tokens = token_tensors(model, part, self.settings["temperature"])
             loss = policy_loss(tokens.log_p, tokens.advantages, tokens.weights)
             torch.autograd.backward(loss)
-
-    @property
-    def unit(self) -> tuple[str, float]:
-        return "points of mean reward", 100.0
 
     # --- sampling and scoring
 

@@ -44,6 +44,22 @@ def test_the_nearest_setting_is_by_ratio_and_a_far_one_is_left_out():
     assert "nearest trains 768" in ladder.misfit(10)
 
 
+def test_one_b_for_all_layers_is_a_rung_of_vera_and_a_tied_head_counts_once():
+    with Composer(Files()) as composer:
+        ladders = [
+            ladder_of(("model=smollm2", "task=sums_digit", f"method={row}"), composer)
+            for row in ("vera", "full")
+        ]
+    vera, full = ladders
+    # b alone of all linear layers: 576 + 192 + 192 + 576 + 1536 + 1536 + 576
+    rung = vera.nearest(5184)
+    assert rung.parameters == 5184
+    assert "method.shared_b=true" in rung.overrides
+    assert "sites=[all-linear]" in rung.label
+    # 162.8M with a head of its own
+    assert full.rungs[0].parameters == 134_515_008
+
+
 def test_the_id_says_what_was_trained_and_not_the_budget():
     (run,) = expand([*CELL, "method=vera", "budget=1000"])
     sites = ",".join(run.config["method"]["sites"])

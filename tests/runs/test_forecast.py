@@ -35,6 +35,7 @@ from runs.run import methods
 from runs.run.definition import epoch_batches
 from runs.run.identity import run_id
 from tasks import e2e, glue, images, instruct
+from tasks.exact import FILLER_TOKENS
 
 pytestmark = pytest.mark.parity
 
@@ -312,6 +313,17 @@ def test_counts_are_kept_and_what_cannot_be_counted_is_named(monkeypatch):
         [Planned(vb, "missing"), Planned(lora, "missing")], RecordFolder("nowhere")
     )
     assert "FLOPs are not known of peft_vblora" in lines
+
+
+def test_a_plan_counts_the_tokens_of_demonstrations(sums_words):
+    words = ["train.objective=demonstrations", *sums_words]
+    (demonstrations,) = expand(words)
+    (answers,) = expand(sums_words)
+    training = begin(demonstrations)
+    rows, epochs = len(training.lengths), training.plan.epochs
+    more = outline(demonstrations).tokens - outline(answers).tokens
+    assert more == pytest.approx(rows * epochs * FILLER_TOKENS)
+    assert sum(training.lengths) - sum(begin(answers).lengths) == rows * FILLER_TOKENS
 
 
 # --- what the plan says

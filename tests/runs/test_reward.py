@@ -32,6 +32,7 @@ from runs.training.reach import reach_of
 from runs.training.result import deviations
 from runs.training.reward import permuted_rewards
 from runs.training.train import train
+from tasks.exact import FILLER_TOKENS
 
 pytestmark = pytest.mark.determinism
 
@@ -397,6 +398,20 @@ def test_a_run_by_likelihood_on_the_same_task_has_the_same_score(digit_words):
     assert "objective" not in record["config"]["train"]
 
 
+def test_a_run_by_demonstrations_learns_tokens_that_its_score_ignores(digit_words):
+    words = elsewhere(digit_words, **{"train.objective": "demonstrations"})
+    training = begin(words)
+    answers = begin(elsewhere(digit_words, **{"train.objective": "likelihood"}))
+    longer = [length + FILLER_TOKENS for length in answers.lengths]
+    assert [*training.lengths] == longer
+    assert [*training.task.lengths("dev")] == [*answers.task.lengths("dev")]
+    record = do(words)
+    assert record["cell"]["row"].endswith("_by_demonstrations")
+    assert record["label"]["row"].endswith(" by demonstrations")
+    assert record["result"]["metric"] == "exact_match"
+    assert "reward" not in record["config"]
+
+
 def test_a_record_has_the_curve_of_the_reward(digit_words):
     record = do(elsewhere(digit_words, **{"reward.function": "exact_match"}))
     curve = record["curve"]
@@ -557,5 +572,6 @@ def test_a_function_that_fails_is_refused_before_the_first_step(
 
 
 def test_a_task_without_exact_answers_is_refused(e2e_words):
-    with refused("train.objective=reward", "exact answers", "maths"):
-        expand([*e2e_words, "train.objective=reward"])
+    for objective in ("reward", "demonstrations"):
+        with refused(f"train.objective={objective}", "exact answers", "maths"):
+            expand([*e2e_words, f"train.objective={objective}"])

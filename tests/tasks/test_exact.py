@@ -7,7 +7,8 @@ import pytest
 from running import task_of
 from transformers import AutoModelForCausalLM
 
-from tasks.exact import ExactTask
+from tasks.base import DataError
+from tasks.exact import FILLER_TOKENS, ExactTask
 
 pytestmark = pytest.mark.properties
 
@@ -41,6 +42,34 @@ def test_a_row_is_one_text_and_its_end(on_inputs, tokenizer):
             tokenizer.eos_token_id,
         ]
         assert last == (0 if on_inputs else len(tokenizer(prompt)["input_ids"]) - 1)
+
+
+def test_a_demonstration_has_random_tokens_between_answer_and_end(tokenizer):
+    plain, shown = make(tokenizer), make(tokenizer)
+    shown.demonstrate(seed=3)
+    fillers = []
+    for before, after in zip(plain._rows["train"], shown._rows["train"], strict=True):
+        *text, end = before.ids
+        assert after.last == before.last
+        assert after.ids[: len(text)] == text
+        assert after.ids[-1] == end
+        fillers.append(after.ids[len(text) : -1])
+        assert after.trained_tokens == before.trained_tokens + FILLER_TOKENS
+    assert fillers[0] != fillers[1]
+    special = {*tokenizer.all_special_ids}
+    assert not special & {token for filler in fillers for token in filler}
+    assert shown._rows["dev"] == plain._rows["dev"]
+    for seed, is_same in ((3, True), (4, False)):
+        repeated = make(tokenizer)
+        repeated.demonstrate(seed)
+        assert (repeated._rows == shown._rows) is is_same
+
+
+def test_a_demonstration_without_an_end_is_refused(tokenizer):
+    task = make()
+    task.prepare(tokenizer, 6, 256)
+    with pytest.raises(DataError, match="max_length"):
+        task.demonstrate(seed=0)
 
 
 def test_the_text_depends_on_no_neighbour_and_no_padding(tokenizer, tiny_llama):

@@ -203,6 +203,7 @@ SENSELESS = {
         *({"rank": 0}, {"rank": 2.5}, {"rank": True}, {"vectors": []}, {"d_init": 0.0}),
         *(
             {"d_init": 0.1, "vectors": ["d"]},
+            {"shared_b": True, "vectors": ["d"], "d_init": 0.0},
             {"init": "x"},
             {"dropout": 0.1, "path": "hybrid"},
         ),
@@ -410,6 +411,40 @@ def test_b_starts_at_zero_and_d_at_its_start_and_where_both_train_b_alone_has_a_
                 d, torch.full_like(d, start)
             )
             assert d is None or bool(d.grad.any()) is (b is None)
+
+
+def test_layers_that_share_b_train_it_once_and_keep_it_alike(tmp_path):
+    method = vera.VeRA(rank=8, sites=("all-linear",), shared_b=True)
+    model = moved(tiny("Llama"), method)
+    own = vera.VeRA(rank=8, sites=("all-linear",))
+    own.adapt(apart := tiny("Llama"))
+    vectors = [change.b for change in layer_changes(model)]
+    # the tiny model's two layers
+    half = len(vectors) // 2
+    for first, second in zip(vectors[:half], vectors[half:], strict=True):
+        assert first is second
+    assert len({id(vector) for vector in vectors}) == half
+    saved_values = sum(vector.numel() for vector in vectors[:half])
+    assert own.count(apart) - method.count(model) == saved_values
+
+    # as if each layer had a copy of its own
+    for layer in adapted_layers(apart):
+        twin = model.get_submodule(layer.path)
+        for name, change in layer.changes.items():
+            change.b.data.copy_(twin.changes[name].b.data)
+            change.d.data.copy_(twin.changes[name].d.data)
+    assert torch.equal(answer(model), answer(apart))
+
+    copied = [change.b for change in layer_changes(copy.deepcopy(model).double())]
+    for first, second in zip(copied[:half], copied[half:], strict=True):
+        assert first is second
+
+    path = tmp_path / "adapter"
+    vera.save(model, method, path)
+    vera.load(loaded := tiny("Llama"), path)
+    assert torch.equal(answer(loaded), answer(model))
+    vera.load(apart, path)
+    assert torch.equal(answer(apart), answer(model))
 
 
 def test_one_storage_for_a_and_b_of_a_seed_of_its_own_or_pairs_by_shape_or_unique():

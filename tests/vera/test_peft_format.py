@@ -91,6 +91,24 @@ def test_exported_it_is_the_same_under_peft_and_comes_back_whole(
     assert torch.allclose(answer(base), answer(model), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("architecture", ["GPT-2", "Llama"])
+def test_a_b_that_layers_share_is_exported_to_each_of_them(architecture, tmp_path):
+    method, base = vera.VeRA(rank=12, shared_b=True), tiny(architecture).double()
+    model = moved(tiny(architecture).double(), method)
+    vera.export_peft(model, tmp_path)
+    of_peft = {"autocast_adapter_dtype": False}
+    theirs = peft.PeftModel.from_pretrained(
+        tiny(architecture).double(), tmp_path, **of_peft
+    )
+    theirs = theirs.double().eval().base_model.model
+    assert torch.allclose(answer(theirs), answer(model), rtol=0, atol=1e-10)
+    assert vera.import_peft(base, tmp_path) == method
+    assert torch.allclose(answer(base), answer(model), rtol=0, atol=1e-12)
+    assert method.count(base) == len(
+        torch.cat([p.flatten() for p in method.adapter_parameters(base).values()])
+    )
+
+
 def test_the_base_model_is_named_and_no_path_of_this_machine(tmp_path):
     model = moved(tiny("BERT").double(), METHODS["vera"])
     for loaded, given, expected in (

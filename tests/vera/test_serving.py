@@ -37,6 +37,7 @@ def train_one(base: nn.Module, seed: int, folder, kind=vera.VeRA, **settings):
             *(
                 {},
                 {"vectors": ["b"]},
+                {"shared_b": True},
                 {"projections": "unique"},
                 {"sites": ["all-linear"]},
             ),

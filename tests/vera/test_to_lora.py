@@ -23,6 +23,7 @@ EXACT = {
     # The tiny models have 32 inputs: the LoRA's rank is the layer's
     "vera of a rank above the layers'": vera.VeRA(rank=48, sites=("all-linear",)),
     "vera_only_b": vera.VeRA(rank=6, vectors=("b",)),
+    "vera, b shared by layers": vera.VeRA(rank=6, shared_b=True),
     "vera_only_d": vera.VeRA(rank=6, vectors=("d",), d_init=0.0),
     # Pairs that peft's VeRA has no place for
     "a pair for each shape": vera.VeRA(

@@ -1,6 +1,7 @@
 """VeRA: h = W0 x + b * (B (d * (A x))) (Kopiczko et al. 2024, equation 2), and the
 ablations of its tables 6 and 7."""
 
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -15,7 +16,6 @@ from vera.methods.layers import (
     Change,
     adapted_layers,
     adapter_dtype,
-    layer_changes,
     widest,
     wrap,
 )
@@ -150,6 +150,14 @@ def _fingerprint(*specs: ProjectionSpec) -> str:
 
 
 VECTORS = (("b", "d"), ("b",), ("d",))
+#: The number of a layer in the path of a module.
+LAYER_NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")
+
+
+def place_in_layers(path: str) -> str:
+    """The path of a module in any of the model's layers: model.layers.*.mlp.up_proj for
+    model.layers.29.mlp.up_proj."""
+    return LAYER_NUMBER.sub("*", path)
 
 
 @dataclass(frozen=True)
@@ -163,10 +171,11 @@ class VeRA(Method, kind="vera"):
     b, d must start at 0, or the model would not start as the base. projections:
     "shared" is one pair, as large as the widest matrix, of which a narrower one takes
     the leading slice; "by_shape" one pair for each shape; "unique" a pair for each
-    matrix (table 7). path: how the result is computed: "factor", "hybrid",
-    "materialised", or "auto", the cheapest (vera.kernels). weights: whether the last
-    two "keep" the merged weights for the backward pass or "recompute" them; "auto" by
-    memory. There is no alpha and no 1/rank."""
+    matrix (table 7). shared_b: whether the matrices at the same place of every layer
+    share one b, an option of this project. path: how the result is computed: "factor",
+    "hybrid", "materialised", or "auto", the cheapest (vera.kernels). weights: whether
+    the last two "keep" the merged weights for the backward pass or "recompute" them;
+    "auto" by memory. There is no alpha and no 1/rank."""
 
     rank: int
     sites: tuple[str, ...] = ("query", "value")
@@ -176,6 +185,7 @@ class VeRA(Method, kind="vera"):
     projection_seed: int = 0
     vectors: tuple[str, ...] = ("b", "d")
     projections: Literal["shared", "by_shape", "unique"] = "shared"
+    shared_b: bool = False
     path: Literal["auto", "factor", "hybrid", "materialised"] = field(
         default="auto", compare=False
     )
@@ -196,6 +206,8 @@ class VeRA(Method, kind="vera"):
             raise AdapterError(
                 "b starts at 0: with d_init=0, too, no gradient would ever leave it"
             )
+        if self.shared_b and "b" not in self.vectors:
+            raise AdapterError("shared_b=true: vectors has no b that could be shared")
         if self.init == "peft" and self.projections != "shared":
             raise AdapterError(
                 "init=peft draws one pair: it goes with projections=shared only"
@@ -211,6 +223,7 @@ class VeRA(Method, kind="vera"):
         check_rank("rank", self.rank, max(largest))
         first: Any = model.get_submodule(next(iter(targets)))
         pairs: dict[str, Projections] = {}
+        first_changes: dict[str, VeRAChange] = {}
 
         def make_change(
             path: str, part: str, base: nn.Module, inputs: int, outputs: int
@@ -228,7 +241,11 @@ class VeRA(Method, kind="vera"):
                 )
                 device, dtype = first.weight.device, adapter_dtype(first)
                 pairs[name] = Projections(spec, device, dtype)
-            return VeRAChange(base, inputs, outputs, pairs[name], self)
+            change = VeRAChange(base, inputs, outputs, pairs[name], self)
+            if self.shared_b:
+                place = f"{place_in_layers(path)} {part} {outputs}"
+                change.b = first_changes.setdefault(place, change).b
+            return change
 
         wrap(model, targets, make_change)
         # In the first layer, the pairs move between devices with the model, and leave
@@ -246,13 +263,17 @@ class VeRA(Method, kind="vera"):
 
     def count(self, model: nn.Module) -> int:
         """Sum of (out + rank) over the adapted matrices; of out or rank alone with only
-        b or only d."""
+        b or only d. A b that layers share counts once."""
         total = 0
-        for change in layer_changes(model):
-            if "b" in self.vectors:
-                total += change.outputs
-            if "d" in self.vectors:
-                total += self.rank
+        outputs_by_place = {}
+        for layer in adapted_layers(model):
+            for part, change in layer.changes.items():
+                if "d" in self.vectors:
+                    total += self.rank
+                path = place_in_layers(layer.path) if self.shared_b else layer.path
+                outputs_by_place[path, part, change.outputs] = change.outputs
+        if "b" in self.vectors:
+            total += sum(outputs_by_place.values())
         return total
 
     def fixed(

@@ -1,0 +1,167 @@
+"""Training by the expected reward of answers of one token: what training by reward
+estimates from samples, computed as a sum over the vocabulary.
+
+It is the limit of ever more samples, and so has no sampling noise. The next token's
+probabilities weigh the rewards of all tokens; advantages have the same definitions as
+with samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vera
+from runs.training.context import Context
+from runs.training.policy import log_probabilities_at
+from runs.training.policy_gradient import STD_FLOOR, Scale, token_entropies
+from runs.training.reward import RewardObjective, use_policy_mode
+
+
+@dataclass(frozen=True)
+class ExpectedRow:
+    """A prompt's token ids, and the advantage of each token as its answer
+    (vocabulary,)."""
+
+    prompt: list[int]
+    advantages: Tensor
+
+
+class ExpectedReward(RewardObjective):
+    """The objective of training by expected reward; see Objective for its methods."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        #: The completion that each token of the vocabulary is; empty before a step.
+        self.texts: list[str] = []
+
+    def begin(self, rows: list[int], step: int) -> Sequence[ExpectedRow]:
+        self.token_sums.zero_()
+        use_policy_mode(self.context.raw_model)
+        return self._expected_rows(rows, self.settings["scale"])
+
+    def share(
+        self, part: Sequence[ExpectedRow], step_rows: Sequence[ExpectedRow]
+    ) -> float:
+        return len(part) / len(step_rows)
+
+    def loss(self, model: Any, part: Sequence[ExpectedRow]) -> Tensor:
+        """The mean over the prompts of minus the expected advantage. Its value is 0,
+        and its gradient that of the policy."""
+        log_p = self._log_probabilities(model, [row.prompt for row in part])
+        advantages = torch.stack([row.advantages for row in part])
+        self.token_sums[0] += len(part)
+        self.token_sums[1] += token_entropies(log_p.detach()).double().sum().cpu()
+        return -(log_p.exp() * advantages).sum(-1).mean()
+
+    def add_gradient(self, rows: list[int]) -> None:
+        model = self.context.raw_model
+        use_policy_mode(model)
+        items = self._expected_rows(rows, "none")
+        size = self.context.config["micro_batch"] or len(items)
+        for start in range(0, len(items), size):
+            part = items[start : start + size]
+            loss = self.loss(model, part) * self.share(part, items)
+            torch.autograd.backward(loss)
+
+    # --- rewards and advantages of all tokens
+
+    def _expected_rows(self, rows: list[int], scale: Scale) -> list[ExpectedRow]:
+        """A step's rows in their order. Each process computes all of them."""
+        prompts = [self.exercises[row].prompt_ids for row in rows]
+        size = self.context.config["micro_batch"] or len(prompts)
+        parts = []
+        with (
+            torch.no_grad(),
+            vera.unchanged(self.context.raw_model),
+            self.context.accelerator.autocast(),
+        ):
+            for start in range(0, len(prompts), size):
+                self.context.stop.check()
+                part = prompts[start : start + size]
+                log_p = self._log_probabilities(self.context.raw_model, part)
+                parts.append(log_p.exp())
+        probabilities = torch.cat(parts)
+        scores = self._scores(rows, probabilities)
+        rewards = self._weighted(scores)
+        self._measure_expectation(probabilities, rewards, scores)
+        advantages = expected_advantages(probabilities, rewards, scale)
+        return [
+            ExpectedRow(prompt, row_advantages)
+            for prompt, row_advantages in zip(prompts, advantages, strict=True)
+        ]
+
+    def _log_probabilities(self, model: Any, prompts: Sequence[list[int]]) -> Tensor:
+        """Of the token after each prompt (prompts, vocabulary)."""
+        places = [(number, len(ids) - 1) for number, ids in enumerate(prompts)]
+        return log_probabilities_at(
+            model, prompts, places, self.settings["temperature"]
+        )
+
+    def _scores(self, rows: list[int], probabilities: Tensor) -> Tensor:
+        """What each function says of each token (prompts, vocabulary, functions)."""
+        vocabulary = probabilities.shape[1]
+        if not self.texts:
+            self.texts = [self.task.text([token]) for token in range(vocabulary)]
+        scores = []
+        for row in rows:
+            exercise = self.exercises[row]
+            for text in self.texts:
+                scores += [f.score(exercise, text) for f in self.functions]
+        shape = (len(rows), vocabulary, len(self.functions))
+        return probabilities.new_tensor(scores).view(shape)
+
+    def _weighted(self, scores: Tensor) -> Tensor:
+        """The rewards (prompts, vocabulary)."""
+        weights = scores.new_tensor([function.weight for function in self.functions])
+        rewards = scores @ weights
+        penalty = self.settings["truncated"]
+        if penalty is not None:
+            is_truncated = torch.ones_like(rewards[0], dtype=torch.bool)
+            is_truncated[[*self.task.ends]] = False
+            rewards = rewards.masked_fill(is_truncated, penalty)
+        return rewards
+
+    def _measure_expectation(
+        self, probabilities: Tensor, rewards: Tensor, scores: Tensor
+    ) -> None:
+        """Fills the step's metrics, under TRL's names."""
+        ended = probabilities[:, [*self.task.ends]].sum(1)
+        means = (probabilities * rewards).sum(1)
+        variances = (probabilities * rewards.square()).sum(1) - means.square()
+        spread = (variances.mean() + means.var(correction=0)).clamp(min=0).sqrt()
+        silent = torch.isclose(variances, torch.zeros_like(variances), atol=1e-12)
+        self.metrics = {
+            "reward": float(means.mean()),
+            "reward_std": float(spread),
+            "frac_reward_zero_std": float(silent.float().mean()),
+            "completions/mean_length": 1.0,
+            "completions/clipped_ratio": 1 - float(ended.mean()),
+        }
+        self.has_signal = self.metrics["frac_reward_zero_std"] < 1
+        if len(self.functions) > 1:
+            for index, function in enumerate(self.functions):
+                score = (probabilities * scores[:, :, index]).sum(1).mean()
+                self.metrics[f"rewards/{function.name}/mean"] = float(score)
+
+
+def expected_advantages(probabilities: Tensor, rewards: Tensor, scale: Scale) -> Tensor:
+    """The advantage of each token over the expectation of its prompt: what
+    `group_advantages` tends to with ever more samples.
+
+    Args:
+        probabilities: of each token as the answer (prompts, vocabulary).
+        rewards: of each token (prompts, vocabulary).
+        scale: see `group_advantages`.
+
+    Returns:
+        (prompts, vocabulary)."""
+    means = (probabilities * rewards).sum(1, keepdim=True)
+    advantages = rewards - means
+    if scale == "none":
+        return advantages
+    variances = (probabilities * advantages.square()).sum(1, keepdim=True)
+    if scale == "batch":
+        variances = variances.mean() + means.var(correction=0)
+    return advantages / (variances.sqrt() + STD_FLOOR)
