@@ -134,9 +134,9 @@ def answer(ratios: Sequence[Ratio]) -> Answer:
     """The answer of a study. A bound enters the mean with its value, which makes the
     mean a bound, too."""
     counts = {bound: sum(ratio.bound == bound for ratio in ratios) for bound in Bound}
-    known = [ratio for ratio in ratios if ratio.bound != Bound.UNKNOWN]
-    bounds = {ratio.bound for ratio in known} - {Bound.EXACT}
-    mean = mean_of([ratio.decades for ratio in known])
+    known_ratios = [ratio for ratio in ratios if ratio.bound != Bound.UNKNOWN]
+    bounds = {ratio.bound for ratio in known_ratios} - {Bound.EXACT}
+    mean = mean_of([ratio.decades for ratio in known_ratios])
     return Answer(mean, _together(bounds), counts)
 
 
@@ -155,12 +155,12 @@ def difference(left: Sequence[float], right: Sequence[float]) -> Mean:
     return Mean(float(first.mean - second.mean), math.sqrt(total), freedom)
 
 
-def same_size(parameters: int, others: Sequence[int]) -> list[int]:
-    """Those of other counts that are of the same size."""
+def same_size(parameters: int, counts: Sequence[int]) -> list[int]:
+    """Those of the counts that are of the same size."""
     return [
-        other
-        for other in others
-        if max(other, parameters) / min(other, parameters) <= SAME_SIZE
+        count
+        for count in counts
+        if max(count, parameters) / min(count, parameters) <= SAME_SIZE
     ]
 
 

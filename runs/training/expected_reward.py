@@ -108,7 +108,8 @@ class ExpectedReward(RewardObjective):
         for row in rows:
             exercise = self.exercises[row]
             for text in self.texts:
-                scores += [f.score(exercise, text) for f in self.functions]
+                for function in self.functions:
+                    scores.append(function.score(exercise, text))
         shape = (len(rows), vocabulary, len(self.functions))
         return probabilities.new_tensor(scores).view(shape)
 
