@@ -115,8 +115,10 @@ def _difference(left: Any, right: Any) -> str:
     return f"{difference} ({right / left:.2f}x)" if left else difference
 
 
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _is_finite(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
 
 
 def _largest_difference(left: list[Any], right: list[Any]) -> str:
@@ -129,7 +131,7 @@ def _largest_difference(left: list[Any], right: list[Any]) -> str:
     return f"at most {largest:.3g}, {differ.sum()} of {len(left)} differ"
 
 
-def _value_text(value: Any) -> str:
+def _value_text(value: object) -> str:
     if value is None:
         return "null"
     text = f"{value:.6g}" if isinstance(value, float) else str(value)

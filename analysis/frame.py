@@ -181,7 +181,7 @@ def distinctions(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def _value_text(value: Any) -> str:
+def _value_text(value: object) -> str:
     if value is None:
         return "null"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -397,7 +397,7 @@ def _tuples(groups: Any, column: str) -> list[tuple[Any, ...]]:
     return [tuple(values[first:last]) for first, last in itertools.pairwise(ends)]
 
 
-def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
+def _distinct(values: Iterable[object]) -> tuple[object, ...]:
     return tuple(dict.fromkeys(values))
 
 

@@ -1,9 +1,9 @@
 """The learning curves of single runs: their score and their losses over the steps."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from analysis.figures.figure import Figure, finite, look, metric_label
 from runs.command.errors import UserError
@@ -25,7 +25,7 @@ def curve(records: Sequence[Record]) -> Figure:
         names = ", ".join(record["id"] for record in records)
         raise UserError(f"{names}: stopped before the first evaluation, so no curve")
 
-    def draw(axes: Any, data: pd.DataFrame) -> None:
+    def draw(axes: Axes, data: pd.DataFrame) -> None:
         _draw_curves(axes, data, metric_label(metrics[0]))
 
     labels = " and ".join(dict.fromkeys(data.label))
@@ -61,7 +61,7 @@ def _of_run(record: Record) -> pd.DataFrame:
     return data
 
 
-def _draw_curves(axes: Any, data: pd.DataFrame, score_label: str) -> None:
+def _draw_curves(axes: Axes, data: pd.DataFrame, score_label: str) -> None:
     """A colour for each run: its score on the left axis, its losses on the right."""
     losses = axes.twinx()
     losses.grid(visible=False)

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -85,7 +86,7 @@ class Figure:
     title: str
     data: pd.DataFrame
     notes: list[str]
-    draw: Callable[[Any, pd.DataFrame], object]
+    draw: Callable[[Axes, pd.DataFrame], object]
     subtitle: str = ""
     foot: list[str] = field(default_factory=list)
     size: tuple[float, float] = (WIDTH, HEIGHT)
@@ -163,7 +164,7 @@ def metric_label(name: str, digits: int = 1) -> str:
 
 
 def draw_lines(
-    axes: Any,
+    axes: Axes,
     data: pd.DataFrame,
     x: str,
     y: str,
@@ -193,7 +194,7 @@ def draw_lines(
 
 
 def _draw_line(
-    axes: Any,
+    axes: Axes,
     points: pd.DataFrame,
     x: str,
     y: str,
@@ -222,7 +223,7 @@ def _draw_line(
 
 
 def _draw_quoted(
-    axes: Any, point: Mapping[str, Any], x: str, y: str, name: str, colour: str
+    axes: Axes, point: Mapping[str, Any], x: str, y: str, name: str, colour: str
 ) -> None:
     """What is quoted: a cross, or a line across the picture where it has no x."""
     label = f"{name}, {point['source']}"

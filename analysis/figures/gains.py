@@ -1,9 +1,9 @@
 """Figure 4: the gain over the head alone by trainable parameters."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from analysis.figures.figure import VARIED, Figure, Part, finite, look
@@ -81,7 +81,7 @@ def printed_gains() -> pd.DataFrame:
     return quoted
 
 
-def _draw_gains(axes: Any, data: pd.DataFrame) -> None:
+def _draw_gains(axes: Axes, data: pd.DataFrame) -> None:
     """A group of bars for each row, in its method's colour; pale where it is quoted."""
     rows = data.drop_duplicates("row")
     places = dict(zip(rows.row, range(len(rows)), strict=True))

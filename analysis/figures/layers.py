@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from analysis.figures.figure import COLOURS, Figure, Part, draw_lines, finite
 from analysis.figures.paper_figure import paper_figure
@@ -234,7 +235,7 @@ def queries_of(data: pd.DataFrame) -> pd.DataFrame:
     return data[is_query | ~is_query.any()]
 
 
-def _draw_cosines(axes: Any, data: pd.DataFrame) -> None:
+def _draw_cosines(axes: Axes, data: pd.DataFrame) -> None:
     looks = dict(zip(PAIRS.values(), LOOKS, strict=True))
     queries = queries_of(data)
     labels = {"xlabel": "layer", "ylabel": "cosine"}

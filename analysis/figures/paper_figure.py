@@ -3,9 +3,9 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from analysis.figures.figure import HEIGHT, WIDTH, Figure, Part
 from analysis.frame import place_in_columns
@@ -45,7 +45,7 @@ COLUMNS = (
     "runs",
 )
 
-Draw = Callable[[Any, pd.DataFrame], object]
+Draw = Callable[[Axes, pd.DataFrame], object]
 
 
 def paper_figure(

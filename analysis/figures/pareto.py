@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
 
 from analysis.figures.figure import (
@@ -329,7 +330,7 @@ def _failed(data: pd.DataFrame, score: pd.Series) -> pd.Series:
 
 
 def _draw(
-    plot: Any, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[str]
+    plot: Axes, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[str]
 ) -> None:
     drawn = data[~data.failed]
     is_crowded = len(data) > CROWDED
@@ -345,7 +346,7 @@ def _draw(
     _draw_frontier(plot, drawn[drawn.frontier], axes)
 
 
-def _set_limits(plot: Any, drawn: pd.DataFrame, axes: Sequence[Axis]) -> None:
+def _set_limits(plot: Axes, drawn: pd.DataFrame, axes: Sequence[Axis]) -> None:
     """Axes that hold the points. A bar whose end is far from all others leaves the
     picture, and squeezes no axis."""
     for side, axis in zip("xy", axes, strict=True):
@@ -361,27 +362,28 @@ def _set_limits(plot: Any, drawn: pd.DataFrame, axes: Sequence[Axis]) -> None:
 
 
 def _draw_bars(
-    plot: Any, drawn: pd.DataFrame, axes: Sequence[Axis], colours: Sequence[str]
+    plot: Axes, drawn: pd.DataFrame, axes: Sequence[Axis], colours: Sequence[str]
 ) -> None:
     """The intervals of both numbers."""
     x, y = axes
-    bars = [
+    x_bars, y_bars = (
         (drawn[axis.name] - drawn[axis.low], drawn[axis.high] - drawn[axis.name])
-        for axis in (y, x)
-    ]
+        for axis in (x, y)
+    )
     plot.errorbar(
         drawn[x.name],
         drawn[y.name],
-        *bars,
+        xerr=x_bars,
+        yerr=y_bars,
         fmt="none",
-        ecolor=colours,
+        ecolor=colours,  # type: ignore[arg-type]  # a colour for each point
         alpha=0.6,
         elinewidth=1,
     )
 
 
 def _draw_point(
-    plot: Any,
+    plot: Axes,
     point: dict[str, Any],
     axes: Sequence[Axis],
     colour: str,
@@ -412,7 +414,7 @@ def _draw_point(
     )
 
 
-def _draw_frontier(plot: Any, best: pd.DataFrame, axes: Sequence[Axis]) -> None:
+def _draw_frontier(plot: Axes, best: pd.DataFrame, axes: Sequence[Axis]) -> None:
     """A dashed line: at an x it is at the best y that a row at least as good in x
     has."""
     if best.empty:
@@ -433,7 +435,7 @@ def _draw_frontier(plot: Any, best: pd.DataFrame, axes: Sequence[Axis]) -> None:
     )
 
 
-def _scale(plot: Any, side: str, values: pd.Series, axis: Axis) -> None:
+def _scale(plot: Axes, side: str, values: pd.Series, axis: Axis) -> None:
     """The label and ticks of an axis: a logarithmic one where costs differ widely, with
     a linear piece for zeros."""
     positive = values[values > 0]

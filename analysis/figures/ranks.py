@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator
 
@@ -135,7 +135,7 @@ def _figure_of_panel(panel: Panel, left_out: pd.DataFrame) -> Figure:
     )
 
 
-def _draw_ranks(axes: Any, data: pd.DataFrame, ylabel: str) -> None:
+def _draw_ranks(axes: Axes, data: pd.DataFrame, ylabel: str) -> None:
     lines = data.assign(line=data.scaling.str.split(" and "))
     lines = lines.explode("line", ignore_index=True)
     # LoRA of its own rank alone makes no second line

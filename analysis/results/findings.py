@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis.frame import reported
 from analysis.inference import (
+    Array,
     Mean,
     mean_of,
     over_tasks,
@@ -185,7 +186,7 @@ def _pair_sd(frame: pd.DataFrame) -> float:
     return math.sqrt(float((groups.var() * freedom).sum() / freedom.sum()))
 
 
-def _analyses(frame: pd.DataFrame, trained: Any) -> dict[str, Mean]:
+def _analyses(frame: pd.DataFrame, trained: Array) -> dict[str, Mean]:
     """The means beside the rule. Those with collapsed runs stand only where there are
     some, and the weighted one only where there are several tasks."""
     flags = frame.assign(number=frame.collapsed.astype(float))

@@ -3,9 +3,9 @@ task and over tasks, next to the paper's own averages."""
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.markers import CARETLEFT, CARETRIGHT
 
 from analysis.figures.figure import COLOURS, Figure
@@ -66,7 +66,7 @@ def _interval(kind: str, label: str, mean: Mean) -> Line:
     return kind, label, float(mean.mean), float(low), float(high)
 
 
-def _draw(axes: Any, data: pd.DataFrame) -> None:
+def _draw(axes: Axes, data: pd.DataFrame) -> None:
     axes.axvspan(-MARGIN, MARGIN, color="#dddddd", zorder=0)
     axes.axvline(0, color="#777777", linewidth=0.8)
     for kind, (marker, colour) in LOOKS.items():
@@ -92,10 +92,9 @@ def _draw(axes: Any, data: pd.DataFrame) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def _draw_arrowheads(axes: Any, lines: pd.DataFrame, colour: str) -> None:
+def _draw_arrowheads(axes: Axes, lines: pd.DataFrame, colour: str) -> None:
     """An arrowhead, whose tip is at the frame, for each end of an interval beyond
     it."""
-    style = {"markersize": 6, "color": colour, "clip_on": False, "linestyle": "none"}
     ends = (
         (lines[lines.low < -FRAME], -FRAME, CARETLEFT),
         (lines[lines.high > FRAME], FRAME, CARETRIGHT),
@@ -103,4 +102,12 @@ def _draw_arrowheads(axes: Any, lines: pd.DataFrame, colour: str) -> None:
     for beyond, frame, marker in ends:
         # An empty line would count as a point at the corner of the picture.
         if len(beyond):
-            axes.plot([frame] * len(beyond), beyond.place, marker=marker, **style)
+            axes.plot(
+                [frame] * len(beyond),
+                beyond.place,
+                marker=marker,
+                markersize=6,
+                color=colour,
+                clip_on=False,
+                linestyle="none",
+            )

@@ -1,8 +1,7 @@
 """docs/others.md and its picture: what independent groups report beside the paper."""
 
-from typing import Any
-
 import pandas as pd
+from matplotlib.axes import Axes
 
 from analysis.figures.figure import Figure, look, svg
 from analysis.frame import runs
@@ -118,7 +117,7 @@ def others_picture() -> Figure:
     return Figure("others", title, data, [], _draw_others, size=(7.4, 3.6))
 
 
-def _draw_others(axes: Any, data: pd.DataFrame) -> None:
+def _draw_others(axes: Axes, data: pd.DataFrame) -> None:
     """The cells of the paper side by side, in its order."""
     cells = dict.fromkeys(zip(data.model, data.column, strict=True))
     places = {cell: place for place, cell in enumerate(cells)}

@@ -41,7 +41,7 @@ def macros(page: str) -> Any:
     return results_environment().get_template(page).module
 
 
-def is_unknown(value: Any) -> bool:
+def is_unknown(value: float | None) -> bool:
     return value is None or math.isnan(value)
 
 

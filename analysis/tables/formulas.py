@@ -246,7 +246,7 @@ def _recipe_row(
     return [*map(_value_text, ours), status]
 
 
-def _value_text(value: Any) -> str:
+def _value_text(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:g}" if isinstance(value, int | float) else str(value)
