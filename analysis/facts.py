@@ -82,10 +82,10 @@ def model_of(record: Record) -> str:
     that of its folder, or its name on the hub."""
     name = str(record["cell"]["model"])
     settings = record["config"]["model"]
-    place = settings.get("path") or settings.get("hub") or settings.get("package")
-    if name not in GENERIC_MODELS or not place:
+    source = settings.get("path") or settings.get("hub") or settings.get("package")
+    if name not in GENERIC_MODELS or not source:
         return name
-    return Path(place).name
+    return Path(source).name
 
 
 def model_label(record: Record) -> str:
@@ -97,7 +97,7 @@ def model_label(record: Record) -> str:
 
 
 @cache
-def of_method(recipe: str) -> bool:
+def is_method_recipe(recipe: str) -> bool:
     """Whether a recipe is that of a method, such as vera/minilm, and not one that a
     study made for its rows."""
     method = recipe.partition("/")[0]
@@ -105,8 +105,8 @@ def of_method(recipe: str) -> bool:
 
 
 def settings_of(record: Record) -> dict[str, Any]:
-    """What defines a record's result except its seed and what follows it, as one
-    mapping without groups."""
+    """What defines a record's result, except its seed and the settings that follow the
+    seed, as one mapping without groups."""
     settings = dict[str, Any]()
     for group, values in defining(record["config"], with_seeds=False).items():
         settings |= values if isinstance(values, dict) else {group: values}
@@ -184,14 +184,15 @@ def crossfit_metric(record: Record) -> float:
     return metric(record, reported_epoch(record), "crossfit")
 
 
-def text_score_of(key: str, record: Record) -> float:
+def text_score_or_nan(key: str, record: Record) -> float:
     """A score of a record's texts; NaN if it has none."""
     value = text_score(record, key)
     return math.nan if value is None else value
 
 
 def optimism(record: Record) -> float:
-    """What choosing the epoch on the reported rows adds; NaN where none is chosen."""
+    """How much choosing the epoch on the rows that are reported adds to the score; NaN
+    where the table reports the last epoch, so that none is chosen."""
     if record["status"] != "done" or reported_epoch(record) != "best":
         return math.nan
     crossfit = crossfit_of(record) or {}
@@ -227,8 +228,9 @@ def last_epoch(record: Record) -> float:
     return float(epochs[-1]) if epochs else math.nan
 
 
-def one_draw(record: Record) -> bool:
-    """Whether all seeds share VeRA's random matrices."""
+def shares_matrices(record: Record) -> bool:
+    """Whether all seeds of the record's cell share one draw of VeRA's random
+    matrices."""
     method = record["config"]["method"]
     return method["kind"] == "vera" and not method.get("redrawn")
 
@@ -260,8 +262,8 @@ class Fact(NamedTuple):
 def value_at(
     path: str, per_cell: Literal["", "first", "median"] = "", form: str = "general"
 ) -> Fact:
-    """The value of a record at a path, such as cost.train_seconds; None if it has
-    none."""
+    """A column with the value of a record at a path, such as cost.train_seconds; None
+    if the record has none. per_cell, form: of Fact."""
     *groups, key = path.split(".")
 
     def read(record: Any) -> Any:
@@ -273,13 +275,14 @@ def value_at(
 
 
 def cost_at(key: str, form: str = "general") -> Fact:
-    """A cost of a record that depends on the device; None if it has none."""
-    cost = value_at(f"cost.{key}", "median", form)
-    return cost._replace(is_cost=True)
+    """A column with a cost of a record that depends on the device; None if the record
+    has none."""
+    fact = value_at(f"cost.{key}", "median", form)
+    return fact._replace(is_cost=True)
 
 
 def asked_rows(part: str) -> Fact:
-    """How many rows of a part of the data a run asked for; 0 for all."""
+    """How many rows of a part of the data (train or dev) a run asked for; 0: all."""
     return Fact(
         lambda record: record["config"]["task"].get(f"{part}_rows") or 0, "first"
     )
@@ -323,7 +326,7 @@ NUMBERS: dict[str, Fact] = {
     "half": Fact(partial(metric, epoch="best", select="half"), form="number"),
     "optimism": Fact(optimism, form="number"),
     "text_score": Fact(number_of_texts),
-    **{key: Fact(partial(text_score_of, key)) for key in (*TEXT_SCORES, "unread")},
+    **{key: Fact(partial(text_score_or_nan, key)) for key in (*TEXT_SCORES, "unread")},
     "forgetting": Fact(forgetting),
     "diverged": Fact(lambda record: record["status"] == "diverged"),
     "one_class": Fact(one_class),  # the share of rows that the class has, in words
@@ -340,7 +343,7 @@ NUMBERS: dict[str, Fact] = {
     "way": Fact(way_of),
     "cell": Fact(cell_id, "first"),
     "sources": Fact(lambda record: (record.get("code") or {}).get("sources") or {}),
-    "one_draw": Fact(one_draw, "first"),
+    "one_draw": Fact(shares_matrices, "first"),
     "metric": value_at("result.metric", "first"),
     "higher_is_better": value_at("result.higher_is_better", "first"),
     "scale": value_at("result.scale", "first"),

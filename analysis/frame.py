@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.facts import FACTS, HASH_DIGITS, of_method
+from analysis.facts import FACTS, is_method_recipe, short_hash
 from analysis.rows import RowMaker, RunRow
 from runs.record.files import read_yaml
 from runs.record.ledger import CONF, Ledger, read_ledger
 from runs.record.override import split_seeds
 from runs.record.schema import TEXT_SCORES
 
-#: The place of a cell in a table, and what identifies it: a row may have been measured
-#: in several ways on a task, such as on 1,000 training rows and on 5,000.
-KEY = ["model", "row", "task"]
-CELL_KEY = [*KEY, "way"]
-#: Seeds of a complete cell: as many as the paper's medians are over, unless a task's
-#: protocol has others.
+#: What identifies a cell of the paper's tables, and one of ours: we may have measured a
+#: row in several ways on a task, such as on 1,000 training rows and on 5,000.
+ROW_ON_TASK = ["model", "row", "task"]
+CELL_KEY = [*ROW_ON_TASK, "way"]
+#: How many seeds a complete cell has: as many as the paper's medians are over, or what
+#: the task's protocol has.
 SEEDS = 5
-PROTOCOLS = {
+SEEDS_BY_TASK = {
     "alpaca": 1,
     "commonsense": 1,
     "e2e": 3,
@@ -37,8 +37,8 @@ PROTOCOLS = {
     "reviews": 3,
     "sums": 1,
 }
-#: Tasks of studies that have more seeds than the protocol: there the preset says it.
-OF_STUDIES = ("alpaca", "commonsense", "gsm8k", "reviews", "sums")
+#: Tasks on which a study may have more seeds than the protocol: its preset says so.
+STUDY_TASKS = ("alpaca", "commonsense", "gsm8k", "reviews", "sums")
 
 # --- runs
 
@@ -66,15 +66,17 @@ def name_base_models(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs with a model name for each base model. Where two base models share a
     name, that of most runs keeps it, unless two folders have it; the others get a hash
     of their weights."""
-    contents = runs.groupby("model").base_model.nunique()
-    for model in contents.index[contents > 1]:
+    base_model_counts = runs.groupby("model").base_model.nunique()
+    for model in base_model_counts.index[base_model_counts > 1]:
         results = runs[(runs.model == model) & runs.base_model.notna()]
-        counts = results.base_model.value_counts(sort=False).sort_values(kind="stable")
-        is_generic = (results.conf_model != results.model).any()
-        renamed = counts.index if is_generic else counts.index[:-1]
-        for content in renamed:
-            selected = (runs.model == model) & (runs.base_model == content)
-            suffix = f" {content.rpartition(':')[2][:HASH_DIGITS]}"
+        run_counts = results.base_model.value_counts(sort=False)
+        by_run_count = run_counts.sort_values(kind="stable").index
+        # model=encoder model.path=... is named after its folder
+        has_folder_name = (results.conf_model != results.model).any()
+        renamed = by_run_count if has_folder_name else by_run_count[:-1]
+        for base_model in renamed:
+            selected = (runs.model == model) & (runs.base_model == base_model)
+            suffix = f" {short_hash(base_model)}"
             for column in ("model", "model_label"):
                 runs.loc[selected, column] += suffix
     return runs
@@ -99,17 +101,18 @@ def mark_left_out(runs: pd.DataFrame) -> pd.DataFrame:
     if results.empty:  # pandas joins no empty strings of Arrow's
         return runs.assign(left_out=runs.kind.astype(object), is_nearest=False)
     results["closeness"] = -results.deviations.map(len)
-    results["of_method"] = results.recipe.map(of_method)
+    results["has_method_recipe"] = results.recipe.map(is_method_recipe)
     variants = results.groupby([*CELL_KEY, "cell"], sort=False)
     results["runs"] = variants.seed.transform("size")
-    order = ["protocol", "closeness", "of_method", "runs", "id"]
+    order = ["protocol", "closeness", "has_method_recipe", "runs", "id"]
     by_closeness = results.sort_values(order)
-    nearest_of_row = by_closeness.drop_duplicates(KEY, keep="last").set_index(KEY)
+    nearest_of_row = by_closeness.drop_duplicates(ROW_ON_TASK, keep="last")
+    nearest_way = nearest_of_row.set_index(ROW_ON_TASK).way.rename("nearest_way")
     nearest = by_closeness.drop_duplicates(CELL_KEY, keep="last")
     nearest = nearest.set_index(CELL_KEY)[["cell", "protocol"]]
     nearest.columns = ["nearest_cell", "newest_protocol"]
     results = results.join(nearest, on=CELL_KEY)
-    results = results.join(nearest_of_row.way.rename("nearest_way"), on=KEY)
+    results = results.join(nearest_way, on=ROW_ON_TASK)
     results = results.sort_values(
         ["seed", "closeness", "id"], ascending=[True, False, True]
     )
@@ -133,11 +136,12 @@ def in_cells(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 # --- variants of a row
 
 
-def every_variant(runs: pd.DataFrame, paper: bool) -> pd.DataFrame:
+def every_variant(runs: pd.DataFrame, keep_nearest_name: bool) -> pd.DataFrame:
     """The runs with every variant of a row as a row of its own, whose label says what
     sets it apart: "VeRA r=256, lr 0.001". Variants are results of the same row, model
-    and task, measured in the same way, with other settings or another start. paper: the
-    nearest variant keeps the row's name, so that it stands beside the paper's row."""
+    and task, measured in the same way, with other settings or another start.
+    keep_nearest_name: the variant nearest to its recipe keeps the row's name, so that
+    it stands beside the paper's row."""
     runs = mark_left_out(runs)
     labels, rows = runs.label.copy(), runs.row.copy()
     results = runs.loc[
@@ -150,7 +154,7 @@ def every_variant(runs: pd.DataFrame, paper: bool) -> pd.DataFrame:
             variant = group[group.cell == cell]
             labels[variant.index] = _variant_label(variant.label.iloc[0], text)
             is_nearest = variant.left_out.isin(["", "seed"]).any()
-            if not (paper and is_nearest):
+            if not (keep_nearest_name and is_nearest):
                 rows[variant.index] = variant.row + f" {text}"
     return mark_left_out(runs.assign(label=labels, row=rows))
 
@@ -166,18 +170,20 @@ def _variant_label(label: str, text: str) -> str:
     return ", ".join([label, *missing])
 
 
-def distinctions(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """For several mappings, by their names: the keys and values in which they are not
-    all equal, as text."""
-    keys = sorted({key for mapping in facts.values() for key in mapping})
-    unequal = [
-        key
-        for key in keys
-        if len({str(mapping.get(key)) for mapping in facts.values()}) > 1
-    ]
+def distinctions(
+    settings_by_name: Mapping[str, Mapping[str, Any]],
+) -> dict[str, str]:
+    """What sets several groups of settings apart, by their names: the keys in which
+    they are not all equal, with the values of each: "lr 0.001, rank 4"."""
+    every_settings = settings_by_name.values()
+    unequal = list[str]()
+    for key in sorted({*itertools.chain(*every_settings)}):
+        values = {str(settings.get(key)) for settings in every_settings}
+        if len(values) > 1:
+            unequal.append(key)
     return {
-        name: ", ".join(f"{key} {_value_text(mapping.get(key))}" for key in unequal)
-        for name, mapping in facts.items()
+        name: ", ".join(f"{key} {_value_text(settings.get(key))}" for key in unequal)
+        for name, settings in settings_by_name.items()
     }
 
 
@@ -191,8 +197,8 @@ def _value_text(value: object) -> str:
 
 
 def measurement_texts(runs: pd.DataFrame) -> pd.Series:
-    """How each run was measured, where runs of its model and task were not all measured
-    on the same: "1,000 training rows, last epoch"; "" where they were."""
+    """How each run was measured, where the runs of its model and task were measured in
+    several ways: "1,000 training rows, last epoch"; "" where there is one way."""
     texts = pd.Series("", runs.index, dtype=object)
     for _, group in runs.groupby(["model", "task"], sort=False):
         keys = group.measurement.map(str)
@@ -204,8 +210,9 @@ def measurement_texts(runs: pd.DataFrame) -> pd.Series:
 
 
 def _unequal_phrases(phrases: pd.DataFrame) -> pd.Series:
-    """The phrases in which measurements are not all equal. The hash of the data stands
-    only where nothing else distinguishes two."""
+    """A text for each measurement, of the phrases in which they are not all equal. The
+    hash of the data is in it only where nothing else distinguishes two of them.
+    phrases: a row for each measurement, a column for each topic."""
     phrases = phrases.fillna("")
     unequal = phrases.loc[:, phrases.nunique() > 1]
     described = unequal.drop(columns="data", errors="ignore")
@@ -215,9 +222,9 @@ def _unequal_phrases(phrases: pd.DataFrame) -> pd.Series:
 
 
 def place_in_columns(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells with `place`, the column of a table that each stands in: its own
-    `column` or, where rows were measured in different ways, one for each of them. The
-    way of most rows keeps the column's name."""
+    """The cells with `place`, the key of the table's column in which each stands: its
+    own `column` or, where rows were measured in different ways, one column for each
+    way. The way of most rows keeps the column's name."""
     ways = cells.measured_apart
     if cells.empty:
         return cells.assign(place=cells.column)
@@ -227,37 +234,37 @@ def place_in_columns(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def tasks_by_way(frame: pd.DataFrame, column: str = "task") -> pd.Series:
-    """The task of each row of a frame with how it was measured, where rows of the task
-    were measured in several ways: "sst2, 1,000 training rows". column: "task", or
-    "task_label" for its label."""
+    """The task of each cell with how it was measured, where the task was measured in
+    several ways: "sst2, 1,000 training rows". frame: cells, or runs with
+    `measured_apart`. column: which name of the task, "task" or "task_label"."""
     suffix = ", " + frame.measured_apart
     return frame[column] + suffix.where(frame.measured_apart != "", "")
 
 
 #: What two costs must share to be compared, besides the task.
 COST_CONDITIONS = ["train_rows", "dev_rows", "precision", "dtype", "device"]
-#: Columns of `cells` that depend on them.
+#: Columns of `cells` that depend on these conditions.
 COSTS = [name for name, fact in FACTS.items() if fact.is_cost]
 
 
 def rows_sharing(cells: pd.DataFrame, columns: list[str]) -> set[str]:
     """The rows of one table whose numbers over several tasks may stand in one column:
-    those with the same tasks and values of these columns as most other rows have. If no
-    two of several rows share them, none. A row with an unknown value shares nothing."""
-    unknown = cells.row[cells[columns].isna().any(axis=1)]
-    comparable = cells[~cells.row.isin(unknown)]
-    values_of_row = defaultdict[str, set[Any]](set)
-    for row, *values in zip(
-        *(comparable[name] for name in ("row", "task", *columns)), strict=True
-    ):
-        values_of_row[str(row)].add(tuple(values))
-    shared = {row: frozenset(values) for row, values in values_of_row.items()}
-    if not shared:
+    those with the same tasks, and on these the same values of `columns`, as most other
+    rows have. If no two of several rows share them, none. A row with an unknown value
+    shares nothing."""
+    rows_with_unknown = cells.row[cells[columns].isna().any(axis=1)]
+    comparable = cells[~cells.row.isin(rows_with_unknown)]
+    values_by_row = defaultdict[str, set[Any]](set)
+    lines = comparable[["row", "task", *columns]].itertuples(index=False, name=None)
+    for row, *values in lines:
+        values_by_row[str(row)].add(tuple(values))
+    frozen_by_row = {row: frozenset(values) for row, values in values_by_row.items()}
+    if not frozen_by_row:
         return set()
-    usual, count = Counter(shared.values()).most_common(1)[0]
+    usual, count = Counter(frozen_by_row.values()).most_common(1)[0]
     if count == 1 and cells.row.nunique() > 1:
         return set()
-    return {row for row, values in shared.items() if values == usual}
+    return {row for row, values in frozen_by_row.items() if values == usual}
 
 
 def comparable_costs(cells: pd.DataFrame) -> pd.DataFrame:
@@ -270,27 +277,31 @@ def comparable_costs(cells: pd.DataFrame) -> pd.DataFrame:
 # --- cells
 
 
-#: Columns of `runs` that a cell has once, and those of which it has the median.
+#: Columns of `runs` of which a cell has the value of its first run, and those of which
+#: it has the median.
 FIRSTS = [name for name, fact in FACTS.items() if fact.per_cell == "first"]
 MEDIANS = [name for name, fact in FACTS.items() if fact.per_cell == "median"]
+#: The metric by each way of selecting an epoch.
 SELECTIONS = ["best", "last", "crossfit", "half"]
-#: Columns of `reported` that its cells keep.
-OF_REPORTED = ["name", "lower_is_better", "digits"]
-#: Makes several numbers of each run of cells: a frame by the runs' index.
-Numbers = Callable[[pd.DataFrame], pd.DataFrame]
+#: Columns that `reported` adds and cells keep.
+REPORTED_COLUMNS = ["name", "lower_is_better", "digits"]
+#: Makes several numbers of each run: from runs a frame by their index, with a line for
+#: each number.
+MakesNumbers = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 def cells(
-    runs: pd.DataFrame, value: str | Numbers = "value", seeds: int | None = None
+    runs: pd.DataFrame, value: str | MakesNumbers = "value", seeds: int | None = None
 ) -> pd.DataFrame:
     """The cells of some runs, a row each, sorted by CELL_KEY: the statistics of a column of
     `runs` over the seeds. This is the long frame that every table is made from.
 
-    value: the column (value, best, last, crossfit, a score); or makes several numbers
-    of each run, with `number`, `column` and `variant`: then each of these is a cell.
-    seeds: how many a complete cell has; by default those of the task's protocol, or of
-    the preset that ran it. Diverged runs and those that predict one class count; a run
-    without a number makes the statistics NaN.
+    value: the column (value, best, last, crossfit, a score); or a function that makes
+    several numbers of each run, in the columns `number`, `column` and `variant`: then
+    each column and variant of a row is a cell. seeds: how many a complete cell has; by
+    default those of the task's protocol, or of the preset that ran it. Diverged runs
+    and those that predict one class count; a run without a number makes the statistics
+    NaN.
 
     Columns:
 
@@ -315,70 +326,77 @@ def cells(
     key = CELL_KEY
     if callable(value):
         key = [*CELL_KEY, "variant", "column"]
-        members, value = members.join(value(members)), "number"
-        order = members.groupby(key, sort=False).ngroup()
-        members = members.iloc[np.argsort(order.to_numpy(), kind="stable")]
+        members = members.join(value(members))
+        value = "number"
+        # the runs of a cell must stand together
+        cell_numbers = members.groupby(key, sort=False).ngroup()
+        members = members.iloc[np.argsort(cell_numbers.to_numpy(), kind="stable")]
     members["score"] = members[value]
-    numbers = list(dict.fromkeys(["score", *SELECTIONS, "optimism", *MEDIANS]))
-    members[numbers] = members[numbers].apply(pd.to_numeric).astype(float)
+    number_columns = list(dict.fromkeys(["score", *SELECTIONS, "optimism", *MEDIANS]))
+    numbers = members[number_columns].apply(pd.to_numeric)
+    members[number_columns] = numbers.astype(float)
     frame = _statistics(members, key).reset_index()
-    frame = frame.join(_left_out(results), on=CELL_KEY)
+    frame = frame.join(_results_left_out(results), on=CELL_KEY)
     for name in ("one_class", "older", "again"):
-        frame[name] = [ids if isinstance(ids, tuple) else () for ids in frame[name]]
+        # NaN where a cell has none
+        frame[name] = [
+            values if isinstance(values, tuple) else () for values in frame[name]
+        ]
     frame["class_share"] = frame.class_share.astype(object).fillna("")
     frame["left_out"] = frame.left_out.fillna(0).astype(int)
-    wanted_seeds = [*map(_wanted_seeds, frame.task, frame.presets)]
-    frame["wanted"] = seeds or wanted_seeds
+    frame["wanted"] = seeds or [*map(_wanted_seeds, frame.task, frame.presets)]
     frame["complete"] = frame.n >= frame.wanted
     return frame
 
 
 def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
-    """The columns of `cells` that come from the runs of each cell alone. members:
-    those runs; the rows of a cell stand together."""
+    """The columns of `cells` that come from the runs of each cell alone. members: the
+    runs in cells; those of one cell stand together. key: what identifies a cell."""
     members["diverged"] = members.diverged.astype(bool)
     conditions = members[COST_CONDITIONS].itertuples(index=False)
     members["conditions"] = [", ".join(map(str, values)) for values in conditions]
     groups = members.groupby(key, sort=False)
-    count, scores = groups.score.count(), groups.score
-    has_all = count == groups.size()
-    have_selected = groups[SELECTIONS].count().eq(groups.size(), axis=0)
-    costs_count = ~members.diverged | groups.diverged.transform("all")
-    finished = members.assign(**members[MEDIANS].where(costs_count))
-    one_class = members[
-        members.one_class.map(lambda share: isinstance(share, str)).astype(bool)
-    ]
-    single = one_class.groupby(key)
-    columns = (*FIRSTS, "is_nearest", "measured_apart", *OF_REPORTED)
-    firsts = [name for name in columns if name in members]
+    sizes = groups.size()
+    scores = groups.score
+    has_every_score = scores.count() == sizes
+    has_every_selection = groups[SELECTIONS].count().eq(sizes, axis=0)
+    # A diverged run ended early, so its cost counts only where all runs diverged.
+    cost_counts = ~members.diverged | groups.diverged.transform("all")
+    with_costs = members.assign(**members[MEDIANS].where(cost_counts))
+    predicts_one_class = members.one_class.map(lambda share: isinstance(share, str))
+    of_one_class = members[predicts_one_class.astype(bool)].groupby(key)
+    first_columns = (*FIRSTS, "is_nearest", "measured_apart", *REPORTED_COLUMNS)
     statistics = {
-        "runs": groups.size(),
-        "n": count,
-        "values": _tuples(groups, "score"),
-        "seeds": _tuples(groups, "seed"),
-        "ids": _tuples(groups, "id"),
-        "median": scores.median().where(has_all),
-        "mean": scores.mean().where(has_all),
-        "spread": scores.std().where(has_all),
-        **groups[SELECTIONS].median().where(have_selected),
+        "runs": sizes,
+        "n": scores.count(),
+        "values": _tuples_by_group(groups, "score"),
+        "seeds": _tuples_by_group(groups, "seed"),
+        "ids": _tuples_by_group(groups, "id"),
+        "median": scores.median().where(has_every_score),
+        "mean": scores.mean().where(has_every_score),
+        "spread": scores.std().where(has_every_score),
+        **groups[SELECTIONS].median().where(has_every_selection),
         "optimism": groups.optimism.median(),
-        **finished.groupby(key, sort=False)[MEDIANS].median(),
-        "conditions": [*map(_common, _tuples(groups, "conditions"))],
+        **with_costs.groupby(key, sort=False)[MEDIANS].median(),
+        "conditions": [*map(_shared_text, _tuples_by_group(groups, "conditions"))],
         "diverged": groups.diverged.sum(),
-        "one_class": single.seed.agg(tuple),
-        "class_share": single.one_class.first(),
-        "presets": [*map(_distinct, _tuples(groups, "preset"))],
-        "origins": [*map(_distinct, _tuples(groups, "origin"))],
+        "one_class": of_one_class.seed.agg(tuple),
+        "class_share": of_one_class.one_class.first(),
+        "presets": [*map(_distinct, _tuples_by_group(groups, "preset"))],
+        "origins": [*map(_distinct, _tuples_by_group(groups, "origin"))],
         "deviations": [
             _distinct(itertools.chain(*deviations))
-            for deviations in _tuples(groups, "deviations")
+            for deviations in _tuples_by_group(groups, "deviations")
         ],
     }
-    return groups.nth(0).set_index(key)[firsts].assign(**statistics)
+    firsts = groups.nth(0).set_index(key)
+    kept_columns = [name for name in first_columns if name in firsts]
+    return firsts[kept_columns].assign(**statistics)
 
 
-def _left_out(results: pd.DataFrame) -> pd.DataFrame:
-    """Of the results that are in no cell: left_out, older and again of `cells`."""
+def _results_left_out(results: pd.DataFrame) -> pd.DataFrame:
+    """The columns of `cells` on results that are in no cell (left_out, older, again),
+    by CELL_KEY."""
     different = results[results.left_out.isin(["settings", "protocol"])]
     older = results[results.left_out == "protocol"].groupby(CELL_KEY).protocol
     repeated = results[results.left_out == "seed"].groupby(CELL_KEY).id
@@ -390,8 +408,8 @@ def _left_out(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _tuples(groups: Any, column: str) -> list[tuple[Any, ...]]:
-    """A column by group; the rows of a group stand together."""
+def _tuples_by_group(groups: Any, column: str) -> list[tuple[Any, ...]]:
+    """The values of a column in each group, whose rows must stand together."""
     ends = [0, *groups.size().cumsum()]
     values = groups.obj[column].tolist()
     return [tuple(values[first:last]) for first, last in itertools.pairwise(ends)]
@@ -401,8 +419,8 @@ def _distinct(values: Iterable[object]) -> tuple[object, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def _common(texts: Iterable[str]) -> str | None:
-    """The text that all have; None where they differ."""
+def _shared_text(texts: Iterable[str]) -> str | None:
+    """The one text that all of these are; None where they differ."""
     distinct = set(texts)
     return distinct.pop() if len(distinct) == 1 else None
 
@@ -410,20 +428,21 @@ def _common(texts: Iterable[str]) -> str | None:
 def _wanted_seeds(task: str, presets: Iterable[str | None]) -> int:
     """How many seeds a cell should have: those of its protocol or, of a study, of the
     preset that ran it."""
-    of_presets = max(map(_seeds_of_preset, presets), default=0)
-    if task in OF_STUDIES and of_presets:
-        return of_presets
-    return PROTOCOLS.get(task, SEEDS)
+    most_seeds = max(map(_seeds_of_preset, presets), default=0)
+    if task in STUDY_TASKS and most_seeds:
+        return most_seeds
+    return SEEDS_BY_TASK.get(task, SEEDS)
 
 
 @cache
 def _seeds_of_preset(preset: str | None) -> int:
-    """How many seeds a preset has; 0 where it is none, or says nothing of them."""
+    """How many seeds a preset sweeps over; 0 where conf/experiment has no such preset,
+    or it names no seeds."""
     path = CONF / "experiment" / f"{preset}.yaml"
-    node: Any = read_yaml(path) if path.is_file() else {}
+    params: Any = read_yaml(path) if path.is_file() else {}
     for key in ("hydra", "sweeper", "params"):
-        node = node.get(key, {})
-    return len(split_seeds(str(node.get("seed", ""))))
+        params = params.get(key, {})
+    return len(split_seeds(str(params.get("seed", ""))))
 
 
 # --- the score that tables show
@@ -431,26 +450,30 @@ def _seeds_of_preset(preset: str | None) -> int:
 
 def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
     """The runs with the score that their task's table reports: `number`, its `name`
-    ("accuracy, best epoch"), `lower_is_better` and its `digits`. It is the score of the
-    last epoch's texts where a cell's texts were scored (TEXT_SCORES), and otherwise the
-    metric of the epoch that the table reports, or of cross-fitted ones (select)."""
+    ("accuracy, best epoch"), `lower_is_better` and its `digits` (decimals). It is the
+    score of the last epoch's texts where a cell's texts were scored (TEXT_SCORES), and
+    otherwise the metric of the epoch that the table reports. select: another column of
+    `runs`, such as crossfit, in place of that metric and of scores of texts."""
     # Frames of failed runs alone have columns of floats.
-    metrics, epochs = runs.metric.astype(object), runs.reported.astype(object)
-    frame = pd.DataFrame({"number": runs["value" if select == "paper" else select]})
-    frame["name"] = metrics + ", " + epochs + " epoch"
-    frame["digits"] = runs.decimals
-    frame["lower_is_better"] = runs.higher_is_better == False  # noqa: E712, objects
+    metrics = runs.metric.astype(object)
+    epochs = runs.reported.astype(object)
+    columns = pd.DataFrame({"number": runs["value" if select == "paper" else select]})
+    columns["name"] = metrics + ", " + epochs + " epoch"
+    columns["digits"] = runs.decimals
+    columns["lower_is_better"] = runs.higher_is_better == False  # noqa: E712, objects
     if select == "paper":
-        scores = runs.text_score.astype(object).groupby(runs.cell).transform("first")
-        for key in set(scores.dropna()):
+        # A run that diverged before it had texts is scored as the others of its cell.
+        score_keys = runs.text_score.astype(object)
+        score_keys = score_keys.groupby(runs.cell).transform("first")
+        for key in set(score_keys.dropna()):
             score = TEXT_SCORES[key]
-            frame.loc[scores == key, "number"] = runs[key]
-            frame.loc[scores == key, OF_REPORTED] = (
+            columns.loc[score_keys == key, "number"] = runs[key]
+            columns.loc[score_keys == key, REPORTED_COLUMNS] = (
                 f"{score.name}, last epoch",
                 not score.higher_is_better,
                 score.decimals,
             )
-    return runs.assign(**frame)
+    return runs.assign(**columns)
 
 
 def reported_cells(
@@ -462,18 +485,18 @@ def reported_cells(
 
 def pairs(runs: pd.DataFrame, row: str, other: str = "") -> pd.DataFrame:
     """The runs of a row beside those of another ("": of every other), a line for each
-    model, task and seed that both have, measured on the same: x of `row` and y of the
-    other, such that more is better, with the ids of both. runs: of `reported`, in
-    cells."""
+    model, task and seed that both have, measured on the same: their scores x (of `row`)
+    and y (of the other), with a sign such that more is better, the `difference`, and
+    the columns of the other with the suffix _other. runs: of `reported`."""
     scored = runs[(runs.left_out == "") & runs.number.notna()]
-    signed = scored.number.where(~scored.lower_is_better.astype(bool), -scored.number)
-    scored = scored.assign(signed=signed)
-    shared = ["model", "task", "seed", "measured", "name"]
-    own_columns = ["row", "label", "way", "lower_is_better", "digits", "id", "signed"]
-    scored = scored[[*shared, *own_columns]]
+    is_cost = scored.lower_is_better.astype(bool)
+    scored = scored.assign(signed=scored.number.where(~is_cost, -scored.number))
+    shared_columns = ["model", "task", "seed", "measured", "name"]
+    side_columns = ["row", "label", "way", "lower_is_better", "digits", "id", "signed"]
+    scored = scored[[*shared_columns, *side_columns]]
     left = scored[scored.row == row]
     right = scored[scored.row == other] if other else scored[scored.row != row]
-    joined = left.merge(right, on=shared, suffixes=("", "_other"))
+    joined = left.merge(right, on=shared_columns, suffixes=("", "_other"))
     joined = joined.rename(columns={"signed": "x", "signed_other": "y"})
     # Two diverged runs may both be infinite.
     difference = np.where(joined.x == joined.y, 0.0, joined.x - joined.y)

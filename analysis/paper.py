@@ -27,7 +27,7 @@ def _group(name: str) -> dict[str, str]:
     return dict(printed_file("names.yaml")[name])
 
 
-#: Names of tasks, benches, models and methods in tables, by their names in conf/.
+#: Names in tables by names in conf/: of tasks, benches, models and methods.
 GLUE = _group("glue")
 IMAGES = _group("images")
 BENCHES = _group("benches")
@@ -57,7 +57,7 @@ def recipes() -> Content:
     return printed_file("recipes.yaml")
 
 
-#: The tables with numbers of trained models, and the model of those that name none.
+#: The tables with numbers of trained models, with their model ("": the file names it).
 _TABLES = {
     "table2": "",
     "table3": "",
@@ -85,41 +85,44 @@ def numbers() -> pd.DataFrame:
     adapter of MNLI, only one that did so, too."""
     lines = list[Content]()
     for table in _TABLES:
+        # the first entry of a table has its columns, each further one a group of rows
         (_, columns), *groups = paper()[table].items()
-        for key, rows in groups:
+        for group, rows in groups:
             for cells in rows:
-                values = dict(zip(columns, cells, strict=True))
-                lines += _numbers_of_row(table, key, values)
+                cell_by_column = dict(zip(columns, cells, strict=True))
+                lines += _numbers_of_row(table, group, cell_by_column)
     return pd.DataFrame(lines)
 
 
-def _numbers_of_row(table: str, key: str, values: Content) -> Iterator[Content]:
-    """The numbers of a row. key: of its group. values: its cells by column."""
+def _numbers_of_row(table: str, group: str, cells: Content) -> Iterator[Content]:
+    """The numbers of a row. group: a model or, in table 6, the part of the table.
+    cells: by column; those that are no numbers are taken out of it."""
     names = printed_file("names.yaml")
-    model = _TABLES[table] or str(values.pop("model", key))
+    model = _TABLES[table] or str(cells.pop("model", group))
     model = model.replace("-", "_")
-    method = str(values.pop(next(iter(values))))
-    size = str(values.pop("params", ""))
-    if "bytes" in values:
-        size += f" ({values.pop('bytes')})"
-    rows = names["rows"].get(table, {})
-    row = rows.get(f"{method} {size}") or rows.get(method, method)
+    first_column = next(iter(cells))
+    method = str(cells.pop(first_column))
+    size = str(cells.pop("params", ""))
+    if "bytes" in cells:
+        size += f" ({cells.pop('bytes')})"
+    row_names = names["rows"].get(table, {})
+    row = row_names.get(f"{method} {size}") or row_names.get(method, method)
     keeps_name = table in ("table6", "table7")
-    about = {
+    row_facts = {
         "table": table,
-        "part": key if table == "table6" else "",
+        "part": group if table == "table6" else "",
         "model": model,
         "row": row,
         "method": method if keeps_name else NAMES.get(method, method),
         "size": size,
         "quoted": row in names["quoted"].get(table, ()),
     }
-    for column, cell in values.items():
+    for column, cell in cells.items():
         task = _TASKS.get(table, "" if column == "avg" else column)
         from_mnli = table == "table2" and task in FROM_MNLI.get((model, row), ())
         value, spread = value_and_spread(cell)
         yield {
-            **about,
+            **row_facts,
             "task": task,
             "column": column,
             "value": value,

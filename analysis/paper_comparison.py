@@ -16,20 +16,29 @@ from analysis.paper import numbers
 from runs.record.intervals import LEVEL
 from runs.record.ledger import in_conf
 
-#: How wide half of the interval of a reproduced cell may be: for accuracy, Matthews,
-#: Pearson, BLEU, METEOR and ROUGE-L in points, for NIST and CIDEr, and for a judge's
-#: scores from 1 to 10.
+#: How wide half of the interval of a reproduced cell may be, in points (accuracy,
+#: Matthews, Pearson, BLEU, METEOR and ROUGE-L); and for the scores that have another
+#: unit: NIST, CIDEr and a judge's, from 1 to 10.
 MARGIN = 1.0
 MARGINS = {"nist": 0.1, "cider": 0.1, "score": 0.2}
 #: Tables that print means over seeds; the others print medians.
-MEANS = ("table6", "table7")
+TABLES_OF_MEANS = ("table6", "table7")
 #: Verdicts where the paper prints a spread, and where it prints none.
 WITH_SPREAD = ("reproduced", "inconclusive", "not reproduced")
 WITHOUT_SPREAD = ("inside our interval", "outside our interval")
-#: What is read of our cells.
-OURS = ("our_spread", "values", "ids", "runs", "n", "complete", "parameters", "variant")
-#: Half of the last digit of a spread as the paper prints it: one of "0.0" need not be
-#: none.
+#: The columns of our cells that stand beside the paper's numbers.
+OWN_COLUMNS = (
+    "our_spread",
+    "values",
+    "ids",
+    "runs",
+    "n",
+    "complete",
+    "parameters",
+    "variant",
+)
+#: Half of the last digit of a spread that the paper prints: the smallest one that we
+#: assume, because a printed "0.0" may be rounded.
 HALF_DIGIT = 0.05
 
 
@@ -47,17 +56,18 @@ def compare_with_paper(table: str, cells: pd.DataFrame, part: str = "") -> pd.Da
     at most the margin; inconclusive: it is wider; not reproduced: it does not contain 0.
     Fewer than SEEDS, or a seed without the number, are incomplete, however close. A row
     that trains another number of parameters is of another size."""
-    rows = _joined(table, cells, part)
-    means = table in MEANS
-    rows["ours"] = [_middle(values, means) for values in rows["values"]]
-    n, is_known = rows.n.fillna(0).astype(int), rows.our_spread.notna()
-    factor = n.map(lambda seeds: _variance_factor(seeds, means))
+    rows = _beside_own_cells(table, cells, part)
+    of_means = table in TABLES_OF_MEANS
+    rows["ours"] = [_middle(values, of_means) for values in rows["values"]]
+    n = rows.n.fillna(0).astype(int)
+    is_known = rows.our_spread.notna()
+    factor = n.map(lambda seeds: _variance_factor(seeds, of_means))
     rows["variance"] = factor * rows.our_spread**2 / n
     has_spread = rows.spread.notna()
     rows[["paper_variance", "half_width"]] = math.nan
     if is_known.any():
         printed_variance = rows.spread.clip(lower=HALF_DIGIT) ** 2 / SEEDS
-        rows["paper_variance"] = _variance_factor(SEEDS, means) * printed_variance
+        rows["paper_variance"] = _variance_factor(SEEDS, of_means) * printed_variance
         variances = [rows.variance, rows.paper_variance.where(has_spread, 0.0)]
         freedoms = [np.maximum(n - 1, 1), np.full(len(n), SEEDS - 1)]
         rows["half_width"] = np.where(
@@ -79,8 +89,8 @@ def compare_with_paper(table: str, cells: pd.DataFrame, part: str = "") -> pd.Da
     return rows
 
 
-def _joined(table: str, cells: pd.DataFrame, part: str) -> pd.DataFrame:
-    """The paper's numbers with what is read of our cells; NaN where none ran."""
+def _beside_own_cells(table: str, cells: pd.DataFrame, part: str) -> pd.DataFrame:
+    """The paper's numbers with OWN_COLUMNS of our cells; NaN where none ran."""
     printed = numbers()
     printed = printed[(printed.table == table) & (printed.task != "")]
     if part:
@@ -89,29 +99,30 @@ def _joined(table: str, cells: pd.DataFrame, part: str) -> pd.DataFrame:
     keys = ["model", "like", "task"]
     if "column" in ours:
         keys.append("column")
-    ours = ours[[*keys, *(name for name in OURS if name in ours)]]
+    own_columns = [name for name in OWN_COLUMNS if name in ours]
+    ours = ours[[*keys, *own_columns]]
     return printed.merge(ours, on=keys, how="left")
 
 
-def _variance_factor(seeds: int, means: bool) -> float:
-    """The variance of a mean or median over that of a mean; NaN for one seed."""
+def _variance_factor(seeds: int, of_means: bool) -> float:
+    """How many times the variance of a mean over seeds the statistic has that a table
+    prints: 1 for a mean, more for a median. NaN for one seed, or none."""
     if seeds < 2:
         return math.nan
-    return 1.0 if means else median_variance(seeds)
+    return 1.0 if of_means else median_variance(seeds)
 
 
-def _middle(values: Any, means: bool) -> float:
-    """The mean or median of the known values; NaN for none, and where no cell is."""
-    known_values = pd.Series(
-        values if isinstance(values, tuple) else (), dtype=float
-    ).dropna()
+def _middle(values: Any, of_means: bool) -> float:
+    """The mean or median of a cell's values that are known; NaN for none. values: NaN
+    where we have no cell."""
+    if not isinstance(values, tuple):
+        return math.nan
+    known_values = pd.Series(values, dtype=float).dropna()
     if known_values.empty:
         return math.nan
-    return (
-        math.fsum(known_values) / len(known_values)
-        if means
-        else float(known_values.median())
-    )
+    if of_means:
+        return math.fsum(known_values) / len(known_values)
+    return float(known_values.median())
 
 
 def verdict_on(difference: Any, half_width: Any, has_spread: Any, margin: Any) -> Any:
@@ -141,11 +152,12 @@ def mean_over_tasks(rows: pd.DataFrame) -> MeanVerdict | None:
     """The mean over tasks of a row's differences; None where a cell has no verdict yet.
     Where one cell of the paper has no spread, the paper's spreads are left out of the
     interval."""
-    if len(rows) < 2 or not _are_judged(rows):
+    count = len(rows)
+    if count < 2 or not _are_judged(rows):
         return None
-    has_spread, count = bool(rows.spread.notna().all()), len(rows)
-    theirs = rows.paper_variance if has_spread else 0 * rows.variance
-    variances = np.concatenate([rows.variance, theirs]) / count**2
+    has_spread = bool(rows.spread.notna().all())
+    paper_variance = rows.paper_variance if has_spread else 0 * rows.variance
+    variances = np.concatenate([rows.variance, paper_variance]) / count**2
     freedoms = np.concatenate([rows.n - 1, np.full(count, SEEDS - 1)])
     half_width = float(welch_half(variances, freedoms))
     difference = float(rows.difference.mean())
@@ -156,25 +168,26 @@ def mean_over_tasks(rows: pd.DataFrame) -> MeanVerdict | None:
 def verdict_summary(verdicts: Iterable[str]) -> str:
     """The verdicts on a row's cells: "reproduced 4/6, inconclusive 1, not reproduced 1
     (0.3 by chance)", "inside 3/4"; "" without any."""
-    count = Counter(verdicts)
+    counts = Counter(verdicts)
     parts = list[str]()
-    if total := sum(count[verdict] for verdict in WITH_SPREAD):
-        other_counts = [f"{verdict} {count[verdict]}" for verdict in WITH_SPREAD[1:]]
+    if total := sum(counts[verdict] for verdict in WITH_SPREAD):
+        other_counts = [f"{verdict} {counts[verdict]}" for verdict in WITH_SPREAD[1:]]
         by_chance = f"{(1 - LEVEL) * total:.2g} by chance"
-        reproduced = f"reproduced {count['reproduced']}/{total}"
+        reproduced = f"reproduced {counts['reproduced']}/{total}"
         parts.append(f"{reproduced}, {', '.join(other_counts)} ({by_chance})")
-    if total := sum(count[verdict] for verdict in WITHOUT_SPREAD):
-        parts.append(f"inside {count['inside our interval']}/{total}")
+    if total := sum(counts[verdict] for verdict in WITHOUT_SPREAD):
+        parts.append(f"inside {counts['inside our interval']}/{total}")
     return ", ".join(parts)
 
 
 def status(rows: pd.DataFrame, with_mean: bool = True) -> str:
-    """The verdicts on the cells of our row, of its rows in `compare_with_paper`, and on
-    their mean; "" where one has none yet."""
+    """The verdicts on the cells of a row of ours, and on their mean; "" where a cell
+    has no verdict yet. rows: of `compare_with_paper`, those of this row."""
     if rows.empty or not _are_judged(rows):
         return ""
+    text = verdict_summary(rows.verdict)
     mean = mean_over_tasks(rows) if with_mean else None
-    return verdict_summary(rows.verdict) + (f"; mean {mean.verdict}" if mean else "")
+    return f"{text}; mean {mean.verdict}" if mean else text
 
 
 # --- the size of a row
@@ -187,6 +200,7 @@ def rounds_to(printed: str, value: float) -> bool:
     assert match, printed
     number, unit = match.groups()
     base = 1024 if printed.endswith("B") else 1000
+    # compared as whole numbers of the last printed digit
     scale = 10 ** len(number.partition(".")[2])
     exact = value / base ** " KMGT".index(unit) * scale
     return round(float(number) * scale) in (round(exact), math.floor(exact))
@@ -195,22 +209,31 @@ def rounds_to(printed: str, value: float) -> bool:
 def _is_same_size(row: Any) -> bool:
     """Whether our cell of a row of `compare_with_paper` trains as many parameters as
     the paper's row, or the paper prints no size."""
-    if not row.size or not row.ran:
-        return not row.size
+    if not row.size:
+        return True
+    if not row.ran:
+        return False
     return same_size(int(row.parameters), row.model, row.row, row.size)
 
 
 def same_size(parameters: int, model: str, row: str, printed: str) -> bool:
     """Whether a row of ours trains as many parameters as the paper's: what it prints,
-    rounded, or what its formula gives. The count of a size that was chosen here is no
-    formula of the paper's."""
+    rounded, or what its formula gives (conf/counts.yaml). A size that this project
+    chose is no formula of the paper's. printed: the count, and perhaps the bytes in
+    brackets."""
     size = printed.partition(" ")[0]
     if size == "0":  # the head alone, or nothing
         return parameters == 0
-    return rounds_to(size, parameters) or any(
+    if rounds_to(size, parameters):
+        return True
+    formulas = [
+        entry
+        for entry in in_conf("counts.yaml")
+        if entry["printed"] == size and not entry.get("chosen")
+    ]
+    return any(
         entry["count"] == parameters
         and entry["model"] == model
         and row.startswith(entry["method"])
-        for entry in in_conf("counts.yaml")
-        if entry["printed"] == size and not entry.get("chosen")
+        for entry in formulas
     )

@@ -95,7 +95,7 @@ def page(ledger: Ledger) -> str:
     frame = runs(ledger)
     frames = own_and_published(ledger, frame)
     judged = tables.verdicts(frame)
-    cells = [*cell_views(ledger, every_variant(frame, paper=True), judged)]
+    cells = [*cell_views(ledger, every_variant(frame, keep_nearest_name=True), judged)]
     html = results_environment(Path(__file__).parent, autoescape=True)
     html.tests["number"] = lambda entry: isinstance(entry, Number)
     return html.get_template("report.html").render(

@@ -30,8 +30,8 @@ class RunRow(namedtuple("RunRow", [*FACTS, "settings"])):  # type: ignore[misc]
 def files_of_code() -> list[Path]:
     """The files that make a row from a record: this one, the facts, and all of
     runs/record."""
-    of_records = Path(schema.__file__).parent.glob("*.py")
-    return sorted([Path(__file__), Path(facts.__file__), *of_records])
+    files_of_records = Path(schema.__file__).parent.glob("*.py")
+    return sorted([Path(__file__), Path(facts.__file__), *files_of_records])
 
 
 @cache
@@ -74,6 +74,8 @@ class RowMaker:
         return RunRow._make(values.get(name, math.nan) for name in names)
 
     def _share(self, values: dict[str, Any], record: Record) -> None:
+        """Replaces settings, measurement and sources by equal ones of an earlier
+        row, if there is one."""
         cell = values["cell"]
         if cell not in self.settings:
             self.settings[cell] = settings_of(record)

@@ -58,7 +58,7 @@ def figures_of_ledger(
     for runs, source in zip(runs_by_source, ("ours", "published"), strict=True):
         if every:
             # The points of figure 2 are known rows: a variant has no place among them
-            runs = every_variant(runs, paper=name == "figure2")
+            runs = every_variant(runs, keep_nearest_name=name == "figure2")
         measures = _measures_of(ledger, source)
         for figure in draw(Part(runs, measures, source, **options)):
             if figure.data.empty:

@@ -210,7 +210,7 @@ class StudyPage:
 
     def __init__(self, study: PublishedStudy) -> None:
         self.study = study
-        self.rows = study_rows(every_variant(study.finished, paper=True))
+        self.rows = study_rows(every_variant(study.finished, keep_nearest_name=True))
         self.over_tasks = rows_over_tasks(self.rows.alike)
 
     def files(self) -> dict[str, str]:

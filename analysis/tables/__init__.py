@@ -56,7 +56,9 @@ def tables_of_ledger(
     own_runs, published = frames or own_and_published(ledger)
 
     def part(runs: pd.DataFrame, all_variants: bool, origin: str) -> list[Table]:
-        variants = every_variant(runs, paper=name != "") if all_variants else runs
+        variants = (
+            every_variant(runs, keep_nearest_name=name != "") if all_variants else runs
+        )
         tables = tables_of_runs(name, variants, whose=origin, **view)
         if not against:
             return tables

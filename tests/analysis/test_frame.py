@@ -176,7 +176,7 @@ def test_two_sizes_of_data_protocols_or_epochs_of_choice_never_meet_and_no_run_d
     counts = by_way.runs + by_way.left_out + by_way.again.map(len)
     assert counts.sum() == len(made) == len(frame)
     # Each variant has a cell of its own
-    every = cells(every_variant(frame, paper=False))
+    every = cells(every_variant(frame, keep_nearest_name=False))
     assert (every.runs + every.again.map(len)).sum() == len(made)
 
 
@@ -207,7 +207,7 @@ def test_what_follows_the_seed_sets_no_variant_apart():
             "redrawn": True,
             "projection_seed": one["cell"]["seed"],
         }
-    named = every_variant(runs(ledger(*made)), paper=False)
+    named = every_variant(runs(ledger(*made)), keep_nearest_name=False)
     assert set(named.row) == {"vera_redrawn lr 0.1", "vera_redrawn lr 0.2"}
 
 
@@ -215,7 +215,12 @@ def test_every_published_record_is_a_run_and_counted_once_and_no_record_has_fram
     monkeypatch, tmp_path
 ):
     empty = runs(ledger())
-    assert len(empty) == len(cells(empty)) == len(every_variant(empty, paper=True)) == 0
+    assert (
+        len(empty)
+        == len(cells(empty))
+        == len(every_variant(empty, keep_nearest_name=True))
+        == 0
+    )
     assert set(CELL_KEY) <= set(cells(empty))
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", PUBLISHED)
     monkeypatch.chdir(tmp_path)

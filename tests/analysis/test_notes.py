@@ -140,7 +140,7 @@ def study():
         trial["id"] += "-trial"
         made.append(trial)
     frame = runs(ledger(*made))
-    rows_of = study_rows(every_variant(frame, paper=True))
+    rows_of = study_rows(every_variant(frame, keep_nearest_name=True))
     return StudyNumbers(frame, rows_of, PUBLISHED)
 
 

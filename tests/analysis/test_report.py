@@ -195,7 +195,7 @@ def test_of_a_large_ledger_the_first_cells_alone_show_their_runs(monkeypatch):
         pd.DataFrame({"ran": [], "ids": [], "verdict": []}, dtype=object),
     )
     found = report.cell_views(
-        of, every_variant(runs(of), paper=True), none.astype({"ran": bool})
+        of, every_variant(runs(of), keep_nearest_name=True), none.astype({"ran": bool})
     )
     assert [len(cell.runs) for cell in found] == [3, 2, 0, 0, 0]
 
