@@ -8,7 +8,7 @@ and bytes. NaN means that a run has no such number."""
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -131,66 +131,6 @@ def mark_left_out(runs: pd.DataFrame) -> pd.DataFrame:
 def in_cells(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """The runs that are in these cells."""
     return runs[runs.id.isin({*itertools.chain(*cells.ids)})]
-
-
-# --- variants of a row
-
-
-def every_variant(runs: pd.DataFrame, keep_nearest_name: bool) -> pd.DataFrame:
-    """The runs with every variant of a row as a row of its own, whose label says what
-    sets it apart: "VeRA r=256, lr 0.001". Variants are results of the same row, model
-    and task, measured in the same way, with other settings or another start.
-    keep_nearest_name: the variant nearest to its recipe keeps the row's name, so that
-    it stands beside the paper's row."""
-    runs = mark_left_out(runs)
-    labels, rows = runs.label.copy(), runs.row.copy()
-    results = runs.loc[
-        runs.kind == "result", [*CELL_KEY, "cell", "label", "settings", "left_out"]
-    ]
-    variants = results.groupby(CELL_KEY).cell.transform("nunique")
-    for _, group in results[variants > 1].groupby(CELL_KEY, sort=False):
-        settings = group.drop_duplicates("cell").set_index("cell").settings
-        for cell, text in distinctions(settings.to_dict()).items():
-            variant = group[group.cell == cell]
-            labels[variant.index] = _variant_label(variant.label.iloc[0], text)
-            is_nearest = variant.left_out.isin(["", "seed"]).any()
-            if not (keep_nearest_name and is_nearest):
-                rows[variant.index] = variant.row + f" {text}"
-    return mark_left_out(runs.assign(label=labels, row=rows))
-
-
-def _variant_label(label: str, text: str) -> str:
-    """A row's label with those of its settings that it does not say already."""
-    parts = label.replace(",", " ").split()
-    missing = [
-        setting
-        for setting in text.split(", ")
-        if setting.replace("rank ", "r=") not in parts
-    ]
-    return ", ".join([label, *missing])
-
-
-def distinctions(
-    settings_by_name: Mapping[str, Mapping[str, Any]],
-) -> dict[str, str]:
-    """What sets several groups of settings apart, by their names: the keys in which
-    they are not all equal, with the values of each: "lr 0.001, rank 4"."""
-    every_settings = settings_by_name.values()
-    unequal = list[str]()
-    for key in sorted({*itertools.chain(*every_settings)}):
-        values = {str(settings.get(key)) for settings in every_settings}
-        if len(values) > 1:
-            unequal.append(key)
-    return {
-        name: ", ".join(f"{key} {_value_text(settings.get(key))}" for key in unequal)
-        for name, settings in settings_by_name.items()
-    }
-
-
-def _value_text(value: object) -> str:
-    if value is None:
-        return "null"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # --- what may be compared

@@ -22,7 +22,7 @@ import pandas as pd
 from analysis import figures, tables
 from analysis.command import open_ledger, own_and_published
 from analysis.diff import leaves
-from analysis.frame import SEEDS, every_variant, reported_cells, runs
+from analysis.frame import SEEDS, reported_cells, runs
 from analysis.others import NAMED
 from analysis.paper_comparison import MARGIN, MARGINS
 from analysis.render import Number, Table
@@ -30,6 +30,7 @@ from analysis.results.findings import findings
 from analysis.results.templates import results_environment
 from analysis.rows import RowMaker
 from analysis.stats import statistics_tables
+from analysis.variants import every_variant
 from runs.command.parser import OfRecords, entry_point, read
 from runs.record.files import write_atomically
 from runs.record.folder import WholeRecords

@@ -16,7 +16,7 @@ from analysis.figures.fits import figure6
 from analysis.figures.gains import figure4
 from analysis.figures.layers import figure3, figure5
 from analysis.figures.ranks import figure2
-from analysis.frame import every_variant
+from analysis.variants import every_variant
 from runs.record.ledger import Ledger
 from runs.record.schema import Measure
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis import figures
 from analysis.figures.figure import Figure, Part, svg
-from analysis.frame import every_variant, runs
+from analysis.frame import runs
 from analysis.notes import cautions
 from analysis.render import (
     NONE,
@@ -45,6 +45,7 @@ from analysis.results.study_rows import (
     study_rows,
 )
 from analysis.results.templates import macros, rendered
+from analysis.variants import every_variant
 from runs.command.errors import UserError
 from runs.record.ledger import Ledger
 from runs.record.schema import Measure, Record

@@ -7,23 +7,24 @@ from typing import Any
 import pandas as pd
 
 from analysis.command import own_and_published
-from analysis.frame import SEEDS, every_variant
+from analysis.frame import SEEDS
 from analysis.notes import unfinished
 from analysis.paired import comparison_table, paired_differences
 from analysis.render import Table
-from analysis.tables.build import build_tables, of_paper
+from analysis.tables.build import build_tables, cells_and_printed
 from analysis.tables.formulas import recipe_tables, size_claims_table, table1
 from analysis.tables.spec import View
 from analysis.tables.specs import specs
+from analysis.variants import every_variant
 from runs.record.ledger import Ledger
 
-#: Those that need no record.
+#: What makes the tables that need no record.
 WITHOUT_RECORDS: dict[str, Callable[[], list[Table]]] = {
     "table1": table1,
     **{f"table{number}": partial(recipe_tables, number) for number in range(8, 12)},
     "claims": size_claims_table,
 }
-#: The names of all, in the order of a page.
+#: The names of all tables, in the order of a page.
 TABLES = (
     *(f"table{number}" for number in range(1, 14)),
     "maths",
@@ -32,8 +33,17 @@ TABLES = (
     "demo",
     "claims",
 )
-#: Tables with numbers of trained models that the paper prints, in the order of a page.
-JUDGED = ("table2", "table3", "table4", "table13", "table5", "table6", "table7")
+#: Tables with numbers of trained models that the paper prints, on which there are
+#: verdicts, in the order of a page.
+TABLES_WITH_VERDICTS = (
+    "table2",
+    "table3",
+    "table4",
+    "table13",
+    "table5",
+    "table6",
+    "table7",
+)
 
 
 def tables_of_ledger(
@@ -55,14 +65,14 @@ def tables_of_ledger(
         return WITHOUT_RECORDS[name]()
     own_runs, published = frames or own_and_published(ledger)
 
-    def part(runs: pd.DataFrame, all_variants: bool, origin: str) -> list[Table]:
+    def build_part(runs: pd.DataFrame, all_variants: bool, origin: str) -> list[Table]:
         variants = (
             every_variant(runs, keep_nearest_name=name != "") if all_variants else runs
         )
         tables = tables_of_runs(name, variants, whose=origin, **view)
         if not against:
             return tables
-        in_table = belonging(name, variants)
+        in_table = runs_of_table(name, variants)
         if tasks := view.get("tasks"):
             in_table = in_table[in_table.task.isin(tasks)]
         models = [table.model for table in tables if table.ids]
@@ -76,12 +86,12 @@ def tables_of_ledger(
 
     tables = list[Table]()
     if len(own_runs) or published.empty:
-        tables = part(own_runs, every or every_own, "ours")
+        tables = build_part(own_runs, every or every_own, "ours")
     # The paper's rows alone come after those with runs, and are shown once.
     tables.sort(key=lambda table: not table.ids)
     missing = _stopped_elsewhere(name, own_runs, tables, view.get("tasks", ()))
     if len(published):
-        for table in part(published, every, "published"):
+        for table in build_part(published, every, "published"):
             if table.ids or not tables:
                 tables.append(table)
     if tables:
@@ -93,7 +103,7 @@ def _stopped_elsewhere(
     name: str, own_runs: pd.DataFrame, tables: list[Table], tasks: Collection[str]
 ) -> pd.DataFrame:
     """Own runs that were stopped early, of models without a table of own runs."""
-    runs = belonging(name, own_runs)
+    runs = runs_of_table(name, own_runs)
     if tasks:
         runs = runs[runs.task.isin(tasks)]
     has_table = runs.model.isin([table.model for table in tables])
@@ -112,7 +122,8 @@ def tables_of_runs(
 
 
 def _differences(runs: pd.DataFrame, against: str, origin: str) -> list[Table]:
-    """Each other row minus a row, by pairs of runs, a table for each model."""
+    """Each other row minus the row `against`, by pairs of runs, a table for each
+    model."""
     mark = "" if origin == "ours" else f" ({origin})"
     lines = paired_differences(runs, against, as_reference=True)
     tables = list[Table]()
@@ -123,20 +134,22 @@ def _differences(runs: pd.DataFrame, against: str, origin: str) -> list[Table]:
     return tables
 
 
-def belonging(name: str, runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that a table is made of, finished or not; of rows x tasks all."""
-    parts = [spec.belonging(runs) for spec in specs()[name]]
+def runs_of_table(name: str, runs: pd.DataFrame) -> pd.DataFrame:
+    """Those of the runs that a table is made of, finished or not; of rows x tasks
+    all."""
+    parts = [spec.select_runs(runs) for spec in specs()[name]]
     return pd.concat(parts).drop_duplicates("id")
 
 
 def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
     """Every number that the paper prints of a trained and judged model, beside our
     cell: `compare_with_paper` of each table, in the order of a page."""
-    view, judged = View(runs, seeds=SEEDS), list[pd.DataFrame]()
-    for name in JUDGED:
+    view = View(runs, seeds=SEEDS)
+    judged = list[pd.DataFrame]()
+    for name in TABLES_WITH_VERDICTS:
         for spec in specs()[name]:
             (part,) = spec.parts(view)
-            _, numbers = of_paper(spec, part)
+            _, numbers = cells_and_printed(spec, part)
             keys = ["model", "method", "size", "column"]
             judged.append(numbers.drop_duplicates(keys))
     return pd.concat(judged, ignore_index=True)

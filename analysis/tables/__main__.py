@@ -35,7 +35,7 @@ from analysis.command import (
 from analysis.facts import FACTS
 from analysis.notes import unfinished
 from analysis.render import render
-from analysis.tables import TABLES, WITHOUT_RECORDS, belonging, tables_of_ledger
+from analysis.tables import TABLES, WITHOUT_RECORDS, runs_of_table, tables_of_ledger
 from runs.command.errors import UserError
 from runs.command.parser import entry_point, one_of, read, setting
 from runs.record.files import write_atomically
@@ -75,7 +75,8 @@ class Settings(VariantSelection):
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[TABLE]")
-    name, settings = "".join(line.names), line.settings
+    name = "".join(line.names)
+    settings = line.settings
     columns = split_names(settings.columns)
     if settings.leaderboard:
         return _show_leaderboard(settings, {*line.names, *line.given})
@@ -107,7 +108,7 @@ def main(arguments: list[str]) -> int:
         columns=columns,
     )
     if not tables:
-        raise _nothing(name, ledger, settings)
+        raise _no_table_error(name, ledger, settings)
     text = render(tables, settings.format)
     print(text)
     if settings.save:
@@ -127,8 +128,8 @@ def _refuse_unfitting(name: str, settings: Settings, columns: tuple[str, ...]) -
         raise UserError(f"name a table ({', '.join(TABLES)}), or {keys} (--help)")
     if name:
         one_of("table", name, TABLES)
-    chooses = settings.selects or settings.against or columns
-    if name in WITHOUT_RECORDS and chooses:
+    chooses_runs = settings.selects or settings.against or columns
+    if name in WITHOUT_RECORDS and chooses_runs:
         keys = "model=, task=, method=, seed=, sweep=, against= and columns="
         raise UserError(f"{name} has no records: {keys} choose nothing in it")
     for column in columns:
@@ -152,14 +153,16 @@ def _show_leaderboard(settings: Settings, given_keys: set[str]) -> int:
     )
 
 
-def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:
+def _no_table_error(name: str, ledger: Ledger, settings: Settings) -> UserError:
     """Why there is no table: nothing has run, or nothing to its end."""
-    folder, subject = f"in {settings.output}/records", name or "that"
+    folder = f"in {settings.output}/records"
+    subject = name or "that"
     own_runs, _ = own_and_published(ledger)
-    if reasons := unfinished(belonging(name, own_runs)):
+    runs = runs_of_table(name, own_runs)
+    if reasons := unfinished(runs):
         message = f"no finished run {folder} for {subject}: {'; '.join(reasons)}"
         return UserError(message)
-    if reasons := _trials(belonging(name, own_runs)):
+    if reasons := _trial_notes(runs):
         return UserError(f"no run {folder} that a table shows: {'; '.join(reasons)}")
     if settings.model and name:
         subject = f"{', '.join(split_names(settings.model))} for {subject}"
@@ -167,8 +170,9 @@ def _nothing(name: str, ledger: Ledger, settings: Settings) -> UserError:
     return UserError(f"no records of {subject} {folder} yet{hint}")
 
 
-def _trials(runs: pd.DataFrame) -> list[str]:
-    """The runs that are evaluated on training rows, and the command that reads them."""
+def _trial_notes(runs: pd.DataFrame) -> list[str]:
+    """How many runs are evaluated on training rows, with the command that reads
+    them."""
     trials = runs[runs.kind == "trial"]
     is_fold = trials.settings.map(lambda settings: settings.get("folds") is not None)
     reasons = list[str]()

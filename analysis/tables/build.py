@@ -3,7 +3,7 @@ them, ours below them with the difference, and rows that the paper does not have
 table is says specs.yaml; its numbers are the long frame of `Spec.frame`."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -26,9 +26,11 @@ from analysis.tables.spec import TableSpec, View
 Line = dict[str, Entry]
 
 
-def of_paper(spec: TableSpec, part: View) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The cells of a table, and the paper's numbers with them (`compare_with_paper`)."""
-    cells, printed = spec.frame(part), numbers()
+def cells_and_printed(spec: TableSpec, view: View) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The cells of a table, and the paper's numbers beside them
+    (`compare_with_paper`); no numbers where the paper does not have the table."""
+    cells = spec.frame(view)
+    printed = numbers()
     if spec.name not in {*printed.table}:
         empty = {
             "ran": False,
@@ -47,16 +49,18 @@ def build_tables(spec: TableSpec, view: View) -> list[Table]:
     runs."""
     tables = list[Table]()
     for part in spec.parts(view):
-        cells, printed = of_paper(spec, part)
+        cells, printed = cells_and_printed(spec, part)
         for model in _models(spec, part, cells):
-            frames = (part.runs, cells, printed)
-            of_model = [frame[frame.model == model] for frame in frames]
-            tables.append(ModelTable(spec, part, model, *of_model).table())
+            frames_of_model = [
+                frame[frame.model == model] for frame in (part.runs, cells, printed)
+            ]
+            tables.append(ModelTable(spec, part, model, *frames_of_model).table())
     return [table for table in tables if table.rows]
 
 
 def _models(spec: TableSpec, view: View, cells: pd.DataFrame) -> list[str]:
-    """The models that have a table, the paper's first."""
+    """The models that have a table, the paper's first. VeRA alone makes no table of
+    ablations."""
     ran = cells[cells.row != "vera"] if spec.is_ablation else cells
     printed = [*spec.models]
     if view.models:
@@ -76,8 +80,9 @@ class Column(NamedTuple):
 
 @dataclass
 class ModelTable:
-    """A table of one model. runs: those that belong to it. cells: their long frame.
-    printed: the paper's numbers with them."""
+    """A table of one model. runs: those that belong to it. cells: theirs, as a long
+    frame. printed: the paper's numbers beside these cells. lines: of the table, made
+    by `table`."""
 
     spec: TableSpec
     view: View
@@ -101,16 +106,19 @@ class ModelTable:
 
     @cached_property
     def columns(self) -> dict[str, Column]:
-        """The columns of numbers by their keys, which are places of cells: the paper's,
-        and those that have run."""
+        """The columns of numbers by their keys (`place` of cells): the paper's, and
+        those that have run."""
         spec, ran = self.spec, self.cells
         if spec.tasks:
             ran = ran[ran.column.isin(spec.columns)]
         elif spec.is_ablation:
             ran = ran[:0] if self.is_papers else ran[ran.row != "vera"]
         printed = self._printed_columns()
-        labels = GLUE | IMAGES if spec.models and not spec.tasks else {}
-        labels = (spec.columns if self.is_papers else {}) | labels | spec.columns
+        # The first name of a key decides its position, the last one its label.
+        labels = dict(spec.columns) if self.is_papers else {}
+        if spec.models and not spec.tasks:
+            labels |= GLUE | IMAGES
+        labels |= spec.columns
         order = [*labels]
         columns_by_place = {
             column: Column(labels[column], column) for column in printed
@@ -120,11 +128,10 @@ class ModelTable:
             if cell.measured_apart:
                 label += f", {cell.measured_apart}"
             columns_by_place[cell.place] = Column(label, cell.column)
-            order.append(cell.column)
 
         def position(place: str) -> tuple[Any, ...]:
             base = columns_by_place[place].base
-            order_of_base = order.index(base) if base in labels else len(labels)
+            order_of_base = order.index(base) if base in order else len(order)
             return order_of_base, base, place != base, place
 
         return {
@@ -149,7 +156,7 @@ class ModelTable:
 
     @cached_property
     def averages(self) -> pd.Series:
-        """The paper's means over tasks."""
+        """The paper's means over tasks, by method and size."""
         printed = numbers()
         is_average = (printed.table == self.spec.name) & (printed.column == "avg")
         of_model = printed[is_average & (printed.model == self.model)]
@@ -158,9 +165,10 @@ class ModelTable:
     # --- what the lines are made from
 
     @cached_property
-    def own_lines(self) -> dict[str, list[list[Cell]]]:
-        """The cells of each row of ours, a list for each of its lines: one for each
-        variant and, where columns are scores, each task and way of measuring it."""
+    def cells_by_line(self) -> dict[str, list[list[Cell]]]:
+        """The cells of each row of ours, a list for each of its lines. A row has a line
+        for each variant and, where columns are scores, for each task and way of
+        measuring it."""
         lines_by_row = dict[str, dict[Any, list[Cell]]]()
         for cell in self.cells.itertuples():
             key = ("", "", cell.variant)
@@ -210,15 +218,16 @@ class ModelTable:
 
     def _further_rows(self) -> list[str]:
         """The rows that the paper does not have, in their order."""
-        rows = dict.fromkeys(self.own_lines)
+        rows = dict.fromkeys(self.cells_by_line)
         if self.printed.empty:
             rows |= dict.fromkeys(self.reports.row)
         printed = {*self.printed.row, *self.printed.like}
         further = [row for row in rows if row not in printed]
-        order = self.spec.row_order
-        if order is None:
+        first_rows = self.spec.row_order
+        if first_rows is None:
             return further
-        return sorted(further, key=lambda row: (*(row != name for name in order), row))
+        ordered = [row for row in first_rows if row in further]
+        return ordered + sorted({*further} - {*ordered})
 
     def _header(self) -> dict[str, str]:
         """The columns of the table by the keys of lines, with what is written above
@@ -233,14 +242,15 @@ class ModelTable:
 
     @cached_property
     def _row_cells(self) -> pd.DataFrame:
+        """The cells, each once, in whichever columns it has numbers."""
         return self.cells.drop_duplicates(CELL_KEY)
 
     def _title(self) -> str:
         title = self.spec.title if self.is_papers else self.spec.other_title
-        first = next(self._row_cells.itertuples(), None)
+        first_cell = next(self._row_cells.itertuples(), None)
         name = self.spec.models.get(self.model, self.model)
         origin = "" if self.view.whose == "ours" else f" ({self.view.whose})"
-        return f"{title.format(name, first)}{origin}"
+        return f"{title.format(name, first_cell)}{origin}"
 
     def _notes(self) -> list[str]:
         spec, cells = self.spec, self._row_cells
@@ -294,13 +304,13 @@ class ModelTable:
         line |= {f"+{name}": entry for name, entry in spec.quoted.items()}
         self.lines += [line, *self._report_lines(first.row)]
         reports = self.reports[self.reports.row == first.row]
-        within = range_texts(reports[reports.same])
+        range_text = range_texts(reports[reports.same])
         bases = {column.base for column in self.columns.values()}
         group = group[group.column.isin(bases)]
         for row in dict.fromkeys([first.row, *group.like]):
-            if row in self.own_lines:
-                self._add_own_row(row, group, within)
-                within = ""
+            if row in self.cells_by_line:
+                self._add_own_row(row, group, range_text)
+                range_text = ""  # once is enough
 
     def _report_lines(self, row: str) -> list[Line]:
         """The lines of what others report of a row."""
@@ -311,66 +321,72 @@ class ModelTable:
 
     # --- our rows
 
-    def _add_own_row(self, row: str, group: pd.DataFrame, within: str = "") -> None:
+    def _add_own_row(self, row: str, group: pd.DataFrame, range_text: str = "") -> None:
         """The lines of a row of ours, each with its difference from the paper's.
 
-        group: the paper's row that it stands below, whose numbers like it are compared.
-        within: what its status ends with: whether it is in the range of others."""
-        alike = group[group.like == row]
-        from_mnli = bool((alike.like != alike.row).any())
-        required = self._required(alike if from_mnli else alike[:0])
-        for number, own_cells in enumerate(self.own_lines.get(row, [])):
+        group: the numbers of the paper's row that it stands below; those whose `like`
+        is this row are compared with it. range_text: the end of its status: whether it
+        is within what others report."""
+        printed_like_row = group[group.like == row]
+        from_mnli = bool((printed_like_row.like != printed_like_row.row).any())
+        mnli_tasks = printed_like_row.task.tolist() if from_mnli else []
+        required = self._required(mnli_tasks)
+        for number, own_cells in enumerate(self.cells_by_line.get(row, [])):
             averaged = own_cells
             if from_mnli:  # the average takes plain LoRA's other tasks
-                own_cells = [cell for cell in own_cells if cell.column in {*alike.task}]
-                averaged = own_cells + self._plain_cells(group.iloc[0].row, own_cells)
+                own_cells = [cell for cell in own_cells if cell.column in mnli_tasks]
+                averaged = own_cells + self._cells_on_other_tasks(
+                    group.iloc[0].row, own_cells
+                )
             if not own_cells:
                 continue
             first = own_cells[0]
             own_ids = {cell.ids for cell in own_cells}
-            compared = alike
-            if len(alike):
-                is_same = alike.ran & (alike.variant == first.variant)
-                is_same &= alike.ids.isin(own_ids) & (alike.verdict != "quoted")
-                compared = alike[is_same]
+            compared = printed_like_row
+            if len(compared):
+                is_of_line = compared.ran & (compared.variant == first.variant)
+                is_of_line &= compared.ids.isin(own_ids)
+                compared = compared[is_of_line & (compared.verdict != "quoted")]
             average = self._average(averaged)
             line = self._own_line(own_cells, compared, required)
             if average:
                 line["avg"] = average
             if number == 0:
                 line |= self._names(first, follows_papers_row=len(group) > 0)
-                line["status"] = "; ".join(filter(None, [str(line["status"]), within]))
+                statuses = [str(line["status"]), range_text]
+                line["status"] = "; ".join(filter(None, statuses))
             line |= self.side_columns.entries(own_cells, is_first=number == 0)
-            difference = self._difference_line(
+            difference_lines = self._difference_lines(
                 own_cells, group, compared, average, from_mnli
             )
-            self.lines += [line, *difference]
+            self.lines += [line, *difference_lines]
 
-    def _required(self, from_mnli: pd.DataFrame) -> list[str]:
-        """The columns that a complete row has. from_mnli: the paper's numbers that
-        started there, if the row did."""
+    def _required(self, mnli_tasks: Sequence[str]) -> list[str]:
+        """The columns that a complete row has. mnli_tasks: those on which the paper's
+        row started from MNLI, if this row did."""
         if not self.spec.models:
             return []
         bases = list(dict.fromkeys(column.base for column in self.columns.values()))
-        required = list(self.spec.required)
-        if not required and len(from_mnli):
-            required = from_mnli.task.tolist()
-        elif not required:
+        if self.spec.required:
+            required = [*self.spec.required]
+        elif mnli_tasks:
+            required = [*mnli_tasks]
+        else:
             required = [*self.spec.columns] if self.is_papers else bases
         return [base for base in bases if base in required]
 
-    def _plain_cells(self, row: str, own_cells: Iterable[Cell]) -> list[Cell]:
-        """The cells of a row on other tasks than these."""
+    def _cells_on_other_tasks(self, row: str, own_cells: Iterable[Cell]) -> list[Cell]:
+        """The cells in the first line of a row on tasks that own_cells lack."""
         tasks = {cell.task for cell in own_cells}
-        lines = self.own_lines.get(row, [[]])
+        lines = self.cells_by_line.get(row, [[]])
         return [cell for cell in lines[0] if cell.task not in tasks]
 
     def _own_line(
         self, own_cells: list[Cell], compared: pd.DataFrame, required: list[str]
     ) -> Line:
         """The numbers of a line of ours, with its source and status."""
-        numbers_compared = zip(compared.column, compared.ids, strict=True)
-        verdicts = dict(zip(numbers_compared, compared.verdict, strict=True))
+        keys = zip(compared.column, compared.ids, strict=True)
+        verdicts = dict(zip(keys, compared.verdict, strict=True))
         ran = {cell.column for cell in own_cells}
         line: Line = {base: "missing" for base in required if base not in ran}
         for cell in own_cells:
@@ -392,8 +408,11 @@ class ModelTable:
     def _status(
         self, own_cells: list[Cell], compared: pd.DataFrame, required: list[str]
     ) -> str:
-        """The status of a row of ours."""
-        spec, origin, first = self.spec, self.view.whose, own_cells[0]
+        """The status of a row of ours: its verdicts, or why it has none, and how many
+        of its runs diverged."""
+        spec = self.spec
+        origin = self.view.whose
+        first = own_cells[0]
         if state := getattr(first, "state", ""):
             return str(state)
         nearest = [cell for cell in own_cells if cell.is_nearest]
@@ -415,6 +434,7 @@ class ModelTable:
     def _average(self, own_cells: list[Cell]) -> Number | None:
         """Table 2's mean over tasks of the medians over seeds; None unless every task
         is there with all its seeds, measured as most rows were."""
+        # A cell that was measured in another way has another place.
         averaged = [cell for cell in own_cells if cell.place in GLUE]
         complete = {cell.place for cell in averaged if cell.complete}
         if not self.has_average or complete != {*GLUE}:
@@ -422,7 +442,7 @@ class ModelTable:
         ids = tuple(run for cell in averaged for run in cell.ids)
         return Number(statistics.fmean(cell.median for cell in averaged), ids=ids)
 
-    def _difference_line(
+    def _difference_lines(
         self,
         own_cells: list[Cell],
         group: pd.DataFrame,
@@ -430,8 +450,8 @@ class ModelTable:
         average: Number | None,
         from_mnli: bool,
     ) -> list[Line]:
-        """The line of ours minus the paper's, if any. compared: the paper's numbers
-        that are."""
+        """The line of ours minus the paper's, or none. group: the numbers of the
+        paper's row. compared: those of them that these cells are compared with."""
         if compared.empty:
             return []
         places = {(cell.column, cell.ids): cell.place for cell in own_cells}

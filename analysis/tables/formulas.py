@@ -37,7 +37,7 @@ def memory(model: str, rank: int) -> dict[str, int]:
 
 
 def binary(size: float) -> str:
-    """Bytes in powers of 1024."""
+    """A number of bytes as text, in powers of 1024: 1.5 MB."""
     units = {"TB": 2**40, "GB": 2**30, "MB": 2**20, "KB": 2**10}
     unit, scale = next((unit, scale) for unit, scale in units.items() if size >= scale)
     return f"{size / scale:.1f} {unit}"
@@ -57,26 +57,35 @@ def table1() -> list[Table]:
 def _memory_row(model: str, rank: int, *printed: str) -> list[Entry]:
     """A row of table 1. * marks a printed number that does not follow."""
     exact = memory(model, rank)
-    values = [exact["lora"], 4 * exact["lora"], exact["vera"], 4 * exact["vera"]]
+    lora_texts = printed[:2]
+    vera_texts = printed[2:]
     row: list[Entry] = [MODELS[model], str(rank)]
-    is_wrong = list[bool]()
-    for place, (value, text) in enumerate(zip(values, printed, strict=True)):
-        is_wrong.append(not rounds_to(text, value))
-        is_bytes = place % 2 == 1
-        row.append(binary(value) if is_bytes else f"{value:,}")
-        row.append(f"{text}*" if is_wrong[-1] else text)
-    status = ["LoRA differs"] if any(is_wrong[:2]) else []
-    if any(is_wrong[2:]):
+    row += _count_and_bytes(exact["lora"], *lora_texts)
+    row += _count_and_bytes(exact["vera"], *vera_texts)
+    status = list[str]()
+    if _wrong_texts(exact["lora"], *lora_texts):
+        status.append("LoRA differs")
+    if wrong_texts := _wrong_texts(exact["vera"], *vera_texts):
         # The paper's number may count the frozen A and B, too.
-        all_elements = exact["vera"] + exact["frozen"]
-        sizes = {2: all_elements, 3: 4 * all_elements}
-        with_frozen = all(
-            rounds_to(printed[place], size)
-            for place, size in sizes.items()
-            if is_wrong[place]
-        )
-        status.append("VeRA with A and B" if with_frozen else "VeRA differs")
+        still_wrong = _wrong_texts(exact["vera"] + exact["frozen"], *vera_texts)
+        counts_frozen = wrong_texts.isdisjoint(still_wrong)
+        status.append("VeRA with A and B" if counts_frozen else "VeRA differs")
     return [*row, ", ".join(status) or "as printed"]
+
+
+def _count_and_bytes(count: int, printed_count: str, printed_bytes: str) -> list[Entry]:
+    """A count of parameters and their bytes, each with what is printed."""
+    wrong = _wrong_texts(count, printed_count, printed_bytes)
+    marked = [
+        f"{text}*" if text in wrong else text for text in (printed_count, printed_bytes)
+    ]
+    return [f"{count:,}", marked[0], binary(4 * count), marked[1]]
+
+
+def _wrong_texts(count: int, printed_count: str, printed_bytes: str) -> set[str]:
+    """Which of the printed numbers do not follow from a count of parameters."""
+    sizes = {printed_count: count, printed_bytes: 4 * count}
+    return {text for text, size in sizes.items() if not rounds_to(text, size)}
 
 
 # --- claims
@@ -135,6 +144,7 @@ def _count_claims() -> Iterator[list[Entry]]:
 
 
 def _status(printed: str, value: float) -> str:
+    """Whether the printed number follows from ours."""
     if printed == "-":
         return "not printed"
     return "as printed" if rounds_to(printed, value) else "DIFFERS"
@@ -142,18 +152,18 @@ def _status(printed: str, value: float) -> str:
 
 # --- recipes
 
-#: The columns of a table: model, row and task by name.
+#: The columns of a table: model, row and task by the column's name.
 Columns = dict[str, tuple[str, str, str]]
 
 
 @cache
 def _recipe_file(row: str, model: str) -> dict[str, Any]:
-    return _read(CONF / "recipe" / row / f"{model}.yaml")
+    return _read_with_defaults(CONF / "recipe" / row / f"{model}.yaml")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A file with those that its defaults list names, as Hydra merges them: what comes
-    later counts."""
+def _read_with_defaults(path: Path) -> dict[str, Any]:
+    """The content of a file, merged with the files that its defaults list names as
+    Hydra does it: a later one overrides an earlier one."""
     content: dict[str, Any] = read_yaml(path)
     entries = content.pop("defaults", ["_self_"])
     if "_self_" not in entries:
@@ -161,7 +171,9 @@ def _read(path: Path) -> dict[str, Any]:
     merged = dict[str, Any]()
     for entry in entries:
         name = entry.partition("@")[0].strip("/")
-        part = content if entry == "_self_" else _read(CONF / f"{name}.yaml")
+        part = content
+        if entry != "_self_":
+            part = _read_with_defaults(CONF / f"{name}.yaml")
         for key, value in part.items():
             if isinstance(value, dict) and isinstance(merged.get(key), dict):
                 value = {**merged[key], **value}
@@ -169,24 +181,27 @@ def _read(path: Path) -> dict[str, Any]:
     return merged
 
 
-def _parts(table: dict[str, Any]) -> dict[str, Columns]:
-    """The tables of a number, by what each is about, and their columns."""
-    axes = {key: names_by_key(table[f"{key}s"]) for key in ("model", "row", "task")}
-    parts = dict[str, Columns]()
-    for model, row, task in itertools.product(*axes.values()):
-        column = (model, row, task)
-        names = {
-            key: labels[name]
-            for (key, labels), name in zip(axes.items(), column, strict=True)
-        }
-        about = table["about"].format(**names)
-        parts.setdefault(about, {})[names[table["columns"]]] = column
-    return parts
+def _columns_by_title(table: dict[str, Any]) -> dict[str, Columns]:
+    """The columns of each table of a number, by what its title says it is about. table:
+    its entry in printed/recipes.yaml."""
+    models = names_by_key(table["models"])
+    rows = names_by_key(table["rows"])
+    tasks = names_by_key(table["tasks"])
+    columns_by_title = dict[str, Columns]()
+    for model, row, task in itertools.product(models, rows, tasks):
+        names = {"model": models[model], "row": rows[row], "task": tasks[task]}
+        title = table["about"].format(**names)
+        column_name = names[table["columns"]]
+        columns_by_title.setdefault(title, {})[column_name] = (model, row, task)
+    return columns_by_title
 
 
 def _printed(group: str, model: str, row: str, task: str, key: str) -> Any:
-    """What the paper prints of a key; None where it prints nothing."""
-    settings, name = recipes()[group], model.replace("_", "-")
+    """What the paper prints of a key; None where it prints nothing. group: of
+    printed/recipes.yaml, which nests some settings by model and then by row, and some
+    the other way round."""
+    settings = recipes()[group]
+    name = model.replace("_", "-")
     by_row = settings[row].get(name, settings[row]) if row in settings else {}
     by_model = settings.get(name, {}).get(row, {})
     values = {"accumulation": 1, **settings["common"], **(by_model or by_row)}
@@ -199,9 +214,9 @@ def _printed(group: str, model: str, row: str, task: str, key: str) -> Any:
     return value
 
 
-def _ours(model: str, row: str, task: str, key: str) -> Any:
-    """A value of a recipe, of the task or at the file's top; a number where it can be
-    one: YAML 1.1 reads 4e-3 as a text."""
+def _own_value(model: str, row: str, task: str, key: str) -> Any:
+    """The value of a key in our recipe, for the task or for all; a number where it can
+    be one, because YAML 1.1 reads 4e-3 as a text."""
     file = _recipe_file(row, model)
     by_task = (file.get("by_task") or {}).get(key, {})
     value = by_task.get(task, file.get(key))
@@ -215,8 +230,9 @@ def recipe_tables(number: int) -> list[Table]:
     """Table 8 (VeRA on GLUE), 9 (instruction tuning), 10 (E2E) or 11 (images): a line
     for each key, of which the last column says whether the paper prints the same. Rank
     and rates are there if the paper prints them."""
-    settings, tables = recipes()["tables"][number], list[Table]()
-    for about, columns in _parts(settings).items():
+    settings = recipes()["tables"][number]
+    tables = list[Table]()
+    for about, columns in _columns_by_title(settings).items():
         rows = list[list[Entry]]()
         for key, label in settings["keys"].items():
             if row := _recipe_row(settings["of"], key, [*columns.values()]):
@@ -233,17 +249,19 @@ def _recipe_row(
 ) -> list[Entry]:
     """The values of a key, and whether the paper prints the same; empty for a rank or a
     rate that it does not print."""
-    ours = [_ours(*column, key) for column in columns]
-    pairs = zip(
-        ours, [_printed(group, *column, key) for column in columns], strict=True
-    )
-    printed = [(value, text) for value, text in pairs if text is not None]
-    if not printed and key in ("rank", "lr", "lr_head"):
+    own_values = [_own_value(*column, key) for column in columns]
+    printed_values = [_printed(group, *column, key) for column in columns]
+    pairs = [
+        (own, printed)
+        for own, printed in zip(own_values, printed_values, strict=True)
+        if printed is not None
+    ]
+    if not pairs and key in ("rank", "lr", "lr_head"):
         return []
-    status = "as printed" if printed else "not printed"
-    if any(value != text for value, text in printed):
-        status = f"DIFFERS: {', '.join(str(text) for _, text in printed)}"
-    return [*map(_value_text, ours), status]
+    status = "as printed" if pairs else "not printed"
+    if any(own != printed for own, printed in pairs):
+        status = f"DIFFERS: {', '.join(str(printed) for _, printed in pairs)}"
+    return [*map(_value_text, own_values), status]
 
 
 def _value_text(value: object) -> str:

@@ -76,14 +76,14 @@ class TableSpec:
     average: str = ""
     bench: str = ""
 
-    def belonging(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """Its runs, finished or not."""
+    def select_runs(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """Those of the runs that the table is made of, finished or not."""
         names = {"glue": [*GLUE], "llamas": [*LLAMAS], "names": [*self.row_names]}
         return runs.query(self.runs, local_dict=names, engine="python")
 
     def parts(self, view: View) -> list[View]:
-        """The views of which each has tables of its own: one of its runs."""
-        return [replace(view, runs=self.belonging(view.runs))]
+        """The view split by what may not share a table: here one view, of its runs."""
+        return [replace(view, runs=self.select_runs(view.runs))]
 
     def frame(self, view: View) -> pd.DataFrame:
         """The long frame of the table: its cells, with the column of the table that
@@ -117,14 +117,14 @@ class TableSpec:
 
     def entry(self, cell: Cell, verdict: str) -> Entry:
         """A cell as a number of the table."""
-        digits = DECIMALS.get(cell.column, 1)
-        frame = number(cell, self.middle, digits, verdict, self.skips_missing)
-        if isinstance(frame, Number) and not self.has_spread:
-            return replace(frame, spread=math.nan)
-        return frame
+        decimals = DECIMALS.get(cell.column, 1)
+        entry = number(cell, self.middle, decimals, verdict, self.skips_missing)
+        if isinstance(entry, Number) and not self.has_spread:
+            return replace(entry, spread=math.nan)
+        return entry
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:
-        """What its numbers are."""
+        """The note that says what its numbers are: of which epoch, and over what."""
         epochs = " or ".join(sorted({*cells.reported})) or "reported"
         middles = f"{self.middle.capitalize()}s over seeds"
         selected = SELECTED.get(view.select, "")
@@ -139,24 +139,25 @@ class TableSpec:
         """How it differs from the paper's, beside its runs' own deviations: rows whose
         size this project chose; other numbers of images per class than the paper's 10;
         why scores are missing, such as without Java."""
-        ran, points = {*zip(cells.model, cells.row, strict=True)}, list[str]()
+        ran = {*zip(cells.model, cells.row, strict=True)}
+        deviations = list[str]()
         for entry in in_conf("counts.yaml"):
             if entry.get("chosen") and (entry["model"], entry["method"]) in ran:
                 sizes = (
                     f"{entry['count']:,} parameters for the paper's {entry['printed']}"
                 )
                 reason = f"size and rates chosen here, with {sizes}"
-                points.append(f"{entry['method']}: {reason}")
+                deviations.append(f"{entry['method']}: {reason}")
         images = cells[cells.family == "images"]
         for task, shots in images.groupby("task").shots:
             counts = [*map(_shots_text, sorted({*shots} - {10}, key=str))]
             if counts:
-                points.append(f"{task}: {' or '.join(counts)} images a class")
+                deviations.append(f"{task}: {' or '.join(counts)} images a class")
         reasons = set[str]()
         for texts in in_cells(runs, cells).texts:
             for scores in texts or []:
                 reasons |= {*(scores.get("unavailable") or {}).values()}
-        return points + sorted(reasons)
+        return deviations + sorted(reasons)
 
 
 def _shots_text(count: float | None) -> str:
@@ -172,21 +173,22 @@ def columns_of_tasks(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def melted(numbers: pd.DataFrame, *ids: str) -> pd.DataFrame:
-    """Columns of numbers as one, `number`, with their names in `column`."""
+    """A frame with a column for each number as a long one, with a line for each number:
+    `column` has its column's name, `number` the number. ids: columns that stay."""
     return numbers.melt(ids, var_name="column", value_name="number", ignore_index=False)
 
 
 def complete_cells(
     runs: pd.DataFrame, numbers: pd.DataFrame, wanted_columns: pd.DataFrame
 ) -> pd.DataFrame:
-    """The numbers with a line for each run of a cell in each variant and column of
-    which `wanted_columns` has one."""
+    """The numbers of `melted`, with a line for every run of a cell in each variant and
+    column that `wanted_columns` has for one of its runs: NaN where a run lacks the
+    number."""
     keys = ["run", "variant", "column"]
-    wanted_by_cell = (
-        runs[CELL_KEY]
-        .join(wanted_columns[["variant", "column"]], how="inner")
-        .drop_duplicates()
+    wanted_by_run = runs[CELL_KEY].join(
+        wanted_columns[["variant", "column"]], how="inner"
     )
+    wanted_by_cell = wanted_by_run.drop_duplicates()
     run_keys = runs[CELL_KEY].rename_axis("run").reset_index()
     all_lines = run_keys.merge(wanted_by_cell, on=CELL_KEY)
     known_lines = numbers.rename_axis("run").reset_index()[[*keys, "number"]]

@@ -46,10 +46,11 @@ class GeneratedTexts(TableSpec):
     """Table 3: the five scores of texts."""
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """Those of the last epoch as the paper decodes; by other length penalties; and
-        of the best epoch, where it is another in one of the row's runs. A run that
-        diverged before it had texts has 0."""
-        exploded, scores = runs.explode("texts").dropna(subset="texts"), [*self.columns]
+        """The scores of the last epoch as the paper decodes; by other length penalties;
+        and of the best epoch, where it is another one in one of the row's runs. A run
+        that diverged before it had texts has 0."""
+        exploded = runs.explode("texts").dropna(subset="texts")
+        scores = [*self.columns]
         columns = ["which", "variant", "epoch", *scores]
         texts = pd.DataFrame([*exploded.texts], exploded.index, columns)
         first_variant = texts.variant.groupby(level=0).transform("first")
@@ -58,13 +59,15 @@ class GeneratedTexts(TableSpec):
         variants = penalties.where(~is_usual, "best epoch")
         # The usual texts of the last epoch are the metric's own line.
         texts["variant"] = variants.where(is_usual == (texts.which == "best"))
-        texts["is_apart"] = texts.epoch != exploded.last_epoch
+        texts["is_earlier"] = texts.epoch != exploded.last_epoch
         texts = texts.dropna(subset="variant")
-        long = melted(texts[["variant", "is_apart", *scores]], "variant", "is_apart")
-        shown_lines = long[(long.variant != "best epoch") | long.is_apart]
+        kept_columns = ["variant", "is_earlier"]
+        long = melted(texts[[*kept_columns, *scores]], *kept_columns)
+        shown_lines = long[(long.variant != "best epoch") | long.is_earlier]
         frame = complete_cells(runs, long, shown_lines)
-        silent = runs.index[runs.diverged.astype(bool) & ~runs.texts.astype(bool)]
-        frame["number"] = frame.number.mask(frame.index.isin(silent), 0.0)
+        lacks_texts = runs.diverged.astype(bool) & ~runs.texts.astype(bool)
+        is_zero = frame.index.isin(runs.index[lacks_texts])
+        frame["number"] = frame.number.mask(is_zero, 0.0)
         return pd.concat([super().numbers(runs), frame])
 
 
@@ -82,8 +85,8 @@ class Judged(TableSpec):
         return of_bench.drop_duplicates(["id", "judge"], keep="last")
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """Each judge's mean of each run; a cell that none has judged is there once,
-        without."""
+        """The mean that each judge gives each run. A run that nobody has judged has one
+        line without a number, so that its cell is shown."""
         judgements = self.judgements(runs)
         long = pd.DataFrame(
             {
@@ -93,21 +96,20 @@ class Judged(TableSpec):
             }
         )
         judged = complete_cells(runs, long, long)
-        silent = runs.loc[~runs.index.isin(judged.index), []]
-        silent = silent.assign(column="score", variant="", number=math.nan)
-        return pd.concat([judged, silent])
+        unjudged = runs.loc[~runs.index.isin(judged.index), []]
+        unjudged = unjudged.assign(column="score", variant="", number=math.nan)
+        return pd.concat([judged, unjudged])
 
     def cells(self, view: View) -> pd.DataFrame:
-        """With the interval over questions of one run, the medians of each turn, and
-        how many judgements have a score."""
-        frame, judgements = super().cells(view), self.judgements(view.runs)
-        about = [_judged_columns(cell, judgements) for cell in frame.itertuples()]
+        """The cells with the interval over questions of one run, the medians of each
+        turn, and how many judgements have a score."""
+        frame = super().cells(view)
+        judgements = self.judgements(view.runs)
+        lines = [_judged_columns(cell, judgements) for cell in frame.itertuples()]
         columns = ["interval", "turns", "valid"]
-        frame[columns] = pd.DataFrame(about, frame.index, columns, dtype=object)
-        is_elsewhere = frame.task != "alpaca"
-        frame["label"] = frame.label.where(
-            ~is_elsewhere, frame.label + " on " + frame.task_label
-        )
+        frame[columns] = pd.DataFrame(lines, frame.index, columns, dtype=object)
+        label_with_task = frame.label + " on " + frame.task_label
+        frame["label"] = frame.label.where(frame.task == "alpaca", label_with_task)
         unjudged = f"{view.whose}, not judged by {BENCHES[self.bench]}"
         states = np.where(frame.diverged > 0, "diverged", unjudged)
         frame["state"] = np.where(frame.variant == "", states, "")
@@ -118,8 +120,8 @@ class Judged(TableSpec):
         return frame
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:
-        """What the scores are; that judges differ, and what to do where nobody has
-        judged, where it is so."""
+        """What the scores are and, where it is so, that judges differ and what to do
+        about runs that nobody has judged."""
         scores, other_judges, unjudged = self.description
         runs = in_cells(view.runs, cells)
         judgements = self.judgements(runs)
@@ -138,13 +140,14 @@ class Judged(TableSpec):
             for key, usual in FASTCHAT.items():
                 value = judgement.answering[key]
                 if value != usual:
-                    point = f"{key} {value} instead of FastChat's {usual}"
-                    labels.setdefault(point, {})[judgement.label] = None
-        return [f"{point} ({', '.join(rows)})" for point, rows in labels.items()]
+                    deviation = f"{key} {value} instead of FastChat's {usual}"
+                    labels.setdefault(deviation, {})[judgement.label] = None
+        return [f"{text} ({', '.join(rows)})" for text, rows in labels.items()]
 
 
 def _judged_columns(cell: Cell, judgements: pd.DataFrame) -> list[str]:
-    """The interval, the turns and the valid answers of a cell's judgements."""
+    """The interval, the median of each turn and the count of valid answers, as texts,
+    of a cell's judgements by one judge (its variant)."""
     judged_runs = judgements[
         judgements.id.isin(cell.ids) & (judgements.judge == cell.variant)
     ]
@@ -175,10 +178,10 @@ class RowsByTasks(TableSpec):
     def entry(self, cell: Cell, verdict: str) -> Entry:
         """The median of the seeds that have a number, with how many: "76.0 +-1.0
         (5)"."""
-        frame = number(cell, decimals=int(cell.digits), skips_missing=True)
-        if not isinstance(frame, Number):
-            frame = Number(math.nan, n=cell.runs, ids=cell.ids)
-        return replace(frame, counted=True, mark=diverged(cell), wanted=None)
+        median = number(cell, decimals=int(cell.digits), skips_missing=True)
+        if not isinstance(median, Number):
+            median = Number(math.nan, n=cell.runs, ids=cell.ids)
+        return replace(median, counted=True, mark=diverged(cell), wanted=None)
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:
         """Which scores the tasks report, a sentence for each: a note may end between
@@ -197,28 +200,35 @@ class Exact(RowsByTasks):
     describe = TableSpec.describe
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """Those of the last epoch's texts. A run that diverged before it had any has
-        0."""
+        """The scores of the last epoch's texts by test set. A run that diverged before
+        it had texts has 0."""
         scores = [texts[0]["parts"] if texts else {} for texts in runs.texts]
         parts = pd.DataFrame(scores, runs.index, dtype=float)
         if self.average:
-            parts_of_average = parts.reindex(columns=[*self.columns][:-1])
-            parts[self.average] = parts_of_average.mean(axis=1, skipna=False)
+            # the average is the last column
+            averaged = parts.reindex(columns=[*self.columns][:-1])
+            parts[self.average] = averaged.mean(axis=1, skipna=False)
         long = melted(parts).assign(variant="")
         frame = complete_cells(runs, long, long.dropna())
         zero = runs.diverged.map({True: 0.0}).astype(float)
         return frame.assign(number=frame.number.fillna(zero[frame.index]))
 
     def cells(self, view: View) -> pd.DataFrame:
-        """Their status has what the loss is over and how texts are decoded, in which
-        papers differ."""
+        """The cells, whose state says what the loss is over and how texts are decoded,
+        in which papers differ."""
         frame = cells(view.runs, self.numbers, view.seeds or self.seeds)
         states = [
-            f"{view.whose}, loss on {'prompt and answer' if inputs else 'answer'}, "
-            + (f"{beams:g} beams" if beams > 1 else "greedy")
-            for inputs, beams in zip(frame.train_on_inputs, frame.beams, strict=True)
+            f"{view.whose}, {_loss_and_decoding(*settings)}"
+            for settings in zip(frame.train_on_inputs, frame.beams, strict=True)
         ]
         return frame.assign(column_label=frame.column, digits=1, state=states)
+
+
+def _loss_and_decoding(train_on_inputs: bool, beams: float) -> str:
+    """What the loss is over, and how texts are decoded."""
+    loss = "prompt and answer" if train_on_inputs else "answer"
+    decoding = f"{beams:g} beams" if beams > 1 else "greedy"
+    return f"loss on {loss}, {decoding}"
 
 
 class LmEval(TableSpec):
@@ -227,8 +237,8 @@ class LmEval(TableSpec):
 
     def parts(self, view: View) -> list[View]:
         """One for each task that was trained on."""
-        tasks = self.belonging(view.runs).groupby("task")
-        return [replace(view, runs=runs) for _, runs in tasks]
+        by_task = self.select_runs(view.runs).groupby("task")
+        return [replace(view, runs=runs) for _, runs in by_task]
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
         """Each metric of each task, in a column of those that were asked alike."""
@@ -237,13 +247,14 @@ class LmEval(TableSpec):
             before = result["before"]["metrics"]
             for metric, base in zip(result["metrics"], before, strict=True):
                 column = metric_column(result, metric)
-                values = metric["value"], base["value"]
-                lines.append((run, column, result["asked"], *values))
+                asked = result["asked"]
+                lines.append((run, column, asked, metric["value"], base["value"]))
         columns = ["run", "column", "asked", "", "before"]
         by_metric = pd.DataFrame(lines, columns=columns).set_index("run")
-        # The same name may stand for other rows, or another version.
-        are_unequal = by_metric.groupby("column").asked.transform("nunique") > 1
-        by_metric["column"] += (", " + by_metric.asked.str[:4]).where(are_unequal, "")
+        # One name may stand for other rows, or for another version of the task.
+        is_ambiguous = by_metric.groupby("column").asked.transform("nunique") > 1
+        suffix = ", " + by_metric.asked.str[:4]
+        by_metric["column"] += suffix.where(is_ambiguous, "")
         by_metric["difference"] = by_metric[""] - by_metric.before
         long = by_metric.drop(columns="asked").melt(
             "column", var_name="variant", value_name="number", ignore_index=False
@@ -251,17 +262,17 @@ class LmEval(TableSpec):
         return complete_cells(runs, long, long)
 
     def cells(self, view: View) -> pd.DataFrame:
-        """A cell wants no further seeds."""
+        """The cells; each is complete with the runs that it has."""
         frame = super().cells(view)
         return frame.assign(wanted=frame.runs)
 
     def entry(self, cell: Cell, verdict: str) -> Entry:
         """The median of the seeds that have a number, with how many: "0.3541 +-0.0131
         (5)"."""
-        frame = number(cell, decimals=4, skips_missing=True)
-        if isinstance(frame, str):
-            return frame
-        return replace(frame, counted=True, sign=cell.variant == "difference")
+        median = number(cell, decimals=4, skips_missing=True)
+        if isinstance(median, str):
+            return median
+        return replace(median, counted=True, sign=cell.variant == "difference")
 
 
 def metric_column(result: dict[str, Any], metric: dict[str, Any]) -> str:
@@ -281,30 +292,32 @@ class Demo(TableSpec):
     """Every method on the demo's task, with what it costs."""
 
     def parts(self, view: View) -> list[View]:
-        """One for each number of rows, and for each way in which they were measured."""
-        runs = self.belonging(view.runs)
+        """One for each size of the data, and for each way in which runs of that size
+        were measured. Every one has all trials, which choose rates, and the failed runs
+        of its size, whose way is unknown."""
+        runs = self.select_runs(view.runs)
         is_trial = runs.kind == "trial"
+        by_size = runs[~is_trial].groupby(["asked_train_rows", "asked_dev_rows"])
         views = list[View]()
-        for _, of_size in runs[~is_trial].groupby(
-            ["asked_train_rows", "asked_dev_rows"]
-        ):
+        for _, of_size in by_size:
             for way in sorted(of_size.way.dropna().unique()):
-                is_of_way = of_size.way.isna() | (of_size.way == way)
-                part = of_size.index[is_of_way].union(runs.index[is_trial])
-                views.append(replace(view, runs=runs.loc[part]))
+                is_in_part = of_size.way.isna() | (of_size.way == way)
+                indices = of_size.index[is_in_part].union(runs.index[is_trial])
+                views.append(replace(view, runs=runs.loc[indices]))
         return views
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells, the best first, with their parameters beside LoRA's (ratio);
-        labels say (^) whether a rate is the lowest or highest of those that trials on
-        held-out rows tried."""
+        """The cells, the best first, with their parameters divided by LoRA's (ratio);
+        ^ after a label marks a rate that is the lowest or highest of those that trials
+        on held-out rows tried."""
         frame = super().cells(view)
-        keys, rates = ["model", "row"], ["lr", "lr_head"]
-        by_row = view.runs[view.runs.kind == "trial"].groupby(keys)[rates]
+        keys = ["model", "row"]
+        rates = ["lr", "lr_head"]
+        tried_rates = view.runs[view.runs.kind == "trial"].groupby(keys)[rates]
         rows = frame[keys]
-        lowest = rows.join(by_row.min(), on=keys)[rates]
-        highest = rows.join(by_row.max(), on=keys)[rates]
-        count = rows.join(by_row.nunique(), on=keys)[rates]
+        lowest = rows.join(tried_rates.min(), on=keys)[rates]
+        highest = rows.join(tried_rates.max(), on=keys)[rates]
+        count = rows.join(tried_rates.nunique(), on=keys)[rates]
         is_end = ((frame[rates] == lowest) | (frame[rates] == highest)) & (count > 1)
         lora = frame[frame.row == "lora"].set_index("model").parameters
         trains = frame.parameters > 0
@@ -336,8 +349,9 @@ KINDS: dict[str, type[TableSpec]] = {
 }
 
 
-def _read(name: str, part: dict[str, Any]) -> TableSpec:
-    """A part of specs.yaml, with the names of models and columns."""
+def _spec_of(name: str, part: dict[str, Any]) -> TableSpec:
+    """The specification of a part of specs.yaml, with the names of models and
+    columns."""
     settings = {key: value for key, value in part.items() if key != "kind"}
     settings["name"] = name
     settings["models"] = names_by_key(part.get("models", []))
@@ -351,6 +365,6 @@ def specs() -> dict[str, tuple[TableSpec, ...]]:
     """The parts of each table of cells, by its name; "" is rows x tasks."""
     tables = read_yaml(Path(__file__).parent / "specs.yaml")
     return {
-        name: tuple(_read(name, part) for part in parts)
+        name: tuple(_spec_of(name, part) for part in parts)
         for name, parts in tables.items()
     }

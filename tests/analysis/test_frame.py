@@ -14,9 +14,9 @@ from analysis.frame import (
     CELL_KEY,
     cells,
     comparable_costs,
-    every_variant,
     runs,
 )
+from analysis.variants import every_variant
 from runs.record.ledger import PUBLISHED, read_study
 
 pytestmark = pytest.mark.properties

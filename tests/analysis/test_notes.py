@@ -9,10 +9,11 @@ import pytest
 from ledgers import ledger
 from small import rows, small
 
-from analysis.frame import every_variant, runs
+from analysis.frame import runs
 from analysis.results.numbers import StudyNumbers, rendered_notes
 from analysis.results.scores import fixed, listed
 from analysis.results.study_rows import study_rows
+from analysis.variants import every_variant
 from runs.command.errors import UserError
 from runs.record.ledger import PUBLISHED
 

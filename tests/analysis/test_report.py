@@ -12,10 +12,11 @@ from ledgers import apart, halves, ledger, record, seeds
 from tiers import ALL_TESTS
 
 from analysis import figures, report, tables
-from analysis.frame import every_variant, runs
+from analysis.frame import runs
 from analysis.render import Number
 from analysis.report import main
 from analysis.rows import RowMaker, RunRow
+from analysis.variants import every_variant
 from runs.record.ledger import read_ledger, write_record
 
 pytestmark = pytest.mark.properties
