@@ -15,7 +15,7 @@ from analysis.command import Selection, open_rows
 from analysis.frame import runs
 from analysis.inference import Mean
 from analysis.render import NONE, Entry, Number, Table, of_runs, render
-from analysis.results.claims import Finding, claims, numbered_claims
+from analysis.results.claims import Finding, claim_numbers, claims
 from analysis.results.findings import findings
 from analysis.results.templates import macros
 from runs.command.errors import UserError
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
 
 def claims_table(compared: Sequence[Finding]) -> Table:
     """A line for each claim, and for each of its comparisons where it has several."""
-    numbers = numbered_claims(compared)
+    numbers = claim_numbers(compared)
     lines = list[dict[str, Entry]]()
     for finding in compared:
         number = numbers[finding.claim.finding]
@@ -84,7 +84,7 @@ def tables_by_task(compared: Sequence[Finding], number: int) -> list[Table]:
     """
     if not 1 <= number <= len(claims()):
         raise UserError(f"claim={number}: there are {len(claims())}")
-    numbers = numbered_claims(compared)
+    numbers = claim_numbers(compared)
     of_claim = [item for item in compared if numbers[item.claim.finding] == number]
     if not of_claim:
         name = claims()[number - 1].name

@@ -25,16 +25,16 @@ from analysis.inference import (
 )
 from analysis.paper import printed_file
 
-#: Kinds that compare rows by pairs of runs, and of these those with a margin.
-OF_ROWS = ("near", "equal", "above", "ranks")
-WITH_MARGIN = ("near", "equal")
+#: Kinds of claims that compare rows by pairs of runs, and of these those with a margin.
+PAIRED_KINDS = ("near", "equal", "above", "ranks")
+KINDS_WITH_MARGIN = ("near", "equal")
 #: True mean differences at which a finding's power is stated, in points.
 EFFECTS = (-1.2, -2.0)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper; the fields are those of printed/findings.yaml."""
+    """A claim of the paper. The head of printed/findings.yaml explains the fields."""
 
     finding: str
     name: str
@@ -72,8 +72,8 @@ def claims() -> tuple[Claim, ...]:
 class Side:
     """The runs of one row on one task.
 
-    ids: by seed. best_is_last: in how many of `curves`, the runs with more than one
-    evaluation, the best epoch is the last.
+    ids: by seed. curves: how many runs have more than one evaluation. best_is_last: in
+    how many of these the best epoch is the last one.
     """
 
     row: str
@@ -89,14 +89,18 @@ class Side:
 
     @property
     def still_rising(self) -> bool:
+        """Whether most curves have their best epoch at the end: more may help."""
         return 2 * self.best_is_last > self.curves
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two rows on one task in pairs of runs of one seed; a positive difference means
-    that the left one is better. mean_over_seeds_and_rows: the mean difference over seeds and test
-    rows, where the records say which test rows are right."""
+    """Two rows on one task in pairs of runs of one seed.
+
+    differences: by seed; positive means that the left row is better.
+    mean_over_seeds_and_rows: the mean difference with an interval over seeds and test
+    rows, where the records say which test rows are right.
+    """
 
     left: Side
     right: Side
@@ -108,12 +112,12 @@ class Pairs:
 
     @property
     def task_mean(self) -> Mean:
-        """What decides on this task alone."""
+        """The mean difference that decides on this task alone."""
         return self.mean_over_seeds_and_rows or self.mean
 
     @property
     def covers(self) -> str:
-        """What the interval is over."""
+        """What the interval of `task_mean` covers."""
         return "seeds and test rows" if self.mean_over_seeds_and_rows else "seeds only"
 
     @property
@@ -123,7 +127,7 @@ class Pairs:
         return tuple(left or right for left, right in flags)
 
     @property
-    def trained(self) -> int:
+    def trained_count(self) -> int:
         """In how many pairs both runs trained."""
         return self.collapsed.count(False)
 
@@ -137,24 +141,25 @@ class Pairs:
         """The mean difference of all pairs, with those that have a collapsed run."""
         return mean_of(self.differences)
 
-    def collapses(self) -> dict[str, dict[str, bool]]:
+    def collapsed_runs(self) -> dict[str, dict[str, bool]]:
         """Whether each run has collapsed, by row and id."""
-        sides = (self.left, self.left_collapsed), (self.right, self.right_collapsed)
-        return {
-            side.row: dict(zip(side.ids, collapsed, strict=True))
-            for side, collapsed in sides
-        }
+        left = dict(zip(self.left.ids, self.left_collapsed, strict=True))
+        right = dict(zip(self.right.ids, self.right_collapsed, strict=True))
+        return {self.left.row: left, self.right.row: right}
 
 
 @dataclass(frozen=True)
 class Comparison:
     """A claim on one model and task.
 
-    pairs: the rows that are compared, None where one of several has not run. numbers:
-    of a claim on measures; table, mean: of one on rates (`rates.regret`). unit,
-    counts: how many seeds, runs or pairs it rests on. excluded: why it counts in no
-    mean over tasks ("": it counts).
-    crossfit: the verdict by cross-fitted epochs, where epochs are chosen.
+    pairs: an entry for each two rows that the claim compares; None where one of them
+    has not run. numbers: what was measured, of a claim on measures. table, mean: the
+    scores by rank and rate, and the regret, of a claim on rates (`rates.regret`).
+    counts: how many it rests on, where rows differ in it several; unit: of what (seed,
+    run or pair); size: the least of these for a verdict. excluded: why it counts in no
+    mean over tasks ("": it counts). crossfit: the verdict by cross-fitted epochs, where
+    epochs are chosen. paper_epochs: how long the paper trains, by the model's size.
+    origins: the studies of its runs.
     """
 
     claim: Claim
@@ -224,9 +229,10 @@ class Finding:
 
     name: which of several comparisons it is. tasks: the mean difference of each task,
     by model and task, where both runs trained; pair_counts: of how many seeds. mean:
-    what decides the verdict. analyses: other means, by name, without a veto. pair_sd:
-    the standard deviation of a pair's difference within a task; pairs_to_decide: how many pairs of
-    one task show equivalence (0: unknown).
+    what decides the verdict. analyses: other means, by name, which do not change the
+    verdict. pair_sd: the standard deviation of a pair's difference within a task;
+    between: that of the tasks' true differences. pairs_to_decide: how many pairs of one
+    task show equivalence (0: unknown).
     """
 
     claim: Claim
@@ -250,8 +256,8 @@ class Finding:
     @property
     def opponent(self) -> str:
         """Of a near claim, the row that VeRA is compared with."""
-        words = self.claim.finding.removeprefix("VeRA is near ")
-        return words.removesuffix(" with fewer parameters")
+        name = self.claim.finding.removeprefix("VeRA is near ")
+        return name.removesuffix(" with fewer parameters")
 
     @property
     def parameter_ratios(self) -> tuple[float, float]:
@@ -278,8 +284,9 @@ class Finding:
 
     @cached_property
     def power(self) -> dict[float, float]:
-        """How often the rule would find that the left row is below, by the true mean
-        difference, with this finding's pairs and standard deviations."""
+        """How often the rule would find that the left row is below the right one, by
+        the true mean difference (EFFECTS), with this finding's pairs and standard
+        deviations; empty where these are unknown."""
         if math.isnan(self.between) or math.isnan(self.pair_sd):
             return {}
         counts = [*self.pair_counts.values()]
@@ -337,12 +344,12 @@ def common_verdict(verdicts: Iterable[Verdict]) -> Verdict:
     return verdicts.pop() if len(verdicts) == 1 else Verdict.INCONCLUSIVE
 
 
-def numbered_claims(findings: Sequence[Finding]) -> dict[str, int]:
-    """The number of each claim that has a finding: its place among all of the paper's
+def claim_numbers(findings: Sequence[Finding]) -> dict[str, int]:
+    """The number of each claim that has a finding, counted over all of the paper's
     claims, whichever runs are selected."""
-    places = {claim.finding: place for place, claim in enumerate(claims(), 1)}
+    numbers = {claim.finding: number for number, claim in enumerate(claims(), 1)}
     return {
-        finding.claim.finding: places[finding.claim.finding] for finding in findings
+        finding.claim.finding: numbers[finding.claim.finding] for finding in findings
     }
 
 

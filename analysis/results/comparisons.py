@@ -13,7 +13,7 @@ from analysis.frame import CELL_KEY, mark_left_out, reported
 from analysis.inference import Mean, Verdict, over_seeds_and_items
 from analysis.paper import GLUE, recipes
 from analysis.results.claims import (
-    OF_ROWS,
+    PAIRED_KINDS,
     Claim,
     Comparison,
     Pairs,
@@ -26,7 +26,7 @@ from runs.record.items import Bits, groups_of_items, right_items
 from runs.record.schema import TEXT_SCORES, Record
 
 #: A run has collapsed, too, if its score is below this share of its row's median.
-COLLAPSED = 2 / 3
+COLLAPSED_SHARE = 2 / 3
 #: The share of the larger class in GLUE's dev sets, in percent, which is the accuracy
 #: of one answer for every row. The other tasks are scored by a correlation: 0.
 CHANCE = {
@@ -38,11 +38,11 @@ CHANCE = {
     "stsb": 0.0,
 }
 #: Scores of texts that are in points from 0 to 100.
-POINTS = ("exact_match", "bleu", "meteor", "rouge_l")
+TEXT_SCORES_IN_POINTS = ("exact_match", "bleu", "meteor", "rouge_l")
 #: What must agree between two rows of a comparison.
-COMPARABLE = ["model", "task", "measured", "epochs", "length_grouped"]
+SHARED_COLUMNS = ["model", "task", "measured", "epochs", "length_grouped"]
 
-#: What of a run these comparisons read; a narrow frame is cut up faster.
+#: The columns that these comparisons read. Rows of a narrow frame are selected faster.
 COLUMNS = (
     "id",
     "origin",
@@ -81,7 +81,8 @@ COLUMNS = (
     "last_epoch",
 )
 
-Rows = Mapping[str, pd.DataFrame]
+#: The runs of each row on one model and task, by the row.
+RunsByRow = Mapping[str, pd.DataFrame]
 Records = Mapping[str, Record]
 NO_RECORDS: Records = MappingProxyType({})
 
@@ -98,10 +99,11 @@ def comparisons(runs: pd.DataFrame, records: Records = NO_RECORDS) -> list[Compa
     """
     results = runs.loc[runs.kind == "result", [*COLUMNS]]
     scored = reported(results)
-    compared = _of_groups(scored[in_points(scored)], records)
-    by_halves = reported(results[results.reported == "best"], "crossfit")
+    compared = _compare_groups(scored[in_points(scored)], records)
+    cross_fitted = reported(results[results.reported == "best"], "crossfit")
+    cross_fitted = cross_fitted[cross_fitted.text_score.isna()]
     verdicts = dict[tuple[str, tuple[str, ...]], Verdict]()
-    for comparison in _of_groups(by_halves[by_halves.text_score.isna()], NO_RECORDS):
+    for comparison in _compare_groups(cross_fitted, NO_RECORDS):
         verdicts[comparison.claim.finding, comparison.ids] = comparison.verdict
     return [_with_crossfit(comparison, verdicts) for comparison in compared]
 
@@ -113,23 +115,25 @@ def _with_crossfit(
     return Comparison(**{**vars(comparison), "crossfit": verdict})
 
 
-def _of_groups(runs: pd.DataFrame, records: Records) -> list[Comparison]:
+def _compare_groups(runs: pd.DataFrame, records: Records) -> list[Comparison]:
+    """The comparisons of each comparable group that have a run which their claim has
+    not compared before."""
     comparisons = list[Comparison]()
-    compared = set[tuple[str, str]]()
+    compared_runs = set[tuple[str, str]]()
     for group in comparable_groups(runs):
-        for comparison in _of_rows(collapsed(group), records):
+        for comparison in _compare_rows(mark_collapsed(group), records):
             keys = {(comparison.claim.finding, run) for run in comparison.ids}
-            if not keys <= compared:
+            if not keys <= compared_runs:
                 comparisons.append(comparison)
-                compared |= keys
+                compared_runs |= keys
     return comparisons
 
 
 def in_points(runs: pd.DataFrame) -> pd.Series:
     """Which runs (of `reported`) have a score that is in points from 0 to 100."""
-    of_texts = runs.text_score.isin(POINTS)
-    of_metric = runs.text_score.isna() & (runs.scale == 100)
-    return of_texts | of_metric
+    has_text_points = runs.text_score.isin(TEXT_SCORES_IN_POINTS)
+    has_metric_points = runs.text_score.isna() & (runs.scale == 100)
+    return has_text_points | has_metric_points
 
 
 def comparable_groups(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -137,60 +141,70 @@ def comparable_groups(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:
     first those that tables show, by the way in which they were measured, then those of
     equal data, epochs and batches."""
     runs = mark_left_out(runs)
-    for _, of_way in _shown(runs).groupby("way"):
-        yield of_way
-    grouped = runs.settings.map(lambda settings: settings.get("length_grouped", True))
-    for _, group in runs.assign(length_grouped=grouped).groupby(COMPARABLE, sort=False):
+    for _, group in _runs_in_cells(runs).groupby("way"):
+        yield group
+    length_grouped = runs.settings.map(
+        lambda settings: settings.get("length_grouped", True)
+    )
+    runs = runs.assign(length_grouped=length_grouped)
+    for _, group in runs.groupby(SHARED_COLUMNS, sort=False):
         if (group.left_out != "").any():
-            yield _shown(mark_left_out(group))
+            yield _runs_in_cells(mark_left_out(group))
 
 
-def _shown(runs: pd.DataFrame) -> pd.DataFrame:
+def _runs_in_cells(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that are in a cell (of `mark_left_out`), sorted by seed."""
     return runs[runs.left_out == ""].sort_values(
         ["model", "task", "seed"], kind="stable"
     )
 
 
-def collapsed(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs (of `reported`) with `collapsed`: diverged, one class for every row, or
-    far below the row's median."""
+def mark_collapsed(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs (of `reported`) with `collapsed`: whether a run diverged, predicts one
+    class for every row, or is far below its row's median."""
     ratio = runs.number / runs.groupby(CELL_KEY).number.transform("median")
-    share = (1 / ratio).where(runs.lower_is_better, ratio)
-    broken = runs.diverged.astype(bool) | runs.one_class.notna()
-    return runs.assign(collapsed=broken | (share < COLLAPSED))
+    share_of_median = (1 / ratio).where(runs.lower_is_better, ratio)
+    is_broken = runs.diverged.astype(bool) | runs.one_class.notna()
+    return runs.assign(collapsed=is_broken | (share_of_median < COLLAPSED_SHARE))
 
 
 # --- one model and task
 
 
-def _of_rows(runs: pd.DataFrame, records: Records) -> Iterator[Comparison]:
+def _compare_rows(runs: pd.DataFrame, records: Records) -> Iterator[Comparison]:
     """The claims that compare rows, in their order. runs: one variant of each row."""
+    # Runs of one block may be paired.
     blocks = [*zip(runs.seed, runs.measured, strict=True)]
-    by_task = [
+    runs_by_task = [
         dict([*group.groupby("row")])
         for _, group in runs.assign(block=blocks).groupby(["model", "task"])
     ]
     for claim in claims():
-        if claim.kind not in OF_ROWS:
+        if claim.kind not in PAIRED_KINDS:
             continue
-        for rows in by_task:
-            pairs = _pairs(claim, rows, records)
+        for runs_by_row in runs_by_task:
+            pairs = _pairs_of_claim(claim, runs_by_row, records)
             if any(pairs):
-                yield _compared(claim, pairs, next(iter(rows.values())).iloc[0])
+                first_run = next(iter(runs_by_row.values())).iloc[0]
+                yield _comparison_of(claim, pairs, first_run)
 
 
-def _pairs(claim: Claim, rows: Rows, records: Records) -> list[Pairs | None]:
-    """The rows that a claim compares; None for a comparison that has not run."""
+def _pairs_of_claim(
+    claim: Claim, runs_by_row: RunsByRow, records: Records
+) -> list[Pairs | None]:
+    """The pairs of each two rows that a claim compares; None where one of them has not
+    run."""
     if claim.kind == "ranks":
-        sides = _matched_ranks(rows, [*claim.rows])
+        compared = _matched_ranks(runs_by_row, [*claim.rows])
     else:
-        sides = _shared_seeds(rows, [*claim.rows])
-    return [compare(*frames, records) if frames else None for frames in sides]
+        compared = _shared_seeds(runs_by_row, [*claim.rows])
+    return [compare(*sides, records) if sides else None for sides in compared]
 
 
-def _compared(claim: Claim, pairs: Sequence[Pairs | None], about: Any) -> Comparison:
+def _comparison_of(claim: Claim, pairs: Sequence[Pairs | None], run: Any) -> Comparison:
     """A claim on one task. It is inconclusive where no row's median is two standard
-    errors of the dev set above chance, since then no row has learned anything."""
+    errors of the dev set above chance, since then no row has learned anything. run: any
+    run of the model and task."""
     sides = dict[str, Side]()
     for of_pair in filter(None, pairs):
         for side in (of_pair.left, of_pair.right):
@@ -199,28 +213,28 @@ def _compared(claim: Claim, pairs: Sequence[Pairs | None], about: Any) -> Compar
         claim.verdict(of_pair.task_mean) if of_pair else Verdict.INCONCLUSIVE
         for of_pair in pairs
     ]
-    joint = common_verdict if claim.kind == "ranks" else joint_verdict
-    excluded = _exclusion(about.task, [*sides.values()])
+    combine = common_verdict if claim.kind == "ranks" else joint_verdict
+    excluded = _reason_without_learning(run.task, [*sides.values()])
     return Comparison(
         claim=claim,
-        model=about.model,
-        task=about.task,
-        model_label=about.model_label,
-        task_label=about.task_label,
-        family=about.family,
+        model=run.model,
+        task=run.task,
+        model_label=run.model_label,
+        task_label=run.task_label,
+        family=run.family,
         sides=(*sides.values(),),
         pairs=(*pairs,),
-        verdict=Verdict.INCONCLUSIVE if excluded else joint(verdicts),
+        verdict=Verdict.INCONCLUSIVE if excluded else combine(verdicts),
         counts=tuple(sorted({len(side.ids) for side in sides.values()})),
         size=min(len(of_pair.seeds) for of_pair in pairs if of_pair),
         excluded=excluded,
-        paper_epochs=paper_epochs(about.family, about.task),
+        paper_epochs=paper_epochs(run.family, run.task),
     )
 
 
-def _exclusion(task: str, sides: Sequence[Side]) -> str:
-    """Why a comparison counts in no mean ("": it counts). Only GLUE's tasks have a
-    known score of chance."""
+def _reason_without_learning(task: str, sides: Sequence[Side]) -> str:
+    """The reason to leave out a comparison in which no row has learned; "" where one
+    has. Only GLUE's tasks have a known score of chance."""
     chance = CHANCE.get(task, math.nan)
     variance = chance * (100 - chance) if chance else 100.0**2
     error = math.sqrt(variance / sides[0].dev_rows)
@@ -230,13 +244,13 @@ def _exclusion(task: str, sides: Sequence[Side]) -> str:
 
 
 def paper_epochs(family: str, task: str) -> dict[str, int]:
-    """How long the paper trains VeRA on a task, by the size of its model where that
-    matters."""
+    """How many epochs the paper trains VeRA on a task, by the size of its model; the
+    size is "" where it does not matter."""
     if task in GLUE:
-        place = [*GLUE].index(task)
-        epochs = recipes()["glue"]["vera"]
+        task_index = [*GLUE].index(task)
+        settings = recipes()["glue"]["vera"]
         return {
-            size: epochs[f"roberta-{size.lower()}"]["epochs"][place]
+            size: settings[f"roberta-{size.lower()}"]["epochs"][task_index]
             for size in ("BASE", "LARGE")
         }
     if family in ("e2e", "images"):
@@ -247,33 +261,36 @@ def paper_epochs(family: str, task: str) -> dict[str, int]:
 # --- rows side by side
 
 
-Frames = tuple[pd.DataFrame, pd.DataFrame] | None
+#: The runs of two rows; None where one of them has not run.
+TwoRows = tuple[pd.DataFrame, pd.DataFrame] | None
 
 
-def _shared_seeds(rows: Rows, names: Sequence[str]) -> list[Frames]:
+def _shared_seeds(runs_by_row: RunsByRow, names: Sequence[str]) -> list[TwoRows]:
     """The first of these rows with each other one, if each has run and has a number.
 
     They keep the seeds that all of them have, measured on the same data: medians of
     other seeds could contradict the pairs.
     """
-    if not all(name in rows and rows[name].number.notna().all() for name in names):
-        return []
-    shared = frozenset.intersection(*(frozenset(rows[name].block) for name in names))
-    frames = [rows[name][rows[name].block.isin(shared)] for name in names]
+    for name in names:
+        if name not in runs_by_row or runs_by_row[name].number.isna().any():
+            return []
+    every_block = [frozenset(runs_by_row[name].block) for name in names]
+    shared = frozenset.intersection(*every_block)
+    frames = [runs_by_row[name][runs_by_row[name].block.isin(shared)] for name in names]
     # A BLEU and a perplexity cannot be compared
     if pd.concat(frames)["name"].nunique() != 1:
         return []
     return [(frames[0], frame) for frame in frames[1:]]
 
 
-def _matched_ranks(rows: Rows, patterns: Sequence[str]) -> list[Frames]:
+def _matched_ranks(runs_by_row: RunsByRow, patterns: Sequence[str]) -> list[TwoRows]:
     """VeRA of the highest rank that has run, with LoRA of the rank with the nearest
-    parameter count, among several ranks and within a factor of two; once for each
-    convention of LoRA's alpha. rows: of one model and task."""
+    parameter count, among several ranks and within a factor of two. patterns: of
+    LoRA's rows, one for each convention of its alpha."""
     sizes = pd.Series(
         {
             row: float(runs.parameters.iloc[0])
-            for row, runs in rows.items()
+            for row, runs in runs_by_row.items()
             if runs.number.notna().all()
         },
         dtype=float,
@@ -282,12 +299,13 @@ def _matched_ranks(rows: Rows, patterns: Sequence[str]) -> list[Frames]:
     vera = sizes[names.str.fullmatch(r"vera(_r\d+)?")]
     if len(vera) < 2:  # one rank alone is no comparison of ranks
         return []
-    matched = list[Frames]()
+    matched = list[TwoRows]()
     for pattern in patterns:
-        ratio = sizes[names.str.fullmatch(pattern)] / vera.max()
-        nearest = str(np.log(ratio).abs().idxmin()) if len(ratio) > 1 else ""
-        if nearest and 0.5 <= ratio[nearest] <= 2:
-            matched += _shared_seeds(rows, [str(vera.idxmax()), nearest]) or [None]
+        ratios = sizes[names.str.fullmatch(pattern)] / vera.max()
+        nearest = str(np.log(ratios).abs().idxmin()) if len(ratios) > 1 else ""
+        if nearest and 0.5 <= ratios[nearest] <= 2:
+            rows = [str(vera.idxmax()), nearest]
+            matched += _shared_seeds(runs_by_row, rows) or [None]
         else:
             matched.append(None)
     return matched
@@ -296,7 +314,8 @@ def _matched_ranks(rows: Rows, patterns: Sequence[str]) -> list[Frames]:
 def compare(
     left: pd.DataFrame, right: pd.DataFrame, records: Records = NO_RECORDS
 ) -> Pairs:
-    """Two rows in pairs of runs of one seed, such that more is better."""
+    """Two rows in pairs of runs of one seed, such that more is better. left, right:
+    their runs (of `mark_collapsed`), a line for each seed in the same order."""
     left_scores = left.number.to_numpy()
     right_scores = right.number.to_numpy()
     with np.errstate(invalid="ignore"):  # of two infinite numbers
@@ -341,13 +360,13 @@ def mean_over_seeds_and_rows(
 def side_of(runs: pd.DataFrame) -> Side:
     """The runs of one row on one task (of `frame.reported`)."""
     runs = runs.sort_values(["seed", "id"])
-    about = runs.iloc[0]
+    first_run = runs.iloc[0]
     curves = runs[runs.evaluations > 1]
     return Side(
-        row=about.row,
-        label=about.label,
-        parameters=about.parameters,
-        dev_rows=about.dev_rows,
+        row=first_run.row,
+        label=first_run.label,
+        parameters=first_run.parameters,
+        dev_rows=first_run.dev_rows,
         ids=tuple(runs.id),
         median=float(runs.number.median()),
         mean=float(runs.number.mean()),

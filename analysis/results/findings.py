@@ -19,8 +19,8 @@ from analysis.inference import (
     seeds_to_decide,
 )
 from analysis.results.claims import (
-    OF_ROWS,
-    WITH_MARGIN,
+    KINDS_WITH_MARGIN,
+    PAIRED_KINDS,
     Claim,
     Collapses,
     Comparison,
@@ -72,25 +72,25 @@ def findings(
     study_of = runs.set_index("id").origin
     compared = [replace(item, origins=_origins(item, study_of)) for item in compared]
     compared.sort(key=lambda item: (item.place.casefold(), item.origins, item.epochs))
-    of_all = list[Finding]()
+    every_finding = list[Finding]()
     for claim in claims():
         of_claim = [item for item in compared if item.claim == claim]
         if of_claim:
-            of_all += _of_claim(claim, of_claim, runs)
-    return of_all
+            every_finding += _findings_of_claim(claim, of_claim, runs)
+    return every_finding
 
 
 def _origins(comparison: Comparison, origins: pd.Series) -> tuple[str, ...]:
-    """The studies whose runs a comparison has, sorted."""
-    of_runs = [run for run in comparison.ids if run in origins.index]
-    return tuple(sorted({*comparison.origins, *origins[of_runs]}))
+    """The studies whose runs a comparison has, sorted. origins: of runs, by id."""
+    ids = [run for run in comparison.ids if run in origins.index]
+    return tuple(sorted({*comparison.origins, *origins[ids]}))
 
 
-def _of_claim(
+def _findings_of_claim(
     claim: Claim, compared: Sequence[Comparison], runs: pd.DataFrame
 ) -> Iterator[Finding]:
-    """A claim as one finding, or as one for each of several comparisons."""
-    if claim.kind not in OF_ROWS:
+    """A claim as one finding, or as one for each two rows that it compares."""
+    if claim.kind not in PAIRED_KINDS:
         verdict = common_verdict(item.verdict for item in compared)
         tasks = {
             item.place: item.mean for item in compared if not math.isnan(item.mean.mean)
@@ -102,15 +102,16 @@ def _of_claim(
         return
     exclusions = (*_exclusions(claim, compared, runs),)
     count = len(compared[0].pairs)
+    # A claim lists the second row of each comparison last.
     names = [*claim.rows.values()][-count:] if count > 1 else [""]
     for pair_index, name in enumerate(names):
-        yield _over_tasks(claim, name, compared, pair_index, exclusions)
+        yield _finding_over_tasks(claim, name, compared, pair_index, exclusions)
 
 
 # --- over tasks
 
 
-def _over_tasks(
+def _finding_over_tasks(
     claim: Claim,
     name: str,
     compared: Sequence[Comparison],
@@ -118,17 +119,18 @@ def _over_tasks(
     exclusions: tuple[Exclusion, ...],
 ) -> Finding:
     """A claim over its tasks. A task on which it was compared several times counts
-    once, with the mean of each seed's differences."""
-    of_rows = list[tuple[Comparison, Pairs]]()
+    once, with the mean of each seed's differences. pair_index: which two rows of each
+    comparison are meant."""
+    counted = list[tuple[Comparison, Pairs]]()
     for item in compared:
         pairs = item.pairs[pair_index] if pair_index < len(item.pairs) else None
         if pairs is not None and not item.excluded:
-            of_rows.append((item, pairs))
-    frame = _difference_frame(of_rows)
-    if frame.collapsed.all():  # or there is none at all
+            counted.append((item, pairs))
+    frame = _difference_frame(counted)
+    if frame.collapsed.all():  # or there is no pair at all
         verdict = common_verdict(item.verdict for item in compared)
         return Finding(claim, name, (*compared,), verdict, exclusions=exclusions)
-    trained = _by_task(frame[~frame.collapsed])
+    trained = _differences_by_task(frame[~frame.collapsed])
     differences = trained.to_numpy(float)
     task_means = {
         task: mean_of(line)
@@ -139,8 +141,8 @@ def _over_tasks(
         (mean,) = task_means.values()
     analyses = _analyses(frame, differences)
     weighted = analyses.get("weighted mean")
-    pair_sd = _pair_sd(frame[~frame.collapsed])
-    can_decide = claim.kind in WITH_MARGIN and not math.isnan(pair_sd)
+    pair_sd = _pooled_pair_sd(frame[~frame.collapsed])
+    can_decide = claim.kind in KINDS_WITH_MARGIN and not math.isnan(pair_sd)
     return Finding(
         claim=claim,
         name=name,
@@ -150,7 +152,7 @@ def _over_tasks(
         pair_counts=trained.notna().sum(axis=1).to_dict(),
         mean=mean,
         analyses=analyses,
-        collapses=_collapses([pairs for _, pairs in of_rows]),
+        collapses=_collapses_by_row([pairs for _, pairs in counted]),
         pair_sd=pair_sd,
         between=float(weighted.between) if weighted else math.nan,
         pairs_to_decide=seeds_to_decide(pair_sd) if can_decide else 0,
@@ -158,28 +160,33 @@ def _over_tasks(
     )
 
 
-def _difference_frame(of_rows: Sequence[tuple[Comparison, Pairs]]) -> pd.DataFrame:
-    """The differences as a frame: a line for each pair, with its task (`where`), the
-    number of its comparison, its seed, and whether one of its runs collapsed."""
+def _difference_frame(
+    counted: Sequence[tuple[Comparison, Pairs]],
+) -> pd.DataFrame:
+    """The differences as a frame: a line for each pair, with its model and task
+    (`place`), the number of its comparison, its seed, and whether one of its runs
+    collapsed."""
     lines = list[tuple[Any, ...]]()
-    for number, (comparison, pairs) in enumerate(of_rows):
+    for number, (comparison, pairs) in enumerate(counted):
         differences = zip(pairs.seeds, pairs.differences, pairs.collapsed, strict=True)
         lines += [(comparison.place, number, *line) for line in differences]
-    columns = ["where", "number", "seed", "difference", "collapsed"]
+    columns = ["place", "number", "seed", "difference", "collapsed"]
     frame = pd.DataFrame(lines, columns=columns)
     return frame.astype({"collapsed": bool, "difference": float})
 
 
-def _by_task(frame: pd.DataFrame) -> pd.DataFrame:
-    """The differences by task and seed, averaged over comparisons of one task."""
-    means = frame.groupby(["where", "seed"], sort=False).difference.mean()
-    order = [*dict.fromkeys(frame["where"])]
+def _differences_by_task(frame: pd.DataFrame) -> pd.DataFrame:
+    """The differences by task (index) and seed (columns), averaged over comparisons of
+    one task."""
+    means = frame.groupby(["place", "seed"], sort=False).difference.mean()
+    order = [*dict.fromkeys(frame.place)]
     return means.unstack().reindex(order)
 
 
-def _pair_sd(frame: pd.DataFrame) -> float:
-    """The standard deviation of a pair's difference within a comparison, pooled."""
-    groups = frame.groupby(["where", "number"]).difference
+def _pooled_pair_sd(frame: pd.DataFrame) -> float:
+    """The standard deviation of a pair's difference within a comparison, pooled over
+    comparisons; NaN where none has two pairs."""
+    groups = frame.groupby(["place", "number"]).difference
     freedom = (groups.count() - 1).clip(lower=0)
     if not freedom.sum():
         return math.nan
@@ -188,12 +195,13 @@ def _pair_sd(frame: pd.DataFrame) -> float:
 
 def _analyses(frame: pd.DataFrame, trained: Array) -> dict[str, Mean]:
     """The means beside the rule. Those with collapsed runs stand only where there are
-    some, and the weighted one only where there are several tasks."""
-    flags = frame.assign(number=frame.collapsed.astype(float))
-    by_seed = flags.groupby(["where", "seed"], sort=False).number.max().unstack()
-    differences = _by_task(frame)
+    some, and the weighted one only where there are several tasks. frame: all pairs.
+    trained: the differences by task and seed of the pairs without a collapsed run."""
+    flags = frame.assign(flag=frame.collapsed.astype(float))
+    flags_by_seed = flags.groupby(["place", "seed"], sort=False).flag.max().unstack()
+    differences = _differences_by_task(frame)
     shape = {"index": differences.index, "columns": differences.columns}
-    is_collapsed = by_seed.reindex(**shape).eq(1).to_numpy()
+    is_collapsed = flags_by_seed.reindex(**shape).eq(1).to_numpy()
     analyses = dict[str, Mean]()
     for name, (with_collapsed, weighted) in ANALYSES.items():
         values = differences.to_numpy(float) if with_collapsed else trained
@@ -208,19 +216,19 @@ def _analyses(frame: pd.DataFrame, trained: Array) -> dict[str, Mean]:
     return analyses
 
 
-def _collapses(of_rows: Sequence[Pairs]) -> tuple[Collapses, ...]:
-    """The collapsed runs of both rows; a run in several pairs counts once."""
-    by_row = dict[str, dict[str, bool]]()
+def _collapses_by_row(every_pairs: Sequence[Pairs]) -> tuple[Collapses, ...]:
+    """How many runs of each of both rows collapsed; a run in several pairs counts
+    once."""
+    runs_by_row = dict[str, dict[str, bool]]()
     labels = dict[str, str]()
-    for pairs in of_rows:
-        for side, (row, runs) in zip(
-            (pairs.left, pairs.right), pairs.collapses().items(), strict=True
-        ):
-            by_row.setdefault(row, {}).update(runs)
-            labels.setdefault(row, side.label)
+    for pairs in every_pairs:
+        for row, runs in pairs.collapsed_runs().items():
+            runs_by_row.setdefault(row, {}).update(runs)
+        for side in (pairs.left, pairs.right):
+            labels.setdefault(side.row, side.label)
     return tuple(
         Collapses(_method_name(labels[row]), sum(runs.values()), len(runs))
-        for row, runs in by_row.items()
+        for row, runs in runs_by_row.items()
     )
 
 
@@ -235,9 +243,9 @@ def _method_name(label: str) -> str:
 def _exclusions(
     claim: Claim, compared: Sequence[Comparison], runs: pd.DataFrame
 ) -> Iterator[Exclusion]:
-    """Why each study, model and task that has results is in no pair of a claim. A study
-    in several pairs of which one counts is in. Your own runs of one row alone are no
-    attempt at the claim, and are not listed."""
+    """For each study, model and task whose results are in no pair of a claim, why they
+    are in none. Your own runs of one row alone are no attempt at the claim, and are not
+    listed."""
     counted = set[str]()
     reasons = dict[str, str]()
     for item in compared:
@@ -249,13 +257,15 @@ def _exclusions(
     results = results.assign(points=in_points(results))
     places = ["origin", "model_label", "task_label"]
     for (study, model, task), group in results.groupby(places, sort=False):
-        is_toy = study == "ours" and not {*claim.rows} <= {*group.row}
-        if not is_toy and not counted & {*group.id}:
-            reason = _reason(claim, group, reasons)
+        is_no_attempt = study == "ours" and not {*claim.rows} <= {*group.row}
+        if not is_no_attempt and not counted & {*group.id}:
+            reason = _reason_without_pair(claim, group, reasons)
             yield Exclusion(str(study), f"{model}, {task}", reason)
 
 
-def _reason(claim: Claim, group: pd.DataFrame, reasons: Mapping[str, str]) -> str:
+def _reason_without_pair(
+    claim: Claim, group: pd.DataFrame, reasons: Mapping[str, str]
+) -> str:
     """Why none of these results is in a pair of the claim. reasons: of excluded runs, by
     id."""
     if not group.points.any():

@@ -23,7 +23,7 @@ from analysis.frame import runs as all_runs
 from analysis.inference import Mean, TwoWay, two_way
 from analysis.paper import numbers
 from analysis.results.claims import MARGIN_TEXT
-from analysis.results.comparisons import CHANCE, collapsed
+from analysis.results.comparisons import CHANCE, mark_collapsed
 from analysis.results.rates import regret_of_search
 from analysis.results.scores import FILTERS, SeedDifferences, SeedScores, listed
 from analysis.results.study_rows import OverTasks, StudyRows, rows_over_tasks
@@ -106,7 +106,7 @@ class StudyNumbers:
         self, row: str = "", kind: str = "result", study: str = "", **filters: Any
     ) -> pd.DataFrame:
         """The runs of a row, by columns of `frame.runs` or by settings."""
-        chosen = runs_of(self.studies / study) if study else self.runs
+        chosen = runs_of_study(self.studies / study) if study else self.runs
         chosen = chosen[chosen.kind == kind]
         if row:
             chosen = chosen[chosen.row == row]
@@ -300,7 +300,7 @@ class StudyNumbers:
     def over_tasks(self, *tasks: str, share_of_gain: bool = False) -> OverTasks:
         """The rows over these tasks (labels; by default all)."""
         gains = self.rows.cells if share_of_gain else None
-        compared = rows_over_tasks(self.rows.alike, tasks, gains)
+        compared = rows_over_tasks(self.rows.poolable, tasks, gains)
         if compared is None:
             raise ValueError(f"too few rows or tasks: {tasks}")
         return compared
@@ -353,12 +353,12 @@ def scored_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """The finished runs with their scores, and which results have collapsed."""
     finished = reported(runs[runs.kind != "failed"])
     is_result = finished.kind == "result"
-    results = collapsed(finished[is_result])
+    results = mark_collapsed(finished[is_result])
     return pd.concat([results, finished[~is_result].assign(collapsed=False)])
 
 
 @cache
-def runs_of(folder: Path) -> pd.DataFrame:
+def runs_of_study(folder: Path) -> pd.DataFrame:
     """The runs of another study."""
     return scored_runs(all_runs(read_study(folder)))
 

@@ -31,7 +31,7 @@ from analysis.results.answers import (
     rows_of_size,
     single_task,
 )
-from analysis.results.claims import Finding, numbered_claims
+from analysis.results.claims import Finding, claim_numbers
 from analysis.results.findings import findings as findings_on
 from analysis.results.forest import forest
 from analysis.results.numbers import rendered_notes
@@ -164,7 +164,7 @@ def overview(
     return rendered(
         "results.md",
         findings=findings,
-        numbers=numbered_claims(findings),
+        numbers=claim_numbers(findings),
         studies=studies,
         benches=benches,
         compared=compared,
@@ -176,7 +176,7 @@ def overview(
 
 def comparisons_page(findings: Sequence[Finding]) -> str:
     """The page of every comparison, and of what is left out."""
-    numbers = numbered_claims(findings)
+    numbers = claim_numbers(findings)
     return rendered("comparisons.md", findings=findings, numbers=numbers)
 
 
@@ -212,7 +212,7 @@ class StudyPage:
     def __init__(self, study: PublishedStudy) -> None:
         self.study = study
         self.rows = study_rows(every_variant(study.finished, keep_nearest_name=True))
-        self.over_tasks = rows_over_tasks(self.rows.alike)
+        self.over_tasks = rows_over_tasks(self.rows.poolable)
 
     def files(self) -> dict[str, str]:
         """The page and its pictures, by their paths in docs/."""

@@ -19,7 +19,7 @@ from analysis.frame import (
 )
 from analysis.inference import Mean, TwoWay, holm, mean_of, outlying, two_way
 from analysis.paired import paired_differences
-from analysis.results.comparisons import collapsed
+from analysis.results.comparisons import mark_collapsed
 from runs.record.intervals import LEVEL
 
 #: Rows with similar variances from which on the variance is pooled over them.
@@ -33,9 +33,10 @@ class RowDifference:
     """A row of a study on one task, and its mean difference from VeRA.
 
     cell: its line of `frame.reported_cells`. mean: by the pooled variance where there
-    is one, and p after Holm's correction over the whole study; paired, paired_p: by the
-    differences of its own pairs (`paired.paired_differences`). at_end: whether its best learning rate is
-    the lowest or the highest that was tried.
+    is one; p: of this mean, after Holm's correction over the whole study. paired,
+    paired_p: the same by the differences of its own pairs alone
+    (`paired.paired_differences`). at_end: whether its best learning rate is the lowest
+    or the highest that was tried.
     """
 
     cell: Any
@@ -57,7 +58,7 @@ class RowDifference:
 @dataclass(frozen=True)
 class PooledVariance:
     """The variance of a run on one task, pooled over rows. outliers: the labels of the
-    rows that are not in it, since a run collapsed or they vary more."""
+    rows that are left out of it, because a run of them collapsed or they vary more."""
 
     variance: TwoWay
     outliers: tuple[str, ...]
@@ -66,13 +67,13 @@ class PooledVariance:
 @dataclass(frozen=True)
 class StudyRows:
     """Every row of a study on every task, with the variances by task where they are
-    pooled. cells: its lines of `frame.reported_cells`; alike: those without the rows
-    that are apart."""
+    pooled. cells: of the study (`frame.reported_cells`); poolable: those of similar
+    variance, without `rows_not_pooled`."""
 
     rows: tuple[RowDifference, ...]
     pooled: Mapping[str, PooledVariance]
     cells: pd.DataFrame
-    alike: pd.DataFrame
+    poolable: pd.DataFrame
 
     @property
     def comparisons(self) -> int:
@@ -85,39 +86,41 @@ def study_rows(runs: pd.DataFrame) -> StudyRows:
     cells = reported_cells(runs)
     places = tasks_by_way(cells)
     cells["task_label"] = tasks_by_way(cells, "task_label")
-    results = collapsed(reported(mark_left_out(runs)))
+    results = mark_collapsed(reported(mark_left_out(runs)))
     trials = reported(runs[runs.kind == "trial"])
     compared = paired_differences(runs, "vera", as_reference=True)
-    by_row = compared.set_index(["model", "task", "other"])
+    paired_by_row = compared.set_index(["model", "task", "other"])
     pooled = dict[str, PooledVariance]()
     lines = list[tuple[Any, Mean, Mean, float]]()
-    alike = list[int]()
+    poolable = list[int]()
     for (model, place), of_task in cells.groupby(["model", places], sort=False):
         on_task = in_cells(results, of_task)
-        outliers = rows_apart(on_task)
-        is_apart = of_task.row.isin(outliers)
-        alike += of_task.index[~is_apart].tolist()
+        outliers = rows_not_pooled(on_task)
+        is_outlier = of_task.row.isin(outliers)
+        poolable += of_task.index[~is_outlier].tolist()
         variance = pooled_variance(on_task[~on_task.row.isin(outliers)])
         if variance:
-            labels = sorted(of_task.label[is_apart])
+            labels = sorted(of_task.label[is_outlier])
             pooled[of_task.task_label.iloc[0]] = PooledVariance(variance, (*labels,))
         ordered = of_task.sort_values("parameters", kind="stable")
         for cell in comparable_costs(ordered).itertuples():
             paired, paired_p = mean_of([]), math.nan
             key = (model, place, cell.row)
-            if key in by_row.index:
-                paired = mean_of(by_row.differences[key])
-                paired_p = float(by_row.holm[key])
+            if key in paired_by_row.index:
+                paired = mean_of(paired_by_row.differences[key])
+                paired_p = float(paired_by_row.holm[key])
             mean = paired
             if variance and cell.row not in outliers:
                 mean = _with_variance(paired, variance)
             lines.append((cell, mean, paired, paired_p))
     corrected = holm([mean.p() for _, mean, _, _ in lines])
     rows = tuple(
-        RowDifference(cell, mean, paired, float(p), paired_p, at_end(cell, trials))
+        RowDifference(
+            cell, mean, paired, float(p), paired_p, is_best_rate_at_end(cell, trials)
+        )
         for (cell, mean, paired, paired_p), p in zip(lines, corrected, strict=True)
     )
-    return StudyRows(rows, pooled, cells, cells.loc[alike])
+    return StudyRows(rows, pooled, cells, cells.loc[poolable])
 
 
 def _with_variance(paired: Mean, variance: TwoWay) -> Mean:
@@ -128,14 +131,14 @@ def _with_variance(paired: Mean, variance: TwoWay) -> Mean:
     return Mean(paired.mean, error, variance.freedom)
 
 
-def rows_apart(runs: pd.DataFrame) -> list[str]:
-    """The rows of one task whose variance is not pooled: with a collapsed run, or above
-    that of the others (`outlying`)."""
-    broken = runs.groupby("row").collapsed.any()
-    numbers = runs[~runs.row.map(broken)].groupby("row").number
+def rows_not_pooled(runs: pd.DataFrame) -> list[str]:
+    """The rows of one task whose variance is not pooled: those with a collapsed run,
+    and those that vary more than the others (`outlying`)."""
+    has_collapsed = runs.groupby("row").collapsed.any()
+    numbers = runs[~runs.row.map(has_collapsed)].groupby("row").number
     variances = numbers.var()
-    large = outlying(variances, numbers.count() - 1)
-    return [*broken.index[broken], *variances.index[large]]
+    is_outlier = outlying(variances, numbers.count() - 1)
+    return [*has_collapsed.index[has_collapsed], *variances.index[is_outlier]]
 
 
 def pooled_variance(runs: pd.DataFrame) -> TwoWay | None:
@@ -148,36 +151,40 @@ def pooled_variance(runs: pd.DataFrame) -> TwoWay | None:
     best = by_row[:0]
     for count in range(2, len(seeds) + 1):
         complete = by_row[seeds[:count]].dropna()
-        if freedom_of(complete) > freedom_of(best):
+        if residual_freedom(complete) > residual_freedom(best):
             best = complete
     return two_way(best) if len(best) >= MANY_ROWS else None
 
 
-def freedom_of(table: pd.DataFrame) -> int:
+def residual_freedom(table: pd.DataFrame) -> int:
     """The residual degrees of freedom of rows by seeds."""
     return max(len(table) - 1, 0) * max(table.shape[1] - 1, 0)
 
 
-def at_end(cell: Any, trials: pd.DataFrame) -> bool:
+def is_best_rate_at_end(cell: Any, trials: pd.DataFrame) -> bool:
     """Whether the best learning rate that trials tried for a cell is the lowest or the
     highest of them: by their means over seeds, each beside its best rate of the
     head."""
-    is_same = (
+    is_of_row = (
         (trials.conf_row == cell.conf_row)
         & (trials.task == cell.task)
         & (trials.model == cell.model)
     )
-    of_row = trials[is_same]
-    prefix = of_row.label.map(lambda label: f"{cell.label},".startswith(f"{label},"))
-    of_row = of_row[prefix.astype(bool)]
-    better = of_row.number.where(~of_row.lower_is_better.astype(bool), -of_row.number)
-    rate = of_row.lr_head if cell.method == "head" else of_row.lr
-    means = better.groupby([rate, of_row.lr_head], dropna=False).mean()
-    rates = means.groupby(level=0).max().sort_index()
-    if len(rates) < 2:
+    of_row = trials[is_of_row]
+    # The label of a variant begins with that of its row: "VeRA r=256, lr 0.001".
+    is_of_variant = of_row.label.map(
+        lambda label: f"{cell.label},".startswith(f"{label},")
+    )
+    of_cell = of_row[is_of_variant.astype(bool)]
+    is_cost = of_cell.lower_is_better.astype(bool)
+    signed = of_cell.number.where(~is_cost, -of_cell.number)
+    rate = of_cell.lr_head if cell.method == "head" else of_cell.lr
+    means = signed.groupby([rate, of_cell.lr_head], dropna=False).mean()
+    score_by_rate = means.groupby(level=0).max().sort_index()
+    if len(score_by_rate) < 2:
         return False
-    best = rates.sort_values(ascending=False, kind="stable").index[0]
-    return bool(best in (rates.index[0], rates.index[-1]))
+    best = score_by_rate.sort_values(ascending=False, kind="stable").index[0]
+    return bool(best in (score_by_rate.index[0], score_by_rate.index[-1]))
 
 
 # --- over tasks
@@ -187,8 +194,10 @@ def at_end(cell: Any, trials: pd.DataFrame) -> bool:
 class OverTasks:
     """The rows of a study over its tasks, beside VeRA.
 
-    means: of the rows that have all tasks, by model and task. labels, ids: of these
-    rows. difference: of each row from VeRA; p: after Holm's correction.
+    means: of the rows that have all tasks, by model and task. rows: these rows without
+    VeRA, by size; labels, ids: by row. difference: each row's mean over
+    tasks minus VeRA's, as an array in the order of `rows`; p: of each, after Holm's
+    correction.
     """
 
     tasks: tuple[str, ...]
@@ -202,10 +211,11 @@ class OverTasks:
 
     def lines(self) -> Iterator[tuple[str, Mean, float]]:
         """Each row with its difference and corrected p."""
-        for place, row in enumerate(self.rows):
-            error = self.difference.error
-            mean = Mean(self.difference.mean[place], error, self.difference.freedom)
-            yield row, mean, float(self.p[place])
+        error, freedom = self.difference.error, self.difference.freedom
+        for row, difference, p in zip(
+            self.rows, self.difference.mean, self.p, strict=True
+        ):
+            yield row, Mean(difference, error, freedom), float(p)
 
     def firm_rows(self, sign: int) -> list[str]:
         """The labels of the rows that are firmly above (1) or below (-1) VeRA."""
@@ -224,7 +234,7 @@ def rows_over_tasks(
     variance of the rows' means over seeds.
 
     Args:
-        cells: of rows with similar variances (`StudyRows.alike`).
+        cells: of rows with similar variances (`StudyRows.poolable`).
         tasks: labels of tasks; by default all.
         gains: cells of the study, where a score is replaced by the row's share of the
             gain from the head alone to LoRA, in percent.

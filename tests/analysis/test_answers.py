@@ -116,7 +116,7 @@ def test_rows_of_about_veras_size_are_ordered_by_their_means():
         large = record["cell"]["row"] == "lora_r10"
         record["parameters"]["adapter"] = 9_000 if large else 1_000
     frame = runs(of_ledger)
-    compared = rows_over_tasks(study_rows(frame).alike)
+    compared = rows_over_tasks(study_rows(frame).poolable)
     small = rows_of_size(compared, frame)
     assert small.vera_parameters == 1_000
     assert small.parameters == (1_000, 1_000)

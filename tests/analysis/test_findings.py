@@ -12,7 +12,7 @@ from small import rows, small
 
 from analysis.frame import reported, runs
 from analysis.inference import Verdict, over_seeds_and_items
-from analysis.results.comparisons import collapsed
+from analysis.results.comparisons import mark_collapsed
 from analysis.results.findings import findings
 from analysis.results.measured import null_band
 from analysis.results.templates import macros
@@ -312,13 +312,13 @@ def test_a_run_has_collapsed_that_diverged_gives_one_class_or_is_far_below_its_r
     made[5]["status"] = "diverged"
     frame = runs(ledger(*made))
     for less, wanted in ((False, [3]), (True, [])):
-        marked = collapsed(frame.assign(number=frame.value, lower_is_better=less))
+        marked = mark_collapsed(frame.assign(number=frame.value, lower_is_better=less))
         of_lora = marked[marked.row == "lora"]
         assert list(of_lora[of_lora.collapsed].seed) == wanted
         assert list(marked[marked.row == "vera"].collapsed) == [True, False, False]
     share = "the larger class is 50"
     alike = frame.assign(number=frame.value, lower_is_better=False, one_class=share)
-    assert collapsed(alike).collapsed.all()
+    assert mark_collapsed(alike).collapsed.all()
 
 
 def tasks_below(below=0.02):

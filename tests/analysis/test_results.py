@@ -14,7 +14,7 @@ from analysis import report
 from analysis.frame import runs
 from analysis.results import pages
 from analysis.results.__main__ import main
-from analysis.results.claims import OF_ROWS
+from analysis.results.claims import PAIRED_KINDS
 from analysis.results.findings import findings
 from analysis.results.forest import FRAME, _draw, forest
 from analysis.results.pages import (
@@ -125,7 +125,7 @@ def test_every_published_study_is_in_a_finding_or_in_the_list_of_what_is_left_ou
     studies = {folder.name for folder in STUDIES}
     assert len(studies) >= 15
     for finding in published:
-        if finding.claim.kind in OF_ROWS:
+        if finding.claim.kind in PAIRED_KINDS:
             counted = {
                 study
                 for one in finding.comparisons

@@ -13,7 +13,7 @@ from small import rows, small
 from analysis.frame import runs
 from analysis.paired import paired_differences
 from analysis.results.pages import over_tasks_table, rows_table
-from analysis.results.study_rows import at_end, rows_over_tasks, study_rows
+from analysis.results.study_rows import is_best_rate_at_end, rows_over_tasks, study_rows
 
 pytestmark = pytest.mark.properties
 
@@ -147,7 +147,7 @@ def test_rows_stand_beside_vera_over_tasks_by_a_mixed_model():
     made += small("row11", "cola", (0.4, 0.4, 0.0))
     made += small("row11", "mrpc", (0.7, 0.7, 0.7))
     made += small("row11", "sst2", (0.7, 0.7, 0.7))
-    compared = rows_over_tasks(study_of(*made).alike)
+    compared = rows_over_tasks(study_of(*made).poolable)
     assert compared.tasks == ("cola", "mrpc", "sst2")
     assert (len(compared.rows), compared.variance.freedom) == (11, 11 * 2)
     names, tasks = [*GAINS], compared.tasks
@@ -174,8 +174,8 @@ def test_rows_stand_beside_vera_over_tasks_by_a_mixed_model():
 
 def test_one_task_is_not_compared_over_tasks():
     made, _ = gains_over_tasks(GAINS)
-    assert rows_over_tasks(study_of(*made[:36]).alike) is None
-    assert rows_over_tasks(study_of(*made).alike, ("cola", "mrpc")).tasks == (
+    assert rows_over_tasks(study_of(*made[:36]).poolable) is None
+    assert rows_over_tasks(study_of(*made).poolable, ("cola", "mrpc")).tasks == (
         "cola",
         "mrpc",
     )
@@ -189,7 +189,7 @@ def test_a_gain_is_a_share_of_that_from_the_head_to_lora():
             record["parameters"]["adapter"] = 0
         made += heads
     study = study_of(*made)
-    compared = rows_over_tasks(study.alike, gains=study.cells)
+    compared = rows_over_tasks(study.poolable, gains=study.cells)
     shares = compared.means.loc["row1"]
     heads = {"cola": 30, "mrpc": 50, "sst2": 50}
     for (_, task), share in shares.items():
@@ -215,12 +215,12 @@ def test_a_best_rate_at_an_end_of_its_grid_is_known(bests, is_at_end, less):
         {"lr": (1e-3, 1e-2, 1e-1), "number": numbers, "lower_is_better": less}
     )
     trials = trials.assign(**about)
-    assert at_end(cell, trials) == is_at_end
+    assert is_best_rate_at_end(cell, trials) == is_at_end
     # another rate of the head, which fails
     beside = trials[1:2].assign(lr_head=4e-3, number=0)
-    assert at_end(cell, pd.concat([trials, beside])) == is_at_end
+    assert is_best_rate_at_end(cell, pd.concat([trials, beside])) == is_at_end
     # a single rate has no ends
-    assert not at_end(cell, trials[:1])
+    assert not is_best_rate_at_end(cell, trials[:1])
 
 
 def test_seconds_of_several_processors_do_not_compare():
