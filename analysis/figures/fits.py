@@ -19,10 +19,10 @@ def figure6(part: Part) -> Iterator[Figure]:
     """Mean squared error of fitting random matrices against parameters, LoRA and VeRA
     (VeRA paper, appendix E)."""
     for fit in shown_fit(part.measures):
-        data = errors(fit)
+        data = fit_errors(fit)
         settings = fit["settings"]
-        words = ", ".join(f"{key} {settings.get(key)}" for key in SETTINGS)
-        notes = [f"Measure {fit['id']}; settings (this project's choice): {words}."]
+        choices = ", ".join(f"{key} {settings.get(key)}" for key in SETTINGS)
+        notes = [f"Measure {fit['id']}; settings (this project's choice): {choices}."]
         for point in data[data.n < data.total].itertuples():
             missing = point.total - point.n
             notes.append(
@@ -46,13 +46,13 @@ def figure6(part: Part) -> Iterator[Figure]:
 
 
 def shown_fit(measures: Iterable[Measure]) -> list[Measure]:
-    """The fit that is drawn, if there is any: each is complete in itself, and this has
-    the lowest seed."""
+    """The fit that is drawn, alone in a list, or none: of several, each of which is
+    complete in itself, the one with the lowest seed."""
     fits = [measure for measure in measures if measure["kind"] == "matrix_fit"]
     return sorted(fits, key=lambda fit: (fit["seeds"]["random"], fit["id"]))[:1]
 
 
-def errors(fit: Measure) -> pd.DataFrame:
+def fit_errors(fit: Measure) -> pd.DataFrame:
     """The errors of a fit, a row for each method and rank: their mean, spread, lowest
     and highest over the matrices, how many are finite (n, total), and the least that
     the rank allows."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.results.pages import near_lora, pages, readme
+from analysis.results.pages import near_lora, pages, readme_with_block
 from runs.command.errors import UserError
 from runs.command.parser import Common, entry_point, read, setting
 from runs.record.files import write_atomically
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     written = pages(ledgers, settings.docs)
     files = {settings.docs / path: text for path, text in written.files.items()}
     block = near_lora(written.findings, written.example)
-    files[settings.readme] = readme(settings.readme.read_text(), block)
+    files[settings.readme] = readme_with_block(settings.readme.read_text(), block)
     obsolete = obsolete_pages(settings.docs / "results", files)
     if settings.check:
         stale = obsolete + stale_pages(files)

@@ -22,7 +22,8 @@ class SingleTask:
     """The difference of two rows on one task, as `vera-bench table against=ROW` prints it
     for that model and task.
 
-    p: of this comparison alone. holm: corrected for all comparisons of the table.
+    against: the row that is subtracted. pairs: how many. p: of this comparison alone;
+    holm: corrected for all `comparisons` of the table.
     """
 
     comparison: Comparison
@@ -36,19 +37,19 @@ class SingleTask:
 
 
 def single_task(finding: Finding, runs: pd.DataFrame) -> SingleTask | None:
-    """The comparison of a finding with the most pairs; None where there is none. runs:
-    of `frame.runs`."""
+    """The comparison of a finding with the most pairs; None where there is none, or its
+    rows were measured in several ways. runs: of `frame.runs`."""
     comparison = finding.largest_comparison
     if comparison is None or comparison.pairs[0] is None:
         return None
     left, right = comparison.pairs[0].left.row, comparison.pairs[0].right.row
-    is_there = (runs.model == comparison.model) & (runs.task == comparison.task)
-    compared = runs[is_there].drop_duplicates("id")
+    is_compared = (runs.model == comparison.model) & (runs.task == comparison.task)
+    compared = runs[is_compared].drop_duplicates("id")
     lines = paired_differences(compared, right, as_reference=True)
-    of_row = lines[lines.other == left]
-    if len(of_row) != 1:  # measured in several ways
+    lines_of_left = lines[lines.other == left]
+    if len(lines_of_left) != 1:  # measured in several ways
         return None
-    line = of_row.iloc[0]
+    line = lines_of_left.iloc[0]
     return SingleTask(
         comparison,
         right,
@@ -162,14 +163,15 @@ def rows_of_size(compared: OverTasks | None, runs: pd.DataFrame) -> RowsOfSize |
     """The rows of about VeRA's size, or None where there is none. runs: of the study."""
     if compared is None:
         return None
-    by_id = runs.drop_duplicates("id").set_index("id").parameters
-    vera = float(runs[runs.row == "vera"].parameters.iloc[0])
+    parameters_by_id = runs.drop_duplicates("id").set_index("id").parameters
+    vera_parameters = float(runs[runs.row == "vera"].parameters.iloc[0])
     rows = list[RowOfSize]()
     for row, mean, p in compared.lines():
-        parameters = float(by_id[compared.ids[row][0]])
-        if parameters <= 2 * vera:
+        first_id = compared.ids[row][0]
+        parameters = float(parameters_by_id[first_id])
+        if parameters <= 2 * vera_parameters:
             rows.append(RowOfSize(compared.labels[row], parameters, mean, p))
     if not rows:
         return None
     rows.sort(key=lambda row: -row.mean.mean)
-    return RowsOfSize(compared.tasks, vera, (*rows,))
+    return RowsOfSize(compared.tasks, vera_parameters, (*rows,))

@@ -34,7 +34,7 @@ Line = tuple[str, str, float, float, float]
 
 def forest(findings: Sequence[Finding]) -> Figure | None:
     """The forest plot of the near claims that were compared on several tasks; None
-    where there is none. Paper's averages share a place."""
+    where there is none. The paper's averages of a claim share one height."""
     lines = list[Line]()
     for finding in findings:
         if finding.claim.kind == "near" and len(finding.tasks) > 1:
@@ -42,8 +42,8 @@ def forest(findings: Sequence[Finding]) -> Figure | None:
     if not lines:
         return None
     data = pd.DataFrame(lines, columns=COLUMNS)
-    is_other = data.label != data.label.shift()
-    data = data.assign(place=is_other.cumsum() - 1)
+    starts_line = data.label != data.label.shift()
+    data = data.assign(place=starts_line.cumsum() - 1)
     height = MARGIN_HEIGHT + LINE_HEIGHT * (data.place.max() + 1)
     title = "VeRA minus the other row, with 95% intervals"
     return Figure("forest", title, data, [], _draw, size=(WIDTH, height))

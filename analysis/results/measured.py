@@ -1,12 +1,12 @@
 """Claims on what was measured of trained weights (figures 3, 5 and 6)."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
-from analysis.figures.fits import errors, shown_fit
+from analysis.figures.fits import fit_errors, shown_fit
 from analysis.figures.layers import PAIRS, measured_values
 from analysis.frame import reported
 from analysis.inference import Verdict, mean_of, superiority_verdict
@@ -25,37 +25,44 @@ def comparisons_of_measures(
 ) -> Iterator[Comparison]:
     """The claims of figure 3, over runs (the figure shows their median), of figure 5,
     over pairs of runs and the query matrices, and of figure 6."""
-    for *_, magnitudes, _ in measured_values(runs, measures, "magnitude", "d"):
-        means = means_of_parts(magnitudes)
-        yield from _of_means(runs, magnitudes, means, "run", {})
-    for *_, similarities, _ in measured_values(runs, measures, "similarity", *PAIRS):
-        cosines = similarities.query("site == 'query'")
+    for magnitudes in measured_values(runs, measures, "magnitude", "d"):
+        means = means_of_parts(magnitudes.values)
+        yield from _comparisons_of_means(runs, magnitudes.values, means, "run", {})
+    for similarities in measured_values(runs, measures, "similarity", *PAIRS):
+        values = similarities.values
+        cosines = values.query("site == 'query'")
         # A pair without a query matrix, or with a change that is zero, has no cosine
         means = cosines.groupby("number")[["lora_vera", "lora_random"]].mean().dropna()
         band = {"band": null_band(cosines)}
-        yield from _of_means(runs, similarities, means, "pair", band)
+        yield from _comparisons_of_means(runs, values, means, "pair", band)
     for fit in shown_fit(measures):
-        yield from _of_fit(fit)
+        yield from _comparisons_of_fit(fit)
 
 
-def _of_means(
+def _comparisons_of_means(
     runs: pd.DataFrame,
     values: pd.DataFrame,
     means: pd.DataFrame,
     unit: str,
     extra: Mapping[str, float],
 ) -> Iterator[Comparison]:
-    """The claims that some columns of `means`, a line for each run or pair, are larger
-    than others. values: the measured values, with the ids of their runs."""
+    """The claims that some columns of `means` are larger than others.
+
+    means: a line for each run or pair. values: what they are means of, with the ids of
+    the runs. unit: run or pair. extra: further numbers of the comparisons."""
     if means.empty:
         return
-    ids = [*dict.fromkeys(run for group in values.runs for run in group)]
-    order = {run: place for place, run in enumerate(ids)}
-    of_values = reported(runs[runs.id.isin(ids)])
-    of_values = of_values.sort_values("id", key=lambda column: column.map(order))
-    sides = [side_of(row) for _, row in of_values.groupby("conf_row", sort=False)]
-    about = of_values[of_values.conf_row == of_values.conf_row.iloc[0]]
-    about = about.sort_values(["seed", "id"]).iloc[0]
+    ids = [*dict.fromkeys(itertools.chain(*values.runs))]
+    order = {run: position for position, run in enumerate(ids)}
+    measured_runs = reported(runs[runs.id.isin(ids)])
+    measured_runs = measured_runs.sort_values(
+        "id", key=lambda column: column.map(order)
+    )
+    by_row = measured_runs.groupby("conf_row", sort=False)
+    sides = [side_of(runs_of_row) for _, runs_of_row in by_row]
+    first_row = measured_runs.conf_row.iloc[0]
+    of_first_row = measured_runs[measured_runs.conf_row == first_row]
+    first_run = of_first_row.sort_values(["seed", "id"]).iloc[0]
     for claim in claims():
         if not claim.larger or not {*claim.larger} <= {*means}:
             continue
@@ -65,36 +72,39 @@ def _of_means(
         ]
         yield Comparison(
             claim=claim,
-            model=about.model,
-            task=about.task,
-            model_label=about.model_label,
-            task_label=about.task_label,
-            family=about.family,
+            model=first_run.model,
+            task=first_run.task,
+            model_label=first_run.model_label,
+            task_label=first_run.task_label,
+            family=first_run.family,
             sides=(*sides,),
             verdict=joint_verdict(verdicts),
             numbers={**means.median().to_dict(), **extra},
             unit=unit,
             counts=(len(means),),
             size=len(means),
-            paper_epochs=paper_epochs(about.family, about.task),
+            paper_epochs=paper_epochs(first_run.family, first_run.task),
         )
 
 
 def means_of_parts(values: pd.DataFrame) -> pd.DataFrame:
-    """The means of d over parts of the layers and sites, by run; no line at all where a
-    run lacks query or value."""
+    """The means of d over parts of the layers and sites, a line for each run; no line
+    at all where any run lacks query or value."""
     finite = values.dropna()
-    later = finite.layer >= finite.layer.drop_duplicates().median()
+    is_late = finite.layer >= finite.layer.drop_duplicates().median()
     parts = {
         "query": finite.site == "query",
         "value": finite.site == "value",
-        "early": ~later,
-        "late": later,
+        "early": ~is_late,
+        "late": is_late,
         "first": finite.layer == finite.layer.min(),
         "last": finite.layer == finite.layer.max(),
     }
     means = pd.DataFrame(
-        {name: finite[part].groupby("number").d.mean() for name, part in parts.items()}
+        {
+            name: finite[is_in_part].groupby("number").d.mean()
+            for name, is_in_part in parts.items()
+        }
     )
     # A run without a finite value must not be left out in silence
     means = means.reindex(values.number.unique())
@@ -114,30 +124,32 @@ def null_band(cosines: pd.DataFrame) -> float:
     return float(1.96 * math.sqrt((finite**2).mean() / layers))
 
 
-def _of_fit(fit: Measure) -> Iterator[Comparison]:
-    """Figure 6, count by count. The claim is about every count, so one that differs
-    contradicts it."""
-    of_fit = errors(fit)
-    by_count = of_fit[of_fit.n > 0].drop_duplicates(["kind", "parameters"], keep="last")
-    errors_of = by_count.pivot(index="parameters", columns="kind", values="mean")
-    errors_of = errors_of.reindex(columns=["vera", "lora"]).dropna()
-    if errors_of.empty:
+def _comparisons_of_fit(fit: Measure) -> Iterator[Comparison]:
+    """The claim of figure 6, which is about every parameter count, so that one count on
+    which VeRA and LoRA differ contradicts it."""
+    errors = fit_errors(fit)
+    finite = errors[errors.n > 0].drop_duplicates(["kind", "parameters"], keep="last")
+    by_count = finite.pivot(index="parameters", columns="kind", values="mean")
+    by_count = by_count.reindex(columns=["vera", "lora"]).dropna()
+    if by_count.empty:
         return
-    tolerance = (EQUAL_SHARE * errors_of.lora).clip(lower=EXACT_FIT)
-    equal = (errors_of.vera - errors_of.lora).abs() <= tolerance
-    lower = (errors_of.vera < errors_of.lora) & ~equal
-    verdict = Verdict.SUPPORTED if equal.all() else Verdict.CONTRADICTED
+    tolerance = (EQUAL_SHARE * by_count.lora).clip(lower=EXACT_FIT)
+    is_equal = (by_count.vera - by_count.lora).abs() <= tolerance
+    is_lower = (by_count.vera < by_count.lora) & ~is_equal
+    verdict = Verdict.SUPPORTED if is_equal.all() else Verdict.CONTRADICTED
     numbers = {
-        "equal": int(equal.sum()),
-        "lower": int(lower.sum()),
-        "counts": len(errors_of),
+        "equal": int(is_equal.sum()),
+        "lower": int(is_lower.sum()),
+        "counts": len(by_count),
     }
     for claim in claims():
         if claim.kind == "fit":
-            yield _of_matrices(claim, verdict, numbers)
+            yield _comparison_of_fit(claim, verdict, numbers)
 
 
-def _of_matrices(claim: Claim, verdict: Verdict, numbers: Any) -> Comparison:
+def _comparison_of_fit(
+    claim: Claim, verdict: Verdict, numbers: Mapping[str, float]
+) -> Comparison:
     return Comparison(
         claim=claim,
         model="",

@@ -52,7 +52,7 @@ def rendered_notes(folder: Path, runs: pd.DataFrame, rows: StudyRows) -> str:
         raise UserError(f"{folder.name}/{NOTES}: {error}") from error
 
 
-#: The methods of StudyNumbers that a template knows.
+#: The methods of StudyNumbers that a template may call.
 CALLS = (
     "score",
     "minus",
@@ -188,7 +188,7 @@ class StudyNumbers:
         return float(self.select(row, **filters)[score].mean())
 
     def best_within(self, epoch: int, **filters: Any) -> int:
-        """In how many runs the best epoch is among the first ones."""
+        """In how many runs the best epoch is this one or an earlier one."""
         return int((self.select(**filters).best_epoch <= epoch).sum())
 
     def count(self, row: str = "", kind: str = "result", **filters: Any) -> int:
@@ -203,7 +203,7 @@ class StudyNumbers:
         return f"{self.select(row, **filters).parameters.iloc[0]:,.0f}"
 
     def ratio(self, left: str, right: str, **filters: Any) -> float:
-        """How many times as many parameters the first row trains."""
+        """How many times as many parameters the left row trains as the right one."""
         sizes = [
             self.select(row, **filters).parameters.iloc[0] for row in (left, right)
         ]
@@ -316,7 +316,8 @@ class StudyNumbers:
     def two_way_of(
         self, rows: str, columns: str, score: str = "number", **filters: Any
     ) -> TwoWay:
-        """The analysis of variance of scores by two columns or settings of the runs."""
+        """The analysis of variance of scores by two columns or settings of the runs,
+        whose values are the rows and the columns of its table."""
         chosen = self.select(**filters)
         for name in (rows, columns):
             chosen = chosen.assign(**{name: column_or_setting(chosen, name)})
@@ -366,9 +367,9 @@ def runs_of_study(folder: Path) -> pd.DataFrame:
 def paper_number(table: str, model: str, row: str, column: str) -> str:
     """A number that the paper prints."""
     frame = numbers()
-    places = frame.set_index(["table", "model", "row", "column"]).sort_index()
-    chosen = places.loc[[(table, model, row, column)]]
-    values = {*chosen.value}  # a row may stand in several parts of a table
+    by_key = frame.set_index(["table", "model", "row", "column"]).sort_index()
+    of_key = by_key.loc[[(table, model, row, column)]]
+    values = {*of_key.value}  # a row may stand in several parts of a table
     if len(values) != 1:
         raise ValueError(f"{table} has {len(values)} numbers of {row} on {column}")
     return f"{values.pop():.1f}"

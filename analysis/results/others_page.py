@@ -27,16 +27,16 @@ BY_REWARD = " by reward"
 def others_pages() -> dict[str, str]:
     """The page and its picture, by their paths in docs/."""
     differences = vera_minus_lora()
-    is_of_its_tables = differences.column.isin(NAMED.keys() - EXACT.keys())
-    is_paper = differences.model.isin(NAMED) & is_of_its_tables
-    glue = differences[is_paper & (differences.column == "avg")]
-    is_rewarded = differences.column.str.endswith(BY_REWARD)
-    is_text = ~is_paper & ~is_rewarded & ~differences.column.isin(NO_TEXTS)
+    is_paper_column = differences.column.isin(NAMED.keys() - EXACT.keys())
+    is_in_paper = differences.model.isin(NAMED) & is_paper_column
+    glue = differences[is_in_paper & (differences.column == "avg")]
+    is_by_reward = differences.column.str.endswith(BY_REWARD)
+    is_text = ~is_in_paper & ~is_by_reward & ~differences.column.isin(NO_TEXTS)
     texts = differences[is_text].difference
     page = rendered(
         "others.md",
         sources=reported_sources(),
-        said=said_by_others().__getitem__,
+        said=texts_of_others().__getitem__,
         paper=paper_numbers().__getitem__,
         names=NAMED,
         epochs=EPOCHS,
@@ -44,7 +44,7 @@ def others_pages() -> dict[str, str]:
         tables=tables_of_others(),
         texts=len(texts),
         below=int((texts < 0).sum()),
-        by_reward=", ".join(numbers_by_reward(differences[is_rewarded])),
+        by_reward=", ".join(numbers_by_reward(differences[is_by_reward])),
         setting=setup_text,
     )
     return {"others.md": page, "others.svg": svg(others_picture())}
@@ -52,8 +52,8 @@ def others_pages() -> dict[str, str]:
 
 def vera_minus_lora() -> pd.DataFrame:
     """VeRA minus the same source's LoRA, the best of each where there are several."""
-    places = ["row", "label", "model", "column"]
-    best = others().groupby(places, sort=False).value.max()
+    keys = ["row", "label", "model", "column"]
+    best = others().groupby(keys, sort=False).value.max()
     scores = pd.DataFrame({row: best[row] for row in ("vera", "lora")}).dropna()
     scores["difference"] = scores.vera - scores.lora
     return scores.reset_index()
@@ -67,16 +67,16 @@ def numbers_by_reward(differences: pd.DataFrame) -> list[str]:
     ]
 
 
-def said_by_others() -> pd.Series:
-    """What others report of a cell of the paper, as a text: "C3A 83.38, VB-LoRA 85.5 (r
-    1,024, all linear)"."""
+def texts_of_others() -> pd.Series:
+    """What others report of each cell of the paper (CELL), as a text: "C3A 83.38,
+    VB-LoRA 85.5 (r 1,024, all linear)"."""
     frame = others()
-    words = list[str]()
+    texts = list[str]()
     for line in frame.to_dict("records"):
         suffix = "" if line["same"] else f" ({setup_text(line)})"
-        words.append(f"{line['label']} {line['value']:g}{suffix}")
-    places = [frame.model, frame.row, frame.column]
-    return pd.Series(words).groupby(places, sort=False).agg(", ".join)
+        texts.append(f"{line['label']} {line['value']:g}{suffix}")
+    keys = [frame.model, frame.row, frame.column]
+    return pd.Series(texts).groupby(keys, sort=False).agg(", ".join)
 
 
 def paper_numbers() -> dict[tuple[str, ...], str]:
@@ -87,15 +87,16 @@ def paper_numbers() -> dict[tuple[str, ...], str]:
 
 def tables_of_others() -> list[tuple[str, list[str]]]:
     """The paper's tables that have rows of others, as titles and lines of Markdown."""
-    nothing = runs(Ledger())
+    no_runs = runs(Ledger())
     labels = {*others().label}
     tables = list[tuple[str, list[str]]]()
     for name in TABLES:
-        for table in tables_of_runs(name, nothing, others="all"):
-            if {row[1] for row in table.texts} & labels:
-                tables.append(
-                    (table.title, markdown_grid(table.header, table.texts, right=False))
-                )
+        for table in tables_of_runs(name, no_runs, others="all"):
+            source_column = table.header.index("source")
+            sources = {row[source_column] for row in table.texts}
+            if sources & labels:
+                lines = markdown_grid(table.header, table.texts, right=False)
+                tables.append((table.title, lines))
     return tables
 
 
@@ -120,15 +121,13 @@ def others_picture() -> Figure:
 def _draw_others(axes: Axes, data: pd.DataFrame) -> None:
     """The cells of the paper side by side, in its order."""
     cells = dict.fromkeys(zip(data.model, data.column, strict=True))
-    places = {cell: place for place, cell in enumerate(cells)}
+    position_of_cell = {cell: position for position, cell in enumerate(cells)}
     groups = data.groupby(["source", "row", "same"], sort=False)
     for (source, row, is_same), group in groups:
         shift = 0.15 if row == "vera" else -0.15
-        x = [
-            places[cell] + shift for cell in zip(group.model, group.column, strict=True)
-        ]
+        cells_of_group = zip(group.model, group.column, strict=True)
         axes.plot(
-            x,
+            [position_of_cell[cell] + shift for cell in cells_of_group],
             group.difference,
             MARKS[source],
             fillstyle="full" if is_same else "none",
@@ -137,15 +136,15 @@ def _draw_others(axes: Axes, data: pd.DataFrame) -> None:
         )
     axes.axhline(0, color="black", linewidth=1)
     axes.set_ylabel("points")
-    names = [f"{NAMED[model]}, {NAMED[column]}" for model, column in places]
-    axes.set_xticks([*places.values()], names, rotation=60, ha="right")
+    names = [f"{NAMED[model]}, {NAMED[column]}" for model, column in cells]
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
     for label, (mark, colour, fill) in _legend(data).items():
         axes.plot([], [], mark, color=colour, fillstyle=fill, label=label)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _legend(data: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
-    """The marker, colour and fill of each name in the legend."""
+    """The marker, colour and fill of each line of the legend, by its label."""
     grey = "#555555"
     legend = {NAMES[row]: ("s", look(row)[0], "full") for row in ("vera", "lora")}
     for source in data.source:

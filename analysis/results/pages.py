@@ -127,14 +127,15 @@ def findings_of(studies: Sequence[PublishedStudy]) -> list[Finding]:
 def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
     """The pages of these studies, by their folders. They link what docs/bench has."""
     studies = studies_of(ledgers)
-    of_all = findings_of(studies)
+    every_finding = findings_of(studies)
     costs: Costs | None = None
     example: SingleTask | None = None
-    for finding in near_claims(of_all)[:1]:
-        costs = costs_of(finding, all_runs(studies))
-        example = single_task(finding, all_runs(studies))
+    near = near_claims(every_finding)
+    if near:
+        costs = costs_of(near[0], all_runs(studies))
+        example = single_task(near[0], all_runs(studies))
     files = others_pages()
-    plot = forest(of_all)
+    plot = forest(every_finding)
     if plot:
         files["results/forest.svg"] = svg(plot)
     compared = dict[str, RowsOfSize]()
@@ -145,9 +146,11 @@ def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
         if small_rows:
             compared[study.name] = small_rows
     benches = sorted(docs.glob("bench/*/*.md"))
-    files["results.md"] = overview(of_all, studies, benches, compared, costs, example)
-    files["results/comparisons.md"] = comparisons_page(of_all)
-    return Pages(files, of_all, example)
+    files["results.md"] = overview(
+        every_finding, studies, benches, compared, costs, example
+    )
+    files["results/comparisons.md"] = comparisons_page(every_finding)
+    return Pages(files, every_finding, example)
 
 
 def overview(
@@ -193,9 +196,9 @@ def near_lora(findings: Sequence[Finding], example: SingleTask | None = None) ->
     return str(macros("readme.md").near_lora(beside_lora, example)).strip()
 
 
-def readme(text: str, block: str) -> str:
-    """The README with a block between its two marks. Raises UserError where a mark is
-    missing."""
+def readme_with_block(text: str, block: str) -> str:
+    """The README's text with this block between its two marks. Raises UserError where a
+    mark is missing."""
     pattern = f"{re.escape(BEGIN)}.*?{re.escape(END)}"
     previous = re.search(pattern, text, re.DOTALL)
     if not previous:
@@ -217,14 +220,15 @@ class StudyPage:
     def files(self) -> dict[str, str]:
         """The page and its pictures, by their paths in docs/."""
         name = self.study.name
-        drawn = self._figures()
-        pictures = {f"{name}_{figure.name}.svg": figure for figure in drawn}
+        figures_by_path = {
+            f"{name}_{figure.name}.svg": figure for figure in self._figures()
+        }
         notes = rendered_notes(self.study.folder, self.study.runs, self.rows)
-        title, notes = _titled(notes.strip(), name)
+        title, notes = _split_title(notes.strip(), name)
+        # a study's notes are its answer, what would change it, and details
         answer, _, rest = notes.partition("\n\n")
         change, _, details = rest.partition("\n## Details\n")
-        table = rows_table(self.rows)
-        tables, equal = _by_task(table)
+        tables, equal = _split_by_task(rows_table(self.rows))
         page = rendered(
             "study.md",
             title=title,
@@ -240,17 +244,19 @@ class StudyPage:
             over=self._over_tasks_lines(),
             over_tasks=self.over_tasks,
             pictures=[
-                (one_line(figure.title), path) for path, figure in pictures.items()
+                (one_line(figure.title), path)
+                for path, figure in figures_by_path.items()
             ],
         )
         files = {f"results/{name}.md": page}
-        for path, figure in pictures.items():
+        for path, figure in figures_by_path.items():
             files[f"results/{path}"] = svg(figure)
         return files
 
     def _figures(self) -> list[Figure]:
-        """A study may compare settings of one row, such as epochs. A figure, where they
-        would stand on top of each other, has one of them."""
+        """The study's figures. It may compare settings of one row, such as epochs,
+        whose points would cover each other, so a figure has the nearest variant
+        alone."""
         part = Part(self.study.finished, [*self.study.ledger.measures.values()])
         drawn = list[Figure]()
         for draw in figures.FIGURES.values():
@@ -258,7 +264,7 @@ class StudyPage:
         return drawn
 
     def _metrics(self) -> list[tuple[str, str]]:
-        """The metric of each task."""
+        """The labels of the tasks, each with its metric."""
         cells = self.rows.cells.drop_duplicates(["task", "name"])
         return [*zip(cells.task_label, cells["name"], strict=True)]
 
@@ -269,7 +275,7 @@ class StudyPage:
         return markdown_grid(table.header, table.texts)
 
 
-def _titled(notes: str, name: str) -> tuple[str, str]:
+def _split_title(notes: str, name: str) -> tuple[str, str]:
     """The title of a study's notes, or else its name; and the notes without it."""
     if not notes.startswith("# "):
         return name, notes
@@ -277,9 +283,11 @@ def _titled(notes: str, name: str) -> tuple[str, str]:
     return title.removeprefix("# "), rest.strip()
 
 
-def _by_task(table: Table) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The table split by task, as lines of Markdown, without the columns that are equal
-    in all of a task's rows; and what these say."""
+def _split_by_task(
+    table: Table,
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The lines of a Markdown table for each task, without the columns that are equal
+    in all of the task's rows; and for each task what these columns say."""
     columns = table.header or ["task"]
     texts = pd.DataFrame(table.texts, columns=columns).set_index("task")
     tables = dict[str, list[str]]()
@@ -298,10 +306,9 @@ def _by_task(table: Table) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
 def rows_table(rows: StudyRows) -> Table:
     """Each row of a study on each task: its score, and its difference from VeRA with
     the 95% interval; bold: also after Holm's correction over the whole study."""
-    return Table.of("", [_row_line(row) for row in rows.rows]) if rows.rows else EMPTY
-
-
-EMPTY = Table("", [], [])
+    if not rows.rows:
+        return Table("", [], [])
+    return Table.of("", [_row_line(row) for row in rows.rows])
 
 
 def _row_line(row: RowDifference) -> dict[str, Entry]:

@@ -11,8 +11,8 @@ from analysis.frame import reported
 from analysis.inference import Array, Mean, equivalence_verdict, mean_of
 from analysis.results.claims import Claim, Comparison, claims
 
-#: What trials of one search share. Scores of another search are of other rows.
-SEARCH = ["model", "task", "measured", "epochs"]
+#: What trials of one search share: scores of others are measured on other rows.
+SEARCH_COLUMNS = ["model", "task", "measured", "epochs"]
 
 
 def comparisons_of_rates(runs: pd.DataFrame) -> Iterator[Comparison]:
@@ -23,27 +23,28 @@ def comparisons_of_rates(runs: pd.DataFrame) -> Iterator[Comparison]:
             continue
         for pattern in claim.rows:
             of_rows = trials[trials.row.astype(str).str.fullmatch(pattern)]
-            for _, search in of_rows.groupby(SEARCH, sort=False):
+            for _, search in of_rows.groupby(SEARCH_COLUMNS, sort=False):
                 if search["rank"].nunique() > 1 and search.lr.nunique() > 1:
-                    yield _of_search(claim, search)
+                    yield _comparison_of_search(claim, search)
 
 
-def _of_search(claim: Claim, search: pd.DataFrame) -> Comparison:
-    about = search.iloc[0]
+def _comparison_of_search(claim: Claim, search: pd.DataFrame) -> Comparison:
+    """The claim on the trials of one search."""
+    first_trial = search.iloc[0]
     scores = score_table(search)
     seeds = search.seed.nunique()
     mean = regret_of_search(search)
     return Comparison(
         claim=claim,
-        model=about.model,
-        task=about.task,
-        model_label=about.model_label,
-        task_label=about.task_label,
-        family=about.family,
+        model=first_trial.model,
+        task=first_trial.task,
+        model_label=first_trial.model_label,
+        task_label=first_trial.task_label,
+        family=first_trial.family,
         sides=(),
         verdict=equivalence_verdict(mean),
         mean=mean,
-        table=_printed(scores, int(about.digits)),
+        table=_table_lines(scores, int(first_trial.digits)),
         counts=(seeds,),
         size=seeds,
         origins=(*dict.fromkeys(search.origin),),
@@ -88,14 +89,16 @@ def regret(scores: Array) -> Mean:
         means = np.delete(scores, seed, axis=2).mean(axis=2)
         best = means.argmax(axis=1)
         at_best = scores[:, best, seed]  # of each rank, at the rate of each rank
+        # a rank loses nothing at its own best rate: the diagonal is 0
         losses = at_best - np.diag(at_best)[:, None]
         by_seed.append(float(losses.sum() / (ranks * (ranks - 1))))
     return mean_of(by_seed)
 
 
-def _printed(scores: pd.DataFrame, digits: int) -> list[list[str]]:
-    """The table: a line for each rank, its mean at each rate, and the best rate, with ^
-    where that is the smallest or the largest that was tried for the rank."""
+def _table_lines(scores: pd.DataFrame, digits: int) -> list[list[str]]:
+    """The lines of the table: a header, then for each rank its mean at each rate and
+    the best rate, with ^ where that is the smallest or the largest that was tried for
+    the rank. scores: of `score_table`."""
     means = scores.T.groupby(level=0).mean().T
     header = ["rank", *(f"rate {rate:g}" for rate in means.columns), "best rate"]
     lines = [header]
