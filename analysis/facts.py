@@ -4,7 +4,6 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from runs.record.cell import (
@@ -22,14 +21,13 @@ from runs.record.cell import (
     recorded_start,
     row_label,
     seed_value,
+    shown_model,
     text_score,
 )
 from runs.record.ledger import CONF
 from runs.record.lm_eval import evaluated
 from runs.record.schema import FINISHED, TEXT_SCORES, DecodedScores, Record
 
-#: The names in conf/model of any model of a kind, which model.path= or model.hub= gives.
-GENERIC_MODELS = ("decoder", "encoder", "vision")
 #: How many digits of a hash are shown.
 HASH_DIGITS = 8
 #: Settings of a task that change how texts are decoded.
@@ -80,12 +78,7 @@ def label_of(record: Record) -> str:
 def model_of(record: Record) -> str:
     """The name of a record's model: for a generic one (model=encoder model.path=...)
     that of its folder, or its name on the hub."""
-    name = str(record["cell"]["model"])
-    settings = record["config"]["model"]
-    source = settings.get("path") or settings.get("hub") or settings.get("package")
-    if name not in GENERIC_MODELS or not source:
-        return name
-    return Path(source).name
+    return shown_model(record["cell"]["model"], record["config"]["model"])
 
 
 def model_label(record: Record) -> str:

@@ -22,6 +22,7 @@ from runs.forecast.probe import probe
 from runs.forecast.work import outline
 from runs.machine.locks import run_lock
 from runs.models import dtype_of, memory_of_weights
+from runs.record.cell import shown_model
 from runs.record.folder import RecordFolder
 from runs.record.ledger import run_folder
 from runs.record.schema import FINISHED
@@ -144,19 +145,24 @@ def _title(planned: list[Planned]) -> str:
     """The preset, how many runs, and their models."""
     presets = [entry.run.experiment for entry in planned if entry.run.experiment]
     name = f"experiment={presets[0]}" if presets else "plan"
-    models = ", ".join(dict.fromkeys(entry.run.model for entry in planned))
+    models = ", ".join(dict.fromkeys(_model_name(entry.run) for entry in planned))
     return f"{name}: {plural(len(planned), 'run')} on {models}"
+
+
+def _model_name(run: Run) -> str:
+    """The name of a run's model, as tables have it."""
+    return shown_model(run.model, run.config["model"])
 
 
 def _grid(planned: list[Planned]) -> list[str]:
     """A line for each row: how many of its runs are finished, and marks for the others,
     by task and model."""
-    names_model = len({entry.run.model for entry in planned}) > 1
+    names_model = len({_model_name(entry.run) for entry in planned}) > 1
     counts = defaultdict[tuple[str, str], Counter[str]](Counter)
     for entry in planned:
         column = str(entry.run.config["task"]["name"])
         if names_model:
-            column += f"@{entry.run.model}"
+            column += f"@{_model_name(entry.run)}"
         counts[entry.run.row, column][entry.state] += 1
     columns = list(dict.fromkeys(column for _, column in counts))
     lines = [["", *columns]]
@@ -195,7 +201,7 @@ def _memory(planned: list[Planned]) -> list[str]:
         weights_held, bytes_of_value = memory_of_weights(run.config)
         dtype = run.config["model"].get("quantise") or dtype_of(run.config)
         size = megabytes(count_weights(run) * bytes_of_value)
-        line = f"memory of {run.model} in {dtype}: {size} for its {weights_held}"
+        line = f"memory of {_model_name(run)} in {dtype}: {size} for its {weights_held}"
         lines[f"{line}, and activations"] = None
     return list(lines)
 

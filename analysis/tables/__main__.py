@@ -17,9 +17,10 @@ which epoch a table reports, and the rest.
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import pandas as pd
 from pydantic import PositiveInt
@@ -33,11 +34,13 @@ from analysis.command import (
     split_names,
 )
 from analysis.facts import FACTS
-from analysis.notes import unfinished
-from analysis.render import render
+from analysis.notes import NOTE_LENGTH, unfinished
+from analysis.render import Table, render
+from analysis.rows import RunRow
 from analysis.tables import TABLES, WITHOUT_RECORDS, runs_of_table, tables_of_ledger
 from runs.command.errors import UserError
 from runs.command.parser import entry_point, one_of, read, setting
+from runs.record.begun import begun_runs
 from runs.record.files import write_atomically
 from runs.record.ledger import Ledger
 from runs.record.text import plural
@@ -109,6 +112,8 @@ def main(arguments: list[str]) -> int:
     )
     if not tables:
         raise _no_table_error(name, ledger, settings)
+    if not settings.sweep:  # whose missing runs are counted already
+        tables[0].notes += _begun_notes(tables, ledger, settings)
     text = render(tables, settings.format)
     print(text)
     if settings.save:
@@ -168,6 +173,24 @@ def _no_table_error(name: str, ledger: Ledger, settings: Settings) -> UserError:
         subject = f"{', '.join(split_names(settings.model))} for {subject}"
     hint = " (make demo)" if name == "demo" and not settings.selects else ""
     return UserError(f"no records of {subject} {folder} yet{hint}")
+
+
+def _begun_notes(tables: list[Table], ledger: Ledger, settings: Settings) -> list[str]:
+    """A note on your runs without a record whose model and task are in the tables."""
+    ids = {run_id for table in tables for run_id in table.ids}
+    rows = cast(Iterator[RunRow], iter(ledger))  # as `open_rows` reads them
+    places = {(row.model, row.task) for row in rows if row.id in ids}
+    runs = [
+        run for run in begun_runs(settings.output) if (run.model, run.task) in places
+    ]
+    if not runs:
+        return []
+    note = f"Without {plural(len(runs), 'run')} that stopped before the end"
+    same = "the same command" if len(runs) > 1 else runs[0].command
+    line = f"{note} (or train now): {same} continues."
+    if len(line) > NOTE_LENGTH:
+        line = f"{note} (or train now): the same command continues."
+    return [line]
 
 
 def _trial_notes(runs: pd.DataFrame) -> list[str]:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import orjson
@@ -27,6 +28,9 @@ from runs.record.schema import (
     Selected,
 )
 
+#: The names in conf/model of any model of a kind, which model.path= or model.hub=
+#: gives.
+GENERIC_MODELS = ("decoder", "encoder", "vision")
 #: The groups whose keys ids hold together, each under its name.
 HASHED_GROUPS: tuple[Literal["method", "task", "train", "reward"], ...] = (
     "method",
@@ -418,6 +422,15 @@ def seed_value(
         if record["status"] == "diverged"
         else math.nan
     )
+
+
+def shown_model(name: str, model: Mapping[str, Any]) -> str:
+    """The name that tables and plans have for a model: for a generic one (model=encoder
+    model.path=...) that of its folder, or its name on the hub. model: its settings."""
+    place = model.get("path") or model.get("hub") or model.get("package")
+    if name not in GENERIC_MODELS or not place:
+        return str(name)
+    return Path(place).name
 
 
 def epoch_of_table(train: TrainConfig, reported: str) -> str:

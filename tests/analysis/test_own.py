@@ -168,6 +168,44 @@ def test_runs_that_no_table_shows_come_with_the_command_that_reads_them(tmp_path
         main(["task=yours", *own])
 
 
+def begin(output, run_id, model, task):
+    """What a run that was interrupted leaves."""
+    folder = run_folder(output, run_id)
+    (folder / "attempts").mkdir(parents=True)
+    config = f"model: {{name: encoder, path: /a/{model}}}\ntask: {{name: {task}}}\n"
+    (folder / "config.yaml").write_text(config)
+    (folder / "overrides.yaml").write_text(f"[method=vera, task={task}, seed=7]\n")
+
+
+def test_runs_that_stopped_before_their_end_are_counted_with_what_continues_them(
+    tmp_path, capsys
+):
+    """Not those of another model or task, nor what has a record or cannot be read."""
+    finished = seeds("vera", "mine", (0.7, 0.8), model="encoder")
+    for made in finished:
+        made["config"]["model"]["path"] = "/a/tiny"
+        write_record(tmp_path, made)
+    own = ["task=mine", "published=false", f"output={tmp_path}"]
+
+    def shown():
+        main(own)
+        return capsys.readouterr().out
+
+    begin(tmp_path, finished[0]["id"], "tiny", "mine")
+    begin(tmp_path, "b" * 12, "other", "mine")
+    begin(tmp_path, "c" * 12, "tiny", "yours")
+    begin(tmp_path, "d" * 12, "tiny", "mine")
+    (run_folder(tmp_path, "d" * 12) / "config.yaml").write_text("{")
+    assert "stopped before" not in shown()
+    begin(tmp_path, "e" * 12, "tiny", "mine")
+    words = "vera-bench method=vera task=mine seed=7 continues."
+    line = f"Without 1 run that stopped before the end (or train now): {words}"
+    assert line in shown().splitlines()
+    begin(tmp_path, "f" * 12, "tiny", "mine")
+    line = "Without 2 runs that stopped before the end (or train now): the same command"
+    assert f"{line} continues." in shown().splitlines()
+
+
 def test_a_large_share_of_a_small_model_is_no_difference_from_the_recipe():
     stored = "trains 8.6% of the model's parameters (4,224), as no small adapter does"
     own = seeds("vera", "mrpc", (0.7, 0.71), model="minilm", deviations=[stored])

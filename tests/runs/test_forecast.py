@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 import vera
+from analysis.facts import model_of
 from runs import counts, models, plan
 from runs.command.errors import UserError
 from runs.config import CONF, expand
@@ -487,6 +488,15 @@ def test_finished_runs_of_a_cell_are_outlined_once(words, monkeypatch):
         "the rate of 3 finished runs of other cells"
     }
     assert len(outlined) == len(runs) + 1
+
+
+def test_a_plan_and_a_table_have_one_name_for_a_model_of_a_folder(words):
+    (run,) = expand(words)
+    assert run.model == "encoder"
+    record = trained(words)
+    name = Path(run.config["model"]["path"]).name
+    assert model_of(record) == name
+    assert plan_of(words).splitlines()[0] == f"plan: 1 run on {name}"
 
 
 @pytest.fixture

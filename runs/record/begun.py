@@ -1,0 +1,52 @@
+"""The runs of a folder that have begun and have no record yet: they are training now,
+or were stopped before their end."""
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from runs.record.cell import shown_model
+from runs.record.files import read_yaml
+from runs.record.ledger import run_folder
+
+
+@dataclass(frozen=True)
+class BegunRun:
+    """A run by its id, with the names that tables have for its model and task, and the
+    command that continues it."""
+
+    id: str
+    model: str
+    task: str
+    command: str
+
+
+def begun_runs(output: str | Path) -> list[BegunRun]:
+    """The runs that have begun and have no record, by their ids. A run whose files
+    cannot be read is left out."""
+    recorded = {Path(name).stem for name in _names(Path(output, "records"))}
+    runs = list[BegunRun]()
+    for run_id in sorted(_names(Path(output, "runs")) - recorded):
+        folder = run_folder(output, run_id)
+        if not (folder / "attempts").is_dir():
+            continue
+        try:
+            config = read_yaml(folder / "config.yaml")
+            overrides = read_yaml(folder / "overrides.yaml")
+            run = BegunRun(
+                run_id,
+                shown_model(config["model"]["name"], config["model"]),
+                str(config["task"]["name"]),
+                f"vera-bench {shlex.join(map(str, overrides))}",
+            )
+        except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+            continue
+        runs.append(run)
+    return runs
+
+
+def _names(folder: Path) -> set[str]:
+    return {*os.listdir(folder)} if folder.is_dir() else set()
