@@ -25,7 +25,7 @@ NOTE_LENGTH = 200
 COUNT_LENGTH = 16
 #: How many lines the notices of one kind have at most.
 LINES = 2
-#: How an epoch is chosen that the paper does not choose so (select=), in a sentence.
+#: What select= says of the epoch, where it is not chosen as in the paper.
 SELECTED = {
     "crossfit": "Cross-fitted: one half of dev chooses the epoch and the other one is reported, both ways.",
     "half": "One half of dev chooses the epoch and the other one is reported, with one split for all seeds.",
@@ -80,15 +80,16 @@ def paragraphs(parts: Iterable[str]) -> list[str]:
 
 def wrapped(head: str, notices: list[str]) -> list[str]:
     """The notices as lines of NOTE_LENGTH, at most LINES of them, and how many did not
-    fit. A point that is longer than a line, such as one with long names, is cut."""
+    fit. A notice that is longer than a line, such as one with long names, is cut.
+    head: what each line begins with."""
     lines = list[str]()
     room = NOTE_LENGTH - COUNT_LENGTH
     for number, full_notice in enumerate(notices):
-        point = shorten(full_notice, room - len(head) - len(": ."), placeholder=" ...")
-        if lines and len(lines[-1]) + len(f"; {point}.") <= room:
-            lines[-1] += f"; {point}"
+        notice = shorten(full_notice, room - len(head) - len(": ."), placeholder=" ...")
+        if lines and len(lines[-1]) + len(f"; {notice}.") <= room:
+            lines[-1] += f"; {notice}"
         elif len(lines) < LINES:
-            lines.append(f"{head}: {point}")
+            lines.append(f"{head}: {notice}")
         else:
             lines[-1] += f"; and {len(notices) - number} more"
             break
@@ -107,7 +108,8 @@ def published_studies(runs: pd.DataFrame) -> str:
 
 
 def enumeration(names: list[str], plural_noun: str, separator: str = ", ") -> str:
-    """The names or, of many, their number and the command that lists them."""
+    """The names one after the other or, of many, how many there are and the command
+    that lists them."""
     if len(names) <= LONGEST_LIST:
         return separator.join(names)
     return f"{len(names)} {plural_noun}, {COMMAND}"
@@ -194,8 +196,8 @@ def subset_deviations(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def cautions(cells: pd.DataFrame) -> list[str]:
-    """Seeds that diverged, that predict one class, and that finished without their
-    number; rows whose seeds share one draw of random matrices."""
+    """Notices on seeds that diverged, that predict one class, or that finished without
+    their score, and on rows whose seeds share one draw of random matrices."""
     notices = list[str]()
     if diverged := int(cells.diverged.sum()):
         notices.append(f"{plural(diverged, 'diverged run')} (1d: one seed of the cell)")
@@ -224,18 +226,19 @@ def cautions(cells: pd.DataFrame) -> list[str]:
 
 
 def mixed_sources(runs: pd.DataFrame) -> list[str]:
-    """Each cell whose seeds ran with several versions of its method's or its task's
-    file, or of what that imports, if one version at least is in no commit."""
+    """Notices on cells whose seeds ran with several versions of their method's or their
+    task's file, or of what that imports, if one version at least is in no commit."""
     notices = list[str]()
     for (_, row, task, _), cell in runs.groupby(CELL_KEY, sort=False):
         for part in ("method", "task"):
-            if text := _versions(cell, part):
+            if text := _version_text(cell, part):
                 notices.append(f"{row} on {task}: {text}")
     return notices
 
 
-def _versions(cell: pd.DataFrame, part: str) -> str:
-    """The seeds of each version of a file; "" for one version, or committed ones."""
+def _version_text(cell: pd.DataFrame, part: str) -> str:
+    """Which seeds of a cell ran with each version of a file, the method's or the task's
+    (part); "" for one version, or committed ones."""
     sources = {
         seed: every_source[part]
         for seed, every_source in zip(cell.seed, cell.sources, strict=True)
@@ -243,23 +246,25 @@ def _versions(cell: pd.DataFrame, part: str) -> str:
     }
     # Older records lack the imports.
     have_imports = all("imports" in source for source in sources.values())
-    seeds = defaultdict[Any, list[str]](list)
+    seeds_by_version = defaultdict[Any, list[str]](list)
     for seed, source in sorted(sources.items()):
         imports = source["imports"] if have_imports else None
-        seeds[source["sha256"], imports].append(str(seed))
+        seeds_by_version[source["sha256"], imports].append(str(seed))
     committed = all(source["uncommitted"] is False for source in sources.values())
-    if len(seeds) < 2 or committed:
+    count = len(seeds_by_version)
+    if count < 2 or committed:
         return ""
     file = next(iter(sources.values()))["file"]
-    by_version = " | ".join(map(", ".join, seeds.values()))
-    return f"its seeds ran with {len(seeds)} versions of {file} or its imports: {by_version}"
+    seeds = " | ".join(", ".join(names) for names in seeds_by_version.values())
+    return f"its seeds ran with {count} versions of {file} or its imports: {seeds}"
 
 
 # --- what is left out
 
 
 def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
-    """Runs of a table's models and tasks that are in none of its cells, and why."""
+    """Notices on the runs of a table's models and tasks that are in none of its cells,
+    with the reason."""
     cells = cells.drop_duplicates(CELL_KEY)
     notices = list[str]()
     if different := int(cells.left_out.sum()):
@@ -278,7 +283,8 @@ def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
 
 
 def unfinished(runs: pd.DataFrame) -> list[str]:
-    """The runs that train.max_steps has stopped early, and those that failed."""
+    """Notices on the runs that train.max_steps has stopped early, and on those that
+    failed."""
     notices = list[str]()
     reasons = {"stopped": "stopped early by train.max_steps", "failed": "failed"}
     for kind, reason in reasons.items():

@@ -60,26 +60,25 @@ def paired_differences(
     for scores of which lower is better.
 
     Columns: model; task, with how it was measured where there are several ways ("" over
-    tasks); other, the other row; left, right: the labels;
-    differences, by seed (or by task), and how many pairs they are; their mean with its
-    95% interval (low, high) and p by Student's t; holm, p by Holm's correction for all
-    comparisons of the model, those over tasks apart; better, P(left > right); digits;
-    ids."""
+    tasks); other, the other row; left, right, the labels; differences, a tuple by seed
+    (or by task); pairs, how many these are; mean, low, high and p, their mean with its
+    95% interval and p by Student's t; holm, p by Holm's correction for all comparisons
+    of the model (those over tasks are corrected on their own); better, P(left > right);
+    digits, the decimals of the score; ids, of the runs."""
     scored = reported(mark_left_out(runs))
     scored = scored[scored.left_out == ""]
-    apart = pd.Series([*measurement_texts(scored)], scored.id, dtype=object)
+    texts_by_id = pd.Series([*measurement_texts(scored)], scored.id, dtype=object)
     joined = pairs(scored, row)
     joined = joined.sort_values(["model", "row_other"], kind="stable")
-    joined = joined.assign(measured_apart=joined.id.map(apart).astype(object))
-    joined["place"] = tasks_by_way(joined)
+    joined = joined.assign(measured_apart=joined.id.map(texts_by_id).astype(object))
+    joined["task_by_way"] = tasks_by_way(joined)
     if as_reference:
         swapped = {"x": "y", "y": "x", "label": "label_other", "label_other": "label"}
         joined = joined.rename(columns=swapped).assign(difference=-joined.difference)
     lines = list[dict[str, Any]]()
     for model, of_model in joined.groupby("model", sort=False):
-        tasks = of_model.task.nunique()
-        by_task = [*_by_task(of_model)]
-        over_tasks = [*_over_tasks(by_task, tasks)]
+        by_task = [*_lines_by_task(of_model)]
+        over_tasks = [*_lines_over_tasks(by_task, of_model.task.nunique())]
         for group in (by_task, over_tasks):
             corrected = holm([line["p"] for line in group])
             for line, p in zip(group, corrected, strict=True):
@@ -87,30 +86,33 @@ def paired_differences(
     return pd.DataFrame(lines, columns=COLUMNS)
 
 
-def _by_task(joined: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """The comparisons of a model on each task."""
-    for (other_row, place), group in joined.groupby(["row_other", "place"], sort=False):
+def _lines_by_task(joined: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The comparisons of a model on each task. joined: of `frame.pairs`."""
+    groups = joined.groupby(["row_other", "task_by_way"], sort=False)
+    for (other_row, task), group in groups:
         group = group.sort_values("seed", kind="stable")
         differences = tuple(group.difference)
         yield {
-            "task": place,
+            "task": task,
             "conf_task": group.task.iloc[0],
             "other": other_row,
             "left": group.label.iloc[0],
             "right": group.label_other.iloc[0],
             "pairs": len(differences),
             "differences": differences,
-            **_student(mean_of(differences)),
+            **_mean_columns(mean_of(differences)),
             "better": improvement(group.x, group.y),
             "digits": int(group.digits.min()),
             "ids": (*group.id, *group.id_other),
         }
 
 
-def _over_tasks(by_task: list[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
-    """The mean over tasks for each other row that has all of them, of several, in
-    points. It varies as the tasks' means do. A task that was measured in several ways
-    counts once, with the mean of these."""
+def _lines_over_tasks(
+    by_task: list[dict[str, Any]], count: int
+) -> Iterator[dict[str, Any]]:
+    """The comparisons over tasks: with each other row that has all tasks (`count`, two
+    or more) in points, by the variance of the tasks' means. A task that was measured in
+    several ways counts once, with the mean of these."""
     frame = pd.DataFrame(by_task, columns=[*COLUMNS, "conf_task"])
     for other_row, group in frame.groupby("other", sort=False):
         in_points = (group.digits == DIGITS_OF_POINTS).all()
@@ -124,14 +126,15 @@ def _over_tasks(by_task: list[dict[str, Any]], count: int) -> Iterator[dict[str,
             "right": group.right.iloc[0],
             "pairs": count,
             "differences": tuple(means),
-            **_student(mean_of(means)),
+            **_mean_columns(mean_of(means)),
             "better": np.nan,
             "digits": DIGITS_OF_POINTS,
             "ids": tuple(group.ids.sum()),
         }
 
 
-def _student(mean: Mean) -> dict[str, float]:
+def _mean_columns(mean: Mean) -> dict[str, float]:
+    """A mean with its interval and p, as columns of `paired_differences`."""
     low, high = mean.interval()
     return {
         "mean": float(mean.mean),
@@ -183,13 +186,14 @@ def _table_line(line: Any, with_details: bool) -> dict[str, Entry]:
         "p": of_runs(line.p, line.ids, form="p"),
         "p (Holm)": of_runs(line.holm, line.ids, form="p"),
     }
-    return entries | _further(line) if with_details else entries
+    return entries | _detail_entries(line) if with_details else entries
 
 
-def _further(line: Any) -> dict[str, Entry]:
+def _detail_entries(line: Any) -> dict[str, Entry]:
     """What more=true adds to a comparison."""
     differences = pd.Series(line.differences)
-    won, lost = int((differences > 0).sum()), int((differences < 0).sum())
+    won = int((differences > 0).sum())
+    lost = int((differences < 0).sum())
     counts = {"won": won, "lost": lost, "equal": len(differences) - won - lost}
     entries: dict[str, Entry] = {
         name: Number(count, form="count", ids=line.ids)
@@ -205,16 +209,16 @@ def _further(line: Any) -> dict[str, Entry]:
 
 
 def not_compared(cells: pd.DataFrame, lines: pd.DataFrame, row: str) -> list[str]:
-    """A note on the rows of a model that have no pair with a row, if there are any.
-    cells: those of the model."""
+    """A note on the cells of a model that have no pair with a row, or none. cells: of
+    the model. lines: its `paired_differences` from the row."""
     compared = set(zip(lines.other, lines.task, strict=True))
     tasks = cells[cells.row == row].task
     other_cells = cells[cells.task.isin(tasks) & (cells.row != row)]
-    other_cells = other_cells.assign(place=tasks_by_way(other_cells))
+    other_cells = other_cells.assign(task_by_way=tasks_by_way(other_cells))
     names = [
-        f"{cell.label} on {cell.place}"
+        f"{cell.label} on {cell.task_by_way}"
         for cell in other_cells.itertuples()
-        if (cell.row, cell.place) not in compared
+        if (cell.row, cell.task_by_way) not in compared
     ]
     if not names:
         return []

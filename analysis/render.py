@@ -28,7 +28,7 @@ def p_value(p: float) -> str:
 
 #: Below this a p is not written in digits.
 SMALLEST_P = 0.001
-#: How a number is written: with its decimals and sign; as a count; as a size in bytes.
+#: How a number is written, by the name of the form.
 FORMS: dict[str, Callable[["Number"], str]] = {
     "number": _decimal,
     "count": lambda number: f"{number.value:,.0f}",
@@ -46,9 +46,10 @@ class Number:
 
     spread: what stands behind +-, a standard deviation, or half of an interval. n,
     wanted: how many seeds have it, of how many; shown where some lack it, or if
-    `counted`. mark: what follows it, such as "1d". verdict: of the number beside the
-    paper's. ids: the runs that it comes from. high: of an interval, whose lower end is
-    the value."""
+    `counted`. form: a key of FORMS; decimals and sign (whether a + is written) are of
+    the form "number". mark: what follows it, such as "1d". verdict: on it beside the
+    paper's number. ids: the runs that it comes from. high: the upper end of an
+    interval, whose lower end is the value."""
 
     value: float
     spread: float = math.nan
@@ -100,9 +101,9 @@ def number(
     verdict: str = "",
     skips_missing: bool = False,
 ) -> Entry:
-    """A cell's median (or mean) and spread, with how many seeds it has where it is not
-    complete, and how many diverged; "-" for no cell. skips_missing: the median of the
-    seeds that have a number, "-" where none has."""
+    """A cell's median or mean (middle) and spread, with how many seeds it has where it
+    is not complete, and how many diverged; "-" for no cell. skips_missing: instead the
+    median of the seeds that have a number, "-" where none has."""
     if cell is None:
         return NONE
     if skips_missing:
@@ -148,7 +149,8 @@ def trained_count(cell: Cell) -> Number:
 
 
 def of_runs(value: float | None, ids: Iterable[str], **settings: Any) -> Entry:
-    """A number that comes from these runs; "-" where there is none."""
+    """A number that comes from these runs, as an entry; "-" where it is None or NaN.
+    settings: of Number."""
     if value is None or math.isnan(value):
         return NONE
     return Number(float(value), ids=tuple(ids), **settings)
@@ -173,9 +175,12 @@ class Table:
     tasks: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, title: str, lines: Sequence[dict[str, Entry]], *about: Any) -> "Table":
-        """A table of lines, an entry by column each. about: what follows the rows."""
-        return cls(title, [*lines[0]], [[*line.values()] for line in lines], *about)
+    def of(cls, title: str, lines: Sequence[dict[str, Entry]], *fields: Any) -> "Table":
+        """A table of lines, each with its entries by column. fields: those of Table that
+        follow its rows."""
+        header = [*lines[0]]
+        rows = [[*line.values()] for line in lines]
+        return cls(title, header, rows, *fields)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -195,11 +200,12 @@ class Table:
 
     def tidy(self) -> pd.DataFrame:
         """A row for each of its numbers, and for each text that is not a name."""
-        lines, name = list[dict[str, Any]](), ""
+        lines = list[dict[str, Any]]()
+        name = ""
         for number, row in enumerate(self.rows, 1):
             name = str(row[0]) or name
             entries = dict(zip(self.header, row, strict=True))
-            about = {
+            row_facts = {
                 "table": self.title,
                 "model": self.model,
                 "line": number,
@@ -211,12 +217,12 @@ class Table:
                 if column not in ("source", "status") and entry not in ("", NONE):
                     task = self.tasks.get(column, "")
                     line = {"column": column, "task": task, **_tidy_entry(entry)}
-                    lines.append(about | line)
+                    lines.append(row_facts | line)
         return pd.DataFrame(lines, columns=TIDY)
 
 
 def _tidy_entry(entry: Entry) -> dict[str, Any]:
-    """The columns of a number or a text."""
+    """The columns of TIDY that a number or a text has."""
     if isinstance(entry, str):
         return {"text": entry}
     texts = {"mark": entry.mark.strip(), "ids": " ".join(entry.ids)}
@@ -259,9 +265,9 @@ def to_csv(data: pd.DataFrame, digits: str | None = None) -> str:
     """A frame as CSV: a tuple with spaces, a text on one line. digits: of its numbers,
     such as %.10g (None: all)."""
 
-    def cell(value: Any) -> Any:
+    def plain(value: Any) -> Any:
         if isinstance(value, tuple):
-            return " ".join(str(cell(part)) for part in value)
+            return " ".join(str(plain(part)) for part in value)
         if isinstance(value, str):
             return one_line(value)
         if digits and isinstance(value, float):
@@ -269,47 +275,42 @@ def to_csv(data: pd.DataFrame, digits: str | None = None) -> str:
         return value
 
     joined = data.astype(object)
-    rows = joined.where(data.notna(), None).map(cell)
-    header = [cell(name) for name in data.columns]
+    rows = joined.where(data.notna(), None).map(plain)
+    header = [plain(name) for name in data.columns]
     return csv_text([header, *rows.itertuples(index=False, name=None)])
 
 
 def markdown_grid(
     header: Sequence[str], rows: Iterable[Sequence[str]], right: bool = True
 ) -> list[str]:
-    """The lines of a Markdown table, its first column to the left."""
-    lines = [
+    """The lines of a Markdown table. right: all columns but the first are aligned to the
+    right."""
+    cells = [
         [one_line(str(text)).replace("|", "\\|") for text in row]
         for row in [header, *rows]
     ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    align = str.rjust if right else str.ljust
-    sides = [str.ljust, *[align] * (len(header) - 1)]
-    texts = list[str]()
-    for row in lines:
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    pad_others = str.rjust if right else str.ljust
+    paddings = [str.ljust, *[pad_others] * (len(header) - 1)]
+    lines = list[str]()
+    for row in cells:
         padded = [
-            side(text, width)
-            for side, text, width in zip(sides, row, widths, strict=True)
+            pad(text, width)
+            for pad, text, width in zip(paddings, row, widths, strict=True)
         ]
-        texts.append(f"| {' | '.join(padded)} |")
+        lines.append(f"| {' | '.join(padded)} |")
     end = ":" if right else "-"
     rules = ["-" * (width + 1) + end for width in widths]
     rules[0] = "-" * (widths[0] + 2)
-    return [texts[0], f"|{'|'.join(rules)}|", *texts[1:]]
+    header_line, *row_lines = lines
+    return [header_line, f"|{'|'.join(rules)}|", *row_lines]
 
 
 def markdown(table: Table) -> str:
     """A table as Markdown with its title and notes."""
     notes = [one_line(note) for note in table.notes]
-    return "\n".join(
-        [
-            one_line(table.title),
-            "",
-            *markdown_grid(table.header, table.texts),
-            "",
-            *notes,
-        ]
-    ).rstrip()
+    grid = markdown_grid(table.header, table.texts)
+    return "\n".join([one_line(table.title), "", *grid, "", *notes]).rstrip()
 
 
 #: Signs that LaTeX would read as another. After the end of a row [ and * would be

@@ -39,31 +39,32 @@ def statistics_tables(
     runs: pd.DataFrame,
     row: str = "vera",
     judged: pd.DataFrame | None = None,
-    alone: bool = False,
+    own_cells_only: bool = False,
     with_details: bool = False,
 ) -> list[Table]:
     """For each model its cells (interval, best against last epoch, what choosing it
     adds), and a row minus the others ("": none).
 
-    judged: their verdicts, where they are at hand. alone: only the row's own cells.
-    with_details: see `comparison_table`."""
-    cells, made_tables = reported_cells(runs), list[Table]()
+    judged: the verdicts beside the paper (`tables.verdicts`), where they are at hand.
+    own_cells_only: of the cells, only those of the row. with_details: see
+    `comparison_table`."""
+    cells = reported_cells(runs)
+    statistics = list[Table]()
     verdicts = verdicts_by_runs(runs, judged) if len(cells) else {}
     compared = paired_differences(runs, row)
     for model, of_model in cells.groupby("model"):
-        shown_tables = of_model[of_model.row == row] if alone else of_model
-        if len(shown_tables):
-            made_tables.append(
-                _cells_table(shown_tables, runs[runs.model == model], verdicts)
-            )
+        shown_cells = of_model[of_model.row == row] if own_cells_only else of_model
+        if len(shown_cells):
+            runs_of_model = runs[runs.model == model]
+            statistics.append(_cells_table(shown_cells, runs_of_model, verdicts))
         lines = compared[compared.model == model]
         if len(lines):
             labels = " and ".join(dict.fromkeys(lines.left))
             title = f"{model}: {labels} minus the other methods"
             table = comparison_table(lines, title, with_details)
             table.notes += not_compared(of_model, lines, row)
-            made_tables.append(table)
-    return made_tables
+            statistics.append(table)
+    return statistics
 
 
 def median_interval_entry(
@@ -71,7 +72,7 @@ def median_interval_entry(
 ) -> Entry:
     """The interval of the median of the known values; "-" for fewer than two."""
     known_values = [value for value in values if not math.isnan(value)]
-    low, high = median_interval(known_values) or (None, math.nan)
+    low, high = median_interval(known_values) or (math.nan, math.nan)
     return of_runs(low, ids, high=high, decimals=decimals)
 
 
@@ -89,6 +90,7 @@ def verdicts_by_runs(
 
 
 def _one_verdict(verdicts: list[str]) -> str:
+    """The verdict on a cell, or how many of its numbers are reproduced."""
     distinct = list(dict.fromkeys(verdicts))
     if len(distinct) == 1:
         return distinct[0]
@@ -98,7 +100,8 @@ def _one_verdict(verdicts: list[str]) -> str:
 def _cells_table(cells: pd.DataFrame, runs: pd.DataFrame, verdicts: Verdicts) -> Table:
     """The cells of a model (`frame.reported_cells`). runs: all of the model, among
     which they are."""
-    model, interval_header = cells.model.iloc[0], interval_name(cells.n)
+    model = cells.model.iloc[0]
+    interval_header = interval_name(cells.n)
     unknown = "not in the paper" if model in MODELS else "other model"
     ordered = cells.assign(task=tasks_by_way(cells)).sort_values(["task", "row"])
     lines = [
@@ -151,30 +154,33 @@ class Settings(Selection):
 
 def main(arguments: list[str]) -> int:
     line = read(arguments, Settings, names="[TABLE]")
-    settings, name = line.settings, "".join(line.names)
+    settings = line.settings
+    name = "".join(line.names)
     row = row_name(settings.row or "vera")
     frames = own_and_published(open_rows(settings))
-    part = pd.concat(frames, ignore_index=True)
+    selected = pd.concat(frames, ignore_index=True)
     if name:
-        part = of_table(part, name)
-    if part.empty:
+        selected = in_table(selected, name)
+    if selected.empty:
         of_name = f" of {name}" if name else ""
         hint = "make help lists what runs them" if name else "make demo"
         folder = f"{settings.output}/records"
         raise UserError(f"no records{of_name} in {folder} yet ({hint})")
     if settings.row:
-        part = _beside_row(part, row)
+        selected = _beside_row(selected, row)
     shown_tables = list[Table]()
     for frame, mark in zip(frames, ("", " (published)"), strict=True):
-        runs = frame[frame.id.isin(part.id)]
-        made_tables = statistics_tables(
-            runs, row, alone=bool(settings.row), with_details=settings.more
+        statistics = statistics_tables(
+            frame[frame.id.isin(selected.id)],
+            row,
+            own_cells_only=bool(settings.row),
+            with_details=settings.more,
         )
         shown_tables += [
-            replace(table, title=f"{table.title}{mark}") for table in made_tables
+            replace(table, title=f"{table.title}{mark}") for table in statistics
         ]
     if not shown_tables:
-        reasons = "".join(f": {note}" for note in unfinished(part))
+        reasons = "".join(f": {note}" for note in unfinished(selected))
         raise UserError(
             f"no finished run in {settings.output}/records for that{reasons}"
         )
@@ -190,9 +196,9 @@ def _beside_row(runs: pd.DataFrame, row: str) -> pd.DataFrame:
     return runs if (own_runs.kind == "result").any() else own_runs
 
 
-def of_table(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+def in_table(runs: pd.DataFrame, name: str) -> pd.DataFrame:
     """The runs on the models and tasks of a table, of whichever row. Raises UserError
-    for an unknown one, and for one without records."""
+    for an unknown table, and for one without records."""
     if name in tables.WITHOUT_RECORDS:
         raise UserError(f"{name} is of formulas or recipes, and has no records")
     one_of("table", name, tables.TABLES)
@@ -201,8 +207,8 @@ def of_table(runs: pd.DataFrame, name: str) -> pd.DataFrame:
         for table in tables.tables_of_runs(name, runs)
         for task in table.tasks.values()
     }
-    in_table = [key in keys for key in zip(runs.model, runs.task, strict=True)]
-    return runs[in_table]
+    is_in_table = [key in keys for key in zip(runs.model, runs.task, strict=True)]
+    return runs[is_in_table]
 
 
 if __name__ == "__main__":

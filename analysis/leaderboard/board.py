@@ -39,8 +39,11 @@ TOP_ROWS = 10
 
 @dataclass(frozen=True)
 class DecidedPairs:
-    """What a question says of a set: which pairs are decided, in the order of
-    `pair_indices`. is_known: whether its variance is."""
+    """The pairs of a set that a question decides.
+
+    label: the question's name in tables. decided: whether each pair is, in the order of
+    `pair_indices`. is_known: whether the variance behind the answer is known.
+    """
 
     label: str
     decided: NDArray[np.bool_]
@@ -72,33 +75,34 @@ class Board:
         return f"{newest:%B %Y} ({commit[1]}){commit[2]}"
 
     @property
-    def pairs(self) -> int:
-        """Pairs of rows."""
+    def pair_count(self) -> int:
+        """How many pairs of rows there are."""
         return math.comb(len(self.rows), 2)
 
     @property
-    def top(self) -> int:
-        """Rows above TOP_SCORES, which come first."""
+    def top_count(self) -> int:
+        """How many rows are above TOP_SCORES. They come first."""
         return int((self.rows.score > TOP_SCORES).sum())
 
     @property
-    def top_pairs(self) -> int:
-        """Pairs of these rows."""
-        return math.comb(self.top, 2)
+    def top_pair_count(self) -> int:
+        """How many pairs these rows make."""
+        return math.comb(self.top_count, 2)
 
-    def decided(self, question: str) -> int:
-        """Pairs that a question decides."""
+    def decided_count(self, question: str) -> int:
+        """How many pairs a question decides."""
         return int(self.answers[question].decided.sum())
 
-    def decided_top(self, question: str) -> int:
-        """Pairs that a question decides, of two rows above TOP_SCORES."""
+    def decided_top_count(self, question: str) -> int:
+        """How many pairs of two rows above TOP_SCORES a question decides."""
         _, second = pair_indices(len(self.rows))
-        return int(self.answers[question].decided[second < self.top].sum())
+        # rows are sorted, so the second row of a pair is the lower one
+        return int(self.answers[question].decided[second < self.top_count].sum())
 
-    def decided_top_alone(self) -> int:
-        """Pairs that question (b) would decide if the rows above TOP_SCORES were a
+    def decided_top_alone_count(self) -> int:
+        """How many pairs question (b) would decide if the rows above TOP_SCORES were a
         family of their own."""
-        correct = self.rows.correct.to_numpy(dtype=float)[: self.top]
+        correct = self.rows.correct.to_numpy(dtype=float)[: self.top_count]
         return int(decided_pairs(question_p(correct, QUESTIONS)).sum())
 
 
@@ -155,7 +159,12 @@ def board(results: pd.DataFrame, name: str) -> Board:
 
 @dataclass(frozen=True)
 class Shift:
-    """The mean difference between two sets over the rows in both, in points."""
+    """The mean difference between two sets over the rows in both, in points, with its
+    95% interval.
+
+    rows: how many both have; fell: how many of these have a lower score after. loss:
+    the mean difference of their training losses.
+    """
 
     before: str
     after: str
@@ -168,30 +177,30 @@ class Shift:
 
 
 def shift(results: pd.DataFrame, before: str, after: str) -> Shift | None:
-    """Paired over rows of equal settings; None with fewer than two such rows. loss: the
-    mean difference of the training losses."""
+    """The shift between two sets, paired over rows of equal settings; None with fewer
+    than two such rows."""
     keys = ["row", "settings"]
     first = results[results.set == before]
     second = results[results.set == after]
-    pairs = first.merge(second, on=keys, suffixes=("_before", "_after"))
-    if len(pairs) < 2:
+    joined = first.merge(second, on=keys, suffixes=("_before", "_after"))
+    if len(joined) < 2:
         return None
-    differences = (pairs.score_after - pairs.score_before).to_numpy(dtype=float)
-    losses = pairs.train_loss_after - pairs.train_loss_before
+    differences = (joined.score_after - joined.score_before).to_numpy(dtype=float)
+    loss_differences = joined.train_loss_after - joined.train_loss_before
     mean, low, high = mean_interval(differences, LEVEL)
     fell = int((differences < 0).sum())
-    loss = float(losses.mean())
-    return Shift(before, after, len(pairs), fell, mean, low, high, loss)
+    loss = float(loss_differences.mean())
+    return Shift(before, after, len(joined), fell, mean, low, high, loss)
 
 
 def shifts(results: pd.DataFrame) -> list[Shift]:
-    """Between every two sets that share rows."""
-    pairs = []
+    """The shift between every two sets that share rows."""
+    every_shift = []
     for before, after in itertools.combinations(results.set.unique(), 2):
-        pair = shift(results, before, after)
-        if pair is not None:
-            pairs.append(pair)
-    return pairs
+        between_sets = shift(results, before, after)
+        if between_sets is not None:
+            every_shift.append(between_sets)
+    return every_shift
 
 
 # --- seeds
@@ -199,9 +208,12 @@ def shifts(results: pd.DataFrame) -> list[Shift]:
 
 @dataclass(frozen=True)
 class Power:
-    """With so many seeds of each of the best rows: GPU hours, and for each assumed
-    standard deviation the smallest difference that is found, and how many pairs of the
-    printed scores differ by as much."""
+    """What this many seeds of each of the best rows would show.
+
+    hours: of a GPU. differences: the smallest difference that is found, for each
+    standard deviation of SEED_SDS. pairs: how many pairs of the printed scores differ
+    by as much.
+    """
 
     seeds: int
     hours: float
@@ -215,11 +227,13 @@ def power_by_seeds(rows: pd.DataFrame) -> list[Power]:
     best = rows.nlargest(TOP_ROWS, "score", keep="first")
     scores = best.score.to_numpy(dtype=float)
     first, second = pair_indices(len(best))
-    printed = np.abs(scores[first] - scores[second])
-    lines = []
+    printed_differences = np.abs(scores[first] - scores[second])
+    powers = []
     for seeds in SEED_COUNTS:
         hours = seeds * float(best.seconds.sum()) / 3600
         differences = [detectable_difference(sd, seeds, len(best)) for sd in SEED_SDS]
-        pairs = [int((printed >= least).sum()) for least in differences]
-        lines.append(Power(seeds, hours, differences, pairs))
-    return lines
+        pairs = [
+            int((printed_differences >= difference).sum()) for difference in differences
+        ]
+        powers.append(Power(seeds, hours, differences, pairs))
+    return powers

@@ -86,16 +86,17 @@ def rerun_p(scores: Floats, variances: dict[str, Variance | None]) -> Floats:
     not known."""
     unknown = Variance(np.nan, 1, 0)
     groups = np.where(scores > UPPER_SCORES, "upper", "lower")
-    of_rows = [variances[group] or unknown for group in groups]
-    variance = np.array([row.value for row in of_rows])
-    freedom = np.array([row.freedom for row in of_rows], dtype=float)
+    row_variances = [variances[group] or unknown for group in groups]
+    variance = np.array([row.value for row in row_variances])
+    freedom = np.array([row.freedom for row in row_variances], dtype=float)
     first, second = pair_indices(len(scores))
     total = variance[first] + variance[second]
-    parts = variance**2 / freedom
+    ratio = variance**2 / freedom
     with np.errstate(divide="ignore", invalid="ignore"):
-        across = total**2 / (parts[first] + parts[second])
+        satterthwaite = total**2 / (ratio[first] + ratio[second])
+        # one variance, estimated once, for two rows of a group
         same_group = groups[first] == groups[second]
-        pair_freedom = np.where(same_group, freedom[first], across)
+        pair_freedom = np.where(same_group, freedom[first], satterthwaite)
         t = (scores[first] - scores[second]) / np.sqrt(total)
     return np.asarray(2 * special.stdtr(pair_freedom, -np.abs(t)))
 
@@ -158,8 +159,8 @@ def letter_groups(rows: int, decided: Booleans) -> list[str]:
 def split_groups(
     groups: Sequence[frozenset[int]], left: int, right: int
 ) -> list[frozenset[int]]:
-    """Groups of rows none of which holds both rows of a decided pair. A group within
-    another is absorbed."""
+    """The groups after a pair of rows is decided: a group with both rows is split into
+    one without each of them. A group within another is absorbed."""
     kept_groups = [group for group in groups if not {left, right} <= group]
     halves = list[frozenset[int]]()
     for group in groups:
@@ -173,7 +174,7 @@ def split_groups(
 
 
 def letter_name(index: int) -> str:
-    """a to z, A to Z, and then (27), (28), ... in brackets."""
+    """The letter of a group: a to z, A to Z, then numbers in brackets from (53) on."""
     letters = string.ascii_letters
     return letters[index] if index < len(letters) else f"({index + 1})"
 
@@ -185,15 +186,15 @@ def rerun_half_width(
     scores: Floats, variances: dict[str, Variance | None], level: float
 ) -> Floats:
     """Half of each row's interval over re-runs, in points; NaN where it is not known."""
-    halves = []
+    half_widths = []
     for score in scores:
         variance = variances["upper" if score > UPPER_SCORES else "lower"]
         if variance is None:
-            halves.append(np.nan)
+            half_widths.append(np.nan)
         else:
             quantile = special.stdtrit(variance.freedom, (1 + level) / 2)
-            halves.append(float(quantile * np.sqrt(variance.value)))
-    return np.array(halves)
+            half_widths.append(float(quantile * np.sqrt(variance.value)))
+    return np.array(half_widths)
 
 
 def wilson_interval(
@@ -231,6 +232,7 @@ def detectable_difference(
     freedom = rows * (seeds - 1)
     pairs = rows * (rows - 1) / 2
     critical = special.stdtrit(freedom, 1 - ALPHA / pairs / 2)
+    # bisects for the difference in standard errors that is found with this power
     low, high = 0.0, 100.0
     while high - low > 1e-6:
         middle = (low + high) / 2
@@ -239,4 +241,5 @@ def detectable_difference(
             low = middle
         else:
             high = middle
-    return high * seed_sd * float(np.sqrt(2 / seeds))
+    standard_error = seed_sd * float(np.sqrt(2 / seeds))
+    return high * standard_error

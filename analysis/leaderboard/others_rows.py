@@ -48,12 +48,14 @@ def with_rows(text: str, results: pd.DataFrame) -> str:
     """others.yaml with the leaderboard's parts replaced."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    parts = "".join(part for board in boards(results) for part in part_of(board))
-    return before + BEGIN + parts + END + after
+    lines = list[str]()
+    for board in boards(results):
+        lines += part_lines(board)
+    return before + BEGIN + "".join(lines) + END + after
 
 
-def part_of(board: Board) -> Iterator[str]:
-    """The lines of a set that is complete enough."""
+def part_lines(board: Board) -> Iterator[str]:
+    """The lines of others.yaml of a set with enough rows; none of another one."""
     if len(board.rows) < FEWEST_ROWS:
         return
     versions = ", ".join(sorted({*board.rows.transformers}))
@@ -76,7 +78,7 @@ def part_of(board: Board) -> Iterator[str]:
 
 
 def others_row_line(result: pd.Series, experiment: Experiment, month: str) -> str:
-    """One row."""
+    """The lines of others.yaml of one result. month: when it was run."""
     parts = ["model: llama3_2_3b", f"row: {experiment.row}"]
     if experiment.settings:
         parts.append(experiment.settings)
@@ -89,6 +91,6 @@ def others_row_line(result: pd.Series, experiment: Experiment, month: str) -> st
 
 
 def short_rate(rate: float) -> str:
-    """1e-4 for 0.0001, 4.5e-3 for 0.0045."""
+    """A learning rate as text: 1e-4 for 0.0001, 4.5e-3 for 0.0045."""
     digits, _, exponent = f"{rate:.2e}".partition("e")
     return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"

@@ -64,7 +64,7 @@ def page_text(results: pd.DataFrame) -> str:
         latest=every_board[-1],
         labels={board.name: board.label for board in every_board},
         shifts=every_shift,
-        falls=falls_of_decoding(every_shift, results),
+        falls=largest_fall(every_shift, results),
         simulation=yaml.safe_load(SIMULATION.read_text()),
         sources=sources_table(every_board),
     )
@@ -78,18 +78,20 @@ def untitled_markdown(table: Table) -> str:
     ).rstrip()
 
 
-def falls_of_decoding(pairs: Sequence[Shift], results: pd.DataFrame) -> list[Shift]:
-    """Of the shifts from a greedy to a sampled set the one over the most rows."""
-    ways = results.groupby("set").decoding.first()
-    changed = []
-    for pair in pairs:
-        if (ways[pair.before], ways[pair.after]) == ("greedy", "sampled"):
-            changed.append(pair)
-    return sorted(changed, key=lambda pair: -pair.rows)[:1]
+def largest_fall(every_shift: Sequence[Shift], results: pd.DataFrame) -> list[Shift]:
+    """Of the shifts from a greedy to a sampled set the one over the most rows, alone in
+    a list; empty where there is none."""
+    decoding = results.groupby("set").decoding.first()
+    falls = [
+        shift
+        for shift in every_shift
+        if (decoding[shift.before], decoding[shift.after]) == ("greedy", "sampled")
+    ]
+    return sorted(falls, key=lambda shift: -shift.rows)[:1]
 
 
 def sources_table(every_board: Sequence[Board]) -> Table:
-    """The sets: where from, when, and how."""
+    """A line for each set: its folder, when its rows were run, and how."""
     lines = []
     for board in every_board:
         rows = board.rows

@@ -38,7 +38,7 @@ class CostAxis(NamedTuple):
 
 
 def short_count(value: float) -> str:
-    """10k, 1M, 3.2B."""
+    """A count at an axis: 10k, 1M, 3.2B."""
     return str(PARAMETERS(value)).replace("G", "B")
 
 
@@ -104,26 +104,27 @@ def draw_scores(axes: Axes, rows: pd.DataFrame, cost: CostAxis) -> None:
 def label_rows(axes: Axes, rows: pd.DataFrame, cost: CostAxis) -> None:
     """Names the rows on the frontier, and NAMED, to the left of all points at their
     height. A label moves down until it is clear of those above it."""
-    places = np.log10(rows[cost.column].astype(float))
-    room = LABEL_ROOM * float(np.ptp(np.log10(axes.get_xlim())))
+    log_costs = np.log10(rows[cost.column].astype(float))
+    label_width = LABEL_ROOM * float(np.ptp(np.log10(axes.get_xlim())))
     labelled = rows[rows.frontier | rows.row.isin(NAMED)]
     placed = list[tuple[float, float]]()
     for index in labelled.score.sort_values(ascending=False).index:
         row = rows.loc[index]
+        log_cost = float(log_costs[index])
         in_the_way = (rows.score - row.score).abs() < 2 * LABEL_GAP
-        in_the_way &= places.between(places[index] - 0.35 * room, places[index])
-        place = float(places[in_the_way].min()) - 0.08 * room
-        height = float(row.score)
-        for other_place, other_height in placed:
-            overlaps = abs(place - other_place) < room
-            if overlaps and abs(height - other_height) < LABEL_GAP:
-                height = other_height - LABEL_GAP
-        placed.append((place, height))
+        in_the_way &= log_costs.between(log_cost - 0.35 * label_width, log_cost)
+        label_x = float(log_costs[in_the_way].min()) - 0.08 * label_width
+        label_y = float(row.score)
+        for other_x, other_y in placed:
+            overlaps = abs(label_x - other_x) < label_width
+            if overlaps and abs(label_y - other_y) < LABEL_GAP:
+                label_y = other_y - LABEL_GAP
+        placed.append((label_x, label_y))
         colour = FRONTIER if row.frontier else RERUN
-        point = (10 ** float(places[index]), float(row.score))
+        point = (10**log_cost, float(row.score))
         line = {"arrowstyle": "-", "lw": 0.4, "color": colour}
         label = axes.annotate(
-            short_name(str(row.row)), point, (10**place, height), arrowprops=line
+            short_name(str(row.row)), point, (10**label_x, label_y), arrowprops=line
         )
         label.set(ha="right", va="center", fontsize=6, color=colour, zorder=1.5)
 

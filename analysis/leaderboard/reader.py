@@ -145,10 +145,10 @@ def read_leaderboard(source: str) -> tuple[pd.DataFrame, list[str]]:
         for path in sorted(folder.glob("*.json")):
             try:
                 result = read_result(path)
-                results.append(facts(result, folder.resolve().name))
+                results.append(result_columns(result, folder.resolve().name))
                 settings.append(flat_settings(result))
             except (OSError, ValueError) as error:
-                problems.append(f"{path}: {reason(error)}")
+                problems.append(f"{path}: {error_text(error)}")
     if not results:
         first = f": {problems[0]}" if problems else ""
         raise UserError(f"{source}: no result files of peft's method comparison{first}")
@@ -168,16 +168,16 @@ def read_result(path: Path) -> PeftResult:
     return PeftResult.model_validate_json(path.read_bytes())
 
 
-def reason(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Why a file is no result, in one line."""
     if isinstance(error, ValidationError):
         return f"no result of peft's method comparison ({mistake(error)})"[:300]
     return str(error).partition("\n")[0]
 
 
-def facts(result: PeftResult, folder: str) -> dict[str, JsonValue]:
-    """The columns of a result. Raises ValueError if its score is no share of GSM8K's
-    questions."""
+def result_columns(result: PeftResult, folder: str) -> dict[str, JsonValue]:
+    """A result as columns of the frame. Raises ValueError if its score is no share of
+    GSM8K's questions."""
     run = result.run_info
     train = result.train_info
     packages = result.meta_info.package_info
@@ -201,25 +201,26 @@ def facts(result: PeftResult, folder: str) -> dict[str, JsonValue]:
     columns["file_bytes"] = train.file_size
     columns["date"] = run.created_at.isoformat()
     columns |= packages.model_dump()
-    columns["decoding"] = decoding(run.train_config, packages.transformers)
+    columns["decoding"] = decoding_of(run.train_config, packages.transformers)
     return columns
 
 
-def decoding(config: PeftTrainConfig, transformers: str) -> str:
-    """How answers were decoded: as the run says or, where it leaves that open, as its
-    version of transformers does for a model that asks to be sampled."""
-    asked = config.generation_kwargs.get("do_sample")
-    if asked is None:
+def decoding_of(config: PeftTrainConfig, transformers: str) -> str:
+    """How answers were decoded (sampled or greedy): as the run says or, where it leaves
+    that open, as its version of transformers does for a model that asks to be
+    sampled."""
+    do_sample = config.generation_kwargs.get("do_sample")
+    if do_sample is None:
         major = transformers.partition(".")[0]
-        asked = major.isdigit() and int(major) >= SAMPLES_FROM
-    return "sampled" if asked else "greedy"
+        do_sample = major.isdigit() and int(major) >= SAMPLES_FROM
+    return "sampled" if do_sample else "greedy"
 
 
 # --- which rows were trained alike
 
 
 def flat_settings(result: PeftResult) -> Settings:
-    """What a run was asked to do, by flat keys."""
+    """What a run was asked to do, by flat keys such as train.seed."""
     parts: dict[str, Settings] = {
         "train": result.run_info.train_config.model_dump(),
         "peft": result.run_info.peft_config or {},
@@ -241,8 +242,8 @@ def settings_digests(rows: Iterable[str], settings: Sequence[Settings]) -> list[
     Compared are the keys that all results of the row have: a newer peft adds keys."""
     keys_by_row = dict[str, set[str]]()
     for row, of_result in zip(rows, settings, strict=True):
-        keys = keys_by_row.setdefault(row, {*of_result})
-        keys &= of_result.keys()
+        shared_keys = keys_by_row.get(row, {*of_result})
+        keys_by_row[row] = shared_keys & of_result.keys()
     digests = []
     for row, of_result in zip(rows, settings, strict=True):
         common = {key: of_result[key] for key in sorted(keys_by_row[row])}
@@ -252,27 +253,29 @@ def settings_digests(rows: Iterable[str], settings: Sequence[Settings]) -> list[
 
 
 def without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Each result once, in the first folder that has it. A commit that replaces some
-    results still holds the others, and the same row twice in a folder is a mistake."""
-    copies = frame.duplicated(["row", "date", "correct"])
+    """Each result once, in the first folder that has it, and a line for each that is
+    left out. A commit that replaces some results still holds the others; the same row
+    twice in a folder is a mistake."""
+    is_copy = frame.duplicated(["row", "date", "correct"])
     problems = []
-    for name, count in frame[copies].set.value_counts(sort=False).items():
+    for name, count in frame[is_copy].set.value_counts(sort=False).items():
         problems.append(f"{name}: {count} results are those of an earlier folder")
-    frame = frame[~copies]
-    twice = frame.duplicated(["set", "row"])
-    for result in frame[twice].to_dict("records"):
+    frame = frame[~is_copy]
+    is_repeated = frame.duplicated(["set", "row"])
+    for result in frame[is_repeated].to_dict("records"):
         problems.append(f"{result['set']}: {result['row']} is there twice")
-    return frame[~twice].reset_index(drop=True), problems
+    return frame[~is_repeated].reset_index(drop=True), problems
 
 
 def with_environments(frame: pd.DataFrame) -> pd.DataFrame:
-    """Adds `score`, in points; `environment`, the folder and the version of
-    transformers; and to the name of a set that mixes both ways of decoding its own."""
+    """The frame with `score`, in points, and `environment`, the folder and the version
+    of transformers. A set that mixes both ways of decoding becomes two, whose names end
+    in theirs."""
     frame = frame.assign(
         score=100 * frame.correct / QUESTIONS,
         environment=frame.set + " transformers " + frame.transformers,
     )
-    ways = frame.groupby("set").decoding.transform("nunique")
-    mixed = ways > 1
-    frame.loc[mixed, "set"] += " (" + frame.decoding[mixed] + ")"
+    decoding_count = frame.groupby("set").decoding.transform("nunique")
+    is_mixed = decoding_count > 1
+    frame.loc[is_mixed, "set"] += " (" + frame.decoding[is_mixed] + ")"
     return frame

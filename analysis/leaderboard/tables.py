@@ -38,7 +38,7 @@ def leaderboard_tables(
 
 
 def board_table(board: Board, limit: int | None = None) -> Table:
-    """The rows of a set. limit: so many, the best ones."""
+    """The rows of a set. limit: only this many, the best ones."""
     rows = board.rows if limit is None else board.rows.head(limit)
     versions = ", ".join(sorted({*board.rows.transformers}))
     title = f"{board.label}: {board.decoding} answers, transformers {versions}"
@@ -82,15 +82,16 @@ def decided_table(boards: Sequence[Board]) -> Table:
 def answer_line(board: Board, question: str, answer: DecidedPairs) -> dict[str, Entry]:
     """How many pairs of a set a question decides."""
     line: dict[str, Entry] = {"set": board.label, "question": answer.label}
-    decided, decided_top = board.decided(question), board.decided_top(question)
-    line["decided"] = Number(decided, form="count") if answer.is_known else NONE
-    line["pairs"] = Number(board.pairs, form="count")
-    above = f"above {TOP_SCORES:.0f}"
+    decided: Entry = NONE
+    decided_top: Entry = NONE
     if answer.is_known:
-        line[f"decided {above}"] = Number(decided_top, form="count")
-    else:
-        line[f"decided {above}"] = NONE
-    line[f"pairs {above}"] = Number(board.top_pairs, form="count")
+        decided = Number(board.decided_count(question), form="count")
+        decided_top = Number(board.decided_top_count(question), form="count")
+    above = f"above {TOP_SCORES:.0f}"
+    line["decided"] = decided
+    line["pairs"] = Number(board.pair_count, form="count")
+    line[f"decided {above}"] = decided_top
+    line[f"pairs {above}"] = Number(board.top_pair_count, form="count")
     return line
 
 
@@ -102,36 +103,37 @@ def variance_notes(boards: Sequence[Board]) -> Iterator[str]:
 
 
 def variance_words(variances: dict[str, Variance | None]) -> str:
-    """varies (standard deviation) by 0.48 points above 40% (10 degrees of freedom) and
-    by ... points up to 40% ..."""
-    words = []
+    """The standard deviations of both groups of rows as text: "varies (standard
+    deviation) by 0.48 points above 40% (10 degrees of freedom) and by 2.1 points up to
+    40% (8 degrees of freedom)"."""
+    phrases = []
     for group, side in (("upper", "above"), ("lower", "up to")):
         variance = variances[group]
-        part = f"{side} {UPPER_SCORES:.0f}%"
+        scores = f"{side} {UPPER_SCORES:.0f}%"
         if variance is None:
-            words.append(f"by an unknown amount {part}, as no two sets share rows")
+            phrases.append(f"by an unknown amount {scores}, as no two sets share rows")
         else:
-            words.append(
-                f"by {math.sqrt(variance.value):.2f} points {part} "
+            phrases.append(
+                f"by {math.sqrt(variance.value):.2f} points {scores} "
                 f"({variance.freedom} degrees of freedom)"
             )
-    return f"varies (standard deviation) {' and '.join(words)}"
+    return f"varies (standard deviation) {' and '.join(phrases)}"
 
 
 def shift_table(shifts: Iterable[Shift], labels: Mapping[str, str]) -> Table:
     """The mean difference between sets over the rows in both. labels: of the sets."""
     lines = []
-    for pair in shifts:
+    for shift in shifts:
         line: dict[str, Entry] = {
-            "from": labels.get(pair.before, pair.before),
-            "to": labels.get(pair.after, pair.after),
+            "from": labels.get(shift.before, shift.before),
+            "to": labels.get(shift.after, shift.after),
         }
-        line["rows"] = Number(pair.rows, form="count")
-        line["fell"] = Number(pair.fell, form="count")
-        line["mean difference"] = Number(pair.mean, decimals=2, sign=True)
-        line["95% CI"] = Number(pair.low, decimals=2, sign=True, high=pair.high)
-        # no -0.0000
-        line["training loss"] = Number(round(pair.loss, 4) + 0.0, decimals=4)
+        line["rows"] = Number(shift.rows, form="count")
+        line["fell"] = Number(shift.fell, form="count")
+        line["mean difference"] = Number(shift.mean, decimals=2, sign=True)
+        line["95% CI"] = Number(shift.low, decimals=2, sign=True, high=shift.high)
+        # + 0.0 makes 0 of -0, which would print as -0.0000
+        line["training loss"] = Number(round(shift.loss, 4) + 0.0, decimals=4)
         lines.append(line)
     notes = [
         "In points, paired over rows of equal settings, by Student's t over rows. All "
@@ -141,14 +143,15 @@ def shift_table(shifts: Iterable[Shift], labels: Mapping[str, str]) -> Table:
 
 
 def seeds_table(board: Board, power: Sequence[Power]) -> Table:
-    """How many seeds would settle the order of the best rows."""
+    """How many seeds would settle the order of the best rows. power: by the number of
+    seeds."""
     lines = []
-    for step in power:
+    for with_seeds in power:
         line: dict[str, Entry] = {
-            "seeds": Number(step.seeds, form="count"),
-            "GPU hours": Number(step.hours, decimals=0),
+            "seeds": Number(with_seeds.seeds, form="count"),
+            "GPU hours": Number(with_seeds.hours, decimals=0),
         }
-        cases = zip(SEED_SDS, step.differences, step.pairs, strict=True)
+        cases = zip(SEED_SDS, with_seeds.differences, with_seeds.pairs, strict=True)
         for sd, difference, pairs in cases:
             line[f"sd {sd}: points"] = Number(difference)
             line[f"sd {sd}: pairs"] = Number(pairs, form="count")

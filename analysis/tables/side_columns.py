@@ -24,16 +24,18 @@ CONSTANTS = {
 class SideColumns:
     """The columns beside the scores of one model's table.
 
-    of_cells: columns of a row's first cell. of_rows: numbers of all of a row's runs.
-    runs: those of the table. forgotten: those that measured forgetting on the text of
-    most; elsewhere: the labels of those on another text. same_tasks, same_costs: the
-    rows whose numbers over tasks, and costs, may be compared (`rows_sharing`)."""
+    of_cells: the columns that come from a row's first cell, with the arguments of
+    `cell_number`. of_rows: those that come from all of a row's runs, with the arguments
+    of `_row_number`. runs: those of the table. with_forgetting: those that measured
+    forgetting, on the text that most of them used; labels_on_other_text: the rows that
+    used another one. same_tasks, same_costs: the rows whose numbers over tasks, and
+    costs, may be compared (`rows_sharing`)."""
 
     of_cells: Mapping[str, Mapping[str, Any]]
     of_rows: Mapping[str, Mapping[str, Any]]
     runs: pd.DataFrame
-    forgotten: pd.DataFrame
-    elsewhere: list[str]
+    with_forgetting: pd.DataFrame
+    labels_on_other_text: list[str]
     same_tasks: set[str]
     same_costs: set[str]
 
@@ -50,9 +52,9 @@ class SideColumns:
         measured = table_runs[:0]
         if spec.has_forgetting:
             measured = table_runs[table_runs.forgetting.notna()]
-        usual = measured.forgetting_text.mode()[:1]
-        forgotten = measured[measured.forgetting_text.isin(usual)]
-        other_runs = measured[~measured.row.isin(forgotten.row)]
+        usual_text = measured.forgetting_text.mode()[:1]
+        with_forgetting = measured[measured.forgetting_text.isin(usual_text)]
+        other_runs = measured[~measured.row.isin(with_forgetting.row)]
         of_rows = {**spec.costs, **{name: {"name": name} for name in columns}}
         # A line selects its runs, which takes pandas its time for each column
         names = ["id", "row", "cell", "diverged"]
@@ -61,7 +63,7 @@ class SideColumns:
             spec.more,
             of_rows,
             table_runs[list(dict.fromkeys(names))],
-            forgotten,
+            with_forgetting,
             list(dict.fromkeys(other_runs.label)),
             rows_sharing(cells, ["measured_apart"]),
             rows_sharing(cells, ["conditions"]),
@@ -70,7 +72,7 @@ class SideColumns:
     @property
     def names(self) -> list[str]:
         """The columns in their order."""
-        forgetting = ["forgetting"] if len(self.forgotten) else []
+        forgetting = ["forgetting"] if len(self.with_forgetting) else []
         return [*self.of_cells, *self.of_rows, *forgetting]
 
     def entries(self, own_cells: Sequence[Cell], is_first: bool) -> dict[str, Entry]:
@@ -85,7 +87,7 @@ class SideColumns:
         if is_first:
             for name, settings in self.of_rows.items():
                 by_name[name] = self._row_number(runs, **settings)
-            if len(self.forgotten):
+            if len(self.with_forgetting):
                 by_name["forgetting"] = self._forgetting(runs)
         return {f"+{name}": entry for name, entry in by_name.items()}
 
@@ -93,7 +95,7 @@ class SideColumns:
         """The mean over a row's cells of the median of a number of its runs that did
         not diverge; "-" where other rows have other tasks or, of costs, ran on other
         hardware or data."""
-        by_cell = _medians(runs, name)
+        by_cell = _medians_by_cell(runs, name)
         if name in CONSTANTS:
             is_shown = by_cell.nunique() == 1
         else:
@@ -106,7 +108,7 @@ class SideColumns:
         return of_runs(value, runs.id, form=form)
 
     def cost_notes(self) -> list[str]:
-        """Why a cost is not shown, if one is not."""
+        """A note that says which rows have a cost, where some have none."""
         facts = {name: settings["name"] for name, settings in self.of_rows.items()}
         facts |= {name: settings["column"] for name, settings in self.of_cells.items()}
         costs = [name for name, fact in facts.items() if fact in COSTS]
@@ -119,8 +121,9 @@ class SideColumns:
         ]
 
     def _forgetting(self, runs: pd.DataFrame) -> Entry:
-        """What these runs have forgotten."""
-        changes = self.forgotten[self.forgotten.id.isin(runs.id)].forgetting
+        """What these runs have forgotten: the median over seeds."""
+        is_shown = self.with_forgetting.id.isin(runs.id)
+        changes = self.with_forgetting[is_shown].forgetting
         if changes.empty:
             return NONE
         middle, spread = float(changes.median()), float(changes.std())
@@ -133,7 +136,8 @@ class SideColumns:
 def cell_number(
     cell: Cell, runs: pd.DataFrame, column: str, seeds: bool = False, **settings: Any
 ) -> Entry:
-    """A column of `frame.cells`. seeds: nan where a seed has none."""
+    """A column of a cell as an entry. runs: of the row. seeds: whether it shows how many
+    seeds have the number. settings: of Number."""
     value = getattr(cell, column)
     if isinstance(value, str) or value is None:
         return str(value)
@@ -143,7 +147,7 @@ def cell_number(
     return Number(value, n=cell.n, wanted=cell.wanted, mark=mark, ids=cell.ids)
 
 
-def _medians(runs: pd.DataFrame, name: str) -> pd.Series:
+def _medians_by_cell(runs: pd.DataFrame, name: str) -> pd.Series:
     """The median of a number in each cell of a row, over the runs that did not diverge,
     unless all did."""
     is_diverged = runs.diverged.astype(bool)
@@ -156,17 +160,19 @@ def _medians(runs: pd.DataFrame, name: str) -> pd.Series:
 
 def forgetting_notes(columns: SideColumns) -> list[str]:
     """What the column of forgetting shows."""
-    if columns.forgotten.empty:
+    if columns.with_forgetting.empty:
         return []
-    first = columns.forgotten.iloc[0]
-    losses = columns.forgotten.forgetting_before.astype(float)
+    first_run = columns.with_forgetting.iloc[0]
+    losses = columns.with_forgetting.forgetting_before.astype(float)
+    # one number where the lowest and the highest loss print alike
     ends = dict.fromkeys(f"{loss:.3f}" for loss in (losses.min(), losses.max()))
-    points = [
+    notes = [
         "forgetting: cross-entropy on another text after the last epoch minus the base"
         f" model's ({' to '.join(ends)}), in nats per token. Lower is better.",
-        f"The text is {first.forgetting_name} ({first.forgetting_tokens:.0f} tokens).",
+        f"The text is {first_run.forgetting_name}"
+        f" ({first_run.forgetting_tokens:.0f} tokens).",
     ]
-    if columns.elsewhere:
-        labels = ", ".join(columns.elsewhere)
-        points.append(f"forgetting on another text, not shown: {labels}.")
-    return points
+    if columns.labels_on_other_text:
+        labels = ", ".join(columns.labels_on_other_text)
+        notes.append(f"forgetting on another text, not shown: {labels}.")
+    return notes

@@ -405,8 +405,11 @@ def test_the_published_numbers_survive_a_refresh():
 def test_the_upper_rows_alone_would_be_another_family():
     """Of peft's July results, with the counts as they were read by hand."""
     (july,) = [one for one in boards(read_published()) if "51c2ff666" in one.name]
-    assert (july.top, july.top_pairs) == (24, 276)
-    assert (july.decided_top_alone(), july.decided_top("questions")) == (3, 0)
+    assert (july.top_count, july.top_pair_count) == (24, 276)
+    assert (july.decided_top_alone_count(), july.decided_top_count("questions")) == (
+        3,
+        0,
+    )
 
 
 def test_others_rows_are_two_complete_sets():

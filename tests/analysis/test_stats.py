@@ -195,7 +195,7 @@ def test_the_sign_test_and_the_median_come_on_request():
 
 def test_one_row_has_its_own_cells_and_its_comparisons_alone():
     made = [*seeds("vera"), *seeds("lora"), *seeds("full"), *seeds("lora", "cola")]
-    cells, compared_with = told(*made, row="full", alone=True)
+    cells, compared_with = told(*made, row="full", own_cells_only=True)
     assert [line["method"] for line in lines(cells)] == ["full"]
     assert [line["difference"] for line in lines(compared_with)] == [
         "full minus LoRA r=8",
