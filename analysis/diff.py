@@ -22,8 +22,9 @@ from runs.command.parser import OfRecords, entry_point, find_record, read
 from runs.record.redaction import without_paths
 from runs.record.schema import Record
 
-#: Where files lie and what a run was called, which are no differences between runs.
-IGNORED: tuple[str, ...] = (
+#: Beginnings of the keys that say where files lie and what a run was called, which are
+#: no differences between runs.
+IGNORED_KEYS: tuple[str, ...] = (
     "schema.",
     "id.",
     "label.",
@@ -53,27 +54,30 @@ def main(arguments: list[str]) -> int:
         reason = "is not published" if first_origin == "ours" else "has not run here"
         hint = "name the run that it is compared with, too"
         raise UserError(f"{first['id']} {reason}: {hint}")
-    print(markdown(compared(first, second, (first_origin, second_origin))))
+    origins = (first_origin, second_origin)
+    print(markdown(difference_table(first, second, origins)))
     return 0
 
 
-def compared(first: Record, second: Record, origins: tuple[str, str]) -> Table:
+def difference_table(first: Record, second: Record, origins: tuple[str, str]) -> Table:
     """The table of two records: a row for each difference. origins: where they come
     from."""
     records = (first, second)
     left, right = (leaves(without_paths(record)) for record in records)
     rows = list[list[Entry]]()
     for key in left | right:
-        values = left.get(key), right.get(key)
-        if not f"{key}.".startswith(IGNORED) and values[0] != values[1]:
-            rows.append([key, *map(_value_text, values), _difference(*values)])
-    header, labels = ["key"], dict[str, None]()
+        values = (left.get(key), right.get(key))
+        if not f"{key}.".startswith(IGNORED_KEYS) and values[0] != values[1]:
+            rows.append([key, *map(_value_text, values), _difference_text(*values)])
+    header = ["key"]
+    labels = dict[str, None]()  # once, where both have the same
     for record, origin in zip(records, origins, strict=True):
-        place = "ours" if origin == "ours" else f"published in {origin}"
-        header.append(f"{record['id']} ({place})")
-        seed, task = record["cell"]["seed"], record["label"]["task"]
+        source = "ours" if origin == "ours" else f"published in {origin}"
+        header.append(f"{record['id']} ({source})")
+        seed = record["cell"]["seed"]
+        task = record["label"]["task"]
         labels[f"{label_of(record)} on {task}, seed {seed}"] = None
-    reported = f"Reported: {_reported(left)}; {_reported(right)}."
+    reported = f"Reported: {_reported_text(left)}; {_reported_text(right)}."
     notes = [f"{reported} Differences are the second minus the first."]
     return Table(" beside ".join(labels), [*header, "difference"], rows, notes)
 
@@ -92,7 +96,7 @@ def leaves(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _reported(values: Mapping[str, Any]) -> str:
+def _reported_text(values: Mapping[str, Any]) -> str:
     """The number that a table reports of a record, in words. values: its leaves."""
     if "result.metric" not in values:
         return "no result"
@@ -101,14 +105,14 @@ def _reported(values: Mapping[str, Any]) -> str:
     return f"{values['result.metric']} {number} at the {epoch} epoch"
 
 
-def _difference(left: Any, right: Any) -> str:
-    """The second value minus the first, and over it, or the largest difference of two
-    lists; "" where they are no numbers."""
+def _difference_text(left: Any, right: Any) -> str:
+    """The second value minus the first, and divided by it; of two lists the largest
+    difference; "" where they are no numbers."""
     if isinstance(left, list) and isinstance(right, list):
         if len(left) != len(right):
             return f"{len(left)} and {len(right)} values"
         with contextlib.suppress(TypeError, ValueError):
-            return _largest_difference(left, right)
+            return _largest_difference_text(left, right)
     if not (_is_finite(left) and _is_finite(right)):
         return ""
     difference = f"{right - left:+.4g}"
@@ -121,7 +125,7 @@ def _is_finite(value: object) -> bool:
     return math.isfinite(value)
 
 
-def _largest_difference(left: list[Any], right: list[Any]) -> str:
+def _largest_difference_text(left: list[Any], right: list[Any]) -> str:
     """The largest difference of two lists of numbers, infinite where one of them lacks
     a number. Raises TypeError or ValueError for other lists."""
     x, y = np.array(left, dtype=float), np.array(right, dtype=float)

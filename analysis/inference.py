@@ -114,8 +114,8 @@ def improvement(x: Iterable[float], y: Iterable[float]) -> float:
 class Mean:
     """A mean in points with its standard error and degrees of freedom.
 
-    Each is a number or an array; NaN stands for unknown. between: of a mean over tasks,
-    the standard deviation of the tasks' true differences.
+    Each is a number, or an array of several means; NaN stands for unknown. between: of
+    a mean over tasks, the standard deviation of the tasks' true differences.
     """
 
     mean: Any
@@ -131,12 +131,14 @@ class Mean:
             return self.mean - half, self.mean + half
 
     def equivalence_margin(self) -> Any:
-        """The smallest margin within which two one-sided tests at 5% show it."""
+        """The smallest margin within which two one-sided tests at 5% show the true mean
+        to be."""
         return np.abs(self.interval(2 * LEVEL - 1)).max(axis=0)
 
     def is_within(self, margin: float = MARGIN) -> Any:
-        """Whether two one-sided tests at 5% show it within the margin of 0, that is,
-        whether its 90% interval lies inside (Schuirmann 1987)."""
+        """Whether two one-sided tests at 5% show that it is within the margin of 0, that
+        is, whether its 90% interval lies between -margin and margin (Schuirmann
+        1987)."""
         return self.equivalence_margin() < margin
 
     def is_below(self, margin: float = MARGIN) -> Any:
@@ -159,8 +161,8 @@ class Mean:
             return 2 * special().stdtr(np.maximum(self.freedom, 1), -ratio)
 
     def prediction(self, level: float = LEVEL) -> Any:
-        """The interval in which the next value lies that is drawn like those averaged,
-        by Student's t: for a mean over tasks, the difference measured on a new task."""
+        """The interval for one more value of the kind that was averaged, by Student's t:
+        for a mean over tasks, the difference that a new task would show."""
         count = self.freedom + 1
         deviation = self.error * np.sqrt(count)
         spread = deviation * np.sqrt(1 + 1 / count)
@@ -233,20 +235,22 @@ def over_tasks(
     """
     differences = np.asarray(differences, dtype=float)
     collapsed = np.asarray(collapsed)
-    by_task = mean_of(differences)
     if not weighted:
         return plain_mean_over_tasks(differences)
+    by_task = mean_of(differences)
     n = by_task.freedom + 1
-    broken = (collapsed & ~np.isnan(differences)).any(axis=-1)
-    poolable = ~broken & (n > 1)
+    has_collapsed = (collapsed & ~np.isnan(differences)).any(axis=-1)
+    is_poolable = ~has_collapsed & (n > 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         variance = by_task.error**2 * n
-        freedom = np.where(poolable, by_task.freedom, 0)
-        squares = np.where(poolable, variance * freedom, 0).sum(axis=-1)
+        freedom = np.where(is_poolable, by_task.freedom, 0)
+        squares = np.where(is_poolable, variance * freedom, 0).sum(axis=-1)
         pooled = squares / freedom.sum(axis=-1)
+        # without a task to pool over, the largest variance stands for all
         largest = np.nanmax(variance, axis=-1, initial=0)
         pooled = np.where(np.isnan(pooled), largest, pooled)[..., None]
-        variances = np.where(poolable | (n < 2), pooled, variance) / n
+        # a task with one pair has no variance of its own
+        variances = np.where(is_poolable | (n < 2), pooled, variance) / n
         return random_effects(by_task.mean, variances)
 
 
@@ -326,8 +330,8 @@ def fisher_p(x: int, x_total: int, y: int, y_total: int) -> float:
     )
     probability = weights / weights.sum()
     # Equal probabilities differ by rounding
-    as_rare = probability <= probability[x - lowest] * (1 + 1e-9)
-    return float(min(1.0, probability[as_rare].sum()))
+    is_as_rare = probability <= probability[x - lowest] * (1 + 1e-9)
+    return float(min(1.0, probability[is_as_rare].sum()))
 
 
 # --- seeds and test rows
@@ -379,11 +383,11 @@ def over_seeds_and_items(
 def _by_unit(differences: Array, units: Sequence[Any]) -> Array:
     """Differences by seed and unit, whose mean is that over items. A unit's value is
     linear in the deviations of its items, since units may be of unequal size."""
-    labels, places = np.unique(np.asarray(units), return_inverse=True)
-    if len(places) != differences.shape[1]:
+    labels, unit_of_item = np.unique(np.asarray(units), return_inverse=True)
+    if len(unit_of_item) != differences.shape[1]:
         raise ValueError("units needs a label for each item")
     mean = differences.mean()
-    membership = np.eye(len(labels))[places]
+    membership = np.eye(len(labels))[unit_of_item]
     scale = len(labels) / differences.shape[1]
     return mean + (differences - mean) @ membership * scale
 
@@ -424,7 +428,7 @@ def two_way(values: ArrayLike) -> TwoWay:
     )
 
 
-def outlying(variances: ArrayLike, freedoms: ArrayLike) -> Any:
+def outlying_variances(variances: ArrayLike, freedoms: ArrayLike) -> Any:
     """Which variances are too large to be pooled with the others.
 
     By Cochran's test (1941) at 1%, for unequal counts as 't Lam (2010) has it, repeated
@@ -432,7 +436,7 @@ def outlying(variances: ArrayLike, freedoms: ArrayLike) -> Any:
     """
     variances = np.asarray(variances, dtype=float)
     freedoms = np.asarray(freedoms, dtype=float)
-    removed = ~(freedoms > 0)
+    removed = ~(freedoms > 0)  # these have no variance
     while (~removed).sum() > 1:
         squares = np.where(removed, 0, variances * freedoms)
         other_freedoms = (freedoms * ~removed).sum() - freedoms

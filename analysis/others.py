@@ -62,8 +62,9 @@ def names_by_key(names: str | Sequence[str] | dict[str, str]) -> dict[str, str]:
     return {key: NAMED.get(key, key) for key in keys}
 
 
-#: What a source, a part or a row may say of how it was run; "" where none says it.
-ABOUT: tuple[str, ...] = (
+#: What a source, a part or a row may say of how a row was run; "" where none of them
+#: says it.
+RUN_FACTS: tuple[str, ...] = (
     "name",
     "seeds",
     "statistic",
@@ -87,30 +88,32 @@ def reported_sources() -> dict[str, dict[str, Any]]:
 
 @cache
 def others() -> pd.DataFrame:
-    """Every number of another source, a row each: source, its key; ABOUT; label, its
+    """Every number of another source, a row each: source, its key; RUN_FACTS; label, its
     name with the runner where it has several; model, row and column, as in
     `paper.numbers`; value and spread, in the unit of the paper's table; same, whether
-    its target modules are the paper's, or it has none; and like, our row that it is
-    compared with."""
+    its target modules are the paper's (also where it names none); and like, our row
+    that it is compared with."""
     lines = list[dict[str, Any]]()
     for source, settings in reported_sources().items():
         for part in settings["parts"]:
             for row in part["rows"]:
-                about = {"source": source, **_about({**settings, **part, **row})}
+                # A row overrides its part, and a part its source.
+                facts = {"source": source, **_facts_of_row(settings | part | row)}
                 for column, cell in zip(part["columns"], row["values"], strict=True):
                     if cell is not None:
                         value, spread = value_and_spread(cell)
                         line = {"column": column, "value": value, "spread": spread}
-                        lines.append(about | line)
+                        lines.append(facts | line)
     return pd.DataFrame(lines)
 
 
-def _about(row: dict[str, Any]) -> dict[str, Any]:
-    """What is known of a row. row: its keys, and those of its part and its source."""
-    about = {key: "" if row.get(key) is None else row[key] for key in ABOUT}
+def _facts_of_row(row: dict[str, Any]) -> dict[str, Any]:
+    """The columns of `others` that all numbers of a row share. row: its keys, and those
+    of its part and its source."""
+    facts = {key: "" if row.get(key) is None else row[key] for key in RUN_FACTS}
     papers_sites = "all-linear" if row["model"] in LLAMAS else "qv"
-    same_sites = about["sites"] in ("", papers_sites)
-    return about | {
+    same_sites = facts["sites"] in ("", papers_sites)
+    return facts | {
         "model": row["model"],
         "row": row["row"],
         "same": same_sites,
@@ -132,15 +135,15 @@ def setup_text(row: Any) -> str:
 
 # --- the lines of tables
 
-#: From so many sources with the paper's target modules on, ours is within their range
-#: or outside it.
-ENOUGH = 3
+#: How many sources with the paper's target modules make a range.
+SOURCES_OF_RANGE = 3
 
 
 def reports_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.DataFrame:
-    """What others report of a model in these columns, and `difference`, our median by
-    the same choice of the epoch minus theirs, or by that of our table: NaN where we
-    have none, or not of every seed. cells: ours."""
+    """What others report of a model in these columns, and `difference`: our median
+    minus their number, at the epoch that they chose or, where they do not say it, at
+    our table's. It is NaN where we have no such cell, or not with every seed. cells:
+    ours."""
     frame = others()
     reports = frame[(frame.model == model) & frame.column.isin(columns)]
     if reports.empty:
@@ -148,13 +151,14 @@ def reports_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.Da
     distinct = cells.drop_duplicates(["row", "column"])
     own_cells = {(cell.row, cell.column): cell for cell in distinct.itertuples()}
     differences = [
-        _ours(own_cells, report) - report.value for report in reports.itertuples()
+        _own_number(own_cells, report) - report.value for report in reports.itertuples()
     ]
     return reports.assign(difference=differences)
 
 
-def _ours(own_cells: dict[tuple[str, str], Cell], report: Any) -> float:
-    """Our number beside a report. own_cells: our cells by row and column."""
+def _own_number(own_cells: dict[tuple[str, str], Cell], report: Any) -> float:
+    """Our number beside a report; NaN for none. own_cells: our cells by row and
+    column."""
     columns = [*GLUE] if report.column == "avg" else [report.column]
     cells: list[Cell] = [own_cells.get((report.like, column)) for column in columns]
     if not all(cell and cell.runs >= cell.wanted for cell in cells):
@@ -162,23 +166,22 @@ def _ours(own_cells: dict[tuple[str, str], Cell], report: Any) -> float:
     # A column that is no task of the paper's is a score, of one epoch.
     if columns[0] not in GLUE | IMAGES:
         return float(np.mean([cell.median for cell in cells]))
-    return float(
-        np.mean([getattr(cell, report.epoch or cell.reported) for cell in cells])
-    )
+    # the column best, half or last
+    medians = [getattr(cell, report.epoch or cell.reported) for cell in cells]
+    return float(np.mean(medians))
 
 
 def range_texts(reports: pd.DataFrame) -> str:
-    """Whether ours is within the range of ENOUGH sources with the paper's target
-    modules, neither above nor below all of them: "CoLA within what others report (62.8
-    to 67.0)"; "" with fewer, or without ours."""
+    """Whether our number is within what others report, neither above nor below all of
+    them, on each column: "CoLA within what others report (62.8 to 67.0)"; "" where
+    fewer than SOURCES_OF_RANGE report it, or we have no number. reports: those with the
+    paper's target modules."""
     texts = list[str]()
     for column, group in reports.groupby("column", sort=False):
-        if len(group) >= ENOUGH and group.difference.notna().all():
+        if len(group) >= SOURCES_OF_RANGE and group.difference.notna().all():
             is_within = group.difference.min() <= 0 <= group.difference.max()
-            place = "within" if is_within else "outside"
-            texts.append(
-                f"{NAMED[column]} {place} what others report ({_range(group)})"
-            )
+            side = "within" if is_within else "outside"
+            texts.append(f"{NAMED[column]} {side} what others report ({_range(group)})")
     return ", ".join(texts)
 
 
@@ -189,7 +192,7 @@ def report_lines(reports: pd.DataFrame, each_source: bool) -> list[dict[str, Ent
 
 
 def _report_line(reports: pd.DataFrame, each_source: bool) -> dict[str, Entry]:
-    """A line of one source, or of all: entries by the names of their columns."""
+    """A line of one source (each_source), or of all: entries by column."""
     epochs = ", ".join(dict.fromkeys(reports.epoch.map(EPOCHS)))
     line: dict[str, Entry] = {"source": "others", "status": epochs}
     if each_source:
@@ -207,9 +210,10 @@ def _report_line(reports: pd.DataFrame, each_source: bool) -> dict[str, Entry]:
 
 
 def _entry(reports: pd.DataFrame) -> Entry:
-    """A source's number, or all of several; the range of ENOUGH with the paper's target
-    modules. ^ marks other target modules; ours minus theirs stands in brackets."""
-    has_range = reports.same.sum() >= ENOUGH
+    """What sources report of one column: their range, where SOURCES_OF_RANGE have the
+    paper's target modules, and the number of each other source. ^ marks other target
+    modules; ours minus theirs stands in brackets."""
+    has_range = reports.same.sum() >= SOURCES_OF_RANGE
     entries = [_range(reports[reports.same])] if has_range else []
     digits = DECIMALS.get(reports.column.iloc[0], 1)
     for report in reports[~(reports.same & has_range)].itertuples():
@@ -224,5 +228,6 @@ def _entry(reports: pd.DataFrame) -> Entry:
 
 
 def _range(reports: pd.DataFrame) -> Number:
+    """The lowest and the highest number of these reports of one column."""
     digits = DECIMALS.get(reports.column.iloc[0], 1)
     return Number(reports.value.min(), high=reports.value.max(), decimals=digits)

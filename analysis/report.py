@@ -40,7 +40,8 @@ from runs.record.redaction import without_paths
 from runs.record.schema import Record
 from runs.record.text import megabytes
 
-#: Parts of a record that the view of a cell shows, and what of them it does not.
+#: Keys of a record, or their beginnings, that the view of a cell shows; and those of
+#: them that it does not.
 SHOWN_KEYS = (
     "config.",
     "recipe.",
@@ -82,11 +83,11 @@ Frames = tuple[pd.DataFrame, pd.DataFrame]
 class CellView:
     """A cell as the report shows it: its line of `frame.reported_cells`, the interval
     of its median, its verdicts beside the paper, configuration and provenance of its
-    first seed, and its runs with their curves."""
+    first seed (facts), and its runs with their curves."""
 
     cell: Any
     interval: tuple[float, float] | None
-    words: Sequence[str]
+    verdicts: Sequence[str]
     facts: Sequence[tuple[str, Any]]
     runs: Sequence[dict[str, Any]]
 
@@ -116,10 +117,11 @@ def page(ledger: Ledger) -> str:
 
 
 def verdicts_by_table(judged: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The verdicts by table and model, those first of which a number has run."""
+    """The verdicts of each table and model, under a title. Those with a number that has
+    run come first."""
     groups = list[tuple[str, pd.DataFrame]]()
     for (table, model), verdicts in judged.groupby(["table", "model"], sort=False):
-        title = f"Table {table[5:]}, {NAMED[model]}"
+        title = f"Table {table.removeprefix('table')}, {NAMED[model]}"
         columns = verdicts.column.replace(NAMED)
         groups.append((title, verdicts.assign(column=columns)))
     return sorted(groups, key=lambda group: not group[1].ran.any())
@@ -144,10 +146,10 @@ def all_figures(ledger: Ledger, frames: Frames) -> list[tuple[figures.Figure, st
 
 
 def anchors_of(cells: Sequence[CellView]) -> dict[str, int]:
-    """The place of the cell that shows each run."""
+    """The number of the cell that shows each run, by the run's id."""
     anchors = dict[str, int]()
-    for place, view in enumerate(cells):
-        anchors |= dict.fromkeys(view.cell.ids, place)
+    for number, view in enumerate(cells):
+        anchors |= dict.fromkeys(view.cell.ids, number)
     return anchors
 
 
@@ -159,29 +161,30 @@ def cell_views(
     cells = reported_cells(variants)
     order = cells.row.map(FIRST_ROWS).fillna(len(FIRST_ROWS))
     cells = cells.assign(order=order).sort_values(["order", "model", "task", "row"])
-    words = verdicts[verdicts.ran].groupby("ids").verdict.agg(list).to_dict()
+    verdicts_by_ids = verdicts[verdicts.ran].groupby("ids").verdict.agg(list).to_dict()
     by_id = variants.drop_duplicates("id").set_index("id")
-    lines = by_id[RUN_COLUMNS].to_dict("index")
-    count = 0
+    columns_by_id = by_id[RUN_COLUMNS].to_dict("index")
+    run_count = 0
     for cell in cells.itertuples():
-        count += cell.runs
+        run_count += cell.runs
         records = list[Record]()
-        if count <= MAX_RUNS_SHOWN:
+        if run_count <= MAX_RUNS_SHOWN:
             records = [ledger.whole_record(run) for run in cell.ids]
         scores = [score for score in cell.values if not math.isnan(score)]
         yield CellView(
             cell=cell,
             interval=median_interval(scores) if len(scores) >= SEEDS else None,
-            words=words.get(cell.ids, []),
+            verdicts=verdicts_by_ids.get(cell.ids, []),
             facts=facts_of(records[0]) if records else [],
-            runs=[_run_line(record, lines) for record in records],
+            runs=[_run_line(record, columns_by_id) for record in records],
         )
 
 
-def _run_line(record: Record, lines: Mapping[str, Any]) -> dict[str, Any]:
-    """A run of a cell, with its curve."""
+def _run_line(record: Record, columns_by_id: Mapping[str, Any]) -> dict[str, Any]:
+    """A run of a cell: RUN_COLUMNS, and its curve."""
     run = record["id"]
-    return {"id": run, **lines[run], "curve": curve_points(record["curve"]["metric"])}
+    curve = curve_points(record["curve"]["metric"])
+    return {"id": run, **columns_by_id[run], "curve": curve}
 
 
 def facts_of(record: Record) -> list[tuple[str, Any]]:
@@ -196,15 +199,17 @@ def facts_of(record: Record) -> list[tuple[str, Any]]:
 def curve_points(
     metric: Sequence[float | None], width: int = 160, height: int = 36
 ) -> str:
-    """A run's dev metric by epoch, as the points of a polyline."""
+    """A run's dev metric by epoch, as the points of an SVG polyline of this size in
+    pixels, from the left to the right."""
     values = [value for value in metric if value is not None and math.isfinite(value)]
     top = max(values, default=0.0)
     span = top - min(values, default=0.0)
     step = width / max(len(values) - 1, 1)
+    # two pixels stay free above and below
     scale = (height - 4) / (span or 1.0)
     points = [
-        f"{place * step:.1f},{2 + (top - value) * scale:.1f}"
-        for place, value in enumerate(values)
+        f"{index * step:.1f},{2 + (top - value) * scale:.1f}"
+        for index, value in enumerate(values)
     ]
     return " ".join(points)
 

@@ -120,11 +120,11 @@ def ratio_of(demonstrations: Crossing, reward: Crossing) -> Ratio:
     if demonstrations.side < 0 or reward.side > 0:
         bounds.add(Bound.AT_MOST)
     decades = demonstrations.decades - reward.decades
-    return Ratio(decades, _together(bounds))
+    return Ratio(decades, _bound_of_sum(bounds))
 
 
-def _together(bounds: set[Bound]) -> Bound:
-    """What a sum is whose parts are these bounds and exact numbers."""
+def _bound_of_sum(bounds: set[Bound]) -> Bound:
+    """Which bound a sum is whose parts are such bounds, or exact."""
     if len(bounds) > 1:
         return Bound.UNKNOWN
     return next(iter(bounds), Bound.EXACT)
@@ -137,7 +137,7 @@ def answer(ratios: Sequence[Ratio]) -> Answer:
     known_ratios = [ratio for ratio in ratios if ratio.bound != Bound.UNKNOWN]
     bounds = {ratio.bound for ratio in known_ratios} - {Bound.EXACT}
     mean = mean_of([ratio.decades for ratio in known_ratios])
-    return Answer(mean, _together(bounds), counts)
+    return Answer(mean, _bound_of_sum(bounds), counts)
 
 
 # --- verdicts on single sizes
@@ -155,8 +155,8 @@ def difference(left: Sequence[float], right: Sequence[float]) -> Mean:
     return Mean(float(first.mean - second.mean), math.sqrt(total), freedom)
 
 
-def same_size(parameters: int, counts: Sequence[int]) -> list[int]:
-    """Those of the counts that are of the same size."""
+def counts_of_size(parameters: int, counts: Sequence[int]) -> list[int]:
+    """Those of the parameter counts that are of one size with `parameters`."""
     return [
         count
         for count in counts
@@ -164,7 +164,7 @@ def same_size(parameters: int, counts: Sequence[int]) -> list[int]:
     ]
 
 
-def is_worse(mean: Mean) -> Verdict:
+def inferiority_verdict(mean: Mean) -> Verdict:
     """The verdict on "X is worse than Y", by the mean of X minus Y: supported where the
     95% interval lies below 0 and the mean below -MARGIN, contradicted where X is at
     most MARGIN worse (one-sided test at 5%)."""
@@ -174,6 +174,6 @@ def is_worse(mean: Mean) -> Verdict:
     return Verdict.CONTRADICTED if low > -MARGIN else Verdict.INCONCLUSIVE
 
 
-def falls_off(scores: Scores) -> Mean:
+def smallest_minus_largest(scores: Scores) -> Mean:
     """The score at the smallest size minus that at the largest."""
     return difference(scores[min(scores)], scores[max(scores)])

@@ -17,7 +17,7 @@ from analysis.frame import (
     reported_cells,
     tasks_by_way,
 )
-from analysis.inference import Mean, TwoWay, holm, mean_of, outlying, two_way
+from analysis.inference import Mean, TwoWay, holm, mean_of, outlying_variances, two_way
 from analysis.paired import paired_differences
 from analysis.results.comparisons import mark_collapsed
 from runs.record.intervals import LEVEL
@@ -133,11 +133,11 @@ def _with_variance(paired: Mean, variance: TwoWay) -> Mean:
 
 def rows_not_pooled(runs: pd.DataFrame) -> list[str]:
     """The rows of one task whose variance is not pooled: those with a collapsed run,
-    and those that vary more than the others (`outlying`)."""
+    and those that vary more than the others (`outlying_variances`)."""
     has_collapsed = runs.groupby("row").collapsed.any()
     numbers = runs[~runs.row.map(has_collapsed)].groupby("row").number
     variances = numbers.var()
-    is_outlier = outlying(variances, numbers.count() - 1)
+    is_outlier = outlying_variances(variances, numbers.count() - 1)
     return [*has_collapsed.index[has_collapsed], *variances.index[is_outlier]]
 
 

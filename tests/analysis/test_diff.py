@@ -5,7 +5,7 @@ import copy
 import pytest
 from ledgers import record
 
-from analysis.diff import compared, main
+from analysis.diff import difference_table, main
 from runs.command.errors import UserError
 from runs.record.ledger import PUBLISHED, read_study, write_record
 
@@ -27,7 +27,7 @@ def test_what_differs_is_listed_with_by_how_much():
     for made, bleu in ((one, 60.0), (other, 62.5)):
         made["texts"] = {"scores": [{"which": "last", "bleu": bleu}]}
         made["predictions"] = {"last": str(bleu)}
-    table = compared(one, other, ("ours", "a_study"))
+    table = difference_table(one, other, ("ours", "a_study"))
     assert table.header[1:3] == [
         f"{one['id']} (ours)",
         f"{other['id']} (published in a_study)",
@@ -47,7 +47,7 @@ def test_what_differs_is_listed_with_by_how_much():
         "accuracy 0.8 at the best epoch; accuracy 0.85 at the best epoch"
         in table.notes[0]
     )
-    assert compared(one, copy.deepcopy(one), OURS).rows == []
+    assert difference_table(one, copy.deepcopy(one), OURS).rows == []
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,15 @@ def test_what_differs_is_listed_with_by_how_much():
 def test_a_number_that_one_of_two_curves_lacks_is_infinitely_far(a, b, words):
     one, other = record(), record()
     one["curve"]["metric"], other["curve"]["metric"] = a, b
-    assert rows(compared(one, other, OURS))["curve.metric"][2] == words
+    assert rows(difference_table(one, other, OURS))["curve.metric"][2] == words
     failed = {
         key: one[key]
         for key in ("schema", "id", "error", "tries", "cell", "label", "config")
     }
-    assert "no result" in compared(one, failed | {"status": "failed"}, OURS).notes[0]
+    assert (
+        "no result"
+        in difference_table(one, failed | {"status": "failed"}, OURS).notes[0]
+    )
 
 
 def test_a_new_record_stands_beside_the_published_one_of_its_id(

@@ -16,7 +16,7 @@ from analysis.inference import (
     holm,
     mean_of,
     median_variance,
-    outlying,
+    outlying_variances,
     over_seeds_and_items,
     over_tasks,
     plain_mean_over_tasks,
@@ -513,19 +513,21 @@ def test_a_variance_is_not_pooled_from_cochrans_published_values_on(
     for share, expected in ((critical - 0.001, 0), (critical + 0.001, 1)):
         variances = [1.0] * (rows - 1) + [share / (1 - share) * (rows - 1)]
         # a single run has none
-        found = outlying([*variances, math.nan], [runs - 1] * rows + [0])
+        found = outlying_variances([*variances, math.nan], [runs - 1] * rows + [0])
         assert [*found] == [False] * (rows - 1) + [bool(expected), False]
 
 
 def test_of_two_far_variances_neither_hides_the_other_and_like_ones_rarely_are_far():
-    assert [*outlying([1.0] * 20 + [30.0, 40.0], [4] * 22)] == [False] * 20 + [
+    assert [*outlying_variances([1.0] * 20 + [30.0, 40.0], [4] * 22)] == [
+        False
+    ] * 20 + [
         True,
         True,
     ]
     draws = np.random.default_rng(0).chisquare(4, size=(DRAWS, 60)) / 4
-    assert np.mean([outlying(of, [4] * 60).any() for of in draws]) == pytest.approx(
-        0.01, abs=0.007
-    )
+    assert np.mean(
+        [outlying_variances(of, [4] * 60).any() for of in draws]
+    ) == pytest.approx(0.01, abs=0.007)
 
 
 def test_holm_is_by_steps_and_leaves_unknown_ones_out():

@@ -8,9 +8,9 @@ from ledgers import halves, instructed, ledger, lines, record
 
 from analysis import frame, tables
 from analysis.others import (
-    ABOUT,
     EPOCHS,
     METHODS,
+    RUN_FACTS,
     others,
     range_texts,
     report_lines,
@@ -37,7 +37,7 @@ def test_a_source_says_where_its_numbers_are_from(source):
     assert all(of[key] for key in ("name", "cite", "url", "where", "read", "note"))
     for part in of["parts"]:
         for row in part["rows"]:
-            assert row.keys() <= {*ABOUT, "model", "row", "by", "note", "values"}
+            assert row.keys() <= {*RUN_FACTS, "model", "row", "by", "note", "values"}
             assert len(row["values"]) == len(part["columns"])
             assert row["row"] in METHODS
 

@@ -12,13 +12,13 @@ from analysis.sizes import (
     Ratio,
     answer,
     common_level,
+    counts_of_size,
     crossing,
     difference,
-    falls_off,
-    is_worse,
+    inferiority_verdict,
     non_decreasing,
     ratio_of,
-    same_size,
+    smallest_minus_largest,
 )
 
 pytestmark = pytest.mark.properties
@@ -81,15 +81,15 @@ def test_a_difference_is_welchs():
     assert found.mean == -2
     assert found.error == pytest.approx(math.sqrt(1 / 3 + 4))
     assert found.freedom == pytest.approx((13 / 3) ** 2 / ((1 / 9) / 2 + 16))
-    assert falls_off({10: [1.0, 3.0], 1000: [7.0, 9.0]}).mean == -6
+    assert smallest_minus_largest({10: [1.0, 3.0], 1000: [7.0, 9.0]}).mean == -6
 
 
 def test_worse_is_by_more_than_the_margin_and_not_worse_by_less():
-    assert is_worse(Mean(-5.0, 1.0, 8)) == Verdict.SUPPORTED
-    assert is_worse(Mean(-1.5, 0.1, 8)) == Verdict.CONTRADICTED
-    assert is_worse(Mean(3.0, 1.0, 8)) == Verdict.CONTRADICTED
-    assert is_worse(Mean(-3.0, 2.0, 8)) == Verdict.INCONCLUSIVE
-    assert same_size(1000, [660, 670, 1490, 1510]) == [670, 1490]
+    assert inferiority_verdict(Mean(-5.0, 1.0, 8)) == Verdict.SUPPORTED
+    assert inferiority_verdict(Mean(-1.5, 0.1, 8)) == Verdict.CONTRADICTED
+    assert inferiority_verdict(Mean(3.0, 1.0, 8)) == Verdict.CONTRADICTED
+    assert inferiority_verdict(Mean(-3.0, 2.0, 8)) == Verdict.INCONCLUSIVE
+    assert counts_of_size(1000, [660, 670, 1490, 1510]) == [670, 1490]
 
 
 # --- simulated studies
