@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 #: step that is under way then is done to its end.
 STEPS, SECONDS = 20, 20
 #: The share of the cores that other processes may use beside a probe. Training on a CPU
-#: takes every core, and what another process uses is taken from it. At a tenth the
-#: steps are a tenth slower, which is less than two probes of an idle machine differ by.
+#: takes every core, and what another process uses is taken from it: at a tenth, steps
+#: are about a tenth slower.
 SPARE_SHARE = 0.1
 
 
