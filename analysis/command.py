@@ -91,7 +91,7 @@ def open_selection(
     of conf/ without records is noted on stderr instead."""
     ledger = open_ledger(settings.output, settings.published, make_row)
     if settings.sweep:
-        ledger = _of_sweep(ledger, settings.output, settings.sweep)
+        ledger = _select_sweep(ledger, settings.output, settings.sweep)
     rows = tuple(map(row_name, split_names(settings.method)))
     selected = {
         "model": split_names(settings.model),
@@ -106,8 +106,8 @@ def open_selection(
             if name in existing:
                 continue
             message = f"no records of {key} {name!r}"
-            if not (may_be_of_conf and _is_of_conf(key, name)):
-                raise _unknown(f"{message}.", name, sorted(existing))
+            if not (may_be_of_conf and _is_in_conf(key, name)):
+                raise _unknown_name_error(f"{message}.", name, sorted(existing))
             print(f"note: {message} yet", file=sys.stderr)
 
     def is_selected(entry: Record | RunRow, _: str) -> bool:
@@ -118,7 +118,7 @@ def open_selection(
     return select_records(ledger, is_selected)
 
 
-def _is_of_conf(key: str, name: str) -> bool:
+def _is_in_conf(key: str, name: str) -> bool:
     """Whether conf/ has a model or task of this name."""
     return key in ("model", "task") and (CONF / key / f"{name}.yaml").is_file()
 
@@ -140,45 +140,46 @@ def conf_rows(ledger: Ledger) -> list[str]:
     return sorted({*itertools.chain(*(_names(entry, "method") for entry in ledger))})
 
 
-def _unknown(message: str, name: str, existing: list[str]) -> UserError:
-    """An error for a name that does not exist, with a near one or the first that do."""
+def _unknown_name_error(message: str, name: str, existing: list[str]) -> UserError:
+    """The error for a name that does not exist, with a similar one that does, or the
+    first ones."""
     suggestion = did_you_mean(name, existing)
     if not suggestion:
         suggestion = f" There are: {', '.join(existing[:20]) or 'none'}"
     return UserError(f"{message}{suggestion}")
 
 
-def _of_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
+def _select_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
     """The runs of a sweep that were done here, and the published ones of the same rows,
     models and tasks."""
     names = sweep_names(output)
     if name == "last" and names:
         name = names[0]
     if name not in names:
-        raise _unknown(f"no sweep {name!r} in {output}/sweeps.", name, names)
+        raise _unknown_name_error(f"no sweep {name!r} in {output}/sweeps.", name, names)
     ids = read_sweep(output, name)
     missing = sum(ledger.origin.get(run) != "ours" for run in ids)
     if missing:
         count = f"{missing} of the {len(ids)} runs"
         print(f"note: {count} of {name} have no record here yet", file=sys.stderr)
 
-    def cell(entry: Record | RunRow) -> tuple[str, ...]:
+    def cell_of(entry: Record | RunRow) -> tuple[str, ...]:
         if isinstance(entry, RunRow):
             return entry.conf_model, entry.task, entry.conf_row
         return tuple(entry["cell"][key] for key in ("model", "task", "row"))
 
-    cells = {cell(ledger.records[run]) for run in ids if run in ledger.records}
+    cells = {cell_of(ledger.records[run]) for run in ids if run in ledger.records}
 
     def is_shown(entry: Record | RunRow, origin: str) -> bool:
-        name = entry.id if isinstance(entry, RunRow) else entry["id"]
-        return name in ids if origin == "ours" else cell(entry) in cells
+        run = entry.id if isinstance(entry, RunRow) else entry["id"]
+        return run in ids if origin == "ours" else cell_of(entry) in cells
 
     return select_records(ledger, is_shown)
 
 
 def select_records(ledger: Ledger, keep: Callable[[Record, str], bool]) -> Ledger:
-    """The records that `keep` takes, by what they are and where from ("ours", or a
-    study), with the measures of no other."""
+    """The ledger with the records for which `keep` is true, and the measures that are
+    of no other record. keep: of a record and its origin ("ours", or a study)."""
     records = {
         run: record
         for run, record in ledger.records.items()
@@ -206,12 +207,13 @@ def own_and_published(
     they are at hand."""
     frame = runs(ledger) if frame is None else frame
     is_own = frame.origin == "ours"
-    published_too = Ledger(
+    # published records of runs that were done here, too
+    published_twins = Ledger(
         {run: record for run, (_, record) in ledger.published.items()},
         {run: study for run, (study, _) in ledger.published.items()},
     )
-    published_too_runs = runs(published_too)
-    parts = [part for part in (frame[~is_own], published_too_runs) if len(part)]
-    parts = parts or [published_too_runs]  # an empty frame still has the columns
+    twins = runs(published_twins)
+    parts = [part for part in (frame[~is_own], twins) if len(part)]
+    parts = parts or [twins]  # an empty frame still has the columns
     every_published = pd.concat(parts, ignore_index=True)
     return mark_left_out(frame[is_own]), mark_left_out(every_published)

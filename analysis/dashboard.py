@@ -50,8 +50,8 @@ def logged_tables(ledger: Ledger) -> dict[str, Table]:
 def workspace(
     ledger: Ledger, tables: dict[str, Table], entity: str, project: str
 ) -> Any:
-    """The workspace (wandb_workspaces.workspaces.Workspace): the tables, and each
-    cell's curves."""
+    """The workspace (wandb_workspaces.workspaces.Workspace): a panel for each table,
+    and one for the curves of each model and task."""
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.reports.v2 import interface as wr
 
@@ -61,12 +61,13 @@ def workspace(
     for key, table in tables.items():
         panels.append(wr.MarkdownPanel(markdown=table.title, layout=low))
         panels.append(wr.WeavePanelSummaryTable(table_name=key, layout=high))
-    cells = sorted(
+    models_and_tasks = sorted(
         {(record["cell"]["model"], record["cell"]["task"]) for record in ledger}
     )
-    alike: dict[str, Any] = {"groupby": wr.Metric("Group"), "groupby_aggfunc": "median"}
-    alike |= {
+    shared_settings: dict[str, Any] = {
         "x": "epoch",
+        "groupby": wr.Metric("Group"),
+        "groupby_aggfunc": "median",
         "groupby_rangefunc": "minmax",
         "max_runs_to_show": RUNS_SHOWN,
     }
@@ -74,25 +75,24 @@ def workspace(
         wr.LinePlot(
             title=f"{task}, {model}: dev metric",
             y=[f"{cell_key(model, task)}/dev"],
-            **alike,
+            **shared_settings,
         )
-        for model, task in cells
+        for model, task in models_and_tasks
     ]
-    wide, name = (
-        ws.SectionLayoutSettings(columns=1, rows=2),
-        "vera-bench: the paper's tables",
+    tables_section = ws.Section(
+        name="Tables from records",
+        panels=panels,
+        is_open=True,
+        layout_settings=ws.SectionLayoutSettings(columns=1, rows=2),
     )
-    first = ws.Section(
-        name="Tables from records", panels=panels, is_open=True, layout_settings=wide
-    )
-    second = ws.Section(
+    curves_section = ws.Section(
         name="Curves (W&B's medians over its runs)", panels=curves, is_open=True
     )
     return ws.Workspace(
         entity=entity,
         project=project,
-        name=name,
-        sections=[first, second],
+        name="vera-bench: the paper's tables",
+        sections=[tables_section, curves_section],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=RUNS_SHOWN),
         runset_settings=ws.RunsetSettings(
             filters="Tags() not in ['trial']", groupby=[ws.Metric("Group")]
@@ -132,36 +132,34 @@ def save_workspace(
     entity = entity or os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
     if not entity:
         raise ValueError("no entity: name one: entity=NAME")
-    tables, remembered = logged_tables(ledger), Path(output) / "wandb" / "dashboard.url"
+    tables = logged_tables(ledger)
+    url_file = Path(output) / "wandb" / "dashboard.url"
     saved = workspace(ledger, tables, entity, project)
     with contextlib.suppress(Exception):  # none was saved, or it has been deleted
-        before = ws.Workspace.from_url(remembered.read_text().strip())
-        if (before.entity, before.project) == (entity, project):
-            before.name, before.sections = saved.name, saved.sections
-            before.settings, before.runset_settings = (
-                saved.settings,
-                saved.runset_settings,
-            )
-            saved = before
+        previous = ws.Workspace.from_url(url_file.read_text().strip())
+        if (previous.entity, previous.project) == (entity, project):
+            previous.name = saved.name
+            previous.sections = saved.sections
+            previous.settings = saved.settings
+            previous.runset_settings = saved.runset_settings
+            saved = previous
     if tables:  # always in one run of W&B: a panel would join the tables of several
-        about: dict[str, Any] = {
+        run_settings: dict[str, Any] = {
             "id": TABLES_RUN,
             "name": "tables: medians over seeds",
             "tags": ["tables"],
-        }
-        about |= {
             "entity": entity,
             "project": project,
             "dir": output,
             "settings": quiet_settings(),
         }
-        with wandb.init(job_type="tables", resume="allow", **about) as run:
+        with wandb.init(job_type="tables", resume="allow", **run_settings) as run:
             logged = dict[str, Any]()
             for key, table in tables.items():
                 logged[key] = wandb.Table([*table.header], table.texts)
             run.log(logged)
     saved.save()
-    write_atomically(remembered, f"{saved.url}\n")
+    write_atomically(url_file, f"{saved.url}\n")
     return str(saved.url)
 
 

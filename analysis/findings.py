@@ -22,8 +22,8 @@ from runs.command.errors import UserError
 from runs.command.parser import entry_point, read, setting
 from runs.record.folder import WholeRecords
 
-#: How these verdicts go with the p values of other commands.
-BESIDE_TABLES = (
+#: The note on how these verdicts go with the p values of other commands.
+NOTE_ON_P = (
     "A verdict is of one claim over all its tasks, by the 95% CI, without correction. "
     "p (Holm) of stats and table is for choosing among many rows: both can be right."
 )
@@ -69,11 +69,11 @@ def claims_table(compared: Sequence[Finding]) -> Table:
         line["model-task combinations"] = str(
             len(finding.tasks) or len(finding.comparisons)
         )
-        line |= _difference(finding.mean)
+        line |= _difference_entries(finding.mean)
         line["verdict"] = str(finding.verdict)
         lines.append(line)
     note = f"{RULE} claim=1 shows the first claim task by task."
-    return Table.of("The paper's claims on these runs", lines, [note, BESIDE_TABLES])
+    return Table.of("The paper's claims on these runs", lines, [note, NOTE_ON_P])
 
 
 def tables_by_task(compared: Sequence[Finding], number: int) -> list[Table]:
@@ -98,10 +98,10 @@ def tables_by_task(compared: Sequence[Finding], number: int) -> list[Table]:
         for task, mean in finding.tasks.items():
             pairs = Number(finding.pair_counts[task], form="count")
             line: dict[str, Entry] = {"task": task, "pairs": pairs}
-            lines.append(line | _difference(mean))
+            lines.append(line | _difference_entries(mean))
         if lines:
             line = {"task": "mean", "pairs": ""}
-            lines.append(line | _difference(finding.mean))
+            lines.append(line | _difference_entries(finding.mean))
             title = f"{number}. {finding.title}: {finding.verdict}"
             tables.append(Table.of(title, lines, [RULE]))
     exclusions: list[dict[str, Entry]] = [
@@ -115,12 +115,12 @@ def tables_by_task(compared: Sequence[Finding], number: int) -> list[Table]:
 
 def _table_without_pairs(finding: Finding, number: int) -> Table:
     """What a claim that compares no pairs of runs says on each model and task."""
-    words = macros("words.md")
+    phrases = macros("words.md")
     lines: list[dict[str, Entry]] = [
         {
             "measured on": item.place,
             "runs": " to ".join(map(str, item.counts)) or NONE,
-            "measured": str(words.measured(item)),
+            "measured": str(phrases.measured(item)),
             "verdict": str(item.verdict),
         }
         for item in finding.comparisons
@@ -129,7 +129,8 @@ def _table_without_pairs(finding: Finding, number: int) -> Table:
     return Table.of(title, lines, ["This claim is measured without pairs of runs."])
 
 
-def _difference(mean: Mean) -> dict[str, Entry]:
+def _difference_entries(mean: Mean) -> dict[str, Entry]:
+    """A mean difference and its interval, as entries of a line."""
     low, high = mean.interval()
     return {
         "difference": of_runs(mean.mean, (), sign=True),

@@ -37,7 +37,15 @@ COLOURS = {
 MARKERS = {"vera": "D", "lora": "o"}
 #: For other methods, chosen by their names: the rest of Okabe and Ito's palette, and
 #: Tol's.
-OTHERS = ("#CC79A7", "#56B4E9", "#882255", "#44AA99", "#999933", "#332288", "#661100")
+OTHER_COLOURS = (
+    "#CC79A7",
+    "#56B4E9",
+    "#882255",
+    "#44AA99",
+    "#999933",
+    "#332288",
+    "#661100",
+)
 OTHER_MARKERS = ("^", "v", "P", "X", "*", "h", "<", ">")
 #: The size of a picture in inches, unless it has its own: as wide as a paper's text.
 WIDTH, HEIGHT = 5.5, 3.3
@@ -47,7 +55,7 @@ VARIED = re.compile(
     r"(vera|lora|lora_plus|lora_fa)_r\d+|lora_mnli|\w+_from_|\w+_by_((permuted|expected)_)?reward|\w+_by_demonstrations"
     r"|vera_(only_|kaiming_|uniform|d_init_|unique|by_shape|redrawn)"
 )
-#: What makes a form, and what it does not say: when it was made, and by what.
+#: What draws a form, and its metadata, without when it was made, and by what.
 FORMS: dict[str, tuple[Any, dict[str, None]]] = {
     "svg": (FigureCanvasSVG, {"Date": None, "Creator": None}),
     "pdf": (FigureCanvasPdf, {"CreationDate": None, "ModDate": None}),
@@ -98,12 +106,12 @@ def look(kind: str, row: str = "") -> tuple[str, str]:
     if kind in COLOURS:
         return COLOURS[kind], MARKERS.get(kind, "s")
     name = row if kind == "peft" else kind
-    quotient, remainder = divmod(zlib.crc32(name.encode()), len(OTHERS))
-    return OTHERS[remainder], OTHER_MARKERS[quotient % len(OTHER_MARKERS)]
+    quotient, remainder = divmod(zlib.crc32(name.encode()), len(OTHER_COLOURS))
+    return OTHER_COLOURS[remainder], OTHER_MARKERS[quotient % len(OTHER_MARKERS)]
 
 
 def canvas(figure: Figure) -> Canvas:
-    """The figure as drawn."""
+    """The figure drawn on a canvas of matplotlib's."""
     drawing = Canvas(figsize=figure.size, layout="constrained")
     if figure.foot:
         drawing.supxlabel("\n".join(figure.foot), fontsize=6, color="#555555")
@@ -117,7 +125,7 @@ def picture(figure: Figure, form: str) -> bytes:
     content = io.BytesIO()
     backend, metadata = FORMS[form]
     with matplotlib.rc_context({"svg.hashsalt": figure.name}, STYLE):
-        # once, where savefig draws for the layout before
+        # savefig would draw twice, for the layout first
         drawn = backend(canvas(figure))
         getattr(drawn, f"print_{form}")(content, metadata=metadata)
     return content.getvalue()
@@ -149,7 +157,7 @@ def finite(values: Iterable[Any]) -> pd.Series:
 
 
 def spanned(counts: Sequence[int]) -> str:
-    """The least and the greatest count: "3 to 5"."""
+    """The least and the greatest count as text: "3 to 5", or "5" where they are one."""
     return " to ".join(map(str, dict.fromkeys((min(counts), max(counts)))))
 
 
@@ -179,9 +187,10 @@ def draw_lines(
     looks: the colours, dashes and markers of these values, in the order of the legend.
     labels: what the axes are set to."""
     names = [*looks, *sorted({*data[by]} - {*looks})]
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         points = data[(data[by] == name) & data[y].notna()].sort_values(x)
-        look_of_line = looks.get(name, (OTHERS[place % len(OTHERS)], ":", "o"))
+        other_look = (OTHER_COLOURS[index % len(OTHER_COLOURS)], ":", "o")
+        look_of_line = looks.get(name, other_look)
         is_ours = points.runs.map(len) > 0
         if is_ours.any():
             _draw_line(axes, points[is_ours], x, y, name, look_of_line)

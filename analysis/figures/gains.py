@@ -19,7 +19,7 @@ ROW_HEIGHT, FRAME_HEIGHT = 0.22, 1.0
 
 def figure4(part: Part) -> Iterator[Figure]:
     """Performance gain per 1,000 parameters over the head alone (VeRA paper, appendix
-    B), where the metric is accuracy. Of table 2's rows: ranks and ablations have
+    B), where the metric is accuracy, of table 2's rows. Ranks and ablations have
     figures and tables of their own."""
     cells = cells_with_gain(part.runs)
     quoted = printed_gains()
@@ -43,7 +43,8 @@ def figure4(part: Part) -> Iterator[Figure]:
 
 
 def cells_with_gain(runs: pd.DataFrame) -> pd.DataFrame:
-    """The cells of GLUE with accuracy, each with the head's and the gain over it."""
+    """The cells of GLUE's tasks with accuracy, each with the accuracy of the head alone
+    (head) and the gain over it."""
     is_accuracy = runs.task.isin([*GLUE]) & (runs.metric == "accuracy")
     cells = reported_cells(runs[is_accuracy], seeds=5)
     is_varied = cells.row.astype(str).str.match(VARIED)
@@ -84,28 +85,28 @@ def printed_gains() -> pd.DataFrame:
 def _draw_gains(axes: Axes, data: pd.DataFrame) -> None:
     """A group of bars for each row, in its method's colour; pale where it is quoted."""
     rows = data.drop_duplicates("row")
-    places = dict(zip(rows.row, range(len(rows)), strict=True))
+    position_of_row = {row: position for position, row in enumerate(rows.row)}
     colours = [look(row.kind, row.row)[0] for row in rows.itertuples()]
     sources = data.source.unique()
     height = BAR_HEIGHT / len(sources)
     legend = list[Patch]()
     for number, (source, bars) in enumerate(data.groupby("source", sort=False)):
         shift = (number - (len(sources) - 1) / 2) * height
-        at = bars.row.map(places)
+        positions = bars.row.map(position_of_row)
         alpha = 1.0 if bars.runs.map(len).any() else 0.4
         legend.append(Patch(color="#555555", alpha=alpha, label=source))
         container = axes.barh(
-            at + shift,
+            positions + shift,
             bars.gain,
             height,
-            color=[colours[place] for place in at],
+            color=[colours[position] for position in positions],
             alpha=alpha,
         )
         axes.bar_label(container, fmt="{:.2g}", padding=2, fontsize=6)
     if len(sources) > 1:
         axes.figure.legend(handles=legend, loc="outside right center")
     axes.set_xscale("log")
-    axes.set_yticks([*places.values()], rows.method)
+    axes.set_yticks(range(len(rows)), rows.method)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set(xlabel="gain per 1K parameters, % (log)", ylabel="")

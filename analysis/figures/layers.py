@@ -49,10 +49,11 @@ STATISTICS = {
 
 
 class Measured(NamedTuple):
-    """Values of the measures of a model and task (`pair`).
+    """Values of the measures of a model and task.
 
-    place: both by label. values: by site and layer, NaN where one is none, with the
-    measure's number and the ids of its runs. notes: on what is left out.
+    pair: both by name; place: both by label. values: a line for each measure (number),
+    site and layer, with the ids of the measure's runs; NaN where a value is not finite.
+    notes: on what is left out.
     """
 
     pair: tuple[str, str]
@@ -62,8 +63,9 @@ class Measured(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ByLayer:
-    """A figure's data by site and layer, over the measures of a model and task."""
+class LayerStatistics:
+    """A figure's data: STATISTICS of each value by site and layer, over the measures of
+    a model and task. pair, place: as of Measured."""
 
     pair: tuple[str, str]
     place: str
@@ -84,7 +86,7 @@ def measured_values(
     chosen = mark_left_out(runs)
     cell_of = chosen[chosen.left_out == ""].set_index("id").cell
     columns = ["site", "layer", *names]
-    for pair, group in sorted(_by_place(measures, kind).items()):
+    for pair, group in sorted(_measures_by_pair(measures, kind).items()):
         of_setting = _largest_setting(group, cell_of)
         lines = [
             {"number": number, "runs": ids, **measure["values"]}
@@ -96,16 +98,18 @@ def measured_values(
         if values.empty:
             continue
         left_out = len(group) - len(of_setting)
-        notes_on = [f"{left_out} measures are left out: {WHY_LEFT_OUT}."]
+        left_out_notes = list[str]()
+        if left_out:
+            left_out_notes.append(f"{left_out} measures are left out: {WHY_LEFT_OUT}.")
         label = group[0]["of"][0]["label"]
         place = f"{label['model']} on {label['task']}"
-        yield Measured(pair, place, values, notes_on if left_out else [])
+        yield Measured(pair, place, values, left_out_notes)
 
 
-def _by_place(
+def _measures_by_pair(
     measures: Iterable[Measure], kind: str
 ) -> dict[tuple[str, str], list[Measure]]:
-    """The measures of a kind by model and task, sorted by seed."""
+    """The measures of a kind by model and task (pair), sorted by seed."""
     groups = defaultdict[tuple[str, str], list[Measure]](list)
     of_kind = [measure for measure in measures if measure["kind"] == kind]
     for measure in sorted(of_kind, key=_seeds_of):
@@ -122,41 +126,46 @@ def _seeds_of(measure: Measure) -> list[int]:
 def _largest_setting(
     group: Sequence[Measure], cell_of: pd.Series
 ) -> dict[tuple[str, ...], Measure]:
-    """Of measures of one model and task those of one setting, by the ids of their runs;
-    a run measured again has its last measure."""
+    """Of the measures of one model and task those of one setting: the paper's ranks, if
+    there are such measures, and then the setting with the most. They are by the ids of
+    their runs; a run measured again has its last measure. cell_of: the cell of each run
+    that is in one, by its id."""
     by_setting = defaultdict[tuple[Any, ...], dict[tuple[str, ...], Measure]](dict)
     for measure in group:
         ids = tuple(run["id"] for run in measure["of"])
-        setting = measure["settings"]
+        settings = measure["settings"]
         if cell_of.index.isin(ids).sum() == len(ids):
-            is_paper = setting.get("ranks") == PAPER_RANKS
-            by_setting[is_paper, str(setting), *cell_of[[*ids]]][ids] = measure
-    largest = dict[tuple[str, ...], Measure]()
-    best = (False, 0)
-    for (is_paper, *_), of_setting in by_setting.items():
-        size = (is_paper, len(of_setting))
-        if size > best:
-            best = size
-            largest = of_setting
-    return largest
+            has_paper_ranks = settings.get("ranks") == PAPER_RANKS
+            setting = (has_paper_ranks, str(settings), *cell_of[[*ids]])
+            by_setting[setting][ids] = measure
+    best = dict[tuple[str, ...], Measure]()
+    best_order = (False, 0)
+    for (has_paper_ranks, *_), of_setting in by_setting.items():
+        order = (has_paper_ranks, len(of_setting))
+        if order > best_order:
+            best_order = order
+            best = of_setting
+    return best
 
 
-def by_layer(part: Part, kind: str, unit: str, *names: str) -> Iterator[ByLayer]:
-    """As `measured_values`: of each value, by site and layer, the median, lowest and highest of
-    those that are finite, how many these are (n), and of how many (total). unit: what a
-    measure is of."""
-    for of_pair in measured_values(part.runs, part.measures, kind, *names):
-        values = of_pair.values
+def layer_statistics(
+    part: Part, kind: str, unit: str, *names: str
+) -> Iterator[LayerStatistics]:
+    """The statistics of `measured_values`, for each model and task: the median, lowest
+    and highest of the finite values, how many these are (n), and of how many (total).
+    unit: what a measure is of, a run or a pair."""
+    for measured in measured_values(part.runs, part.measures, kind, *names):
+        values = measured.values
         long = values.melt(["site", "layer", "number", "runs"], var_name="name")
         groups = long.groupby(["name", "site", "layer"], as_index=False)
         data = groups.agg(**STATISTICS, runs=("runs", distinct_runs))
         ids = {run for group in data.runs for run in group}
         ran = part.runs[part.runs.id.isin(ids)]
-        lines = [*of_pair.notes, *notes(ran, cells(ran)), *notes_on_infinite(data)]
+        lines = [*measured.notes, *notes(ran, cells(ran)), *notes_on_infinite(data)]
         count = plural(values.number.nunique(), unit)
-        yield ByLayer(
-            pair=of_pair.pair,
-            place=of_pair.place,
+        yield LayerStatistics(
+            pair=measured.pair,
+            place=measured.place,
             data=data.assign(source=part.source),
             notes=lines,
             subtitle=f"median of {count}, bands from the lowest to the highest",
@@ -190,7 +199,7 @@ def figure3(part: Part) -> Iterator[Figure]:
         ylabel="‖d - d_init‖₂",
         ylim=(0, None),
     )
-    for panel in by_layer(part, "magnitude", "run", "d", "b"):
+    for panel in layer_statistics(part, "magnitude", "run", "d", "b"):
         of_b = panel.data["median"][panel.data.name == "b"]
         data = panel.data[panel.data.name == "d"].assign(b=[*of_b])
         title = f"change of d by layer, {panel.place}"
@@ -210,10 +219,10 @@ def figure5(part: Part) -> Iterator[Figure]:
         runs=[()] * len(quoted),
         pair=quoted.pair.str.removeprefix("mean_").map(PAIRS),
     )
-    for panel in by_layer(part, "similarity", "pair", *PAIRS):
+    for panel in layer_statistics(part, "similarity", "pair", *PAIRS):
         data = panel.data.assign(pair=panel.data.name.map(PAIRS))
         means = queries_of(data).groupby("pair")["median"].mean()
-        of_means = [
+        mean_notes = [
             f"{name}: mean over layers of what is drawn {mean:.1e}."
             for name, mean in means.items()
         ]
@@ -221,7 +230,7 @@ def figure5(part: Part) -> Iterator[Figure]:
             5,
             f"cosine of weight differences, {panel.place}",
             data,
-            [*panel.notes, *of_means],
+            [*panel.notes, *mean_notes],
             _draw_cosines,
             panel.subtitle,
             panel.pair,
@@ -230,7 +239,7 @@ def figure5(part: Part) -> Iterator[Figure]:
 
 
 def queries_of(data: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the query matrices, where there are any."""
+    """The lines of the query matrices; all lines where there are none."""
     is_query = data.site == "query"
     return data[is_query | ~is_query.any()]
 

@@ -13,8 +13,8 @@ from analysis.notes import notes
 from analysis.paper import GLUE, numbers, paper
 from runs.record.ledger import in_conf
 
-#: The model and task of figures 2 to 5.
-PAPER = ("roberta_large", "rte")
+#: The model and task of the paper's figures 2 to 5.
+PAPER_PAIR = ("roberta_large", "rte")
 #: The columns of the data, in order; a figure has some of them.
 COLUMNS = (
     "method",
@@ -55,15 +55,16 @@ def paper_figure(
     notes: Sequence[str],
     draw: Draw,
     subtitle: str,
-    pair: tuple[str, str] = PAPER,
+    pair: tuple[str, str] = PAPER_PAIR,
     quoted: pd.DataFrame | None = None,
     height: float = HEIGHT,
 ) -> Figure:
-    """A figure of a model and task (`pair`), of this height in inches. The paper's own
-    has what is quoted and its finding, another one has a name and a note of its own."""
+    """A figure of a model and task (`pair`), of this height in inches. That of the
+    paper's own pair shows the paper's numbers (quoted) and finding, too; another one
+    has a name and a note of its own."""
     lines = [*notes]
     name = f"figure{number}"
-    if pair == PAPER:
+    if pair == PAPER_PAIR:
         data = pd.concat([quoted, data], ignore_index=True)
         printed = paper()[name]
         if "note" in printed:
@@ -83,8 +84,10 @@ def paper_figure(
 
 @dataclass(frozen=True)
 class Panel:
-    """The cells of a model and task as a figure's data, both by label, and notes.
-    pair: of both, with how the task was measured, unless most rows were measured so."""
+    """The cells of a model and task as a figure's data, with notes.
+
+    pair: model and task by name; the task's has how it was measured, unless most rows
+    were measured so. model_label, task_label: the same by label."""
 
     pair: tuple[str, str]
     data: pd.DataFrame
@@ -94,7 +97,7 @@ class Panel:
 
 
 def panels(part: Part, cells: pd.DataFrame) -> Iterator[Panel]:
-    """These cells by model, task and the way in which they were measured."""
+    """A panel for each model, task and way in which these cells were measured."""
     placed = place_in_columns(cells.assign(column=cells.task))
     for (model, place), group in placed.groupby(["model", "place"]):
         first = group.iloc[0]
@@ -112,7 +115,7 @@ def panels(part: Part, cells: pd.DataFrame) -> Iterator[Panel]:
 def printed_rte(rows: list[str]) -> pd.DataFrame:
     """Table 2's accuracies on RTE of RoBERTa-large of these rows, with their exact
     `parameters` and the columns of a figure's data."""
-    model, task = PAPER
+    model, task = PAPER_PAIR
     counts = {
         line["method"]: line["count"]
         for line in in_conf("counts.yaml")

@@ -62,16 +62,19 @@ AXES = {
     "memory": Axis("peak_memory_bytes", "peak memory", megabytes),
     "forgetting": Axis("forgetting", "forgetting on a fixed text, nats a token"),
 }
-#: Axes that only compare on one machine.
-OF_MACHINES = {"seconds", "memory"}
-#: Of more rows than these the legend names the frontier, and the rows that the reader
-#: asks for.
+#: Axes whose numbers compare only on one machine.
+MACHINE_AXES = {"seconds", "memory"}
+#: With more rows than this the legend names only the frontier, and the rows that the
+#: reader asks for.
 CROWDED = 25
-#: The x axes of the pictures of a metric of so many rows.
+#: The x axes of a metric's pictures: all where there are that many rows, otherwise the
+#: first.
 COSTS = ("parameters", "bytes", "seconds", "memory")
-FACTS = ["values", "digits", "n", "wanted", "frontier", "failed", "runs"]
+#: Columns of a figure's data beside its axes and names.
+DATA_COLUMNS = ["values", "digits", "n", "wanted", "frontier", "failed", "runs"]
 #: How many rows of data a user asked for.
-SIZE = ["asked_train_rows", "asked_dev_rows"]
+SIZE_COLUMNS = ["asked_train_rows", "asked_dev_rows"]
+#: Metrics that are named after somebody.
 EPONYMS = {"matthews", "pearson", "spearman"}
 WHY_FAILED = "failed (worse than the head alone, diverged, or one class), not drawn"
 #: The width of a picture in inches, and its height with few rows and with many.
@@ -80,8 +83,9 @@ HEIGHTS = (4.4, 6.4)
 
 
 def parameter_figures(part: Part) -> Iterator[Figure]:
-    """Pictures of tables 2 and 5's tasks that have at least two of table 2's rows;
-    other ranks and ablations are left out. Named tasks: every row."""
+    """The pictures of table 2's and table 5's tasks on which two rows or more have run,
+    without other ranks and ablations. Where the user has named tasks: every row of
+    these."""
     if part.named:
         return pareto_figures(part)
     runs = part.runs
@@ -98,26 +102,26 @@ def demo_figures(part: Part) -> Iterator[Figure]:
 
 def pareto_figures(part: Part) -> Iterator[Figure]:
     """A picture for each model and task, and for each size of its data: of the axes of
-    `part` or, where it has none, of the metric by parameters, and of very many rows by
+    `part` or, where it has none, of the metric by parameters and, of very many rows, by
     each of COSTS."""
     results = part.runs[part.runs.kind == "result"]
-    for names, of_task in results.groupby(["task", "model"]):
-        sizes = of_task.groupby(SIZE)
+    for task_and_model, of_task in results.groupby(["task", "model"]):
+        sizes = of_task.groupby(SIZE_COLUMNS)
         for size, runs in sizes:
-            words = names
+            name_parts = task_and_model
             suffix = ""
             if len(sizes) > 1:
-                words = (*names, *size)
-                first = runs.iloc[0]
+                name_parts = (*task_and_model, *size)
+                first_run = runs.iloc[0]
                 suffix = (
-                    f", {first.train_rows:,.0f} training and "
-                    f"{first.dev_rows:,.0f} dev rows"
+                    f", {first_run.train_rows:,.0f} training and "
+                    f"{first_run.dev_rows:,.0f} dev rows"
                 )
             runs = reported(runs)
             of_cells = cells(runs, "number")
             for x, y in _axes_of(part, runs):
-                file = "_".join(map(str, [y, "by", x, *words]))
-                yield of_rows(runs, of_cells, (x, y), file, part.labels, suffix)
+                file = "_".join(map(str, [y, "by", x, *name_parts]))
+                yield figure_of_rows(runs, of_cells, (x, y), file, part.labels, suffix)
 
 
 def _axes_of(part: Part, runs: pd.DataFrame) -> list[tuple[str, str]]:
@@ -129,7 +133,7 @@ def _axes_of(part: Part, runs: pd.DataFrame) -> list[tuple[str, str]]:
     return [(cost, "metric") for cost in costs]
 
 
-def of_rows(
+def figure_of_rows(
     runs: pd.DataFrame,
     of_cells: pd.DataFrame,
     pair: tuple[str, str],
@@ -163,7 +167,7 @@ def of_rows(
     data = _with_frontier(data, axes)
     foot = _foot(data)
     devices = sorted(set(in_cells(runs, of_cells).device))
-    if len(devices) > 1 and OF_MACHINES & {*pair}:
+    if len(devices) > 1 and MACHINE_AXES & {*pair}:
         lines.append(
             f"{', '.join(devices)}: seconds and memory of different machines do not "
             "compare."
@@ -171,7 +175,7 @@ def of_rows(
     subtitle = _subtitle(data)
     ends = [f"{axis.name}{end}" for axis in axes for end in ("", " low", " high")]
     data = data.assign(kind=data.method, method=data.label, runs=data.ids)
-    data = data[["method", "row", "kind", *ends, *FACTS]]
+    data = data[["method", "row", "kind", *ends, *DATA_COLUMNS]]
     is_crowded = len(data) > CROWDED
     return Figure(
         file,
@@ -187,14 +191,15 @@ def of_rows(
 
 def _title(of_cells: pd.DataFrame, axes: Sequence[Axis], suffix: str) -> str:
     first = of_cells.iloc[0]
-    x, y = (_words(axis.name.partition(",")[0]) for axis in axes)
+    x, y = (_title_name(axis.name.partition(",")[0]) for axis in axes)
     return f"{first.model_label} on {first.task_label}{suffix}: {y} against {x}"
 
 
-def _words(name: str) -> str:
-    """A number in a title; a metric that is named after somebody has a capital."""
-    words = name.replace("_", " ")
-    return words.capitalize() if name in EPONYMS else words
+def _title_name(name: str) -> str:
+    """How a title calls a number; a metric that is named after somebody has a
+    capital."""
+    text = name.replace("_", " ")
+    return text.capitalize() if name in EPONYMS else text
 
 
 def _subtitle(data: pd.DataFrame) -> str:
@@ -233,7 +238,7 @@ def _with_frontier(data: pd.DataFrame, axes: Sequence[Axis]) -> pd.DataFrame:
 
 
 def _foot(data: pd.DataFrame) -> list[str]:
-    """A line with the rows that have failed."""
+    """The line below the picture with the rows that have failed, if any."""
     failed = [
         f"{row.label} ({row.failed_number:.{int(row.digits)}f})"
         for row in data[data.failed].itertuples()
@@ -242,7 +247,7 @@ def _foot(data: pd.DataFrame) -> list[str]:
 
 
 def _axis(name: str, of_cells: pd.DataFrame) -> Axis:
-    """The axis of this name; the metric's has the words of the number that the rows
+    """The axis of this name. That of the metric is labelled as the score that the cells
     report."""
     axis = AXES[name]._replace(name=name)
     if name != "metric":
@@ -321,9 +326,11 @@ def _failed(data: pd.DataFrame, score: pd.Series) -> pd.Series:
     picture: worse than each row that trains nothing but a head, or most of whose seeds
     diverged or predict one class; and below the outer fence. score: the metric, more is
     better."""
-    worse = score < score[data.parameters == 0].min()  # of no such row nothing is
-    broken = (data.diverged + data.one_class.map(len)) * 2 > data.runs
-    return (worse | broken) & (score < fence(score)[0])
+    # where no row trains a head alone, the minimum is NaN and nothing is below it
+    is_below_head = score < score[data.parameters == 0].min()
+    mostly_broken = (data.diverged + data.one_class.map(len)) * 2 > data.runs
+    lower_fence, _ = fence(score)
+    return (is_below_head | mostly_broken) & (score < lower_fence)
 
 
 # --- drawing
@@ -353,8 +360,11 @@ def _set_limits(plot: Axes, drawn: pd.DataFrame, axes: Sequence[Axis]) -> None:
         _scale(plot, side, drawn[axis.name], axis)
         low = drawn[axis.low]
         high = drawn[axis.high]
-        inner = [low[low >= fence(low)[0]], high[high <= fence(high)[1]]]
-        limits = [(end, end) for end in pd.concat([drawn[axis.name], *inner])]
+        lower_fence, _ = fence(low)
+        _, upper_fence = fence(high)
+        ends = [drawn[axis.name], low[low >= lower_fence], high[high <= upper_fence]]
+        # matplotlib takes points, of which only one coordinate counts here
+        limits = [(end, end) for end in pd.concat(ends)]
         plot.update_datalim(limits, updatex=side == "x", updatey=side == "y")
     plot.margins(0.12)
     plot.autoscale_view()
@@ -420,6 +430,7 @@ def _draw_frontier(plot: Axes, best: pd.DataFrame, axes: Sequence[Axis]) -> None
     if best.empty:
         return
     x, y = axes
+    # the line goes from the worst y to the worst x; of a cost the upper limit is worse
     end = plot.get_xlim()[x.lower_is_better]
     worst = plot.get_ylim()[y.lower_is_better]
     best_x = best[x.name]
@@ -439,7 +450,7 @@ def _scale(plot: Axes, side: str, values: pd.Series, axis: Axis) -> None:
     """The label and ticks of an axis: a logarithmic one where costs differ widely, with
     a linear piece for zeros."""
     positive = values[values > 0]
-    of_side = getattr(plot, f"{side}axis")
+    ticks_axis = getattr(plot, f"{side}axis")
     set_scale = getattr(plot, f"set_{side}scale")
     plot.set(**{f"{side}label": axis.label})
     is_cost = axis.lower_is_better and values.min() >= 0
@@ -447,9 +458,10 @@ def _scale(plot: Axes, side: str, values: pd.Series, axis: Axis) -> None:
         if values.min() == 0:
             low = 10.0 ** np.floor(np.log10(positive.min()))
             set_scale("symlog", linthresh=low, linscale=0.4)
-            of_side.set_major_locator(FixedLocator([0.0, *low * 10.0 ** np.arange(12)]))
+            ticks = [0.0, *low * 10.0 ** np.arange(12)]
+            ticks_axis.set_major_locator(FixedLocator(ticks))
         else:
             set_scale("log")
-            of_side.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        of_side.minorticks_off()
-    of_side.set_major_formatter(FuncFormatter(lambda value, _: axis.tick(value)))
+            ticks_axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ticks_axis.minorticks_off()
+    ticks_axis.set_major_formatter(FuncFormatter(lambda value, _: axis.tick(value)))

@@ -19,7 +19,7 @@ from analysis.figures.figure import (
     spanned,
 )
 from analysis.figures.paper_figure import (
-    PAPER,
+    PAPER_PAIR,
     Panel,
     panels,
     paper_figure,
@@ -29,9 +29,9 @@ from analysis.frame import reported_cells
 from analysis.paper import GLUE, NAMES
 from runs.record.text import plural
 
-#: LoRA's recipe's own rank is on both of its lines.
+#: The scaling of the rank of LoRA's recipe, which is on both of LoRA's lines.
 BOTH_SCALINGS = "constant and proportional"
-#: The lines of the figure, by what their method's name is followed by.
+#: What follows a method's name in the legend, by the scaling of alpha.
 ALPHAS = {
     "constant": ", constant alpha",
     "given": ", constant alpha",
@@ -48,7 +48,7 @@ LINES = {
 ROWS = r"(vera|lora)(_r\d+)?(_proportional)?"
 #: What the paper's own figure quotes of table 2, with the ranks of these rows.
 QUOTED = {"vera": 256, "lora": 8}
-PLACE = ["model", "task"]
+MODEL_AND_TASK = ["model", "task"]
 
 
 def figure2(part: Part) -> Iterator[Figure]:
@@ -65,9 +65,9 @@ def figure2(part: Part) -> Iterator[Figure]:
         low=cells["values"].map(np.min),  # NaN where a seed has no number
         high=cells["values"].map(np.max),
     )
-    several = cells[cells.duplicated([*PLACE, "kind"])]
-    shown_places = [PAPER, *pd.MultiIndex.from_frame(several[PLACE])]
-    cells = cells[pd.MultiIndex.from_frame(cells[PLACE]).isin(shown_places)]
+    several = cells[cells.duplicated([*MODEL_AND_TASK, "kind"])]
+    shown_places = [PAPER_PAIR, *pd.MultiIndex.from_frame(several[MODEL_AND_TASK])]
+    cells = cells[pd.MultiIndex.from_frame(cells[MODEL_AND_TASK]).isin(shown_places)]
     for panel in panels(part, cells):
         yield _figure_of_panel(panel, left_out)
 
@@ -91,10 +91,11 @@ def runs_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
 
 def most_common_data(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs on the data that most rows of a model and task have and, of each method,
-    with the number of epochs that most of its rows have; of equals the most."""
+    with the number of epochs that most of its rows have. Of equally frequent ones the
+    most rows of data, or epochs, are taken."""
     votes = (
-        (PLACE, ["train_rows", "dev_rows"]),
-        ([*PLACE, "method"], ["epochs"]),
+        (MODEL_AND_TASK, ["train_rows", "dev_rows"]),
+        ([*MODEL_AND_TASK, "method"], ["epochs"]),
     )
     for group, values in votes:
         counts = runs.groupby([*group, *values], as_index=False).row.nunique()
@@ -107,7 +108,7 @@ def most_common_data(runs: pd.DataFrame) -> pd.DataFrame:
 def _figure_of_panel(panel: Panel, left_out: pd.DataFrame) -> Figure:
     data = panel.data
     notes = [*panel.notes]
-    count = len(left_out.merge(data[PLACE].drop_duplicates()))
+    count = len(left_out.merge(data[MODEL_AND_TASK].drop_duplicates()))
     if count:
         notes.append(
             f"{plural(count, 'run')} on other data, or of other epochs, than most "

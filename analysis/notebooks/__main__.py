@@ -31,26 +31,29 @@ def execute(notebook: Any, variables: dict[str, str]) -> None:
         "display_name": "Python 3",
         "language": "python",
     }
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    variables = {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"} | variables
+    search_path = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    defaults = {
+        "PYTHONPATH": os.pathsep.join(search_path),
+        "PYTHONWARNINGS": "ignore",
+    }
+    variables = defaults | variables
     NotebookClient(notebook, timeout=600).execute(env=os.environ | variables)
 
 
 def build_notebook(name: str, output: Path) -> Path:
-    """Runs one notebook on the records in `output`; its .ipynb."""
+    """Runs one notebook on the records in `output`, and writes its .ipynb and .html.
+    Returns the path of the .ipynb."""
     import jupytext
     from nbconvert import HTMLExporter
 
-    notebook, path = (
-        jupytext.read(FOLDER / f"{name}.py"),
-        output / "notebooks" / f"{name}.ipynb",
-    )
+    notebook = jupytext.read(FOLDER / f"{name}.py")
+    path = output / "notebooks" / f"{name}.ipynb"
     execute(notebook, {"VERA_OUTPUT": str(output.resolve())})
     write_atomically(path, jupytext.writes(notebook, fmt="ipynb") + "\n")
     # Without the addresses of MathJax, RequireJS, Mermaid: the page opens without a network.
     scripts = ("mathjax", "require_js", "jquery", "mermaid_js", "widget_renderer")
-    exporter: Any = HTMLExporter  # without annotations of its own
-    exporter = exporter(**{f"{script}_url": "" for script in scripts})
+    exporter_class: Any = HTMLExporter  # it has no annotations
+    exporter = exporter_class(**{f"{script}_url": "" for script in scripts})
     text, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
     write_atomically(path.with_suffix(".html"), text)
     return path
