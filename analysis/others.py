@@ -3,7 +3,7 @@ has), as a frame; and the lines `others` of tables 2 to 5, each beside ours by i
 choice of the epoch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -99,12 +99,19 @@ def others() -> pd.DataFrame:
             for row in part["rows"]:
                 # A row overrides its part, and a part its source.
                 facts = {"source": source, **_facts_of_row(settings | part | row)}
-                for column, cell in zip(part["columns"], row["values"], strict=True):
-                    if cell is not None:
-                        value, spread = value_and_spread(cell)
-                        line = {"column": column, "value": value, "spread": spread}
-                        lines.append(facts | line)
+                numbers = _numbers_of_row(part["columns"], row["values"])
+                lines += [facts | number for number in numbers]
     return pd.DataFrame(lines)
+
+
+def _numbers_of_row(
+    columns: Sequence[str], cells: Sequence[Any]
+) -> Iterator[dict[str, Any]]:
+    """The numbers of a row that are reported; a cell of another column is null."""
+    for column, cell in zip(columns, cells, strict=True):
+        if cell is not None:
+            value, spread = value_and_spread(cell)
+            yield {"column": column, "value": value, "spread": spread}
 
 
 def _facts_of_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -16,16 +16,18 @@ def every_variant(runs: pd.DataFrame, keep_nearest_name: bool) -> pd.DataFrame:
     keep_nearest_name: the variant nearest to its recipe keeps the row's name, so that
     it stands beside the paper's row."""
     runs = mark_left_out(runs)
-    labels, rows = runs.label.copy(), runs.row.copy()
-    results = runs.loc[
-        runs.kind == "result", [*CELL_KEY, "cell", "label", "settings", "left_out"]
-    ]
-    variants = results.groupby(CELL_KEY).cell.transform("nunique")
-    for _, group in results[variants > 1].groupby(CELL_KEY, sort=False):
-        settings = group.drop_duplicates("cell").set_index("cell").settings
-        for cell, text in distinctions(settings.to_dict()).items():
+    labels = runs.label.copy()
+    rows = runs.row.copy()
+    columns = [*CELL_KEY, "cell", "label", "settings", "left_out"]
+    results = runs.loc[runs.kind == "result", columns]
+    # each variant has another `cell`, the hash of its settings
+    variant_count = results.groupby(CELL_KEY).cell.transform("nunique")
+    for _, group in results[variant_count > 1].groupby(CELL_KEY, sort=False):
+        settings_by_cell = group.drop_duplicates("cell").set_index("cell").settings
+        for cell, text in distinctions(settings_by_cell.to_dict()).items():
             variant = group[group.cell == cell]
             labels[variant.index] = _variant_label(variant.label.iloc[0], text)
+            # those of the nearest variant are in a cell, or repeat a seed of it
             is_nearest = variant.left_out.isin(["", "seed"]).any()
             if not (keep_nearest_name and is_nearest):
                 rows[variant.index] = variant.row + f" {text}"
@@ -33,12 +35,13 @@ def every_variant(runs: pd.DataFrame, keep_nearest_name: bool) -> pd.DataFrame:
 
 
 def _variant_label(label: str, text: str) -> str:
-    """A row's label with those of its settings that it does not say already."""
-    parts = label.replace(",", " ").split()
+    """A row's label with those settings of the text that it does not say already. text:
+    of `distinctions`."""
+    words_of_label = label.replace(",", " ").split()
     missing = [
         setting
         for setting in text.split(", ")
-        if setting.replace("rank ", "r=") not in parts
+        if setting.replace("rank ", "r=") not in words_of_label
     ]
     return ", ".join([label, *missing])
 
@@ -54,10 +57,11 @@ def distinctions(
         values = {str(settings.get(key)) for settings in every_settings}
         if len(values) > 1:
             unequal.append(key)
-    return {
-        name: ", ".join(f"{key} {_value_text(settings.get(key))}" for key in unequal)
-        for name, settings in settings_by_name.items()
-    }
+    texts = dict[str, str]()
+    for name, settings in settings_by_name.items():
+        phrases = [f"{key} {_value_text(settings.get(key))}" for key in unequal]
+        texts[name] = ", ".join(phrases)
+    return texts
 
 
 def _value_text(value: object) -> str:

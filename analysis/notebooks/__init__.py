@@ -19,13 +19,16 @@ def show(*parts: Any) -> None:
     """Shows tables, figures and frames: in a notebook as such, elsewhere as text."""
     import IPython
 
-    page: Any = IPython.display if IPython.get_ipython() else None
+    notebook: Any = IPython.display if IPython.get_ipython() else None
+    display = notebook.display if notebook else print
     for part in parts or ("note: there are no records of it yet",):
         if isinstance(part, Table):
-            part = page.Markdown(markdown(part)) if page else markdown(part)
-        if isinstance(part, Figure):
+            text = markdown(part)
+            display(notebook.Markdown(text) if notebook else text)
+        elif isinstance(part, Figure):
             print("\n".join([part.title, *part.notes]))
-            if page:
-                page.display(page.SVG(svg(part)))
-            part = part.data
-        (page.display if page else print)(part)
+            if notebook:
+                display(notebook.SVG(svg(part)))
+            display(part.data)
+        else:
+            display(part)

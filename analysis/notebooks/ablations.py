@@ -13,9 +13,8 @@ show(
 # %% [markdown]
 # Every variant of VeRA: medians over seeds.
 # %%
-found = cells(runs(records)).query("method == 'vera'")
-show(
-    found.pivot_table(index="label", columns=["model", "task"], values="median").round(
-        1
-    )
+vera_cells = cells(runs(records)).query("method == 'vera'")
+medians = vera_cells.pivot_table(
+    index="label", columns=["model", "task"], values="median"
 )
+show(medians.round(1))

@@ -9,10 +9,9 @@ records = ledger()
 for name in ("figure3", "figure5", "figure6"):
     show(*figures.figures_of_ledger(name, records))
 # %%
-measured = {run["id"] for measure in records.measures.values() for run in measure["of"]}
-found = runs(records)
-show(
-    found[found.id.isin(measured)][
-        ["id", "label", "model", "task", "seed", "rank", "value"]
-    ]
-)
+measured_ids = set()
+for measure in records.measures.values():
+    measured_ids |= {run["id"] for run in measure["of"]}
+every_run = runs(records)
+measured_runs = every_run[every_run.id.isin(measured_ids)]
+show(measured_runs[["id", "label", "model", "task", "seed", "rank", "value"]])

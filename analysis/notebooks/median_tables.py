@@ -10,7 +10,8 @@ records = ledger()
 for name in ("table2", "table3", "table4", "table5", "demo"):
     show(*tables.tables_of_ledger(name, records))
 # %%
-found = cells(runs(records))
-show(found[["model", "task", "label", "parameters", "median", "spread", "n", "wanted"]])
+every_cell = cells(runs(records))
+columns = ["model", "task", "label", "parameters", "median", "spread", "n", "wanted"]
+show(every_cell[columns])
 # %%
 show(*statistics_tables(runs(records)))

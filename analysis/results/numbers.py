@@ -117,7 +117,9 @@ class StudyNumbers:
             raise ValueError(f"no {kind} of {row or 'any row'} with {filters}")
         return chosen
 
-    def _by_seed(self, row: str, column: str, filters: dict[str, Any]) -> pd.DataFrame:
+    def _runs_by_seed(
+        self, row: str, column: str, filters: dict[str, Any]
+    ) -> pd.DataFrame:
         """The runs of one cell, sorted by seed."""
         chosen = self.select(row, **filters).sort_values("seed")
         if chosen.duplicated(["model", "task", "seed"]).any():
@@ -127,7 +129,7 @@ class StudyNumbers:
     def score(self, row: str, score: str = "number", **filters: Any) -> SeedScores:
         """A row's scores. score: best, last, crossfit, or a column of `frame.runs`; by
         default what the task's table reports."""
-        chosen = self._by_seed(row, score, filters)
+        chosen = self._runs_by_seed(row, score, filters)
         return SeedScores(
             tuple(chosen.seed), tuple(chosen.number), int(chosen.collapsed.sum())
         )
@@ -150,7 +152,7 @@ class StudyNumbers:
         sides = []
         for row, side in ((left, "left_"), (right, "right_")):
             of_side = filters_of_side(filters, side)
-            sides.append(self._by_seed(row, score, of_side).set_index("seed"))
+            sides.append(self._runs_by_seed(row, score, of_side).set_index("seed"))
         if trained:
             sides = [side[~side.collapsed] for side in sides]
         shared = sides[0].index.intersection(sides[1].index)
@@ -165,7 +167,9 @@ class StudyNumbers:
         """One score of the same runs minus another, such as best minus last, by seed:
         the mean over several rows."""
         names = [rows] if isinstance(rows, str) else rows
-        by_row = [self._by_seed(row, left, filters).set_index("seed") for row in names]
+        by_row = [
+            self._runs_by_seed(row, left, filters).set_index("seed") for row in names
+        ]
         changes = [runs[left].astype(float) - runs[right] for runs in by_row]
         mean = pd.concat(changes, axis=1).mean(axis=1)
         return SeedDifferences(tuple(mean.index), tuple(mean))
