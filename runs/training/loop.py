@@ -195,8 +195,7 @@ class Training(Context):
         self.report({"phase": phase, "problems": self.problems})
         while self.state.epoch < self.plan.epochs and self.state.status == "done":
             epoch, size = self.state.epoch, self.settings["effective_batch"]
-            # They depend on seed and epoch alone, so a checkpoint needs nothing about
-            # batches.
+            # Batches depend on seed and epoch alone, so a checkpoint says nothing of them.
             batches = epoch_batches(
                 self.lengths, size, self.config["data_seed"], epoch, self.task.block
             )
@@ -284,31 +283,34 @@ class Training(Context):
         Returns:
             This process's share of its mean loss, ().
         """
-        world = self.accelerator.num_processes
+        process_count = self.accelerator.num_processes
         items = self.objective.begin(rows, self.state.step)
-        size = self.config["micro_batch"] or len(items)
-        mine = items[self.accelerator.process_index :: world]
-        parts = [mine[i : i + size] for i in range(0, len(mine), size)]
+        items_at_once = self.config["micro_batch"] or len(items)
+        own_items = items[self.accelerator.process_index :: process_count]
+        micro_batches = [
+            own_items[i : i + items_at_once]
+            for i in range(0, len(own_items), items_at_once)
+        ]
         # A process without rows still runs a backward pass (weight 0); otherwise the
         # others would wait for it.
-        is_empty = not parts
-        parts = parts or [items[:1]]
+        is_empty = not micro_batches
+        micro_batches = micro_batches or [items[:1]]
         # Each process and each step draws its own dropout, also after a resume.
-        if world > 1:
+        if process_count > 1:
             seed_process(
                 self.config["seed"], self.state.step, self.accelerator.process_index
             )
         device = self.accelerator.device
         # Apple's GPUs have no float64.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        total = torch.zeros((), dtype=dtype, device=device)
+        loss_dtype = torch.float32 if device.type == "mps" else torch.float64
+        loss_share = torch.zeros((), dtype=loss_dtype, device=device)
         # Between two optimizer steps merged weights serve every micro-batch.
         with vera.unchanged(self.raw_model):
-            for i, part in enumerate(parts):
-                weight = 0.0 if is_empty else self.objective.share(part, items)
-                is_last = i == len(parts) - 1
-                loss = self._gradient(part, weight * world, is_last)
-                total += loss.to(total.dtype) * weight
+            for number, micro_batch in enumerate(micro_batches):
+                weight = 0.0 if is_empty else self.objective.share(micro_batch, items)
+                is_last = number == len(micro_batches) - 1
+                loss = self._gradient(micro_batch, weight * process_count, is_last)
+                loss_share += loss.to(loss_share.dtype) * weight
         steps = self.plan.total_steps
         if self.objective.has_signal:
             step = self.state.step + 1
@@ -325,9 +327,11 @@ class Training(Context):
         self.state.step += 1
         self.state.add_metrics(self.objective.finish())
         set_rates(self.optimizer, self.settings, self.state.step, steps)
-        return total
+        return loss_share
 
-    def _gradient(self, part: Sequence[Any], scale: float, is_last: bool) -> Tensor:
+    def _gradient(
+        self, micro_batch: Sequence[Any], scale: float, is_last: bool
+    ) -> Tensor:
         """Adds the gradient of a micro-batch's loss, times `scale`; returns that loss.
         Data parallel averages over processes, which exchange gradients with the last
         micro-batch alone."""
@@ -336,7 +340,7 @@ class Training(Context):
             exchange = self.accelerator.no_sync(self.model)
         with exchange:
             with self.accelerator.autocast():
-                loss = self.objective.loss(self.model, part)
+                loss = self.objective.loss(self.model, micro_batch)
                 penalty = self.method.penalty(self.raw_model)
                 loss = loss if penalty is None else loss + penalty
             self.accelerator.backward(loss * scale)
