@@ -64,7 +64,7 @@ GENERATED |= {"data/README.md"}
 #: Presets whose costs docs/gpu.md names.
 COSTS = ["table4_llama2_13b", "table5_base", "table6_scaling_vectors"]
 #: Programs that are not this project's.
-OTHERS = {"git", "cd", "cp", "hf", "curl", "docker", "wandb", "eval", "."}
+OTHERS = {"git", "cd", "cp", "hf", "curl", "docker", "wandb", "eval", "export", "."}
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -438,7 +438,9 @@ def test_a_lock_has_one_holder_and_says_who(tmp_path, monkeypatch, capsys):
             words,
         )
     monkeypatch.setattr(
-        Lock, "take", lambda *of, take=Lock.take: first.release() or take(*of)
+        Lock,
+        "take",
+        lambda lock, take=Lock.take, **given: first.release() or take(lock, **given),
     )
     with holding(run_lock(tmp_path, "run"), "its search"):
         assert first.is_held()

@@ -55,7 +55,7 @@ def test_the_plan_says_where_each_run_stands(words):
     write_record(output, record | {"id": run_id(runs[2]), "status": "diverged"})
     counts = "done 1 · diverged 1 · failed 1 · missing 1"
     named = [
-        "plan: 4 runs on encoder",
+        f"plan: 4 runs on {Path(record['config']['model']['path']).name}",
         "2/4 df",
         counts,
         "failed: VeRA r=8 on RTE, seed 1: it broke",

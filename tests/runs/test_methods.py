@@ -79,6 +79,7 @@ SHARED = (
     "metamath_papers",
     "rlmath_peft",
     "perl",
+    "how_small_pilot",
 )
 #: In 4 bit, as the preset says; bf16 and checkpointing as the recipe does.
 CHATS = ("tiny_llama", "alpaca", "task.train_rows=null task.dev_rows=2")
@@ -88,7 +89,7 @@ KINDS |= {
 }
 KINDS |= {"metamath": ("wide_llama", "maths", f"{SHORT} train.effective_batch=8")}
 SUMS = f"{SHORT} train.effective_batch=8 task.train_rows=8 task.test_rows=2"
-KINDS |= {"sums": ("tiny_llama", "sums", SUMS)}
+KINDS |= dict.fromkeys(("sums", "how_small"), ("tiny_llama", "sums", SUMS))
 REWARD = (
     "task.items=1 task.max_new_tokens=4 reward.max_new_tokens=4 train.max_length=64"
 )
