@@ -329,7 +329,9 @@ AMOUNTS = (
 
 
 def _finished_like(run: Run, done: Sequence[Record]) -> list[Record]:
-    """Finished runs of the same cell, with the same amount of work."""
+    """Finished runs of the same cell, with the same amount of work: those that trained
+    to the end or, where none did, those that train.max_steps stopped. Of a few steps
+    the first one takes most of the time."""
     task = run.config["task"]
     alike = list[Record]()
     for record in done:
@@ -345,7 +347,8 @@ def _finished_like(run: Run, done: Sequence[Record]) -> list[Record]:
             continue
         if all(config["task"].get(key) == task.get(key) for key in AMOUNTS):
             alike.append(record)
-    return alike
+    to_the_end = [r for r in alike if r["config"]["train"].get("max_steps") is None]
+    return to_the_end or alike
 
 
 def _as_finished(planned: Planned, finished: Sequence[Record]) -> float:

@@ -29,7 +29,8 @@ class Slurm(ByScript):
     model_config = ConfigDict(extra="allow")
     remarks: ClassVar[tuple[str, ...]] = (
         "--wckey=submitit is the label of submitit, which writes this script. A cluster",
-        "that has no such keys ignores it; +launcher.wckey=NAME sets another one.",
+        "that has no such keys ignores it. +launcher.additional_parameters.wckey=NAME",
+        "sets another one.",
     )
 
     name: Literal["slurm"] = "slurm"

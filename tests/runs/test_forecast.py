@@ -464,6 +464,17 @@ def test_the_rate_of_a_much_smaller_model_is_no_rate_of_a_larger_one(words):
     assert pace.rate_of(run, [record]) is None
 
 
+def test_a_run_that_was_stopped_early_counts_only_where_no_other_is_finished(words):
+    record = trained(words)
+    stopped_config = record["config"] | {
+        "train": record["config"]["train"] | {"max_steps": 1}
+    }
+    stopped = record | {"config": stopped_config}
+    (run,) = expand(words)
+    assert pace._finished_like(run, [stopped, record]) == [record]
+    assert pace._finished_like(run, [stopped]) == [stopped]
+
+
 def test_finished_runs_of_a_cell_are_outlined_once(words, monkeypatch):
     """A plan asks for the rate of each of its variants, by hundreds of records."""
     record = trained(words)

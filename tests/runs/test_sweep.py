@@ -756,6 +756,10 @@ def test_a_dry_run_prints_what_sbatch_would_get_and_submits_nothing(words, monke
     notes = [line for line in lines if line.startswith("# ") and line not in sent[0]]
     assert sent[0].splitlines() == [line for line in lines if line not in notes]
     assert any("--wckey=submitit is the label of submitit" in line for line in notes)
+    assert any("+launcher.additional_parameters.wckey=NAME" in line for line in notes)
+    named = [*few, *slurm, "+launcher.additional_parameters.wckey=mine"]
+    named_script = call_here("runs", *named, "launcher.dry_run=true", check=0).stdout
+    assert "#SBATCH --wckey=mine" in named_script.splitlines()
     assert not any("Fetched before" in line for line in notes)
     (output / "locks").mkdir(exist_ok=True)
     trained([*few[:-1], "seed=0"])
