@@ -15,7 +15,7 @@ vera-bench mistakes RUN out=suspects.csv
 
 RUN of task.folds=5 stands for all five: every training row is judged by the run that
 did not train on it (out of fold). Check the labels of the rows with the largest loss
-first, and stop where most labels are right: there a run was only unsure.
+first. A model that is often wrong puts its own mistakes among them.
 
 The number of a row is its line in last_VARIANT.jsonl in the run's folder, which holds
 the right answers, too. With a head, the rows are those of predictions.csv there.
