@@ -12,7 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vera.base_weights import base_fingerprint, base_names, same_base, without_weights
+from vera.base_weights import (
+    base_fingerprint,
+    same_base,
+    untouched_base_names,
+    without_weights,
+)
 from vera.budget import Budget
 from vera.checked_file import CheckedFile, check_shapes, read_file, write_file
 from vera.errors import AdapterError
@@ -21,7 +26,7 @@ from vera.methods import Method, disable, frozen_extra, make_method, unload
 from vera.methods.adapted import (
     adaptation,
     plain_names,
-    refuse_many,
+    refuse_many_adapters,
     unmerged_for_block,
 )
 
@@ -81,7 +86,8 @@ def save(
 
 
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A tensor as the file has it."""
+    """A tensor as the file holds it. Raises AdapterError for values that the dtype cannot
+    hold."""
     if dtype is not None and tensor.is_floating_point():
         tensor = tensor.to(dtype)
     if not torch.isfinite(tensor).all():
@@ -109,7 +115,7 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
             projections with another fingerprint, values that are not finite, or other
             base weights. The model is then unchanged.
     """
-    refuse_many(model)
+    refuse_many_adapters(model)
     file = read_file(path, FORMAT)
     method = method_of(file)
     trial = try_adapter(file, method, model)
@@ -162,9 +168,9 @@ def check_start(
     """
     theirs = start.settings()
     ours = method.settings()
-    compared = theirs.keys() | ours.keys()
-    compared -= {"kind", "dropout", *free}
-    for key in ("kind", *sorted(compared)):
+    compared_keys = theirs.keys() | ours.keys()
+    compared_keys -= {"kind", "dropout", *free}
+    for key in ("kind", *sorted(compared_keys)):  # another kind is the first to name
         if theirs.get(key) != ours.get(key):
             raise AdapterError(
                 f"{name}: its {key} is {theirs.get(key)}, here it is {ours.get(key)}:"
@@ -187,7 +193,7 @@ def start_from(
         AdapterError: The file does not fit: see `check_start` and `load`. The model is
             then unchanged.
     """
-    refuse_many(model)
+    refuse_many_adapters(model)
     adapted = adaptation(model)
     if adapted is None:
         raise AdapterError("only an adapted model can start from another adapter")
@@ -226,7 +232,8 @@ def file_tensors(model: nn.Module, method: Method) -> dict[str, Tensor]:
 
 
 def _needed(file: CheckedFile, method: Method, adapted: nn.Module) -> dict[str, Tensor]:
-    """Those of them that a file must hold: what peft draws again may be missing."""
+    """Those of `file_tensors` that are to be read from the file: all, but for what a method
+    of peft draws again and the file does not hold."""
     may_be_missing: set[str] = set()
     if method.kind == "peft":
         plain = plain_names(adapted)
@@ -258,7 +265,7 @@ def read_fitting(
     _check_fixed(file, method, method.fixed(adapted, left_out))
     tensors = file.tensors(needed)
     if base is not None:
-        fingerprint = base_fingerprint(base, base_names(adapted))
+        fingerprint = base_fingerprint(base, untouched_base_names(adapted))
         if not same_base(file.header.get("base"), fingerprint):
             raise AdapterError(
                 f"{file.path}: trained on other base weights (load: allow_other_base=True)"

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from vera.sites import head_parameters, is_linear
 
 
-def base_names(model: nn.Module) -> set[str]:
+def untouched_base_names(model: nn.Module) -> set[str]:
     """The names of the base weights that a method leaves alone: neither the head's nor
     trained in place."""
     adapted = _adaptation(model)
     if adapted is not None:
-        return set(adapted.left_alone(model))
+        return set(adapted.untouched_base_names(model))
     names = {name for name, _ in model.named_parameters()}
     return names - head_parameters(model).keys()
 
@@ -43,7 +43,7 @@ def base_fingerprint(
     if adapted is not None:
         parameters = adapted.base_parameters(model)
     if names is None:
-        names = base_names(model)
+        names = untouched_base_names(model)
     weights = {name: parameters[name] for name in names if name in parameters}
     return hash_weights(model, weights)
 
@@ -57,14 +57,15 @@ def hash_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, s
         return {}
     tensors = _without_merge(model, weights)
     marks = [(name, *_mark(tensor)) for name, tensor in tensors.items()]
-    remembered = getattr(model, "_base_fingerprint", None)
-    if remembered and remembered[0] == marks:
-        return dict(remembered[1])
+    marks_before, hashes_before = getattr(model, "_base_fingerprint", (None, {}))
+    if marks_before == marks:
+        return dict(hashes_before)
     in_linear_layers = set()
     for module in model.modules():
         if is_linear(module):
             in_linear_layers |= {id(p) for p in module.parameters(recurse=False)}
-    unquantised, floats = {}, {}
+    unquantised = {}
+    floats = {}
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
             floats[name] = tensor
@@ -80,7 +81,8 @@ def hash_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, s
 
 
 def _adaptation(model: nn.Module) -> Any:
-    """The methods.adapted.Adaptation of a model. Its file imports this one."""
+    """What methods.adapted.adaptation returns. It cannot be imported here, since methods
+    import this file."""
     return getattr(model, "_adaptation", None)
 
 
@@ -89,11 +91,12 @@ def _without_merge(
 ) -> dict[str, Tensor]:
     """The weights as they are without a merge, sorted by name."""
     adapted = _adaptation(model)
-    unmerged = {}
+    unmerged_by_id = {}
     if adapted is not None:
         for name, tensor in adapted.unmerged.items():
-            unmerged[id(model.get_parameter(name))] = tensor
-    return {name: unmerged.get(id(p), p) for name, p in sorted(weights.items())}
+            unmerged_by_id[id(model.get_parameter(name))] = tensor
+    in_order = sorted(weights.items())
+    return {name: unmerged_by_id.get(id(p), p) for name, p in in_order}
 
 
 def _mark(tensor: Tensor) -> tuple[int, int | None, float | None]:
@@ -115,7 +118,7 @@ def _hash(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> str:
 
 
 def sample(tensor: Tensor) -> float:
-    """The sum of some 64 of the values."""
+    """The sum of about 64 values, spread evenly over the tensor."""
     flat = tensor.detach().reshape(-1)
     stride = max(1, len(flat) // 64)
     # Apple's GPUs have no float64

@@ -14,12 +14,12 @@ from vera.head_file import load_head, save_head
 from vera.methods import Method, disable, make_method, unload
 from vera.methods.adapted import adaptation
 from vera.methods.layers import adapted_layers
-from vera.methods.merging import NEAR
+from vera.methods.merging import MERGE_TOLERANCE
 from vera.sites import head_parameters
 
 #: How far a merged model of peft's may answer from the adapted one, relative to what
-#: the adapter changes: some classes compute in float32 over float64, too.
-NEAR_FOR_PEFT = 1e-3
+#: the adapter changes. Some classes compute in float32 even over a float64 model.
+PEFT_MERGE_TOLERANCE = 1e-3
 
 
 @torch.no_grad()
@@ -60,41 +60,42 @@ def check(
     adapted = copy.deepcopy(base)
     method.adapt(adapted)
     method.before_training(adapted, 10)
-    trial.starts_as(base, adapted, start)
-    trial.counts(adapted)
-    trial.moves(adapted)
-    trial.gradients(adapted)
-    trial.files(adapted, base)
+    trial.check_start(base, adapted, start)
+    trial.check_count(adapted)
+    trial.move_parameters(adapted)
+    trial.check_gradients(adapted)
+    trial.check_files(adapted, base)
     adaptation_of_trial = adaptation(adapted)
     assert adaptation_of_trial is not None
     names = trial.parameters_of(adapted).keys()
-    adds = not names <= adaptation_of_trial.base_names
-    merges = adds and trial.merges(adapted, base)
-    trial.half(copy.deepcopy(model).bfloat16().eval(), adds)
-    return merges
+    adds_parameters = not names <= adaptation_of_trial.base_names
+    can_merge = adds_parameters and trial.check_merging(adapted, base)
+    trial.check_bfloat16(copy.deepcopy(model).bfloat16().eval(), adds_parameters)
+    return can_merge
 
 
 class _Trial:
-    """A method on trial. Each function tries one thing and raises AdapterError where it
+    """A method on trial. Each `check_...` tries one thing and raises AdapterError where it
     does not hold."""
 
     def __init__(self, method: Method, inputs: Mapping[str, Any] | Tensor) -> None:
         self.method = method
         self.parameters_of = method.adapter_parameters
-        #: Keyword arguments; a tensor alone has no name.
+        #: Keyword arguments. The name "" stands for a tensor that is the only argument.
         self.inputs: Mapping[str, Any] = {"": inputs}
         if not isinstance(inputs, Tensor):
             self.inputs = inputs
         self.generator = torch.Generator().manual_seed(0)
 
     def require(self, holds: object, complaint: str) -> None:
+        """Raises AdapterError with the complaint unless something holds."""
         if not holds:
             raise AdapterError(f"method {self.method.kind}: {complaint}")
 
     def answer(self, model: nn.Module) -> Tensor:
-        """What the model answers to the inputs, in its own dtype."""
-        floats = (p.dtype for p in model.parameters() if p.is_floating_point())
-        dtype = next(floats)
+        """What the model answers to the inputs, which are cast to the model's dtype."""
+        dtypes = (p.dtype for p in model.parameters() if p.is_floating_point())
+        dtype = next(dtypes)
         inputs = {}
         for name, value in self.inputs.items():
             inputs[name] = value.to(dtype) if value.is_floating_point() else value
@@ -108,7 +109,9 @@ class _Trial:
         """How far the model's answer is from another one, at most."""
         return float((self.answer(model) - expected).abs().max())
 
-    def starts_as(self, base: nn.Module, adapted: nn.Module, tolerance: float) -> None:
+    def check_start(
+        self, base: nn.Module, adapted: nn.Module, tolerance: float
+    ) -> None:
         """The adapted model answers as the base, up to `tolerance` times the largest
         output."""
         expected = self.answer(base)
@@ -119,7 +122,8 @@ class _Trial:
             f"it starts {distance:.2g} off, where outputs reach {largest:.2g}",
         )
 
-    def counts(self, model: nn.Module) -> None:
+    def check_count(self, model: nn.Module) -> None:
+        """As many values train as `count` says."""
         trained = sum(p.numel() for p in self.parameters_of(model).values())
         counted = self.method.count(model)
         self.require(
@@ -127,14 +131,14 @@ class _Trial:
             f"count() says {counted:,}, and {trained:,} values train",
         )
 
-    def moves(self, model: nn.Module) -> None:
+    def move_parameters(self, model: nn.Module) -> None:
         """Moves all that trains away from where it starts, which is zero for many."""
         for parameter in model.parameters():
             if parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=self.generator)
                 parameter.add_(noise.to(parameter), alpha=0.3)
 
-    def gradients(self, model: nn.Module) -> None:
+    def check_gradients(self, model: nn.Module) -> None:
         """A step reaches all that the method trains, and moves nothing else."""
         trained = self.parameters_of(model)
         before = {name: p.clone() for name, p in model.named_parameters()}
@@ -155,12 +159,12 @@ class _Trial:
                 f"a step moves {name}, which is frozen",
             )
 
-    def files(self, model: nn.Module, base: nn.Module) -> None:
-        """A copy has values of its own, and so has a model that adapter and head were
-        loaded onto."""
+    def check_files(self, model: nn.Module, base: nn.Module) -> None:
+        """Changing a copy leaves the model as it is, and a base model that the saved
+        adapter and head are loaded onto answers as the model."""
         expected = self.answer(model)
         loaded = copy.deepcopy(base)
-        self.moves(copy.deepcopy(model))
+        self.move_parameters(copy.deepcopy(model))
         self.require(
             not self.distance(model, expected), "a copy shares values with the model"
         )
@@ -175,53 +179,61 @@ class _Trial:
             "saved and loaded, it answers otherwise",
         )
 
-    def merges(self, model: nn.Module, base: nn.Module) -> bool:
-        """Off, on, merged, unmerged and unloaded, by what the model answers. Returns
-        whether it merges."""
+    def check_merging(self, model: nn.Module, base: nn.Module) -> bool:
+        """Switched off, on again, merged, unmerged and unloaded, the model answers as it
+        should. Returns whether the method can merge."""
         base.load_state_dict({**base.state_dict(), **head_parameters(model)})
-        adapted = self.answer(model)
-        plain = self.answer(base)
-        effect = float((adapted - plain).abs().max())
+        adapted_answer = self.answer(model)
+        base_answer = self.answer(base)
+        effect = float((adapted_answer - base_answer).abs().max())
         self.require(effect, "with every value moved, it answers as the base model")
         disable(model)
         self.require(
-            not self.distance(model, plain), "switched off, it is not the base model"
+            not self.distance(model, base_answer),
+            "switched off, it is not the base model",
         )
         disable(model, False)
-        merged = self._merges_to(model, adapted, effect)
+        can_merge = self._check_merged(model, adapted_answer, effect)
         self.method.unmerge(model)
-        self.require(not self.distance(model, adapted), "unmerged, it is another model")
-        unload(model)
-        is_plain = not self.distance(model, plain)
         self.require(
-            is_plain and _trainable(model) == _trainable(base),
+            not self.distance(model, adapted_answer), "unmerged, it is another model"
+        )
+        unload(model)
+        is_base = not self.distance(model, base_answer)
+        self.require(
+            is_base and _trainable(model) == _trainable(base),
             "unloaded, something of it is left",
         )
         self.method.adapt(model)
-        return merged
+        return can_merge
 
-    def _merges_to(self, model: nn.Module, expected: Tensor, effect: float) -> bool:
-        """Merges a model, which must answer as before. Returns whether it can."""
+    def _check_merged(self, model: nn.Module, expected: Tensor, effect: float) -> bool:
+        """A merged model answers as before. Returns whether the method can merge.
+
+        effect: how much the adapter changes the answer, at most."""
         try:
             self.method.merge(model)
         except AdapterError:
-            if any(adapted_layers(model)):  # A Change has a weight
+            if any(adapted_layers(model)):  # a Change has a weight: it must merge
                 raise
             return False
         distance = self.distance(model, expected)
-        tolerance = NEAR_FOR_PEFT if self.method.kind == "peft" else NEAR
+        tolerance = (
+            PEFT_MERGE_TOLERANCE if self.method.kind == "peft" else MERGE_TOLERANCE
+        )
         self.require(
             distance <= tolerance * effect,
             f"merged, it answers otherwise ({distance:.2g} of {effect:.2g})",
         )
         return True
 
-    def half(self, model: nn.Module, adds: bool) -> None:
-        """What the method adds to a model in bfloat16 is float32."""
+    def check_bfloat16(self, model: nn.Module, adds_parameters: bool) -> None:
+        """What the method adds to a model in bfloat16 is float32, and the model's answer
+        is finite and in bfloat16."""
         self.method.adapt(model)
-        self.moves(model)
+        self.move_parameters(model)
         # peft's classes have dtypes of their own
-        if adds and self.method.kind != "peft":
+        if adds_parameters and self.method.kind != "peft":
             for name, parameter in self.parameters_of(model).items():
                 self.require(
                     parameter.dtype == torch.float32,
@@ -235,4 +247,5 @@ class _Trial:
 
 
 def _trainable(model: nn.Module) -> dict[str, bool]:
+    """Whether each parameter is trainable, by its name."""
     return {name: p.requires_grad for name, p in model.named_parameters()}

@@ -22,8 +22,8 @@ from vera.methods import Method, disable, unload
 from vera.methods.adapted import (
     adaptation,
     hook_keys,
-    refuse_many,
-    refuse_names,
+    refuse_adapter_names,
+    refuse_many_adapters,
     remove_hooks,
 )
 from vera.methods.layers import layer_changes
@@ -54,8 +54,8 @@ class Adapters:
     time. The first `add` adapts it, and `unload` undoes that.
 
     model: the base model. method: what it is adapted with; None without adapters.
-    vectors: the values of each adapter, in one vector. heads: the tensors of adapters
-    with a head of their own. classes: the names of the classes of such heads."""
+    vectors: all values of each adapter, in one vector. heads: the tensors of the head of
+    each adapter that has its own. classes: the names of the classes of such heads."""
 
     def __init__(self, model: nn.Module) -> None:
         """Holds no adapter yet.
@@ -66,7 +66,7 @@ class Adapters:
         Raises:
             AdapterError: The model carries an adapter.
         """
-        refuse_many(model)
+        refuse_many_adapters(model)
         if adaptation(model):
             raise AdapterError(
                 "this model carries an adapter: its base model takes many (vera.unload)"
@@ -76,13 +76,15 @@ class Adapters:
         self.vectors: dict[str, Tensor] = {}
         self.heads: dict[str, dict[str, Tensor]] = {}
         self.classes: dict[str, list[str]] = {}
-        # Of the adapted model, by the file's names
+        # The adapted model's parameters, by their names in an adapter file
         self._parameters: dict[str, Tensor] = {}
-        # The names of the innermost `use`
+        # The names of the innermost `use`; None outside of one
         self._names_in_use: list[str | None] | None = None
-        # What the layers are set to; None is the base model
-        self._names_set: list[str | None] | None = None
-        self._head_called = False  # in this call
+        # The names that the layers compute now; None is the base model
+        self._active_names: list[str | None] | None = None
+        # Whether the head was called in the present call of the model
+        self._head_called = False
+        # The keys of the hooks that serve many adapters
         self._hooks: set[int] = set()
 
     # --- the resident adapters
@@ -119,7 +121,8 @@ class Adapters:
             self._adapt(method)
         assert self.method is not None
         needed = head_parameters(self.model)
-        head_tensors, classes = None, None
+        head_tensors = None
+        classes = None
         try:
             adapter_file.check_start(method, self.method, path, free=("d_init",))
             tensors = adapter_file.read_fitting(
@@ -148,7 +151,7 @@ class Adapters:
             name: A resident adapter's. Any other raises AdapterError.
         """
         self._check_names([name])
-        if len(self) == 1:  # The next one may have another rank
+        if len(self) == 1:  # with none left, the next one may have another rank
             self.unload()
         self.vectors.pop(name, None)
         self.heads.pop(name, None)
@@ -162,7 +165,7 @@ class Adapters:
         if self.method is None:
             return
         self.method = None
-        self._names_set = None
+        self._active_names = None
         self.model.__dict__.pop("_adapters")
         remove_hooks(self.model, self._hooks)
         unload(self.model)
@@ -186,42 +189,45 @@ class Adapters:
             raise AdapterError("no adapter names: each sample needs one")
         outer_names = self._names_in_use
         self._names_in_use = checked
-        self._set(checked)
+        self._activate(checked)
         try:
             yield
         finally:
             self._names_in_use = outer_names
-            self._set(outer_names)
+            self._activate(outer_names)
 
-    def _set(self, names: list[str | None] | None) -> None:
-        """Gives every layer the factors of each sample; None makes the model the base
-        model. Names of `use` are repeated where a batch is a multiple of them."""
-        if names is self._names_set:
+    def _activate(self, names: list[str | None] | None) -> None:
+        """Gives every layer the values of each sample's adapter; None makes the model the
+        base model. Names of `use` are repeated where a batch is a multiple of them."""
+        if names is self._active_names:
             return
-        rows_by_id: dict[int, Tensor] = {}
+        values_by_id: dict[int, Tensor] = {}
         if names is not None and any(name is not None for name in names):
-            rows_by_id = self._rows_of(names)
+            values_by_id = self._sample_values(names)
         for change in layer_changes(self.model):
-            change.repeats = names is self._names_in_use
-            change.rows = None
-            if rows_by_id:
+            change.may_repeat = names is self._names_in_use
+            change.sample_parameters = None
+            if values_by_id:
                 parameters = change.named_parameters()
-                change.rows = {n: rows_by_id[id(p)] for n, p in parameters}
-        disable(self.model, not rows_by_id)
-        self._names_set = names
+                change.sample_parameters = {
+                    n: values_by_id[id(p)] for n, p in parameters
+                }
+        disable(self.model, not values_by_id)
+        self._active_names = names
 
-    def _rows_of(self, names: list[str | None]) -> dict[int, Tensor]:
-        """The values of each sample, (samples, *shape), by the parameter's id."""
+    def _sample_values(self, names: list[str | None]) -> dict[int, Tensor]:
+        """The values that each parameter has for the samples of these names, (samples,
+        *shape), by the parameter's id. Zeros stand for the base model."""
         zeros = torch.zeros_like(next(iter(self.vectors.values())))
         vectors = [zeros if name is None else self.vectors[name] for name in names]
         parameters = list(self._parameters.values())
         # The model may have been moved or cast since
         stacked = torch.stack(vectors).to(parameters[0])
-        parts = torch.split(stacked, [p.numel() for p in parameters], dim=1)
-        rows = {}
-        for parameter, part in zip(parameters, parts, strict=True):
-            rows[id(parameter)] = part.view(-1, *parameter.shape)
-        return rows
+        flat_values = torch.split(stacked, [p.numel() for p in parameters], dim=1)
+        values_by_id = {}
+        for parameter, values in zip(parameters, flat_values, strict=True):
+            values_by_id[id(parameter)] = values.view(-1, *parameter.shape)
+        return values_by_id
 
     def _begin_call(
         self,
@@ -229,13 +235,13 @@ class Adapters:
         arguments: tuple[object, ...],
         keywords: dict[str, object],
     ) -> tuple[tuple[object, ...], dict[str, object]]:
-        """The model's forward pre-hook: sets the factors of each sample, and takes
-        `adapter_names` away."""
+        """The model's forward pre-hook: activates the adapter of each sample, and takes
+        `adapter_names` out of the keywords."""
         keywords = dict(keywords)
         self._head_called = False
         names: Any = keywords.pop("adapter_names", None)
         if names is None:
-            self._set(self._names_in_use)
+            self._activate(self._names_in_use)
             return arguments, keywords
         checked = self._check_names(names)
         samples = _count_samples(arguments, keywords)
@@ -243,13 +249,13 @@ class Adapters:
             raise AdapterError(
                 f"{len(checked)} adapter names for {samples} samples: each sample needs one"
             )
-        self._set(checked)
+        self._activate(checked)
         return arguments, keywords
 
     def _end_call(self, model: nn.Module, arguments: object, result: object) -> None:
         """The model's forward hook: ends the effect of a call's own names."""
-        names = self._names_set or []
-        self._set(self._names_in_use)
+        names = self._active_names or []
+        self._activate(self._names_in_use)
         has_own_head = not self.heads.keys().isdisjoint(names)
         if result is not None and has_own_head and not self._head_called:
             raise AdapterError("an adapter's own head was never called by this model")
@@ -261,10 +267,12 @@ class Adapters:
         arguments: tuple[object, ...],
         output: Tensor,
     ) -> Tensor:
-        """The forward hook of a head, which has this prefix: replaces outputs of
-        adapters with their own."""
+        """The forward hook of the head, or of one of its modules: for samples whose
+        adapter has its own head, that one's output replaces the shared one.
+
+        prefix: of the names of the module's parameters."""
         self._head_called = True
-        names = self._names_set or []
+        names = self._active_names or []
         names_with_head = self.heads.keys() & set(names)
         if not names_with_head:
             return output
@@ -276,13 +284,14 @@ class Adapters:
             raise AdapterError(
                 "this model's head gives no answer for each sample: none can have its own"
             )
-        repeats = len(output) // len(names)
-        name_of_row = [name for name in names for _ in range(repeats)]
+        name_of_row: list[str | None] = []
+        for name in names:
+            name_of_row += [name] * (len(output) // len(names))
         output = output.clone()
         with _without_hooks(module):
-            for name in names_with_head:
-                head = _below(prefix, self.heads[name], output)
-                rows = [i for i, row_name in enumerate(name_of_row) if row_name == name]
+            for head_name in names_with_head:
+                head = _tensors_below(prefix, self.heads[head_name], output)
+                rows = [i for i, name in enumerate(name_of_row) if name == head_name]
                 output[rows] = functional_call(module, head, arguments)[rows]
         return output
 
@@ -308,7 +317,7 @@ class Adapters:
         backbone = backbone_prefix(self.model)
         if backbone:
             module = self.model.get_submodule(backbone)
-            module.register_forward_pre_hook(refuse_names, with_kwargs=True)
+            module.register_forward_pre_hook(refuse_adapter_names, with_kwargs=True)
         self._hooks = hook_keys(self.model) - hooks_of_method
         self.model.__dict__["_adapters"] = self
         disable(self.model)
@@ -336,7 +345,7 @@ def _count_samples(
 
 @contextmanager
 def _without_hooks(module: nn.Module) -> Iterator[None]:
-    """Takes a module's forward hooks away for a while."""
+    """Takes a module's forward hooks away for the block."""
     hooks = module._forward_hooks
     module._forward_hooks = type(hooks)()
     try:
@@ -345,13 +354,13 @@ def _without_hooks(module: nn.Module) -> Iterator[None]:
         module._forward_hooks = hooks
 
 
-def _below(
+def _tensors_below(
     prefix: str, tensors: Mapping[str, Tensor], reference: Tensor
 ) -> dict[str, Tensor]:
-    """The tensors below a prefix, by the rest of their names, on the device and in the
-    dtype of another tensor."""
-    below = {}
+    """The tensors whose names begin with a prefix, by the rest of their names. They have
+    the device and dtype of `reference`."""
+    tensors_by_rest = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix):
-            below[name.removeprefix(prefix)] = tensor.to(reference)
-    return below
+            tensors_by_rest[name.removeprefix(prefix)] = tensor.to(reference)
+    return tensors_by_rest

@@ -9,24 +9,25 @@ from torch import nn
 
 from vera.errors import AdapterError
 
-#: The roles of an attention's inputs, and the last part of the names of the modules
-#: that have each of them.
+#: For each role in an attention the names that models give to its linear layer: the last
+#: part of the module's path.
 ALIASES = {
     "query": ("query", "q_proj", "q_lin", "query_proj", "q"),
     "key": ("key", "k_proj", "k_lin", "key_proj", "k"),
     "value": ("value", "v_proj", "v_lin", "value_proj", "v"),
 }
 QKV = ("query", "key", "value")
-#: Fused layers, by name, and the attention classes in which query, key and value are
-#: three equal slices of their outputs, in this order: GPT-2 and its kin (by their
-#: Conv1D), timm's ViT and Swin, ModernBERT. Other classes with the same layer names
-#: interleave the three by head.
+#: Fused layers, by name, and the attention classes in which their outputs are query, key
+#: and value, in this order and of equal size: GPT-2 and its kin (by their Conv1D), timm's
+#: ViT and Swin, ModernBERT. Other classes with the same layer names interleave the three
+#: by head.
 FUSED = {
     "c_attn": ("transformers.GPT2Attention",),
     "qkv": ("timm.Attention", "timm.WindowAttention"),
     "Wqkv": ("transformers.ModernBertAttention",),
 }
-#: Fused layers whose order or sizes differ from model to model.
+#: Names of fused layers in which the order or the sizes of query, key and value differ
+#: from model to model.
 MIXED = ("query_key_value", "qkv_proj", "W_pack", "in_proj")
 #: The second matrix of the feed-forward, by the end of its path.
 FEED_FORWARD_OUT = "feed_forward_out"
@@ -44,7 +45,9 @@ SAME_INPUT = (
     tuple(name for names in ALIASES.values() for name in names),
     ("gate_proj", "up_proj"),
 )
+#: The site that names every linear layer.
 ALL_LINEAR = "all-linear"
+#: The name of the slice that is all of a layer's outputs.
 WHOLE = "whole"
 
 #: The adapted slices of a layer's outputs, by name.
@@ -84,18 +87,18 @@ def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, OutputSlic
             targets.setdefault(path, {}).update(slices)
     for path, slices in targets.items():
         if WHOLE in slices and len(slices) > 1:
-            parts = ", ".join(slices.keys() - {WHOLE})
+            roles = ", ".join(slices.keys() - {WHOLE})
             raise AdapterError(
-                f"sites names {path} both whole and by its parts {parts}"
+                f"sites names {path} both whole and by its parts {roles}"
             )
     _refuse_shared_layers(model, {linears[path]: path for path in targets})
-    in_order: dict[str, OutputSlices] = {}
+    sorted_targets: dict[str, OutputSlices] = {}
     for path in linears:
         if path in targets:
-            slices = targets[path]
-            by_start = sorted(slices, key=lambda name: slices[name].start)
-            in_order[path] = {name: slices[name] for name in by_start}
-    return in_order
+            named_slices = targets[path].items()
+            by_start = sorted(named_slices, key=lambda item: item[1].start)
+            sorted_targets[path] = dict(by_start)
+    return sorted_targets
 
 
 def _adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -103,6 +106,7 @@ def _adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
     output = _output_embedding(model)
     layers = {}
     for path, module in outside_head(model):
+        # The path "" is the model itself
         if path and is_linear(module) and module is not output:
             layers[path] = module
     return layers
@@ -175,7 +179,7 @@ def _no_match(linears: dict[str, nn.Module], site: str, fused: set[str]) -> str:
 def is_feed_forward_out(path: str) -> bool:
     """Whether the linear layer of this path is the second matrix of a feed-forward."""
     if "attention.output" in path:
-        return False  # In BERT and its kin, attention's own output has the same end
+        return False  # in BERT and its kin, the output of attention has the same end
     ends = tuple(f".{end}" for end in FEED_FORWARD_ENDS)
     return f".{path}".endswith(ends)
 
@@ -192,11 +196,12 @@ def same_input(paths: Iterable[str]) -> list[tuple[str, list[str]]]:
     groups: dict[tuple[str, int | str], list[str]] = {}
     for path in paths:
         parent, _, name = path.rpartition(".")
-        kind: int | str = name
+        # Layers of one SAME_INPUT share its number; any other is a group by itself
+        group: int | str = name
         for number, names in enumerate(SAME_INPUT):
             if name in names:
-                kind = number
-        groups.setdefault((parent, kind), []).append(path)
+                group = number
+        groups.setdefault((parent, group), []).append(path)
     return [(parent, members) for (parent, _), members in groups.items()]
 
 
@@ -334,25 +339,27 @@ def head_prefixes(model: nn.Module) -> tuple[str, ...]:
 
 
 def _prefixes_of_timm(path: str, module: Any) -> tuple[str, ...]:
+    """The prefixes of a timm model's heads. path: of this model in the whole one."""
     heads = module.get_classifier()
-    if not isinstance(heads, tuple):  # A distilled model has two
+    if not isinstance(heads, tuple):  # it is one where a distilled model has two heads
         heads = (heads,)
-    are_heads = set(map(id, heads))
-    named = module.named_modules(prefix=path)
-    return tuple(f"{name}." for name, part in named if id(part) in are_heads)
+    head_ids = set(map(id, heads))
+    submodules = module.named_modules(prefix=path)
+    return tuple(f"{name}." for name, part in submodules if id(part) in head_ids)
 
 
 def outside_head(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules that are no part of the head, each with its path."""
-    head = head_prefixes(model)
+    prefixes = head_prefixes(model)
     modules = []
     for path, module in model.named_modules():
-        if not f"{path}.".startswith(head):
+        if not f"{path}.".startswith(prefixes):
             modules.append((path, module))
     return modules
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The head's parameters by name."""
-    head = head_prefixes(model)
-    return {name: p for name, p in model.named_parameters() if name.startswith(head)}
+    prefixes = head_prefixes(model)
+    named = model.named_parameters()
+    return {name: p for name, p in named if name.startswith(prefixes)}

@@ -108,7 +108,7 @@ class Evaluator:
         peft, the model is loaded afresh afterwards."""
         import vera
         from runs.training.context import load_base, make_accelerator, seed_everything
-        from vera.base_weights import base_names
+        from vera.base_weights import untouched_base_names
 
         config, label = record["config"], record["label"]
         row = f", {label['row']}" if with_adapter else ""
@@ -117,10 +117,10 @@ class Evaluator:
         model, tokenizer = self._model_and_tokenizer or load_base(
             config, accelerator.device, config["seed"]
         )
-        names = base_names(model)
+        names = untouched_base_names(model)
         if with_adapter:
             self._adapt(model, record, accelerator.device)
-        keeps_base_weights = names <= base_names(model)
+        keeps_base_weights = names <= untouched_base_names(model)
         self._model_and_tokenizer = None
         model.to(accelerator.device)
         batch = self.settings.eval_batch or config["eval_batch"]

@@ -34,7 +34,7 @@ from tasks.images.pixels import BadImageError, preprocessing
 from vera.checked_file import LARGEST_HEADER
 
 TARGETS, MODEL = HOSTILE["targets"], tiny.tiny_model()
-BASE = vera.base_weights.base_names(MODEL)
+BASE = vera.base_weights.untouched_base_names(MODEL)
 #: What stands in a file's place and is none.
 NO_FILES: dict[str, Callable[[Path], object]] = {
     "a folder": Path.mkdir,

@@ -18,7 +18,7 @@ from vera.adapter_file import FORMAT
 from vera.checked_file import read_file, write_file
 from vera.head_file import HEAD_FORMAT
 from vera.methods.layers import adapted_layers, layer_changes
-from vera.methods.vera import projections
+from vera.methods.vera import projection_pairs
 
 pytestmark = pytest.mark.properties
 
@@ -36,7 +36,7 @@ def trained(tmp_path):
 def test_the_file_holds_vectors_and_what_they_rely_on_and_the_head_its_classes(
     trained, tmp_path
 ):
-    (model, method, path), (pair,) = trained, projections(trained[0])
+    (model, method, path), (pair,) = trained, projection_pairs(trained[0])
     file = read_file(path, FORMAT)
     assert {tuple(t.shape) for t in file.tensors().values()} == {(12,), (32,)}
     assert "bert.encoder.layer.0.attention.self.query.b" in file.shapes

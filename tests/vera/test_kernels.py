@@ -16,8 +16,8 @@ from transformers import BertModel
 from transformers.pytorch_utils import Conv1D
 
 import vera
-from vera.kernels import Group, KernelPlan, added_flops, choose, merged
-from vera.kernels.group import slower_merge
+from vera.kernels import Group, KernelPlan, added_flops, choose_plan, merged
+from vera.kernels.group import float32_slowdown
 from vera.methods.adapted import remove_hooks
 from vera.methods.layers import adapted_layers, layer_changes
 
@@ -400,7 +400,7 @@ def test_a_base_that_trains_after_all_gets_its_gradient():
 #: a 4096 x 4096 matrix.
 BASE, LARGE, SQUARE = (768, 1536, 1024), (1024, 2048, 256), (4096, 4096, 1024)
 #: On a GPU under autocast a merge in float32 is dear; many tokens are worth one.
-DEAR = slower_merge(torch.device("cuda"), autocast=True)
+DEAR = float32_slowdown(torch.device("cuda"), autocast=True)
 
 
 @pytest.mark.parametrize(
@@ -425,12 +425,12 @@ DEAR = slower_merge(torch.device("cuda"), autocast=True)
     ],
 )
 def test_the_crossovers(shape, tokens, slower, path):
-    assert choose(tokens, *shape, weights="keep", slower=slower).path == path
+    assert choose_plan(tokens, *shape, weights="keep", slower=slower).path == path
     # where the factor path would need as much
-    kept = choose(tokens, *shape, slower=slower).keep
+    kept = choose_plan(tokens, *shape, slower=slower).keep
     assert kept == (shape[0] * shape[1] <= tokens * (shape[2] + shape[1]))
     if shape is BASE and slower == 1:  # an inference merges from the first crossover on
-        assert (choose(tokens, *shape, training=False).path == "factor") == (
+        assert (choose_plan(tokens, *shape, training=False).path == "factor") == (
             path == "factor"
         )
 
@@ -467,11 +467,11 @@ def test_flops_are_those_that_torch_counts(path, keep):
 
 def test_a_merge_is_as_fast_as_a_product_but_on_a_gpu_under_autocast():
     assert DEAR > 1
-    assert slower_merge(torch.device("cuda"), autocast=False) == 1
-    assert slower_merge(torch.device("cpu"), autocast=True) == 1
+    assert float32_slowdown(torch.device("cuda"), autocast=False) == 1
+    assert float32_slowdown(torch.device("cpu"), autocast=True) == 1
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        assert slower_merge(torch.device("cuda"), autocast=True) == 1
+        assert float32_slowdown(torch.device("cuda"), autocast=True) == 1
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -479,13 +479,15 @@ def test_a_merge_is_as_fast_as_a_product_but_on_a_gpu_under_autocast():
 def test_onednn_is_torchs_product():
     torch.manual_seed(0)
     x, weight, bias = torch.randn(300, 96), torch.randn(70, 96), torch.randn(70)
-    assert merged.usable(x, weight)
+    assert merged.onednn_computes(x, weight)
     # of B the leading rows, which are whole
-    assert merged.usable(x, torch.randn(100, 96)[:32])
+    assert merged.onednn_computes(x, torch.randn(100, 96)[:32])
     # Of rows that do not follow each other, such as A[:, :in], oneDNN has no fast
     # kernel
-    assert not merged.usable(x, torch.randn(32, 128)[:, :96])
-    assert not merged.usable(torch.randn(300, 32), torch.randn(32, 128)[:, :96].T)
+    assert not merged.onednn_computes(x, torch.randn(32, 128)[:, :96])
+    assert not merged.onednn_computes(
+        torch.randn(300, 32), torch.randn(32, 128)[:, :96].T
+    )
     for w, b in ((weight, bias), (weight, None), (torch.randn(96, 70).T, bias)):
         assert torch.allclose(
             merged.product(x, w, b), F.linear(x, w, b), rtol=0, atol=1e-4

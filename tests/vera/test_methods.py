@@ -24,7 +24,7 @@ from transformers import (
 
 import vera
 from vera.methods.layers import adapted_layers, layer_changes
-from vera.methods.vera import projections
+from vera.methods.vera import projection_pairs
 from vera.sites import find_sites, head_parameters
 
 pytestmark = pytest.mark.contract
@@ -453,7 +453,7 @@ def test_one_storage_for_a_and_b_of_a_seed_of_its_own_or_pairs_by_shape_or_uniqu
         model = tiny_model()
         torch.manual_seed(training_seed)
         vera.VeRA(rank=8, projection_seed=projection_seed).adapt(model)
-        seeded.append(projections(model)[0].A)
+        seeded.append(projection_pairs(model)[0].A)
         # a cast reaches the one pair, and the layers still share it; as those of a copy
         # do
         model.double()

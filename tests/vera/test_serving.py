@@ -250,7 +250,7 @@ def test_a_call_that_fails_or_is_interrupted_leaves_the_base_model_for_the_next(
     with pytest.raises(IndexError):
         model(torch.full((2, 3), 10**6), adapter_names=["alice", "bob"])
     assert all(
-        c.rows is None
+        c.sample_parameters is None
         for layer in adapted_layers(model)
         for c in layer.changes.values()
     )

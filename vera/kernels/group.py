@@ -17,10 +17,10 @@ from vera.kernels.merged import (
     Weights,
     bias,
     frozen_linear,
+    is_traced,
     merged_weight,
+    onednn_computes,
     product,
-    traced,
-    usable,
     vectors_of,
     without_autocast,
 )
@@ -32,17 +32,18 @@ class Group:
     call of their module.
 
     `begin` and `end` are hooks of that module (an attention). `begin` computes the
-    outputs, the layers take them, and `end` drops what remains: that of a layer which
-    got another input (the values of a cross-attention), and computed alone.
+    outputs, and each layer takes its own. `end` drops those that no layer took: a layer
+    that got another input (the values of a cross-attention) has computed alone.
 
-    layers: the layers. path, weights: as VeRA's settings. kept_weights: the layers' merged
-    weights, within `unchanged`; else None, and each call merges."""
+    layers: the layers. path, weights: as the settings of these names of VeRA.
+    kept_weights: the layers' merged weights within `unchanged`; None outside of it,
+    where each call merges anew."""
 
     def __init__(self, layers: Sequence[Layer], path: str, weights: str) -> None:
         self.layers = list(layers)
         self.path = path
         self.weights = weights
-        #: The input of the call, its `mark`, and the outputs that no layer has taken
+        #: The input of the call, its `change_stamp`, and the outputs that no layer has taken
         #: yet.
         self.call: tuple[Tensor, float, dict[Layer, Tensor]] | None = None
         self.kept_weights: Weights | None = None
@@ -70,15 +71,16 @@ class Group:
             x = arguments[0]
         if not isinstance(x, Tensor) or not x.is_floating_point() or not x.dim():
             return
-        if traced():
+        if is_traced():
             return
         layers = []
         for layer in self.layers:
-            reads_x = layer_widths(layer.base)[0] == x.shape[-1]
+            inputs, _ = layer_widths(layer.base)
+            reads_x = inputs == x.shape[-1]
             if layer.enabled and not layer.merged and reads_x:
                 layers.append(layer)
         if len(layers) > 1 and x.device == layers[0].base.weight.device:
-            stamp = mark(x)
+            stamp = change_stamp(x)
             outputs = self.compute(layers, x)
             self.call = x, stamp, dict(zip(layers, outputs, strict=True))
 
@@ -89,15 +91,16 @@ class Group:
     def output(self, layer: Layer, x: Tensor) -> Tensor:
         """A layer's output for x, (..., inputs) -> (..., outputs)."""
         if self.call:
-            read, stamp, outputs = self.call
-            if x is read and mark(x) == stamp and layer in outputs:
+            read_input, stamp, outputs = self.call
+            if x is read_input and change_stamp(x) == stamp and layer in outputs:
                 return outputs.pop(layer)
         return self.compute([layer], x)[0]
 
     def check(self, layers: Sequence[Layer]) -> str | None:
         """Why these layers need the factor path; None where they do not. Raises
         AdapterError where `path` forces another one."""
-        obstacle = next(filter(None, map(_obstacle, layers)), None)
+        obstacles = map(_reason_against_merging, layers)
+        obstacle = next(filter(None, obstacles), None)
         if obstacle and self.path not in ("auto", "factor"):
             raise AdapterError(
                 f"path={self.path} merges the weights, but {obstacle}: path=auto or path=factor"
@@ -114,14 +117,17 @@ class Group:
         Returns:
             (..., outputs) for each layer.
         """
-        changes = [change for layer in layers for change in layer.changes.values()]
-        parameters = [p for change in changes for p in change.parameters()]
-        trains = x.requires_grad or any(p.requires_grad for p in parameters)
-        training = trains and torch.is_grad_enabled()
+        changes: list[Any] = []
+        needs_gradients = x.requires_grad
+        for layer in layers:
+            changes += layer.changes.values()
+        for change in changes:
+            needs_gradients |= any(p.requires_grad for p in change.parameters())
+        training = needs_gradients and torch.is_grad_enabled()
         autocast = _autocasts(x)
         plan = self._plan(layers, changes, x, training, autocast)
         if plan.path == "factor":
-            return _factor(layers, x)
+            return _outputs_by_factors(layers, x)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
         kept_weights = self.kept_weights if plan.keep else None
@@ -145,23 +151,24 @@ class Group:
         training: bool,
         autocast: bool,
     ) -> KernelPlan:
-        """The cheapest way of computing these layers' changes."""
-        needs_factors = bool(self.check(layers)) or not x.numel() or traced()
-        first = changes[0]
-        return choose(
+        """The cheapest way of computing these layers' changes. training: whether
+        gradients are computed. autocast: whether products are in autocast's dtype."""
+        needs_factors = bool(self.check(layers)) or not x.numel() or is_traced()
+        first_change = changes[0]
+        return choose_plan(
             tokens=x.numel() // x.shape[-1] if x.numel() else 0,
-            inputs=first.inputs,
+            inputs=first_change.inputs,
             outputs=sum(change.outputs for change in changes),
-            rank=first.pair.spec.rank,
+            rank=first_change.pair.spec.rank,
             training=training,
             pairs=len({id(change.pair) for change in changes}),
             path="factor" if needs_factors else self.path,
             weights=self.weights,
-            slower=slower_merge(x.device, autocast),
+            slower=float32_slowdown(x.device, autocast),
         )
 
 
-def mark(x: Tensor) -> float:
+def change_stamp(x: Tensor) -> float:
     """A number that changes when a tensor is changed in place: its version, or a sample
     of its values for an inference tensor, which has no version."""
     return sample(x) if x.is_inference() else x._version
@@ -175,7 +182,7 @@ def _autocasts(x: Tensor) -> bool:
     return torch.is_autocast_enabled(device)
 
 
-def slower_merge(device: torch.device, autocast: bool) -> int:
+def float32_slowdown(device: torch.device, autocast: bool) -> int:
     """How many times as long a product takes in float32 as in the dtype of the
     activations.
 
@@ -188,12 +195,12 @@ def slower_merge(device: torch.device, autocast: bool) -> int:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """The caller's promise that no value of the model changes within: each layer then
-    merges its weight once, and not in each call. For micro-batches between two
-    optimizer steps, and for an evaluation.
+    """In this context each layer merges its weight once, and not in each call. The caller
+    promises that no value of the model changes meanwhile. It is for micro-batches
+    between two optimizer steps, and for an evaluation.
 
-    It is a promise, since to find out would be to wait for the device in every layer,
-    and torch's version counter misses what a fused optimizer or `.data` writes."""
+    It is a promise, since a check would have to wait for the device in every layer, and
+    torch's version counter misses what a fused optimizer or `.data` writes."""
     groups = []
     for module in model.modules():
         group = getattr(module, "group", None)
@@ -210,7 +217,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 # --- the factor path, and who needs it
 
 
-def _obstacle(layer: Layer) -> str | None:
+def _reason_against_merging(layer: Layer) -> str | None:
     """Why a layer cannot go through a merged weight; None where it can."""
     weight = layer.base.weight
     changes = list(layer.changes.values())
@@ -219,19 +226,19 @@ def _obstacle(layer: Layer) -> str | None:
     if weight.dtype != changes[0].dtype:
         dtype = str(weight.dtype).removeprefix("torch.")
         return f"small updates would round away in base weights of {dtype}"
-    if any(change.rows is not None for change in changes):
+    if any(change.sample_parameters is not None for change in changes):
         return "each sample has an adapter of its own"
-    if any(map(_drops, changes)):
+    if any(map(_has_dropout, changes)):
         return "there is dropout on the adapter's input"
-    return _unusual(layer.base)
+    return _reason_against_plain_linear(layer.base)
 
 
-def _drops(change: Any) -> bool:
-    """Whether dropout is on."""
+def _has_dropout(change: Any) -> bool:
+    """Whether dropout acts on a change's input now."""
     return bool(change.training and change.dropout.p > 0)
 
 
-def _unusual(base: nn.Module) -> str | None:
+def _reason_against_plain_linear(base: nn.Module) -> str | None:
     """Why x W^T + bias may not stand for a base layer's own forward pass; None where it
     may."""
     is_plain = type(base) is nn.Linear or is_transposed(base)
@@ -248,29 +255,33 @@ def _unusual(base: nn.Module) -> str | None:
     return None
 
 
-def _factor(layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
-    """Plain autograd. A x is computed once for each A; with dropout, each matrix has an
-    input of its own."""
-    downs: dict[int, Tensor] = {}
+def _outputs_by_factors(layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
+    """The layers' outputs by plain autograd. A x is computed once for each A; under
+    dropout once for each matrix, since each drops other entries of x."""
+    projected_inputs: dict[int, Tensor] = {}  # A x, by the id of A's pair
     outputs = []
     for layer in layers:
         updates = {}
         for name, change in layer.changes.items():
-            key = id(change.pair)
-            if _drops(change):
+            pair_id = id(change.pair)
+            if _has_dropout(change):
                 updates[name] = change(x.to(change.dtype))
                 continue
-            if key not in downs:
-                downs[key] = change.project_down(x.to(change.dtype))
-            updates[name] = change.project_up(downs[key])
-        outputs.append(layer.add(_base(layer, x), updates))
+            if pair_id not in projected_inputs:
+                projected_inputs[pair_id] = change.project_down(x.to(change.dtype))
+            updates[name] = change.project_up(projected_inputs[pair_id])
+        outputs.append(layer.add(_base_output(layer, x), updates))
     return outputs
 
 
-def _base(layer: Layer, x: Tensor) -> Tensor:
+def _base_output(layer: Layer, x: Tensor) -> Tensor:
     """The base layer's output; by the faster kernel where that computes the same."""
     base = layer.base
-    if torch.is_grad_enabled() and not _unusual(base) and usable(x, base.weight):
+    if (
+        torch.is_grad_enabled()
+        and not _reason_against_plain_linear(base)
+        and onednn_computes(x, base.weight)
+    ):
         y = frozen_linear(x, layer.weight())
         return y if base.bias is None else y + base.bias
     output: Tensor = base(x)
@@ -301,8 +312,8 @@ def added_flops(
         rank: Of the changes.
         training: Whether gradients are computed, too.
         pairs: How many different A the matrices have.
-        slower: How often the FLOPs of weights count, which are computed in float32
-            whatever the input is.
+        slower: How many times the FLOPs of a merge count: it computes in float32,
+            whatever the dtype of the input is.
 
     Returns:
         The number of FLOPs, by the table of vera/kernels/__init__.py.
@@ -319,7 +330,7 @@ def added_flops(
     return merges * merge + merge + 2 * tokens * outputs * inputs
 
 
-def choose(
+def choose_plan(
     tokens: int,
     inputs: int,
     outputs: int,
@@ -336,7 +347,7 @@ def choose(
     one, and its results have the same bits.
 
     Args:
-        tokens: As for `added_flops`, and so are those without a word here.
+        tokens: See `added_flops`.
         inputs: See `added_flops`.
         outputs: See `added_flops`.
         rank: See `added_flops`.
@@ -358,7 +369,7 @@ def choose(
     def cost(plan: KernelPlan) -> int:
         return added_flops(plan, tokens, inputs, outputs, rank, training, pairs, slower)
 
-    # Of equals, a merged path: it passes over activations less often.
-    names = ("hybrid", "materialised", "factor")
-    plans = [KernelPlan(name, keep) for name in names if path in ("auto", name)]
+    # min takes the first of equals: a merged path passes over activations less often
+    paths = ("hybrid", "materialised", "factor") if path == "auto" else (path,)
+    plans = [KernelPlan(name, keep) for name in paths]
     return min(plans, key=cost)

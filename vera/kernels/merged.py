@@ -43,9 +43,10 @@ class Layer(Protocol):
     def add(self, y: Tensor, updates: dict[str, Tensor]) -> Tensor: ...
 
 
-#: The place of the first vector among the inputs of `Merged.forward`.
-FIRST_VECTOR = 5
-#: Merged weights that an earlier call computed, by `_key_of_weight`.
+#: How many inputs of `Merged.forward` come before the vectors.
+FIRST_VECTOR_INDEX = 5
+#: Merged weights that an earlier call computed, by layer, dtype, and whether that call
+#: was in inference mode.
 Weights = dict[tuple[Layer, torch.dtype, bool], Tensor]
 
 
@@ -65,8 +66,9 @@ def merge(
         The merged weight, (outputs, inputs).
     """
     merged = weight.clone()
-    for number, (name, change) in enumerate(layer.changes.items()):
-        b, d = vectors[2 * number : 2 * number + 2]
+    for name, change, b, d in zip(
+        layer.changes, layer.changes.values(), vectors[::2], vectors[1::2], strict=True
+    ):
         scaled_a = change.A if d is None else d[:, None] * change.A
         delta = product(change.B, scaled_a.T)
         scale = torch.ones_like(delta[:, :1]) if b is None else b[:, None]
@@ -77,12 +79,12 @@ def merge(
 def merged_weight(
     layer: Layer, dtype: torch.dtype, kept_weights: Weights | None = None
 ) -> Tensor:
-    """The layer's merged weight, (outputs, inputs); with `kept_weights`, that of an earlier
-    call."""
-    # A tensor of inference mode cannot be saved for a gradient
-    key = (layer, dtype, torch.is_inference_mode_enabled())
+    """The layer's merged weight, (outputs, inputs). It is taken from `kept_weights`, or
+    put there, where these are given."""
     if kept_weights is None:
         return merge(layer, dtype, layer.weight(), vectors_of([layer]))
+    # A tensor made in inference mode cannot be saved for a gradient
+    key = (layer, dtype, torch.is_inference_mode_enabled())
     if key not in kept_weights:
         kept_weights[key] = merge(layer, dtype, layer.weight(), vectors_of([layer]))
     return kept_weights[key]
@@ -142,7 +144,7 @@ class Merged(torch.autograd.Function):
         ctx.layers = layers
         ctx.plan = plan
         ctx.dtype = dtype
-        ctx.x_dtype = x.dtype
+        ctx.input_dtype = x.dtype
         x = x.to(dtype)
         weights: Sequence[Tensor] = []
         # x needs no gradient in the first block of a model with frozen embeddings
@@ -163,7 +165,7 @@ class Merged(torch.autograd.Function):
         """The gradients of the inputs of `forward`, from those of its outputs, which
         are None where an output is not used."""
         needs_x = ctx.needs_input_grad[0]
-        needs_vector = ctx.needs_input_grad[FIRST_VECTOR:]
+        needs_vector = ctx.needs_input_grad[FIRST_VECTOR_INDEX:]
         x, *saved = ctx.saved_tensors
         vectors = saved[: len(needs_vector)]
         weights = saved[len(needs_vector) :]
@@ -171,7 +173,7 @@ class Merged(torch.autograd.Function):
         x_gradient: Tensor | None = None
         with without_autocast(x.device.type):
             products = _CommonProducts(x.reshape(-1, x.shape[-1]), ctx.plan, ctx.dtype)
-            for number, layer, places_of_b in _places(ctx.layers):
+            for number, layer, b_indices in _layers_with_indices(ctx.layers):
                 gradient = output_gradients[number]
                 if gradient is None:
                     continue
@@ -180,39 +182,42 @@ class Merged(torch.autograd.Function):
                     weight = weights[number]
                     if not ctx.plan.keep:
                         # b and d of each change, one after the other
-                        own_vectors = vectors[places_of_b.start : places_of_b.stop]
+                        own_vectors = vectors[b_indices.start : b_indices.stop]
                         weight = merge(layer, ctx.dtype, weight, own_vectors)
-                    part = product(gradient, weight.T)
-                    x_gradient = part if x_gradient is None else x_gradient.add_(part)
-                for at_b, name in zip(places_of_b, layer.changes, strict=True):
-                    at_d = at_b + 1
-                    if not (needs_vector[at_b] or needs_vector[at_d]):
+                    summand = product(gradient, weight.T)
+                    if x_gradient is None:
+                        x_gradient = summand
+                    else:
+                        x_gradient.add_(summand)
+                for b_index, name in zip(b_indices, layer.changes, strict=True):
+                    d_index = b_index + 1
+                    if not (needs_vector[b_index] or needs_vector[d_index]):
                         continue
                     rows = gradient[:, layer.output_slices[name]]
                     common = products.of_change(layer.changes[name], rows)
-                    b, d = vectors[at_b], vectors[at_d]
-                    if needs_vector[at_b]:
-                        vector_gradients[at_b] = (
+                    b, d = vectors[b_index], vectors[d_index]
+                    if needs_vector[b_index]:
+                        vector_gradients[b_index] = (
                             common.sum(1) if d is None else common @ d
                         )
-                    if needs_vector[at_d]:
-                        vector_gradients[at_d] = (
+                    if needs_vector[d_index]:
+                        vector_gradients[d_index] = (
                             common.sum(0) if b is None else b @ common
                         )
         if x_gradient is not None:
-            x_gradient = x_gradient.view(x.shape).to(ctx.x_dtype)
+            x_gradient = x_gradient.view(x.shape).to(ctx.input_dtype)
         # Nothing for layers, merged, plan and dtype
         return x_gradient, None, None, None, None, *vector_gradients
 
 
-def _places(layers: Sequence[Layer]) -> Iterator[tuple[int, Layer, range]]:
-    """Each layer with its number, and with the places of each change's b among all
-    vectors. d comes right after b."""
+def _layers_with_indices(layers: Sequence[Layer]) -> Iterator[tuple[int, Layer, range]]:
+    """Each layer with its number, and the indices that the b of each of its changes has
+    among all vectors. The index of d is one more."""
     start = 0
     for number, layer in enumerate(layers):
-        places_of_b = range(start, start + 2 * len(layer.changes), 2)
-        yield number, layer, places_of_b
-        start = places_of_b.stop
+        b_indices = range(start, start + 2 * len(layer.changes), 2)
+        yield number, layer, b_indices
+        start = b_indices.stop
 
 
 class _CommonProducts:
@@ -223,34 +228,35 @@ class _CommonProducts:
         self.x = x
         self.plan = plan
         self.dtype = dtype
-        #: A x by the pair's id: changes share it.
-        self.downs: dict[int, Tensor] = {}
+        #: A x by the id of A's pair, which changes share.
+        self.projected_inputs: dict[int, Tensor] = {}
 
     def of_change(self, change: Any, output_gradient: Tensor) -> Tensor:
         """(outputs, rank), from the gradient (tokens, outputs)."""
         if self.plan.path == "hybrid":
-            down = self._down(change)
+            projected = self._projected_input(change)
             # Float16 would overflow
             is_narrow = self.dtype == torch.float16
             wide = change.dtype if is_narrow else self.dtype
-            common = (output_gradient.T.to(wide) @ down.to(wide)).to(change.dtype)
+            common = (output_gradient.T.to(wide) @ projected.to(wide)).to(change.dtype)
         else:
             common = product((output_gradient.T @ self.x).to(change.dtype), change.A)
         return common.mul_(change.B)
 
-    def _down(self, change: Any) -> Tensor:
+    def _projected_input(self, change: Any) -> Tensor:
         """A x, (tokens, rank)."""
-        key = id(change.pair)
-        if key not in self.downs:
-            self.downs[key] = product(self.x, change.A.to(self.x.dtype))
-        return self.downs[key]
+        pair_id = id(change.pair)
+        if pair_id not in self.projected_inputs:
+            weight = change.A.to(self.x.dtype)
+            self.projected_inputs[pair_id] = product(self.x, weight)
+        return self.projected_inputs[pair_id]
 
 
 # --- products with a frozen matrix
 
 
 #: Elements of an input from which oneDNN is worth its overhead.
-SMALLEST = 2**14
+MIN_ONEDNN_ELEMENTS = 2**14
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -277,7 +283,7 @@ def frozen_linear(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         x W^T, (..., outputs).
     """
-    if usable(x, weight):
+    if onednn_computes(x, weight):
         return cast(Tensor, _FrozenLinear.apply(x, weight))  # type: ignore[no-untyped-call]
     return F.linear(x, weight)
 
@@ -293,32 +299,31 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         x W^T + bias, (..., outputs).
     """
-    if usable(x, weight):
+    if onednn_computes(x, weight):
         output = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return cast(Tensor, output)
     return F.linear(x, weight, bias)
 
 
-def usable(x: Tensor, weight: Tensor) -> bool:
+def onednn_computes(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN computes a product: float32 on a CPU, by the operator that
     torch.compile uses there.
 
-    torch itself takes MKL, which was a quarter slower on an AMD processor. Of a slice
-    such as A[:, :inputs], oneDNN has no fast kernel: it took a thousand times as
-    long."""
+    torch itself takes MKL, which was a quarter slower on an AMD processor. oneDNN has no
+    fast kernel for a slice such as A[:, :inputs]: it took a thousand times as long."""
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
-        and x.numel() >= SMALLEST
+        and x.numel() >= MIN_ONEDNN_ELEMENTS
         and (weight.is_contiguous() or weight.T.is_contiguous())
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and bool(torch.backends.mkldnn.enabled)
-        and not traced()
+        and not is_traced()
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-def traced() -> bool:
+def is_traced() -> bool:
     """Whether torch.compile or a transform of torch.func follows along: both need plain
     operations."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

@@ -7,7 +7,7 @@ from typing import Any
 
 from vera.errors import AdapterError, first_line
 from vera.methods.adapted import disable, frozen_extra, unload
-from vera.methods.contract import METHODS, Method, types_of
+from vera.methods.contract import METHODS, Method, setting_types
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -30,7 +30,7 @@ def make_method(kind: str, **settings: Any) -> Method:
     try:
         return METHODS[kind](**settings)
     except TypeError as error:
-        fields = ", ".join(sorted(types_of(METHODS[kind])))
+        fields = ", ".join(sorted(setting_types(METHODS[kind])))
         raise AdapterError(
             f"method {kind}: {first_line(error)}. It has: {fields}"
         ) from None

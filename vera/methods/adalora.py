@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.contract import Method
 from vera.methods.layers import layer_changes
-from vera.methods.lora import LowRankChange, place, wrap_sites
+from vera.methods.lora import LowRankChange, placement_of, wrap_sites
 
 
 class TripletChange(LowRankChange):
@@ -29,7 +29,7 @@ class TripletChange(LowRankChange):
         rank = method.first_rank
         # The 1e-5 is in their code
         super().__init__(inputs, outputs, method.alpha / (rank + 1e-5), method.dropout)
-        placement = place(base)
+        placement = placement_of(base)
         self.A = nn.Parameter(torch.empty(rank, inputs, **placement).normal_(std=0.02))
         self.E = nn.Parameter(torch.zeros(rank, 1, **placement))
         self.B = nn.Parameter(torch.empty(outputs, rank, **placement).normal_(std=0.02))

@@ -16,8 +16,8 @@ from vera.sites import WHOLE, head_parameters
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What an adapted model remembers. Names are the base model's, but for
-    `trained`."""
+    """What an adapted model remembers. All names but those of `trained` and `unmerged` are
+    the base model's."""
 
     method: Any  # a contract.Method
     base_names: frozenset[str]  # of the base model's parameters and buffers
@@ -35,7 +35,7 @@ class Adaptation:
         plain = plain_names(model)
         return {plain[name]: p for name, p in model.named_parameters()}
 
-    def left_alone(self, model: nn.Module) -> set[str]:
+    def untouched_base_names(self, model: nn.Module) -> set[str]:
         """The names of the base weights that are neither the head's nor trained in
         place."""
         plain = plain_names(model)
@@ -64,8 +64,9 @@ def adapt_with(model: nn.Module, method: Any) -> None:
     trainable = frozenset(
         name for name, p in model.named_parameters() if p.requires_grad
     )
-    base_modules, hooks = set(model.modules()), hook_keys(model)
-    with _put_back(model):
+    base_modules = set(model.modules())
+    base_hooks = hook_keys(model)
+    with _restored_on_error(model):
         model.requires_grad_(False)
         method.install(model)
     for module in model.modules():
@@ -76,17 +77,18 @@ def adapt_with(model: nn.Module, method: Any) -> None:
     for name, parameter in head_parameters(model).items():
         parameter.requires_grad_(True)
         trained.discard(name)
-    model.register_forward_pre_hook(refuse_names, with_kwargs=True)
-    hooks = hook_keys(model) - hooks
+    model.register_forward_pre_hook(refuse_adapter_names, with_kwargs=True)
+    added_hooks = hook_keys(model) - base_hooks
     # A plain attribute: it is no part of the state dict, and is copied with the model.
     model._adaptation = Adaptation(
-        method, base_names, head, trainable, frozenset(trained), hooks
+        method, base_names, head, trainable, frozenset(trained), added_hooks
     )  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
-def _put_back(model: nn.Module) -> Iterator[None]:
-    """Puts the model back as it was, where a method refuses half way."""
+def _restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Puts the model back as it was where the block raises: a method may refuse half
+    way."""
     # A method of peft may replace parameters, too
     tables: Any = []
     for module in model.modules():
@@ -121,12 +123,13 @@ def unload(model: nn.Module, merge: bool = False) -> None:
     Raises:
         AdapterError: The adapter cannot be merged.
     """
-    refuse_many(model)
+    refuse_many_adapters(model)
     if not (adapted := adaptation(model)):
         return
     if merge:
         adapted.method.merge(model)
-        adapted.unmerged.clear()  # which makes it final
+        # Without the weights from before, `remove` cannot take the merge back
+        adapted.unmerged.clear()
     adapted.method.remove(model)
     remove_hooks(model, adapted.hooks)
     del model._adaptation
@@ -134,7 +137,7 @@ def unload(model: nn.Module, merge: bool = False) -> None:
         parameter.requires_grad_(name in adapted.trainable)
 
 
-def refuse_many(model: nn.Module) -> None:
+def refuse_many_adapters(model: nn.Module) -> None:
     """Raises AdapterError for a model that vera.Adapters holds: its adapters change
     from call to call."""
     if "_adapters" in model.__dict__:
@@ -143,11 +146,12 @@ def refuse_many(model: nn.Module) -> None:
         )
 
 
-def refuse_names(
+def refuse_adapter_names(
     model: nn.Module, arguments: object, keywords: dict[str, object]
 ) -> None:
-    """A forward pre-hook of a model that carries one adapter, and of a part of a model
-    that carries many: transformers' models ignore unknown keywords."""
+    """A forward pre-hook that raises AdapterError for adapter_names, since transformers'
+    models ignore unknown keywords. A model that carries one adapter has it, and the
+    backbone of one that carries many."""
     if "adapter_names" in keywords:
         raise AdapterError(
             "adapter_names goes to the whole model, which vera.Adapters holds"
@@ -156,10 +160,10 @@ def refuse_names(
 
 
 def _keep_4bit_unpacked(model: nn.Module) -> None:
-    """On processors with avx512_bf16, bitsandbytes repacks 4-bit weights in an
-    evaluation, and no gradient passes through them any more, without an error. Switched
-    off here. Where it has happened the weights are unpacked; their scales stay as they
-    were rounded, to bfloat16: a fresh copy has the base model's own."""
+    """Keeps bitsandbytes from repacking 4-bit weights in an evaluation, as it does on
+    processors with avx512_bf16: no gradient passes through repacked weights, without an
+    error. Weights that were repacked before are unpacked. Their scales stay rounded to
+    bfloat16: only a fresh copy of the model has the exact ones."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
@@ -170,21 +174,22 @@ def _keep_4bit_unpacked(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def unmerged_for_block(model: nn.Module, adapted: Adaptation) -> Iterator[None]:
-    """Takes the merge of a method of peft back for a while: merged, some classes
-    (LNTuning, DEFT) keep the adapter in other tensors."""
-    merged = adapted.method.kind == "peft" and bool(adapted.unmerged)
-    if merged:
+    """Takes the merge of a method of peft back for the block, since some classes
+    (LNTuning, DEFT) keep a merged adapter in other tensors. Other methods stay
+    merged."""
+    must_unmerge = adapted.method.kind == "peft" and bool(adapted.unmerged)
+    if must_unmerge:
         adapted.method.unmerge(model)
     try:
         yield
     finally:
-        if merged:
+        if must_unmerge:
             adapted.method.merge(model)
 
 
 def frozen_extra(model: nn.Module) -> dict[str, Tensor]:
-    """What a method added and does not train, such as VeRA's A and B: parameters and
-    buffers by name."""
+    """The parameters and buffers, by name, that a method added and does not train, such as
+    VeRA's A and B."""
     adapted = adaptation(model)
     if adapted is None:
         return {}
@@ -226,20 +231,27 @@ def disable(model: nn.Module, disabled: bool = True) -> None:
 
 
 def plain_names(model: nn.Module) -> dict[str, str]:
-    """The plain name of every parameter and buffer: without the modules between the
-    base model's own, such as "...query.weight" and "...query.b"."""
-    between = set()
+    """The plain name of every parameter and buffer, by its full name. It leaves out the
+    modules that a method put between the base model's own: "...query.base.weight" is
+    "...query.weight", and "...query.changes.whole.b" is "...query.b"."""
+    inserted_paths = set()
     for path, module in model.named_modules():
         if isinstance(module, AdaptedLinear):
-            between |= {f"{path}.base", f"{path}.changes", f"{path}.changes.{WHOLE}"}
+            inserted_paths |= {
+                f"{path}.base",
+                f"{path}.changes",
+                f"{path}.changes.{WHOLE}",
+            }
         if "base_layer" in module._modules:  # a layer of peft's
-            between.add(f"{path}.base_layer")
+            inserted_paths.add(f"{path}.base_layer")
 
     @cache
     def plain(name: str) -> str:
-        above, _, last = name.rpartition(".")
-        before = plain(above) if above else ""
-        return before if name in between else f"{before}.{last}".lstrip(".")
+        parent, _, last_part = name.rpartition(".")
+        plain_parent = plain(parent) if parent else ""
+        if name in inserted_paths:
+            return plain_parent
+        return f"{plain_parent}.{last_part}".lstrip(".")
 
     return {
         name: plain(name)
@@ -248,8 +260,8 @@ def plain_names(model: nn.Module) -> dict[str, str]:
 
 
 def hook_keys(model: nn.Module) -> set[int]:
-    """The keys of all forward hooks, of one count: unlike handles, they survive a
-    copy."""
+    """The keys of all forward hooks. torch numbers the hooks of all modules by one
+    counter, and unlike the handles of hooks their keys survive a copy of the model."""
     keys: set[int] = set()
     for module in model.modules():
         keys |= {*module._forward_hooks, *module._forward_pre_hooks}
@@ -257,7 +269,7 @@ def hook_keys(model: nn.Module) -> set[int]:
 
 
 def remove_hooks(model: nn.Module, keys: set[int]) -> None:
-    """Takes the hooks of these keys out."""
+    """Takes the forward hooks with these keys out."""
     for module in model.modules():
         tables: Any = (
             module._forward_hooks,

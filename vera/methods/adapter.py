@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.contract import Method, check_rank
 from vera.methods.layers import Added, add_child
-from vera.methods.lora import Placement, place
+from vera.methods.lora import Placement, placement_of
 from vera.sites import Layout, find_transformer_blocks, is_linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -137,7 +137,7 @@ class Adapter(Method, kind="adapter"):
             block, layout = blocks[index]
             linear = next(m for m in block.modules() if is_linear(m))
             for position, (path, hook) in enumerate(self._positions(layout)):
-                adapter = Bottleneck(widths[index], self, index, place(linear))
+                adapter = Bottleneck(widths[index], self, index, placement_of(linear))
                 if self.share:
                     first = shared.setdefault(position, adapter)
                     adapter.down = first.down

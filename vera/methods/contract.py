@@ -38,17 +38,18 @@ class Method(ABC):
     kind="vera")`; AdapterError where another class has the kind."""
 
     kind: ClassVar[str]
-    #: What a user can do where `fixed` differs from a file's, for the refusal.
+    #: Ends the error message of a file whose `fixed` differs from the model's: what the
+    #: user can do about it.
     hint: ClassVar[str] = "Same base model and version?"
 
     def __init_subclass__(cls, kind: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if kind:
-            taken = _full_name(METHODS.get(kind, cls))
+            registered = _full_name(METHODS.get(kind, cls))
             # The same class may come again: a reloaded module, a notebook's cell,
             # dataclass(slots=True)
-            if taken != _full_name(cls):
-                raise AdapterError(f"kind {kind!r} is taken by {taken}")
+            if registered != _full_name(cls):
+                raise AdapterError(f"kind {kind!r} is taken by {registered}")
             cls.kind = kind
             METHODS[kind] = cls
 
@@ -59,8 +60,8 @@ class Method(ABC):
         """The settings as plain values, with the kind; `make_method(**settings)` gives
         an equal method.
 
-        Without fields that are not compared: they change how the result is computed,
-        not the result."""
+        Fields with `compare=False` are left out: they change how the result is
+        computed, not the result."""
         values = asdict(self)
         settings: dict[str, Any] = {"kind": self.kind}
         for field in fields(self):
@@ -87,10 +88,10 @@ class Method(ABC):
         trains."""
 
     def remove(self, model: nn.Module) -> None:
-        """Takes out what `install` added beside hooks. Values that the method trained
-        in place stay as they are."""
+        """Takes out the modules that `install` added; `unload` takes out its hooks.
+        Values that the method trained in place stay as they are."""
         self.unmerge(model)
-        # a layer may be inside another's change
+        # Innermost first: an adapted layer may be inside another one's change
         for path, module in reversed(list(model.named_modules())):
             parent, _, name = path.rpartition(".")
             if isinstance(module, AdaptedLinear):
@@ -123,7 +124,7 @@ class Method(ABC):
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:  # noqa: B027 - most methods need nothing here
         """For a schedule of the method's own: called when training begins or is
-        resumed, with its number of optimizer steps."""
+        resumed. total_steps: the number of optimizer steps of the whole training."""
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         """A term of the method's own, added to the loss of each forward pass; None for
@@ -150,18 +151,20 @@ class Method(ABC):
         return dict(self.adapter_parameters(model))
 
     def redrawn(self, model: nn.Module) -> frozenset[str]:
-        """Those of `saved`, by the file's names, that installing makes again bit for
-        bit: no file needs to hold them."""
+        """The names, as in the adapter file, of those tensors of `saved` that `install`
+        draws again bit for bit: no file needs to hold them."""
         return frozenset()
 
     def fixed(
         self, model: nn.Module, left_out: frozenset[str] = frozenset()
     ) -> dict[str, Any]:
         """What the adapter relies on and neither trains nor saves, such as the
-        fingerprint of projections, for the adapter file; loading compares it, and the
-        base weights' hash anyway. It may depend on settings, names and shapes alone
-        (but see `reads_weights`): it is called on a copy of the model on the meta
-        device. left_out: names of `redrawn` that the file lacks."""
+        fingerprint of projections. The adapter file holds it, and loading compares it
+        (the hash of the base weights is compared for every method). It may depend on
+        settings, names and shapes alone (but see `reads_weights`), since it is called
+        on a copy of the model on the meta device.
+
+        left_out: the names of `redrawn` that the file does not hold."""
         return {}
 
     @property
@@ -202,15 +205,15 @@ class Method(ABC):
         return ((layer.base, layer.enabled) for layer in adapted_layers(model))
 
     def fold(self, model: nn.Module) -> None:
-        """Adds the changes to the weights of `merge_targets`, which are put back where
-        it raises."""
+        """Adds the changes to the weights of `merge_targets`. Where it raises, `merge`
+        puts the weights back."""
         try_merges(f"method {self.kind}", adapted_layers(model))
         for layer in adapted_layers(model):
             layer.merge()
 
     def unfold(self, model: nn.Module) -> None:
-        """What `unmerge` does before the weights are put back: the layers compute their
-        changes again."""
+        """Makes the layers compute their changes again. `unmerge` calls it before it puts
+        the weights back."""
         for module in model.modules():
             if isinstance(module, Added):
                 module.merged = False
@@ -221,7 +224,7 @@ class Method(ABC):
         adapted = adaptation(model)
         if adapted and adapted.unmerged:
             self.unfold(model)
-            # to subtract changes would be off by a rounding
+            # Copies, since subtracting the changes would be off by a rounding
             for name, weight in adapted.unmerged.items():
                 model.get_parameter(name).copy_(weight)
             adapted.unmerged.clear()
@@ -243,7 +246,7 @@ def _full_name(method_class: type[Method]) -> str:
 
 
 #: What a setting of each type is called in an error message.
-NAMES: dict[Any, str] = {
+TYPE_NAMES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -251,30 +254,31 @@ NAMES: dict[Any, str] = {
     tuple: "a list",
     dict: "a mapping",
 }
-#: Settings of which there must be one at least.
-COUNTS = ("rank", "bottleneck", "bases")
-#: A rank of more than this many times the widest matrix is a slip of the keyboard.
-SENSE = 64
-#: No setting needs a larger number, more words, or more letters in a word; a stranger's
-#: file might have them.
-LARGEST = 2.0**53
-MOST_WORDS = 1_000
+#: Settings that must be 1 at least, in any method that has them.
+POSITIVE_SETTINGS = ("rank", "bottleneck", "bases")
+#: A rank above this many times the widest matrix is a typing error.
+MAX_RANK_PER_WIDTH = 64
+#: No setting needs a larger number, more words, or more letters in a word, but a
+#: stranger's file might have them.
+LARGEST_NUMBER = 2.0**53
+MAX_WORDS = 1_000
+MAX_LETTERS = 1_000
 
 
-def types_of(method: Any) -> dict[str, Any]:
-    """The type of each setting of a method's class. Raises AdapterError for one whose
-    name means nothing, and for settings that no dataclass makes."""
+def setting_types(method_class: Any) -> dict[str, Any]:
+    """The type of each setting of a method's class. Raises AdapterError for a type that
+    cannot be resolved, and for a class that is not a dataclass but has settings."""
     try:
-        hints = get_type_hints(method)
-    except Exception as error:  # of any kind: an annotation is code
+        hints = get_type_hints(method_class)
+    except Exception as error:  # an annotation is code, which may raise anything
         raise AdapterError(
-            f"{method.__name__}: the type of a setting: {first_line(error)}"
+            f"{method_class.__name__}: the type of a setting: {first_line(error)}"
         ) from None
-    names = [field.name for field in fields(method)]
+    names = [field.name for field in fields(method_class)]
     for name, hint in hints.items():
         if name not in names and get_origin(hint) is not ClassVar:
             raise AdapterError(
-                f"{method.__name__}: its settings need @dataclass(frozen=True) above the class"
+                f"{method_class.__name__}: its settings need @dataclass(frozen=True) above the class"
             )
     return {name: hints[name] for name in names}
 
@@ -282,7 +286,7 @@ def types_of(method: Any) -> dict[str, Any]:
 def check_settings(method: Any) -> None:
     """Makes lists tuples. Raises AdapterError for a setting of the wrong type, or out
     of range."""
-    for name, annotation in types_of(type(method)).items():
+    for name, annotation in setting_types(type(method)).items():
         value = getattr(method, name)
         if isinstance(value, list):
             value = tuple(value)
@@ -297,48 +301,52 @@ def check_settings(method: Any) -> None:
 
 
 def _check_type(name: str, value: object, annotation: Any) -> None:
-    kind: Any = get_origin(annotation) or annotation
-    kind = tuple if kind is list else kind
-    if kind is Literal:
+    setting_type: Any = get_origin(annotation) or annotation
+    if setting_type is list:  # check_settings has made the value a tuple
+        setting_type = tuple
+    if setting_type is Literal:
         options = get_args(annotation)
         if value not in options:
             listed = ", ".join(map(str, options))
             raise AdapterError(f"{name} must be one of {listed}, got {value!r}")
         return
-    if kind not in NAMES:
+    if setting_type not in TYPE_NAMES:
         raise AdapterError(f"{name}: a setting of type {annotation} is not known")
-    accepted = (int, float) if kind is float else kind
-    # True is an int for Python
-    is_right_bool = isinstance(value, bool) is (kind is bool)
-    if not is_right_bool or not isinstance(value, accepted):
-        raise AdapterError(f"{name} must be {NAMES[kind]}, got {value!r}")
-    if kind is float and not abs(cast(float, value)) <= LARGEST:
+    accepted_types = (int, float) if setting_type is float else setting_type
+    # Python takes True and False for whole numbers, too: no setting does
+    is_bool = isinstance(value, bool)
+    needs_bool = setting_type is bool
+    if is_bool != needs_bool or not isinstance(value, accepted_types):
+        raise AdapterError(f"{name} must be {TYPE_NAMES[setting_type]}, got {value!r}")
+    if setting_type is float and not abs(cast(float, value)) <= LARGEST_NUMBER:
         raise AdapterError(f"{name} must be a finite number, of at most 2^53")
-    if kind is tuple and isinstance(value, tuple) and not _are_words(value):
+    if setting_type is tuple and isinstance(value, tuple) and not _are_words(value):
         raise AdapterError(
-            f"{name} must be a list of words: at most {MOST_WORDS}, of as many letters"
+            f"{name} must be a list of words: at most {MAX_WORDS}, of as many letters"
         )
 
 
 def _are_words(values: tuple[object, ...]) -> bool:
     """Whether these are words, not too many and not too long."""
-    if len(values) > MOST_WORDS:
+    if len(values) > MAX_WORDS:
         return False
-    return all(isinstance(word, str) and len(word) <= MOST_WORDS for word in values)
+    return all(isinstance(word, str) and len(word) <= MAX_LETTERS for word in values)
 
 
 def _check_range(name: str, value: Any) -> None:
     if isinstance(value, int) and name.endswith("_seed") and not 0 <= value < 2**64:
         raise AdapterError(f"{name} must be in [0, 2^64), got {value}")
-    if name in COUNTS and value < 1:
+    if name in POSITIVE_SETTINGS and value < 1:
         raise AdapterError(f"{name} must be a whole number of at least 1, got {value}")
     if name == "dropout" and not 0 <= value < 1:
         raise AdapterError(f"dropout must be in [0, 1), got {value}")
 
 
 def check_rank(name: str, rank: int, widest: int) -> None:
-    """Raises AdapterError for a rank that is far beyond the widest matrix."""
-    if rank > SENSE * widest:
+    """Raises AdapterError for a rank that is far beyond the widest matrix.
+
+    name: of the setting. widest: the most rows or columns of a matrix to be adapted."""
+    if rank > MAX_RANK_PER_WIDTH * widest:
         raise AdapterError(
             f"{name} {rank} is beyond sense for matrices of at most {widest} rows or columns"
         )

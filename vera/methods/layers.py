@@ -18,16 +18,18 @@ class Change(nn.Module):
 
     inputs: int
     outputs: int
-    #: The parameters of each sample of a batch, (samples, ...), in place of its own
-    #: (vera.Adapters).
-    rows: dict[str, Tensor] | None = None
-    #: Whether a batch may be a multiple of the rows (beams): each row is then repeated.
-    repeats = False
+    #: With vera.Adapters: by a parameter's name its values for each sample of a batch,
+    #: (samples, ...), which stand in for the parameter. None: the change's own
+    #: parameters count.
+    sample_parameters: dict[str, Tensor] | None = None
+    #: Whether a batch may have a multiple of those samples, as beam search makes it:
+    #: the values of each sample are then repeated.
+    may_repeat = False
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of its parameters: float32 or better, unless the adapted model was cast
-        since. Raises AdapterError where there are none."""
+        """The dtype of its parameters: float32 or better, unless the adapted model was
+        cast since. Raises AdapterError for a change without parameters."""
         parameter = next(self.parameters(), None)
         if parameter is None:
             raise AdapterError(
@@ -35,19 +37,22 @@ class Change(nn.Module):
             )
         return parameter.dtype
 
-    def of_samples(self, count: int) -> dict[str, Tensor]:
-        """The rows of so many samples. Raises AdapterError where they are of another
-        number."""
-        rows = self.rows or {}
-        names = max(map(len, rows.values()), default=1)
-        times, rest = divmod(count, names)
-        if rest or (times != 1 and not self.repeats):
+    def parameters_of_samples(self, count: int) -> dict[str, Tensor]:
+        """`sample_parameters` for a batch of `count` samples. Raises AdapterError for a
+        count that does not fit them."""
+        parameters = self.sample_parameters or {}
+        adapter_names = max(map(len, parameters.values()), default=1)
+        times, rest = divmod(count, adapter_names)
+        if rest or (times != 1 and not self.may_repeat):
             raise AdapterError(
-                f"a layer gets {count} samples, for {names} adapter names"
+                f"a layer gets {count} samples, for {adapter_names} adapter names"
             )
         if times == 1:
-            return dict(rows)
-        return {n: tensor.repeat_interleave(times, 0) for n, tensor in rows.items()}
+            return dict(parameters)
+        repeated = {}
+        for name, values in parameters.items():
+            repeated[name] = values.repeat_interleave(times, 0)
+        return repeated
 
     def forward(self, x: Tensor) -> Tensor:
         """The change of the output for x, (..., inputs) -> (..., outputs)."""
@@ -104,19 +109,22 @@ class AdaptedLinear(Added):
 
     def add(self, y: Tensor, updates: dict[str, Tensor]) -> Tensor:
         """The base layer's output y, with the change of each slice added. Raises
-        AdapterError for a change of another shape than its slice of y."""
+        AdapterError for a change that has not the shape of its slice of y.
+
+        updates: the change of the output, by the name of its slice."""
         for name, rows in self.output_slices.items():
             expected = (*y.shape[:-1], rows.stop - rows.start)
             self.require(name, "forward", updates[name], expected)
         if WHOLE in updates:
             return (y + updates[WHOLE]).to(y.dtype)
         pieces = []
-        end = 0
+        copied = 0  # outputs that are in pieces already
         for name, rows in self.output_slices.items():
+            unchanged = y[..., copied : rows.start]
             changed = (y[..., rows] + updates[name]).to(y.dtype)
-            pieces += [y[..., end : rows.start], changed]
-            end = rows.stop
-        return torch.cat([*pieces, y[..., end:]], dim=-1)
+            pieces += [unchanged, changed]
+            copied = rows.stop
+        return torch.cat([*pieces, y[..., copied:]], dim=-1)
 
     def weight(self) -> Tensor:
         """The base weight as (out, in), a view."""
@@ -124,8 +132,8 @@ class AdaptedLinear(Added):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Folds the changes into the base weight; Method.merge checks first whether
-        that can be."""
+        """Folds the changes into the base weight. Method.merge checks first whether that
+        is possible."""
         weight = self.weight()
         updates = {name: change.weight() for name, change in self.changes.items()}
         for name, rows in self.output_slices.items():
@@ -172,7 +180,7 @@ def base_weight(base: nn.Module, rows: slice = slice(None)) -> Tensor:
         state = copy(state)
         state.dtype = torch.float32  # whatever dtype the layer itself computes in
         weight = dequantize_4bit(weight.data, state)
-    elif packed and weight.is_meta:  # in a copy without values
+    elif packed and weight.is_meta:  # a copy without values has nothing to unpack
         weight = weight.new_empty(outputs, inputs)
     elif packed or not weight.is_floating_point():
         raise AdapterError(f"the weights of a {type(base).__name__} cannot be unpacked")
@@ -213,28 +221,33 @@ def wrap(
     Args:
         model: The model.
         targets: What `find_sites` returns.
-        make: Called as `make(path, part, base, inputs, outputs)`; returns the Change
-            of one slice, whose name is part.
+        make: Called as `make(path, part, base, inputs, outputs)` for each slice, whose
+            name is `part`; returns its Change.
     """
     for path, output_slices in targets.items():
         base = model.get_submodule(path)
         inputs, _ = layer_widths(base)
-        parts = {}
+        changes = {}
         for name, rows in output_slices.items():
-            parts[name] = make(path, name, base, inputs, rows.stop - rows.start)
-        model.set_submodule(path, AdaptedLinear(path, base, parts, output_slices))
+            changes[name] = make(path, name, base, inputs, rows.stop - rows.start)
+        model.set_submodule(path, AdaptedLinear(path, base, changes, output_slices))
 
 
-def widest(model: nn.Module, targets: dict[str, OutputSlices]) -> tuple[int, int]:
-    """The shape of a pair that all adapted slices share, each by its leading slice.
+def widest_shape(model: nn.Module, targets: dict[str, OutputSlices]) -> tuple[int, int]:
+    """The shape that a pair needs, if all adapted slices share it by its leading parts.
 
     Args:
         model: The model.
         targets: What `find_sites` returns.
 
     Returns:
-        The most inputs and the most outputs of a slice.
+        The most inputs and the most outputs of any slice.
     """
-    slices = [rows for of_layer in targets.values() for rows in of_layer.values()]
-    inputs = max(layer_widths(model.get_submodule(path))[0] for path in targets)
-    return inputs, max(rows.stop - rows.start for rows in slices)
+    most_inputs = 0
+    most_outputs = 0
+    for path, output_slices in targets.items():
+        inputs, _ = layer_widths(model.get_submodule(path))
+        most_inputs = max(most_inputs, inputs)
+        for rows in output_slices.values():
+            most_outputs = max(most_outputs, rows.stop - rows.start)
+    return most_inputs, most_outputs

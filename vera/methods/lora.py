@@ -19,7 +19,7 @@ from vera.methods.layers import (
     adapted_layers,
     adapter_dtype,
     layer_changes,
-    widest,
+    widest_shape,
     wrap,
 )
 from vera.sites import find_sites
@@ -33,13 +33,13 @@ class Placement(TypedDict):
     dtype: torch.dtype
 
 
-def place(base: Any) -> Placement:
-    """Where what a method adds to a layer belongs."""
+def placement_of(base: Any) -> Placement:
+    """The placement of what a method adds to this base layer."""
     return {"device": base.weight.device, "dtype": adapter_dtype(base)}
 
 
 class LowRankChange(Change):
-    """The scaled product of some matrices, with dropout on the input. Subclasses:
+    """The scaled product of some matrices, with dropout on the input. Subclasses define
     `factors`."""
 
     def __init__(self, inputs: int, outputs: int, scale: float, dropout: float) -> None:
@@ -48,8 +48,8 @@ class LowRankChange(Change):
         self.dropout = nn.Dropout(dropout)
 
     def factors(self) -> tuple[Tensor, ...]:
-        """The matrices, that of the input first: (r, inputs), (r, r) and so on,
-        (outputs, r)."""
+        """The matrices in the order in which x passes them: (r, inputs), any number of
+        (r, r), and (outputs, r)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,30 +73,32 @@ def wrap_sites(
         method: With `sites`.
         make: Called as `make(base, inputs, outputs, method)`; returns the Change of one
             matrix.
-        shared: A name, and what makes the module that all changes share from (method,
-            inputs, outputs, placement) of the widest matrices; `make` gets it before
-            the method. It is a child of the first layer, so that it moves between
-            devices with the model and leaves with the layer.
-        ranks: By their names, to be checked by `check_rank`.
+        shared: The name of a module that all changes share, and a function that makes
+            it, called as `make_shared(method, inputs, outputs, placement)` with the
+            widest shape. `make` gets the module before the method. The module is a
+            child of the first layer, so that it moves between devices with the model
+            and leaves with the layer.
+        ranks: Settings by their names, which `check_rank` checks.
     """
     targets = find_sites(model, method.sites)
-    shape = widest(model, targets)
+    shape = widest_shape(model, targets)
     for name, rank in ranks.items():
         check_rank(name, rank, max(shape))
-    common = []
+    shared_modules: dict[str, nn.Module] = {}
     if shared:
-        _, make_shared = shared
-        first = model.get_submodule(next(iter(targets)))
-        common.append(make_shared(method, *shape, place(first)))
+        shared_name, make_shared = shared
+        first_layer = model.get_submodule(next(iter(targets)))
+        placement = placement_of(first_layer)
+        shared_modules[shared_name] = make_shared(method, *shape, placement)
 
     def make_change(
         path: str, part: str, base: nn.Module, inputs: int, outputs: int
     ) -> Change:
-        return make(base, inputs, outputs, *common, method)
+        return make(base, inputs, outputs, *shared_modules.values(), method)
 
     wrap(model, targets, make_change)
-    if shared:
-        next(adapted_layers(model)).add_module(shared[0], common[0])
+    for shared_name, module in shared_modules.items():
+        next(adapted_layers(model)).add_module(shared_name, module)
 
 
 class LoRAChange(LowRankChange):
@@ -105,7 +107,7 @@ class LoRAChange(LowRankChange):
 
     def __init__(self, base: Any, inputs: int, outputs: int, method: "LoRA") -> None:
         super().__init__(inputs, outputs, method.alpha / method.rank, method.dropout)
-        placement = place(base)
+        placement = placement_of(base)
         empty = torch.empty(method.rank, inputs, **placement)
         self.A = nn.Parameter(empty, requires_grad=not method.freeze_a)
         self.B = nn.Parameter(torch.zeros(outputs, method.rank, **placement))
@@ -115,9 +117,9 @@ class LoRAChange(LowRankChange):
         return self.A, self.B
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rows is None:
+        if self.sample_parameters is None:
             return super().forward(x)
-        factors = self.of_samples(len(x)).values()
+        factors = self.parameters_of_samples(len(x)).values()
         x = self.dropout(x)
         return self.scale * torch.einsum("s...i,sri,sor->s...o", x, *factors)
 
@@ -145,9 +147,9 @@ class LoRA(Method, kind="lora"):
     def count(self, model: nn.Module) -> int:
         """Sum of rank * (in + out) over the adapted matrices; of rank * out where A is
         frozen."""
-        widths = 0
+        total_width = 0
         for change in layer_changes(model):
-            widths += change.outputs
+            total_width += change.outputs
             if not self.freeze_a:
-                widths += change.inputs
-        return self.rank * widths
+                total_width += change.inputs
+        return self.rank * total_width

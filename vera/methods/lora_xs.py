@@ -23,7 +23,7 @@ from vera.errors import AdapterError
 from vera.methods.adapted import frozen_extra
 from vera.methods.contract import Method
 from vera.methods.layers import base_weight, layer_changes, wrap
-from vera.methods.lora import LowRankChange, place
+from vera.methods.lora import LowRankChange, placement_of
 from vera.sites import find_sites
 
 #: Of the largest singular value: the grid that A and B are rounded to before they are
@@ -76,7 +76,7 @@ class XSChange(LowRankChange):
             frozen_a, frozen_b = singular_factors(weight, method.rank)
             largest = max(float(frozen_a.norm(dim=1).max()), 1e-300)
             self.hashes = rounded_hash(frozen_a, largest), rounded_hash(frozen_b, 1.0)
-        placement = place(base)
+        placement = placement_of(base)
         self.register_buffer("A", frozen_a.to(**placement), persistent=False)
         self.register_buffer("B", frozen_b.to(**placement), persistent=False)
         start = torch.empty(method.rank, method.rank, **placement)

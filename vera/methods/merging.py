@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from vera.errors import AdapterError, first_line
 from vera.sites import is_linear, layer_widths
 
-#: How far two results in float64 may lie apart, relative to the change; of peft's
-#: layers, to the output: some (C3A, DEFT) compute in float32 all the same and are off
-#: by 1e-7; and a float32 weight rounds below that.
-NEAR = 1e-5
+#: How far two results in float64 may lie apart, relative to the change of the output;
+#: with peft's layers, relative to the output itself. Some of these (C3A, DEFT) compute
+#: in float32 all the same and are off by 1e-7, and a float32 weight rounds below that.
+MERGE_TOLERANCE = 1e-5
 
 
 def check_mergeable(model: nn.Module, layers: Iterable[tuple[nn.Module, bool]]) -> None:
     """Raises AdapterError unless a change can be folded into the weight of each of
-    these layers of a model. With each layer: whether its adapter is switched on."""
+    these layers of a model.
+
+    layers: each with whether its adapter is switched on."""
     names: dict[int, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names[id(parameter)].append(name)
@@ -53,7 +55,8 @@ def try_merges(owner: str, layers: Iterable[Any]) -> None:
     Raises:
         AdapterError: A layer cannot be merged, or answers otherwise then.
     """
-    for trial in map(in_float64, layers):
+    for layer in layers:
+        trial = in_float64(layer)
         is_ours = hasattr(trial, "changes")
         base = trial.base if is_ours else trial.base_layer
         if is_linear(base):
@@ -69,12 +72,12 @@ def try_merges(owner: str, layers: Iterable[Any]) -> None:
             effect = before - base(x) if is_ours else before
             trial.merge()
             distance = float((trial(x) - before).abs().max())
-        except Exception as error:
+        except Exception as error:  # a layer of somebody else's may raise anything
             raise AdapterError(
                 f"{owner} cannot be merged: {first_line(error)}"
             ) from None
         largest = float(effect.abs().max())
-        if distance > NEAR * largest + 1e-12 * float(before.abs().max()):
+        if distance > MERGE_TOLERANCE * largest + 1e-12 * float(before.abs().max()):
             reason = "it answers otherwise"
             if is_ours:
                 reason = "its forward is not x @ weight().T"
@@ -84,9 +87,11 @@ def try_merges(owner: str, layers: Iterable[Any]) -> None:
 
 
 def in_float64(module: nn.Module) -> Any:
-    """A copy of a module in float64, in evaluation mode, with tensors beside its own,
-    such as a pair in a tuple, and dtypes that it remembers; without other layers that
-    it computes with."""
+    """A copy of a module in float64, in evaluation mode.
+
+    Tensors that torch does not know as its own (a pair in a tuple) are cast too, and so
+    are dtypes that it remembers. It has no `group`: it computes without other
+    layers."""
     replacements: dict[int, object] = {}
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         replacements[id(dtype)] = torch.float64
@@ -103,20 +108,20 @@ def in_float64(module: nn.Module) -> Any:
     return copied.eval()
 
 
-def _tensors(thing: object, seen: set[int]) -> Iterator[Tensor]:
-    """The tensors that a module, or what it refers to, has. seen: the ids of what was
-    looked at."""
-    if id(thing) in seen:
+def _tensors(value: object, visited_ids: set[int]) -> Iterator[Tensor]:
+    """Every tensor that a value contains: a module in its attributes, a dict, list or
+    tuple in its elements. visited_ids: the ids of the values that were searched."""
+    if id(value) in visited_ids:
         return
-    seen.add(id(thing))
-    if isinstance(thing, Tensor):
-        yield thing
-    parts: Iterable[object] = ()
-    if isinstance(thing, nn.Module):
-        parts = list(vars(thing).values())
-    elif isinstance(thing, dict):
-        parts = list(thing.values())
-    elif isinstance(thing, list | tuple):
-        parts = thing
-    for part in parts:
-        yield from _tensors(part, seen)
+    visited_ids.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    children: Iterable[object] = ()
+    if isinstance(value, nn.Module):
+        children = list(vars(value).values())
+    elif isinstance(value, dict):
+        children = list(value.values())
+    elif isinstance(value, list | tuple):
+        children = value
+    for child in children:
+        yield from _tensors(child, visited_ids)

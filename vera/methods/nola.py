@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vera.methods.contract import Method
 from vera.methods.layers import layer_changes
-from vera.methods.lora import LowRankChange, Placement, place, wrap_sites
+from vera.methods.lora import LowRankChange, Placement, placement_of, wrap_sites
 from vera.projections import SCHEME, Matrix, fingerprint, unit_uniform
 
 #: The key words of A0, the A_i and the B_j, beside the 0 and 1 of VeRA's shared pair
@@ -73,7 +73,7 @@ class NoLAChange(LowRankChange):
         super().__init__(inputs, outputs, method.alpha / method.rank, method.dropout)
         # In a tuple, so that the bases have one parent
         self._shared = (bases,)
-        placement = place(base)
+        placement = placement_of(base)
         self.a = nn.Parameter(torch.zeros(method.bases, **placement))
         self.b = nn.Parameter(torch.zeros(method.bases, **placement))
 

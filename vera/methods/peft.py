@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vera.base_weights import base_fingerprint, base_names
+from vera.base_weights import base_fingerprint, untouched_base_names
 from vera.errors import AdapterError, first_line
 from vera.methods.adalora import distance_from_orthogonal
 from vera.methods.adapted import adaptation, frozen_extra, plain_names
@@ -69,7 +69,7 @@ class Peft(Method, kind="peft"):
         is_merged_for_good = any(
             getattr(module, "merged_adapters", None) for module in model.modules()
         )
-        weights = base_fingerprint(model, base_names(model))
+        weights = base_fingerprint(model, untouched_base_names(model))
         unchanged = is_merged_for_good or weights == tuner.base
         tuner.wrapper.base_model.unload()
         del model._peft

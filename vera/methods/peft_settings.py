@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from vera.errors import AdapterError
-from vera.methods.contract import LARGEST
+from vera.methods.contract import LARGEST_NUMBER
 from vera.sites import (
     QKV,
     WHOLE,
@@ -118,7 +118,7 @@ def _check_value(owner: str, key: str, value: object, depth: int) -> None:
             f"{owner}: {key} takes plain words of at most 300 letters, got {value!r}"
         )
     elif isinstance(value, int | float):
-        limit = 2**63 if "seed" in key or "key" in key else LARGEST
+        limit = 2**63 if "seed" in key or "key" in key else LARGEST_NUMBER
         if not abs(value) < limit:
             raise AdapterError(
                 f"{owner}: {key} must be a finite number, of at most 2^53, got {value!r}"

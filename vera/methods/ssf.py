@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.contract import Method
 from vera.methods.layers import Added, add_child
-from vera.methods.lora import Placement, place
+from vera.methods.lora import Placement, placement_of
 from vera.sites import (
     ALL_LINEAR,
     find_norms,
@@ -56,7 +56,7 @@ def scale_and_shift(module: Any) -> None:
     # Channels come last, but for images: (samples, channels, rows, columns)
     images = isinstance(module, nn.Conv2d) or type(module).__name__.endswith("2d")
     axis = 1 if images else -1
-    add_child(module, "ssf", ScaleShift(_outputs(module), axis, place(module)))
+    add_child(module, "ssf", ScaleShift(_outputs(module), axis, placement_of(module)))
     module.register_forward_hook(_scale)
 
 

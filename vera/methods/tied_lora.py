@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vera.methods.contract import Method
 from vera.methods.layers import layer_changes
-from vera.methods.lora import LowRankChange, Placement, place, wrap_sites
+from vera.methods.lora import LowRankChange, Placement, placement_of, wrap_sites
 
 
 class TiedPair(nn.Module):
@@ -43,7 +43,7 @@ class TiedChange(LowRankChange):
         super().__init__(inputs, outputs, method.alpha / method.rank, method.dropout)
         # In a tuple, so that the pair has one parent
         self._shared = (pair,)
-        placement = place(base)
+        placement = placement_of(base)
         self.u = nn.Parameter(torch.ones(method.rank, **placement))
         self.v = nn.Parameter(torch.ones(outputs, **placement))
 

@@ -16,7 +16,7 @@ from vera.methods.layers import (
     Change,
     adapted_layers,
     adapter_dtype,
-    widest,
+    widest_shape,
     wrap,
 )
 from vera.projections import Init, Matrix, ProjectionSpec, fingerprint
@@ -40,10 +40,10 @@ class Projections(nn.Module):
         self.spec = spec
         if device.type == "meta":
             shapes = (spec.rank, spec.inputs), (spec.outputs, spec.rank)
-            pair = [torch.empty(shape, device=device) for shape in shapes]
+            matrices = [torch.empty(shape, device=device) for shape in shapes]
         else:
-            pair = [torch.from_numpy(matrix) for matrix in spec.make()]
-        for name, matrix in zip("AB", pair, strict=True):
+            matrices = [torch.from_numpy(matrix) for matrix in spec.make()]
+        for name, matrix in zip("AB", matrices, strict=True):
             self.register_buffer(name, matrix.to(device, dtype), persistent=False)
 
 
@@ -71,18 +71,18 @@ class VeRAChange(Change):
         # In a tuple, so that the pair has one parent and moves between devices once.
         self._shared = (projections,)
         device, dtype = base.weight.device, adapter_dtype(base)
-        starts = {
+        initial_values = {
             "d": torch.full((method.rank,), method.d_init, device=device, dtype=dtype),
             "b": torch.zeros(outputs, device=device, dtype=dtype),
         }
-        for name, start in starts.items():
-            vector = nn.Parameter(start) if name in method.vectors else None
+        for name, values in initial_values.items():
+            vector = nn.Parameter(values) if name in method.vectors else None
             self.register_parameter(name, vector)
         self.dropout = nn.Dropout(method.dropout)
 
     @property
     def pair(self) -> Projections:
-        """The frozen matrices, which changes share."""
+        """The frozen matrices, which this change shares with others."""
         return self._shared[0]
 
     @property
@@ -106,12 +106,13 @@ class VeRAChange(Change):
     def project_up(self, u: Tensor) -> Tensor:
         """b * (B (d * u)), (..., rank) -> (..., outputs)."""
         b, d = self.b, self.d
-        if self.rows is not None:
-            # (samples, length) beside (samples, ..., length)
+        if self.sample_parameters is not None:
+            # Vectors are (samples, length): between, they get a dimension of size 1
+            # for each further dimension of u, which is (samples, ..., rank)
             shape = len(u), *[1] * (u.dim() - 2), -1
-            vectors = self.of_samples(len(u)).items()
-            by_name = {name: vector.view(shape) for name, vector in vectors}
-            b, d = by_name.get("b"), by_name.get("d")
+            vectors = self.parameters_of_samples(len(u))
+            b = vectors["b"].view(shape) if "b" in vectors else None
+            d = vectors["d"].view(shape) if "d" in vectors else None
         v = frozen_linear(u if d is None else d * u, self.B)
         return v if b is None else b * v
 
@@ -121,15 +122,15 @@ class VeRAChange(Change):
         return scaled_b @ scaled_a
 
 
-def projections(model: nn.Module) -> list[Projections]:
-    """The pairs of an adapted model."""
+def projection_pairs(model: nn.Module) -> list[Projections]:
+    """The frozen pairs of an adapted model."""
     return [m for m in model.modules() if isinstance(m, Projections)]
 
 
-def fixed_pairs(model: nn.Module) -> dict[str, Any]:
-    """What an adapter file says of the pairs: scheme, seed, the widest shape, and the
-    fingerprint of all."""
-    specs = [pair.spec for pair in projections(model)]
+def describe_pairs(model: nn.Module) -> dict[str, Any]:
+    """What an adapter file says about the frozen pairs (Method.fixed): their scheme and
+    seed, the widest shape, and one fingerprint of all of them."""
+    specs = [pair.spec for pair in projection_pairs(model)]
     return {
         "scheme": specs[0].scheme,
         "seed": specs[0].seed,
@@ -139,24 +140,25 @@ def fixed_pairs(model: nn.Module) -> dict[str, Any]:
     }
 
 
-@cache  # a thousand resident adapters have one pair
+@cache  # a thousand resident adapters (vera.Adapters) share one pair
 def _fingerprint(*specs: ProjectionSpec) -> str:
-    """The fingerprint of float32 pairs drawn again from their specs, since the model's
-    own may have been cast."""
+    """The fingerprint of these pairs in float32. They are drawn again from their specs,
+    since those of the model may have been cast."""
     matrices: list[Matrix] = []
     for spec in specs:
         matrices += spec.make()
     return fingerprint(*matrices)
 
 
-VECTORS = (("b", "d"), ("b",), ("d",))
+#: What the setting `vectors` may be, sorted.
+VECTOR_CHOICES = (("b", "d"), ("b",), ("d",))
 #: The number of a layer in the path of a module.
 LAYER_NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")
 
 
-def place_in_layers(path: str) -> str:
-    """The path of a module in any of the model's layers: model.layers.*.mlp.up_proj for
-    model.layers.29.mlp.up_proj."""
+def path_in_any_layer(path: str) -> str:
+    """The path of a module with * for the numbers of layers: model.layers.*.mlp.up_proj
+    for model.layers.29.mlp.up_proj."""
     return LAYER_NUMBER.sub("*", path)
 
 
@@ -194,7 +196,7 @@ class VeRA(Method, kind="vera"):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "vectors", tuple(sorted(self.vectors)))
-        if self.vectors not in VECTORS:
+        if self.vectors not in VECTOR_CHOICES:
             raise AdapterError(
                 f"vectors must be [b,d], [b] or [d], got [{','.join(self.vectors)}]"
             )
@@ -219,58 +221,59 @@ class VeRA(Method, kind="vera"):
 
     def install(self, model: nn.Module) -> None:
         targets = find_sites(model, self.sites)
-        largest = widest(model, targets)
+        largest = widest_shape(model, targets)
         check_rank("rank", self.rank, max(largest))
-        first: Any = model.get_submodule(next(iter(targets)))
+        first_layer: Any = model.get_submodule(next(iter(targets)))
+        device, dtype = first_layer.weight.device, adapter_dtype(first_layer)
         pairs: dict[str, Projections] = {}
-        first_changes: dict[str, VeRAChange] = {}
+        # With shared_b: the change that has the b of a place in the layers
+        b_owners: dict[str, VeRAChange] = {}
 
         def make_change(
             path: str, part: str, base: nn.Module, inputs: int, outputs: int
         ) -> VeRAChange:
-            names = {
+            pair_names = {
                 "shared": "",
                 "by_shape": f"{outputs}x{inputs}",
                 "unique": f"{path} {part}",
             }
-            name = names[self.projections]
-            if name not in pairs:
+            pair_name = pair_names[self.projections]
+            if pair_name not in pairs:
                 shape = largest if self.projections == "shared" else (inputs, outputs)
                 spec = ProjectionSpec(
-                    self.projection_seed, self.rank, *shape, self.init, name
+                    self.projection_seed, self.rank, *shape, self.init, pair_name
                 )
-                device, dtype = first.weight.device, adapter_dtype(first)
-                pairs[name] = Projections(spec, device, dtype)
-            change = VeRAChange(base, inputs, outputs, pairs[name], self)
+                pairs[pair_name] = Projections(spec, device, dtype)
+            change = VeRAChange(base, inputs, outputs, pairs[pair_name], self)
             if self.shared_b:
-                place = f"{place_in_layers(path)} {part} {outputs}"
-                change.b = first_changes.setdefault(place, change).b
+                place = f"{path_in_any_layer(path)} {part} {outputs}"
+                change.b = b_owners.setdefault(place, change).b
             return change
 
         wrap(model, targets, make_change)
-        # In the first layer, the pairs move between devices with the model, and leave
-        # with the layer. The model itself may be a Sequential, where another child
-        # would be another layer.
+        # The first layer holds the pairs, so that they move between devices with the
+        # model and leave with the layer. The model itself cannot: as a Sequential it
+        # would take another child for another layer.
         next(adapted_layers(model)).add_module(
             "projections", nn.ModuleList(pairs.values())
         )
         for parent, paths in same_input(targets):
             layers: list[Any] = [model.get_submodule(path) for path in paths]
             group = Group(layers, self.path, self.weights)
-            group.check(layers)
+            group.check(layers)  # refuses a path that the layers cannot take
             if len(layers) > 1:
                 group.attach(model.get_submodule(parent))
 
     def count(self, model: nn.Module) -> int:
-        """Sum of (out + rank) over the adapted matrices; of out or rank alone with only
-        b or only d. A b that layers share counts once."""
+        """Sum of (out + rank) over the adapted matrices; of out alone without d, of rank
+        alone without b. A b that layers share counts once."""
         total = 0
         outputs_by_place = {}
         for layer in adapted_layers(model):
             for part, change in layer.changes.items():
                 if "d" in self.vectors:
                     total += self.rank
-                path = place_in_layers(layer.path) if self.shared_b else layer.path
+                path = path_in_any_layer(layer.path) if self.shared_b else layer.path
                 outputs_by_place[path, part, change.outputs] = change.outputs
         if "b" in self.vectors:
             total += sum(outputs_by_place.values())
@@ -279,4 +282,4 @@ class VeRA(Method, kind="vera"):
     def fixed(
         self, model: nn.Module, left_out: frozenset[str] = frozenset()
     ) -> dict[str, Any]:
-        return fixed_pairs(model)
+        return describe_pairs(model)

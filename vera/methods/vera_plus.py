@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from vera.errors import AdapterError
 from vera.methods.contract import Method
 from vera.methods.layers import layer_changes
-from vera.methods.lora import Placement, place, wrap_sites
-from vera.methods.vera import Projections, VeRAChange, fixed_pairs
+from vera.methods.lora import Placement, placement_of, wrap_sites
+from vera.methods.vera import Projections, VeRAChange, describe_pairs
 from vera.projections import ProjectionSpec
 
 
@@ -33,7 +33,9 @@ class VeRAPlusChange(VeRAChange):
         method: "VeRAPlus",
     ) -> None:
         super().__init__(base, inputs, outputs, pair, method)
-        self.c = nn.Parameter(torch.full((inputs,), method.c_init, **place(base)))
+        self.c = nn.Parameter(
+            torch.full((inputs,), method.c_init, **placement_of(base))
+        )
         self.scale = method.alpha / math.sqrt(method.rank)
 
     def project_down(self, x: Tensor) -> Tensor:
@@ -92,4 +94,4 @@ class VeRAPlus(Method, kind="vera_plus"):
     def fixed(
         self, model: nn.Module, left_out: frozenset[str] = frozenset()
     ) -> dict[str, Any]:
-        return fixed_pairs(model)
+        return describe_pairs(model)

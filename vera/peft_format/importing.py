@@ -13,7 +13,7 @@ from vera.errors import AdapterError, first_line
 from vera.head_file import fill
 from vera.methods import Method, make_method
 from vera.methods.adapted import adaptation, unload
-from vera.methods.layers import widest
+from vera.methods.layers import widest_shape
 from vera.methods.lora import LoRA
 from vera.methods.peft_settings import REWRITES_BASE
 from vera.methods.vera import VeRA
@@ -208,7 +208,7 @@ def _with_projections(method: VeRA, model: nn.Module, source: PeftFolder) -> VeR
     vera_b = source.tensors.get(PAIR_B)
     if vera_a is None and vera_b is None:
         return replace(method, init="peft")
-    inputs, outputs = widest(model, find_sites(model, method.sites))
+    inputs, outputs = widest_shape(model, find_sites(model, method.sites))
     if (
         vera_a is not None
         and vera_b is not None
