@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 Array = npt.NDArray[Any]
-#: A batch on the model's device, by the names of Task.collate.
+#: A batch as tensors on the model's device, by the names that Task.collate gives.
 Batch = Mapping[str, "Tensor"]
 #: A task's part of the configuration (conf/task/NAME.yaml), which the schema in runs/
 #: has checked.
@@ -69,21 +69,22 @@ def first_line(error: BaseException) -> str:
 
 
 def require_columns(
-    place: Path | str, row: Collection[str], columns: Iterable[str], hint: str = ""
+    location: Path | str, row: Collection[str], columns: Iterable[str], hint: str = ""
 ) -> None:
-    """Raises DataError unless the row has every column. place: of the row, for the
-    message. hint: added to the message."""
+    """Raises DataError unless the row has every column. location: where the row is (a
+    file, or a file and a line), which begins the message. hint: ends the message."""
     for column in columns:
         if column not in row:
             names = list_names(row) or "nothing"
-            raise DataError(f"{place}: no column {column!r}. It has: {names}{hint}")
+            raise DataError(f"{location}: no column {column!r}. It has: {names}{hint}")
 
 
-def check_setting(settings: Settings, key: str, fits: bool, should: str) -> None:
-    """Raises DataError unless a setting of the task fits. should: what it should be."""
-    if not fits:
+def check_setting(settings: Settings, key: str, is_valid: bool, expected: str) -> None:
+    """Raises DataError unless a setting of the task is valid. expected: what it should
+    be, for the message."""
+    if not is_valid:
         value = "null" if settings[key] is None else settings[key]
-        raise DataError(f"task.{key}={value}: should be {should}")
+        raise DataError(f"task.{key}={value}: should be {expected}")
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ class Rows:
     """One split: a text, a second text for pairs, and a label (a class index, or a
     number) for each row.
 
-    about: columns that name the rows: their file, their numbers in it from 1, their own
-    ids."""
+    about: columns that tell people which rows these are: the file of each, its number
+    there (from 1), and its own id if it has one."""
 
     texts: list[str]
     pairs: list[str] | None
@@ -116,11 +117,11 @@ class Rows:
         return len(self.texts)
 
     def take(self, indices: Sequence[int]) -> "Rows":
-        """The rows of these indices."""
+        """The rows with these indices, in their order."""
         pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
-        about = {
-            key: [values[i] for i in indices] for key, values in self.about.items()
-        }
+        about = {}
+        for column, values in self.about.items():
+            about[column] = [values[i] for i in indices]
         texts = [self.texts[i] for i in indices]
         labels = [self.labels[i] for i in indices]
         return Rows(texts, pairs, labels, about)
@@ -130,14 +131,16 @@ class Rows:
         pairs = None
         if self.pairs is not None and other.pairs is not None:
             pairs = self.pairs + other.pairs
-        about = {key: values + other.about[key] for key, values in self.about.items()}
+        about = {}
+        for column, values in self.about.items():
+            about[column] = values + other.about[column]
         labels: Any = [*self.labels, *other.labels]
         return Rows(self.texts + other.texts, pairs, labels, about)
 
 
 class Task(ABC):
-    """What the training loop needs. Splits are "train" and "dev"; indices address the
-    rows of a split."""
+    """What the training loop needs of a task. A split is "train" or "dev", and its rows
+    have indices from 0."""
 
     name: str
     #: The reported metric, and its direction.
@@ -160,11 +163,12 @@ class Task(ABC):
     block: int = 8
     #: Whether the trained model writes texts that are scored (the class Written).
     decodes: bool = False
-    #: What the pace counts: "tok", tokens without padding, or "img", rows.
+    #: What the displayed pace counts: "tok" (tokens without padding) or "img" (rows).
     unit: str = "tok"
-    #: A hash of the training rows, where they were drawn.
+    #: A hash of the training rows, where they are a draw from more rows.
     selection: str | None = None
-    #: Of a language model: a text that is not trained on (tasks/forgetting.py).
+    #: A text that is not trained on, of which a language model's loss shows what it
+    #: forgets (tasks/forgetting.py).
     fixed_text: Any = None
     #: Mean and spread of the training labels, where the model answers (label - mean) /
     #: spread.
@@ -199,8 +203,9 @@ class Task(ABC):
     ) -> None:
         """Tokenises every row, truncated to max_length tokens.
 
-        tokenizer: transformers' tokenizer, or of images the model's preprocessing
-        (tasks/images/pixels.py). positions: the model's, if known."""
+        tokenizer: of transformers; for images the model's preprocessing
+        (tasks/images/pixels.py). positions: the most tokens that the model has positions
+        for; None where that is not known."""
 
     @abstractmethod
     def lengths(self, split: str) -> Sequence[int]:
@@ -208,31 +213,30 @@ class Task(ABC):
 
     @abstractmethod
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
-        """A batch as arrays, padded to its longest row: input_ids (rows, tokens), ...,
-        labels (rows,)."""
+        """The batch of these rows as arrays, padded to the longest row. Its names are those
+        of the model's arguments: input_ids (rows, tokens), labels (rows,) and so on."""
 
     @abstractmethod
     def labels(self, split: str) -> Array:
         """The labels (rows,) of a split."""
 
     def about(self, split: str) -> Mapping[str, Sequence[Any]]:
-        """Columns that name the rows of a split for people, in the order of its
-        rows."""
+        """Columns that tell people which rows a split has, in the order of the rows."""
         return {"row": range(1, len(self.lengths(split)) + 1)}
 
     def weight(self, split: str, indices: Sequence[int]) -> float:
-        """How many units a batch's mean loss is over: rows, or tokens for a language
-        model."""
+        """How many units the mean loss of a batch is taken over: rows, or tokens for a
+        language model."""
         return len(indices)
 
     def loss(self, model: "Module", batch: Batch) -> "Tensor":
-        """The mean training loss of a batch, a scalar: the one of transformers'
-        models."""
+        """The mean training loss of a batch, a scalar. By default it is the one that
+        transformers' models compute."""
         return model(**batch).loss
 
     def answers(self, model: "Module", batch: Batch) -> tuple[float, Array]:
-        """The mean evaluation loss of a batch, and what `predict` takes: logits (rows,
-        num_labels)."""
+        """The mean evaluation loss of a batch, and the outputs that `predict` takes: logits
+        (rows, num_labels)."""
         outputs = model(**batch)
         return float(outputs.loss), outputs.logits.float().cpu().numpy()
 
@@ -252,43 +256,53 @@ class Task(ABC):
         return score(self.metric, predictions, labels)
 
     def illustrate(self, folder: Path, predictions: Array) -> None:  # noqa: B027 - few have any
-        """Draws the task's own pictures into a finished run's folder. predictions:
-        (rows,), of dev."""
+        """Draws the task's own pictures into a finished run's folder. predictions: those
+        for the dev rows, (rows,)."""
 
 
 def prompts_at_once(eval_batch: int, beams: int, on_gpu: bool) -> int:
-    """How many prompts are searched together, each with its beams; on a CPU eval_batch
-    bounds the rows."""
+    """How many prompts are decoded together. eval_batch: on a GPU it is a number of
+    prompts, each with its beams; on a CPU it limits prompts times beams."""
     return eval_batch if on_gpu else max(1, eval_batch // beams)
 
 
-def block(settings: Settings) -> int:
-    """Task.block by task.length_grouped. Records from before that key have batches of
-    like lengths."""
+def block_size(settings: Settings) -> int:
+    """What task.length_grouped makes Task.block. Records from before that key were
+    trained on batches of similar lengths."""
     return Task.block if settings.get("length_grouped", True) else 1
 
 
 def fixed_subset(total: int, rows: int | None, name: str) -> list[int]:
-    """`rows` of the indices below `total`, drawn by the name alone, in order; all of
-    them for None."""
+    """As many indices below `total` as `rows` says, in ascending order; all of them for
+    None. The name alone decides which."""
     if rows is None or rows >= total:
         return list(range(total))
+    permutation = _permutation(total, name)
+    return sorted(permutation[:rows])
+
+
+def _permutation(total: int, name: str) -> list[int]:
+    """The indices below `total` in a random order, which the name alone decides."""
     digest = hashlib.sha256(name.encode()).digest()
     key = int.from_bytes(digest[:8], "little")
-    order = np.random.Generator(np.random.Philox(key)).permutation(total)
-    return sorted(order[:rows].tolist())
+    generator = np.random.Generator(np.random.Philox(key))
+    indices: list[int] = generator.permutation(total).tolist()
+    return indices
 
 
-def held_out(groups: Sequence[Hashable], share: float, name: str) -> list[int]:
-    """Indices of a random share of each group's rows, drawn by the name alone, in
-    order. A group of two or more rows has at least one row in both parts.
+def draw_held_out_rows(
+    groups: Sequence[Hashable], share: float, name: str
+) -> list[int]:
+    """Draws a share of the rows of each group. A group of two or more rows keeps at least
+    one and gives at least one.
 
     Args:
         groups: the group of each row.
         share: in (0, 1).
-        name: the task's.
+        name: the task's, which alone decides which rows are drawn.
 
-    Raises DataError for fewer than two rows."""
+    Returns the rows' indices in ascending order. Raises DataError where they are fewer
+    than two."""
     rows_by_group: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         rows_by_group.setdefault(group, []).append(row)
@@ -302,24 +316,25 @@ def held_out(groups: Sequence[Hashable], share: float, name: str) -> list[int]:
     return sorted(held_rows)
 
 
-def fold_of_rows(groups: Sequence[Hashable], folds: int, name: str) -> list[int]:
-    """The fold of each row, drawn by the name alone. Folds differ by one row at most,
-    and so do the rows that they have of a group.
+def draw_folds(groups: Sequence[Hashable], folds: int, name: str) -> list[int]:
+    """Draws the fold of each row, a number from 0. The sizes of two folds differ by one
+    row at most, and so does how many rows of a group they have.
 
     Args:
         groups: the group of each row.
         folds: how many there are.
-        name: the task's.
+        name: the task's, which alone decides the draw.
 
     Raises DataError for fewer rows than folds."""
     if len(groups) < folds:
         raise DataError(f"task.folds={folds}: {name} has {len(groups)} training rows")
-    digest = hashlib.sha256(f"{name}, folds".encode()).digest()
-    key = int.from_bytes(digest[:8], "little")
-    drawn = np.random.Generator(np.random.Philox(key)).permutation(len(groups))
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    by_group = sorted(drawn.tolist(), key=lambda row: numbers[groups[row]])
-    fold = [0] * len(groups)
-    for place, row in enumerate(by_group):
-        fold[row] = place % folds
-    return fold
+    shuffled_rows = _permutation(len(groups), f"{name}, folds")
+    group_numbers: dict[Hashable, int] = {}
+    for group in groups:
+        group_numbers.setdefault(group, len(group_numbers))
+    # Group after group, the shuffled rows are dealt out to the folds in turn
+    rows_by_group = sorted(shuffled_rows, key=lambda row: group_numbers[groups[row]])
+    fold_of_row = [0] * len(groups)
+    for position, row in enumerate(rows_by_group):
+        fold_of_row[row] = position % folds
+    return fold_of_row

@@ -18,9 +18,9 @@ from tasks.base import (
     DataError,
     Settings,
     Task,
-    block,
+    block_size,
+    draw_held_out_rows,
     first_line,
-    held_out,
 )
 from tasks.forgetting import fixed_text
 
@@ -70,7 +70,7 @@ class Continuations(Task):
         self.name = settings["name"]
         self.task_settings = settings
         self.splits = dict(splits)
-        self.block = block(settings)
+        self.block = block_size(settings)
         self.fixed_text = fixed_text(settings)
         self.notes = []
         self._rows: dict[str, list[Row]] = {}
@@ -80,7 +80,7 @@ class Continuations(Task):
     def hold_out(self, share: float) -> None:
         """See Task.hold_out."""
         rows = self.splits["train"]
-        dev = held_out([0] * len(rows), share, self.name)
+        dev = draw_held_out_rows([0] * len(rows), share, self.name)
         held = set(dev)
         train = [row for i, row in enumerate(rows) if i not in held]
         self.splits = {"train": train, "dev": [rows[i] for i in dev]}

@@ -26,8 +26,8 @@ from tasks.base import (
     Settings,
     Source,
     check_setting,
+    draw_held_out_rows,
     fixed_subset,
-    held_out,
     quoted,
 )
 from tasks.continuations import Row, Written
@@ -85,7 +85,7 @@ class E2ETask(Written):
         parts."""
         pairs = self.splits["train"]
         mrs = list(dict.fromkeys(mr for mr, _ in pairs))
-        dev_mrs = {mrs[i] for i in held_out([0] * len(mrs), share, self.name)}
+        dev_mrs = {mrs[i] for i in draw_held_out_rows([0] * len(mrs), share, self.name)}
         train = [pair for pair in pairs if pair[0] not in dev_mrs]
         dev = [pair for pair in pairs if pair[0] in dev_mrs]
         self.splits = {"train": train, "dev": dev}

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
-from tasks.base import Array, DataError, Settings, check_setting, fixed_subset, held_out
+from tasks.base import (
+    Array,
+    DataError,
+    Settings,
+    check_setting,
+    draw_held_out_rows,
+    fixed_subset,
+)
 from tasks.continuations import Row, Splits, Written, token_ids
 
 if TYPE_CHECKING:
@@ -193,7 +200,7 @@ class ExactTask(Written):
             return
         rows = self.splits["train"]
         numbers = sorted(set(self.train_groups))
-        chosen = held_out([0] * len(numbers), share, self.name)
+        chosen = draw_held_out_rows([0] * len(numbers), share, self.name)
         held = {numbers[i] for i in chosen}
         parts: dict[str, list[tuple[str, str]]] = {"train": [], "dev": []}
         for row, group in zip(rows, self.train_groups, strict=True):

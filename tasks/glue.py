@@ -16,8 +16,8 @@ from tasks.base import (
     Rows,
     Settings,
     Source,
+    draw_held_out_rows,
     fixed_subset,
-    held_out,
     quoted,
     require_columns,
     unquoted,
@@ -25,19 +25,21 @@ from tasks.base import (
 from tasks.fetch import data_folder, pinned_content
 from tasks.files import read_parquet, split_files
 from tasks.tables import TSV, parse_label, read_csv
-from tasks.text import TextTask, numbered
+from tasks.text import TextTask, numbered_rows
 
 PROTOCOL = 1
-#: Since 2 whole sentences are held out, with their phrases.
+#: The version of how a task holds out rows, where it is above 1: since 2, SST-2 holds
+#: out whole sentences, with their phrases.
 HELD_OUT = {"sst2": 2}
 
 
 @dataclass(frozen=True)
 class GlueFiles:
-    """The files of one task. columns, label: names in the TSV files; header: their
-    columns where the files name none; hub_columns: the texts' names in the hub's
-    parquet files, where they differ. classes: None for a regression. rows: of the
-    published train and dev set. dev: the name of the dev file."""
+    """The files of one task. folder: its name in GLUE's archive. columns, label: the
+    columns of texts and label in the TSV files. header: the columns of TSV files that
+    do not name them. hub_columns: the columns of the texts in the hub's parquet files,
+    where they differ. classes: None for a regression. rows: how many the published
+    train and dev sets have. dev: the name of the dev file."""
 
     folder: str
     columns: tuple[str, ...]
@@ -154,7 +156,7 @@ class Phrases(TextTask):
         splits: Mapping[str, Rows],
         all_train: Rows,
     ) -> None:
-        """all_train: the file's train rows, of which the task may have a part."""
+        """all_train: all train rows of the file; the task itself may have a subset."""
         super().__init__(settings, classes, metric, splits)
         self.all_train = all_train
 
@@ -171,7 +173,7 @@ class Phrases(TextTask):
         ]
         labels = [self.all_train.labels[row] for row in sentence_rows]
         sentence_share = min(share, share * len(train) / len(sentence_rows))
-        indices = held_out(labels, sentence_share, self.name)
+        indices = draw_held_out_rows(labels, sentence_share, self.name)
         dev = self.all_train.take([sentence_rows[i] for i in indices])
         dev_sentences = {_words(text) for text in dev.texts}
         train_rows = [
@@ -203,7 +205,7 @@ def containing_sentences(texts: Sequence[str]) -> dict[str, set[str]]:
 
 
 def _phrases(words: list[str]) -> Iterator[str]:
-    """All runs of words."""
+    """All runs of successive words, as texts."""
     for start in range(len(words)):
         for end in range(start + 1, len(words) + 1):
             yield " ".join(words[start:end])
@@ -224,8 +226,8 @@ def _local_files(name: str, data_dir: Path) -> dict[str, Path]:
     """The train and dev file. data_dir: the task's own folder, or the one that holds
     all tasks."""
     spec = _spec(name)
-    # A split's file as GLUE has it, as the hub has it, and by GLUE's name in the hub's
-    # format
+    # A split's file is GLUE's TSV, the hub's parquet file, or one by GLUE's name in the
+    # hub's format
     hub_dev = spec.dev.replace("dev", "validation")
     patterns = {
         "train": ("train.tsv", "train*.parquet"),
@@ -259,12 +261,12 @@ def _read(path: Path, spec: GlueFiles) -> Rows:
     if not labels:
         raise DataError(f"{path}: no rows")
     pairs = texts[1] if len(texts) > 1 else None
-    return Rows(texts[0], pairs, labels, numbered(path, len(labels)))
+    return Rows(texts[0], pairs, labels, numbered_rows(path, len(labels)))
 
 
 def _class_index(value: Any, classes: list[str], path: Path, line: int) -> int:
-    """The hub's label, an index in the order of the classes. Raises DataError for
-    another one, such as -1, which marks the hidden labels of a test set."""
+    """The index of a class, which is how the hub's files give a label. Raises DataError
+    for any other value, such as -1, which marks the hidden labels of a test set."""
     if value not in range(len(classes)):
         raise DataError(
             f"{path} row {line}: label {quoted(value)} is none of {len(classes)}"
@@ -275,7 +277,7 @@ def _class_index(value: Any, classes: list[str], path: Path, line: int) -> int:
 def _label(
     value: object, classes: list[str] | None, path: Path, line: int
 ) -> int | float:
-    """See parse_label; a score of STS-B lies between 0 and 5."""
+    """See parse_label. Raises DataError also for a score of STS-B outside 0 to 5."""
     number = parse_label(value, classes, path, line)
     if classes is None and not 0 <= number <= 5:
         raise DataError(

@@ -21,11 +21,11 @@ from tasks.base import (
     Settings,
     Source,
     Task,
-    block,
+    block_size,
     check_setting,
+    draw_folds,
+    draw_held_out_rows,
     fixed_subset,
-    fold_of_rows,
-    held_out,
     quoted,
     require_columns,
 )
@@ -51,14 +51,14 @@ COLUMN_SETTINGS = (
     "task.label_column=",
     "task.id_column=",
 )
-#: Of tasks/metrics.py.
+#: The metrics of tasks/metrics.py that a user may choose.
 METRICS = ("accuracy", "matthews", "macro_f1", "balanced_accuracy", "pearson")
-#: Characters of a text in `about`.
+#: How many characters of a text `TextTask.about` shows.
 SHOWN_TEXT = 200
-#: Labels of a larger mean or spread are far from what a new head answers, which is
+#: Labels whose mean or spread is larger are far from what a new head answers, which is
 #: about 0.
 LARGE_LABEL = 10.0
-#: Without a dev file, every so many rows one is held out for it.
+#: Without a dev file, the first of every so many training rows is held out as a dev row.
 DEV_STRIDE = 10
 
 
@@ -74,7 +74,7 @@ class TextTask(Task):
         splits: Mapping[str, Rows],
     ) -> None:
         self.name = settings["name"]
-        self.block = block(settings)
+        self.block = block_size(settings)
         self.classes = classes
         self.metric = metric
         self.splits = splits
@@ -84,7 +84,7 @@ class TextTask(Task):
             self.num_labels = len(classes)
             self.problem = "single_label_classification"
         self.notes = []
-        #: Whether the dev rows are of the training file.
+        #: Whether the dev rows come from the training file.
         self.takes_dev_from_train = False
         self._scales_labels = bool(settings.get("scale_labels"))
         self._shows_texts = settings.get("keep_text", True)
@@ -94,7 +94,7 @@ class TextTask(Task):
         """See Task.hold_out. Each class is in both parts, where it has two rows."""
         train = self.splits["train"]
         groups = [0] * len(train) if self.classes is None else train.labels
-        dev_rows = held_out(groups, share, self.name)
+        dev_rows = draw_held_out_rows(groups, share, self.name)
         train_rows = sorted(set(range(len(train))) - set(dev_rows))
         self.splits = {"train": train.take(train_rows), "dev": train.take(dev_rows)}
         self.notes.append(
@@ -109,14 +109,16 @@ class TextTask(Task):
         if self.takes_dev_from_train:
             rows = rows.join(self.splits["dev"])
         groups = [0] * len(rows) if self.classes is None else rows.labels
-        fold_of_row = fold_of_rows(groups, folds, self.name)
-        parts: dict[str, list[int]] = {"train": [], "dev": []}
-        for row, number in enumerate(fold_of_row):
-            parts["dev" if number == fold else "train"].append(row)
-        self.splits = {split: rows.take(part) for split, part in parts.items()}
+        train_rows = []
+        dev_rows = []
+        for row, fold_of_row in enumerate(draw_folds(groups, folds, self.name)):
+            if fold_of_row == fold:
+                dev_rows.append(row)
+            else:
+                train_rows.append(row)
+        self.splits = {"train": rows.take(train_rows), "dev": rows.take(dev_rows)}
         self.notes.append(
-            f"dev: fold {fold} of {folds}, {len(parts['dev'])} of {len(rows)} training "
-            "rows"
+            f"dev: fold {fold} of {folds}, {len(dev_rows)} of {len(rows)} training rows"
         )
 
     def prepare(
@@ -135,13 +137,13 @@ class TextTask(Task):
             self._encoded[split] = {key: encoded[key] for key in encoded}
 
     def cut(self, split: str) -> int:
-        """How many of a prepared split's rows were longer than `prepare` left them."""
+        """How many rows of a split `prepare` has cut off at max_length."""
         rows = self.splits[split]
         lengths = self.lengths(split)
         longest = max(lengths)
         count = 0
         for i, length in enumerate(lengths):
-            if length == longest:
+            if length == longest:  # no other row can have been cut
                 encoded = self._tokenizer(rows.texts[i], rows.pairs and rows.pairs[i])
                 count += len(encoded["input_ids"]) > longest
         return count
@@ -174,8 +176,8 @@ class TextTask(Task):
         return predictions
 
     def about(self, split: str) -> Mapping[str, Sequence[Any]]:
-        """File, row, id and the beginnings of the texts; without these where
-        task.keep_text is false."""
+        """File, row, id and the beginning of each text. task.keep_text=false leaves the
+        texts out."""
         rows = self.splits[split]
         columns = dict(rows.about)
         if self._shows_texts:
@@ -201,9 +203,9 @@ def source(settings: Settings) -> Source:
     files = {"train": Path(settings["train_file"])}
     if settings.get("dev_file"):
         files["dev"] = Path(settings["dev_file"])
-    for part, path in files.items():
+    for split, path in files.items():
         if not path.is_file():
-            raise DataError(f"{path}: no such file (task.{part}_file)")
+            raise DataError(f"{path}: no such file (task.{split}_file)")
     return Source(files=files)
 
 
@@ -211,25 +213,25 @@ def load(settings: Settings) -> TextTask:
     """See tasks.load. Without a dev file, a fixed tenth of the training rows is held
     out for it."""
     tables = _read_tables(settings)
-    training = tables["train"]
+    train_table = tables["train"]
     notes = []
     if "dev" not in tables:
-        note = _note_of_held_out_rows(training)
+        note = _note_of_held_out_rows(train_table)
         if settings.get("folds") is None:  # take_fold evaluates on other rows
             notes.append(note)
-        rows = [row for i, row in enumerate(training.rows) if i % DEV_STRIDE]
-        training = DataTable(training.place, rows)
+        train_rows = [row for i, row in enumerate(train_table.rows) if i % DEV_STRIDE]
+        train_table = DataTable(train_table.place, train_rows)
     for table in tables.values():
         check_columns(table, settings)
     classes = class_names(
-        training, settings["label_column"], settings.get("regression")
+        train_table, settings["label_column"], settings.get("regression")
     )
-    metric = _metric(settings, training, classes)
+    metric = _metric(settings, train_table, classes)
     if settings.get("scale_labels"):
-        scales = settings["scale_labels"]
-        check_setting(settings, "scale_labels", scales is True, "true or false")
-        should = "false: its labels are classes, not numbers"
-        check_setting(settings, "scale_labels", classes is None, should)
+        is_true = settings["scale_labels"] is True
+        check_setting(settings, "scale_labels", is_true, "true or false")
+        expected = "false: its labels are classes, not numbers"
+        check_setting(settings, "scale_labels", classes is None, expected)
     splits = _splits(settings, tables, classes)
     task = TextTask(settings, classes, metric, splits)
     task.notes = notes
@@ -261,18 +263,18 @@ def _note_of_held_out_rows(table: DataTable) -> str:
             f"{table.place}: one row, and without a dev file (task.dev_file) two are the "
             "least"
         )
-    held = len(table.rows[::DEV_STRIDE])
+    held_out_rows = len(table.rows[::DEV_STRIDE])
     return (
-        f"no dev file: every tenth, {held} of the {count} training rows are held out "
+        f"no dev file: every tenth, {held_out_rows} of the {count} training rows are held out "
         "for it"
     )
 
 
 def _metric(settings: Settings, table: DataTable, classes: list[str] | None) -> str:
-    """The metric that is given, or the usual one. Raises DataError for one that does
-    not fit the labels."""
-    usual = "pearson" if classes is None else "accuracy"
-    metric: str = settings.get("metric") or usual
+    """The metric that the settings name, or by default pearson for a regression and
+    accuracy for classes. Raises DataError for one that does not fit the labels."""
+    default = "pearson" if classes is None else "accuracy"
+    metric: str = settings.get("metric") or default
     if metric not in METRICS:
         metrics = ", ".join(METRICS)
         raise DataError(f"no metric {metric!r} (task.metric). Known: {metrics}")
@@ -287,7 +289,8 @@ def _metric(settings: Settings, table: DataTable, classes: list[str] | None) -> 
 def _splits(
     settings: Settings, tables: Mapping[str, DataTable], classes: list[str] | None
 ) -> dict[str, Rows]:
-    """The rows of train and dev, of each a fixed subset where its size is given."""
+    """The rows of train and dev; a fixed subset of a split where task.train_rows or
+    task.dev_rows gives its size."""
     splits = {
         split: make_rows(table, settings, classes) for split, table in tables.items()
     }
@@ -349,25 +352,27 @@ def check_columns(table: DataTable, settings: Settings, labelled: bool = True) -
     by_line = str(place).endswith((".jsonl", ".json"))
     hint = f". They are named by {', '.join(COLUMN_SETTINGS)}"
     for line, row in rows:
-        row_place = f"{place} line {line}" if by_line else place
-        require_columns(row_place, row, named_columns, hint)
+        location = f"{place} line {line}" if by_line else place
+        require_columns(location, row, named_columns, hint)
         for column in columns:
             if _is_missing(row[column], is_label=column == label):
                 raise DataError(f"{place} line {line}: nothing in column {column!r}")
 
 
 def _is_missing(value: Any, is_label: bool) -> bool:
-    """Whether a column holds nothing: a label without a word, or NaN as a text."""
+    """Whether a column holds nothing: None, a label that is only blanks, or a NaN where a
+    text should be. An empty text is a text."""
     if value is None:
         return True
     if is_label:
         return not str(value).strip()
-    is_nan: bool = value != value
+    is_nan: bool = value != value  # only NaN differs from itself
     return is_nan
 
 
-def numbered(place: Path | str, count: int) -> dict[str, list[Any]]:
-    """`Rows.about` of all rows of a file, or of a hub split."""
+def numbered_rows(place: Path | str, count: int) -> dict[str, list[Any]]:
+    """`Rows.about` for all rows of a file, or of a split on the hub: its name, and the
+    rows' numbers from 1."""
     name = place.name if isinstance(place, Path) else place
     return {"file": [name] * count, "row": list(range(1, count + 1))}
 
@@ -378,8 +383,9 @@ def make_rows(
     classes: list[str] | None,
     labelled: bool = True,
 ) -> Rows:
-    """The rows of a table that `check_columns` has checked. classes: as in TextTask.
-    labelled: whether they have labels, which are read and checked then."""
+    """The rows of a table that `check_columns` has checked. classes: the names of the
+    labels, None for a regression. labelled: whether the table has labels; they are then
+    read and checked."""
     place, rows = table
     texts = [str(row[settings["text"]]) for _, row in rows]
     pairs = None
@@ -389,7 +395,7 @@ def make_rows(
     if labelled:
         column = settings["label_column"]
         labels = [parse_label(row[column], classes, place, line) for line, row in rows]
-    about = numbered(place, len(rows))
+    about = numbered_rows(place, len(rows))
     if settings.get("id_column"):
         about["id"] = [row[settings["id_column"]] for _, row in rows]
     return Rows(texts, pairs, labels, about)

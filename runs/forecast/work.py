@@ -13,7 +13,7 @@ from runs.record.steps import StepPlan
 from runs.run import methods
 from runs.run.definition import Run
 from runs.run.reward_functions import completion_limit
-from tasks.base import block, prompts_at_once
+from tasks.base import block_size, prompts_at_once
 from tasks.exact import FILLER_TOKENS
 
 
@@ -110,7 +110,7 @@ def _trained_rows(plan: StepPlan, train: Lengths) -> int:
 
 def _padded_length(run: Run, train: Lengths, batch: int, rows: int) -> int:
     """The tokens of a row of a micro-batch, padding included."""
-    batches_sorted_together = block(run.config["task"])
+    batches_sorted_together = block_size(run.config["task"])
     if batches_sorted_together > 1:
         batches_sorted_together *= math.ceil(batch / rows)
     return round(train.padded(rows, batches_sorted_together))

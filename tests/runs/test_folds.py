@@ -21,7 +21,7 @@ from runs.sweep import sweep
 from runs.sweep.pool import Job, Sweep
 from runs.tracking.tracker import Tracking
 from tasks import load, reviews
-from tasks.base import fold_of_rows
+from tasks.base import draw_folds
 
 pytestmark = pytest.mark.properties
 
@@ -53,8 +53,8 @@ def text_words(words, tmp_path):
 
 def test_folds_are_of_all_classes_and_of_one_size():
     groups = [0] * 17 + [1] * 9 + [2]
-    fold = fold_of_rows(groups, 5, "mine")
-    assert fold == fold_of_rows(groups, 5, "mine") != fold_of_rows(groups, 5, "other")
+    fold = draw_folds(groups, 5, "mine")
+    assert fold == draw_folds(groups, 5, "mine") != draw_folds(groups, 5, "other")
     sizes = np.bincount(fold)
     assert sizes.max() - sizes.min() <= 1
     for group in (0, 1):
@@ -62,7 +62,7 @@ def test_folds_are_of_all_classes_and_of_one_size():
         counts = np.bincount(of_group, minlength=5)
         assert counts.max() - counts.min() <= 1
     with refused("task.folds=5", "4 training rows"):
-        fold_of_rows([0] * 4, 5, "mine")
+        draw_folds([0] * 4, 5, "mine")
 
 
 def test_one_override_is_a_run_for_each_fold(text_words):

@@ -31,6 +31,11 @@ def make(tokenizer=None, headline=None, of=TESTS, **changes):
     return task
 
 
+def test_rows_are_sorted_by_length_only_where_the_settings_say_so():
+    assert make(length_grouped=True).block == ExactTask.block > 1
+    assert make(length_grouped=False).block == 1
+
+
 @pytest.mark.parametrize("on_inputs", [False, True])
 def test_a_row_is_one_text_and_its_end(on_inputs, tokenizer):
     task = make(tokenizer, train_on_inputs=on_inputs)
