@@ -23,7 +23,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 import vera
 from vera.adapter_file import file_tensors
 from vera.head_file import fill
-from vera.methods.peft_settings import SITES
+from vera.methods.peft_settings import DEFAULT_SITES
 from vera.sites import head_parameters
 
 # --- every class of the installed peft
@@ -58,7 +58,7 @@ def sites_on(name: str, architecture: str) -> tuple[str, ...]:
     """A class's own sites; a fused projection as a whole, since peft adapts no part of
     it."""
     fused = FUSED.get(architecture)
-    own = SITES.get(name, SITES["others"])
+    own = DEFAULT_SITES.get(name, DEFAULT_SITES["others"])
     found = (
         fused if fused and site in ("query", "key", "value") else site for site in own
     )
@@ -118,7 +118,9 @@ def facts(name: str) -> list[str]:
         roberta_base.cache_clear()
     # Such as vera_A of ...query.vera_A.default; peft also names tensors by their module
     last = {re.sub(r"\.default\b", "", name).split(".")[-1] for name in names}
-    sites = ", ".join(SITES.get(name, SITES["others"])) or "named in config"
+    sites = (
+        ", ".join(DEFAULT_SITES.get(name, DEFAULT_SITES["others"])) or "named in config"
+    )
     return [sites, f"{count:,}", f"{size:,}", ", ".join(sorted(last)) or "nothing"]
 
 

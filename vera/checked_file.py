@@ -46,7 +46,7 @@ def write_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     content = _content_without_checksum(tensors, json.dumps(header))
     digest = hashlib.sha256(content).hexdigest().encode()
-    start, end = _place_of_checksum(content)
+    start, end = _span_of_checksum(content)  # of its zeros
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(partial, "wb") as file:
@@ -61,12 +61,13 @@ def write_file(
 
 
 def _content_without_checksum(tensors: dict[str, Tensor], header: str) -> bytes:
-    """The file with zeros in the checksum's place: the checksum is that of this
-    content."""
+    """The bytes of the file with zeros in the checksum's place. The checksum is computed
+    over these."""
     metadata = {"header": header, "sha256": NO_CHECKSUM}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     content = save(contiguous, metadata)
-    # safetensors writes metadata in any order, but equal adapters are equal files.
+    # safetensors writes metadata in any order. Here it is always the same one, since
+    # equal adapters are to be equal files.
     entries = []
     for key, value in metadata.items():
         entries.append(f"{json.dumps(key)}:{json.dumps(value)}".encode())
@@ -75,7 +76,7 @@ def _content_without_checksum(tensors: dict[str, Tensor], header: str) -> bytes:
     return content.replace(reversed_order, b"{%b,%b}" % (first, second), 1)
 
 
-def _place_of_checksum(content: bytes) -> tuple[int, int]:
+def _span_of_checksum(content: bytes) -> tuple[int, int]:
     """Where the zeros of a content begin and end."""
     for match in _CHECKSUM.finditer(content):
         if match[1] == NO_CHECKSUM.encode():
@@ -112,10 +113,10 @@ class CheckedFile:
         if needed is not None:
             check_shapes(self.path, needed, self.shapes)
         content = self.path.read_bytes()
-        blank = content.replace(self.checksum, NO_CHECKSUM.encode(), 1)
-        if hashlib.sha256(blank).hexdigest().encode() != self.checksum:
+        with_zeros = content.replace(self.checksum, NO_CHECKSUM.encode(), 1)
+        if hashlib.sha256(with_zeros).hexdigest().encode() != self.checksum:
             raise AdapterError(f"{self.path}: changed while it was read. Load it again")
-        with _reading(self.path):
+        with _safetensors_errors(self.path):
             tensors = read_tensors(content)
         if needed is not None:
             check_finite(self.path, needed, tensors)
@@ -147,7 +148,7 @@ def read_file(path: str | Path, kind: str) -> CheckedFile:
     checksum = _read_checksum(path)
     if checksum is None:
         raise AdapterError(f"{path}: damaged, or {other_format}")
-    with _reading(path), safe_open(path, "pt") as file:
+    with _safetensors_errors(path), safe_open(path, "pt") as file:
         header = json.loads((file.metadata() or {})["header"])
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     if not isinstance(header, dict) or header.get("format") != kind:
@@ -156,28 +157,30 @@ def read_file(path: str | Path, kind: str) -> CheckedFile:
 
 
 def _read_checksum(path: Path) -> bytes | None:
-    """The checksum that a file names, once the file has it; None for a file that names
-    none. Raises AdapterError where the file has another one."""
+    """The checksum that a file's header names, if the content has it; None for a file that
+    names none. Raises AdapterError where the content has another one."""
     with open(path, "rb") as content:
         head = content.read(8)
         length = int.from_bytes(head, "little")
         head += content.read(min(length, LARGEST_HEADER))
-        named = _CHECKSUM.search(head, 8)
-        if len(head) != 8 + length or not named:
+        match = _CHECKSUM.search(head, 8)
+        if len(head) != 8 + length or not match:
             return None
-        blank = head[: named.start(1)] + NO_CHECKSUM.encode() + head[named.end(1) :]
-        digest = hashlib.sha256(blank)
+        zeros = NO_CHECKSUM.encode()
+        head_with_zeros = head[: match.start(1)] + zeros + head[match.end(1) :]
+        digest = hashlib.sha256(head_with_zeros)
         hashlib.file_digest(content, lambda: digest)
-    if digest.hexdigest().encode() != named[1]:
+    if digest.hexdigest().encode() != match[1]:
         raise AdapterError(
             f"{path}: damaged (its checksum differs). Get the file again"
         )
-    return named[1]
+    return match[1]
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Says in one line that safetensors cannot read a file whose checksum is right."""
+def _safetensors_errors(path: Path) -> Iterator[None]:
+    """Turns the errors of safetensors, which a file with a right checksum can cause, too,
+    into an AdapterError of one line."""
     try:
         yield
     except (

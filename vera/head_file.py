@@ -103,13 +103,15 @@ def read_classes(path: str | Path) -> list[str] | None:
     classes = file.header.get("classes")
     if classes is None:
         return None
-    outputs = {shape[0] for shape in file.shapes.values() if shape}
+    # The number of outputs is the first dimension of some tensor
+    first_dimensions = {shape[0] for shape in file.shapes.values() if shape}
     are_names = isinstance(classes, list) and all(
         isinstance(name, str) for name in classes
     )
-    if not (are_names and len(classes) in outputs):
+    if not (are_names and len(classes) in first_dimensions):
         raise AdapterError(
-            f"{path}: its classes are no names of outputs, of which it has {outputs}"
+            f"{path}: its classes are no names of outputs, of which it has"
+            f" {first_dimensions}"
         )
     return classes
 

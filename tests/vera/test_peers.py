@@ -14,7 +14,7 @@ from torch import nn
 import vera
 from vera.adapter_file import FORMAT
 from vera.checked_file import read_file
-from vera.methods.dylora import rank_of
+from vera.methods.dylora import draw_rank
 from vera.methods.layers import adapted_layers, base_weight, layer_changes
 from vera.methods.lora_xs import rounded_hash, singular_factors
 from vera.projections import ProjectionSpec, unit_uniform
@@ -87,7 +87,7 @@ def nola(change, method):
 def dylora(change, method):
     """At the rank that is drawn; the rest of A and B has no gradient. Frozen, the last
     of them alone has."""
-    used = change.drawn if change.training else method.rank
+    used = change.drawn_rank if change.training else method.rank
     number = torch.arange(method.rank)
     trains = number == used - 1 if change.training and method.frozen else number < used
     a = (
@@ -243,15 +243,15 @@ def test_what_a_seed_draws_is_in_no_file_and_has_its_own_fingerprint(name, seed)
 
 
 def test_every_rank_is_drawn_about_as_often_one_for_each_step_by_seed_and_step_alone():
-    drawn = [rank_of(5, step, 8) for step in range(1, 1601)]
-    assert drawn == [rank_of(5, step, 8) for step in range(1, 1601)]
-    assert drawn != [rank_of(6, step, 8) for step in range(1, 1601)]
+    drawn = [draw_rank(5, step, 8) for step in range(1, 1601)]
+    assert drawn == [draw_rank(5, step, 8) for step in range(1, 1601)]
+    assert drawn != [draw_rank(6, step, 8) for step in range(1, 1601)]
     assert all(150 < drawn.count(rank) < 250 for rank in range(1, 9))
     method, model, ranks = vera.DyLoRA(rank=8), tiny_model(), set()
     method.adapt(model)
     method.before_training(model, 20)
     for step in range(1, 21):
-        (rank,) = {change.drawn for change in layer_changes(model)}
+        (rank,) = {change.drawn_rank for change in layer_changes(model)}
         ranks.add(rank)
         method.after_step(model, step)
     assert 3 < len(ranks) <= 8

@@ -33,11 +33,10 @@ class TripletChange(LowRankChange):
         self.A = nn.Parameter(torch.empty(rank, inputs, **placement).normal_(std=0.02))
         self.E = nn.Parameter(torch.zeros(rank, 1, **placement))
         self.B = nn.Parameter(torch.empty(outputs, rank, **placement).normal_(std=0.02))
-        #: The run's optimizer steps, of `before_training`.
+        #: How many optimizer steps the run has; 0 before `before_training`.
         self.total_steps = 0
-        #: How much the loss depends on each entry of A, E and B, and how much that
-        #: varies, both smoothed over the steps: "sensitivity/A", "uncertainty/A" and so
-        #: on.
+        #: How much the loss depends on each entry of A, E and B ("sensitivity/A" and so
+        #: on), and how much that varies ("uncertainty/A"), both smoothed over the steps.
         self.gathered: dict[str, Tensor] = {}
 
     def factors(self) -> tuple[Tensor, ...]:
@@ -45,7 +44,7 @@ class TripletChange(LowRankChange):
 
     @torch.no_grad()
     def gather(self, beta1: float, beta2: float) -> None:
-        """Adds a step's gradients (the paper's equations 8 to 10)."""
+        """Adds a step's gradients to `gathered` (the paper's equations 8 to 10)."""
         for name, parameter in self.named_parameters():
             gradient = cast(Tensor, parameter.grad)
             importance = (parameter * gradient).abs()
@@ -61,9 +60,10 @@ class TripletChange(LowRankChange):
     def scores(self) -> Tensor:
         """The importance of each triplet (r,): of its E, and on average of its row and
         its column (equations 7 and 11)."""
-        of_row = self._importance("A").mean(dim=1)
-        of_column = self._importance("B").mean(dim=0)
-        return self._importance("E")[:, 0] + (of_row + of_column)
+        row_importance = self._importance("A").mean(dim=1)
+        column_importance = self._importance("B").mean(dim=0)
+        value_importance = self._importance("E")[:, 0]
+        return value_importance + (row_importance + column_importance)
 
     def _importance(self, name: str) -> Tensor:
         sensitivity = self.gathered[f"sensitivity/{name}"]
@@ -125,14 +125,14 @@ class AdaLoRA(Method, kind="adalora"):
     def count(self, model: nn.Module) -> int:
         """Sum of init_rank * (in + out + 1) over the adapted matrices: pruned triplets
         train on."""
-        widths = sum(
+        values_per_rank = sum(
             change.inputs + change.outputs + 1 for change in layer_changes(model)
         )
-        return self.first_rank * widths
+        return self.first_rank * values_per_rank
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:
-        begins, ends = self._pruned(total_steps)
-        if begins >= ends:
+        begin, end = self._pruning_steps(total_steps)
+        if begin >= end:
             raise AdapterError(
                 f"initial_share and final_share leave none of {total_steps} steps"
             )
@@ -140,10 +140,11 @@ class AdaLoRA(Method, kind="adalora"):
             change.total_steps = total_steps
             change.gathered = {}
 
-    def _pruned(self, total_steps: int) -> tuple[int, int]:
-        """The steps after which the budget begins to fall, and has fallen."""
-        begins = round(self.initial_share * total_steps)
-        return begins, total_steps - round(self.final_share * total_steps)
+    def _pruning_steps(self, total_steps: int) -> tuple[int, int]:
+        """The step after which the budget begins to fall, and the one after which it has
+        fallen."""
+        begin = round(self.initial_share * total_steps)
+        return begin, total_steps - round(self.final_share * total_steps)
 
     def budget(self, step: int, total_steps: int, matrices: int) -> int | None:
         """The triplets of all matrices that are left after a step.
@@ -160,14 +161,15 @@ class AdaLoRA(Method, kind="adalora"):
         Returns:
             Their number; None where none is pruned.
         """
-        begins, ends = self._pruned(total_steps)
-        first, last = self.first_rank * matrices, self.rank * matrices
-        if step >= ends:
-            return last
-        if step <= begins or step % self.interval:
+        begin, end = self._pruning_steps(total_steps)
+        first_budget = self.first_rank * matrices
+        final_budget = self.rank * matrices
+        if step >= end:
+            return final_budget
+        if step <= begin or step % self.interval:
             return None
-        left = 1 - (step - begins) / (ends - begins)
-        return int((first - last) * left**3 + last)
+        share_left = 1 - (step - begin) / (end - begin)
+        return int((first_budget - final_budget) * share_left**3 + final_budget)
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         factors = []
@@ -184,16 +186,16 @@ class AdaLoRA(Method, kind="adalora"):
             raise AdapterError(
                 "AdaLoRA: before_training, with the number of steps, comes first"
             )
-        _, ends = self._pruned(total_steps)
-        if steps_done < ends:
+        _, end = self._pruning_steps(total_steps)
+        if steps_done < end:
             for change in adapted:
                 change.gather(self.beta1, self.beta2)
-        first = self.first_rank * len(adapted)
-        left = self.budget(steps_done, total_steps, len(adapted))
-        if left is None or left >= first:
+        triplets = self.first_rank * len(adapted)
+        budget = self.budget(steps_done, total_steps, len(adapted))
+        if budget is None or budget >= triplets:
             return
         scores = [change.scores() for change in adapted]
-        highest_pruned = torch.cat(scores).sort().values[first - left - 1]
+        highest_pruned = torch.cat(scores).sort().values[triplets - budget - 1]
         for change, score in zip(adapted, scores, strict=True):
             change.E.masked_fill_((score <= highest_pruned)[:, None], 0.0)
 

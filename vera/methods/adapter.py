@@ -64,7 +64,7 @@ class Bottleneck(Added):
         return output.to(h.dtype)
 
 
-def _add(module: Any, arguments: object, output: Any) -> Any:
+def _add_adapter(module: Any, arguments: object, output: Any) -> Any:
     """A forward hook: output + adapter(output). Blocks return a tensor, or a tuple that
     begins with it."""
     adapter = module.adapter
@@ -84,15 +84,15 @@ def _norm_twice(norm: Any, arguments: Any, output: Tensor) -> Tensor:
     return norm.forward(arguments[0] + adapter(output))
 
 
-def _draw_drop(model: nn.Module, arguments: object) -> None:
+def _draw_dropped_blocks(model: nn.Module, arguments: object) -> None:
     """A forward pre-hook of the whole model: in training, draws how many of the first
     blocks go without an adapter. From torch's generator on the CPU, so that a resumed
     run draws the same."""
     adapters = [m for m in model.modules() if isinstance(m, Bottleneck)]
     blocks = 1 + max(adapter.block for adapter in adapters)
-    first = int(torch.randint(0, blocks, ())) if model.training else 0
+    dropped_blocks = int(torch.randint(0, blocks, ())) if model.training else 0
     for adapter in adapters:
-        adapter.dropped = adapter.block < first
+        adapter.dropped = adapter.block < dropped_blocks
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ class Adapter(Method, kind="adapter"):
         check_rank("bottleneck", self.bottleneck, max(widths))
         if self.share and len(set(widths)) > 1:
             raise AdapterError("blocks of several widths share no adapter: share=false")
-        shared: dict[int, Bottleneck] = {}  # by position in a block
+        # With share: the first block's adapters, by their position in the block
+        shared: dict[int, Bottleneck] = {}
         for index in range(self.drop_layers, len(blocks)):
             block, layout = blocks[index]
             linear = next(m for m in block.modules() if is_linear(m))
@@ -147,15 +148,18 @@ class Adapter(Method, kind="adapter"):
                 add_child(module, "adapter", adapter)
                 module.register_forward_hook(hook)
         if self.drop_per_batch:
-            model.register_forward_pre_hook(_draw_drop)
+            model.register_forward_pre_hook(_draw_dropped_blocks)
 
     def _positions(self, layout: Layout) -> list[tuple[str, Callable[..., object]]]:
         """The modules of a block whose outputs change, each with its hook."""
         if self.placement == "houlsby":
-            return [(layout.attention, _add), (layout.feed_forward, _add)]
+            return [
+                (layout.attention, _add_adapter),
+                (layout.feed_forward, _add_adapter),
+            ]
         if self.placement == "pfeiffer" and layout.norm:
             return [(layout.norm, _norm_twice)]
-        return [("", _add)]
+        return [("", _add_adapter)]
 
     @staticmethod
     def _width(block: nn.Module, layout: Layout) -> int:

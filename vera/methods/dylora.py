@@ -21,31 +21,33 @@ from vera.methods.layers import layer_changes
 from vera.methods.lora import LoRAChange, wrap_sites
 from vera.projections import unit_uniform
 
-#: The name of the draw in a checkpoint: its seed, and the step that it is of.
+#: The name under which a checkpoint holds the seed of the draws and the present step.
 DRAW = "dylora.draw"
 
 
-def rank_of(seed: int, step: int, rank: int) -> int:
-    """The number of ranks that a step trains, from 1 to rank: a function of its
-    arguments alone."""
+def draw_rank(seed: int, step: int, rank: int) -> int:
+    """How many ranks a step trains, from 1 to `rank`. It depends on the arguments
+    alone."""
     uniform = float(unit_uniform(seed, step, 1, 1)[0, 0])  # on (-1, 1)
     return 1 + int((uniform + 1) / 2 * rank)
 
 
 class DyLoRAChange(LoRAChange):
-    """A LoRA pair of which training uses the first ranks: `drawn` of them."""
+    """A LoRA pair of which a training step uses the first ranks, as many as
+    `drawn_rank` says."""
 
     def __init__(
         self, base: Any, inputs: int, outputs: int, method: Any, seed: int
     ) -> None:
         super().__init__(base, inputs, outputs, method)
         self.alpha, self.frozen = method.alpha, method.frozen
-        self.drawn = method.rank
-        #: What `drawn` follows from; step 0: nothing is drawn yet.
-        self.seed, self.step = seed, 0
+        self.drawn_rank = method.rank
+        #: What `drawn_rank` follows from. At step 0 nothing has been drawn yet.
+        self.seed = seed
+        self.step = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        rank = self.drawn if self.training else len(self.A)
+        rank = self.drawn_rank if self.training else len(self.A)
         leading_a, leading_b = self.A[:rank], self.B[:, :rank]
         if self.training and self.frozen:
             leading_a = torch.cat([leading_a[:-1].detach(), leading_a[-1:]])
@@ -85,10 +87,10 @@ class DyLoRA(Method, kind="dylora"):
         )
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:
-        _draw(model, next(layer_changes(model)).seed, 1)
+        _draw_ranks(model, next(layer_changes(model)).seed, 1)
 
     def after_step(self, model: nn.Module, step: int) -> None:
-        _draw(model, next(layer_changes(model)).seed, step + 1)
+        _draw_ranks(model, next(layer_changes(model)).seed, step + 1)
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         first = next(layer_changes(model))
@@ -96,12 +98,12 @@ class DyLoRA(Method, kind="dylora"):
 
     def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
         seed, step = state[DRAW].tolist()
-        _draw(model, seed, step)
+        _draw_ranks(model, seed, step)
 
 
-def _draw(model: nn.Module, seed: int, step: int) -> None:
-    """Draws the ranks of a step."""
+def _draw_ranks(model: nn.Module, seed: int, step: int) -> None:
+    """Draws for each change the rank that a step trains."""
     for change in layer_changes(model):
         change.seed = seed
         change.step = step
-        change.drawn = rank_of(seed, step, len(change.A))
+        change.drawn_rank = draw_rank(seed, step, len(change.A))

@@ -26,8 +26,9 @@ from vera.methods.layers import base_weight, layer_changes, wrap
 from vera.methods.lora import LowRankChange, placement_of
 from vera.sites import find_sites
 
-#: Of the largest singular value: the grid that A and B are rounded to before they are
-#: hashed. Far above what processors differ by, far below what an adapter would feel.
+#: The grid that A and B are rounded to before they are hashed, relative to the largest
+#: singular value: far above what processors differ by, and far below what would change
+#: an adapter's effect.
 GRID = 2.0**-20
 
 
@@ -52,8 +53,8 @@ def singular_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def rounded_hash(matrix: Tensor, largest: float) -> str:
-    """16 hex digits of a float64 matrix, rounded to GRID of its largest possible
-    entry."""
+    """A hash (16 hex digits) of a float64 matrix, rounded to GRID times its largest
+    possible entry."""
     steps = (matrix / (largest * GRID)).round().to(torch.int64).contiguous()
     return hashlib.sha256(steps.numpy().astype("<i8").data).hexdigest()[:16]
 

@@ -19,9 +19,15 @@ from vera.methods.adapted import adaptation, frozen_extra, plain_names
 from vera.methods.contract import Method
 from vera.methods.merging import try_merges
 from vera.methods.peft_install import hash_tensor, install, installed
-from vera.methods.peft_settings import SITES, check_values, complete, config_class_of
+from vera.methods.peft_settings import (
+    DEFAULT_SITES,
+    check_values,
+    complete_config,
+    config_class_of,
+)
 
-#: What AdaLoRA's allocator of ranks gathers, by the names of parameters.
+#: The attributes in which AdaLoRA's allocator of ranks gathers its statistics: in each,
+#: a tensor by the name of a parameter.
 GATHERED = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
@@ -32,7 +38,7 @@ class Peft(Method, kind="peft"):
     config_class: such as LoraConfig, IA3Config, VBLoRAConfig. config: its settings,
     such as {"use_dora": True}. sites: they become target_modules, unless config names
     its own or the class has none; "norms" is every LayerNorm and RMSNorm outside the
-    head. Empty, they are the class's own (SITES).
+    head. Empty, they are the class's own (DEFAULT_SITES).
 
     Tensors that a class draws again from its configuration, bit for bit and with any
     seed of torch, are not in the adapter file; the first `adapt` installs the method
@@ -51,14 +57,16 @@ class Peft(Method, kind="peft"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        default_sites = tuple(SITES.get(self.config_class, SITES["others"]))
+        default_sites = tuple(
+            DEFAULT_SITES.get(self.config_class, DEFAULT_SITES["others"])
+        )
         object.__setattr__(self, "sites", self.sites or default_sites)
         check_values(f"peft's {self.config_class}", self.config)
 
     def install(self, model: nn.Module) -> None:
         owner = f"peft's {self.config_class}"
         config_class = config_class_of(self.config_class)
-        config = complete(self.config_class, self.config, self.sites, model)
+        config = complete_config(self.config_class, self.config, self.sites, model)
         model._peft = install(owner, model, config_class, config, self.settings())  # type: ignore[assignment]
 
     def remove(self, model: nn.Module) -> None:
@@ -92,20 +100,20 @@ class Peft(Method, kind="peft"):
         """Frozen parts that a second installation drew again (peft_install), unchanged
         since.
 
-        Empty where they are a fiftieth of what trains, or less: a file that holds them
-        also loads onto a base model in half precision, where peft draws some in that
-        precision."""
+        Empty where they are at most a fiftieth of what trains. A file can as well hold
+        such small ones, and then also loads onto a base model in half precision, where
+        peft would draw some in that precision."""
         plain = plain_names(model)
         hashes = installed(model).stored
-        parts = {}
+        tensors = {}
         for name, tensor in frozen_extra(model).items():
             if plain[name] in hashes:
-                parts[plain[name]] = tensor
+                tensors[plain[name]] = tensor
         trained_bytes = sum(p.nbytes for p in self.adapter_parameters(model).values())
-        if 50 * sum(t.nbytes for t in parts.values()) <= trained_bytes:
+        if 50 * sum(t.nbytes for t in tensors.values()) <= trained_bytes:
             return frozenset()
         return frozenset(
-            name for name, t in parts.items() if hash_tensor(t) == hashes[name]
+            name for name, t in tensors.items() if hash_tensor(t) == hashes[name]
         )
 
     def fixed(
@@ -119,8 +127,8 @@ class Peft(Method, kind="peft"):
         hashes = {name: tuner.stored.get(name) for name in left_out} | tuner.hidden
         if not hashes:
             return {}
-        listed = json.dumps(hashes, sort_keys=True).encode()
-        fingerprint = hashlib.sha256(listed).hexdigest()[:32]
+        content = json.dumps(hashes, sort_keys=True).encode()
+        fingerprint = hashlib.sha256(content).hexdigest()[:32]
         return {"peft": peft.__version__, "fingerprint": fingerprint}
 
     def merge_targets(self, model: nn.Module) -> Iterable[tuple[nn.Module, bool]]:
@@ -129,8 +137,8 @@ class Peft(Method, kind="peft"):
 
     @staticmethod
     def _layers(model: nn.Module) -> list[Any]:
-        """The layers that peft merges, but TrainableTokens': it changes rows that a
-        tied layer has, too."""
+        """The layers that peft merges. TrainableTokens' is left out: it changes rows of a
+        weight that a tied layer has, too."""
         layers = []
         for module in model.modules():
             has_base = hasattr(module._modules.get("base_layer"), "weight")
@@ -218,19 +226,19 @@ class Peft(Method, kind="peft"):
         masks = allocator.peft_config.rank_pattern or {}
         for name, mask in masks.items():
             state[f"rank_pattern/{name}"] = torch.tensor(mask)
-        for part in GATHERED:
-            for name, tensor in getattr(allocator, part).items():
-                state[f"{part}/{name}"] = tensor
+        for statistic in GATHERED:
+            for name, tensor in getattr(allocator, statistic).items():
+                state[f"{statistic}/{name}"] = tensor
         return state
 
     def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
         allocator = installed(model).allocator
         parameters = dict(model.named_parameters())
         for key, tensor in state.items():
-            part, _, name = key.partition("/")
-            if part == "rank_pattern":
+            statistic, _, name = key.partition("/")
+            if statistic == "rank_pattern":
                 masks = allocator.peft_config.rank_pattern or {}
                 allocator.peft_config.rank_pattern = masks | {name: tensor.tolist()}
             else:
                 device = parameters[name].device
-                getattr(allocator, part)[name] = tensor.to(device)
+                getattr(allocator, statistic)[name] = tensor.to(device)

@@ -24,14 +24,14 @@ _REDRAWN: dict[str, frozenset[str]] = {}
 
 @dataclass(frozen=True)
 class Installed:
-    """What a model that peft has adapted remembers. A plain attribute: the wrapper,
-    which holds the model, is no child of it. Of frozen tensors that come back with the
-    configuration, it has the hashes."""
+    """What a model that peft has adapted remembers, in a plain attribute: the wrapper,
+    which holds the model, must not become its child. stored and hidden are hashes of
+    the frozen tensors that the configuration alone brings back."""
 
     wrapper: Any  # a peft.PeftModel, whose base_model is the tuner
     base: dict[str, str]  # the fingerprint of the base weights
-    stored: dict[str, str]  # of those that a file could hold, by its names
-    # of those that it could not: they are no parameters or buffers of the model
+    stored: dict[str, str]  # those that a file could hold, by the file's names
+    # those that no file can hold, since they are no parameters or buffers of the model
     hidden: dict[str, str]
 
     @property
@@ -75,13 +75,16 @@ def install(
     weights = names - head_parameters(model).keys()
     first = next(model.parameters(), torch.empty(0))
     key = json.dumps([settings, base, str(first.dtype), str(first.device)])
-    clean = None
+    unadapted = None
     if not is_blank and key not in _REDRAWN:
         # For a second installation: a copy that shares the weights
         shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-        clean = copy.deepcopy(model, shared)
+        unadapted = copy.deepcopy(model, shared)
     wrapper = _wrap(owner, model, config_class, config)
-    if not is_blank and hash_weights(model, _named_plainly(model, weights)) != base:
+    if (
+        not is_blank
+        and hash_weights(model, _parameters_by_plain_name(model, weights)) != base
+    ):
         raise AdapterError(
             f"{owner} rewrites base weights with these settings: not supported"
         )
@@ -89,11 +92,11 @@ def install(
     if is_blank:
         return Installed(wrapper, base, {}, {})
     drawn = _hash_frozen(model, wrapper, names)
-    if clean is not None:
+    if unadapted is not None:
         redrawn: frozenset[str] = frozenset()
         if drawn.stored or drawn.hidden:
-            _copy_layers(clean, _adapted_paths(model))
-            redrawn = _drawn_again(clean, config_class, config, names, drawn)
+            _copy_layers(unadapted, _adapted_paths(model))
+            redrawn = _names_drawn_again(unadapted, config_class, config, names, drawn)
         _REDRAWN[key] = redrawn
     for name in drawn.hidden.keys() - _REDRAWN[key]:
         raise AdapterError(
@@ -129,8 +132,8 @@ def _check_trained(owner: str, model: nn.Module) -> None:
     raise AdapterError(f"{owner} leaves nothing to train in a {type(model).__name__}")
 
 
-def _named_plainly(model: nn.Module, names: set[str]) -> dict[str, Tensor]:
-    """The parameters that the base model has under these names."""
+def _parameters_by_plain_name(model: nn.Module, names: set[str]) -> dict[str, Tensor]:
+    """The base model's parameters of these names, by name."""
     plain = plain_names(model)
     parameters: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -140,7 +143,7 @@ def _named_plainly(model: nn.Module, names: set[str]) -> dict[str, Tensor]:
 
 
 def _adapted_paths(model: nn.Module) -> list[str]:
-    """The layers that peft has put a layer of its own around."""
+    """The paths of the layers that peft has put a layer of its own around."""
     paths = []
     for path, module in model.named_modules():
         if "base_layer" in module._modules:
@@ -148,33 +151,34 @@ def _adapted_paths(model: nn.Module) -> list[str]:
     return paths
 
 
-def _copy_layers(clean: nn.Module, paths: list[str]) -> None:
-    """Gives a model that shares another one's weights layers of its own at these
-    paths."""
+def _copy_layers(model: nn.Module, paths: list[str]) -> None:
+    """Puts copies in the place of the layers with these paths: they no longer share their
+    weights with another model."""
     for path in paths:
-        clean.set_submodule(path, copy.deepcopy(clean.get_submodule(path)))
+        model.set_submodule(path, copy.deepcopy(model.get_submodule(path)))
 
 
-def _drawn_again(
-    clean: nn.Module,
+def _names_drawn_again(
+    base_model: nn.Module,
     config_class: Any,
     config: dict[str, Any],
     names: set[str],
     drawn: "Frozen",
 ) -> frozenset[str]:
-    """The names of the frozen tensors that a second installation draws again, with
-    another seed of torch. clean: a base model. names: its own. drawn: by the first
-    installation."""
+    """The names of the frozen tensors that a second installation, with another seed of
+    torch, draws again bit for bit.
+
+    names: of the base model's own tensors. drawn: what the first installation drew."""
     import peft
 
-    first = next(clean.parameters(), torch.empty(0))
+    first = next(base_model.parameters(), torch.empty(0))
     devices = [first.device] if first.is_cuda else []
     with torch.random.fork_rng(devices), _one_thread():
         torch.manual_seed(torch.initial_seed() ^ 0x5EED)
-        second = peft.get_peft_model(clean, config_class(**config))
-    again = _hash_frozen(second.base_model.model, second, names)
+        wrapper = peft.get_peft_model(base_model, config_class(**config))
+    drawn_again = _hash_frozen(wrapper.base_model.model, wrapper, names)
     hashes = drawn.stored | drawn.hidden
-    hashes_again = again.stored | again.hidden
+    hashes_again = drawn_again.stored | drawn_again.hidden
     return frozenset(name for name, _ in hashes.items() & hashes_again.items())
 
 
@@ -190,27 +194,27 @@ class Frozen:
 
 
 def _hash_frozen(model: nn.Module, wrapper: nn.Module, names: set[str]) -> Frozen:
-    """The hashes of an adapted model. names: the base model's own."""
+    """Hashes what peft added to a model. names: of the base model's own tensors."""
     plain = plain_names(model)
-    of_model = dict([*model.named_parameters(), *model.named_buffers()])
+    model_tensors = dict([*model.named_parameters(), *model.named_buffers()])
     stored = {}
-    for name, tensor in of_model.items():
+    for name, tensor in model_tensors.items():
         if plain[name] not in names and not tensor.requires_grad:
             stored[plain[name]] = hash_tensor(tensor)
-    ids_of_model = {id(tensor) for tensor in of_model.values()}
+    model_ids = {id(tensor) for tensor in model_tensors.values()}
     tensors = [
         *wrapper.named_parameters(),
         *wrapper.named_buffers(),
-        *_attributes(wrapper),
+        *_plain_tensors(wrapper),
     ]
     hidden = {}
     for name, tensor in tensors:
-        if id(tensor) not in ids_of_model and not tensor.requires_grad:
+        if id(tensor) not in model_ids and not tensor.requires_grad:
             hidden[name] = hash_tensor(tensor)
     return Frozen(stored, hidden)
 
 
-def _attributes(wrapper: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _plain_tensors(wrapper: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Tensors that peft's layers have as plain attributes, or in a dict."""
     for path, module in wrapper.named_modules():
         if not type(module).__module__.startswith("peft."):
@@ -218,10 +222,10 @@ def _attributes(wrapper: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, value in vars(module).items():
             if name.startswith("_"):  # torch's own attributes
                 continue
-            parts = value if isinstance(value, dict) else {"": value}
-            for key, part in parts.items():
-                if isinstance(part, Tensor):
-                    yield f"{path}.{name}.{key}", part
+            values = value if isinstance(value, dict) else {"": value}
+            for key, tensor in values.items():
+                if isinstance(tensor, Tensor):
+                    yield f"{path}.{name}.{key}", tensor
 
 
 def hash_tensor(tensor: Tensor) -> str:
@@ -237,11 +241,11 @@ def hash_tensor(tensor: Tensor) -> str:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Computes with one thread: an SVD of the base weights has other last bits with
-    another number."""
-    before = torch.get_num_threads()
+    """Makes torch compute with one thread in the block: the last bits of an SVD depend on
+    the number of threads."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)

@@ -22,7 +22,7 @@ from vera.sites import (
 )
 
 #: Settings that are not supported, and why.
-OUTSIDE = {
+UNSUPPORTED_SETTINGS = {
     "task_type": "the head trains with every method here: leave it out",
     "modules_to_save": "the head trains with every method here: leave it out",
     "total_step": "it is the run's own number of steps: leave it out",
@@ -32,9 +32,9 @@ OUTSIDE = {
     "megatron_config": "not supported",
     "use_asa": "it keeps a state that no checkpoint here holds: not supported",
 }
-#: Classes that train over quantised weights as docs/methods.md sets them; others fail,
-#: or train nothing (Uni-LoRA). Nothing here tries a user's own settings there.
-OVER_QUANTISED = (
+#: Classes that train over quantised weights, tried with the settings of docs/methods.md.
+#: Others fail, or train nothing (Uni-LoRA).
+TRAINS_OVER_QUANTISED = (
     "AdaLora",
     "Beft",
     "BOFT",
@@ -55,20 +55,21 @@ OVER_QUANTISED = (
     "Vera",
     "WaveFT",
 )
-#: The starts of LoRA's initialisations that change the base weights, in upper or lower
-#: case.
+#: How the names of those initialisations of LoRA begin that change the base weights, in
+#: lower case.
 REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-#: Strings of a configuration: names of modules and choices. peft reads many of them as
-#: regular expressions; without operators, none of these runs for ever.
-PLAIN = re.compile(r"[\w./-]{0,300}")
-#: The most letters of a configuration, as JSON, and the most lists and mappings inside
-#: one another.
-LONGEST, DEEPEST = 2**16, 16
+#: What a string in a configuration may be: names of modules, and choices. peft reads many
+#: of them as regular expressions. Without operators, none runs for ever.
+PLAIN_WORD = re.compile(r"[\w./-]{0,300}")
+#: The most letters of a configuration, as JSON.
+MAX_LETTERS = 2**16
+#: The most lists and mappings inside one another.
+MAX_DEPTH = 16
 #: A site of peft's methods alone: every norm outside the head.
 NORMS = "norms"
 #: The default sites of each class: those that its paper trains. In a file, since
 #: runs/config/files.py reads it, too.
-SITES: dict[str, list[str]] = json.loads(
+DEFAULT_SITES: dict[str, list[str]] = json.loads(
     Path(__file__).with_name("peft_sites.json").read_text(encoding="utf-8")
 )
 
@@ -90,8 +91,10 @@ def check_values(owner: str, config: dict[str, Any]) -> None:
         raise AdapterError(
             f"{owner}: config must be plain values, as in JSON ({error})"
         ) from None
-    if length > LONGEST:
-        raise AdapterError(f"{owner}: more than {LONGEST} letters are no configuration")
+    if length > MAX_LETTERS:
+        raise AdapterError(
+            f"{owner}: more than {MAX_LETTERS} letters are no configuration"
+        )
     init = config.get("init_lora_weights")
     if str(init).lower().startswith(REWRITES_BASE):
         raise AdapterError(
@@ -102,18 +105,19 @@ def check_values(owner: str, config: dict[str, Any]) -> None:
 
 
 def _check_value(owner: str, key: str, value: object, depth: int) -> None:
-    """Checks the value of a key, or a part of it that is so deep inside."""
+    """Checks the value of a key, or a value inside it. depth: of how many lists and
+    mappings."""
     if isinstance(value, dict | list | tuple):
-        if depth == DEEPEST:
+        if depth == MAX_DEPTH:
             raise AdapterError(
-                f"{owner}: {key} holds lists or mappings more than {DEEPEST} deep"
+                f"{owner}: {key} holds lists or mappings more than {MAX_DEPTH} deep"
             )
-        parts: Iterable[object] = value
+        elements: Iterable[object] = value
         if isinstance(value, dict):
-            parts = itertools.chain(*value.items())
-        for part in parts:
-            _check_value(owner, key, part, depth + 1)
-    elif isinstance(value, str) and not PLAIN.fullmatch(value):
+            elements = itertools.chain(*value.items())  # keys and values
+        for element in elements:
+            _check_value(owner, key, element, depth + 1)
+    elif isinstance(value, str) and not PLAIN_WORD.fullmatch(value):
         raise AdapterError(
             f"{owner}: {key} takes plain words of at most 300 letters, got {value!r}"
         )
@@ -138,7 +142,7 @@ def config_class_of(name: str) -> Any:
     import peft
     from peft.tuners.tuners_utils import BaseTuner
 
-    kinds = {}
+    kinds = {}  # by the name of the configuration class
     for kind, known_class in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items():
         kinds[known_class.__name__] = kind
     if name not in kinds:
@@ -178,15 +182,15 @@ def _check_settings(
         raise AdapterError(
             f"peft's {name} has no setting {unknown[0]!r}. It has: {', '.join(known_settings)}"
         )
-    for key in OUTSIDE.keys() & config.keys():
+    for key in UNSUPPORTED_SETTINGS.keys() & config.keys():
         if config[key] not in (None, False):
-            raise AdapterError(f"peft's {name}: {key}: {OUTSIDE[key]}")
+            raise AdapterError(f"peft's {name}: {key}: {UNSUPPORTED_SETTINGS[key]}")
     if config.get("bias", "none") != "none":
         raise AdapterError(
             f"peft's {name}: bias={config['bias']} trains base weights: not supported"
         )
-    # Such a configuration may name files or other adapters, and come from a stranger's
-    # file
+    # A configuration inside this one may name files or other adapters, and this one may
+    # come from a stranger's file
     for key, value in config.items():
         if isinstance(value, dict) and key not in ("rank_pattern", "alpha_pattern"):
             raise AdapterError(
@@ -194,7 +198,7 @@ def _check_settings(
             )
 
 
-def complete(
+def complete_config(
     name: str, config: dict[str, Any], sites: tuple[str, ...], model: nn.Module
 ) -> dict[str, Any]:
     """Completes a configuration with the defaults for a model.
@@ -214,7 +218,7 @@ def complete(
     known_settings = config_class_of(name).__dataclass_fields__
     _check_settings(name, config, known_settings)
     is_packed = any(not p.is_floating_point() for p in model.parameters())
-    if is_packed and name.removesuffix("Config") not in OVER_QUANTISED:
+    if is_packed and name.removesuffix("Config") not in TRAINS_OVER_QUANTISED:
         raise AdapterError(
             f"peft's {name} does not train over quantised weights: load the base unquantised"
         )
@@ -222,7 +226,7 @@ def complete(
     paths = completed.get("target_modules")
     feed_forward: list[str] = []
     if "target_modules" in known_settings and "target_modules" not in completed:
-        paths = _targets(name, sites, model)
+        paths = _target_paths(name, sites, model)
         completed["target_modules"] = _target_modules(paths, model)
         feed_forward = list(filter(is_feed_forward_out, paths))
     # IA3 scales the inputs of these and the outputs of the rest
@@ -241,10 +245,11 @@ def complete(
 
 
 def _target_modules(paths: list[str], model: nn.Module) -> list[str] | str:
-    """target_modules that are just these paths.
+    """The target_modules with which peft finds these paths and no others: a list, or a
+    pattern where a list would find more.
 
-    peft takes a name in a list for the end of a path, too (timm's "norm" for
-    "blocks.0.attn.norm"); a pattern is matched as a whole."""
+    In a list, peft takes a name also for the end of a longer path (timm's "norm" for
+    "blocks.0.attn.norm"). A pattern has to match the whole path."""
     ends = tuple(f".{path}" for path in paths)
     for path, _ in model.named_modules():
         if path.endswith(ends) and path not in paths:
@@ -252,7 +257,7 @@ def _target_modules(paths: list[str], model: nn.Module) -> list[str] | str:
     return paths
 
 
-def _targets(name: str, sites: tuple[str, ...], model: nn.Module) -> list[str]:
+def _target_paths(name: str, sites: tuple[str, ...], model: nn.Module) -> list[str]:
     """The module paths that these sites name."""
     if not sites:
         raise AdapterError(
@@ -260,8 +265,8 @@ def _targets(name: str, sites: tuple[str, ...], model: nn.Module) -> list[str]:
         )
     try:
         norms = find_norms(model) if NORMS in sites else []
-        linear = tuple(site for site in sites if site != NORMS)
-        layers = find_sites(model, linear) if linear else {}
+        linear_sites = tuple(site for site in sites if site != NORMS)
+        layers = find_sites(model, linear_sites) if linear_sites else {}
     except AdapterError as error:
         raise AdapterError(
             f"peft's {name} adapts {', '.join(sites)}: {error}."

@@ -23,8 +23,9 @@ class Full(Method, kind="full"):
 
     def count(self, model: nn.Module) -> int:
         """All parameters less the head's."""
-        parameters = sum(p.numel() for p in model.parameters())
-        return parameters - sum(p.numel() for p in head_parameters(model).values())
+        all_parameters = sum(p.numel() for p in model.parameters())
+        of_head = sum(p.numel() for p in head_parameters(model).values())
+        return all_parameters - of_head
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class BitFit(Method, kind="bitfit"):
 
 
 def _biases(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters by their names: a layer's "bias", an attention's "q_bias" (DeBERTa,
-    BEiT)."""
+    """The parameters outside the head that are biases by their names: a layer's "bias", an
+    attention's "q_bias" (DeBERTa, BEiT)."""
     head = head_prefixes(model)
     biases = []
     for name, parameter in model.named_parameters():

@@ -45,7 +45,7 @@ class ScaleShift(Added):
 
 
 def _scale(module: nn.Module, arguments: object, output: Tensor) -> Tensor:
-    """A forward hook."""
+    """A forward hook that scales and shifts the output."""
     ssf: Any = module.ssf
     return ssf(output) if ssf.enabled and not ssf.merged else output
 
@@ -54,8 +54,8 @@ def scale_and_shift(module: Any) -> None:
     """Adds a scale and a shift of the outputs of a linear layer, norm or convolution,
     and trains them."""
     # Channels come last, but for images: (samples, channels, rows, columns)
-    images = isinstance(module, nn.Conv2d) or type(module).__name__.endswith("2d")
-    axis = 1 if images else -1
+    is_on_images = isinstance(module, nn.Conv2d) or type(module).__name__.endswith("2d")
+    axis = 1 if is_on_images else -1
     add_child(module, "ssf", ScaleShift(_outputs(module), axis, placement_of(module)))
     module.register_forward_hook(_scale)
 
@@ -68,7 +68,7 @@ def _outputs(module: Any) -> int:
     return int(module.weight.shape[0])
 
 
-def _scaled(model: nn.Module) -> Iterator[tuple[Any, ScaleShift]]:
+def _scaled_modules(model: nn.Module) -> Iterator[tuple[Any, ScaleShift]]:
     """The modules whose outputs change, each with its scale and shift."""
     for module in model.modules():
         if isinstance(ssf := getattr(module, "ssf", None), ScaleShift):
@@ -95,19 +95,19 @@ class SSF(Method, kind="ssf"):
 
     def count(self, model: nn.Module) -> int:
         """Twice the sum of the widths of these layers' outputs."""
-        return 2 * sum(_outputs(module) for module, _ in _scaled(model))
+        return 2 * sum(_outputs(module) for module, _ in _scaled_modules(model))
 
     def merge_targets(self, model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
-        return ((module, ssf.enabled) for module, ssf in _scaled(model))
+        return ((module, ssf.enabled) for module, ssf in _scaled_modules(model))
 
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
-        for module, _ in _scaled(model):
+        for module, _ in _scaled_modules(model):
             if getattr(module, "bias", None) is None:
                 raise AdapterError(
                     f"a {type(module).__name__} of this model has no bias to take the shift"
                 )
-        for module, ssf in _scaled(model):
+        for module, ssf in _scaled_modules(model):
             weight = module.weight.T if is_transposed(module) else module.weight
             shape = [-1] + [1] * (weight.dim() - 1)
             weight.copy_(ssf.gamma.view(shape) * weight)

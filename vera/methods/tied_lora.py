@@ -79,10 +79,11 @@ class TiedLoRA(Method, kind="tied_lora"):
         wrap_sites(model, self, TiedChange, ("tied", TiedPair), rank=self.rank)
 
     def count(self, model: nn.Module) -> int:
-        """rank * (in + out) of the widest, once, and the sum of (rank + out) over the
-        adapted matrices."""
+        """rank * (in + out) of the widest matrices, once for the pair, and the sum of
+        (rank + out) over all adapted matrices for the vectors."""
         adapted = list(layer_changes(model))
-        widest = max(change.inputs for change in adapted)
-        widest += max(change.outputs for change in adapted)
+        inputs = max(change.inputs for change in adapted)
+        outputs = max(change.outputs for change in adapted)
+        pair = self.rank * (inputs + outputs)
         vectors = sum(self.rank + change.outputs for change in adapted)
-        return self.rank * widest + vectors
+        return pair + vectors

@@ -101,7 +101,7 @@ def describe_for_peft(model: nn.Module, method: Method) -> PeftAdapter:
 
 
 def _describe_peft(model: nn.Module) -> PeftAdapter:
-    """The same of one of peft's own methods, by peft."""
+    """As `describe_for_peft`, for a model that one of peft's own methods has adapted."""
     import peft
 
     adapted = adaptation(model)

@@ -45,9 +45,9 @@ from vera.sites import (
     outside_head,
 )
 
-#: The end of the name of a tensor that each type of adapter has of every layer.
+#: By type of adapter, how the name of a tensor ends that it has for every layer.
 TENSOR_OF_LAYER = {"LORA": ".lora_A.weight", "VERA": ".vera_lambda_d"}
-#: Settings of peft's LoRA that make it another method than the one here.
+#: Settings of peft's LoRA that make it another method than LoRA here.
 OTHER_METHOD = (
     "use_dora",
     "lora_bias",
@@ -68,8 +68,8 @@ OTHER_METHOD = (
     "corda_config",
     "lora_ga_config",
 )
-#: Keys of a configuration that name things and change no answer. peft corrects
-#: fan_in_fan_out itself, layer by layer.
+#: Keys of a configuration that do not change what the model answers. fan_in_fan_out is
+#: among them since peft itself corrects it, layer by layer.
 DESCRIPTIVE = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -88,8 +88,8 @@ PEFT_DEFAULTS: Config = {
 }
 #: Other settings that choose among the target modules.
 CHOOSES_LAYERS = ("exclude_modules", "layers_pattern", "layers_to_transform")
-#: The projection seeds that are tried for A and B without a seed: an export that peft
-#: has read and written again has lost ours.
+#: How many projection seeds are tried for an A and B without a known seed: an export that
+#: peft has read and written again has lost ours.
 SEEDS_TRIED = 1000
 
 
@@ -165,12 +165,12 @@ def _check_kind(source: PeftFolder) -> None:
         raise AdapterError(
             f"{source.path}: an adapter of type {kind}; VERA and LORA are read here"
         )
-    obstacles = [key for key in OTHER_METHOD if config.get(key)]
+    other_keys = [key for key in OTHER_METHOD if config.get(key)]
     if config.get("bias", "none") not in ("none", None, False):
-        obstacles.append("bias")
+        other_keys.append("bias")
     if str(config.get("init_lora_weights")).lower().startswith(REWRITES_BASE):
-        obstacles.append("init_lora_weights")
-    for key in obstacles:
+        other_keys.append("init_lora_weights")
+    for key in other_keys:
         raise AdapterError(
             f"{source.path}: {kind} with {key}={config[key]} is another method here"
         )
@@ -216,7 +216,7 @@ def _with_projections(method: VeRA, model: nn.Module, source: PeftFolder) -> VeR
     ):
         for seed, init in _likely_draws(method.projection_seed):
             spec = ProjectionSpec(seed, method.rank, inputs, outputs, init)
-            if _draws(spec, vera_a, vera_b):
+            if _draws_pair(spec, vera_a, vera_b):
                 return replace(method, projection_seed=seed, init=init)
     raise AdapterError(
         f"neither its {PROJECTION_KEY} nor a seed below {SEEDS_TRIED:,} draws its A and B"
@@ -235,10 +235,10 @@ def _likely_draws(key: int) -> Iterator[tuple[int, Init]]:
                 yield seed, init
 
 
-def _draws(spec: ProjectionSpec, vera_a: Tensor, vera_b: Tensor) -> bool:
-    """Whether a specification draws these matrices."""
+def _draws_pair(spec: ProjectionSpec, vera_a: Tensor, vera_b: Tensor) -> bool:
+    """Whether a specification draws this pair of matrices."""
     if spec.init != "peft":
-        # The first row tells nearly always, and costs little for many seeds.
+        # The first row nearly always decides, and costs little for many seeds.
         first_row, _ = replace(spec, rank=1, outputs=1).make()
         if not equal_when_rounded(vera_a[:1], torch.from_numpy(first_row)):
             return False
@@ -280,8 +280,9 @@ def _check_configuration(
     peft wrote only the adapted layers can be compared: the rest is known from the
     configuration alone."""
     if source.settings is None:
-        by_name_alone = not any(source.config.get(key) for key in CHOOSES_LAYERS)
-        if by_name_alone and isinstance(source.config.get("target_modules"), list):
+        chooses_layers = any(source.config.get(key) for key in CHOOSES_LAYERS)
+        has_names = isinstance(source.config.get("target_modules"), list)
+        if has_names and not chooses_layers:
             _check_targets(source, model, layout)
         return
     expected = layout.config | {"modules_to_save": head_modules(model)}
@@ -298,10 +299,11 @@ def _check_configuration(
             default = PEFT_DEFAULTS.get(key)
             value = source.config.get(key, default)
             if (value or None) != (expected.get(key, default) or None):
-                raise _edited(source, key)
+                raise _edited_error(source, key)
 
 
-def _edited(source: PeftFolder, key: str) -> AdapterError:
+def _edited_error(source: PeftFolder, key: str) -> AdapterError:
+    """The error for a configuration that does not describe the folder's weights."""
     value = str(source.config.get(key))[:80]
     return AdapterError(
         f"{source.path}: {CONFIG} says {key}={value}, not its weights. Export it again"
@@ -309,27 +311,29 @@ def _edited(source: PeftFolder, key: str) -> AdapterError:
 
 
 def _check_targets(source: PeftFolder, model: nn.Module, layout: PeftLayout) -> None:
-    """peft matches the names of target_modules with the ends of paths, and writes the
-    shortest names that match the same layers."""
+    """Raises AdapterError unless target_modules names the layers of the weights. peft takes
+    each name for the end of a path, and writes the shortest names that name these
+    layers."""
     names = source.config.get("target_modules")
     if not isinstance(names, list):
-        raise _edited(source, "target_modules")
+        raise _edited_error(source, "target_modules")
     paths = (path for path, _ in outside_head(model))
-    if _ending_in(paths, names) != set(layout.paths):
-        raise _edited(source, "target_modules")
+    if _paths_ending_in(paths, names) != set(layout.paths):
+        raise _edited_error(source, "target_modules")
 
 
 def _check_saved_modules(source: PeftFolder, model: nn.Module) -> None:
-    """peft adds names that classifiers have in other models, also twice."""
+    """Raises AdapterError unless modules_to_save names the head. peft adds names that
+    classifiers have in other models, some of them twice."""
     names = source.config.get("modules_to_save") or []
     if not isinstance(names, list):
-        raise _edited(source, "modules_to_save")
+        raise _edited_error(source, "modules_to_save")
     paths = [path for path, _ in model.named_modules()]
-    if _ending_in(paths, names) != _ending_in(paths, head_modules(model)):
-        raise _edited(source, "modules_to_save")
+    if _paths_ending_in(paths, names) != _paths_ending_in(paths, head_modules(model)):
+        raise _edited_error(source, "modules_to_save")
 
 
-def _ending_in(paths: Iterable[str], names: list[str]) -> set[str]:
+def _paths_ending_in(paths: Iterable[str], names: list[str]) -> set[str]:
     """The paths that are, or end in, one of the names."""
     ends = tuple(f".{name}" for name in names)
     return {path for path in paths if f".{path}".endswith(ends)}
@@ -338,15 +342,15 @@ def _ending_in(paths: Iterable[str], names: list[str]) -> set[str]:
 def _check_projection_key(
     source: PeftFolder, method: Method, layout: PeftLayout
 ) -> None:
-    """The key is that of the folder's own A and B; or our seed, which exports had as
-    their key before it named the content."""
+    """Raises AdapterError unless the key is that of the folder's own A and B, or our seed:
+    that was the key of exports before it became a hash of the content."""
     vera_a = source.tensors.get(PAIR_A)
     vera_b = source.tensors.get(PAIR_B)
     if not isinstance(method, VeRA) or vera_a is None or vera_b is None:
-        raise _edited(source, PROJECTION_KEY)
+        raise _edited_error(source, PROJECTION_KEY)
     key = projection_key(method, layout.slice_count, vera_a, vera_b)
     if source.config.get(PROJECTION_KEY) not in (key, method.projection_seed):
-        raise _edited(source, PROJECTION_KEY)
+        raise _edited_error(source, PROJECTION_KEY)
 
 
 # --- the tensors
@@ -363,7 +367,9 @@ def _needed_tensors(
     optional = set(head)
     if source.settings is None and not PAIR & source.tensors.keys():
         optional |= PAIR
-    tensors = head | {name: part.assemble() for name, part in layout.tensors.items()}
+    tensors = dict(head)
+    for name, peft_tensor in layout.tensors.items():
+        tensors[name] = peft_tensor.assemble()
     needed = {}
     for name, tensor in tensors.items():
         if name in source.tensors or name not in optional:
@@ -374,12 +380,12 @@ def _needed_tensors(
 def _fill_adapter(source: PeftFolder, layout: PeftLayout) -> None:
     """Copies the folder's values into an adapted model. Raises AdapterError where a
     value has no place there."""
-    for name, part in layout.tensors.items():
+    for name, peft_tensor in layout.tensors.items():
         if name not in source.tensors:
             continue
         tensor = source.tensors[name]
-        part.fill_from(tensor)
-        if not equal_when_rounded(tensor, part.assemble().detach()):
+        peft_tensor.fill_from(tensor)
+        if not equal_when_rounded(tensor, peft_tensor.assemble().detach()):
             reason = "holds more than the slices that were adapted"
             if name in PAIR:
                 reason = "differs from the one that its seed makes here"

@@ -22,13 +22,13 @@ PAIR_B = "base_model.vera_B"
 PAIR = {PAIR_A, PAIR_B}
 #: The key by which peft lets VeRA adapters share one pair.
 PROJECTION_KEY = "projection_prng_key"
-EVERY_ROW = slice(None)
+ALL_ROWS = slice(None)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of ours, by its name here and in peft's configuration. default: peft's,
-    where a configuration lacks it."""
+    """A setting of ours. ours: its name here. peft: its name in peft's configuration.
+    default: what peft takes where a configuration lacks it."""
 
     ours: str
     peft: str
@@ -180,37 +180,39 @@ def _config(method: Method, slice_count: int) -> Config:
 
 
 def _rank_slices(layer: AdaptedLinear, rank: int) -> list[slice]:
-    """The part of peft's ranks that each slice of a layer takes."""
+    """The ranks of peft's layer that each adapted slice takes, one after the other."""
     return [slice(i * rank, (i + 1) * rank) for i in range(len(layer.changes))]
 
 
 def _lora_tensors(name: str, layer: AdaptedLinear, rank: int) -> dict[str, PeftTensor]:
     inputs, outputs = layer_widths(layer.base)
     ranks = _rank_slices(layer, rank)
-    of_a, of_b = [], []
-    for (slice_name, module), part in zip(layer.changes.items(), ranks, strict=True):
+    pieces_a, pieces_b = [], []
+    for (slice_name, module), columns in zip(layer.changes.items(), ranks, strict=True):
         change = cast(LoRAChange, module)
-        of_a.append(Piece(part, change.A))
-        of_b.append(Piece((layer.output_slices[slice_name], part), change.B))
+        rows = layer.output_slices[slice_name]
+        pieces_a.append(Piece(columns, change.A))  # the columns of B are the rows of A
+        pieces_b.append(Piece((rows, columns), change.B))
     return {
-        f"{name}.lora_A.weight": PeftTensor((ranks[-1].stop, inputs), of_a),
-        f"{name}.lora_B.weight": PeftTensor((outputs, ranks[-1].stop), of_b),
+        f"{name}.lora_A.weight": PeftTensor((ranks[-1].stop, inputs), pieces_a),
+        f"{name}.lora_B.weight": PeftTensor((outputs, ranks[-1].stop), pieces_b),
     }
 
 
 def _vera_tensors(name: str, layer: AdaptedLinear, rank: int) -> dict[str, PeftTensor]:
     _, outputs = layer_widths(layer.base)
     ranks = _rank_slices(layer, rank)
-    of_b, of_d = [], []
-    for (slice_name, module), part in zip(layer.changes.items(), ranks, strict=True):
+    pieces_b, pieces_d = [], []
+    for (slice_name, module), entries in zip(layer.changes.items(), ranks, strict=True):
         change = cast(VeRAChange, module)
-        ones = change.A.new_ones(())  # A vector that VeRA leaves out is all ones there.
+        ones = change.A.new_ones(())  # peft writes a vector that is left out as ones
         values_of_b = ones if change.b is None else change.b
-        of_b.append(Piece(layer.output_slices[slice_name], values_of_b))
-        of_d.append(Piece(part, ones if change.d is None else change.d))
+        values_of_d = ones if change.d is None else change.d
+        pieces_b.append(Piece(layer.output_slices[slice_name], values_of_b))
+        pieces_d.append(Piece(entries, values_of_d))
     return {
-        f"{name}.vera_lambda_b": PeftTensor((outputs,), of_b),
-        f"{name}.vera_lambda_d": PeftTensor((ranks[-1].stop,), of_d),
+        f"{name}.vera_lambda_b": PeftTensor((outputs,), pieces_b),
+        f"{name}.vera_lambda_d": PeftTensor((ranks[-1].stop,), pieces_d),
     }
 
 
@@ -220,13 +222,14 @@ def _shared_pair(layers: list[AdaptedLinear], method: VeRA) -> dict[str, PeftTen
         raise AdapterError(
             f"peft has one pair A and B: projections={method.projections} does not fit"
         )
-    first = layers[0]
-    ranks = _rank_slices(first, method.rank)
-    changes = cast(list[VeRAChange], list(first.changes.values()))
+    first_layer = layers[0]
+    ranks = _rank_slices(first_layer, method.rank)
+    changes = cast(list[VeRAChange], list(first_layer.changes.values()))
     pair = changes[0].pair
-    of_a = [Piece(part, pair.A) for part in ranks]
+    pieces_a = [Piece(rows, pair.A) for rows in ranks]
     if all(WHOLE in layer.changes for layer in layers):
-        outputs, of_b = len(pair.B), [Piece(EVERY_ROW, pair.B)]
+        outputs = len(pair.B)
+        pieces_b = [Piece(ALL_ROWS, pair.B)]
     else:
         shapes = {
             (layer_widths(layer.base), str(layer.output_slices)) for layer in layers
@@ -235,12 +238,15 @@ def _shared_pair(layers: list[AdaptedLinear], method: VeRA) -> dict[str, PeftTen
             raise AdapterError(
                 "fused layers of several shapes do not fit peft's one pair A and B"
             )
-        outputs = layer_widths(first.base)[1]
-        of_b = []
-        for slice_name, change, part in zip(first.changes, changes, ranks, strict=True):
-            of_b.append(Piece((first.output_slices[slice_name], part), change.B))
+        _, outputs = layer_widths(first_layer.base)
+        pieces_b = []
+        for slice_name, change, columns in zip(
+            first_layer.changes, changes, ranks, strict=True
+        ):
+            rows = first_layer.output_slices[slice_name]
+            pieces_b.append(Piece((rows, columns), change.B))
     rank = ranks[-1].stop
     return {
-        PAIR_A: PeftTensor((rank, pair.A.shape[1]), of_a),
-        PAIR_B: PeftTensor((outputs, rank), of_b),
+        PAIR_A: PeftTensor((rank, pair.A.shape[1]), pieces_a),
+        PAIR_B: PeftTensor((outputs, rank), pieces_b),
     }

@@ -24,8 +24,7 @@ from vera.peft_format.exporting import exported_method, plain_config
 from vera.peft_format.folder import PREFIX, Config, write_folder
 from vera.sites import is_transposed, layer_widths
 
-#: What is a LoRA already, or has a conversion of peft's to another rank than the one
-#: asked for, by the type in peft's configuration.
+#: Why adapters of a type in peft's configuration are not converted.
 NO_CONVERSION = {
     "LORA": "this adapter is a LoRA already: export_peft writes it without loss",
     "MISS": "peft converts MiSS to a LoRA of another rank than the one asked for",
@@ -34,8 +33,9 @@ NO_CONVERSION = {
 
 @dataclass(frozen=True)
 class LayerConversion:
-    """What became of one layer's change. rank: of its LoRA. error: the Frobenius norm
-    of what the LoRA lacks of the change. change: that of the change."""
+    """What became of one layer's change. rank: of its LoRA. error: the Frobenius norm of
+    the difference between the change and the LoRA. change: the Frobenius norm of the
+    change."""
 
     rank: int
     error: float
@@ -155,8 +155,8 @@ def exact_factors(layer: AdaptedLinear) -> Factors:
         Its factors. Their rank is the smallest of VeRA's, the inputs and the outputs.
     """
     inputs, outputs = layer_widths(layer.base)
-    parts_of_a, parts_of_b = [], []
-    for part, module in layer.changes.items():
+    blocks_of_a, blocks_of_b = [], []
+    for slice_name, module in layer.changes.items():
         change = cast(VeRAChange, module)
         scaled_a = change.A.double()
         if change.d is not None:
@@ -164,21 +164,21 @@ def exact_factors(layer: AdaptedLinear) -> Factors:
         scaled_b = change.B.double()
         if change.b is not None:
             scaled_b = change.b.double()[:, None] * scaled_b
-        rows = scaled_b.new_zeros(outputs, scaled_b.shape[1])
-        rows[layer.output_slices[part]] = scaled_b
-        parts_of_a.append(scaled_a)
-        parts_of_b.append(rows)
-    factors = Factors(torch.cat(parts_of_a), torch.cat(parts_of_b, dim=1))
+        all_outputs = scaled_b.new_zeros(outputs, scaled_b.shape[1])
+        all_outputs[layer.output_slices[slice_name]] = scaled_b
+        blocks_of_a.append(scaled_a)
+        blocks_of_b.append(all_outputs)
+    factors = Factors(torch.cat(blocks_of_a), torch.cat(blocks_of_b, dim=1))
     if factors.rank <= min(inputs, outputs):
         return factors
-    # A matrix has no larger rank than it has rows or columns.
+    # The rank of a matrix is at most the number of its rows or columns
     change_of_weight = factors.product()
     if inputs <= outputs:
         return Factors(torch.eye(inputs).to(change_of_weight), change_of_weight)
     return Factors(change_of_weight, torch.eye(outputs).to(change_of_weight))
 
 
-def truncated(factors: Factors, rank: int | float, path: str) -> Factors:
+def truncate(factors: Factors, rank: int | float, path: str) -> Factors:
     """The best approximation of a change at a rank.
 
     Args:
@@ -215,12 +215,12 @@ def _convert_vera(model: nn.Module, rank: int | float | None) -> _Converted:
     for path, factors in exact.items():
         lora = factors.padded(largest)
         if rank is not None:
-            lora = truncated(factors, rank, path)
+            lora = truncate(factors, rank, path)
         dtype = next(adapted[path].changes.parameters()).dtype
         stored = Factors(lora.lora_a.to(dtype), lora.lora_b.to(dtype))
         tensors[f"{PREFIX}{path}.lora_A.weight"] = stored.lora_a
         tensors[f"{PREFIX}{path}.lora_B.weight"] = stored.lora_b
-        layers[path] = _conversion(factors.product(), stored)
+        layers[path] = _measure_conversion(factors.product(), stored)
     transposed = any(is_transposed(layer.base) for layer in adapted.values())
     return _Converted(_lora_config(layers, rank, transposed), tensors, layers)
 
@@ -233,8 +233,9 @@ def _check_rank(rank: int | float | None) -> None:
         raise AdapterError(f"rank {rank}: a whole number from 1 on, or a share up to 1")
 
 
-def _conversion(change: Tensor, lora: Factors) -> LayerConversion:
-    """What a LoRA lacks of a change of a weight (outputs, inputs), in float64."""
+def _measure_conversion(change: Tensor, lora: Factors) -> LayerConversion:
+    """Measures in float64 what a LoRA lacks of a change of the weight, (outputs,
+    inputs)."""
     in_float64 = Factors(lora.lora_a.double(), lora.lora_b.double())
     error = float((change - in_float64.product()).norm())
     return LayerConversion(lora.rank, error, float(change.norm()))
@@ -246,11 +247,11 @@ def _lora_config(
     """peft's configuration of a LoRA whose scale is 1."""
     ranks = {path: layer.rank for path, layer in layers.items()}
     by_layer = isinstance(rank, float)
-    common = 1 if by_layer else max(ranks.values())
+    common_rank = 1 if by_layer else max(ranks.values())
     return {
         "peft_type": "LORA",
-        "r": common,
-        "lora_alpha": common,
+        "r": common_rank,
+        "lora_alpha": common_rank,
         "rank_pattern": ranks if by_layer else {},
         "alpha_pattern": ranks if by_layer else {},
         "lora_dropout": 0.0,
@@ -264,7 +265,7 @@ def _lora_config(
 
 
 def _convert_by_peft(model: nn.Module, rank: int | float) -> _Converted:
-    """One of peft's own methods, by peft's conversion."""
+    """An adapter of one of peft's own methods as a LoRA, by peft's conversion."""
     from peft.tuners.lora.conversion import convert_to_lora
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -295,7 +296,7 @@ def _convert_by_peft(model: nn.Module, rank: int | float) -> _Converted:
                     lora_a = tensors[f"{name}.lora_A.weight"]
                     lora_b = tensors[f"{name}.lora_B.weight"]
                     path = name.removeprefix(PREFIX)
-                    layers[path] = _conversion(change, Factors(lora_a, lora_b))
+                    layers[path] = _measure_conversion(change, Factors(lora_a, lora_b))
     except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
         raise AdapterError(
             f"peft converts this adapter to no LoRA of rank {rank}: {error}"
