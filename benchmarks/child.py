@@ -12,17 +12,18 @@ import sys
 from pathlib import Path
 
 
-def main(place: str, command: list[str]) -> int:
-    """Runs the command; returns its exit code."""
+def main(file: str, command: list[str]) -> int:
+    """Runs the command; returns its exit code. file: where the measures are written."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
+    # macOS counts in bytes, Linux in KiB
     unit = 1 if sys.platform == "darwin" else 1024
     measured = {
         "seconds": usage.ru_utime + usage.ru_stime,
         "bytes": usage.ru_maxrss * unit,
     }
-    Path(place).write_text(json.dumps(measured))
+    Path(file).write_text(json.dumps(measured))
     return process.returncode
 
 

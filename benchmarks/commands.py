@@ -12,7 +12,7 @@ from pathlib import Path
 
 import orjson
 
-from benchmarks.training import Row, interleaved
+from benchmarks.training import Row, time_in_turns
 from runs.command.errors import UserError
 from runs.record.kept_rows import SETTLED_S
 from runs.record.ledger import ROOT, record_path, study_folders
@@ -25,8 +25,8 @@ COMMANDS = {
     "findings": ("findings",),
     "report": ("report",),
 }
-#: Records of this machine, beside the published ones. The last size only with
-#: full=true.
+#: How many records there are beside the published ones. The last size is measured only
+#: with full=true.
 SIZES = (0, 30_000, 100_000)
 ROUNDS = 3
 
@@ -43,19 +43,19 @@ def commands(full: bool) -> list[Row]:
                 for name, words in COMMANDS.items()
             }
             about: Row = {"part": "commands", "records": size}
-            for row in interleaved(work, ROUNDS, about):
+            for row in time_in_turns(work, ROUNDS, about):
                 measured = work[row["variant"]]
-                first = f"{measured.seconds[0]:.3g} s"
-                rows.append(row | {"first": first, "bytes": measured.peak_bytes})
+                first_call = f"{measured.seconds[0]:.3g} s"
+                rows.append(row | {"first": first_call, "bytes": measured.peak_bytes})
     return rows
 
 
 class Measured:
     """A command that is measured each time it is called.
 
-    cache: of this user, for all commands of a size. seconds: of each call, in CPU time.
-    peak_bytes: the most memory of a call, but for the first one, which fills the
-    cache."""
+    cache: the user's cache folder, which all commands of a size share. seconds: the CPU
+    seconds of each call. peak_bytes: the most memory that a call took, without the first
+    one, which fills the cache."""
 
     def __init__(self, words: tuple[str, ...], output: Path, cache: Path) -> None:
         self.words = [*words, f"output={output}"]
@@ -64,17 +64,17 @@ class Measured:
         self.peak_bytes = 0
 
     def __call__(self) -> float:
-        place = self.cache.with_name("measured.json")
-        command = [sys.executable, "-m", "benchmarks.child", str(place)]
+        result = self.cache.with_name("measured.json")
+        command = [sys.executable, "-m", "benchmarks.child", str(result)]
         command += [sys.executable, "-m", "vera_bench", *self.words]
         environment = {**os.environ, "XDG_CACHE_HOME": str(self.cache)}
-        done = subprocess.run(
+        ended = subprocess.run(
             command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, check=False
         )
-        if done.returncode:
-            message = done.stderr.decode().strip()
+        if ended.returncode:
+            message = ended.stderr.decode().strip()
             raise UserError(f"{' '.join(self.words)} failed: {message}")
-        measured = json.loads(place.read_text())
+        measured = json.loads(result.read_text())
         if self.seconds:
             self.peak_bytes = max(self.peak_bytes, measured["bytes"])
         self.seconds.append(measured["seconds"])
@@ -84,7 +84,9 @@ class Measured:
 def write_records(output: Path, count: int) -> None:
     """Writes so many records below a folder: copies of the published ones, with other
     ids and other seeds."""
-    texts = [text for folder in study_folders() for text in _lines_of(folder)]
+    texts: list[bytes] = []
+    for folder in study_folders():
+        texts += (folder / "records.jsonl").read_bytes().splitlines()
     for number in range(count):
         record: Record = orjson.loads(texts[number % len(texts)])
         _reseed(record, 1000 * (1 + number // len(texts)))
@@ -94,10 +96,6 @@ def write_records(output: Path, count: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(orjson.dumps(record) + b"\n")
     time.sleep(SETTLED_S)
-
-
-def _lines_of(folder: Path) -> list[bytes]:
-    return (folder / "records.jsonl").read_bytes().splitlines()
 
 
 def _reseed(record: Record, added: int) -> None:

@@ -25,7 +25,7 @@ from runs.machine.processes import process_environment
 #: The words of the texts: the first half make a text good, the others bad.
 WORDS = ["good", "kind", "calm", "bright", "bad", "rude", "loud", "dull"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-#: Seconds between two looks at the processes.
+#: How many seconds lie between two samples of the processes.
 LOOK_S = 0.1
 MB = 2**20
 
@@ -55,7 +55,7 @@ def many_runs(number: int) -> list[Row]:
     for each mark: what a run cost since the mark before, and the memory there."""
     with tempfile.TemporaryDirectory() as folder:
         samples = list(_samples(Path(folder), number))
-        own_seconds = _training_seconds(Path(folder))
+        training_seconds = _training_seconds(Path(folder))
     rows = []
     for before, sample in itertools.pairwise(samples):
         count = sample.runs - before.runs
@@ -66,8 +66,8 @@ def many_runs(number: int) -> list[Row]:
             "runs": sample.runs,
             "new runs": count,
             "seconds a run": round(seconds, 3),
-            "of them training": round(own_seconds, 3),
-            "overhead a run, s": round(seconds - own_seconds, 3),
+            "of them training": round(training_seconds, 3),
+            "overhead a run, s": round(seconds - training_seconds, 3),
             "CPU seconds a run": round(cpu_seconds, 3),
             "parent's RSS, MB": round(sample.parent_rss / MB, 1),
             "parent's PSS, MB": round(sample.parent_pss / MB, 1),
@@ -78,8 +78,8 @@ def many_runs(number: int) -> list[Row]:
 
 
 def marks_up_to(number: int) -> list[int]:
-    """The numbers of runs at which is measured: 1, 10, 100, then each hundred, and the
-    last."""
+    """The numbers of runs after which a sample is taken: 1, 10, 100, then each hundred, and
+    the last."""
     marks = {1, 10, *range(100, number, 100), number}
     return sorted(mark for mark in marks if mark <= number)
 
@@ -153,14 +153,15 @@ def _samples(folder: Path, number: int) -> Iterator[Sample]:
                 marks = [mark for mark in marks if mark > latest.runs]
             time.sleep(LOOK_S)
     if process.returncode:
-        last = log.read_text().strip().splitlines()[-1:]
-        raise UserError(f"the runs that are timed failed: {last}")
-    if marks:  # the last run's record came with the end of the command
+        last_line = log.read_text().strip().splitlines()[-1:]
+        raise UserError(f"the runs that are timed failed: {last_line}")
+    if marks:  # the last record was written after the last look at the processes
         yield replace(latest, runs=number, wall_s=time.perf_counter() - started)
 
 
 def _sample(pid: int, runs: int, wall_s: float) -> Sample:
-    """Raises psutil.Error where the command has ended."""
+    """A sample of the command's processes. pid: the command's. runs, wall_s: see Sample.
+    Raises psutil.Error where the command has ended."""
     parent = psutil.Process(pid)
     memory = parent.memory_full_info()
     times = [parent.cpu_times()]
@@ -169,8 +170,9 @@ def _sample(pid: int, runs: int, wall_s: float) -> Sample:
         times.append(child.cpu_times())
         server_rss = max(server_rss, child.memory_info().rss)
     cpu_s = 0.0
-    for part in times:
-        cpu_s += part.user + part.system + part.children_user + part.children_system
+    for process_times in times:
+        cpu_s += process_times.user + process_times.system
+        cpu_s += process_times.children_user + process_times.children_system
     return Sample(runs, wall_s, cpu_s, memory.rss, memory.pss, server_rss)
 
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 import vera
-from benchmarks.training import DEVICE, Row, interleaved
+from benchmarks.training import DEVICE, Row, time_in_turns
 from runs import models
 from runs.record.configuration import ModelConfig
 from runs.record.keys import ModelKeys
@@ -26,7 +26,8 @@ from runs.training.policy_gradient import (
 from runs.training.sampling import Position, sample_completions, uniform_numbers
 
 ROUNDS = 5
-#: Prompts of a step, samples of a prompt, and tokens of a completion.
+#: How many prompts a step has, how many samples a prompt, and how many tokens a
+#: completion.
 SIZES = ((4, 8, 16), (4, 8, 1))
 MORE_SIZES = ((4, 8, 64), (16, 16, 1))
 RATE = 1e-4
@@ -45,7 +46,7 @@ def reward(full: bool) -> list[Row]:
                 "TRL": TrlStep(folder, texts, samples, tokens, output),
                 "vera-bench": OwnStep(folder, texts, samples, tokens),
             }
-            rows += interleaved(work, ROUNDS, about)
+            rows += time_in_turns(work, ROUNDS, about)
     return rows
 
 
@@ -97,10 +98,10 @@ class OwnStep:
         advantages = group_advantages(rewards, "group").tolist()
         lengths = torch.full((rewards.numel(),), float(self.tokens))
         weights = completion_weights(lengths, "dapo", self.tokens)
-        of_tokens = weights.view(rewards.shape).tolist()
+        weights_of_groups = weights.view(rewards.shape).tolist()
         rows = []
         for prompt, group, advantage, weight in zip(
-            self.prompts, groups, advantages, of_tokens, strict=True
+            self.prompts, groups, advantages, weights_of_groups, strict=True
         ):
             rows += policy_rows(prompt, group, advantage, weight)
         tokens = token_tensors(self.model, rows, 1.0)

@@ -16,15 +16,15 @@ from benchmarks.training import (
     SHAPES,
     Row,
     base_model,
-    interleaved,
-    sharing,
+    share_weights,
+    time_in_turns,
     variant,
 )
 from tasks.beam import BeamSearch, beam_search, transformers_search
 from vera.methods.layers import layer_changes
 
-#: Numbers of adapters in memory, of which a batch uses 64. The last one only with
-#: full=true.
+#: How many adapters are in memory. A batch uses the first number of them. The last
+#: number is measured only with full=true.
 RESIDENT = (64, 1000, 10_000)
 
 
@@ -33,38 +33,36 @@ def serving(full: bool) -> list[Row]:
     model."""
     shape, count = SHAPES[0], RESIDENT[0]
     base = base_model(shape).eval()
-    one, method = sharing(base), vera.VeRA(rank=shape.rank)
-    method.adapt(one)
+    method = vera.VeRA(rank=shape.rank)
+    with_vera = share_weights(base)
+    method.adapt(with_vera)
     with torch.no_grad():
-        for vector in (
-            vector for change in layer_changes(one) for vector in change.parameters()
-        ):
-            vector.normal_(0, 0.1)
-    merged = copy.deepcopy(one)  # with weights of its own, for the others share theirs
+        for change in layer_changes(with_vera):
+            for vector in change.parameters():
+                vector.normal_(0, 0.1)
+    merged = copy.deepcopy(with_vera)  # has its own weights: the others share theirs
     method.merge(merged)
-    lora, with_lora = vera.LoRA(rank=8), sharing(base)
+    lora = vera.LoRA(rank=8)
+    with_lora = share_weights(base)
     lora.adapt(with_lora)
-    many = sharing(base)
-    adapters, names = vera.Adapters(many), [str(i) for i in range(count)]
-    peft_vera, peft_lora = (
-        of_peft(name, base, names) for name in ("peft VeRA", "peft LoRA r=8")
-    )
+    with_many = share_weights(base)
+    adapters = vera.Adapters(with_many)
+    names = [str(i) for i in range(count)]
+    peft_vera = peft_model_with("peft VeRA", base, names)
+    peft_lora = peft_model_with("peft LoRA r=8", base, names)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        path = Path(folder) / "a"
+        path = Path(folder) / "adapter"
         rows: list[Row] = []
-        saved: list[tuple[str, nn.Module, vera.Method]] = [
-            (f"LoRA r={lora.rank}", with_lora, lora)
+        saved_models: list[tuple[str, nn.Module, vera.Method]] = [
+            (f"LoRA r={lora.rank}", with_lora, lora),
+            # The last file stays: it is the one that is served
+            (f"VeRA r={method.rank}", with_vera, method),
         ]
-        for label, model, by in [*saved, (f"VeRA r={method.rank}", one, method)]:
-            about: Row = {
-                "part": "adapter file",
-                "model": shape.label,
-                "variant": label,
-            }
-            rows.append(
-                about
-                | {"bytes": vera.save(model, by, path), "parameters": by.count(model)}
-            )
+        for label, model, method_of_model in saved_models:
+            row: Row = {"part": "adapter file", "model": shape.label, "variant": label}
+            row["bytes"] = vera.save(model, method_of_model, path)
+            row["parameters"] = method_of_model.count(model)
+            rows.append(row)
         for resident in RESIDENT if full else RESIDENT[:2]:
             for i in range(len(adapters), resident):
                 adapters.add(str(i), path)
@@ -75,31 +73,31 @@ def serving(full: bool) -> list[Row]:
                 work = {
                     "base model": partial(base, ids),
                     f"VeRA, {count} of {resident:,} adapters": partial(
-                        many, ids, adapter_names=names
+                        with_many, ids, adapter_names=names
                     ),
                 }
                 if resident == count:
                     mixed = partial(peft_lora, ids, adapter_names=names)
                     work |= {
                         "VeRA, one adapter, merged": partial(merged, ids),
-                        "VeRA, one adapter, not merged": partial(one, ids),
+                        "VeRA, one adapter, not merged": partial(with_vera, ids),
                         f"peft LoRA r=8, mixed batch of {count}": mixed,
                         f"peft VeRA, batch split over {count}": partial(
                             split, peft_vera, ids
                         ),
                     }
-                rows += interleaved(
-                    work, 5, {"part": "serving", "tokens": length, "resident": resident}
-                )
+                about = {"part": "serving", "tokens": length, "resident": resident}
+                rows += time_in_turns(work, 5, about)
         size = sum(
             vector.untyped_storage().nbytes() for vector in adapters.vectors.values()
         )
-        there = f"{len(adapters):,} adapters in memory"
-        return [*rows, {"part": "resident", "variant": there, "bytes": size}]
+        label = f"{len(adapters):,} adapters in memory"
+        return [*rows, {"part": "resident", "variant": label, "bytes": size}]
 
 
-def of_peft(name: str, base: nn.Module, adapters: list[str]) -> Any:
-    """peft's model with more adapters like its own, of these names."""
+def peft_model_with(name: str, base: nn.Module, adapters: list[str]) -> Any:
+    """A variant of peft's with further adapters of these names, all with the settings of
+    its first one."""
     model: Any = variant(name, base, SHAPES[0])
     for adapter in adapters:
         model.add_adapter(adapter, model.peft_config["default"])
@@ -127,8 +125,15 @@ def decoding(full: bool) -> list[Row]:
     token, so that every search takes all steps."""
     import transformers
 
-    rows, steps, count = [], 64 if full else 32, 8 if full else 4
-    for label, shape in MODELS.items() if full else list(MODELS.items())[:1]:
+    rows = []
+    models = list(MODELS.items())
+    steps = 64
+    count = 8
+    if not full:
+        models = models[:1]
+        steps = 32
+        count = 4
+    for label, shape in models:
         torch.manual_seed(0)
         config = transformers.AutoConfig.for_model(**shape)
         model = transformers.AutoModelForCausalLM.from_config(config).to(DEVICE).eval()
@@ -136,13 +141,14 @@ def decoding(full: bool) -> list[Row]:
         prompts = [
             torch.randint(3, shape["vocab_size"], (n,)).tolist() for n in lengths
         ]
-        # no token of the vocabulary
-        search = BeamSearch(10, (0.9,), 4, steps, ends=(shape["vocab_size"],))
+        # An id beyond the vocabulary, which no search writes
+        ends = (shape["vocab_size"],)
+        search = BeamSearch(10, (0.9,), 4, steps, ends)
         work = {
             "model.generate": partial(transformers_search, model, prompts, search),
             "this project's search": partial(beam_search, model, prompts, search),
         }
-        rows += interleaved(
+        rows += time_in_turns(
             work,
             3,
             {"part": "decoding", "model": label, "items": count, "steps": steps},

@@ -31,36 +31,50 @@ from runs.training.result import peak_memory
 from vera.sites import find_sites
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+#: A row of a benchmark's table: its values by the names of the columns.
 Row = dict[str, Any]
 
 
-def interleaved(
+def time_in_turns(
     work: Mapping[str, Callable[[], Any]], rounds: int, about: Row, warm_up: int = 1
 ) -> list[Row]:
     """The seconds of each piece of work, and in each round its ratio to those of the
     first piece. The pieces take turns, so that a slow minute of the machine hits all
     alike; the first `warm_up` rounds do not count. A piece that returns a float has
-    measured its own seconds. about: the rest of a row."""
-    names, seconds = list(work), dict[str, list[float]]()
-    for turn in tqdm(
-        range(rounds + warm_up), str(about["part"]), leave=False, disable=None
-    ):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            started = time.perf_counter()
-            taken = work[name]()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            taken = taken if isinstance(taken, float) else time.perf_counter() - started
+    measured its own seconds.
+
+    about: what each row says beside its variant and times."""
+    names = list(work)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    title = str(about["part"])
+    for turn in tqdm(range(rounds + warm_up), title, leave=False, disable=None):
+        # Each round begins with another piece
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            piece_seconds = _seconds(work[name])
             if turn >= warm_up:
-                seconds.setdefault(name, []).append(taken)
-    ratios = {
-        name: [a / b for a, b in zip(seconds[name], seconds[names[0]], strict=True)]
-        for name in names
-    }
-    return [
-        about | {"variant": n, "seconds": seconds[n], "ratios": ratios[n]}
-        for n in names
-    ]
+                seconds[name].append(piece_seconds)
+    rows = []
+    for name in names:
+        pairs = zip(seconds[name], seconds[names[0]], strict=True)
+        ratios = [
+            piece_seconds / first_seconds for piece_seconds, first_seconds in pairs
+        ]
+        rows.append(
+            about | {"variant": name, "seconds": seconds[name], "ratios": ratios}
+        )
+    return rows
+
+
+def _seconds(piece: Callable[[], Any]) -> float:
+    """The seconds of a piece of work, or what it returns if that is a float."""
+    started = time.perf_counter()
+    result = piece()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    if isinstance(result, float):
+        return result
+    return time.perf_counter() - started
 
 
 def markdown(rows: list[Row]) -> str:
@@ -68,37 +82,31 @@ def markdown(rows: list[Row]) -> str:
     times, and the median, lowest and highest ratio of a round; bytes as they are."""
     tables = []
     for _, of_part in groupby(rows, lambda row: row["part"]):
-        lines = [*map(_line, of_part)]
-        head = [*dict.fromkeys(name for line in lines for name in line)]
-        rule = ["---" if name in ("model", "variant") else "---:" for name in head]
-        cells = [
-            head,
-            rule,
-            *([line.get(name, "-") for name in head] for line in lines),
-        ]
-        tables.append("\n".join("| " + " | ".join(line) + " |" for line in cells))
+        texts_of_rows = [_cells(row) for row in of_part]
+        columns: dict[str, None] = {}  # in the order in which they come first
+        for texts in texts_of_rows:
+            columns |= dict.fromkeys(texts)
+        rule = ["---" if name in ("model", "variant") else "---:" for name in columns]
+        lines = [list(columns), rule]
+        for texts in texts_of_rows:
+            lines.append([texts.get(name, "-") for name in columns])
+        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(tables)
 
 
-def _line(row: Row) -> dict[str, str]:
-    """The cells of a row, by their column."""
-    about = {
-        name: value
-        for name, value in row.items()
-        if name not in ("part", "seconds", "ratios")
-    }
-    line = {
-        name: f"{value:,}" if isinstance(value, int) else str(value)
-        for name, value in about.items()
-    }
+def _cells(row: Row) -> dict[str, str]:
+    """The texts of a row by the names of the columns."""
+    texts = {}
+    for name, value in row.items():
+        if name not in ("part", "seconds", "ratios"):
+            texts[name] = f"{value:,}" if isinstance(value, int) else str(value)
     if "seconds" in row:
-        seconds, ratios, median = row["seconds"], row["ratios"], statistics.median
-        line |= {"least": f"{min(seconds):.3g} s", "median": f"{median(seconds):.3g} s"}
-        line |= {
-            "ratio": f"{median(ratios):.2f}",
-            "of a round": f"{min(ratios):.2f} to {max(ratios):.2f}",
-        }
-    return line
+        seconds, ratios = row["seconds"], row["ratios"]
+        texts["least"] = f"{min(seconds):.3g} s"
+        texts["median"] = f"{statistics.median(seconds):.3g} s"
+        texts["ratio"] = f"{statistics.median(ratios):.2f}"
+        texts["of a round"] = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    return texts
 
 
 # --- models
@@ -118,8 +126,6 @@ ROBERTA: dict[str, Any] = {
     "model_type": "roberta",
     "vocab_size": 50265,
     "max_position_embeddings": 514,
-}
-ROBERTA |= {
     "type_vocab_size": 1,
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
@@ -130,7 +136,7 @@ LARGE = {
     "num_attention_heads": 16,
     "intermediate_size": 4096,
 }
-# else of the size of a 7B
+# One block of the size of those in Llama's 7B
 LLAMA = {"model_type": "llama", "num_hidden_layers": 1, "vocab_size": 256}
 SHAPES = (
     Shape("RoBERTa-base", 1024, ROBERTA),
@@ -150,9 +156,9 @@ def base_model(shape: Shape) -> nn.Module:
     )
 
 
-def sharing(base: nn.Module) -> nn.Module:
-    """A copy with the same weights in memory, frozen: many variants need the memory of
-    one."""
+def share_weights(base: nn.Module) -> nn.Module:
+    """A frozen copy with the same weights in memory: many variants then take no more of it
+    than one."""
     memo: dict[int, Any] = {
         id(p): nn.Parameter(p.data, requires_grad=False) for p in base.parameters()
     }
@@ -164,16 +170,17 @@ def variant(name: str, base: nn.Module, shape: Shape) -> nn.Module:
     of its paths, "peft VeRA", "peft LoRA r=8" or "full"."""
     if name == "full":
         return copy.deepcopy(base).requires_grad_(True)
-    model = sharing(base)
+    model = share_weights(base)
     if name.startswith("peft"):
         import peft
 
-        kind: Any = peft.VeraConfig if name == "peft VeRA" else peft.LoraConfig
-        rank, sites = (
-            shape.rank if name == "peft VeRA" else 8,
-            [*find_sites(model, ("query", "value"))],
-        )
-        return peft.get_peft_model(model, kind(r=rank, target_modules=sites))
+        config_class: Any = peft.LoraConfig
+        rank = 8
+        if name == "peft VeRA":
+            config_class = peft.VeraConfig
+            rank = shape.rank
+        paths = list(find_sites(model, ("query", "value")))
+        return peft.get_peft_model(model, config_class(r=rank, target_modules=paths))
     path: Any = name.removeprefix("VeRA").strip() or "auto"
     vera.VeRA(rank=shape.rank, path=path).adapt(model)
     return model
@@ -213,42 +220,42 @@ def stepper(model: nn.Module) -> Callable[[Tensor], None]:
 
 # --- steps
 
-#: Each step's time is divided by that of the first one.
+#: The variants that are timed; the time of each is divided by that of the first one.
 METHODS = ("peft LoRA r=8", "VeRA", "peft VeRA")
-MORE = ("VeRA factor", "VeRA hybrid", "VeRA materialised", "full")
+#: Further ones, with full=true.
+MORE_METHODS = ("VeRA factor", "VeRA hybrid", "VeRA materialised", "full")
 
 
 def training(full: bool) -> list[Row]:
     """Whole training steps of each model, and the peak memory of two of them in a
     process of their own."""
-    rows, lengths, rounds = (
-        [],
-        [512, 1024, 2048, 4096] if full else [512, 1024, 2048],
-        5 if full else 3,
-    )
-    # of fewer tokens, launches alone would be timed
-    lengths += [16384, 32768] if DEVICE == "cuda" else []
-    shapes = SHAPES if full else SHAPES[:1]
+    rows = []
+    names = list(METHODS)
+    shapes = list(SHAPES[:1])
+    lengths = [512, 1024, 2048]
+    rounds = 3
+    if full:
+        names += MORE_METHODS
+        shapes = list(SHAPES)
+        lengths.append(4096)
+        rounds = 5
+    if DEVICE == "cuda":
+        # With fewer tokens, launching the kernels is most of the time
+        lengths += [16384, 32768]
     for shape in shapes:
         base = base_model(shape)
-        steps = {
-            name: stepper(variant(name, base, shape))
-            for name in (*METHODS, *(MORE if full else ()))
-        }
+        steps = {name: stepper(variant(name, base, shape)) for name in names}
         for tokens in lengths:
             batch = batch_of(shape, base, tokens)
             work = {name: partial(step, batch) for name, step in steps.items()}
-            rows += interleaved(
-                work,
-                rounds,
-                {"part": "training", "model": shape.label, "tokens": tokens},
-            )
+            about = {"part": "training", "model": shape.label, "tokens": tokens}
+            rows += time_in_turns(work, rounds, about)
         del base, steps, work
         gc.collect()
     for shape in shapes:
         for name in METHODS:
             with multiprocessing.get_context("spawn").Pool(1, end_with_parent) as pool:
-                peak = pool.apply(_peak, (name, shape, lengths[1]))
+                peak = pool.apply(_peak_of_steps, (name, shape, lengths[1]))
             about = {
                 "part": "memory",
                 "model": shape.label,
@@ -259,9 +266,11 @@ def training(full: bool) -> list[Row]:
     return rows
 
 
-def _peak(name: str, shape: Shape, tokens: int) -> int:
+def _peak_of_steps(name: str, shape: Shape, tokens: int) -> int:
+    """The peak memory, in bytes, of a process that does two steps of a variant."""
     base = base_model(shape)
-    step, batch = stepper(variant(name, base, shape)), batch_of(shape, base, tokens)
+    step = stepper(variant(name, base, shape))
+    batch = batch_of(shape, base, tokens)
     for _ in range(2):
         step(batch)
     return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else peak_memory()
@@ -269,58 +278,54 @@ def _peak(name: str, shape: Shape, tokens: int) -> int:
 
 # --- a run beside others
 
-#: How threads wait: GCC's OpenMP turns a loop 300,000 times by default before a thread
-#: sleeps.
+#: The environment of each way of waiting. By default a thread of GCC's OpenMP turns a
+#: loop 300,000 times before it sleeps.
 WAITS = {
     "OpenMP's default": {"GOMP_SPINCOUNT": "300000"},
     "the harness's": SPINNING,
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
-#: Other processes that never rest, and of which none outlives this one.
-BUSY, LOOP = 2, f"import os\nwhile os.getppid() == {os.getpid()}: pass"
+#: How many other processes keep the cores busy.
+BUSY = 2
+#: What each of them does. None outlives this process.
+BUSY_LOOP = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
 
 
 def contention(full: bool) -> list[Row]:
     """Seconds of an epoch of full fine-tuning, MiniLM on reviews, by how threads wait:
     on a machine that is idle otherwise, and beside busy processes."""
     _epoch({}, 0)  # fetches model and data
-    work = {
-        f"{name}, beside {busy} busy processes": partial(_epoch, waits, busy)
-        for busy in (0, BUSY)
-        for name, waits in WAITS.items()
-    }
-    return interleaved(work, 3 if full else 1, {"part": "contention"}, warm_up=0)
+    work = {}
+    for busy in (0, BUSY):
+        for name, waits in WAITS.items():
+            title = f"{name}, beside {busy} busy processes"
+            work[title] = partial(_epoch, waits, busy)
+    return time_in_turns(work, 3 if full else 1, {"part": "contention"}, warm_up=0)
 
 
 def _epoch(waits: dict[str, str], busy: int) -> float:
-    """The seconds that a run says it took to train and to evaluate."""
-    command = [
-        sys.executable,
-        "-m",
-        "runs",
-        "task=reviews",
-        "model=minilm",
-        "method=full",
-        "keep=none",
-    ]
-    command += ["tracking=off", "train.epochs=1", "table=false"]
-    waiting = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
-    env = {
-        name: value for name, value in os.environ.items() if name not in waiting
-    } | waits
+    """The seconds that a run took to train and to evaluate, by its record. waits: variables
+    of its environment. busy: how many busy processes there are beside it."""
+    command = [sys.executable, "-m", "runs", "task=reviews", "model=minilm"]
+    command += ["method=full", "train.epochs=1"]
+    command += ["keep=none", "tracking=off", "table=false"]
+    environment = dict(os.environ)
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"):
+        environment.pop(name, None)
+    environment |= waits
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         for _ in range(busy):
-            other = stack.enter_context(subprocess.Popen([sys.executable, "-c", LOOP]))
-            stack.callback(other.kill)
+            process = subprocess.Popen([sys.executable, "-c", BUSY_LOOP])
+            stack.enter_context(process)
+            stack.callback(process.kill)
         command.append(f"output={folder}")
-        done = subprocess.run(
-            command, env=env, capture_output=True, text=True, check=False
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
         )
-        if done.returncode:
-            raise UserError(
-                f"the run that is timed failed: {done.stderr.strip().splitlines()[-1:]}"
-            )
+        if ended.returncode:
+            last_line = ended.stderr.strip().splitlines()[-1:]
+            raise UserError(f"the run that is timed failed: {last_line}")
         (record,) = Path(folder).glob("records/*.json")
         cost = json.loads(record.read_text())["cost"]
     return float(cost["train_seconds"] + cost["evaluate_seconds"])

@@ -81,9 +81,9 @@ class Registry:
     are on one model; all models share the base model's weights. Any thread may call a
     method.
 
-    alone: the base model without an adapter. models: by method, settings and number of
-    labels. residents: the adapters by name. computing: the one thread that uses the
-    models, which take one call at a time."""
+    alone: the base model without an adapter. models: the models by method, settings and
+    number of labels. residents: the adapters by name. computing: the one thread that uses
+    the models, which take one call at a time."""
 
     def __init__(
         self,
@@ -104,23 +104,26 @@ class Registry:
         self.own_head = own_head
         self.words = words
         self.root = root
-        self.output = list(head_parameters(base))[-1]  # (labels, ...)
+        # The name of a parameter of the last layer, (labels, ...)
+        self.output = list(head_parameters(base))[-1]
         self.alone = Resident(vera.Adapters(base), None, _class_names(base), {})
         self.models: dict[str, vera.Adapters] = {}
         self.residents: dict[str, Resident] = {}
         self.folders_put: dict[str, Path] = {}
         self.changing = threading.RLock()  # one change of the adapters at a time
         self.computing = ThreadPoolExecutor(1)
-        self.ordering = threading.Lock()  # of an adapter with what is submitted for it
+        # Held while an adapter is looked up and its texts are submitted, and while one
+        # is replaced: the old one leaves after the texts that are meant for it
+        self.ordering = threading.Lock()
 
     def read(self) -> None:
         """Reads the folders: adds new and changed adapters, removes those that are
         gone. One that cannot be read leaves what was there, and a line on stderr says
         why."""
         with self.changing:
-            before = self.residents
+            residents_before = self.residents
             folders = self._folders()
-            for name in before:
+            for name in residents_before:
                 if name not in folders or not os.path.isfile(folders[name] / ADAPTER):
                     self.replace(name)
             for name, folder in folders.items():
@@ -136,8 +139,8 @@ class Registry:
                         state = "left as it was"
                     print(f"{state}: {first_line(error)}", file=sys.stderr, flush=True)
             report(self.residents, f"on {self.base.device}")
-            if before:
-                changes = {*before.items()} ^ {*self.residents.items()}
+            if residents_before:
+                changes = {*residents_before.items()} ^ {*self.residents.items()}
                 report({name for name, _ in changes}, "changed")
 
     def _folders(self) -> dict[str, Path]:
@@ -169,13 +172,13 @@ class Registry:
                 "started without --adapters-root: no folder is read"
             )
         root = self.root.resolve()
-        inside = (root / folder).resolve()
-        paths = inside, (inside / ADAPTER).resolve(), (inside / HEAD).resolve()
+        resolved = (root / folder).resolve()
+        paths = resolved, (resolved / ADAPTER).resolve(), (resolved / HEAD).resolve()
         if not all(root in path.parents for path in paths):
             raise vera.AdapterError("folder: not below --adapters-root")
         with self.changing:
-            self.add(name, inside)
-            self.folders_put[name] = inside
+            self.add(name, resolved)
+            self.folders_put[name] = resolved
 
     def add(self, name: str, folder: Path) -> None:
         """Serves a folder's adapter, in place of another one of its name. For `read`
@@ -228,8 +231,8 @@ class Registry:
         requests that have it.
 
         Args:
-            name: Of both.
-            successor: The new one; None for none.
+            name: The name of both.
+            successor: The new adapter; None only takes the old one away.
 
         Returns:
             Whether there was an adapter of this name.

@@ -70,28 +70,28 @@ class Question(BaseModel, extra="forbid"):
             raise ValueError("text_pair needs one text for each in text")
         return self
 
-    def parts(self) -> list["Asked"]:
-        """What is asked of each text."""
+    def items(self) -> list["Asked"]:
+        """The question as single texts, or single pairs."""
         texts = self.text if isinstance(self.text, list) else [self.text]
         pairs: Sequence[str | None] = [None] * len(texts)
         if isinstance(self.text_pair, list):
             pairs = self.text_pair
         elif self.text_pair is not None:
             pairs = [self.text_pair]
-        parts = []
+        items = []
         for text, pair in zip(texts, pairs, strict=True):
-            parts.append(Asked(self.adapter, text, pair))
-        return parts
+            items.append(Asked(self.adapter, text, pair))
+        return items
 
 
 def _length(texts: str | list[str]) -> int | None:
-    """How many texts a list has; None of one text that is in no list."""
+    """How many texts a list has; None for a single text."""
     return len(texts) if isinstance(texts, list) else None
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One text, or one pair, and who is to answer."""
+    """One text, or one pair, and the name of the adapter that is to answer."""
 
     adapter: str | None
     text: str
@@ -159,8 +159,8 @@ class Batches:
         self.registry.computing.submit(self._answer_waiting)
 
     def _answer_waiting(self) -> None:
-        """Answers a batch of those that wait. Each text submits this once, which
-        answers it at the latest."""
+        """Answers a batch of the texts that wait. Each text submits one such call, so that
+        it is answered by its own call at the latest."""
         count = min(len(self.waiting), LARGEST_BATCH)
         batch = [self.waiting.popleft() for _ in range(count)]
         self.sizes.append(len(batch))
@@ -259,7 +259,7 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
     """
     batches = Batches(registry, tokenizer)
     app = FastAPI(title="VeRA adapters", max_body_size=LARGEST_BODY)
-    # To look at
+    # For tests and measurements to look at
     app.state.batches = batches.sizes
     app.state.waiting = batches.waiting
     app.add_route("/", lambda _: RedirectResponse("/docs"))
@@ -288,7 +288,7 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
 
 
 def _add_changes(app: FastAPI, registry: Registry, token: str | None) -> None:
-    """The requests that change adapters, for those who have the token."""
+    """Adds the requests that change adapters, for those who have the token."""
 
     def admin(authorization: Annotated[str, Header()] = "") -> None:
         if token is None:
@@ -321,11 +321,11 @@ def _add_changes(app: FastAPI, registry: Registry, token: str | None) -> None:
 
 
 def _add_questions(app: FastAPI, registry: Registry, batches: Batches) -> None:
-    """The request that asks for an answer."""
+    """Adds the request that asks for an answer."""
 
     @app.post("/classify", response_model_exclude_none=True)
     async def classify(question: Question) -> Answer | list[Answer]:
-        parts = question.parts()
+        items = question.items()
         name = question.adapter
         if name is None and not registry.own_head:
             raise HTTPException(
@@ -333,7 +333,7 @@ def _add_questions(app: FastAPI, registry: Registry, batches: Batches) -> None:
                 "name an adapter: GET /adapters lists them (the base model has no head)",
             )
         waiting = len(batches.waiting)
-        if waiting + len(parts) > LONGEST_QUEUE:
+        if waiting + len(items) > LONGEST_QUEUE:
             raise HTTPException(
                 503,
                 f"{waiting} texts wait already, of at most {LONGEST_QUEUE}",
@@ -347,10 +347,10 @@ def _add_questions(app: FastAPI, registry: Registry, batches: Batches) -> None:
                 raise HTTPException(
                     404, f"no adapter {name!r}: GET /adapters lists those here"
                 )
-            for part in parts:
+            for asked in items:
                 future = loop.create_future()
                 futures.append(future)
-                batches.submit(Waiting(part, resident, future))
+                batches.submit(Waiting(asked, resident, future))
         answers = await asyncio.gather(*futures)
         return answers if isinstance(question.text, list) else answers[0]
 

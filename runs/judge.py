@@ -38,7 +38,7 @@ from tasks.mt_bench import (
     Summary,
     bench_folder,
     bench_table,
-    judged,
+    judge_systems,
     read_answers,
     read_questions,
 )
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> int:
         "timeout": settings.timeout,
     }
     systems = [bench.system for bench in benches]
-    outcome, summaries = judged(systems, judge, file, options)
+    outcome, summaries = judge_systems(systems, judge, file, options)
     print(outcome.report(file))
     rows = list[dict[str, Any]]()
     all_entered = True

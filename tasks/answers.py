@@ -14,19 +14,20 @@ from typing import NamedTuple
 from tasks.base import DataError, quoted
 from tasks.files import module_file
 
-Find = Callable[[str], str | None]
+#: Finds the answer in a text; None without one.
+FindAnswer = Callable[[str], str | None]
 
 
 class Reader(NamedTuple):
     """answer: reads what a model has written. solution: reads the expected answer in a
     row's solution."""
 
-    answer: Find
-    solution: Find
+    answer: FindAnswer
+    solution: FindAnswer
 
 
 METAMATH = "The answer is: "
-#: In the order in which peft looks for them.
+#: What may stand before an answer, in the order in which peft looks for them.
 MARKERS = (
     METAMATH,
     "The answer is ",
@@ -107,17 +108,17 @@ def boxed_answer(solution: str) -> str | None:
     if not marker or not rest.startswith("{"):
         return None
     depth = 0
-    for place, letter in enumerate(rest):
+    for index, letter in enumerate(rest):
         if letter == "{":
             depth += 1
         elif letter == "}":
             depth -= 1
         if depth == 0:
-            return same_form(rest[1:place])
+            return same_form(rest[1:index])
     return None
 
 
-#: What same_form replaces first, in this order.
+#: Spellings that same_form replaces first, in this order.
 SPELLINGS = (
     ("\n", ""),
     ("\\!", ""),

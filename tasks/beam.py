@@ -37,9 +37,10 @@ TextsByPrompt = list[list[list[int]]]
 
 @dataclass(frozen=True)
 class BeamSearch:
-    """beams: candidates kept in each step. penalties: exponents of the length, not
-    negative. no_repeat_ngram: 0 allows repeats. max_new_tokens: steps. ends: the tokens
-    that end a text."""
+    """The settings of a search. beams: how many candidates a step keeps. penalties:
+    exponents of the length, not negative. no_repeat_ngram: the length of the n-grams
+    that may not repeat; 0 allows repeats. max_new_tokens: how many steps there are.
+    ends: the tokens that end a text."""
 
     beams: int
     penalties: tuple[float, ...]
@@ -66,26 +67,26 @@ def beam_search(
     decoder = _Decoder(model, prompts)
     ends = torch.tensor(search.ends, device=decoder.device)
     beams = _Beams.after_first_step(decoder, search.beams)
-    best = _Best(len(prompts), search, decoder.device)
+    best = _BestTexts(len(prompts), search, decoder.device)
     for length in range(1, steps):
         ended = torch.isin(beams.tokens, ends)
         best.update(beams, ended)
         beams.scores = beams.scores.masked_fill(ended, -torch.inf)
-        hopeful = best.hopeful(beams)
+        can_win = best.can_win(beams)
         # The one time in a step that the device is waited for
-        still_hopeful = hopeful.tolist()
-        if not any(still_hopeful):
+        still_searched = can_win.tolist()
+        if not any(still_searched):
             return best.texts()
-        if not all(still_hopeful):
-            beams.keep([i for i, hope in enumerate(still_hopeful) if hope], decoder)
+        if not all(still_searched):
+            beams.keep([i for i, hope in enumerate(still_searched) if hope], decoder)
         beams.extend(decoder, length, search.no_repeat_ngram)
     best.update(beams, torch.ones_like(beams.tokens, dtype=torch.bool))
     return best.texts()
 
 
 class _Decoder:
-    """The model, with the cache of all rows that it reads: of each prompt that is still
-    searched one row, and from the second step on one for each beam."""
+    """The model, with the cache of all rows that it reads. A prompt that is still searched
+    has one row, and from the second step on one for each beam."""
 
     def __init__(
         self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]]
@@ -102,8 +103,8 @@ class _Decoder:
         self._cache_name = "cache" if "cache" in names else "past_key_values"
 
     def read_prompts(self, beams: int) -> Tensor:
-        """The logits after each prompt (prompts, vocabulary). Rows are then repeated
-        for the beams."""
+        """The logits after each prompt (prompts, vocabulary). Afterwards each prompt has a
+        row for each beam."""
         logits = self._last_logits(self.prompt_ids)
         self.cache.batch_repeat_interleave(beams)
         self.mask = self.mask.repeat_interleave(beams, 0)
@@ -130,7 +131,7 @@ class _Decoder:
         return logits[:, -1].float()
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Forgets the other rows."""
+        """Keeps these rows and forgets all others."""
         self.cache.batch_select_indices(rows)
         self.mask = self.mask[rows]
         self.positions = self.positions[rows]
@@ -152,13 +153,13 @@ class _Beams:
         """The beams of one token: the best tokens after each prompt."""
         logits = decoder.read_prompts(beams)
         prompts = len(logits)
-        first = logits.log_softmax(-1).topk(min(beams, logits.shape[-1]))
+        best = logits.log_softmax(-1).topk(min(beams, logits.shape[-1]))
         # A vocabulary may have fewer tokens than there are beams.
-        missing = beams - first.values.shape[1]
+        missing = beams - best.values.shape[1]
         return cls(
             torch.arange(prompts, device=decoder.device),
-            pad(first.values, (0, missing), value=-torch.inf),
-            pad(first.indices, (0, missing)).unsqueeze(-1),
+            pad(best.values, (0, missing), value=-torch.inf),
+            pad(best.indices, (0, missing)).unsqueeze(-1),
         )
 
     @property
@@ -167,7 +168,7 @@ class _Beams:
         return self.history[..., -1]
 
     def keep(self, indices: list[int], decoder: _Decoder) -> None:
-        """Keeps the prompts of these indices."""
+        """Keeps the prompts with these indices and forgets all others."""
         beams = self.scores.shape[1]
         prompts = torch.tensor(indices, device=decoder.device)
         first_rows = beams * prompts.unsqueeze(1)
@@ -178,8 +179,8 @@ class _Beams:
         decoder.keep_rows(rows.flatten())
 
     def extend(self, decoder: _Decoder, length: int, no_repeat_ngram: int) -> None:
-        """Replaces the beams by the best ones that are one token longer. length: of the
-        present ones."""
+        """Replaces the beams by the best ones that are one token longer. length: how many
+        tokens the present ones have."""
         rows = self.history.flatten(0, 1)
         logits = decoder.read(rows[:, -1])
         ban_repeats(logits, rows, no_repeat_ngram)
@@ -207,7 +208,7 @@ def _best_successors(logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Te
     return best.values, parents, tokens
 
 
-class _Best:
+class _BestTexts:
     """The best text of each prompt by each penalty: its score (prompts, penalties) and
     its tokens, padded."""
 
@@ -220,14 +221,14 @@ class _Best:
         shape_of_tokens = *shape, search.max_new_tokens
         self.tokens = torch.zeros(shape_of_tokens, dtype=torch.long, device=device)
 
-    def hopeful(self, beams: _Beams) -> Tensor:
+    def can_win(self, beams: _Beams) -> Tensor:
         """Which prompts have a beam that can still win (prompts,)."""
         bounds = beams.scores.max(1).values.unsqueeze(1) / self.longest_powers
         return (bounds > self.scores[beams.prompts]).any(1)
 
     def update(self, beams: _Beams, ended: Tensor) -> None:
-        """Takes the better ones among the beams that have ended. ended: (prompts,
-        beams)."""
+        """Takes each prompt's best beam among those that have ended, where it is better than
+        its best text so far. ended: (prompts, beams)."""
         prompts = beams.prompts
         length = beams.history.shape[-1]
         score, beam = beams.scores.masked_fill(~ended, -torch.inf).max(1)

@@ -14,11 +14,11 @@ import numpy as np
 
 from tasks.base import DataError, Settings, Source, check_setting, quoted
 from tasks.exact import ExactTask
-from tasks.files import read_list, the_file
+from tasks.files import read_list, require_file
 from tasks.instruct import (
     Example,
     Template,
-    other_words,
+    notes_on_template,
     read_template,
     split_rows,
     template_file,
@@ -54,9 +54,9 @@ PUBLISHED = {
     "beams": 4,
     "max_new_tokens": 32,
 }
-#: With which the scripts draw their dev rows, through Hugging Face's datasets.
+#: The seed with which the scripts draw their dev rows, through Hugging Face's datasets.
 DEV_SEED = 42
-#: Of the lines of the scripts' prompts.
+#: What the lines of the scripts' prompts begin with.
 INDENT = " " * 16
 
 
@@ -66,7 +66,7 @@ class ChoiceQuestion(Example):
     answer: str
 
 
-def laid_out(template: Template, training: bool) -> Template:
+def lay_out(template: Template, training: bool) -> Template:
     """A template as the scripts lay it out: with 16 spaces before each line after the
     first. In training, unlike in the tests, empty lines other than the first have them,
     too, and the first line ends with one more space."""
@@ -79,12 +79,12 @@ def laid_out(template: Template, training: bool) -> Template:
 
 
 def _indented(text: str, training: bool, spaces: int) -> str:
-    """See laid_out. spaces: at the end of the first line."""
-    first, *rest = text.rstrip().split("\n")
-    lines = [first + " " * spaces]
-    for number, line in enumerate(rest):
-        indented = bool(line) or (training and number > 0)
-        lines.append(INDENT + line if indented else "")
+    """A prompt as `lay_out` says. spaces: how many end the first line."""
+    first_line, *other_lines = text.rstrip().split("\n")
+    lines = [first_line + " " * spaces]
+    for number, line in enumerate(other_lines):
+        is_indented = bool(line) or (training and number > 0)
+        lines.append(INDENT + line if is_indented else "")
     return "\n".join([*lines, INDENT])
 
 
@@ -114,8 +114,8 @@ def load(settings: Settings) -> ExactTask:
     template = read_template(files.pop("template.json"))
     train_template = test_template = template
     if settings["layout"] != "plain":
-        train_template = laid_out(template, training=True)
-        test_template = laid_out(template, training=False)
+        train_template = lay_out(template, training=True)
+        test_template = lay_out(template, training=False)
     path = files.pop("train.json")
     rows = [row for _, row in read_list(path, Example)]
     splits, notes = split_rows(settings, rows, path, _dev_rows)
@@ -127,7 +127,7 @@ def load(settings: Settings) -> ExactTask:
     for key, published in PUBLISHED.items():
         if settings[key] != published:
             notes.append(f"task.{key}={settings[key]}; the scripts': {published}")
-    task.notes += [*notes, *other_words(settings, template)]
+    task.notes += [*notes, *notes_on_template(settings, template)]
     return task
 
 
@@ -166,5 +166,5 @@ def _files(settings: Settings) -> dict[str, Path]:
         names |= {part: f"{SETS[part].folder}/test.json" for part in parts}
     files = {"template.json": template_file(settings)}
     for key, name in names.items():
-        files[key] = the_file(folder, "data_dir", name, f"*/{name}")
+        files[key] = require_file(folder, "data_dir", name, f"*/{name}")
     return files

@@ -52,10 +52,10 @@ class Row(NamedTuple):
 class Continuations(Task):
     """See the module. `prepare` fills `_rows` from `splits`.
 
-    label_smoothing: of the training loss, over the whole vocabulary; the dev loss has
-    none. as_one: prompt and continuation are one text, even where a token then spans
-    both. Otherwise such a row has the prompt's own tokens, which are also those that
-    the trained model continues."""
+    label_smoothing: of the training loss, over the whole vocabulary; the dev loss is not
+    smoothed. as_one: whether prompt and continuation are tokenised as one text, even
+    where a token then spans both. Otherwise such a row begins with the tokens that the
+    prompt has by itself, which are also those that the trained model continues."""
 
     metric = "perplexity"
     higher_is_better = False
@@ -80,12 +80,14 @@ class Continuations(Task):
     def hold_out(self, share: float) -> None:
         """See Task.hold_out."""
         rows = self.splits["train"]
-        dev = draw_held_out_rows([0] * len(rows), share, self.name)
-        held = set(dev)
-        train = [row for i, row in enumerate(rows) if i not in held]
-        self.splits = {"train": train, "dev": [rows[i] for i in dev]}
+        dev_rows = draw_held_out_rows([0] * len(rows), share, self.name)
+        train_rows = sorted(set(range(len(rows))) - set(dev_rows))
+        self.splits = {
+            "train": [rows[i] for i in train_rows],
+            "dev": [rows[i] for i in dev_rows],
+        }
         self.notes.append(
-            f"dev: {len(dev)} of {len(rows)} training rows held out "
+            f"dev: {len(dev_rows)} of {len(rows)} training rows held out "
             f"(task.holdout={share:g})"
         )
 
@@ -184,15 +186,15 @@ class Continuations(Task):
     def answers(self, model: "Module", batch: Batch) -> tuple[float, Array]:
         """The mean loss over the batch's tokens, and for each row the sum of its losses
         and their number."""
-        losses, trained = self._token_losses(model, batch, 0.0)
+        losses, is_trained = self._token_losses(model, batch, 0.0)
         mean = float(losses.mean())
         # On the CPU, since Apple's GPUs have no float64
         losses = losses.cpu().double()
-        trained = trained.cpu()
-        losses_by_row = losses.new_zeros(trained.shape)
-        losses_by_row[trained] = losses
+        is_trained = is_trained.cpu()
+        losses_by_row = losses.new_zeros(is_trained.shape)
+        losses_by_row[is_trained] = losses
         sums = losses_by_row.sum(1).numpy()
-        counts = trained.sum(1).numpy()
+        counts = is_trained.sum(1).numpy()
         return mean, np.array([sums, counts]).T
 
     def _token_losses(
@@ -202,13 +204,13 @@ class Continuations(Task):
         (rows, tokens)."""
         from torch.nn.functional import cross_entropy
 
-        trained = batch["targets"] != -100
+        is_trained = batch["targets"] != -100
         # The output layer is half of a small model's work, so it gets only positions
         # that are trained
         unwrapped: PreTrainedModel = getattr(model, "module", model)
         head = unwrapped.get_output_embeddings()
         hook = head.register_forward_pre_hook(
-            lambda module, inputs: (inputs[0][trained],)
+            lambda module, inputs: (inputs[0][is_trained],)
         )
         try:
             # No mask: padding stands to the right, where no token looks. No cache,
@@ -218,11 +220,11 @@ class Continuations(Task):
             hook.remove()
         losses = cross_entropy(
             outputs.logits.float(),
-            batch["targets"][trained],
+            batch["targets"][is_trained],
             reduction="none",
             label_smoothing=smoothing,
         )
-        return losses, trained
+        return losses, is_trained
 
     def predict(self, outputs: Array) -> Array:
         return outputs
@@ -233,12 +235,13 @@ class Continuations(Task):
 
 
 class Written(Continuations):
-    """Continuations that a trained model writes, a text for each item, which several
-    metrics score at the end. `prepare` fills `_prompts`, an item's tokens, and `ends`,
-    the tokens that end a text.
+    """A task whose trained model writes a text for each item, which several metrics score
+    at the end. `prepare` fills `_prompts`, the token ids of each item's prompt, and
+    `ends`, the tokens that end a text.
 
-    split: of the items. items: each begins with its prompt. variants: of decoding, the
-    protocol's first."""
+    split: the split that the items are from; "none" decodes nothing. items: what the
+    model continues; the first field of each is its prompt. variants: the names of the
+    ways of decoding, the protocol's first."""
 
     def __init__(
         self,
@@ -272,7 +275,7 @@ class Written(Continuations):
 
     @abstractmethod
     def text(self, ids: list[int]) -> str:
-        """What the metrics get of the tokens that the model has written."""
+        """The text that the metrics score, from the tokens that the model has written."""
 
     def settings(self) -> dict[str, Any]:
         """How texts are decoded, for the record."""
@@ -286,8 +289,8 @@ class Written(Continuations):
     def search(
         self, model: "PreTrainedModel", prompts: list[list[int]], steps: int
     ) -> list[list[list[int]]]:
-        """Token ids, at most `steps`, that the model writes to each prompt, by
-        variant."""
+        """The token ids, at most `steps`, with which the model continues each prompt: a
+        list for each variant."""
         from tasks import beam  # imports torch, which a plan does not need
 
         search = self._search_settings(steps)
@@ -305,8 +308,8 @@ class Written(Continuations):
             return {**self.settings(), "do_sample": False}
         search = self._search_settings(self.task_settings["max_new_tokens"])
         merged = beam.transformers_settings(model, self._prompts[0], search)
-        sampled = merged["do_sample"]
-        return {**self.settings(), "do_sample": sampled, "generate": merged}
+        do_sample = merged["do_sample"]
+        return {**self.settings(), "do_sample": do_sample, "generate": merged}
 
     def _search_settings(self, steps: int) -> "BeamSearch":
         from tasks import beam  # imports torch
@@ -346,8 +349,8 @@ class Written(Continuations):
             ) from None
 
     def check_positions(self) -> None:
-        """Raises DataError where a prompt and its text can be more than the model's
-        positions."""
+        """Raises DataError where a prompt and its text may have more tokens than the model
+        has positions."""
         if not self._prompts or self.positions is None:
             return
         longest = max(len(prompt) for prompt in self._prompts)
@@ -359,7 +362,7 @@ class Written(Continuations):
             )
 
 
-#: Settings of decoding, where a task has them.
+#: Settings of decoding; a task may lack some.
 DECODING_KEYS = (
     "search",
     "beams",
@@ -376,9 +379,8 @@ def token_ids(
     """Token ids, with the tokenizer's BOS if it has one, without an end token."""
     if not texts:
         return []
-    end = tokenizer.eos_token_id
     rows = []
     for ids in tokenizer(list(texts))["input_ids"]:
-        ends = len(ids) > 1 and ids[-1] == end
-        rows.append(ids[:-1] if ends else ids)
+        has_end = len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+        rows.append(ids[:-1] if has_end else ids)
     return rows

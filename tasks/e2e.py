@@ -31,7 +31,7 @@ from tasks.base import (
     quoted,
 )
 from tasks.continuations import Row, Written
-from tasks.e2e_files import OTHERWISE, Pair, local_files, read_pairs
+from tasks.e2e_files import TOKENISED_OTHERWISE, Pair, local_files, read_pairs
 from tasks.e2e_metrics import NO_JAVA, Scores, e2e_scores
 from tasks.fetch import data_folder, pinned_content
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 
-#: Rows that the challenge published.
+#: How many rows the challenge published.
 ROWS = {"train": 42061, "dev": 4672, "test": 4693}
 
 #: GPT-2's token between MR and reference, and at the end.
@@ -74,18 +74,19 @@ class E2ETask(Written):
         items: list[MeaningItem],
     ) -> None:
         penalties = settings["length_penalty"]
-        fits = len(set(penalties)) == len(penalties)
-        check_setting(settings, "length_penalty", fits, "different numbers")
+        are_different = len(set(penalties)) == len(penalties)
+        check_setting(settings, "length_penalty", are_different, "different numbers")
         variants = [f"{penalty:g}" for penalty in penalties]
         super().__init__(settings, splits, items, variants)
         self.label_smoothing = settings["label_smoothing"]
 
     def hold_out(self, share: float) -> None:
-        """See Task.hold_out. By MR, since one MR has many references: no MR is in both
-        parts."""
+        """See Task.hold_out. Whole MRs are drawn, since one MR has many references: no MR is
+        in both splits."""
         pairs = self.splits["train"]
         mrs = list(dict.fromkeys(mr for mr, _ in pairs))
-        dev_mrs = {mrs[i] for i in draw_held_out_rows([0] * len(mrs), share, self.name)}
+        drawn = draw_held_out_rows([0] * len(mrs), share, self.name)
+        dev_mrs = {mrs[i] for i in drawn}
         train = [pair for pair in pairs if pair[0] not in dev_mrs]
         dev = [pair for pair in pairs if pair[0] in dev_mrs]
         self.splits = {"train": train, "dev": dev}
@@ -124,7 +125,8 @@ class E2ETask(Written):
     def _tokenised_rows(
         self, pairs: Sequence[Pair], end: int, max_length: int
     ) -> list[Row]:
-        """Raises DataError for an MR that leaves no room for a reference."""
+        """The rows of pairs; end: the token between MR and reference, and at the end. Raises
+        DataError for an MR that leaves no room for a reference."""
         prompts = self._ids([mr for mr, _ in pairs])
         references = self._ids([f" {reference}" for _, reference in pairs])
         rows = []
@@ -138,7 +140,7 @@ class E2ETask(Written):
         return rows
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        """The token ids of texts alone."""
+        """The token ids of texts, without special tokens."""
         if not texts:
             return []
         rows: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)[
@@ -203,7 +205,7 @@ def load(settings: Settings) -> E2ETask:
         notes.append(
             f"references tokenised here with spaCy {version('spacy')}'s English rules, "
             "as microsoft/LoRA's test references are; its dev (and, it seems, train) "
-            f"references are tokenised differently ({OTHERWISE}): for table 3 use its "
+            f"references are tokenised differently ({TOKENISED_OTHERWISE}): for table 3 use its "
             "txt files"
         )
     task.notes = notes + _deviations(settings)
@@ -218,9 +220,10 @@ def load(settings: Settings) -> E2ETask:
 def _splits(
     settings: Settings, pairs: Mapping[str, list[Pair]]
 ) -> tuple[dict[str, list[Pair]], list[str]]:
-    """train and dev, of each a fixed subset where its size is given, and notes of sizes
-    that are not the published ones."""
-    splits, notes = {}, []
+    """train and dev (a fixed subset where task.train_rows or task.dev_rows gives a size),
+    and notes about sizes that are not the published ones."""
+    splits = {}
+    notes = []
     name = settings["name"]
     for split in ("train", "dev"):
         rows = pairs[split]
@@ -245,7 +248,7 @@ def _items(pairs: Sequence[Pair]) -> list[MeaningItem]:
 
 
 def _deviations(settings: Settings) -> list[str]:
-    """Settings that differ from the published runs, in words."""
+    """Notes about settings that differ from those of the published runs."""
     published = PUBLISHED.items()
     if settings["decode"] == "none":
         published = {"label_smoothing": PUBLISHED["label_smoothing"]}.items()
@@ -262,7 +265,7 @@ def _deviations(settings: Settings) -> list[str]:
 
 
 def _deviations_of_decoding(settings: Settings) -> list[str]:
-    """Those that are used only where texts are decoded."""
+    """Deviations in settings that matter only where texts are decoded."""
     notes = []
     penalty = settings["length_penalty"][0]
     if float(penalty) != PUBLISHED_PENALTY:

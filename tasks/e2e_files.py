@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import DataError, quoted, require_columns
-from tasks.files import only_file, open_text, read_parquet, split_files
+from tasks.files import find_file, open_text, read_parquet, split_files
 from tasks.tables import read_csv
 
 #: The names of the attributes: the challenge's, and those in LoRA's files.
@@ -36,21 +36,21 @@ STYLES: Sequence[Mapping[str, Sequence[str]]] = (
         "test": [pattern.format("test") for pattern in HUB_FILES],
     },
 )
-#: Tokens of microsoft/LoRA's valid.txt that its test.txt writes differently.
-OTHERWISE = '"isn \'t", "20- £ 25"'
+#: Examples of tokens in microsoft/LoRA's valid.txt that its test.txt writes differently.
+TOKENISED_OTHERWISE = '"isn \'t", "20- £ 25"'
 
 #: An MR and a reference, as the model reads them.
 Pair = tuple[str, str]
 
 
 def local_files(folder: Path, decode: str) -> dict[str, Path]:
-    """The file of each split, all of the first style that is complete; of the test set
-    only where it is decoded. Raises DataError, which names a file that the first style
-    with any file lacks."""
+    """The file of each split, all of the first style that is complete; the test set's only
+    where it is decoded. Raises DataError where no style is complete: it names a file
+    that the first style with any file lacks."""
     splits = [split for split in STYLES[0] if split != "test" or decode == "test"]
-    for enough in (all, any):
+    for suffices in (all, any):  # of a style that is incomplete, split_files raises
         for style in STYLES:
-            if enough(only_file(folder, *style[split]) for split in splits):
+            if suffices(find_file(folder, *style[split]) for split in splits):
                 return split_files({split: style[split] for split in splits}, folder)
     # Names a file of each style as missing
     train_files = [pattern for style in STYLES for pattern in style["train"]]
@@ -77,14 +77,15 @@ def read_pairs(path: Path) -> Iterator[Pair]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Line, MR and reference, before tokenising."""
+    """The line, MR and reference of each row, before tokenising."""
     for line, row in read_csv(path, {}):
         require_columns(path, row, ("mr", "ref"), " (E2E's files have mr and ref)")
         yield line, row["mr"], row["ref"]
 
 
 def _read_lora(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Lines `MR||reference`, both as the model reads them."""
+    """The line, MR and reference of each row `MR||reference`, both as the model reads
+    them."""
     with open_text(path) as file:
         for line, text in enumerate(file, 1):
             mr, bars, reference = text.strip().partition("||")
@@ -146,7 +147,7 @@ def tokenise(reference: str) -> str:
     The rules are spaCy's English ones of the time of those files: a hyphen is split off
     only between letters (`kid - friendly`, `5-star`). On the challenge's test set the
     result is exactly as long as LoRA's file. LoRA's dev file follows other rules
-    (OTHERWISE): 73 of its 4,672 references differ."""
+    (TOKENISED_OTHERWISE): 73 of its 4,672 references differ."""
     tokens = _tokenizer()(reference)
     return " ".join(token.text for token in tokens if not token.is_space)
 

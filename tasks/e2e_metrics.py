@@ -89,8 +89,8 @@ def _spaced(text: str) -> str:
 
 
 def bleu(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> float:
-    """BLEU-4 of mteval-13a, lower case, times 100. The reference length: the closest,
-    of two the shorter."""
+    """BLEU-4 of mteval-13a, lower case, times 100. The length of the reference is the one
+    closest to the hypothesis; of two equally close ones the shorter."""
     from sacrebleu import corpus_bleu
 
     # sacrebleu takes the first reference of all items, then the second, and so on.
@@ -110,7 +110,7 @@ def bleu(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> floa
     return float(result.score)
 
 
-#: N-grams and their numbers.
+#: How often each n-gram occurs.
 Counts = Counter[tuple[str, ...]]
 
 
@@ -125,18 +125,23 @@ def nist(
     such that a ratio of 2/3 halves the score. The reference length is the mean over an
     item's references. The challenge's Python mode agrees with this; its Perl script
     averages differently where the number of references varies."""
-    tokens = [[_mteval(reference) for reference in item] for item in references]
-    candidates = [_mteval(hypothesis) for hypothesis in hypotheses]
-    words = sum(len(text) for item in tokens for text in item)
-    shorter_counts: Counts = Counter({(): words})
+    tokens = []
+    word_count = 0
+    for item in references:
+        tokens.append([_mteval_tokens(reference) for reference in item])
+        word_count += sum(len(words) for words in tokens[-1])
+    candidates = [_mteval_tokens(hypothesis) for hypothesis in hypotheses]
+    # The counts of the n-grams that are one word shorter; the empty one precedes each word
+    shorter_counts: Counts = Counter({(): word_count})
     information = 0.0
     for n in range(1, longest + 1):
         counts, matched, total = _matches(tokens, candidates, n)
-        gained = 0.0
+        information_of_n = 0.0
         for gram, number in matched.items():
-            gained += number * math.log2(shorter_counts[gram[:-1]] / counts[gram])
+            ratio = shorter_counts[gram[:-1]] / counts[gram]
+            information_of_n += number * math.log2(ratio)
         if total:
-            information += gained / total
+            information += information_of_n / total
         shorter_counts = counts
     return information * _brevity_penalty(tokens, candidates)
 
@@ -176,7 +181,8 @@ def _brevity_penalty(
     return math.exp(beta * math.log(ratio) ** 2)
 
 
-def _mteval(text: str) -> list[str]:
+def _mteval_tokens(text: str) -> list[str]:
+    """The words of a text in lower case, as mteval-13a splits it."""
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
     return str(Tokenizer13a()(text)).lower().split()  # type: ignore[no-untyped-call]
@@ -261,7 +267,8 @@ STDERR = 2
 
 @contextlib.contextmanager
 def _silenced(program: str) -> Iterator[None]:
-    """Silences a wrapper of a Java program. Its various errors become a JavaError."""
+    """Hides what a wrapped Java program prints on stderr. The various errors of the wrapper
+    become a JavaError."""
     stderr = os.dup(STDERR)
     null = os.open(os.devnull, os.O_WRONLY)
     try:

@@ -35,7 +35,8 @@ Read = Callable[[str, str, str], str | None]
 
 #: How many tokens follow the answer of a demonstration.
 FILLER_TOKENS = 8
-#: Separates them from the random numbers behind batches, samples and permuted rewards.
+#: Keeps the random numbers behind these tokens apart from those behind batches, samples
+#: and permuted rewards.
 FILLER_STREAM = 3
 
 
@@ -82,17 +83,18 @@ class ExactTask(Written):
     """See the module.
 
     Args:
-        read: the reader.
-        headline: the test set that is the score; None for the mean over all of them.
+        read: finds the answer in a text.
+        headline: the test set whose score is the task's; None for the mean over all
+            test sets.
         groups: by test set the number of each row's group, where rows resemble each
             other; see Task.item_groups.
-        training_part: the test set by whose reader the rows of train and dev are
-            answered; by default the first one.
-        read_response: the answer in the response of a training row; by default it is
-            read like a text.
-        problem_key: what two prompts of one problem have in common.
+        training_part: the test set whose reader is used for answers to train and dev
+            rows; by default the first one.
+        read_response: finds the answer in the response of a training row; by default
+            `read` does.
+        problem_key: gives what all prompts of one problem have in common.
         train_groups: the number of each training row's group. task.holdout then holds
-            whole groups out."""
+            out whole groups."""
 
     as_one = True
     items: list[Item]
@@ -132,7 +134,8 @@ class ExactTask(Written):
     def _take_items(
         self, tests: Tests, groups: Mapping[str, Sequence[int]] | None
     ) -> None:
-        """Fills `items`, from task.items rows of each test set, or from all of them."""
+        """Fills `items` with as many rows of each test set as task.items says, or with all
+        of them."""
         item_groups = []
         for part, rows in tests.items():
             if not rows:
@@ -199,15 +202,19 @@ class ExactTask(Written):
             super().hold_out(share)
             return
         rows = self.splits["train"]
-        numbers = sorted(set(self.train_groups))
-        chosen = draw_held_out_rows([0] * len(numbers), share, self.name)
-        held = {numbers[i] for i in chosen}
-        parts: dict[str, list[tuple[str, str]]] = {"train": [], "dev": []}
+        groups = sorted(set(self.train_groups))
+        drawn = draw_held_out_rows([0] * len(groups), share, self.name)
+        dev_groups = {groups[i] for i in drawn}
+        train = []
+        dev = []
         for row, group in zip(rows, self.train_groups, strict=True):
-            parts["dev" if group in held else "train"].append(row)
-        self.splits = dict(parts)
+            if group in dev_groups:
+                dev.append(row)
+            else:
+                train.append(row)
+        self.splits = {"train": train, "dev": dev}
         self.notes.append(
-            f"dev: {len(parts['dev'])} of {len(rows)} training rows held out in whole "
+            f"dev: {len(dev)} of {len(rows)} training rows held out in whole "
             f"groups (task.holdout={share:g})"
         )
 
@@ -215,7 +222,9 @@ class ExactTask(Written):
         """Makes the share of dev rows that the model answers exactly the metric of an
         epoch, in place of the perplexity."""
         self.answers_dev = True
-        self.metric, self.higher_is_better, self.scale = "exact_match", True, 100.0
+        self.metric = "exact_match"
+        self.higher_is_better = True
+        self.scale = 100.0
 
     def exercises(self, split: str) -> list[Exercise]:
         """The rows of a prepared split, in its order."""
@@ -238,9 +247,9 @@ class ExactTask(Written):
         return answer is not None and answer == exercise.answer
 
     def score(self, predictions: Array, labels: Array) -> float:
-        """The perplexity or, of dev rows that are answered, the share of greedy answers
-        that are right. predictions: then (rows, 2), whether the greedy answer is right
-        and whether a sampled one is."""
+        """The perplexity or, where dev rows are answered, the share of greedy answers that
+        are right. predictions: in the second case (rows, 2), whether the greedy answer
+        to a row is right and whether a sampled one is."""
         if self.answers_dev:
             return float(predictions[:, 0].mean())
         return super().score(predictions, labels)
@@ -265,13 +274,13 @@ class ExactTask(Written):
         filler = np.random.Generator(bits).choice(ordinary, (len(rows), FILLER_TOKENS))
         extended = []
         for row, tokens in zip(rows, filler.tolist(), strict=True):
-            *text, end = row.ids
-            if end not in self.ends:
+            *text, last_token = row.ids
+            if last_token not in self.ends:
                 raise DataError(
                     "train.objective=demonstrations: train.max_length cuts a training "
                     "row, which leaves its answer without an end"
                 )
-            extended.append(Row([*text, *tokens, end], row.last))
+            extended.append(Row([*text, *tokens, last_token], row.last))
         self._rows["train"] = extended
 
     # --- texts

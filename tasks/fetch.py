@@ -61,19 +61,19 @@ class Request:
 
     @property
     def marker(self) -> Path:
-        """A file that is there while a download runs, and after one that broke off: the
-        cache may then lack some of the files."""
+        """A file that exists while a download runs. Where one broke off it is still there:
+        the cache may then lack some of the files."""
         request = json.dumps([self.revision, *self.patterns])
         digest = hashlib.sha256(request.encode()).hexdigest()[:16]
         return _repository(self.repo, self.repo_type) / f".unfinished-{digest}"
 
     @property
     def cached(self) -> Path | None:
-        """See `cached`."""
+        """The cache's folder of the repository; see the function `cached`."""
         return cached(self.repo, self.revision, self.repo_type)
 
     def matching(self, names: Iterable[str]) -> list[str]:
-        """The names that the patterns take."""
+        """Those of the names that match the patterns."""
         from huggingface_hub.utils import filter_repo_objects
 
         return list(filter_repo_objects(names, allow_patterns=self.patterns))
@@ -112,20 +112,20 @@ def _download(request: Request) -> Path:
 
     # One request first: the download itself would try an unreachable hub six times,
     # for half a minute
-    about = HfApi().repo_info(
+    info = HfApi().repo_info(
         request.repo,
         revision=request.revision,
         repo_type=request.repo_type,
         timeout=10,
     )
-    names = request.matching(file.rfilename for file in about.siblings or ())
+    names = request.matching(file.rfilename for file in info.siblings or ())
     folder = request.cached
-    complete = (
+    is_complete = (
         folder is not None
-        and folder.name == about.sha
+        and folder.name == info.sha
         and all((folder / name).is_file() for name in names)
     )
-    if folder is None or not complete:
+    if folder is None or not is_complete:
         if folder is None:
             print(f"fetching {request.repo} from the hub, once", flush=True)
         request.marker.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _download(request: Request) -> Path:
                 repo_type=request.repo_type,
             )
         )
-    with contextlib.suppress(OSError):  # as of a cache that is only read
+    with contextlib.suppress(OSError):  # of a read-only cache, or without a marker
         request.marker.unlink()
     return folder
 
@@ -149,10 +149,10 @@ def _cached_after_failure(request: Request, error: Exception, instead: str) -> P
     disk's."""
     repo = request.repo
     status = getattr(getattr(error, "response", None), "status_code", 0)
-    refused = 400 <= status < 500 and status != TOO_MANY_REQUESTS
-    folder = None if refused else request.cached
-    number = getattr(error, "errno", None)
-    if number in DISK_FULL or (number in UNWRITABLE and folder is None):
+    is_refused = 400 <= status < 500 and status != TOO_MANY_REQUESTS
+    folder = None if is_refused else request.cached
+    disk_error = getattr(error, "errno", None)
+    if disk_error in DISK_FULL or (disk_error in UNWRITABLE and folder is None):
         raise error
     if folder is not None:
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
@@ -174,8 +174,8 @@ def _cached_after_failure(request: Request, error: Exception, instead: str) -> P
 
 
 def data_folder(settings: Settings, patterns: list[str], copy: str) -> Path:
-    """A data set's folder: settings["data_dir"], else from the hub, with the files that
-    match the patterns. copy: an example of a local path, for the error."""
+    """A data set's folder: that of task.data_dir, or else one from the hub with the files
+    that match the patterns. copy: an example of a local path, for the error."""
     if settings.get("data_dir"):
         return Path(settings["data_dir"])
     instead = f"Give a local copy: task.data_dir={copy} (with make: DATA={copy})"
@@ -185,8 +185,8 @@ def data_folder(settings: Settings, patterns: list[str], copy: str) -> Path:
 
 
 def pinned_content(repo: str, revision: str | None, repo_type: str) -> str | None:
-    """A hub repository's name and commit, which pin its content; of a branch or tag the
-    commit that it was at when it was fetched. None if the commit is not known here."""
+    """A hub repository's name and commit, which pin its content. For a branch or tag it is
+    the commit that was fetched. None where no commit is known on this machine."""
     if revision and COMMIT.fullmatch(revision):
         return f"{repo}@{revision}"
     folder = cached(repo, revision, repo_type)
@@ -194,8 +194,8 @@ def pinned_content(repo: str, revision: str | None, repo_type: str) -> str | Non
 
 
 def cached(repo: str, revision: str | None, repo_type: str) -> Path | None:
-    """The cache's folder of a hub repository, which may lack files, or None. Uses no
-    network."""
+    """The folder in which the cache has a hub repository at a revision; None without one.
+    It may lack some files. Uses no network."""
     folder = _repository(repo, repo_type)
     reference = folder / "refs" / (revision or "main")  # a branch or a tag
     if reference.is_file():

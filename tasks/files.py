@@ -51,11 +51,11 @@ _adapter: Any = cache(TypeAdapter)
 
 
 def validated(kind: type[T], text: str, place: str) -> T:
-    """The value in a JSON text.
+    """The value in a JSON text, checked to be of this type.
 
-    Raises DataError, which begins with `place` and names the key, for another kind, and
-    for what is not JSON, has more than 200 levels, or a lone surrogate (half a
-    character)."""
+    Raises DataError, which begins with `place` and names the key, for a value of another
+    type, and for a text that is not JSON, has more than 200 levels, or a lone surrogate
+    (half a character)."""
     try:
         value: T = _adapter(kind).validate_json(text)
     except ValidationError as error:
@@ -151,15 +151,16 @@ def stamp(path: Path) -> tuple[int, int]:
 def split_files(
     patterns: Mapping[str, Sequence[str]], *folders: Path
 ) -> dict[str, Path]:
-    """The file of each split by its patterns (see `only_file`), from the first folder
-    that has one. Raises DataError where the first is no folder, or a split has no
-    file."""
+    """The file of each split by its patterns (see `find_file`). All are taken from the
+    first of the folders that has any. Raises DataError where the first folder does not
+    exist, or a split has no file."""
     if not folders[0].is_dir():
         problem = "no such folder"
         if folders[0].is_file():
             problem = "a file: give the folder that holds it"
         raise DataError(f"{folders[0]}: {problem} (task.data_dir)")
-    place, files = " or ".join(map(str, folders)), dict[str, Path]()
+    place = " or ".join(map(str, folders))
+    files: dict[str, Path] = {}
     for folder in folders:
         files = _files_by_split(patterns, folder)
         if files:
@@ -177,8 +178,8 @@ def _files_by_split(
 ) -> dict[str, Path]:
     """The file of each split that has one in a folder."""
     files = {}
-    for split, names in patterns.items():
-        path = only_file(folder, *names)
+    for split, patterns_of_split in patterns.items():
+        path = find_file(folder, *patterns_of_split)
         if path:
             files[split] = path
     return files
@@ -188,9 +189,9 @@ def _files_by_split(
 HUB_FILE = "dataset_infos.json"
 
 
-def only_file(folder: Path, *patterns: str) -> Path | None:
-    """The file of the first pattern that has one; None without any. Raises DataError
-    where it has several. The hub's own dataset_infos.json does not count."""
+def find_file(folder: Path, *patterns: str) -> Path | None:
+    """The file that matches the first pattern with a match; None without any. Raises
+    DataError where several match it. The hub's own dataset_infos.json does not count."""
     for pattern in patterns:
         matches = sorted(folder.glob(pattern))
         paths = [path for path in matches if path.is_file() and path.name != HUB_FILE]
@@ -204,10 +205,10 @@ def only_file(folder: Path, *patterns: str) -> Path | None:
     return None
 
 
-def the_file(folder: Path, key: str, *patterns: str) -> Path:
-    """As `only_file`, but raises DataError where there is none. key: of the task's
-    settings, which names the folder."""
-    path = only_file(folder, *patterns)
+def require_file(folder: Path, key: str, *patterns: str) -> Path:
+    """As `find_file`, but raises DataError where there is none. key: the task's setting
+    that names the folder."""
+    path = find_file(folder, *patterns)
     if path is None:
         raise DataError(f"{folder}: no {' or '.join(patterns)} (task.{key})")
     return path
@@ -218,6 +219,6 @@ def module_file(name: str) -> Path | None:
     but the package around it is."""
     try:
         spec = importlib.util.find_spec(name.rpartition(".")[0])
-    except Exception:  # of the package's own code, and of a name without a dot
+    except Exception:  # the package's own code may raise anything
         return None
     return Path(spec.origin) if spec and spec.origin else None

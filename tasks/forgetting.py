@@ -58,8 +58,8 @@ class FixedText:
         """How many tokens are predicted: all but the first."""
         return len(self._ids) - 1
 
-    def about(self) -> dict[str, Any]:
-        """What a record says of the text."""
+    def for_record(self) -> dict[str, Any]:
+        """What a record says about the text."""
         return {"text": self.name, "sha256": self.sha256, "tokens": self.tokens}
 
     def loss(self, model: "PreTrainedModel") -> float:
@@ -112,7 +112,7 @@ def _read(name: str, path: Path, setting: str | None) -> FixedText:
         )
     try:
         with open_text(path) as file:
-            # with line ends as hashes count them
+            # The hash is of a text whose lines end in \n, on any system
             return FixedText(name, file.read().replace("\r\n", "\n"))
     except DataError as error:
         raise DataError(f"{error} (task.{KEY}={setting})") from None

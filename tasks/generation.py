@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 #: The settings that decide which texts come out.
-RECORDED = (
+RECORDED_SETTINGS = (
     "do_sample",
     "temperature",
     "top_k",
@@ -25,8 +25,8 @@ RECORDED = (
     "max_new_tokens",
     "max_length",
 )
-#: Of these, the ones that a greedy or beam search does not read.
-OF_SAMPLING = ("temperature", "top_k", "top_p")
+#: Those of RECORDED_SETTINGS that a greedy or beam search does not read.
+SAMPLING_SETTINGS = ("temperature", "top_k", "top_p")
 
 
 def merged_settings(
@@ -63,8 +63,8 @@ def merged_settings(
     finally:
         model.generation_config = own_config
     (merged,) = captured
-    settings = {name: getattr(merged, name) for name in RECORDED}
+    settings = {name: getattr(merged, name) for name in RECORDED_SETTINGS}
     if not settings["do_sample"]:
-        for name in OF_SAMPLING:
+        for name in SAMPLING_SETTINGS:
             settings.pop(name)
     return settings

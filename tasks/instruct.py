@@ -27,11 +27,11 @@ from pydantic import (
 from tasks.base import DataError, Settings, Source, check_setting, fixed_subset
 from tasks.continuations import Continuations, token_ids
 from tasks.fetch import data_folder, pinned_content
-from tasks.files import open_text, placeholders, read_list, the_file, validated
+from tasks.files import open_text, placeholders, read_list, require_file, validated
 
 PROTOCOL = 1
 
-#: Rows of yahma/alpaca-cleaned.
+#: How many rows yahma/alpaca-cleaned has.
 PUBLISHED = 51760
 OWN_TEMPLATE = Path(__file__).parent / "templates" / "alpaca.json"
 #: SHA-256 of Alpaca's own two prompts (PROMPT_DICT of
@@ -60,9 +60,10 @@ class Example(BaseModel):
 class Template(BaseModel):
     """The text around an instruction.
 
-    prompt_input, prompt_no_input: as in alpaca-lora's template files, which lack the
-    others. next_turn: by default prompt_no_input from the heading of the instruction
-    on. stop: Alpaca's marker, if that has it."""
+    prompt_input, prompt_no_input: the prompts of a row with and without an input, as in
+    alpaca-lora's template files, which have only these two. next_turn: what follows an
+    answer; by default prompt_no_input from the heading of the instruction on. stop:
+    where an answer is cut; by default Alpaca's marker, if prompt_no_input has it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -101,8 +102,9 @@ class Template(BaseModel):
 
     def prompt(self, instruction: str, input: str | None = None) -> str:
         """The text before a response."""
-        form = self.prompt_input if input and input.strip() else self.prompt_no_input
-        return form.format(instruction=instruction, input=input)
+        has_input = bool(input and input.strip())
+        template = self.prompt_input if has_input else self.prompt_no_input
+        return template.format(instruction=instruction, input=input)
 
     def pairs(self, rows: Iterable[Example]) -> list[tuple[str, str]]:
         """The texts before the responses of rows, and the responses."""
@@ -123,15 +125,15 @@ class Template(BaseModel):
 
 
 def template_file(settings: Settings) -> Path:
-    """The file of task.template, null for this project's own. Raises DataError where
-    there is none."""
+    """The file of task.template, or this project's own where that is null. Raises DataError
+    for a file that does not exist."""
     path = Path(settings["template"] or OWN_TEMPLATE)
     if not path.is_file():
         raise DataError(f"{path}: no such file (task.template)")
     return path
 
 
-def other_words(settings: Settings, template: Template) -> list[str]:
+def notes_on_template(settings: Settings, template: Template) -> list[str]:
     """A note where a template's words are not Alpaca's."""
     if template.is_alpacas:
         return []
@@ -202,7 +204,7 @@ def load(settings: Settings) -> InstructTask:
     task = InstructTask(settings, template, splits)
     if name == "alpaca" and len(rows) != PUBLISHED:
         task.notes.append(f"{name}: {len(rows)} rows; Alpaca-cleaned has {PUBLISHED}")
-    task.notes += [*notes, *other_words(settings, template)]
+    task.notes += [*notes, *notes_on_template(settings, template)]
     return task
 
 
@@ -212,11 +214,13 @@ def split_rows(
     path: Path,
     draw: Callable[[int, int], Iterable[int]],
 ) -> tuple[dict[str, list[Example]], list[str]]:
-    """train and dev: those that draw(all, task.dev_rows) holds out, and a fixed subset
-    of the others, which a note says. Raises DataError where there are too few."""
+    """The rows of train and dev, and notes. dev has the rows whose indices
+    draw(len(rows), task.dev_rows) gives, and train a fixed subset of the others. Raises
+    DataError where there are too few."""
     name, count = settings["name"], settings["dev_rows"]
-    fits = type(count) is int and count >= 2
-    check_setting(settings, "dev_rows", fits, "at least 2 rows, which are held out")
+    is_enough = type(count) is int and count >= 2
+    expected = "at least 2 rows, which are held out"
+    check_setting(settings, "dev_rows", is_enough, expected)
     if len(rows) < count + 2:
         raise DataError(
             f"{path}: {len(rows)} rows are too few for task.dev_rows={count}"
@@ -235,8 +239,8 @@ def split_rows(
 
 
 def _rows_file(folder: Path) -> Path:
-    """The file of rows: the one given, or the only JSON file of a folder (or of the
-    folders in it)."""
+    """The file of rows: `folder` itself where it is a file, or the only JSON file in it or
+    in its subfolders."""
     if folder.is_file():
         return folder
-    return the_file(folder, "data_dir", "*.json", "*/*.json")
+    return require_file(folder, "data_dir", "*.json", "*/*.json")

@@ -27,19 +27,19 @@ from tasks.base import DataError, Settings, Source, check_setting, fixed_subset,
 from tasks.continuations import Splits
 from tasks.exact import ExactTask, Read, Tests
 from tasks.fetch import pinned_content, snapshot
-from tasks.files import module_file, read_list, the_file
-from tasks.instruct import NotBlank, other_words, read_template, template_file
+from tasks.files import module_file, read_list, require_file
+from tasks.instruct import NotBlank, notes_on_template, read_template, template_file
 
 PROTOCOL = 1
 
-#: Rows as published.
+#: How many rows each set has as published.
 PUBLISHED = {"train": 395_000, "gsm8k": 1_319, "math": 5_000}
 #: Names of files: of MetaMathQA, of GSM8K's splits, and of MATH's test set (MetaMath's
 #: and hendrycks/math's).
 METAMATHQA = ("*.json", "*.jsonl", "*.parquet")
 GSM8K = ("{}.jsonl", "gsm8k_{}.jsonl", "main/{}-*.parquet", "{}-*.parquet")
 MATHS = ("MATH_test.jsonl", "MATH/test/*/*.json")
-#: By the key of a local copy: the keys of the hub's data set and its revision.
+#: By the setting of a local copy: the settings of the hub's data set and its revision.
 HUBS = {"data_dir": ("hub", "revision"), "test_dir": ("test_hub", "test_revision")}
 
 
@@ -127,7 +127,7 @@ def _prompt_form(
     if settings["prompt"] is not None:
         return settings["prompt"], []
     template = read_template(files["template.json"])
-    return template.prompt("{query}").rstrip(), other_words(settings, template)
+    return template.prompt("{query}").rstrip(), notes_on_template(settings, template)
 
 
 def _prompt(form: str, row: Solved) -> str:
@@ -135,7 +135,7 @@ def _prompt(form: str, row: Solved) -> str:
 
 
 def _read(readers: Mapping[str, Reader]) -> Read:
-    """Reads a text by the reader of its test set."""
+    """A function that reads a text by the reader of its test set."""
 
     def read(part: str, prompt: str, text: str) -> str | None:
         find = readers[part].answer
@@ -146,8 +146,8 @@ def _read(readers: Mapping[str, Reader]) -> Read:
 
 
 def _read_solution(reader: Reader) -> Callable[[str], str | None]:
-    """Reads a training row's solution: as a test row's, else as a text, since
-    MetaMathQA's solutions end like the texts that are learnt from them."""
+    """A function that reads a training row's solution as a test row's, and where that finds
+    no answer as a text of the model: MetaMathQA's solutions end like these."""
 
     def read_response(solution: str) -> str | None:
         answer = reader.solution(solution)
@@ -183,18 +183,18 @@ def _tests(
 
 
 def _train_rows(settings: Settings, rows: list[Solved], path: Path) -> list[Solved]:
-    """The rows that are short enough, of these the first ones, and of these a fixed
-    subset."""
+    """The training rows: those of at most task.max_characters, of these the first
+    task.first_rows, and of these a fixed subset of task.train_rows."""
     # peft counts the space that it writes between problem and solution
     limit = settings["max_characters"] or float("inf")
-    short = [row for row in rows if len(row.problem + row.solution) < limit]
-    first = short[: settings["first_rows"]]
-    indices = fixed_subset(len(first), settings["train_rows"], settings["name"])
+    short_rows = [row for row in rows if len(row.problem + row.solution) < limit]
+    candidates = short_rows[: settings["first_rows"]]
+    indices = fixed_subset(len(candidates), settings["train_rows"], settings["name"])
     if not indices:
         raise DataError(
             f"{path}: no rows (task.max_characters={settings['max_characters']})"
         )
-    return [first[i] for i in indices]
+    return [candidates[i] for i in indices]
 
 
 def _dev_rows(settings: Settings, path: Path) -> tuple[list[Solved], list[str]]:
@@ -232,11 +232,11 @@ def _local_copies(settings: Settings) -> dict[str, Path | str]:
 def _files(
     settings: Settings, copies: Mapping[str, Path | str | None]
 ) -> dict[str, Path]:
-    """Local files by their names in a run's identity. copies: by the keys of HUBS a
-    folder or file; None where the rows are on the hub."""
+    """Local files by their names in a run's identity. copies: a folder or file by the
+    settings of HUBS; None where the rows are on the hub."""
     prompt = settings["prompt"]
-    fits = prompt is None or "{query}" in prompt
-    check_setting(settings, "prompt", fits, "a text with {query}, or null")
+    has_place = prompt is None or "{query}" in prompt
+    check_setting(settings, "prompt", has_place, "a text with {query}, or null")
     files = {}
     if not prompt:
         files["template.json"] = template_file(settings)
@@ -246,7 +246,7 @@ def _files(
     if copies["data_dir"]:
         rows = Path(copies["data_dir"])
         if not rows.is_file():
-            rows = the_file(rows, "data_dir", *METAMATHQA)
+            rows = require_file(rows, "data_dir", *METAMATHQA)
         files["rows"] = rows
     if copies["test_dir"]:
         files |= _test_files(settings, Path(copies["test_dir"]))
@@ -256,7 +256,7 @@ def _files(
 def _test_files(settings: Settings, folder: Path) -> dict[str, Path]:
     """The files in task.test_dir: GSM8K's training set, and each test set."""
     patterns = [name.format("train") for name in GSM8K]
-    files = {"gsm8k_train": the_file(folder, "test_dir", *patterns)}
+    files = {"gsm8k_train": require_file(folder, "test_dir", *patterns)}
     if settings["decode"] != "test":
         return files
     for part in settings["tests"]:
@@ -267,7 +267,7 @@ def _test_files(settings: Settings, folder: Path) -> dict[str, Path]:
         patterns = [f"{part}.jsonl"]
         if part == "gsm8k":
             patterns = [name.format("test") for name in GSM8K]
-        files[f"{part}/test"] = the_file(folder, "test_dir", *patterns)
+        files[f"{part}/test"] = require_file(folder, "test_dir", *patterns)
     return files
 
 
@@ -278,4 +278,4 @@ def _math_files(folder: Path) -> list[Path]:
         paths = sorted(folder.glob(pattern))
         if paths:
             return paths
-    return [the_file(folder, "test_dir", *MATHS)]
+    return [require_file(folder, "test_dir", *MATHS)]

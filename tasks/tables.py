@@ -49,8 +49,9 @@ LONGEST_FIELD = 10_000_000
 def read_csv(
     path: Path, form: Mapping[str, Any], header: Sequence[str] | None = None
 ) -> Iterator[Row]:
-    """Rows of a CSV file. form: of csv.reader. header: the columns where the file names
-    none. Raises DataError for a row with another number of columns than the header."""
+    """Rows of a CSV file. form: arguments of csv.reader, such as TSV. header: the columns
+    of a file that does not name them. Raises DataError for a row that has not as many
+    columns as the header."""
     csv.field_size_limit(LONGEST_FIELD)
     with open_text(path) as file:
         reader = csv.DictReader(file, header, strict=True, **form)
@@ -65,17 +66,17 @@ def read_csv(
 
 
 def _other_number_of_columns(row: Mapping[Any, Any], is_tsv: bool) -> str:
-    """What is wrong with a row of csv.DictReader that has other columns than the
-    header: further values stand under None, and missing ones are None."""
+    """What is wrong with a row of csv.DictReader that has more or fewer values than the
+    header has columns: surplus values stand under None, and missing ones are None."""
     columns = [name for name in row if name is not None]
-    further = row.get(None, [])
-    count = len(further) + sum(row[name] is not None for name in columns)
+    surplus = row.get(None, [])
+    count = len(surplus) + sum(row[name] is not None for name in columns)
     fault = f"{count} of {len(columns)} columns"
-    if further:
+    if surplus:
         fault = f"{count} columns instead of {len(columns)}"
     if is_tsv:
         fault += ". A .tsv has no quoting, a .csv has"
-    elif further:
+    elif surplus:
         fault += ". Put a text with a comma into double quotes"
     return fault
 
@@ -110,9 +111,9 @@ LARGEST_NUMBER = float(np.finfo(np.float32).max)
 def class_names(
     table: DataTable, column: str, regression: bool | None
 ) -> list[str] | None:
-    """The names of the classes in the training rows, numbers by size and then words;
-    None for a regression. regression: whether the labels are numbers to predict; None:
-    by the labels."""
+    """The names of the classes in the training rows, numbers by size and then words; None
+    for a regression. regression: whether the labels are numbers to predict. None: the
+    labels decide it."""
     labels = [(line, row[column]) for line, row in table.rows]
     if regression is None:
         regression = _is_regression(table.place, labels)
@@ -132,26 +133,27 @@ def _is_regression(place: Path | str, labels: list[tuple[int, object]]) -> bool:
     """Whether labels (line, label) are numbers, some with a fractional part. Raises
     DataError for a word among such numbers, and for NaN or infinity among any numbers:
     it may stand for a missing value."""
+    # The first label of each kind
     fraction = None
-    odd = None
+    not_finite = None
     for line, label in labels:
         number = _number(label)
         if number is None or not math.isfinite(number):
-            odd = odd or (line, label)
+            not_finite = not_finite or (line, label)
         elif fraction is None and number % 1:
             fraction = label
-    if odd is None:
+    if not_finite is None:
         return fraction is not None
     has_words = any(_number(label) is None for _, label in labels)
     if fraction is None and has_words:
         return False
-    others_are = "are numbers"
+    other_labels = "are numbers"
     if fraction is not None:
-        others_are = f"have a fractional part ({quoted(fraction)})"
-    line, label = odd
+        other_labels = f"have a fractional part ({quoted(fraction)})"
+    line, label = not_finite
     raise DataError(
         f"{place} line {line}: label {quoted(label)} is not a finite number, and others "
-        f"{others_are}. For classes: task.regression=false"
+        f"{other_labels}. For classes: task.regression=false"
     )
 
 
@@ -167,11 +169,11 @@ def parse_label(
             return number
         expected = "a finite number of 32 bits"
         raise DataError(f"{place} line {line}: label {quoted(value)} is not {expected}")
-    finite = not isinstance(value, float) or math.isfinite(value)
-    if finite and str(value) in classes:
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    if is_finite and str(value) in classes:
         return classes.index(str(value))
     expected = "a finite number of 32 bits"
-    if finite:
+    if is_finite:
         expected = f"one of {list_names(classes)}"
     hint = ""
     if number is not None and all(_number(name) is not None for name in classes):

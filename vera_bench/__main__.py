@@ -24,7 +24,7 @@ Docs: docs/quickstart.md"""
 
 
 def overview() -> str:
-    """What vera-bench says by itself."""
+    """What vera-bench prints when it is called without a command."""
     names = textwrap.fill(
         f"Commands: {' '.join(COMMANDS)}",
         width=80,
@@ -35,8 +35,9 @@ def overview() -> str:
 
 
 def split_command(words: list[str]) -> tuple[str, list[str]]:
-    """The name of the command that words call for, and its own words. KEY=VALUE and
-    options are those of run. Raises UserError for another name."""
+    """The name of the command in the words of a command line, and the words that are meant
+    for it. Without a name, KEY=VALUE and options belong to run. Raises UserError for an
+    unknown name."""
     first = words[0] if words else ""
     if first in COMMANDS:
         return first, words[1:]
@@ -82,8 +83,9 @@ def script() -> None:
     if "=" in words[0] or words[0] == "run":
         from runs.machine.processes import start_early
 
-        # before the imports of the command, which take as long
-        start_early(words[words[0] == "run" :])
+        # Before the imports of the command, which take as long as the start
+        overrides = words[1:] if words[0] == "run" else words
+        start_early(overrides)
     from runs.command.parser import entry_point
 
     entry_point(main)

@@ -8,24 +8,24 @@ import os
 from vera_bench import COMMANDS
 
 #: The commands that Hydra completes: their words are overrides.
-OF_RUNS = ("run", "plan", "tune")
+COMPLETED_BY_HYDRA = ("run", "plan", "tune")
 
 
 def complete(line: str) -> bool:
-    """Prints what may follow in a command line. Returns False where Hydra has to go on,
-    with the line of COMP_LINE."""
+    """Prints what may follow in a command line. Returns False where Hydra has to complete
+    it, too: it reads the line from COMP_LINE."""
     words = line.split()[1:]
     current = "" if line.endswith(" ") or not words else words.pop()
     if not words:
-        _print_those_with(current, [*COMMANDS])
+        _print_words_with(current, [*COMMANDS])
         return False
     name, *before = words
     if name not in COMMANDS:
         return False
-    if name in OF_RUNS:
+    if name in COMPLETED_BY_HYDRA:
         os.environ["COMP_LINE"] = " ".join(["vera-bench", *before, current])
         return False
-    _print_those_with(current, _words_of(name))
+    _print_words_with(current, _words_of(name))
     return True
 
 
@@ -47,5 +47,5 @@ def _words_of(name: str) -> list[str]:
     ]
 
 
-def _print_those_with(beginning: str, words: list[str]) -> None:
+def _print_words_with(beginning: str, words: list[str]) -> None:
     print(*(word for word in words if word.startswith(beginning)))

@@ -14,8 +14,8 @@ from runs.config.files import LISTED, Files
 
 #: What can be listed, by its group.
 KINDS = {f"{group}s": group for group in LISTED}
-#: A value of the same file, in a label.
-OF_FILE = re.compile(r"\$\{\w+\.(\w+)\}")
+#: In a label, a reference to another key of the same file.
+REFERENCE_TO_KEY = re.compile(r"\$\{\w+\.(\w+)\}")
 
 
 def main(arguments: list[str]) -> int:
@@ -32,17 +32,19 @@ def main(arguments: list[str]) -> int:
 
 
 def label_of(files: Files, group: str, name: str) -> str:
-    """The label in a file, with the numbers that the file has for it; "" where only
-    composing gives one."""
+    """The label in a file, with its references to keys of this file filled in; "" where
+    other references are left, which only composing resolves."""
     content = content_of(files, group, name)
     label = str(content.get("label") or content.get("config_class") or "")
     label = label.removesuffix("Config")
-    label = OF_FILE.sub(lambda match: str(content.get(match[1], match[0])), label)
+    label = REFERENCE_TO_KEY.sub(
+        lambda match: str(content.get(match[1], match[0])), label
+    )
     return "" if "${" in label else label
 
 
 def content_of(files: Files, group: str, name: str) -> dict[str, object]:
-    """What a file says, over the files of the same group that it begins with."""
+    """The keys of a file, and those that it inherits from files of the same group."""
     text = files.path(group, name).read_text(encoding="utf-8")
     content: dict[str, object] = yaml.safe_load(text)
     inherited = dict[str, object]()

@@ -205,7 +205,7 @@ class Context:
         `base_text_loss`. None for a task without such a text."""
         if not self.task.fixed_text:
             return None
-        text = self.task.fixed_text.about()
+        text = self.task.fixed_text.for_record()
         after = self.text_loss()
         change = "not a finite number"
         if before is not None and after is not None:

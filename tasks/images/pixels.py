@@ -56,8 +56,8 @@ class Preprocessing:
     patch: int | None = None
 
     def at_size(self, size: int | None) -> "Preprocessing":
-        """The same for square images of another size, with the same share of the crop.
-        Raises DataError for a size that is no multiple of the patches."""
+        """The same preprocessing for square images of another size: the crop keeps its
+        share of the resized image. Raises DataError for a size that is no multiple of the patches."""
         if size is None:
             return self
         if self.patch and size % self.patch:
@@ -123,8 +123,9 @@ def preprocessing(folder: Path) -> Preprocessing:
         config = _read_config(folder / "config.json")
         if processor.is_file():
             patch = config.get("patch_size")
-            of_folder = _from_transformers(_read_config(processor))
-            return replace(of_folder, patch=patch if isinstance(patch, int) else None)
+            known_patch = patch if isinstance(patch, int) else None
+            without_patch = _from_transformers(_read_config(processor))
+            return replace(without_patch, patch=known_patch)
         if "pretrained_cfg" in config:
             return _from_timm(config["pretrained_cfg"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -170,9 +171,8 @@ def write_preprocessing(base: Path, folder: Path, preprocessing: Preprocessing) 
         config = json.loads(path.read_text(encoding="utf-8"))
         share = 1.0
         if isinstance(preprocessing.resize, int):
-            share = height / (
-                preprocessing.resize + 0.5
-            )  # timm rounds the quotient down
+            # timm rounds height / share down: to preprocessing.resize
+            share = height / (preprocessing.resize + 0.5)
         config["pretrained_cfg"]["input_size"] = [3, height, width]
         config["pretrained_cfg"]["crop_pct"] = share
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -301,7 +301,7 @@ def decode_image(item: Item) -> Image.Image:
             if isinstance(item, np.ndarray):
                 image = Image.fromarray(item)
             else:
-                image = Image.open(_opened(item), formats=_formats())
+                image = Image.open(_openable(item), formats=_formats())
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
     except BadImageError:
@@ -312,8 +312,9 @@ def decode_image(item: Item) -> Image.Image:
         raise BadImageError(first_line(error)) from None
 
 
-def _opened(item: Path | bytes) -> Path | io.BytesIO:
-    """What Pillow opens. Raises BadImageError for what is empty or no file."""
+def _openable(item: Path | bytes) -> Path | io.BytesIO:
+    """An item in a form that Pillow can open. Raises BadImageError for an empty one, and
+    for a path that is no file."""
     if isinstance(item, bytes):
         if not item:
             raise BadImageError("empty")
@@ -326,7 +327,7 @@ def _opened(item: Path | bytes) -> Path | io.BytesIO:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    # grey in more than 8 bits, which Pillow would clip
+    # Grey in more than 8 bits is scaled here, since Pillow would clip it
     if image.mode.startswith(("I", "F")):
         if not image.mode.startswith("I;16"):
             raise BadImageError(f"pixels of {image.mode}, whose range is not known")
@@ -339,9 +340,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-#: Images that each thread reads ahead.
+#: How many images are read ahead for each thread.
 READ_AHEAD = 16
-#: The most images in an error message.
+#: The most images that an error message names.
 SHOWN_IMAGES = 20
 
 
@@ -355,9 +356,9 @@ def read_all(
     threads and not far ahead. Raises DataError at the end for those that cannot be
     read, by their names."""
     problems = []
-    todo = zip(items, names, strict=True)
+    unread = zip(items, names, strict=True)
     with ThreadPoolExecutor(workers) as pool:
-        while batch := list(islice(todo, READ_AHEAD * workers)):
+        while batch := list(islice(unread, READ_AHEAD * workers)):
             images = pool.map(preprocessing.read, [item for item, _ in batch])
             for image, (_, name) in zip(images, batch, strict=True):
                 if isinstance(image, BadImageError):
@@ -372,7 +373,8 @@ def read_all(
 
 
 def printable_name(name: str) -> str:
-    """An image's name; of one that is no UTF-8, its bytes as Python writes them."""
+    """An image's name. One that is not UTF-8 is shown as its bytes, as Python writes
+    them."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -382,7 +384,7 @@ def printable_name(name: str) -> str:
 #: Raised by hand when a change of this file changes pixels, so that kept files are made
 #: again.
 VERSION = 3
-#: After which a file that is being made is one of a process that was killed.
+#: An unfinished file that is older is left from a process that was killed.
 LEFTOVER_AGE_S = 600
 
 
@@ -410,6 +412,7 @@ def load_prepared_images(
 
 
 def _file_name(key: str, count: int, preprocessing: Preprocessing) -> str:
+    """A name that changes with anything that the pixels depend on."""
     steps = (
         preprocessing.size,
         preprocessing.resize,

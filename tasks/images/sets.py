@@ -39,8 +39,8 @@ ENDINGS = (
     ".pgm",
     ".pnm",
 )
-#: Names of folders that are splits, in lower case. The first that exists is the test
-#: split.
+#: Names of folders that are splits, in lower case. Of several that exist, the first one
+#: here is the split.
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation", "dev")
 
@@ -99,13 +99,17 @@ def _from_folders(files: Mapping[str, Path]) -> ImageSet:
     nested = any(name.count("/") > 1 for name in files)
     has_splits = nested and all(name.startswith(("train/", "test/")) for name in files)
     if not has_splits:
-        names_by_class = [(name, name.split("/")[0]) for name in files]
-        classes = sorted({label for _, label in names_by_class})
-        return ImageSet(classes, _folder_pool(files, names_by_class, classes), None)
-    train, test = (
-        [(name, name.split("/")[1]) for name in files if name.startswith(f"{split}/")]
-        for split in ("train", "test")
-    )
+        names_and_labels = [(name, name.split("/")[0]) for name in files]
+        classes = sorted({label for _, label in names_and_labels})
+        return ImageSet(classes, _folder_pool(files, names_and_labels, classes), None)
+    train = []
+    test = []
+    for name in files:
+        split, label, *_ = name.split("/")
+        if split == "train":
+            train.append((name, label))
+        else:
+            test.append((name, label))
     classes = sorted({label for _, label in train})
     test_classes = sorted({label for _, label in test})
     if test_classes != classes:
@@ -122,7 +126,7 @@ def _from_folders(files: Mapping[str, Path]) -> ImageSet:
 
 
 def _difference(train: Sequence[str], test: Sequence[str]) -> str:
-    """Which classes are in one of the splits alone, in words."""
+    """A text about the classes that only one of the splits has."""
     phrases = []
     only_train = [name for name in train if name not in test]
     if only_train:
@@ -227,23 +231,23 @@ def _read_labels(path: Path, image: str, label: str) -> tuple[list[Label], list[
             )
     classes: list[str] = []
     with contextlib.suppress(KeyError, ValueError, TypeError):
-        about = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
-        classes = list(about["info"]["features"][label]["names"])
+        metadata = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
+        classes = list(metadata["info"]["features"][label]["names"])
     return labels, classes
 
 
-#: Rows of a parquet file that are read at a time.
+#: How many rows of a parquet file are read at a time.
 READ_ROWS = 256
 
 
 def _cells(paths: Sequence[Path], column: str, rows: Sequence[int]) -> Iterator[Item]:
-    """The images of some rows, ascending, counted through all files; nothing is read
-    beyond the last."""
+    """The images of some rows. rows: ascending indices, counted through all files. Nothing
+    is read beyond the last of them."""
     import pyarrow
     import pyarrow.parquet as parquet
 
     remaining = deque(rows)
-    end = 0
+    end = 0  # of the present file, as an index of all rows; start: of the present batch
     for path in paths:
         try:
             file = parquet.ParquetFile(path)
@@ -322,9 +326,9 @@ def _image_files(data_dir: Path) -> dict[str, Path]:
 
 
 def _split_folders(data_dir: Path) -> dict[str, Path]:
-    """The folders that hold the classes' folders, by the beginning of their images'
-    names: train/ and test/, or nothing where there is one. Raises DataError where a
-    folder called train may be a class."""
+    """The folders that hold the classes' folders, by the prefix that their images' names
+    get: "train/" and "test/", or "" where there is only one such folder. Raises
+    DataError where a folder called train may be a class."""
     folders = {path.name.lower(): path for path in _subfolders(data_dir)}
     train = next((folders[name] for name in TRAIN_FOLDERS if name in folders), None)
     test = next((folders[name] for name in TEST_FOLDERS if name in folders), None)

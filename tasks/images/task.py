@@ -97,13 +97,13 @@ def _patterns(settings: Settings) -> list[str]:
 
 
 def _stamps(files: Mapping[str, Path]) -> list[list[Any]]:
-    """What changes where a file does."""
+    """The name, path, size and time of each file: they change when a file does."""
     return [[name, str(path.absolute()), *stamp(path)] for name, path in files.items()]
 
 
 def _local(settings: Settings, folder: Path) -> dict[str, Path]:
-    """The files of the set's own folder or, for a published set, of one that holds it
-    under its name."""
+    """The files of a set in a folder. A published set may also stand in a subfolder of its
+    name."""
     name = settings["name"]
     if name in PUBLISHED and (folder / name).is_dir():
         folder = folder / name
@@ -112,8 +112,8 @@ def _local(settings: Settings, folder: Path) -> dict[str, Path]:
 
 @dataclass
 class Split:
-    """Prepared images. rows: indices into the pool. places: of the rows in pixels,
-    uint8 (images, 3, height, width)."""
+    """Prepared images of a split. rows: the index in the pool of each row. pixels: uint8
+    (images, 3, height, width). places: the index in pixels of each row."""
 
     pool: Pool
     rows: Array
@@ -177,10 +177,10 @@ class ImageTask(Task):
         sizes = self.num_labels, len(self.set.train), test_images
         published = PUBLISHED.get(self.name, sizes)
         if sizes != published:
-            words = "{:,} classes, {:,} training and {:,} test images"
+            template = "{:,} classes, {:,} training and {:,} test images"
             self.notes.append(
-                f"{self.name}: {words.format(*sizes)}; the published set has "
-                f"{words.format(*published)}"
+                f"{self.name}: {template.format(*sizes)}; the published set has "
+                f"{template.format(*published)}"
             )
 
     def _check_class_sizes(self, counts: Array) -> None:
@@ -258,13 +258,13 @@ class ImageTask(Task):
         train_rows, held_rows = [], []
         for order in self._orders():
             drawn = order[: self.shots]
-            held = math.ceil(len(drawn) * self.holdout) if self.holdout else 0
-            if held >= len(drawn):
+            held_out = math.ceil(len(drawn) * self.holdout) if self.holdout else 0
+            if held_out >= len(drawn):
                 raise DataError(
                     f"{self.name}: task.holdout={self.holdout} leaves nothing to train on"
                 )
-            train_rows.append(drawn[: len(drawn) - held])
-            held_rows.append(drawn[len(drawn) - held :])
+            train_rows.append(drawn[: len(drawn) - held_out])
+            held_rows.append(drawn[len(drawn) - held_out :])
         return np.concatenate(train_rows), np.concatenate(held_rows)
 
     def _orders(self) -> list[Array]:
@@ -278,9 +278,9 @@ class ImageTask(Task):
         return orders
 
     def _split(self, name: str, pool: Pool, rows: Array, prepare_all: bool) -> Split:
-        """The images at these rows of a pool. prepare_all: all of the pool's are
-        prepared, and kept in a file."""
-        # in the order of the files
+        """The images at these rows of a pool. name: the pool's, for its file. prepare_all:
+        whether all images of the pool are prepared and kept in a file."""
+        # Images are read in the order of the files
         order = np.arange(len(pool)) if prepare_all else np.sort(rows)
         items = pool.items(order.tolist())
         names = [pool.names[row] for row in order]
@@ -307,8 +307,8 @@ class ImageTask(Task):
         return self._splits[split].labels
 
     def about(self, split: str) -> Mapping[str, Sequence[Any]]:
-        """The images' names; of one that is no UTF-8, its bytes as Python writes
-        them."""
+        """The images' names. A name that is not UTF-8 is shown as its bytes, as Python
+        writes them."""
         return {"image": self._splits[split].names}
 
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
@@ -331,7 +331,7 @@ class ImageTask(Task):
         return float(cross_entropy(logits, batch["labels"])), logits.cpu().numpy()
 
     def logits(self, model: "Module", batch: Batch) -> "Tensor":
-        """(images, classes)."""
+        """The model's logits for a batch of bytes, (images, classes)."""
         pixels = batch["pixel_values"].float()
         mean = pixels.new_tensor(self.preprocessing.mean)[:, None, None]
         std = pixels.new_tensor(self.preprocessing.std)[:, None, None]
@@ -348,8 +348,8 @@ class ImageTask(Task):
             ) from None
 
     def _resampling(self, model: "Module") -> dict[str, bool]:
-        """By it a ViT resamples position embeddings for another image size. DINOv2
-        needs none."""
+        """The argument with which a ViT resamples its position embeddings for another image
+        size; none where the model takes no such argument (DINOv2)."""
         key = "interpolate_pos_encoding"
         forward = getattr(model, "module", model).forward
         if self.settings["image_size"] and key in signature(forward).parameters:
@@ -391,7 +391,7 @@ class NewImages(ImageTask):
         super().__init__(settings, ImageSet(classes, pool, None), digest)
 
     def _check_set(self) -> None:
-        """They need not be of every class."""
+        """Checks nothing: a folder of new images need not have every class."""
 
     def prepare(
         self,

@@ -21,4 +21,4 @@ from tasks.mt_bench.questions import (
     temperature,
     write_answers,
 )
-from tasks.mt_bench.scores import Summary, bench_summary, bench_table, judged
+from tasks.mt_bench.scores import Summary, bench_summary, bench_table, judge_systems

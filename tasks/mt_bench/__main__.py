@@ -23,9 +23,9 @@ from typing import Any
 from tasks.base import DataError
 from tasks.mt_bench.judging import Judge, Outcome
 from tasks.mt_bench.questions import BENCHES, bench_folder, read_answers, read_questions
-from tasks.mt_bench.scores import bench_table, judged
+from tasks.mt_bench.scores import bench_table, judge_systems
 
-#: Of request_judgments, as the command names them.
+#: The options of request_judgments that the command has, by the same names.
 OPTIONS = ("base_url", "concurrency", "retries", "timeout")
 
 
@@ -86,12 +86,14 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 130
-    asks = options.action == "judge"
+    sends_requests = options.action == "judge"
     if options.json:
-        result: dict[str, Any] = {"judging": _counts(outcome)} if asks else {}
+        result: dict[str, Any] = {}
+        if sends_requests:
+            result["judging"] = _counts(outcome)
         print(json.dumps(result | {"models": summaries}))
     else:
-        if asks:
+        if sends_requests:
             print(outcome.report(file))
         print(bench_table(summaries))
     return 1 if outcome.failed else 0
@@ -108,10 +110,10 @@ def _judged(
         model, answers = read_answers(path, questions)
         names.append({"model": model, "file": str(path)})
         systems.append((folder, options.bench, answers))
-    asking = None
+    request_options = None
     if options.action == "judge":
-        asking = {name: getattr(options, name) for name in OPTIONS}
-    outcome, scores = judged(systems, judge, file, asking)
+        request_options = {name: getattr(options, name) for name in OPTIONS}
+    outcome, scores = judge_systems(systems, judge, file, request_options)
     summaries: list[dict[str, Any]] = []
     for name, summary in zip(names, scores, strict=True):
         summaries.append({**name, **summary})

@@ -39,7 +39,8 @@ class Judge:
             raise DataError("a judge needs a name, and passes and max_tokens above 0")
 
     def keys(self, messages: Messages) -> list[str]:
-        """The key of the saved judgment of each pass: a hash of the request."""
+        """For each pass the key of its saved judgment: a hash of the request and of the
+        pass's number."""
         request = [self.name, messages, float(self.temperature), self.max_tokens]
         return [json_hash([*request, number]) for number in range(1, self.passes + 1)]
 
@@ -63,8 +64,9 @@ def rating(reply: str) -> float | None:
 
 
 class Judgment(BaseModel):
-    """A reply, its key, judge and tokens if the server counts them. The rating in a
-    file is not read."""
+    """A saved reply of a judge. key: see Judge.keys. The numbers of tokens are 0 where the
+    server does not count them. The rating is always computed from the reply: one that a
+    file may hold is not read."""
 
     key: str
     judge: str = ""
@@ -113,7 +115,7 @@ def _read_judgment(line: bytes, place: str) -> Judgment | None:
         raise DataError(f"{place}: not a judgment ({problem})") from None
 
 
-def append(file: Path, line: bytes) -> None:
+def append_line(file: Path, line: bytes) -> None:
     """Appends a line in one write, so that processes can share the file. Starts a new
     line after one that a kill cut off. Raises DataError."""
     try:
@@ -192,20 +194,24 @@ def request_judgments(
     for request in messages:
         for key in judge.keys(request):
             requests[key] = request
-    todo = {key: request for key, request in requests.items() if key not in saved}
-    outcome = Outcome(cached=len(requests) - len(todo))
-    if not todo:
+    missing = {key: request for key, request in requests.items() if key not in saved}
+    outcome = Outcome(cached=len(requests) - len(missing))
+    if not missing:
         return outcome
     url, secret = _endpoint(base_url)
-    append(file, b"")  # raises before anything is paid if the file cannot be written
+    append_line(
+        file, b""
+    )  # raises before anything is paid if the file cannot be written
 
     from openai import AsyncOpenAI, Timeout
     from tqdm import tqdm
 
     limits = Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_S))
     title = f"judged by {judge.name}"
-    with tqdm(total=len(todo), desc=title, disable=None if progress else True) as bar:
-        inquiry = _Inquiry(judge, todo, file, outcome, bar)
+    with tqdm(
+        total=len(missing), desc=title, disable=None if progress else True
+    ) as bar:
+        inquiry = _Inquiry(judge, missing, file, outcome, bar)
         client = AsyncOpenAI(
             base_url=url, api_key=secret, max_retries=retries, timeout=limits
         )
@@ -236,10 +242,11 @@ def _endpoint(base_url: str | None) -> tuple[str, str]:
 
 @dataclass
 class _Inquiry:
-    """The requests of one call. todo: by their keys. bar: of progress."""
+    """The requests of one call. requests: the messages by their keys. bar: shows the
+    progress."""
 
     judge: Judge
-    todo: Mapping[str, Messages]
+    requests: Mapping[str, Messages]
     file: Path
     outcome: Outcome
     bar: "tqdm"
@@ -247,27 +254,28 @@ class _Inquiry:
     async def run(self, client: "AsyncOpenAI", concurrency: int) -> None:
         """Requests all judgments, `concurrency` at a time."""
         async with client:
-            # The first is asked alone and without retries: an error of all shows there,
-            # before the others are paid
-            first, *other_keys = self.todo
+            # The first one is sent alone and without retries: an error that concerns all
+            # requests then shows before the others are paid
+            first_key, *other_keys = self.requests
             answer = await _ask(
                 client.with_options(max_retries=0),
                 self.judge,
-                first,
-                self.todo[first],
+                first_key,
+                self.requests[first_key],
             )
-            remaining = iter(self.todo)
+            remaining = iter(self.requests)
             if isinstance(answer, Judgment):
                 self._save(answer)
                 remaining = iter(other_keys)
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(concurrency, len(self.todo))):
+                for _ in range(min(concurrency, len(self.requests))):
                     group.create_task(self._ask_each(client, remaining))
 
     async def _ask_each(self, client: "AsyncOpenAI", keys: Iterator[str]) -> None:
-        """Requests the judgments of keys, which others take from, too."""
+        """Requests judgments one after another. keys: an iterator that several such tasks
+        share."""
         for key in keys:
-            answer = await _ask(client, self.judge, key, self.todo[key])
+            answer = await _ask(client, self.judge, key, self.requests[key])
             if isinstance(answer, Judgment):
                 self._save(answer)
             else:
@@ -276,7 +284,7 @@ class _Inquiry:
 
     def _save(self, judgment: Judgment) -> None:
         row = judgment.model_dump() | {"rating": judgment.rating}
-        append(self.file, json.dumps(row).encode() + b"\n")
+        append_line(self.file, json.dumps(row).encode() + b"\n")
         self.outcome.asked += 1
         self.bar.update()
 
@@ -334,7 +342,7 @@ def _refusal(client: "AsyncOpenAI", judge: Judge, error: "APIStatusError") -> st
         message = str(error.body["message"])
     if len(client.api_key) >= LEAST_KEY_CHARACTERS:
         message = message.replace(client.api_key, "***")
-    return f"{code}: {_shortened(message)}"
+    return f"{code}: {on_one_line(message)}"
 
 
 def _lost_connection(client: "AsyncOpenAI", error: "APIConnectionError") -> str:
@@ -343,7 +351,7 @@ def _lost_connection(client: "AsyncOpenAI", error: "APIConnectionError") -> str:
 
     # The causes are httpx's or httpx2's exceptions, by the version of openai
     if type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout"):
-        reason = _shortened(error.__cause__) or "no connection in time"
+        reason = on_one_line(error.__cause__) or "no connection in time"
         raise JudgeError(f"nothing listens at {_address(client)} ({reason})") from None
     if isinstance(error, openai.APITimeoutError):
         return "no reply in time"
@@ -359,6 +367,6 @@ def _public(url: str) -> str:
     return re.sub(r"//[^/]*@", "//", url)
 
 
-def _shortened(message: object) -> str:
+def on_one_line(message: object) -> str:
     """A message on one line, without its end if it is long."""
     return " ".join(str(message).split())[:200]

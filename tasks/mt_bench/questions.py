@@ -24,10 +24,11 @@ TEMPERATURES = {
     "coding": 0.0,
     "reasoning": 0.0,
 }
-#: Of a category that FastChat does not name.
+#: For a category that FastChat does not name.
 DEFAULT_TEMPERATURE = 0.7
 #: Categories that are judged with a reference answer.
 REFERENCED = ("math", "reasoning", "coding")
+#: The advice in errors about missing data.
 INSTEAD = (
     "Give a local copy of FastChat's data: "
     "task.mt_bench_dir=/where/FastChat/fastchat/llm_judge/data (here --data)"
@@ -264,8 +265,8 @@ def _template_name(question: Question, turn: int) -> str:
 
 
 def _fields(texts: Mapping[str, Sequence[str]], turn: int) -> dict[str, str]:
-    """What fills a template: question_1, answer_1 and so on up to a turn; of the first
-    turn question and answer, too."""
+    """The fields of a template: question_1, answer_1 and so on up to a turn. For the first
+    turn also question and answer."""
     fields = {}
     for key, turns in texts.items():
         for number in range(1, turn + 1):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: A data folder, a bench, and a model's answers to its questions.
 System = tuple[Path, str, Mapping[int, Sequence[str]]]
-#: Samples of the bootstrap.
+#: How many bootstrap samples an interval is computed from.
 SAMPLES = 10_000
 
 
@@ -55,15 +55,16 @@ class Summary(TypedDict):
     tokens: dict[str, int]
 
 
-def judged(
+def judge_systems(
     systems: Sequence[System],
     judge: Judge,
     file: Path,
     options: Mapping[str, Any] | None,
 ) -> tuple[Outcome, list[Summary]]:
-    """Lets a judge score systems by what `file` lacks of them, and summarises them.
+    """Has a judge score the answers of systems, as far as `file` lacks judgments, and
+    summarises all judgments of each system.
 
-    options: of `request_judgments`, whose errors this raises; None asks for nothing."""
+    options: of `request_judgments`, whose errors this raises. None sends no request."""
     outcome = Outcome()
     if options is not None:
         messages: list[Messages] = []
@@ -117,7 +118,8 @@ def bench_summary(
 
 
 def _row(judgment: Judgment, number: int, turn: int, sitting: int) -> dict[str, Any]:
-    """A line of the frame: a judgment in one of a judge's passes."""
+    """A row of the frame of judgments, but for its category. sitting: the number of the
+    judge's pass, from 0."""
     return {
         "question": number,
         "turn": str(turn),
@@ -128,7 +130,7 @@ def _row(judgment: Judgment, number: int, turn: int, sitting: int) -> dict[str, 
     }
 
 
-#: Of the frame of judgments.
+#: The columns of the frame of judgments.
 COLUMNS = (
     "question",
     "turn",

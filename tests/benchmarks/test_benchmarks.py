@@ -27,7 +27,7 @@ ROBERTA = Shape("RoBERTa, small", 48, training.ROBERTA | SMALL, sequence=16)
 LLAMA = Shape(
     "a small Llama block", 48, training.LLAMA | SMALL | {"num_hidden_layers": 1}, 16
 )
-VARIANTS = (*training.METHODS, *training.MORE)
+VARIANTS = (*training.METHODS, *training.MORE_METHODS)
 
 
 @pytest.fixture
@@ -51,12 +51,12 @@ def test_the_pieces_take_turns_and_each_round_is_a_ratio(monkeypatch):
     clock, calls = itertools.accumulate(itertools.cycle([0, 1.0, 0, 2.0])), []
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     work = {name: lambda name=name: calls.append(name) for name in "ab"}
-    a, b = training.interleaved(work, 2, {"part": "p"})
+    a, b = training.time_in_turns(work, 2, {"part": "p"})
     assert calls == [*"ab", *"ba", *"ab"]
     # the first round does not count
     assert (a["seconds"], b["seconds"]) == ([2.0, 1.0], [1.0, 2.0])
     assert (a["ratios"], b["ratios"]) == ([1.0, 1.0], [0.5, 2.0])
-    (own,) = training.interleaved({"own": lambda: 7.0}, 1, {"part": "p"}, warm_up=0)
+    (own,) = training.time_in_turns({"own": lambda: 7.0}, 1, {"part": "p"}, warm_up=0)
     assert own["seconds"] == [7.0]
     assert "| b | 1 s | 1.5 s | 1.25 | 0.50 to 2.00 |" in training.markdown([a, b])
 
@@ -82,7 +82,7 @@ def test_training_times_every_variant_beside_peft_s_lora(run):
 def test_serving_counts_adapters_and_their_files_and_leaves_the_shared_weights_alone(
     run, monkeypatch
 ):
-    outputs, interleaved = {}, serving.interleaved
+    outputs, time_in_turns = {}, serving.time_in_turns
 
     def watched(work, *arguments, **more):
         for name in (
@@ -92,9 +92,9 @@ def test_serving_counts_adapters_and_their_files_and_leaves_the_shared_weights_a
         ):
             if name in work:
                 outputs.setdefault(name, work[name]()[0])
-        return interleaved(work, *arguments, **more)
+        return time_in_turns(work, *arguments, **more)
 
-    monkeypatch.setattr(serving, "interleaved", watched)
+    monkeypatch.setattr(serving, "time_in_turns", watched)
     monkeypatch.setattr(serving, "RESIDENT", (64, 70))
     rows, text = run("serving")
     variants = (

@@ -410,11 +410,13 @@ def test_what_changes_while_a_judge_judges_and_what_cannot_be_judged(
     path, folder, real = (
         record_path(output, record["id"]),
         run_folder(output, record["id"]),
-        judge.judged,
+        judge.judge_systems,
     )
 
     def meanwhile(change):
-        monkeypatch.setattr(judge, "judged", lambda *inputs: change() or real(*inputs))
+        monkeypatch.setattr(
+            judge, "judge_systems", lambda *inputs: change() or real(*inputs)
+        )
 
     with JudgeServer(lambda prompt, nth: score(5)) as server:
         meanwhile(

@@ -327,7 +327,9 @@ def test_before_is_the_base_model_and_after_the_last_epochs(
         None,
         kept,
     )
-    assert {key: found[key] for key in ("text", "sha256", "tokens")} == text.about()
+    assert {
+        key: found[key] for key in ("text", "sha256", "tokens")
+    } == text.for_record()
     model = AutoModelForCausalLM.from_pretrained(tiny_gpt2, dtype=torch.float64).eval()
     with torch.no_grad():
         assert found["before"] == pytest.approx(text.loss(model), rel=1e-6)
@@ -397,4 +399,4 @@ def test_the_text_is_not_part_of_what_a_run_is(e2e_words, tmp_path):
     none, run = expand([*e2e_words, f"task.forgetting_text=none,{tmp_path / 't.txt'}"])
     assert run_id(none) == run_id(run)
     assert not any("forgetting" in word for word in deviations(run, []))
-    assert begin(run).task.fixed_text.about()["text"] == "t.txt"
+    assert begin(run).task.fixed_text.for_record()["text"] == "t.txt"

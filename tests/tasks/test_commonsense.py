@@ -9,7 +9,7 @@ from running import task_of
 from tiny import write_commonsense
 
 import tasks
-from tasks.commonsense import laid_out, read_choice
+from tasks.commonsense import lay_out, read_choice
 from tasks.instruct import Template
 
 pytestmark = pytest.mark.parity
@@ -48,7 +48,7 @@ def test_prompts_have_the_white_space_of_the_scripts(training, end):
         "prompt_input": full,
         "prompt_no_input": f"Do it.{asked}### Response:{end}",
     }
-    template = laid_out(Template.model_validate(words), training)
+    template = lay_out(Template.model_validate(words), training)
     assert (template.prompt("Go\n on."), template.prompt("Go\n on.", "x")) == PROMPTS[
         training
     ]

@@ -601,6 +601,6 @@ def test_two_processes_share_a_file(data, tmp_path):
             start(data, server, p, "--judgments", file, "--passes", "4") for p in paths
         ]:
             ended(running, "32 judged anew, 0 taken from")
-    # see tasks.mt_bench.judging.append
+    # see tasks.mt_bench.judging.append_line
     lines = [line for line in file.read_text().splitlines() if line]
     assert len(lines) == len(read_judgments(file)) == 64

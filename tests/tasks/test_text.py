@@ -323,7 +323,9 @@ def test_reviews_come_from_the_archive_with_its_hash_checked(tmp_path, monkeypat
         member.size = len(content)
         archive.addfile(member, io.BytesIO(content))
     with zipfile.ZipFile(outer, "w") as archive:
-        archive.writestr(f"vaderSentiment-0.5/{reviews.INNER}", inner.getvalue())
+        archive.writestr(
+            f"vaderSentiment-0.5/{reviews.INNER_ARCHIVE}", inner.getvalue()
+        )
     sha256, links = hashlib.sha256(outer.getvalue()).hexdigest(), tmp_path / "links"
     links.mkdir()
     (links / reviews.ARCHIVE).write_bytes(outer.getvalue())
