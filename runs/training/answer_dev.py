@@ -43,9 +43,9 @@ def answer_dev_rows(
     samples = config["task"].get("pass_at") or 1
     size = max(1, config["eval_batch"] // (1 + samples))
     blocks = [order[i : i + size] for i in range(0, len(order), size)]
-    right: list[tuple[int, list[bool]]] = []
-    world = accelerator.num_processes
-    for block in blocks[accelerator.process_index :: world]:
+    right_by_row: list[tuple[int, list[bool]]] = []
+    first, processes = accelerator.process_index, accelerator.num_processes
+    for block in blocks[first::processes]:
         check_stop()
         prompts = [exercises[row].prompt_ids for row in block]
         numbers = np.full((len(block), 1 + samples, limit), GREEDY)
@@ -57,9 +57,11 @@ def answer_dev_rows(
             completions = sample_completions(
                 model, prompts, numbers, temperature, task.ends
             )
-        for row, texts in zip(block, completions, strict=True):
+        for row, row_completions in zip(block, completions, strict=True):
             exercise = exercises[row]
-            answers = [task.is_right(exercise, task.text(ids)) for ids in texts]
-            right.append((row, answers))
-    by_row = dict(gather_object(right))
-    return np.array([by_row[row] for row in range(len(exercises))], dtype=float)
+            is_right = [
+                task.is_right(exercise, task.text(ids)) for ids in row_completions
+            ]
+            right_by_row.append((row, is_right))
+    gathered = dict(gather_object(right_by_row))
+    return np.array([gathered[row] for row in range(len(exercises))], dtype=float)

@@ -42,16 +42,16 @@ class ExpectedReward(RewardObjective):
         return self._expected_rows(rows, self.settings["scale"])
 
     def share(
-        self, part: Sequence[ExpectedRow], step_rows: Sequence[ExpectedRow]
+        self, micro_batch: Sequence[ExpectedRow], items: Sequence[ExpectedRow]
     ) -> float:
-        return len(part) / len(step_rows)
+        return len(micro_batch) / len(items)
 
-    def loss(self, model: Any, part: Sequence[ExpectedRow]) -> Tensor:
+    def loss(self, model: Any, micro_batch: Sequence[ExpectedRow]) -> Tensor:
         """The mean over the prompts of minus the expected advantage. Its value is 0,
         and its gradient that of the policy."""
-        log_p = self._log_probabilities(model, [row.prompt for row in part])
-        advantages = torch.stack([row.advantages for row in part])
-        self.token_sums[0] += len(part)
+        log_p = self._log_probabilities(model, [row.prompt for row in micro_batch])
+        advantages = torch.stack([row.advantages for row in micro_batch])
+        self.token_sums[0] += len(micro_batch)
         self.token_sums[1] += token_entropies(log_p.detach()).double().sum().cpu()
         return -(log_p.exp() * advantages).sum(-1).mean()
 
@@ -61,8 +61,8 @@ class ExpectedReward(RewardObjective):
         items = self._expected_rows(rows, "none")
         size = self.context.config["micro_batch"] or len(items)
         for start in range(0, len(items), size):
-            part = items[start : start + size]
-            loss = self.loss(model, part) * self.share(part, items)
+            micro_batch = items[start : start + size]
+            loss = self.loss(model, micro_batch) * self.share(micro_batch, items)
             torch.autograd.backward(loss)
 
     # --- rewards and advantages of all tokens
@@ -71,7 +71,7 @@ class ExpectedReward(RewardObjective):
         """A step's rows in their order. Each process computes all of them."""
         prompts = [self.exercises[row].prompt_ids for row in rows]
         size = self.context.config["micro_batch"] or len(prompts)
-        parts = []
+        probability_blocks = []
         with (
             torch.no_grad(),
             vera.unchanged(self.context.raw_model),
@@ -79,12 +79,12 @@ class ExpectedReward(RewardObjective):
         ):
             for start in range(0, len(prompts), size):
                 self.context.stop.check()
-                part = prompts[start : start + size]
-                log_p = self._log_probabilities(self.context.raw_model, part)
-                parts.append(log_p.exp())
-        probabilities = torch.cat(parts)
+                block = prompts[start : start + size]
+                log_p = self._log_probabilities(self.context.raw_model, block)
+                probability_blocks.append(log_p.exp())
+        probabilities = torch.cat(probability_blocks)
         scores = self._scores(rows, probabilities)
-        rewards = self._weighted(scores)
+        rewards = self._rewards(scores)
         self._measure_expectation(probabilities, rewards, scores)
         advantages = expected_advantages(probabilities, rewards, scale)
         return [
@@ -93,14 +93,15 @@ class ExpectedReward(RewardObjective):
         ]
 
     def _log_probabilities(self, model: Any, prompts: Sequence[list[int]]) -> Tensor:
-        """Of the token after each prompt (prompts, vocabulary)."""
-        places = [(number, len(ids) - 1) for number, ids in enumerate(prompts)]
+        """The log-probabilities of the token after each prompt (prompts, vocabulary)."""
+        last_positions = [(row, len(ids) - 1) for row, ids in enumerate(prompts)]
         return log_probabilities_at(
-            model, prompts, places, self.settings["temperature"]
+            model, prompts, last_positions, self.settings["temperature"]
         )
 
     def _scores(self, rows: list[int], probabilities: Tensor) -> Tensor:
-        """What each function says of each token (prompts, vocabulary, functions)."""
+        """The score that each function gives each token as the answer (prompts,
+        vocabulary, functions)."""
         vocabulary = probabilities.shape[1]
         if not self.texts:
             self.texts = [self.task.text([token]) for token in range(vocabulary)]
@@ -113,8 +114,9 @@ class ExpectedReward(RewardObjective):
         shape = (len(rows), vocabulary, len(self.functions))
         return probabilities.new_tensor(scores).view(shape)
 
-    def _weighted(self, scores: Tensor) -> Tensor:
-        """The rewards (prompts, vocabulary)."""
+    def _rewards(self, scores: Tensor) -> Tensor:
+        """The weighted sum of the scores, or the penalty of a token that does not end a
+        completion (prompts, vocabulary)."""
         weights = scores.new_tensor([function.weight for function in self.functions])
         rewards = scores @ weights
         penalty = self.settings["truncated"]
@@ -128,17 +130,19 @@ class ExpectedReward(RewardObjective):
         self, probabilities: Tensor, rewards: Tensor, scores: Tensor
     ) -> None:
         """Fills the step's metrics, under TRL's names."""
-        ended = probabilities[:, [*self.task.ends]].sum(1)
+        end_probabilities = probabilities[:, [*self.task.ends]].sum(1)
         means = (probabilities * rewards).sum(1)
         variances = (probabilities * rewards.square()).sum(1) - means.square()
-        spread = (variances.mean() + means.var(correction=0)).clamp(min=0).sqrt()
-        silent = torch.isclose(variances, torch.zeros_like(variances), atol=1e-12)
+        total_variance = variances.mean() + means.var(correction=0)
+        rewards_agree = torch.isclose(
+            variances, torch.zeros_like(variances), atol=1e-12
+        )
         self.metrics = {
             "reward": float(means.mean()),
-            "reward_std": float(spread),
-            "frac_reward_zero_std": float(silent.float().mean()),
+            "reward_std": float(total_variance.clamp(min=0).sqrt()),
+            "frac_reward_zero_std": float(rewards_agree.float().mean()),
             "completions/mean_length": 1.0,
-            "completions/clipped_ratio": 1 - float(ended.mean()),
+            "completions/clipped_ratio": 1 - float(end_probabilities.mean()),
         }
         self.has_signal = self.metrics["frac_reward_zero_std"] < 1
         if len(self.functions) > 1:

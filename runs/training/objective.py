@@ -15,32 +15,34 @@ from runs.training.reward import Reward
 class Objective(Protocol):
     """What the training loop asks of an objective.
 
+    Its items are what `begin` returns: row numbers, or rows of sampled tokens.
     has_signal: whether the step that has begun can have a gradient."""
 
     has_signal: bool
 
     def begin(self, rows: list[int], step: int) -> Sequence[Any]:
-        """What a step trains on, whose micro-batches are parts of it. rows: indices of
-        training rows. step: counted from 0."""
+        """Prepares a step and returns its items, which the loop splits into
+        micro-batches. rows: indices of training rows. step: counted from 0."""
 
-    def share(self, part: Sequence[Any], step_rows: Sequence[Any]) -> float:
+    def share(self, micro_batch: Sequence[Any], items: Sequence[Any]) -> float:
         """The factor of a micro-batch's loss. The weighted losses add up to the loss of
-        the step."""
+        the step, which trains on all `items`."""
 
-    def loss(self, model: Any, part: Sequence[Any]) -> Tensor:
+    def loss(self, model: Any, micro_batch: Sequence[Any]) -> Tensor:
         """The loss of a micro-batch, a scalar."""
 
     def add_gradient(self, rows: list[int]) -> None:
-        """Adds the gradient of what the objective is about on a batch, at the values of
-        now and without dropout: of the mean reward, or of the loss."""
+        """Adds the gradient of the mean reward, or of the loss, on a batch: at the
+        current values, without dropout, and without a step."""
 
     @property
     def unit(self) -> tuple[str, float]:
-        """In what a change of this is measured, and how many of it are 1."""
+        """The unit in which `estimate_effect` reports a change, and the factor to it: a
+        change of 1 in the mean reward is 100 points."""
 
     def finish(self) -> dict[str, float]:
-        """What a step has measured besides its loss, by name; the same on every
-        process."""
+        """Ends a step, and returns the metrics that it measured besides its loss, by
+        name. They are the same on every process."""
 
 
 class Likelihood:
@@ -56,19 +58,21 @@ class Likelihood:
         self.context.raw_model.train()
         return rows
 
-    def share(self, part: Sequence[int], step_rows: Sequence[int]) -> float:
-        return self.task.weight("train", part) / self.task.weight("train", step_rows)
+    def share(self, micro_batch: Sequence[int], items: Sequence[int]) -> float:
+        weight = self.task.weight
+        return weight("train", micro_batch) / weight("train", items)
 
-    def loss(self, model: Any, part: Sequence[int]) -> Tensor:
-        loss: Tensor = self.task.loss(model, self.context.batch("train", part))
+    def loss(self, model: Any, micro_batch: Sequence[int]) -> Tensor:
+        batch = self.context.batch("train", micro_batch)
+        loss: Tensor = self.task.loss(model, batch)
         return loss
 
     def add_gradient(self, rows: list[int]) -> None:
         model = self.context.raw_model.eval()
         size = self.context.config["micro_batch"] or len(rows)
         for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            loss = self.loss(model, part) * self.share(part, rows)
+            micro_batch = rows[start : start + size]
+            loss = self.loss(model, micro_batch) * self.share(micro_batch, rows)
             torch.autograd.backward(loss)
 
     @property
@@ -80,8 +84,8 @@ class Likelihood:
 
 
 def make_objective(context: Context, trains: bool) -> Objective:
-    """The objective of a run. trains: whether it trains anything; without, only the
-    likelihood is defined."""
+    """The objective of a run. trains: whether anything trains. Where nothing does
+    (method=none), the objective is the likelihood even if the run names a reward."""
     if "reward" not in context.config or not trains:
         return Likelihood(context)
     if context.config["reward"].get("expected"):

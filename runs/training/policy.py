@@ -14,10 +14,11 @@ from runs.training.policy_gradient import token_entropies
 class PolicyRow:
     """A row of the forward pass, and the sampled tokens that it predicts.
 
-    ids: the input. positions: of each token, the place in the input that predicts it.
-    advantages, weights: of each token, as `policy_loss` takes them. reference: the
-    log-probabilities of the tokens under the model at the start of training; empty
-    where they are not asked for."""
+    ids: the token ids of the input. positions: for each sampled token, the index in
+    `ids` whose output predicts it. advantages, weights: of each sampled token, as
+    `policy_loss` takes them. reference: the log-probabilities of the sampled tokens
+    under the model at the start of training; empty without a divergence
+    (reward.kl=0)."""
 
     ids: list[int]
     positions: list[int]
@@ -34,7 +35,7 @@ def policy_rows(
     weights: Sequence[float],
 ) -> list[PolicyRow]:
     """The rows of a prompt's completions. All completions of one token share a row,
-    which is the prompt: their next token is all that is asked.
+    which is the prompt: only the token after it has to be predicted.
 
     advantages, weights: of each completion."""
     last = len(prompt) - 1
@@ -74,18 +75,21 @@ def token_tensors(
 ) -> TokenTensors:
     """The log-probabilities and entropies of the rows' tokens at a temperature. model:
     see `log_probabilities_at`."""
-    places: dict[tuple[int, int], int] = {}
-    place_of_token = []
+    # Tokens that the same position of a row predicts share its output.
+    output_indices: dict[tuple[int, int], int] = {}
+    output_of_token = []
     for number, row in enumerate(rows):
         for position in row.positions:
-            place = places.setdefault((number, position), len(places))
-            place_of_token.append(place)
+            index = output_indices.setdefault((number, position), len(output_indices))
+            output_of_token.append(index)
     inputs = [row.ids for row in rows]
-    log_probabilities = log_probabilities_at(model, inputs, [*places], temperature)
+    log_probabilities = log_probabilities_at(
+        model, inputs, [*output_indices], temperature
+    )
     device, dtype = log_probabilities.device, log_probabilities.dtype
     with torch.no_grad():
         entropies = token_entropies(log_probabilities)
-    index = torch.tensor(place_of_token, device=device)
+    token_outputs = torch.tensor(output_of_token, device=device)
     tokens = list[int]()
     advantages = list[float]()
     weights = list[float]()
@@ -94,8 +98,8 @@ def token_tensors(
         advantages += row.advantages
         weights += row.weights
     return TokenTensors(
-        log_probabilities[index, torch.tensor(tokens, device=device)],
-        entropies[index],
+        log_probabilities[token_outputs, torch.tensor(tokens, device=device)],
+        entropies[token_outputs],
         torch.tensor(advantages, dtype=dtype, device=device),
         torch.tensor(weights, dtype=dtype, device=device),
     )
@@ -104,25 +108,26 @@ def token_tensors(
 def log_probabilities_at(
     model: Any,
     inputs: Sequence[list[int]],
-    places: Sequence[tuple[int, int]],
+    positions: Sequence[tuple[int, int]],
     temperature: float,
 ) -> Tensor:
-    """What a model expects of the token after each place.
+    """The log-probabilities of the token after each of these positions.
 
     Args:
         model: a causal language model of transformers, which data parallel may wrap.
-            Its output layer gets only these places: it is half of a small model's work.
-        inputs: token ids.
-        places: the number of an input and a position in it, each.
-        temperature: which the logits are divided by.
+            Its output layer gets these positions alone: it is half of a small model's
+            work.
+        inputs: token ids of each input.
+        positions: pairs of an input's number and an index in that input.
+        temperature: what the logits are divided by.
 
     Returns:
-        Log-probabilities (places, vocabulary), in float32 or better."""
+        (positions, vocabulary), in float32 or better."""
     device = next(model.parameters()).device
     ids = torch.zeros((len(inputs), max(map(len, inputs))), dtype=torch.long)
     for number, tokens in enumerate(inputs):
         ids[number, : len(tokens)] = torch.tensor(tokens)
-    row_index, position_index = torch.tensor(places, device=device).T
+    row_index, position_index = torch.tensor(positions, device=device).T
 
     def select(module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (arguments[0][row_index, position_index],)

@@ -49,7 +49,8 @@ PERMUTATION_STREAM = 2
 
 @dataclass(frozen=True)
 class CompletionGroup:
-    """A prompt's completions and their scores, by completion and function."""
+    """A prompt's completions. row: of the prompt, in the training rows. completions:
+    their token ids. scores: by completion and function."""
 
     row: int
     completions: list[list[int]]
@@ -58,7 +59,7 @@ class CompletionGroup:
 
 
 class RewardObjective:
-    """What training by sampled rewards and by expected ones have in common."""
+    """What training by sampled rewards and training by expected rewards share."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -98,7 +99,7 @@ class Reward(RewardObjective):
         if self.settings["kl"]:
             self.reference = {
                 name: parameter.detach().clone()
-                for name, parameter in self._trained().items()
+                for name, parameter in self._trained_parameters().items()
             }
 
     # --- a step
@@ -136,16 +137,18 @@ class Reward(RewardObjective):
             policy = self._with_reference(policy)
         return policy
 
-    def share(self, part: Sequence[PolicyRow], step_rows: Sequence[PolicyRow]) -> float:
+    def share(
+        self, micro_batch: Sequence[PolicyRow], items: Sequence[PolicyRow]
+    ) -> float:
         """See Objective. The weights of tokens are already those of the whole step."""
         return 1.0
 
-    def loss(self, model: Any, part: Sequence[PolicyRow]) -> Tensor:
+    def loss(self, model: Any, micro_batch: Sequence[PolicyRow]) -> Tensor:
         temperature, kl = self.settings["temperature"], self.settings["kl"]
-        tokens = token_tensors(model, part, temperature)
+        tokens = token_tensors(model, micro_batch, temperature)
         reference_log_p = None
         if kl:
-            values = [value for row in part for value in row.reference]
+            values = [value for row in micro_batch for value in row.reference]
             reference_log_p = tokens.log_p.new_tensor(values)
         loss = policy_loss(
             tokens.log_p, tokens.advantages, tokens.weights, kl, reference_log_p
@@ -160,8 +163,9 @@ class Reward(RewardObjective):
     # --- before the first step
 
     def add_gradient(self, rows: list[int]) -> None:
-        """See Objective. Of the mean reward: the mean over completions of the advantage
-        times the log-probability, whatever reward.scale and reward.loss are."""
+        """See Objective. It is the gradient of the mean reward: the mean over
+        completions of the advantage times the log-probability, whatever reward.scale
+        and reward.loss are."""
         model = self.context.raw_model
         use_policy_mode(model)
         groups = self._sample(rows, BEFORE_TRAINING)
@@ -170,14 +174,16 @@ class Reward(RewardObjective):
         advantages = group_advantages(rewards, "none") * samples / (samples - 1)
         weight = 1 / rewards.numel()
         policy = []
-        for group, of_group in zip(groups, advantages.tolist(), strict=True):
+        for group, advantages_of_group in zip(groups, advantages.tolist(), strict=True):
             prompt = self.exercises[group.row].prompt_ids
             weights = [weight] * samples
-            policy += policy_rows(prompt, group.completions, of_group, weights)
+            policy += policy_rows(
+                prompt, group.completions, advantages_of_group, weights
+            )
         size = self.context.config["micro_batch"] or len(policy)
         for start in range(0, len(policy), size):
-            part = policy[start : start + size]
-            tokens = token_tensors(model, part, self.settings["temperature"])
+            micro_batch = policy[start : start + size]
+            tokens = token_tensors(model, micro_batch, self.settings["temperature"])
             loss = policy_loss(tokens.log_p, tokens.advantages, tokens.weights)
             torch.autograd.backward(loss)
 
@@ -185,7 +191,8 @@ class Reward(RewardObjective):
 
     @torch.no_grad()
     def _sample(self, rows: list[int], step: int) -> list[CompletionGroup]:
-        """The step's groups in the order of the rows. Processes share the blocks."""
+        """Samples and scores the step's groups, in the order of the rows. Processes
+        share the blocks."""
         accelerator = self.context.accelerator
         size = prompts_of_block(self.context.config)
         blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -193,7 +200,7 @@ class Reward(RewardObjective):
         for block in blocks[accelerator.process_index :: accelerator.num_processes]:
             self.context.stop.check()
             prompts = [self.exercises[row].prompt_ids for row in block]
-            uniform = np.array([self._numbers(row, step) for row in block])
+            uniform = np.array([self._uniform_numbers(row, step) for row in block])
             with vera.unchanged(self.context.raw_model), accelerator.autocast():
                 completions = sample_completions(
                     self.context.raw_model,
@@ -203,13 +210,13 @@ class Reward(RewardObjective):
                     self.task.ends,
                 )
             groups += [
-                self._score(row, of_row)
-                for row, of_row in zip(block, completions, strict=True)
+                self._score(row, row_completions)
+                for row, row_completions in zip(block, completions, strict=True)
             ]
         by_row = {group.row: group for group in gather_object(groups)}
         return [by_row[row] for row in rows]
 
-    def _numbers(self, row: int, step: int) -> np.ndarray:
+    def _uniform_numbers(self, row: int, step: int) -> np.ndarray:
         """The random numbers (samples, tokens) of a row's completions."""
         seed = self.context.config["seed"]
         return np.array(
@@ -220,6 +227,7 @@ class Reward(RewardObjective):
         )
 
     def _score(self, row: int, completions: list[list[int]]) -> CompletionGroup:
+        """The group of a row's prompt: its completions with their texts and scores."""
         exercise = self.exercises[row]
         texts = [self.task.text(ids) for ids in completions]
         scores = [
@@ -229,53 +237,56 @@ class Reward(RewardObjective):
         return CompletionGroup(row, completions, texts, scores)
 
     def _rewards(self, groups: Sequence[CompletionGroup]) -> Tensor:
-        """The weighted sum of the scores (prompts, samples)."""
+        """The weighted sum of the scores, or the penalty of a truncated completion
+        (prompts, samples)."""
         scores = torch.tensor([group.scores for group in groups])
-        factors = torch.tensor([function.weight for function in self.functions])
-        rewards = (scores * factors).sum(-1)
+        weights = torch.tensor([function.weight for function in self.functions])
+        rewards = (scores * weights).sum(-1)
         penalty = self.settings["truncated"]
         if penalty is not None:
-            truncated = [
+            is_truncated = [
                 [ids[-1] not in self.task.ends for ids in group.completions]
                 for group in groups
             ]
-            rewards = rewards.masked_fill(torch.tensor(truncated), penalty)
+            rewards = rewards.masked_fill(torch.tensor(is_truncated), penalty)
         return rewards
 
     # --- the reference model
 
-    def _trained(self) -> dict[str, nn.Parameter]:
+    def _trained_parameters(self) -> dict[str, nn.Parameter]:
         parameters = self.context.raw_model.named_parameters()
         return {name: p for name, p in parameters if p.requires_grad}
 
     @torch.no_grad()
     def _with_reference(self, rows: Sequence[PolicyRow]) -> list[PolicyRow]:
-        """The rows with the log-probabilities of their tokens under the model at the
-        start of training; of another process's rows without. Its values take the place
-        of the trained ones meanwhile, before the step's micro-batches, which may share
-        a merged weight."""
-        accelerator, trained = self.context.accelerator, self._trained()
-        first, world = accelerator.process_index, accelerator.num_processes
+        """Adds to this process's rows the log-probabilities of their tokens under the
+        model at the start of training; the rows of other processes stay without.
+
+        The start's values take the place of the trained ones meanwhile. That happens
+        before the step's micro-batches, which may share a merged weight."""
+        accelerator, trained = self.context.accelerator, self._trained_parameters()
+        first, processes = accelerator.process_index, accelerator.num_processes
         size = self.context.config["micro_batch"] or len(rows)
         current = {name: p.detach().clone() for name, p in trained.items()}
         for name, parameter in trained.items():
             parameter.copy_(self.reference[name])
-        filled, mine = list(rows), range(first, len(rows), world)
+        complete_rows = list(rows)
+        own_indices = range(first, len(rows), processes)
         with accelerator.autocast():
-            for start in range(0, len(mine), size):
-                indices = mine[start : start + size]
-                part = [rows[index] for index in indices]
+            for start in range(0, len(own_indices), size):
+                indices = own_indices[start : start + size]
+                micro_batch = [rows[index] for index in indices]
                 tokens = token_tensors(
-                    self.context.raw_model, part, self.settings["temperature"]
+                    self.context.raw_model, micro_batch, self.settings["temperature"]
                 )
-                values = tokens.log_p.tolist()
-                for index, row in zip(indices, part, strict=True):
+                log_p = tokens.log_p.tolist()
+                for index, row in zip(indices, micro_batch, strict=True):
                     count = len(row.tokens)
-                    filled[index] = replace(row, reference=values[:count])
-                    values = values[count:]
+                    complete_rows[index] = replace(row, reference=log_p[:count])
+                    log_p = log_p[count:]
         for name, parameter in trained.items():
             parameter.copy_(current[name])
-        return filled
+        return complete_rows
 
     # --- what is shown
 
@@ -284,14 +295,14 @@ class Reward(RewardObjective):
     ) -> None:
         """Fills the step's metrics, under TRL's names."""
         last_tokens = [ids[-1] for group in groups for ids in group.completions]
-        truncated = [token not in self.task.ends for token in last_tokens]
-        silent = torch.isclose(rewards.std(1), torch.zeros(()))
+        is_truncated = [token not in self.task.ends for token in last_tokens]
+        rewards_agree = torch.isclose(rewards.std(1), torch.zeros(()))
         self.metrics = {
             "reward": float(rewards.mean()),
             "reward_std": float(rewards.std()),
-            "frac_reward_zero_std": float(silent.float().mean()),
+            "frac_reward_zero_std": float(rewards_agree.float().mean()),
             "completions/mean_length": float(lengths.float().mean()),
-            "completions/clipped_ratio": sum(truncated) / len(truncated),
+            "completions/clipped_ratio": sum(is_truncated) / len(is_truncated),
         }
         self.has_signal = self.metrics["frac_reward_zero_std"] < 1
         scores = np.array([group.scores for group in groups])
@@ -309,13 +320,13 @@ class Reward(RewardObjective):
         is_main = self.context.accelerator.is_main_process
         if not interval or step % interval or not is_main:
             return
-        # A resumed run comes by again at the steps after its checkpoint
+        # A resumed run repeats the steps after its checkpoint: their lines are replaced.
         path = self.folder / SAMPLES_FILE
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         lines = [line for line in lines if json.loads(line)["step"] <= step]
-        for group, of_group in zip(groups[:SHOWN_GROUPS], rewards, strict=False):
+        for group, group_rewards in zip(groups[:SHOWN_GROUPS], rewards, strict=False):
             exercise = self.exercises[group.row]
-            for text, reward in zip(group.texts, of_group.tolist(), strict=True):
+            for text, reward in zip(group.texts, group_rewards.tolist(), strict=True):
                 sample = {
                     "step": step + 1,
                     "prompt": exercise.prompt,
@@ -328,17 +339,17 @@ class Reward(RewardObjective):
 
 
 def permuted_rewards(rewards: Tensor, seed: int, step: int) -> Tensor:
-    """The rewards of a step, which have changed places at random. No completion has
-    earned the reward that it gets."""
+    """The rewards of a step in a random order, so that they say nothing of the
+    completions that get them."""
     bits = np.random.Philox(key=[seed, step], counter=[0, PERMUTATION_STREAM, 0, 0])
     order = np.random.Generator(bits).permutation(rewards.numel())
     return rewards.flatten()[torch.from_numpy(order)].view_as(rewards)
 
 
 def use_policy_mode(model: nn.Module) -> None:
-    """Switches dropout off. Layers whose activations are computed again backward stay
-    in training mode, without which transformers would keep their activations; the
-    modules inside them, which hold the dropout, do not."""
+    """Switches dropout off. Layers that recompute their activations in the backward
+    pass stay in training mode, since transformers recomputes in no other; the modules
+    inside them, which hold the dropout, do not stay in it."""
     model.eval()
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
