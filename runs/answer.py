@@ -182,7 +182,7 @@ def answer(record: Record, config: Configuration, report: Report) -> tuple[Path,
 
     Raises UserError where the prompt's template or the training rows have changed since
     the run."""
-    from runs.training.decode import weights
+    from runs.training.decode import hash_of_trained
 
     settings = config["task"]
     bench = settings["bench"]
@@ -192,7 +192,7 @@ def answer(record: Record, config: Configuration, report: Report) -> tuple[Path,
     context = restore({**record, "config": config}, config["output"], report=report)
     about = {
         "run": record["id"],
-        "weights": weights(context),
+        "weights": hash_of_trained(context),
         "bench": bench,
         "sampling": SAMPLING,
         "answer_tokens": settings["answer_tokens"],
@@ -255,7 +255,7 @@ def _answer_turn(
 ) -> list[str]:
     """The answers to a turn, by batches that are saved as they come. path: of all
     turns' answers. about: what defines the answers, whatever the turn."""
-    from runs.training.decode import write_down
+    from runs.training.decode import decode_missing
 
     number = turn.index + 1
     phase = f"answering {about['bench']}"
@@ -276,7 +276,7 @@ def _answer_turn(
         return [{"text": text} for text in texts]
 
     batches = _batches(questions, turn.prompts, about["batch"])
-    saved = write_down(
+    saved = decode_missing(
         context, path.with_name(name), header, batches, answer_batch, phase
     )
     return [saved[index]["text"] for index in range(len(questions))]

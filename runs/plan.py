@@ -31,7 +31,7 @@ from runs.run.definition import Run, with_starts
 from runs.run.identity import Contents, check_ids, identify, start_file
 from runs.run.methods import count_weights, method_problem, skeleton_arguments
 from runs.sweep.display import SHORTENED, event_words, read_progress
-from runs.training.files import saved
+from runs.training.files import saved_progress
 from runs.training.reach import reach_of_run
 
 #: The states of a run, and their marks in the grid.
@@ -93,7 +93,7 @@ def _planned(
     if record:
         log = run_folder(output, run_id) / "log.txt"
         return Planned(run, "failed", f"{record['error']} ({log})")
-    if saved(output, run_id):
+    if saved_progress(output, run_id):
         return Planned(run, "partial", "", progress)
     return Planned(run, "missing")
 

@@ -227,7 +227,7 @@ def predict_rows(record: Record, new_rows: NewRows, partial: Path) -> Any:
     import torch
 
     from runs.sweep.display import Display
-    from runs.training.decode import weights, write_down
+    from runs.training.decode import decode_missing, weights
 
     display, task = Display(), new_rows.task
     size = record["config"]["eval_batch"]
@@ -261,7 +261,7 @@ def predict_rows(record: Record, new_rows: NewRows, partial: Path) -> Any:
     }
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     batches = [order[start : start + size] for start in range(0, len(order), size)]
-    saved = write_down(
+    saved = decode_missing(
         context, partial, header, batches, outputs_of_batch, "predicting"
     )
     return np.asarray([saved[row] for row in range(len(lengths))], dtype=np.float32)

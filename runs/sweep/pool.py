@@ -41,7 +41,7 @@ from runs.sweep.display import (
     sweep_words,
 )
 from runs.tracking.tracker import Tracker, Tracking, of_run
-from runs.training.files import Attempt, saved, tidy
+from runs.training.files import Attempt, saved_progress, tidy
 from runs.training.train import (
     BUSY,
     DISK_PAUSES_S,
@@ -110,7 +110,7 @@ class Job:
     def read_earlier_seconds(self) -> None:
         """Looks up how long the attempts have trained whose checkpoint is there."""
         self.earlier_seconds = 0.0
-        if saved(self.output, self.id):
+        if saved_progress(self.output, self.id):
             progress = read_progress(self.output, self.id)
             self.earlier_seconds = seconds_of(progress)
 
@@ -427,7 +427,7 @@ class Sweep:
         """Counts the end of a process, from 0 where it has saved more than the last
         one. One that will compute less at once is not counted."""
         saved_earlier = job.saved
-        job.saved = saved(job.output, job.id)
+        job.saved = saved_progress(job.output, job.id)
         if job.saved != saved_earlier:
             job.failures = []
         if ending == KILLED:

@@ -40,18 +40,20 @@ from runs.training.determinism import set_flags, train_in_float32
 from tasks.exact import ExactTask
 from vera.sites import head_parameters
 
+#: Takes an event of a run, such as {"phase": "loading"}, to show it.
 Report = Callable[[dict[str, Any]], None]
 #: What a model answers for rows, (rows, ...).
 Outputs = np.ndarray[Any, Any]
-#: What adapter_precision and model.dtype may be; None: as it is.
+#: torch's dtype of each adapter_precision and model.dtype; None: values stay as they
+#: are.
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Context:
     """A run's task, model, method, accelerator and folder.
 
-    raw_model: the adapted model on the device, not wrapped. report: called with the
-    events to be shown."""
+    raw_model: the adapted model on the device, without the wrapper of data parallel.
+    report: called with the events to be shown."""
 
     tracker: Tracker | None = None
 
@@ -64,9 +66,14 @@ class Context:
         folder: Path | None = None,
         task: tasks.Task | None = None,
     ) -> None:
-        """start: fill the adapter from the run or file that init_from names. folder:
-        for the files that are written; by default the run's. task: in place of the
-        run's, for other rows."""
+        """Loads everything.
+
+        Args:
+            start: whether to fill the adapter from the run or file that init_from
+                names.
+            folder: where files are written; by default the run's folder.
+            task: a task to use in place of the run's, for other rows.
+        """
         self.run, self.run_id = run, run_id
         self.report, self.stop = report, Stop()
         self.config, self.settings = run.config, run.config["train"]
@@ -89,7 +96,7 @@ class Context:
         self.raw_model.to(self.accelerator.device)
 
     def batch(self, split: str, rows: Sequence[int]) -> dict[str, Tensor]:
-        """A batch on the device."""
+        """These rows of a split as a batch on the device."""
         return on_device(self.task.collate(split, rows), self.accelerator.device)
 
     @torch.no_grad()
@@ -101,10 +108,8 @@ class Context:
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
         size = self.config["eval_batch"]
         batches = [order[i : i + size] for i in range(0, len(order), size)]
-        first, processes = (
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
+        first = self.accelerator.process_index
+        processes = self.accelerator.num_processes
         loss_sum = 0.0
         row_outputs = list[tuple[int, Outputs]]()
         with vera.unchanged(self.raw_model), self.accelerator.autocast():
@@ -131,19 +136,19 @@ class Context:
 
     @property
     def best_file(self) -> Path:
-        """The best epoch's adapter: beside the last one's (keep=both), or for decoding,
-        in full precision."""
+        """The file of the best epoch's adapter. With keep=both it lies beside the last
+        epoch's; a task that decodes has it in full precision."""
         return self.folder / "adapter_best.safetensors"
 
     def score(self) -> float:
-        """The metric of the model's current values."""
+        """The dev score of the model with its current values."""
         return self.task.score(
             self.task.predict(self.evaluate()[1]), self.task.labels("dev")
         )
 
     def write(self, adapter: Path, precision: str | None = None) -> None:
-        """Writes the adapter's values, and the head's beside. precision: by default
-        adapter_precision."""
+        """Writes the adapter's values to this file, and the head's to head.safetensors.
+        precision: of the adapter's values; by default adapter_precision."""
         if not self.accelerator.is_main_process:
             return
         if self.method.adapter_parameters(self.raw_model):
@@ -159,8 +164,8 @@ class Context:
             )
 
     def write_predictions(self, outputs: Outputs) -> None:
-        """Writes what the outputs of the dev rows predict (runs/training/predictions.py);
-        nothing without a head."""
+        """Writes what the outputs of the dev rows predict (runs/training/predictions.py),
+        if the model has a head."""
         if self.task.num_labels and self.accelerator.is_main_process:
             rows = predictions.prediction_table(
                 self.task, self.task.about("dev"), outputs, self.task.labels("dev")
@@ -168,8 +173,8 @@ class Context:
             write_atomically(self.folder / predictions.NAME, csv_text(rows))
 
     def text_loss(self) -> float | None:
-        """The model's cross-entropy on the task's fixed text (tasks/forgetting.py) now,
-        in nats a token; None where it is not finite."""
+        """The model's current cross-entropy on the task's fixed text
+        (tasks/forgetting.py), in nats a token; None where it is not finite."""
         self.report({"phase": "reading the fixed text"})
         self.raw_model.eval()
         with (
@@ -181,13 +186,12 @@ class Context:
         return loss if math.isfinite(loss) else None
 
     def base_text_loss(self) -> float | None:
-        """The same of the base model: with the adapter switched off. Values that a
-        method trains in place are not switched off, so that it is measured before they
-        train. None for a task without such a text."""
+        """`text_loss` of the base model, which is the model with its adapter switched
+        off. Call it before training: values that a method trains in place cannot be
+        switched off. None for a task without a fixed text."""
         if not self.task.fixed_text:
             return None
-        # peft's switch also takes the gradients away, and gives them back to all
-        # adapters
+        # peft's switch also freezes the adapter, and afterwards unfreezes every adapter
         flags = [
             (parameter, parameter.requires_grad)
             for parameter in self.raw_model.parameters()
@@ -201,8 +205,8 @@ class Context:
                 parameter.requires_grad_(flag)
 
     def measure_forgetting(self, before: float | None) -> Forgetting | None:
-        """The record's `forgetting`, with the model's values of now. before: of
-        `base_text_loss`. None for a task without such a text."""
+        """The record's `forgetting`, with the model's current values. before: what
+        `base_text_loss` returned. None for a task without a fixed text."""
         if not self.task.fixed_text:
             return None
         text = self.task.fixed_text.for_record()
@@ -259,9 +263,8 @@ def make_accelerator(run: Run) -> Accelerator:
     # Accelerate's settings hold for the whole process; a run before may have had
     # others.
     AcceleratorState._reset_state(reset_partial_state="LOCAL_RANK" not in os.environ)
-    # AdapterDrop leaves other adapters without a gradient in each batch. What is
-    # frozen, A and B included, is the same on every process: nothing of it has to
-    # travel.
+    # AdapterDrop leaves other adapters without a gradient in each batch. Frozen values,
+    # A and B included, are the same on every process, so none are broadcast.
     parallel = DistributedDataParallelKwargs(
         find_unused_parameters=bool(run.method.get("drop_per_batch")),
         broadcast_buffers=False,
@@ -269,7 +272,7 @@ def make_accelerator(run: Run) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=precision if precision in ("bf16", "fp16") else "no",
         cpu=device == "cpu",
-        # Or a variable of the environment would divide every loss
+        # Otherwise a variable of the environment could divide every loss.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[parallel],
     )
@@ -284,9 +287,12 @@ def load_adapted_model(
     method.
 
     Seeds all generators first: the initial values of the head and of LoRA come from the
-    seed (transformers issue 11965). start: fill the adapter from the run or file that
-    init_from names. Without it, for the files of a finished run, another seed draws the
-    values, so that what the files lack does not come back."""
+    seed (transformers issue 11965).
+
+    start: whether to fill the adapter from the run or file that init_from names. False
+    is for filling it from the files of a finished run. Another seed then draws the
+    initial values: with the same seed, a value that the files lack would be drawn
+    again and nobody would notice."""
     config = run.config
     method = method_of_settings(run.method)
     task = task or tasks.load(config["task"])
@@ -299,15 +305,17 @@ def load_adapted_model(
         task.prepare(preprocessor, 0)
     else:
         table_size = getattr(model.config, "max_position_embeddings", 512)
-        positions = table_size - _first_position(model)
+        max_positions = table_size - _first_position(model)
         length = min(
-            config["train"]["max_length"], positions, preprocessor.model_max_length
+            config["train"]["max_length"],
+            max_positions,
+            preprocessor.model_max_length,
         )
         if isinstance(task, ExactTask):
             task.chat_variables = config["model"].get("chat") or {}
-        task.prepare(preprocessor, length, positions)
+        task.prepare(preprocessor, length, max_positions)
     if task.scaling:
-        # AdapterError without a bias, which takes the labels' mean
+        # Raises AdapterError where the head has no bias to take the labels' mean.
         vera.output_layer(model)
     method.adapt(model)
     if method.kind != "full":
@@ -327,8 +335,8 @@ def load_base(
     problem: str = "",
 ) -> tuple[Any, Any]:
     """A configuration's model before a method adapts it (on the CPU, or in 4 bit on
-    `device`), and its tokenizer or image preprocessing. seed: of all generators, as it
-    is loaded."""
+    `device`), and its tokenizer or image preprocessing. seed: what all generators are
+    seeded with before it is loaded."""
     model = config["model"]
     folder = models.fetch(model)
     models.check_memory(folder, config, device)
@@ -336,7 +344,7 @@ def load_base(
     dtype = models.dtype_of(config)
     quantise = None
     if model.get("quantise"):
-        # autocast's dtype; without autocast that of the other weights
+        # 4-bit layers compute in autocast's dtype, or else in that of the other weights.
         precision = config["train"]["precision"]
         quantise = DTYPES.get(precision) or DTYPES[dtype] or torch.float32
     return models.load(
@@ -352,8 +360,8 @@ def load_base(
 
 
 def _first_position(model: Any) -> int:
-    """Where a model's positions begin: RoBERTa's, MPNet's and CamemBERT's after the
-    padding index."""
+    """The first position of a model's table of positions: in RoBERTa, MPNet and
+    CamemBERT the one after the padding index."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings"):
             padding = getattr(module, "padding_idx", None)
@@ -399,15 +407,15 @@ LARGE_SHARE = 0.05
 
 
 def number_of_parameters(model: nn.Module) -> int:
-    """A model's parameters; in 4 bit, a byte holds two."""
+    """How many parameters a model has; a byte of 4-bit weights holds two."""
     return sum(
         p.numel() * (1 if p.is_floating_point() else 2) for p in model.parameters()
     )
 
 
-def count_differs(method: vera.Method, model: nn.Module) -> list[str]:
-    """A sentence where another number of parameters trains (without the head) than the
-    method's count() says, such as those of a random basis that was not frozen."""
+def count_notes(method: vera.Method, model: nn.Module) -> list[str]:
+    """A note if another number of parameters trains (without the head) than the
+    method's count() says, for example because a random basis was not frozen."""
     head = head_parameters(model).keys()
     trained = 0
     for name, parameter in model.named_parameters():
@@ -419,9 +427,9 @@ def count_differs(method: vera.Method, model: nn.Module) -> list[str]:
     return [f"the method's count() says {formula:,} of {trained:,} parameters"]
 
 
-def large_share(method: vera.Method, model: nn.Module) -> list[str]:
-    """A sentence where a method other than full fine-tuning trains much of the model
-    (without its head)."""
+def large_share_notes(method: vera.Method, model: nn.Module) -> list[str]:
+    """A note if a method other than full fine-tuning trains more than LARGE_SHARE of
+    the model (without its head)."""
     trained = sum(p.numel() for p in method.adapter_parameters(model).values())
     share = trained / number_of_parameters(model)
     if method.kind == "full" or share <= LARGE_SHARE:

@@ -28,9 +28,9 @@ from runs.training.files import Attempt
 from tasks.base import prompts_at_once
 from tasks.continuations import Written
 
-#: Variant of decoding -> a text for each item.
+#: The texts of all items in their order, by variant of decoding.
 TextsByVariant = dict[str, list[str]]
-#: What `write_down` saves of an item: a value of JSON.
+#: What `decode_missing` saves of an item: a value of JSON.
 Answer = TypeVar("Answer")
 
 
@@ -41,8 +41,8 @@ def decode_epochs(
     model has the best epoch's adapter at the end.
 
     Args:
-        epochs: all that were evaluated.
-        best: the index of the best one.
+        epochs: the epochs of all evaluations.
+        best: the index of the best evaluation.
         attempt: counts the seconds that decoding takes.
 
     Returns:
@@ -52,7 +52,7 @@ def decode_epochs(
     last = len(epochs) - 1
     keep = context.config["keep"]
     adapter = context.folder / "adapter.safetensors"
-    # earlier attempts have decoded for a while, too
+    # The seconds that earlier attempts spent count as well.
     started = time.monotonic() - attempt.decoding
 
     def count_seconds() -> None:
@@ -60,7 +60,7 @@ def decode_epochs(
         if context.accelerator.is_main_process:
             attempt.save()
 
-    texts = {"last": _texts(context, "last", count_seconds)}
+    texts = {"last": _decode_texts(context, "last", count_seconds)}
     if keep in ("last", "both"):
         context.write(adapter)
     if best == last:
@@ -68,13 +68,13 @@ def decode_epochs(
         (context.folder / "decoded_best.jsonl").unlink(missing_ok=True)
     else:
         vera.start_from(context.raw_model, context.best_file)
-        texts["best"] = _texts(context, "best", count_seconds)
+        texts["best"] = _decode_texts(context, "best", count_seconds)
     if keep == "best":
         context.write(adapter)
     context.report({"phase": "scoring"})
     if not context.accelerator.is_main_process:  # the main process writes the record
         return None
-    write(task, context.folder, texts)
+    write_text_files(task, context.folder, texts)
     entries = score_entries(task, texts, {"last": epochs[last], "best": epochs[best]})
     for entry in entries:
         print(_summary(entry), flush=True)
@@ -91,18 +91,18 @@ def decode_epochs(
 
 def _summary(entry: DecodedScores) -> str:
     """The scores of an epoch's texts in one line."""
-    numbers = dict[str, float]()
+    scores = dict[str, float]()
     for key, value in entry.items():
         if isinstance(value, float) and key != "epoch":
-            numbers[key] = value
-    numbers |= entry.get("parts", {})
-    text = ", ".join(f"{key} {value:.2f}" for key, value in numbers.items())
+            scores[key] = value
+    scores |= entry.get("parts", {})
+    text = ", ".join(f"{key} {value:.2f}" for key, value in scores.items())
     return f"{entry['which']} epoch, {entry['variant']}: {text}"
 
 
 def rehearse(context: Context) -> None:
-    """Tests before hours of training that the model can decode. Raises DataError where
-    it cannot."""
+    """Checks before training, which may take hours, that the model can decode. Raises
+    DataError if it cannot."""
     context.raw_model.eval()
     with torch.no_grad(), context.accelerator.autocast():
         cast(Written, context.task).rehearse(context.raw_model)
@@ -113,7 +113,7 @@ def score_entries(
 ) -> list[DecodedScores]:
     """An entry for each epoch (last, best) and variant; the protocol's variant of the
     last epoch is first."""
-    # equal texts are scored once: METEOR takes a while
+    # Equal texts are scored once: METEOR takes a while.
     by_hash = dict[str, dict[str, Any]]()
     entries = list[DecodedScores]()
     for epoch_name, by_variant in texts.items():
@@ -134,14 +134,16 @@ def score_entries(
 
 
 def _scores_and_bits(task: Written, texts: Sequence[str]) -> dict[str, Any]:
-    """The scores of texts and, where each text is right or wrong, which ones are."""
+    """The scores of texts and, where each is right or wrong, which ones are right."""
     entry = dict(task.scores(texts))
-    right = task.right(texts)
-    bits = None if right is None else pack(right)
+    is_right = task.right(texts)
+    bits = None if is_right is None else pack(is_right)
     return entry if bits is None else {**entry, "right": bits}
 
 
-def write(task: Written, folder: Path, texts: Mapping[str, TextsByVariant]) -> None:
+def write_text_files(
+    task: Written, folder: Path, texts: Mapping[str, TextsByVariant]
+) -> None:
     """Writes the texts as files in the format of the metrics' own scripts."""
     files = {}
     for epoch_name, by_variant in texts.items():
@@ -177,13 +179,13 @@ def _by_variant(
     return {variant: [item[variant] for item in items] for variant in task.variants}
 
 
-def _texts(
+def _decode_texts(
     context: Context, epoch_name: str, after_batch: Callable[[], None]
 ) -> TextsByVariant:
-    """Every item's texts; those that an earlier attempt saved stay.
+    """Decodes every item; texts that an earlier attempt saved are read.
 
     Args:
-        epoch_name: last or best, whose adapter the model has.
+        epoch_name: "last" or "best", the epoch whose adapter the model has.
         after_batch: called after each batch.
     """
     task = cast(Written, context.task)
@@ -199,11 +201,11 @@ def _texts(
     size = prompts_at_once(context.config["eval_batch"], beams, on_gpu)
     header = {
         "run": context.run_id,
-        "weights": weights(context),
+        "weights": hash_of_trained(context),
         "decoding": task.settings(),
         "prompts": size,
     }
-    by_item = write_down(
+    by_item = decode_missing(
         context,
         context.folder / f"decoded_{epoch_name}.jsonl",
         header,
@@ -214,7 +216,7 @@ def _texts(
     return _by_variant(task, by_item)
 
 
-def write_down(
+def decode_missing(
     context: Context,
     path: Path,
     header: Mapping[str, Any],
@@ -222,26 +224,26 @@ def write_down(
     decode: Callable[[Sequence[int]], list[Answer]],
     phase: str,
 ) -> dict[int, Answer]:
-    """Decodes each item, and saves its answer in `path` as it comes. Processes share
-    the batches.
+    """Decodes the items whose answers `path` lacks, and saves each answer there as it
+    comes. Processes share the batches.
 
     Args:
-        header: what defines the answers, the file's first line. Answers that an earlier
-            attempt saved below the same header are not decoded again.
+        header: what defines the answers; the file's first line. Only answers below the
+            same header count as saved.
         batches: indices of items. They stay the same after a kill, since a sum of
             floats depends on them.
-        decode: the answers of a batch.
-        phase: shown while it runs.
+        decode: returns the answers of a batch.
+        phase: what progress is called while this runs.
 
     Returns:
         The answer of each item: its texts by variant, or the outputs of a head.
     """
     accelerator = context.accelerator
     saved = _saved_answers(path, header)
-    # all have read the file before the main process writes
+    # Every process has to read the file before the main process writes it.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        # the whole file, since a kill may have cut its last line
+        # The whole file: a kill may have cut off the last line.
         lines = [_line(header)]
         lines += [_line({"item": item, "texts": saved[item]}) for item in saved]
         write_atomically(path, "".join(lines))
@@ -264,17 +266,19 @@ def write_down(
 
     context.raw_model.eval()
     output_file = path if accelerator.is_main_process else os.devnull
-    with _merged(context), open(output_file, "a", encoding="utf-8") as file:
-        for turn in range(rounds):
-            seconds = time.monotonic() - started
-            report(seconds / turn * (rounds - turn) if turn else None)
-            # in the last round a process may have no batch
-            position = turn * accelerator.num_processes + accelerator.process_index
-            batch = missing[position] if position < len(missing) else []
+    with _merged_adapter(context), open(output_file, "a", encoding="utf-8") as file:
+        for done in range(rounds):
+            seconds_left = None
+            if done:
+                seconds_left = (time.monotonic() - started) / done * (rounds - done)
+            report(seconds_left)
+            # In the last round a process may have no batch.
+            index = done * accelerator.num_processes + accelerator.process_index
+            batch = missing[index] if index < len(missing) else []
             with accelerator.autocast():
                 answers = decode(batch) if batch else []
-            pairs = list(zip(batch, answers, strict=True))
-            for item, answer in gather_object(pairs):
+            own_answers = list(zip(batch, answers, strict=True))
+            for item, answer in gather_object(own_answers):
                 saved[item] = answer
                 file.write(_line({"item": item, "texts": answer}))
             file.flush()
@@ -283,9 +287,9 @@ def write_down(
 
 
 @contextlib.contextmanager
-def _merged(context: Context) -> Iterator[None]:
-    """Merges the adapter for a block, where the method can: a step then costs as much
-    as without an adapter."""
+def _merged_adapter(context: Context) -> Iterator[None]:
+    """Merges the adapter for the time of a with block, if the method can: a step of
+    decoding then costs as much as without an adapter."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(vera.AdapterError):
             context.method.merge(context.raw_model)
@@ -301,8 +305,8 @@ def _saved_answers(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
     return {line["item"]: line["texts"] for line in lines[1:]}
 
 
-def weights(context: Context) -> str:
-    """A hash of the trained values, which saved texts must come from."""
+def hash_of_trained(context: Context) -> str:
+    """A hash of the trained values. Saved texts count only if they come from these."""
     trained = {}
     for name, parameter in context.raw_model.named_parameters():
         if parameter.requires_grad:
@@ -319,9 +323,9 @@ def _lines(path: Path) -> list[Any]:
     without a file."""
     values: list[Any] = []
     with contextlib.suppress(OSError, ValueError):
-        # the kill may have cut a letter
+        # a kill may have cut a character of several bytes
         text = path.read_text(encoding="utf-8", errors="replace")
-        # not splitlines: a text may hold other ends of lines
+        # Not splitlines: a text may contain other line separators.
         for line in text.split("\n")[:-1]:
             values.append(json.loads(line))
     return values

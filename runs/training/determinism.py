@@ -16,12 +16,12 @@ from runs.run.definition import Run
 from vera.methods.adapted import trained_in_place
 from vera.sites import is_linear
 
-#: Of peft's methods, those that allocate ranks by torch.kthvalue.
-ALLOCATES = ("AdaLoraConfig", "AdamssConfig")
+#: The classes of peft that allocate ranks by torch.kthvalue.
+RANK_ALLOCATORS = ("AdaLoraConfig", "AdamssConfig")
 
 
 def set_flags(run: Run, device: torch.device) -> None:
-    """Sets them for a run.
+    """Sets torch's flags for a run.
 
     fp32 is float32 in convolutions, too, where torch's default is TF32 (10 bits of
     mantissa instead of 23). Strict determinism: an operation without a deterministic
@@ -33,24 +33,25 @@ def set_flags(run: Run, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = False
     # use_deterministic_algorithms does the same, and imports the compiler: 2 s
     torch.set_deterministic_debug_mode(
-        "warn" if not_deterministic(run, device) else "error"
+        "warn" if nondeterminism_notes(run, device) else "error"
     )
     # A debugging aid that costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def not_deterministic(run: Run, device: torch.device) -> list[str]:
-    """Notes on what a run computes without a deterministic kernel; empty where it has
-    one for everything."""
+def nondeterminism_notes(run: Run, device: torch.device) -> list[str]:
+    """Notes on what a run computes without a deterministic kernel; empty if it has one
+    for everything."""
     if device.type != "cuda":
         return []
     reasons = list[str]()
-    kind = models.architecture_of(run.config["model"]).get("model_type", "")
-    if run.method.get("config_class") in ALLOCATES:
+    model_type = models.architecture_of(run.config["model"]).get("model_type", "")
+    if run.method.get("config_class") in RANK_ALLOCATORS:
         reasons.append("ranks are allocated by torch.kthvalue")
-    # For another image size than the model's own; DINOv2's table is of larger images
-    # than its usual ones
-    interpolates = run.config["task"].get("image_size") or kind.startswith("dinov2")
+    # A model interpolates its positions for images of another size than its table's.
+    # DINOv2's table is of larger images than it usually gets.
+    is_dinov2 = model_type.startswith("dinov2")
+    interpolates = run.config["task"].get("image_size") or is_dinov2
     if run.method["kind"] == "full" and interpolates:
         reasons.append(
             "position embeddings are trained through a bicubic interpolation"
@@ -59,16 +60,15 @@ def not_deterministic(run: Run, device: torch.device) -> list[str]:
 
 
 def is_slow_in_bf16(device_type: str, precision: str) -> bool:
-    """Whether this device is a CPU without instructions for bfloat16: a product of
-    matrices took 48 times as long there as in float32."""
+    """Whether a run in bf16 is on a CPU without instructions for bfloat16. A product
+    of matrices took 48 times as long there as in float32."""
     if device_type != "cpu" or precision != "bf16":
         return False
     return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def determinism(device: torch.device) -> Determinism:
-    """How the process computes now, for the record. fused_attention: the kernels that
-    attention may take."""
+    """How the process computes now, for the record's `determinism`."""
     current: Determinism = {
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "strict": torch.get_deterministic_debug_mode() == 2,
@@ -92,17 +92,18 @@ def determinism(device: torch.device) -> Determinism:
 
 def train_in_float32(model: nn.Module) -> None:
     """Makes what trains float32 where it was loaded in half precision: the head, and
-    values that a method trains in place, such as biases. Small steps would round away
-    there. What a method adds is float32 already."""
+    values that a method trains in place, such as biases. In half precision small steps
+    would round to nothing. What a method adds is float32 already."""
     for module in model.modules():
         parameters = [*module.parameters(recurse=False)]
         if not is_linear(module) and any(p.requires_grad for p in parameters):
-            # a norm computes in one dtype
+            # such as a norm, which computes in one dtype: its frozen values change too
             _make_float32(parameters)
         _make_float32(p for p in parameters if p.requires_grad)
 
 
 def _make_float32(parameters: Iterable[nn.Parameter]) -> None:
+    """Makes floats of lower precision float32; others stay as they are."""
     for parameter in parameters:
         if parameter.is_floating_point():
             dtype = torch.promote_types(parameter.dtype, torch.float32)

@@ -12,9 +12,9 @@ from runs.training.context import Context
 from runs.training.objective import Objective
 from runs.training.reach import factors_of, reach_of
 
-#: The first batches, whose gradients are compared.
-BATCHES = 4
-#: Below this, in points of mean reward or in nats, a run warns.
+#: How many batches' gradients are compared: the first ones of the run.
+COMPARED_BATCHES = 4
+#: A run warns if its effect is smaller than this, by the objective's unit.
 SMALLEST_EFFECT = {"points of mean reward": 1.0, "nats": 0.02}
 
 
@@ -26,18 +26,18 @@ def estimate_effect(
 ) -> Reach:
     """How far the trained numbers can move, and what that changes to first order.
 
-    Values and generators stay as they are; the gradients have to be cleared.
+    Values and generators stay as they are. Clear the gradients afterwards.
 
     Args:
-        groups: the optimizer's.
-        steps: all steps of the run.
+        groups: the groups of the optimizer.
+        steps: the number of all steps of the run.
 
     Returns:
         The record's `reach`."""
     train, task = context.settings, context.task
     lengths, seed = task.lengths("train"), context.config["data_seed"]
     all_batches = epoch_batches(lengths, train["effective_batch"], seed, 0, task.block)
-    batches = all_batches[:BATCHES]
+    batches = all_batches[:COMPARED_BATCHES]
     device = context.accelerator.device
     gpus = [device] if device.type == "cuda" else []
     moments_by_group = [Moments(group["params"]) for group in groups]
@@ -54,9 +54,9 @@ def estimate_effect(
     reach = reach_of([train["lr"] * factor for factor in factors], train["adam_beta2"])
     unit, scale = objective.unit
     return {
-        "constant": rounded(reach.constant),
-        "adam": rounded(reach.adam),
-        "effect": rounded(scale * max(effect, 0.0)),
+        "constant": three_digits(reach.constant),
+        "adam": three_digits(reach.adam),
+        "effect": three_digits(scale * max(effect, 0.0)),
         "unit": unit,
     }
 
@@ -86,10 +86,10 @@ class Moments:
         """The change of the objective for each unit of learning rate that Adam spends.
 
         Adam moves a number by lr m / sqrt(v): on average by lr times the mean gradient
-        over the root of its mean square. Where batches disagree, most of it is back and
-        forth. So the change is the squared mean over that root, added up over the
-        numbers. The mean product of two batches estimates the squared mean without
-        their noise; of one batch there is only its square."""
+        over the root of its mean square. So the change is the squared mean gradient
+        over that root, added up over the numbers. It is small where batches disagree
+        and Adam moves back and forth. The mean product of two batches estimates the
+        squared mean without their noise; of one batch there is only the square."""
         count = self.batches
         change = 0.0
         for total, square in zip(self.sums, self.squares, strict=True):
@@ -102,14 +102,14 @@ class Moments:
         return change
 
 
-def rounded(value: float) -> float:
-    """To three digits: an estimate has no more, and rounding differs between
-    micro-batches."""
+def three_digits(value: float) -> float:
+    """The value rounded to three digits. An estimate is not more precise, and the
+    digits after them differ between sizes of micro-batches."""
     return float(f"{value:.3g}")
 
 
 def effect_note(reach: Reach) -> str | None:
-    """A warning for a run that can change hardly anything; None for others."""
+    """A warning for a run that can change hardly anything; None for other runs."""
     effect, unit = reach["effect"], reach["unit"]
     if effect >= SMALLEST_EFFECT[unit]:
         return None

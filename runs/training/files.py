@@ -33,8 +33,8 @@ from runs.record.schema import FINISHED, SCHEMA, FailedRecord, Record
 from runs.run.definition import Run
 
 CHECKPOINT, STATE = "checkpoint.safetensors", "attempt.json"
-#: What a later attempt continues from, in the order in which it is linked: a file that
-#: is newer than its checkpoint is written again, with the same content.
+#: What a later attempt continues from, in the order in which it is linked. The
+#: checkpoint is first: a file that is newer is written again with the same content.
 RESUMED_FILES = (
     CHECKPOINT,
     "*.safetensors",
@@ -42,7 +42,7 @@ RESUMED_FILES = (
     "samples.jsonl",
     "predictions.csv",
 )
-#: What an attempt leaves for the next one, in attempt.json.
+#: What an attempt leaves for the next one, in attempt.json: attributes and their types.
 ATTEMPT_STATE = {
     "ended": list,
     "settings": dict,
@@ -50,14 +50,14 @@ ATTEMPT_STATE = {
     "decoding": float,
     "stopped": bool,
 }
-#: What commands read of a finished run. Files of another attempt would be wrong.
+#: The files that commands read of a finished run. They must not be of another attempt.
 FILES_OF_A_RUN = (
     "adapter*.safetensors",
     "head.safetensors",
     "decoded_*.jsonl",
     "predictions.csv",
 )
-#: What a run leaves beside its files while it runs, and where a kill cut it off.
+#: What lies in a run's folder while it runs, or after a kill.
 TEMPORARY_FILES = (
     "progress.json",
     ".progress.json.*",
@@ -72,9 +72,9 @@ class Attempt:
     Attributes:
         ended: how earlier attempts ended, in words.
         settings: those that were halved because memory ran out.
-        deviations: the same in words.
+        deviations: the halved settings in words, for the record.
         decoding: seconds of decoding, over all attempts.
-        stopped: whether the last attempt ended as it was asked to.
+        stopped: whether the last attempt ended because it was asked to.
         folder: where this attempt writes.
     """
 
@@ -82,11 +82,11 @@ class Attempt:
         """Takes over what the last attempt left.
 
         Args:
-            reason: how the last attempt's process ended, where it had no room to say so
-                and was not killed.
+            reason: how the last attempt ended, if the disk was too full to say so in
+                its own file; "" means that it was killed.
 
         Raises:
-            UserError: where a folder or the like has the record's name.
+            UserError: if something other than a file has the record's name.
         """
         path = record_path(output, run_id)
         if os.path.lexists(path) and not path.is_file():
@@ -105,17 +105,17 @@ class Attempt:
         self.folder = attempts_folder(output, run_id) / name
         self.folder.mkdir(parents=True)
         folders = [path for path in self.folder.parent.iterdir() if path != self.folder]
-        states = {folder: _state(folder) for folder in folders}
+        states = {folder: _read_state(folder) for folder in folders}
         resumable = [folder for folder in folders if states[folder]]
-        # the others may fill the disk
+        # first, since they may fill the disk
         _remove_dead(folder for folder in folders if not states[folder])
         try:
             if resumable:
                 latest = max(resumable, key=_checkpoint_time)
                 self._take_over(latest, states[latest], reason)
-            # before the others are removed: a kill in between leaves one of them
+            # before the others are removed: at a kill in between one of them must be left
             self.save()
-        except OSError:  # a full disk: the next attempt needs the room
+        except OSError:  # such as a full disk: the next attempt needs the room
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
         _remove_dead(folders)
@@ -127,13 +127,13 @@ class Attempt:
             self.ended.append(reason or "the process was killed")
         for pattern in RESUMED_FILES:
             for path in sorted(latest.glob(pattern)):
-                # a rival that is alive may finish meanwhile
+                # an attempt that is still alive may finish meanwhile
                 with contextlib.suppress(FileNotFoundError):
                     _link(path, self.folder / path.name)
 
     def save(self, stopped: bool = False) -> None:
-        """Writes how the attempts ended, for the next one. stopped: this one ends as it
-        was asked to."""
+        """Writes how the attempts ended, for the next one. stopped: whether this one
+        ends because it was asked to."""
         self.stopped = stopped
         state = {key: getattr(self, key) for key in ATTEMPT_STATE}
         write_atomically(self.folder / STATE, json.dumps(state) + "\n")
@@ -142,7 +142,7 @@ class Attempt:
         """Creates the record of a run that is done or has diverged, and moves its files
         into the run's folder. Returns False where another attempt has finished before:
         its record and files stay, and this one's are removed."""
-        files = self._results(record["config"]["keep"])
+        files = self._kept_files(record["config"]["keep"])
         record["files"] = {name: files_sha256(file) for name, file in files.items()}
         if not self._create(record):
             return False
@@ -167,9 +167,9 @@ class Attempt:
             return False
         return True
 
-    def _results(self, keep: str) -> dict[str, Path]:
-        """The files that the run keeps, by name; without a best epoch's adapter that
-        was only for decoding."""
+    def _kept_files(self, keep: str) -> dict[str, Path]:
+        """The files that the run keeps, by name. A best epoch's adapter that was only
+        for decoding is not among them."""
         files = {}
         for path in sorted(self.folder.iterdir()):
             is_temporary = path.name.startswith(".")
@@ -179,12 +179,12 @@ class Attempt:
             files.pop(name, None)
         best = files.pop("adapter_best.safetensors", None)
         if keep == "both" and best:
-            files[best.name] = best  # the last one in records
+            files[best.name] = best  # records name it last
         return files
 
     def _archive(self, path: Path) -> None:
-        """Removes a failed or damaged record. It is renamed first and read again, since
-        another attempt may have finished after the first look."""
+        """Removes a failed or damaged record. It is renamed first and read again: if
+        another attempt has finished since it was read, its record gets its name back."""
         # in the same folder, so on the same file system
         archived = path.with_name(f".{path.name}.{self.folder.name}")
         with contextlib.suppress(FileNotFoundError):
@@ -222,9 +222,9 @@ def attempts_folder(output: str | Path, run_id: str) -> Path:
     return run_folder(output, run_id) / "attempts"
 
 
-def saved(output: str | Path, run_id: str) -> list[tuple[str, int]]:
-    """The state of what a run's attempts have saved, to be compared: it changes when
-    there is more."""
+def saved_progress(output: str | Path, run_id: str) -> list[tuple[str, int]]:
+    """What a run's attempts have saved, as a value to be compared with a later one: it
+    changes when they save more. It is empty if they have saved nothing."""
     folder = attempts_folder(output, run_id)
     state = set()
     for path in folder.glob(f"*/{CHECKPOINT}"):
@@ -236,8 +236,8 @@ def saved(output: str | Path, run_id: str) -> list[tuple[str, int]]:
 
 def tidy(output: str | Path, record: Record) -> None:
     """Moves the files that a finished record names from the attempt that wrote them
-    into the run's folder, and removes what attempts left and a kill cut off. Anyone
-    may: a kill may have ended the first."""
+    into the run's folder, and removes the attempts and temporary files. Any process
+    may do this: a kill may have ended the first that tried."""
     folder = run_folder(output, record["id"])
     attempts = attempts_folder(output, record["id"])
     for pattern in TEMPORARY_FILES:
@@ -250,7 +250,7 @@ def tidy(output: str | Path, record: Record) -> None:
         candidates = [folder / name, *attempts.glob(f"*/{name}")]
         for path in candidates:
             if files_sha256(path) == sha256:
-                # another command does the same now
+                # another command may do the same now
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(path, folder / name)
                 break
@@ -260,17 +260,17 @@ def tidy(output: str | Path, record: Record) -> None:
 
 
 def _remove_files_of_others(folder: Path, files: Mapping[str, str]) -> None:
-    """Removes files of an earlier attempt: commands would read them although the record
-    does not name them."""
+    """Removes files that the record does not name, which an earlier attempt left:
+    commands would read them."""
     for pattern in FILES_OF_A_RUN:
         for path in folder.glob(pattern):
             if path.name not in files:
                 path.unlink(missing_ok=True)
 
 
-def _state(folder: Path) -> dict[str, Any]:
-    """What `Attempt.save` wrote; empty for a folder that no attempt has finished taking
-    over, and for a damaged file."""
+def _read_state(folder: Path) -> dict[str, Any]:
+    """What `Attempt.save` wrote; empty if the file is damaged, or if the attempt ended
+    before it had saved a state."""
     try:
         state = json.loads(read_regular(folder / STATE, 2**20))
         return {key: kind(state[key]) for key, kind in ATTEMPT_STATE.items()}
@@ -279,24 +279,25 @@ def _state(folder: Path) -> dict[str, Any]:
 
 
 def _checkpoint_time(folder: Path) -> list[int]:
-    """Orders attempts: by their checkpoints' times, then by their own."""
+    """The times by which attempts are ordered: of the checkpoint, then of the state."""
     paths = (folder / CHECKPOINT, folder / STATE)
     return [path.stat().st_mtime_ns if path.is_file() else 0 for path in paths]
 
 
 def _link(path: Path, new_path: Path) -> None:
-    """Gives a file a second name, since it is only ever replaced as a whole. Texts
-    grow, and are copied."""
-    if new_path.exists():  # two patterns name it
+    """Gives a file a second name, which is enough for one that is only ever replaced as
+    a whole. Files of texts grow, so they are copied."""
+    if new_path.exists():  # two of RESUMED_FILES match it
         return
     if path.suffix != ".jsonl":
         with contextlib.suppress(OSError):  # a file system without hard links
             os.link(path, new_path)
             return
-    shutil.copy2(path, new_path)  # with its time
+    shutil.copy2(path, new_path)  # keeps the time of change
 
 
 def _remove_dead(folders: Iterable[Path]) -> None:
+    """Removes the folders of attempts whose process has ended."""
     for folder in folders:
         if is_dead(folder.name):
             shutil.rmtree(folder, ignore_errors=True)

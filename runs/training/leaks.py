@@ -1,4 +1,4 @@
-"""That a warm start has not been trained on what its run is judged on."""
+"""Checks that a warm start has not been trained on what its run is judged on."""
 
 from collections.abc import Iterator
 
@@ -13,27 +13,28 @@ from tasks.exact import ExactTask
 
 def refuse_leaked_start(run: Run, task: ExactTask) -> None:
     """Raises UserError where the run that this one starts from, or one before it, was
-    trained on a held-out or test problem of this run. Of an adapter file nothing is
-    known."""
-    judged = {task.problem_key(prompt) for prompt, _ in task.splits["dev"]}
-    judged |= {task.problem_key(item.prompt) for item in task.items}
-    for name, config in _starts(run):
-        start = tasks.load({**config["task"], "decode": "none"})
-        if not isinstance(start, ExactTask):
+    trained on a held-out or test problem of this run. What an adapter file was trained
+    on is not known, so it passes."""
+    judged_problems = {task.problem_key(prompt) for prompt, _ in task.splits["dev"]}
+    judged_problems |= {task.problem_key(item.prompt) for item in task.items}
+    for name, config in _earlier_runs(run):
+        earlier_task = tasks.load({**config["task"], "decode": "none"})
+        if not isinstance(earlier_task, ExactTask):
             continue
-        trained = {start.problem_key(prompt) for prompt, _ in start.splits["train"]}
-        shared = len(judged & trained)
+        rows = earlier_task.splits["train"]
+        trained_problems = {earlier_task.problem_key(prompt) for prompt, _ in rows}
+        shared = len(judged_problems & trained_problems)
         if shared:
             raise UserError(
                 f"init_from={run.config['init_from']}: {name} was trained on {shared} "
-                f"of the {len(judged)} held-out and test problems of this run. Start "
+                f"of the {len(judged_problems)} held-out and test problems of this run. Start "
                 "from a run on other problems"
             )
 
 
-def _starts(run: Run) -> Iterator[tuple[str, Configuration]]:
-    """The runs that a run starts from, the last one first: what each is called, and its
-    configuration."""
+def _earlier_runs(run: Run) -> Iterator[tuple[str, Configuration]]:
+    """The run that a run starts from, the run that this one started from, and so on:
+    what each is called, and its configuration."""
     source = run.config["init_from"]
     if run.start is not None:
         yield run.start.label, run.start.config

@@ -31,6 +31,7 @@ from runs.run.provenance import (
     conditions,
     write_configuration,
 )
+from runs.training import determinism
 from runs.training.checkpoint import (
     Checkpoint,
     State,
@@ -43,19 +44,18 @@ from runs.training.context import (
     Context,
     Outputs,
     Report,
-    count_differs,
-    large_share,
+    count_notes,
+    large_share_notes,
     seed_process,
 )
 from runs.training.decode import decode_epochs, rehearse
-from runs.training.determinism import check_dtypes, is_slow_in_bf16, not_deterministic
 from runs.training.effect import effect_note, estimate_effect
 from runs.training.files import CHECKPOINT, Attempt
 from runs.training.leaks import refuse_leaked_start
 from runs.training.objective import make_objective
 from tasks.exact import ExactTask
 
-#: Said where training by reward cannot teach anything.
+#: The note after steps by reward that cannot have taught anything.
 NO_SIGNAL = (
     "since the last evaluation no prompt had completions of different rewards, so "
     "nothing was learned. Try a larger reward.samples, or start from a supervised run "
@@ -76,13 +76,13 @@ class Training(Context):
         attempt: Attempt | None = None,
         stop: Stop | None = None,
     ) -> None:
-        """attempt: by default a new one. Of torchrun's processes all take the first
-        one's."""
+        """Loads everything and prepares the first step. attempt: by default a new
+        one."""
         if not process_rank():
             write_configuration(run, run_id)
         self.attempt = attempt or Attempt(run.config["output"], run_id)
         super().__init__(run, run_id, report, folder=self.attempt.folder)
-        check_dtypes(self.raw_model, self.config)
+        determinism.check_dtypes(self.raw_model, self.config)
         if self.config["init_from"] and isinstance(self.task, ExactTask):
             refuse_leaked_start(run, self.task)
         self.stop = stop or Stop()
@@ -90,19 +90,18 @@ class Training(Context):
         self.code: Code = code_state().copy()
         family = tasks.family(self.config["task"])
         self.code["sources"] = code_sources(self.method, family)
-        self.base_loss = self.base_text_loss()  # now: a checkpoint has other values
+        self.base_loss = self.base_text_loss()  # before a checkpoint changes values
         self.forgetting: Forgetting | None = None
         self.parameters = {
             name: parameter
             for name, parameter in self.raw_model.named_parameters()
             if parameter.requires_grad
         }
-        # Adapter and head have rates of their own. No groups: nothing trains
+        # Adapter and head have rates of their own. Without groups nothing trains
         # (method=none).
         self.groups = optimizer_groups(self.method, self.raw_model, self.settings)
         optimizer = make_optimizer(self.groups, self.settings, self.accelerator.device)
-        # Data parallel wraps what trains; the method works on raw_model, which stays as
-        # it is.
+        # The method works on raw_model, without the wrapper of data parallel.
         self.model, self.optimizer = self.accelerator.prepare(self.raw_model, optimizer)
         path, device = self.folder / CHECKPOINT, self.accelerator.device
         self.checkpoint = Checkpoint(path, run_id, self.parameters, optimizer, device)
@@ -112,12 +111,12 @@ class Training(Context):
         set_rates(optimizer, self.settings, 0, self.plan.total_steps)
         # AdaLoRA distributes its ranks over the steps, so it needs their number.
         self.method.before_training(self.raw_model, self.plan.total_steps)
-        #: Shown in the command at the start, and not only in the run's log.
-        self.problems = count_differs(self.method, self.raw_model)
+        #: Notes that the command shows at the start, besides the run's log.
+        self.problems = count_notes(self.method, self.raw_model)
         self.notes = [
             *self.problems,
-            *large_share(self.method, self.raw_model),
-            *not_deterministic(run, device),
+            *large_share_notes(self.method, self.raw_model),
+            *determinism.nondeterminism_notes(run, device),
         ]
         self.state = State(
             self.config["keep"],
@@ -127,10 +126,10 @@ class Training(Context):
             ),
         )
         self.objective = make_objective(self, bool(self.groups))
-        #: Steps whose loss has not been read from the device: their number, loss and
-        #: weight; and how many of them a GPU may have. Several processes meet for each
-        #: loss anyway.
+        #: Number, loss and weight of steps whose loss has not been read from the device.
         self.pending_losses: list[tuple[int, Tensor, float]] = []
+        # Reading a loss waits for the GPU, so one step is sent there ahead. Several
+        # processes wait for each other at every loss anyway.
         is_one_gpu = device.type == "cuda" and self.accelerator.num_processes == 1
         self.max_pending_losses = int(is_one_gpu)
         self.saved_at = time.monotonic()  # of the last checkpoint
@@ -138,18 +137,18 @@ class Training(Context):
     # --- the run
 
     def train_and_decode(self) -> Texts | None:
-        """Trains and evaluates; decodes texts and returns them with their scores, where
-        the task has any."""
+        """Trains and evaluates, then decodes. Returns the record's `texts`, or None if
+        the task has none to decode."""
         for note in self.notes:
             print(f"note: {note}", flush=True)
-        # A model that cannot decode fails here, and not after hours of training.
         if not self._resume():
+            # A model that cannot decode fails here, and not after hours of training.
             if self.task.decodes:
                 rehearse(self)
             self._estimate_reach()
         self.stop.listens = True
         try:
-            self._epochs()
+            self._train_epochs()
         except StoppedError:
             self._save()
             raise
@@ -158,7 +157,7 @@ class Training(Context):
         self.stop.check()
         if self.state.status != "done":  # the texts of a diverged model are no result
             return None
-        # decoding ends with the best epoch's values
+        # now: decoding replaces the last epoch's values by the best epoch's
         self.forgetting = self.measure_forgetting(self.base_loss)
         if not self.task.decodes:
             return None
@@ -167,9 +166,9 @@ class Training(Context):
         )
 
     def _estimate_reach(self) -> None:
-        """Estimates what the run can change, where the model is a language model: a new
-        head moves far whatever the adapter does. Data parallel would wait for the other
-        processes' gradients."""
+        """Estimates what the run can change, if it is a language model in one process.
+        A new head moves far whatever the adapter does, and data parallel would wait
+        for the gradients of the other processes."""
         is_one_process = self.accelerator.num_processes == 1
         if self.plan.total_steps and is_one_process and not self.task.num_labels:
             self.report({"phase": "estimating the reach"})
@@ -183,29 +182,29 @@ class Training(Context):
             if note := effect_note(self.state.reach):
                 print(f"note: {note}", flush=True)
 
-    def _epochs(self) -> None:
+    def _train_epochs(self) -> None:
         """Trains and evaluates, epoch by epoch, from where the state stands to the
         end."""
         device = self.accelerator.device
         phase = "training, first step"
         if self.state.step:
             phase = f"training, resumed at step {self.state.step}"
-        if is_slow_in_bf16(device.type, self.settings["precision"]):
+        if determinism.is_slow_in_bf16(device.type, self.settings["precision"]):
             phase += ", slow in bf16 on this CPU"
         self.report({"phase": phase, "problems": self.problems})
         while self.state.epoch < self.plan.epochs and self.state.status == "done":
             epoch, size = self.state.epoch, self.settings["effective_batch"]
-            # Batches depend on seed and epoch alone, so a checkpoint says nothing of them.
+            # Batches depend on seed and epoch alone, so a checkpoint does not keep them.
             batches = epoch_batches(
                 self.lengths, size, self.config["data_seed"], epoch, self.task.block
             )
-            # The rest of the epoch. train.max_steps may end within one, which is then
-            # evaluated like a complete one.
-            first = self.state.step - epoch * self.plan.steps_per_epoch
+            # The rest of the epoch. train.max_steps may end in the middle of one, which
+            # is then evaluated like a complete one.
+            first_batch = self.state.step - epoch * self.plan.steps_per_epoch
             remaining_steps = self.plan.total_steps - self.state.step
-            for rows in batches[first : first + remaining_steps]:
-                # Before a step, so that a run that was stopped after the one before
-                # still has its evaluation
+            for rows in batches[first_batch : first_batch + remaining_steps]:
+                # Before the next step, so that a run that was stopped between the two
+                # still has the evaluation.
                 if self.plan.evaluates_step(self.state.step):
                     self._evaluate_once()
                 if self.state.has_diverged:
@@ -231,7 +230,7 @@ class Training(Context):
             self.evaluate_and_keep()
 
     def _evaluate_once(self) -> None:
-        """Evaluates, unless the curve has this step: a resumed run comes by again."""
+        """Evaluates, unless the curve has this step already, as in a resumed run."""
         self._read_losses()
         steps = self.state.curve["step"]
         if self.state.status == "done" and self.state.step not in steps[-1:]:
@@ -258,12 +257,13 @@ class Training(Context):
         state.seconds["train"] += time.monotonic() - step_end_s
 
     def _read_losses(self, keep: int = 0) -> None:
-        """Adds the losses of the steps so far to the state, except the last `keep`
-        ones, and reports progress."""
+        """Adds the pending losses to the state, except the last `keep` ones, and
+        reports progress."""
         state = self.state
         while len(self.pending_losses) > keep and state.status == "done":
             step, loss, weight = self.pending_losses.pop(0)
-            value = float(sum(gather_object([float(loss)])))  # the processes' shares
+            # each process has a share of the loss
+            value = float(sum(gather_object([float(loss)])))
             if step == 1:
                 print("the first step is done", flush=True)
             if not math.isfinite(value):
@@ -273,7 +273,7 @@ class Training(Context):
                 return
             state.loss_sum += value * weight
             state.rows += weight
-            self._progress(value)
+            self._report_progress(value)
 
     # --- a step
 
@@ -311,10 +311,10 @@ class Training(Context):
                 is_last = number == len(micro_batches) - 1
                 loss = self._gradient(micro_batch, weight * process_count, is_last)
                 loss_share += loss.to(loss_share.dtype) * weight
-        steps = self.plan.total_steps
+        total = self.plan.total_steps
         if self.objective.has_signal:
             step = self.state.step + 1
-            check_gradient(self.method, self.raw_model, self.optimizer, step, steps)
+            check_gradient(self.method, self.raw_model, self.optimizer, step, total)
         if self.settings["clip"] is not None:
             self.accelerator.clip_grad_norm_(
                 self.parameters.values(), self.settings["clip"]
@@ -326,7 +326,7 @@ class Training(Context):
         self.optimizer.zero_grad()
         self.state.step += 1
         self.state.add_metrics(self.objective.finish())
-        set_rates(self.optimizer, self.settings, self.state.step, steps)
+        set_rates(self.optimizer, self.settings, self.state.step, total)
         return loss_share
 
     def _gradient(
@@ -370,10 +370,10 @@ class Training(Context):
         losses = f"train loss {point['train_loss']:.4f}, dev loss {dev_loss:.4f}"
         metric = f"{self.metric.name} {self.metric.text(point['metric'])}"
         print(f"epoch {point['epoch']:g}: {losses}, {metric}", flush=True)
-        self._keep(outputs)
+        self._write_kept_files(outputs)
         state.seconds["evaluate"] += time.monotonic() - start_s
         if self.plan.total_steps:
-            self._progress(point["train_loss"], "evaluated")
+            self._report_progress(point["train_loss"], "evaluated")
         if self.tracker:
             self.tracker.epoch(state.curve, self.metric.name)
 
@@ -408,8 +408,8 @@ class Training(Context):
         return self.metric.best(complete_scores(self.state.curve["metric"]))
 
     def _keep_right_rows(self, predictions: Outputs, labels: Outputs) -> None:
-        """Keeps which dev rows are right, of the best epoch and the last. Both are
-        (rows,) where the metric is an accuracy."""
+        """Keeps which dev rows are right, at the best evaluation so far and the last.
+        Only where the metric is an accuracy; both arrays are then (rows,)."""
         if self.metric.name != METRIC_OF_ITEMS:
             return
         bits = pack(predictions == labels)
@@ -419,17 +419,17 @@ class Training(Context):
         if self.best_evaluation() == len(self.state.curve["epoch"]) - 1:
             self.state.right["best"] = bits
 
-    def _keep(self, outputs: Outputs) -> None:
-        """Writes the adapter after an epoch if `keep` asks for it, and what the outputs
-        of the dev rows predict. A task with texts writes only the best epoch's here,
-        and the rest after decoding."""
+    def _write_kept_files(self, outputs: Outputs) -> None:
+        """After an evaluation, writes the adapter if `keep` asks for it, and what these
+        outputs of the dev rows predict. A task that decodes writes only the best
+        epoch's adapter here, and the other after decoding."""
         keep = self.config["keep"]
         is_best = self.best_evaluation() == len(self.state.curve["epoch"]) - 1
-        keeps_this = keep in ("last", "both") or (keep == "best" and is_best)
+        is_kept = keep in ("last", "both") or (keep == "best" and is_best)
         # Texts are decoded with the trained values, whatever precision is kept.
         if is_best and self.task.decodes:
             self.write(self.best_file, "fp32")
-        elif keeps_this and not self.task.decodes:
+        elif is_kept and not self.task.decodes:
             self.write(self.folder / "adapter.safetensors")
             if is_best and keep == "both":
                 self.write(self.best_file)
@@ -439,6 +439,7 @@ class Training(Context):
     # --- checkpoints
 
     def _save(self) -> None:
+        """Writes the checkpoint."""
         self._read_losses()
         self.saved_at = time.monotonic()
         scaler = self.accelerator.scaler
@@ -472,7 +473,8 @@ class Training(Context):
 
     # --- progress
 
-    def _progress(self, loss: float, phase: str = "training") -> None:
+    def _report_progress(self, loss: float, phase: str = "training") -> None:
+        """Reports how far the run has come, with the loss of the last step."""
         state, plan = self.state, self.plan
         scores, seconds = state.curve["metric"], state.seconds
         event: dict[str, Any] = {
@@ -493,6 +495,6 @@ class Training(Context):
         event["seconds"] = sum(seconds.values())  # over all attempts
         seconds_per_step = event["seconds"] / max(state.step, 1)
         event["seconds_left"] = seconds_per_step * (plan.total_steps - state.step)
-        # to be decoded after training
+        # how many are decoded after training
         event["texts"] = len(getattr(self.task, "items", ()))
         self.report(event)

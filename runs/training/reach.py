@@ -13,15 +13,17 @@ BETA1 = 0.9
 
 
 class RateReach(NamedTuple):
-    """How far a trained number can move at most. constant: under a constant gradient,
-    the sum of the learning rates. adam: under any gradient."""
+    """How far a trained number can move at most.
+
+    constant: if its gradient stays the same, which is the sum of the learning rates.
+    adam: whatever its gradients are."""
 
     constant: float
     adam: float
 
 
 def factors_of(train: TrainConfig, total: int) -> list[float]:
-    """The rates' factor at each step."""
+    """The factor of the learning rates at each step. total: the number of steps."""
     warmup = warmup_of(train, total)
     return [
         rate_factor(step, train["schedule"], warmup, total) for step in range(total)
@@ -33,8 +35,8 @@ def reach_of(rates: Sequence[float], beta2: float) -> RateReach:
 
     The bound follows from Cauchy and Schwarz: at step t Adam moves a number by at most
     lr_t c_t, where c_t^2 = (1 - b1)^2 (1 - b2^t) / ((1 - b2) (1 - b1^t)^2) times the
-    sum over k < t of (b1^2 / b2)^k. Without a second moment's memory (beta2 = 0) only
-    the last gradient counts in it, and there is no bound."""
+    sum over k < t of (b1^2 / b2)^k. With beta2 = 0 the second moment is the last
+    gradient's square alone, and there is no bound."""
     if not beta2:
         return RateReach(sum(rates), math.inf)
     ratio = BETA1**2 / beta2
@@ -47,7 +49,7 @@ def reach_of(rates: Sequence[float], beta2: float) -> RateReach:
 
 
 def reach_of_run(run: Run, steps: int) -> RateReach:
-    """The reach of a run's adapter (of the head, where it alone trains)."""
+    """The reach of a run's adapter, or of the head if nothing else trains."""
     train = run.config["train"]
     trains_head_alone = run.method["kind"] == "head"
     rate = train["lr_head"] if trains_head_alone else train["lr"]

@@ -32,7 +32,8 @@ Event = dict[str, Any]
 End = tuple[str, str]
 #: It has a record.
 DONE = "done"
-#: It has a failed record, except for a mistake of the only run.
+#: It has a failed record, unless it is its command's only run and the error is a
+#: user's mistake.
 FAILED = "failed"
 #: Another process has, or had, the lock.
 BUSY = "busy"
@@ -40,7 +41,7 @@ BUSY = "busy"
 STOPPED = "stopped"
 #: It was killed, or its device was lost: a new process may succeed.
 KILLED = "killed"
-#: Memory ran out. The next attempt computes with smaller batches.
+#: Memory ran out: the next attempt computes with smaller batches.
 SMALLER = "smaller"
 #: The disk is full: the next attempt may succeed after a while.
 NO_ROOM = "no room"
@@ -64,9 +65,10 @@ def attempt_run(
     """Attempts a run whose lock this process has.
 
     Args:
-        failures: how attempts have failed since one of them last saved more: the error
-            of a full disk, "" for any other end.
-        is_only_run: of its command: then a user's mistake leaves no record.
+        failures: how attempts have failed since one last saved more: the error of a
+            full disk, or "" for any other end.
+        is_only_run: whether its command has no other run. A user's mistake then leaves
+            no record.
     """
     from runs.training.loop import Training
 
@@ -97,9 +99,9 @@ def attempt_run(
     if attempt is None:
         return end, message
     phase = report.latest["phase"]
-    if cause == "memory" and less_memory(attempted_run.config, phase, attempt):
+    if cause == "memory" and halve_batch(attempted_run.config, phase, attempt):
         end = SMALLER
-    with contextlib.suppress(OSError):  # there may be no room for that
+    with contextlib.suppress(OSError):  # the disk may be too full for these files
         if end != FAILED:
             attempt.ended += [message] if message else []
             attempt.save(stopped=True)
@@ -128,7 +130,7 @@ class Reporter:
         self.written_at = 0.0
 
     def __call__(self, event: Event) -> None:
-        # how far the phase before had come
+        # An event is added to the last one. These two belong to the last one's phase.
         for key in ("done", "of"):
             self.latest.pop(key, None)
         self.latest = self.latest | event
@@ -138,16 +140,18 @@ class Reporter:
             return
         self.written_at = time_s
         process = {"host": os.uname().nodename, "pid": os.getpid()}
-        # a full disk must not stop the run here
+        # a full disk must not end the run for a progress file
         with contextlib.suppress(OSError), replacing(self.path) as partial:
             partial.write_text(json.dumps(self.latest | process))
 
 
 def train(training: "Training", tracking: Tracking | None = None) -> Record:
     """Does one run, writes its record, and moves the attempt's files into the run's
-    folder. Where another attempt has finished the run before, its record and files
-    stay, and this one's are removed. tracking: whether W&B shows the run. Raises
-    StoppedError where `training.stop` asks for it."""
+    folder. If another attempt has finished the run already, its record and files stay,
+    and this attempt's are removed.
+
+    tracking: how W&B shows the run; None for not at all. Raises StoppedError if
+    `training.stop` asks for it."""
     from runs.training.result import build_record
 
     accelerator = training.accelerator
@@ -157,7 +161,7 @@ def train(training: "Training", tracking: Tracking | None = None) -> Record:
         record = build_record(training, training.train_and_decode())
         if record["status"] == "done" and accelerator.is_main_process:
             _illustrate(training)
-        training.stop.listens = True  # the record is written whole
+        training.stop.listens = True  # no stop between the record and its files
         if accelerator.is_main_process:
             training.attempt.finish(record)
         accelerator.wait_for_everyone()
@@ -179,7 +183,7 @@ def _illustrate(training: "Training") -> None:
     title = f"{epoch_name} epoch ({epoch:.3g})"
     try:
         predictions.illustrate(training.task, training.folder, title)
-    except Exception as error:  # a run is worth more than its pictures
+    except Exception as error:  # a finished run must not fail for its pictures
         print(
             "the pictures of its predictions were not drawn "
             f"({type(error).__name__}: {error})",
@@ -190,12 +194,13 @@ def _illustrate(training: "Training") -> None:
 # --- what an error means
 
 
-def less_memory(config: Configuration, phase: str, attempt: Attempt) -> bool:
-    """Halves what an attempt computes at once in a phase, after memory ran out; False
-    where that would not help. The effective batch stays: a micro-batch changes
-    rounding, and what dropout draws."""
+def halve_batch(config: Configuration, phase: str, attempt: Attempt) -> bool:
+    """After memory ran out in a phase, halves the micro-batch or the evaluation batch
+    for the next attempt. Returns False where that would not help. The effective batch
+    stays; another micro-batch changes only rounding, and what dropout draws."""
     rows = rows_of_step(config)
-    # the report of an epoch's first step comes when the step is done
+    # Progress is reported after a step, so the first step of an epoch runs out in the
+    # phase "evaluated".
     if phase.startswith(("training", "evaluated", "estimating")):
         key, name = "micro_batch", "micro-batch"
         size = min(config["micro_batch"] or rows, rows)
@@ -217,8 +222,8 @@ def less_memory(config: Configuration, phase: str, attempt: Attempt) -> bool:
     return True
 
 
-#: What torch, CUDA's libraries and the driver say where memory runs out; cuBLAS cannot
-#: start without some.
+#: What torch, CUDA's libraries and the driver say when memory runs out. cuBLAS needs
+#: some to start.
 MEMORY_MESSAGES = (
     "out of memory",
     "can't allocate memory",
@@ -226,7 +231,7 @@ MEMORY_MESSAGES = (
     "CUBLAS_STATUS_NOT_INITIALIZED",
     "CUDACachingAllocator",
 )
-#: What they say where a device fails or is lost: a new process may find it again.
+#: What they say when a device fails or is lost: a new process may find it again.
 DEVICE_MESSAGES = (
     "CUDA",
     "CUDNN",
@@ -253,7 +258,7 @@ def cause_of(error: BaseException) -> tuple[str, str]:
         return "memory", "out of memory"
     if isinstance(error, OSError):
         return ("disk" if error.errno in DISK_ERRORS else "mistake"), message
-    if name == "AcceleratorError" or _says(error, DEVICE_MESSAGES):
+    if name == "AcceleratorError" or _has_message(error, DEVICE_MESSAGES):
         return "device", f"{name}: {message}"
     return "error", f"{name}: {message}"
 
@@ -263,12 +268,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
-    return _says(error, MEMORY_MESSAGES)
+    return _has_message(error, MEMORY_MESSAGES)
 
 
-def _says(error: BaseException, messages: tuple[str, ...]) -> bool:
-    """Whether an error has one of these messages. torch's own errors are RuntimeErrors;
-    other kinds may quote anything."""
+def _has_message(error: BaseException, messages: tuple[str, ...]) -> bool:
+    """Whether an error of torch contains one of these messages. torch's own errors are
+    RuntimeErrors; errors of other kinds may quote anything."""
     if not isinstance(error, RuntimeError):
         return False
     return any(message in str(error) for message in messages)

@@ -49,9 +49,9 @@ from runs.record.ledger import (
 from runs.run.identity import run_id
 from runs.tracking.tracker import Tracking
 from runs.training import train
-from runs.training.files import CHECKPOINT, Attempt, saved, tidy
+from runs.training.files import CHECKPOINT, Attempt, saved_progress, tidy
 from runs.training.loop import Training
-from runs.training.train import cause_of, less_memory
+from runs.training.train import cause_of, halve_batch
 
 pytestmark = pytest.mark.determinism
 
@@ -107,13 +107,13 @@ def test_less_memory_is_half_the_rows_at_once_until_there_is_one(tmp_path):
         (None, "loading", {}),  # the model alone is too large
     ):
         attempt = Attempt(tmp_path, "run")
-        assert less_memory(config | {"micro_batch": rows}, phase, attempt) == bool(
+        assert halve_batch(config | {"micro_batch": rows}, phase, attempt) == bool(
             found
         )
         assert attempt.settings == found
     attempt.deviations = ["evaluation batch 32"]
     for before, after in ((24, 12), (12, 6)):  # one deviation, whatever went before
-        assert less_memory(config | attempt.settings, "training", attempt)
+        assert halve_batch(config | attempt.settings, "training", attempt)
         words = f"micro-batch {after}, since memory ran out at {before}; the effective batch stays"
         assert (attempt.settings, attempt.deviations[1:]) == (
             {"micro_batch": after},
@@ -148,7 +148,7 @@ def test_an_attempt_goes_on_from_what_the_last_one_left(place):
     first = make("x", CHECKPOINT, ADAPTER, TEXTS, "other.txt")
     first.ended, first.settings = ["out of memory"], {"micro_batch": 2}
     first.save()
-    before = saved(output, "run")
+    before = saved_progress(output, "run")
     second = make()
     assert {path.name for path in second.folder.iterdir()} == {
         CHECKPOINT,
@@ -158,10 +158,10 @@ def test_an_attempt_goes_on_from_what_the_last_one_left(place):
     }
     assert second.ended == ["out of memory", "the process was killed"]
     assert second.settings == {"micro_batch": 2}
-    assert saved(output, "run") == before  # nothing more
+    assert saved_progress(output, "run") == before  # nothing more
     (first.folder / TEXTS).write_text("x and late")
     assert (second.folder / TEXTS).read_text() == "x"
-    assert saved(output, "run") != before
+    assert saved_progress(output, "run") != before
     second.save(stopped=True)
     third = make()
     assert third.ended == second.ended  # it was asked to stop: no failure
@@ -198,9 +198,9 @@ def test_a_take_over_costs_no_room_and_one_that_a_full_disk_ends_leaves_nothing(
     monkeypatch.setattr(
         os, "link", Mock(side_effect=OSError(errno.EPERM, "no hard links here"))
     )
-    before = saved(place[0], "run")
+    before = saved_progress(place[0], "run")
     assert (place[2]().folder / CHECKPOINT).read_text() == "x"
-    assert saved(place[0], "run") == before
+    assert saved_progress(place[0], "run") == before
 
 
 def test_of_several_the_newest_checkpoint_counts_and_dead_ones_of_this_machine_go(

@@ -243,7 +243,7 @@ def test_texts_are_taken_up_to_a_damaged_line_and_of_the_same_weights_alone(
         Mock(side_effect=lambda items: [new for _ in items]),
         of["weights"] == "w",
     )
-    found = decode.write_down(context, path, of, [[1], [7]], texts_of, "decoding")
+    found = decode.decode_missing(context, path, of, [[1], [7]], texts_of, "decoding")
     asked = [item for call in texts_of.call_args_list for item in call.args[0]]
     assert (asked, found[7]) == (([1], odd) if same else ([1, 7], new))
     assert [json.loads(line) for line in path.read_text().split("\n")[1:-1]] == [

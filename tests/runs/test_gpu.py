@@ -260,9 +260,9 @@ def test_two_cases_are_less_than_deterministic_on_a_gpu_and_none_on_a_cpu(line):
     """DINOv2's table of positions is of larger images."""
     words, reason = line.split("|")
     for run in expand(words.split()):
-        why = determinism.not_deterministic(run, torch.device("cuda"))
+        why = determinism.nondeterminism_notes(run, torch.device("cuda"))
         assert [reason.strip() in each for each in why] == [True] * bool(reason)
-        assert not determinism.not_deterministic(run, torch.device("cpu"))
+        assert not determinism.nondeterminism_notes(run, torch.device("cpu"))
         determinism.set_flags(run, torch.device("cuda"))
         assert torch.get_deterministic_debug_mode() == (1 if reason else 2)
 
