@@ -14,18 +14,18 @@ from runs.record.cell import (
     epoch_of_table,
     judged_on_training_rows,
     lora_scaling,
-    number_of_texts,
     one_class,
     other_data_seed,
     protocol_of,
     recorded_start,
+    reported_text_score,
     row_label,
     seed_value,
     shown_model,
     text_score,
 )
 from runs.record.ledger import CONF
-from runs.record.lm_eval import evaluated
+from runs.record.lm_eval import lm_eval_results
 from runs.record.schema import FINISHED, TEXT_SCORES, DecodedScores, Record
 
 #: How many digits of a hash are shown.
@@ -318,7 +318,7 @@ NUMBERS: dict[str, Fact] = {
     "crossfit": Fact(crossfit_metric, form="number"),
     "half": Fact(partial(metric, epoch="best", select="half"), form="number"),
     "optimism": Fact(optimism, form="number"),
-    "text_score": Fact(number_of_texts),
+    "text_score": Fact(reported_text_score),
     **{key: Fact(partial(text_score_or_nan, key)) for key in (*TEXT_SCORES, "unread")},
     "forgetting": Fact(forgetting),
     "diverged": Fact(lambda record: record["status"] == "diverged"),
@@ -326,7 +326,7 @@ NUMBERS: dict[str, Fact] = {
     "evaluations": Fact(lambda record: len(record["curve"]["epoch"])),
     "texts": Fact(scores_of_texts),
     "judged": Fact(lambda record: record.get("judged") or []),
-    "lm_eval": Fact(evaluated),
+    "lm_eval": Fact(lm_eval_results),
     "seconds": Fact(seconds, "median", "number", is_cost=True),
     "recipe": Fact(lambda record: str(record["recipe"]["name"]), "first"),
     "deviations": Fact(lambda record: tuple(record["deviations"])),

@@ -35,7 +35,7 @@ from pydantic import PositiveInt
 from runs.command.errors import UserError, check_new_file
 from runs.command.parser import OfRecords, entry_point, one_of, read, setting
 from runs.evaluate import find_finished, kept_file
-from runs.record.cell import number_of_texts, scored_texts
+from runs.record.cell import reported_text_score, scored_texts
 from runs.record.files import write_atomically
 from runs.record.folds import records_of_folds
 from runs.record.schema import Record
@@ -104,7 +104,7 @@ def answers(record: Record, output: str) -> dict[int, ReadAnswer]:
     whose texts were not read for an answer, or whose file is missing, changed or
     damaged."""
     run = record["id"]
-    if number_of_texts(record) != "exact_match":
+    if reported_text_score(record) != "exact_match":
         raise UserError(
             f"run {run} has no answers: {record['label']['task']} reads none from "
             "decoded texts"
@@ -166,7 +166,7 @@ def _indented(key: str, text: str, settings: Settings) -> str:
 
 def rank_by_loss(rows: Iterable[Row]) -> list[Row]:
     """The rows, the largest loss first."""
-    return sorted(rows, key=predictions.loss, reverse=True)
+    return sorted(rows, key=predictions.row_loss, reverse=True)
 
 
 def dev_rows(record: Record, output: str) -> tuple[list[Row], str]:
@@ -239,12 +239,12 @@ def show_by_loss(rows: list[Row], row_name: str, settings: Settings) -> int:
     if settings.out:
         write_atomically(settings.out, csv_text(_with_loss(rows)))
     for row in rows[: settings.limit]:
-        print(one_line(printable(predictions.sentence(row))))
+        print(one_line(printable(predictions.describe_row(row))))
         for key in predictions.TEXTS:
             if key in row:
                 print(_indented(key, row[key], settings))
     summary = plural(len(rows), row_name)
-    if predictions.CHANCE.format(rows[0][label]) in rows[0]:
+    if predictions.PROBABILITY.format(rows[0][label]) in rows[0]:
         wrong = sum(row[label] != row[predictions.PREDICTED] for row in rows)
         summary = f"the prediction differs from the label in {wrong:,} of {summary}"
     if len(rows) > settings.limit:
@@ -258,7 +258,7 @@ def show_by_loss(rows: list[Row], row_name: str, settings: Settings) -> int:
 def _with_loss(rows: Sequence[Row]) -> list[list[object]]:
     """The columns' names and the rows, with their loss in the last column."""
     values: list[list[object]] = []
-    values += [[*row.values(), f"{predictions.loss(row):.6g}"] for row in rows]
+    values += [[*row.values(), f"{predictions.row_loss(row):.6g}"] for row in rows]
     return [[*rows[0], "loss"], *values]
 
 

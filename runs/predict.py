@@ -218,7 +218,7 @@ def _losses(task: Task, outputs: Any) -> list[str]:
     labels = task.labels("dev")
     columns, *values = predictions.prediction_table(task, {}, outputs, labels)
     rows = [dict(zip(columns, row, strict=True)) for row in values]
-    return [f"{predictions.loss(row):.6g}" for row in rows]
+    return [f"{predictions.row_loss(row):.6g}" for row in rows]
 
 
 def predict_rows(record: Record, new_rows: NewRows, partial: Path) -> Any:
@@ -227,7 +227,7 @@ def predict_rows(record: Record, new_rows: NewRows, partial: Path) -> Any:
     import torch
 
     from runs.sweep.display import Display
-    from runs.training.decode import decode_missing, weights
+    from runs.training.decode import decode_missing, hash_of_trained
 
     display, task = Display(), new_rows.task
     size = record["config"]["eval_batch"]
@@ -255,7 +255,7 @@ def predict_rows(record: Record, new_rows: NewRows, partial: Path) -> Any:
 
     header = {
         "run": record["id"],
-        "weights": weights(context),
+        "weights": hash_of_trained(context),
         "rows": new_rows.content,
         "batch": size,
     }

@@ -18,8 +18,8 @@ from runs.models import dtype_of
 from runs.record.cell import hash_of
 from runs.record.files import write_atomically
 from runs.record.keys import Count
-from runs.record.ledger import run_folder, write_beside
-from runs.record.lm_eval import adding, evaluated
+from runs.record.ledger import run_folder, write_lm_eval_measure
+from runs.record.lm_eval import lm_eval_results, with_lm_eval
 from runs.record.schema import (
     AddedKeys,
     EvaluationMetric,
@@ -65,7 +65,7 @@ class Evaluator:
         put there."""
         output = self.settings.output
         if not self.settings.redo:
-            for recorded in evaluated(record):
+            for recorded in lm_eval_results(record):
                 if (recorded["task"], recorded["asked"]) == (task.name, task.hash):
                     return recorded
         base_result = self._base_result(record, task)
@@ -82,10 +82,10 @@ class Evaluator:
         }
 
         def new_parts(current: Record) -> AddedKeys:
-            return {"result": adding(current, evaluated(current), [result])}
+            return {"result": with_lm_eval(current, lm_eval_results(current), [result])}
 
         if not amend(output, record["id"], new_parts):
-            write_beside(output, record, result)
+            write_lm_eval_measure(output, record, result)
         return result
 
     def _base_result(self, record: Record, task: AskedTask) -> TaskScores:

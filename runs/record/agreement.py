@@ -32,12 +32,14 @@ def difference_of_results(first: Record, second: Record) -> float | None:
 
 
 def _comparable(record: Record) -> dict[str, Any]:
+    """A record's result without what commands added later."""
     result = record.get("result") or {}
     return {key: value for key, value in result.items() if key not in ADDED_LATER}
 
 
 def _largest_difference(first: Any, second: Any) -> float:
-    """The largest difference of two numbers that stand at the same place."""
+    """The largest difference of two numbers that have the same keys and indices;
+    infinity if anything but numbers differs."""
     if isinstance(first, dict) and isinstance(second, dict):
         if first.keys() != second.keys():
             return math.inf
@@ -54,11 +56,11 @@ def _largest_difference(first: Any, second: Any) -> float:
 
 
 def conflict_note(conflicts: Mapping[str, float], origins: Iterable[str]) -> str:
-    """That runs have another result than in the ledger, and by how much.
+    """A note that runs have another result than in the ledger, and by how much.
 
     Args:
-        conflicts: The difference of each run (`difference_of_results`), by its id.
-        origins: Where the ledger has these runs from.
+        conflicts: the difference of each run (`difference_of_results`), by its id.
+        origins: where the ledger's records of these runs come from.
     """
     runs_have = f"{len(conflicts)} runs have"
     if len(conflicts) == 1:

@@ -38,9 +38,9 @@ HASHED_GROUPS: tuple[Literal["method", "task", "train", "reward"], ...] = (
     "train",
     "reward",
 )
-#: Keys that are gone, by the task's family, with the value that every run had. Ids hold
-#: them still.
-GONE: dict[str, dict[str, Any]] = {
+#: Keys that were removed, by the task's family, with the value that every run had. Ids
+#: still hold them.
+REMOVED_KEYS: dict[str, dict[str, Any]] = {
     "images": {"augment": "none", "crop_scale": [0.25, 1.0]}
 }
 
@@ -66,21 +66,22 @@ def defining(config: Configuration, with_seeds: bool = True) -> dict[str, Any]:
         values = cast("Mapping[str, object] | None", config.get(group))
         if not values:  # a run by likelihood has no settings of a reward
             continue
-        settings[group] = _in_ids(group, values, family, with_seeds)
-    settings["task"] = GONE.get(family or "", {}) | settings["task"]
+        settings[group] = _hashed_settings(group, values, family, with_seeds)
+    settings["task"] = REMOVED_KEYS.get(family or "", {}) | settings["task"]
     if config["method"].get("redrawn") and not with_seeds:
         settings["method"].pop("projection_seed", None)  # A and B follow the seed
-    for name, value in _in_ids("model", config["model"], family, with_seeds).items():
+    model_settings = _hashed_settings("model", config["model"], family, with_seeds)
+    for name, value in model_settings.items():
         is_declared = f"model.{name}" in KEYS
-        if is_declared and value:  # an empty mapping of settings is none
+        if is_declared and value:  # an empty mapping counts as no setting
             settings[f"model {name}"] = value
     return settings
 
 
-def _in_ids(
+def _hashed_settings(
     group: str, values: Mapping[str, object], family: str | None, with_seeds: bool
 ) -> dict[str, object]:
-    """The keys of a group that ids hold, those without a declaration among them: they
+    """The settings of a group that ids hold. Undeclared keys are among them, since they
     are settings of somebody's own method or task."""
     hashed = dict[str, object]()
     keys = keys_of_group(group)
@@ -114,8 +115,8 @@ def id_of(
     values, it is the same run.
 
     model, data: the hashes of their contents. protocol: the version of the task
-    family's. start: the adapter that the run starts from, if there is one. functions:
-    the hash of one's own reward functions, if there are any."""
+    family's protocol. start: the id of the adapter that the run starts from; None for
+    the base model. functions: the hash of the user's own reward functions, if any."""
     parts = defining(config)
     parts |= {"row": row, "model": model, "data": data, "protocol": protocol}
     parts["seeds"] = [config["seed"], config["data_seed"]]
@@ -140,8 +141,8 @@ def judged_on_training_rows(config: Configuration) -> bool:
 
 
 def recorded_start(record: MeasuredRecord) -> str | None:
-    """Which adapter a run started from; None for one that started from the base
-    model."""
+    """The id of the adapter that a run started from; None for one that started from
+    the base model."""
     start = record.get("start")
     return start["id"] if start else None
 
@@ -152,20 +153,21 @@ def protocol_of(record: MeasuredRecord) -> int:
 
 
 def other_data_seed(record: MeasuredRecord) -> int | None:
-    """The seed of the order of the rows, where it is not the run's own."""
+    """The seed of the order of the rows; None where it is the run's own seed."""
     data_seed = record["config"].get("data_seed")
     return None if data_seed == record["config"]["seed"] else data_seed
 
 
 def cell_id(record: Record) -> str:
-    """The id of a finished record's cell; of a ledger's, as it was read."""
+    """The id of a finished record's cell. A ledger has put it into the records that it
+    read."""
     if "cell_id" in record:
         return record["cell_id"]
     return computed_cell_id(record)
 
 
 def computed_cell_id(record: MeasuredRecord) -> str:
-    """A hash of all that defines a finished record's result but the seed.
+    """A hash of all that defines a finished record's result, except the seed.
 
     Unlike a run's id it holds the recipe's name and not the row: tables look for the
     cells of one row, where runs by another recipe differ from that recipe in other
@@ -216,8 +218,8 @@ def lora_scaling(config: Configuration) -> str | None:
     # Without a recipe: the values of conf/method/lora.yaml
     recipe = (from_recipe(config, "rank", 8), from_recipe(config, "alpha", 8))
     chosen = (method.get("rank"), method.get("alpha"))
-    numbers = [isinstance(value, int | float) for value in (*recipe, *chosen)]
-    if chosen == recipe or not all(numbers):
+    are_numbers = all(isinstance(value, int | float) for value in (*recipe, *chosen))
+    if chosen == recipe or not are_numbers:
         return None
     rank, alpha = recipe
     if method["rank"] != rank and method["alpha"] == alpha:
@@ -227,8 +229,8 @@ def lora_scaling(config: Configuration) -> str | None:
     return "given"
 
 
-#: Methods as their papers spell them.
-PAPERS = (
+#: Names of methods as their papers spell them.
+PAPER_SPELLINGS = (
     "AdaLoRA",
     "AdaMSS",
     "BEFT",
@@ -251,8 +253,8 @@ PAPERS = (
     "VB-LoRA",
     "VeRA",
 )
-#: The same, by peft's class in small letters.
-SPELLINGS = {name.lower().replace("-", ""): name for name in PAPERS}
+#: These names by the name of peft's class, without Config and in small letters.
+SPELLING_BY_CLASS = {name.lower().replace("-", ""): name for name in PAPER_SPELLINGS}
 
 
 def row_label(config: Configuration) -> str:
@@ -262,9 +264,9 @@ def row_label(config: Configuration) -> str:
     method = config["method"]
     label = str(method["label"])
     class_name = str(method.get("config_class")).removesuffix("Config")
-    # made from the class, as a record keeps it
+    # a label that was made from the name of the class
     if re.split("[ ,]", label)[0] == class_name:
-        spelling = SPELLINGS.get(class_name.lower(), class_name)
+        spelling = SPELLING_BY_CLASS.get(class_name.lower(), class_name)
         label = spelling + label.removeprefix(class_name)
     scaling = lora_scaling(config)
     if scaling is None:
@@ -360,10 +362,9 @@ def crossfit(curve: Curve, dev_rows: int, metric: ReportedMetric) -> Selected | 
 
     best = mean(half_a[chosen_on_b], half_b[chosen_on_a])
     optimism = mean(half_a[chosen_on_all], half_b[chosen_on_all]) - best
-    epochs = curve["epoch"]
     return {
         "best": best,
-        "best_epoch": [epochs[chosen_on_a], epochs[chosen_on_b]],
+        "best_epoch": [curve["epoch"][chosen_on_a], curve["epoch"][chosen_on_b]],
         "last": mean(half_a[-1], half_b[-1]),
         "optimism": optimism if metric.higher_is_better else -optimism,
     }
@@ -376,8 +377,8 @@ def complete_scores(scores: list[Number] | None) -> list[float]:
 
 
 def best_and_last(record: Record, select: str) -> Selected:
-    """A record's best and last number by paper, crossfit or half (A chooses, B
-    reports); empty without."""
+    """A record's best and last score; empty for a record without scores. select: the
+    protocol: paper, crossfit or half (half A chooses the epoch, half B reports)."""
     if select == "paper":
         protocols = record["result"].get("protocols") or {}
         return protocols.get("paper") or {}
@@ -394,34 +395,31 @@ def best_and_last(record: Record, select: str) -> Selected:
 
 def crossfit_of(record: Record) -> Selected | None:
     """`crossfit` of a finished record."""
-    return crossfit(
-        record["curve"], record["data"]["dev_rows"], ReportedMetric.of_record(record)
-    )
+    metric = ReportedMetric.of_record(record)
+    return crossfit(record["curve"], record["data"]["dev_rows"], metric)
 
 
 # --- the seeds of one cell
 
 
-#: A prediction of one class is looked for among so many classes: the paper's data sets
-#: have 102 at most.
-CLASSES = 128
+#: Predictions of one class are recognised for the classes 0 to 127. The paper's data
+#: sets have 102 at most.
+MOST_CLASSES = 128
 
 
 def seed_value(
     record: Record, epoch: str | None = None, select: str = "paper"
 ) -> float:
-    """The metric of a finished record, unscaled; NaN for a run that finished without
-    it. epoch: best or last; by default the one that the task's table reports."""
+    """The score of a finished record, unscaled; NaN for a run that finished without
+    one. epoch: best or last; by default the one that the task's table reports."""
     selected = best_and_last(record, select)
     reported = epoch or record["result"]["reported"]
     score = selected.get("best") if reported == "best" else selected.get("last")
     if score is not None and math.isfinite(score):
         return float(score)
-    return (
-        ReportedMetric.of_record(record).worst
-        if record["status"] == "diverged"
-        else math.nan
-    )
+    if record["status"] == "diverged":
+        return ReportedMetric.of_record(record).worst
+    return math.nan
 
 
 def shown_model(name: str, model: Mapping[str, Any]) -> str:
@@ -442,9 +440,9 @@ def epoch_of_table(train: TrainConfig, reported: str) -> str:
 
 
 def kept_epoch(keep: str, reported: str) -> str:
-    """best or last: the epoch whose adapter and predictions a run keeps; of both
-    adapters the best one's, and where it keeps none, the one that its task's table
-    reports."""
+    """best or last: the epoch whose adapter and predictions a run keeps. With
+    keep=both it is the best; with keep=none there are only predictions, of the epoch
+    that the task's table reports."""
     return {"none": reported, "both": "best"}.get(keep, keep)
 
 
@@ -458,15 +456,16 @@ def scored_texts(record: Record) -> DecodedScores | None:
     return None
 
 
-def number_of_texts(record: Record) -> str | None:
-    """Which of TEXT_SCORES is the run's number; None of a run without texts."""
+def reported_text_score(record: Record) -> str | None:
+    """The key of the text score that tables show of a run, the first of TEXT_SCORES
+    that it has; None for a run without texts."""
     scores: Mapping[str, Any] = scored_texts(record) or {}
     return next((key for key in TEXT_SCORES if scores.get(key) is not None), None)
 
 
 def text_score(record: Record, key: str) -> float | None:
-    """A score of the texts (`scored_texts`); None without one (no Java), 0 where it diverged
-    before any text."""
+    """A score of the texts (`scored_texts`), by its key in TEXT_SCORES; None if it is
+    missing, as METEOR is without Java. A run that diverged before any text has 0."""
     scores: Mapping[str, Any] | None = scored_texts(record)
     if scores is None:
         return 0.0 if record["status"] == "diverged" else None
@@ -475,9 +474,9 @@ def text_score(record: Record, key: str) -> float | None:
 
 
 def one_class(record: Record) -> str | None:
-    """Of a run that is done and predicts one class for every dev row, at the epoch that
-    its table reports: the share of the rows that class has, in words; "" where the
-    metric does not say it. None for other runs.
+    """Says, for a run that is done and predicts one class for every dev row, how large
+    that class is, such as "the larger class is 52.7"; "" if the metric is no accuracy,
+    which does not tell. None for other runs. The epoch is the one that tables report.
 
     Records have a hash of the predictions (runs/training/loop.py), which are int64."""
     result = record["result"]
@@ -495,5 +494,7 @@ def one_class(record: Record) -> str | None:
 
 @cache
 def _hashes_of_one_class(rows: int) -> frozenset[str]:
-    answers = (number.to_bytes(8, sys.byteorder) * rows for number in range(CLASSES))
+    answers = (
+        number.to_bytes(8, sys.byteorder) * rows for number in range(MOST_CLASSES)
+    )
     return frozenset(hashlib.sha256(answer).hexdigest()[:16] for answer in answers)

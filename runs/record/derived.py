@@ -1,4 +1,4 @@
-"""What follows in a record from its configuration, its curve and its hashes.
+"""The keys of a record that follow from its configuration, its curve and its hashes.
 
 `derived` computes it, once: training writes it into the record (runs/training/result.py),
 and `publish check` compares it with what a record says. So a mistake or a careless edit
@@ -58,7 +58,8 @@ RANGES = {
     "pearson": (-1.0, 1.0),
     "perplexity": (1.0, math.inf),
 }
-#: A record of more epochs is not looked into: it would take forever.
+#: A record of more epochs is refused without a look at the rest, which would take
+#: forever.
 MOST_EPOCHS = 100_000
 #: What `derived` and `contradictions` cannot check.
 NOT_PROVABLE = ("curve", "predictions", "files", "cost", "texts", "judged", "lm_eval")
@@ -135,7 +136,8 @@ def _seeds(config: Configuration) -> Seeds:
 def _result(record: MeasuredRecord) -> Result:
     result = record["result"]
     stated = ReportedMetric.of_result(result)
-    # An own task may have a metric of its own, whose direction only it knows
+    # A known metric has a known direction and scale. Those of a user's own metric are
+    # taken from the record.
     metric = stated
     if stated.name in RANGES:
         is_perplexity = stated.name == "perplexity"
@@ -157,12 +159,16 @@ def summarise(
     reported: Literal["best", "last"],
     select: str,
 ) -> Result:
-    """The result by both protocols; `best` and `last` by `select`, best_epoch as its
-    adapter is kept.
+    """The record's `result`, with the scores by both protocols.
 
-    paper: the best epoch on the dev set, reported on the same rows, which is
-    optimistic. crossfit: see runs.record.crossfit. reported: "best" or "last",
-    whichever the task's table shows."""
+    By "paper" the best epoch on the dev set is reported on the same rows, which is
+    optimistic; for "crossfit" see runs.record.cell.crossfit.
+
+    Args:
+        select: the protocol of `best` and `last`. `best_epoch` is by "paper" in any
+            case, since the adapter of that epoch is kept.
+        reported: "best" or "last", whichever the task's table shows.
+    """
     result: Result = {
         "metric": metric.name,
         "higher_is_better": metric.higher_is_better,
@@ -200,46 +206,45 @@ def contradictions(record: Record) -> Iterator[str]:
     if record["config"]["train"]["epochs"] > MOST_EPOCHS:
         yield f"more than {MOST_EPOCHS:,} epochs"
         return
-    for place in _differing_places(record, derived(record)):
-        if place == "label.row" and _is_own_label(record):
+    for key in _differing_keys(record, derived(record)):
+        if key == "label.row" and _is_own_label(record):
             continue
-        yield f"{place} does not follow from the configuration, curve and hashes"
+        yield f"{key} does not follow from the configuration, curve and hashes"
     yield from _impossible_scores(record)
-    yield from _bits_without_score(record)
-    yield from _groups_without_parameters(record)
+    yield from _wrong_bits(record)
+    yield from _wrong_groups(record)
 
 
 def _is_own_label(record: Record) -> bool:
-    """Whether the row is labelled as its method is: older records spell peft's classes
-    as peft does."""
+    """Whether the row has its method's own label, as in older records, which spell
+    peft's classes as peft does."""
     return bool(record["label"]["row"] == record["config"]["method"]["label"])
 
 
-def _differing_places(
-    stated: object, computed: object, place: str = ""
+def _differing_keys(
+    stated: object, computed: object, key_path: str = ""
 ) -> Iterator[str]:
-    """Where a record says something else than what was computed. Keys that older
-    records lack are passed over."""
+    """The dotted keys, such as result.best, at which a record states something else
+    than was computed. Keys that the record lacks, as older ones do, are passed over."""
     if isinstance(computed, dict) and isinstance(stated, dict):
         for key, value in computed.items():
             if key in stated:
-                inner = f"{place}.{key}" if place else key
-                yield from _differing_places(stated[key], value, inner)
+                inner = f"{key_path}.{key}" if key_path else key
+                yield from _differing_keys(stated[key], value, inner)
         return
     if isinstance(computed, list) and isinstance(stated, list):
-        if len(computed) != len(stated):
-            yield place
-            return
-        for pair in zip(stated, computed, strict=True):
-            if list(_differing_places(*pair, place)):
-                yield place
-                return
-        return
-    if not _equal(stated, computed):
-        yield place
+        is_same = len(computed) == len(stated) and not any(
+            list(_differing_keys(*pair, key_path))
+            for pair in zip(stated, computed, strict=True)
+        )
+    else:
+        is_same = _equal(stated, computed)
+    if not is_same:
+        yield key_path
 
 
 def _equal(stated: object, computed: object) -> bool:
+    """Whether two values are the same, numbers within TOLERANCE."""
     if isinstance(stated, float | int) and isinstance(computed, float | int):
         return math.isclose(stated, computed, rel_tol=0, abs_tol=TOLERANCE)
     return bool(stated == computed)
@@ -271,13 +276,13 @@ def _impossible_column(
     for score in scores or []:
         if score is None:
             yield f"curve.{column} has an evaluation without a score"
-        elif metric in RANGES and not _within(score, RANGES[metric]):
+        elif metric in RANGES and not _is_in_range(score, RANGES[metric]):
             yield f"curve.{column}: {score} is no {metric}"
         elif metric == METRIC_OF_ITEMS and not _is_whole(score * rows):
             yield f"curve.{column}: {score} is no {metric} of {rows} rows"
 
 
-def _within(score: float, bounds: tuple[float, float]) -> bool:
+def _is_in_range(score: float, bounds: tuple[float, float]) -> bool:
     low, high = bounds
     return low - TOLERANCE <= score <= high + TOLERANCE
 
@@ -290,8 +295,9 @@ def _is_whole(number: float) -> bool:
     return _is_close(number, round(number))
 
 
-def _bits_without_score(record: Record) -> Iterator[str]:
-    """Bits of right rows that give another score than the record states."""
+def _wrong_bits(record: Record) -> Iterator[str]:
+    """Bits of right rows that cannot be read, or give another score than the record
+    states."""
     by_paper = best_and_last(record, "paper")
     scores = {"best": by_paper.get("best"), "last": by_paper.get("last")}
     for epoch in record.get("right") or {}:
@@ -317,7 +323,7 @@ def _bits_without_score(record: Record) -> Iterator[str]:
             yield "texts: the right texts are not those of the exact match"
 
 
-def _groups_without_parameters(record: Record) -> Iterator[str]:
+def _wrong_groups(record: Record) -> Iterator[str]:
     """Groups of the optimizer that do not hold the trained parameters, or have a rate
     that the configuration has not."""
     groups = record.get("groups") or []

@@ -4,8 +4,8 @@ from runs.record.cell import defining, hash_of, recorded_start
 from runs.record.folder import RecordFolder
 from runs.record.schema import Record
 
-#: So many of the newest records are looked through.
-LOOKED_AT = 10_000
+#: At most so many records are searched, from the newest on.
+MOST_RECORDS = 10_000
 
 
 def records_of_folds(record: Record, output: str) -> dict[int, Record]:
@@ -13,20 +13,21 @@ def records_of_folds(record: Record, output: str) -> dict[int, Record]:
     own among them."""
     own_fold = record["config"]["task"].get("fold")
     assert own_fold is not None, "a run without task.folds has no cross-validation"
-    shared = _without_fold(record)
+    validation_hash = _hash_without_fold(record)
     by_fold: dict[int, Record] = {}
-    for candidate in RecordFolder(output).newest(LOOKED_AT):
+    for candidate in RecordFolder(output).newest(MOST_RECORDS):
         fold = candidate["config"]["task"].get("fold")
         if fold is None or candidate["status"] != "done" or fold in by_fold:
             continue
-        if _without_fold(candidate) == shared:
+        if _hash_without_fold(candidate) == validation_hash:
             by_fold[fold] = candidate
     by_fold[own_fold] = record
     return dict(sorted(by_fold.items()))
 
 
-def _without_fold(record: Record) -> str:
-    """What the folds of one cross-validation share."""
+def _hash_without_fold(record: Record) -> str:
+    """A hash of what defines a run, except its fold: the same for all folds of one
+    cross-validation."""
     parts = defining(record["config"])
     parts["task"] = {**parts["task"], "fold": None}
     seeds = [record["config"]["seed"], record["config"]["data_seed"]]

@@ -7,7 +7,8 @@ from typing import Any
 
 LEVEL = 0.95
 RESAMPLES = 9999
-#: Below so many seeds an interval of theirs is called what it is, their range.
+#: With fewer seeds the interval of a median is no more than their range, and is called
+#: so.
 INTERVAL_SEEDS = 5
 
 
@@ -27,14 +28,14 @@ def interval_name(counts: Iterable[int], unit: str = "seeds") -> str:
 
 
 @cache
-def _middle_places(n: int) -> Any:
-    """Of each resample of n values, the places of its two middle values among all n in
-    order (twice the same of an odd number): two rows of RESAMPLES."""
+def _middle_ranks(n: int) -> Any:
+    """For each resample of n sorted values, the indices of its two middle values among
+    the n: (2, RESAMPLES). Where n is odd both are the same."""
     import numpy as np
 
     draws = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
-    two_middles = [n // 2 - (n + 1) % 2, n // 2]
-    return np.partition(draws, two_middles, axis=1)[:, two_middles].T
+    middles = [n // 2 - (n + 1) % 2, n // 2]
+    return np.partition(draws, middles, axis=1)[:, middles].T
 
 
 def median_interval(
@@ -52,7 +53,7 @@ def median_interval(
     # such as the difference of two diverged runs
     if any(math.isnan(value) for value in values):
         return math.nan, math.nan
-    # such as a count of parameters: every resample says the same
+    # such as a count of parameters: every resample has the same median
     if min(values) == max(values):
         return float(values[0]), float(values[0])
     return _resampled_interval((*map(float, values),), level)
@@ -62,12 +63,12 @@ def median_interval(
 def _resampled_interval(values: tuple[float, ...], level: float) -> tuple[float, float]:
     import numpy as np
 
-    low_places, high_places = _middle_places(len(values))
+    low_ranks, high_ranks = _middle_ranks(len(values))
     ordered = np.sort(values)
     percents = 50 * (1 - level), 50 * (1 + level)
-    # between two infinities there is nothing to interpolate
+    # interpolating between two infinities gives NaN, which is replaced below
     with np.errstate(invalid="ignore"):
-        medians = (ordered[low_places] + ordered[high_places]) / 2
+        medians = (ordered[low_ranks] + ordered[high_ranks]) / 2
         lower = np.percentile(medians, percents, method="lower")
         higher = np.percentile(medians, percents, method="higher")
         linear = np.percentile(medians, percents, method="linear")

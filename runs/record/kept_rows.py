@@ -89,7 +89,8 @@ class KeptRows:
         self._kept = self._read_files()
 
     def parts(self) -> dict[RecordText, bytes]:
-        """The parts of a study's file, without their lines, where all have a row."""
+        """The parts of a study's file, without their lines; empty unless the file is
+        unchanged since all its rows were kept, and for a folder."""
         if not self._is_study:
             return {}
         current = self._stamp_of_study
@@ -178,8 +179,9 @@ def _hash_of(text: str) -> str:
 
 
 def encode_rows(lines: list[list[Any]], rows: list[Any]) -> str:
-    """The text of a file of rows. lines: what stands before each of them."""
-    places = dict[Any, int]()
+    """The text of a file of rows. lines: what the file has before each row: its part
+    and stamp."""
+    index_by_key = dict[Any, int]()
     values = list[str]()
     encoded = list[list[Any]]()
     for line, row in zip(lines, rows, strict=True):
@@ -189,17 +191,17 @@ def encode_rows(lines: list[list[Any]], rows: list[Any]) -> str:
                 numbers.append(value)
                 continue
             key = _key_of(value)
-            if key not in places:
-                places[key] = len(values)
+            if key not in index_by_key:
+                index_by_key[key] = len(values)
                 values.append(_as_json(value))
-            numbers.append(places[key])
+            numbers.append(index_by_key[key])
         encoded.append([*line, numbers])
     return json.dumps({"values": values, "rows": encoded}, separators=(",", ":"))
 
 
 def _key_of(value: Any) -> Any:
-    """What equal values of one type share. The maker of rows gives equal mappings as
-    one, so their place in memory says enough."""
+    """A key that is the same for equal values of one type. The maker of rows gives
+    equal mappings as one object, so a mapping's address is enough."""
     if isinstance(value, str):
         return value
     return type(value), id(value) if isinstance(value, dict) else repr(value)
@@ -212,8 +214,9 @@ def _as_json(value: Any) -> str:
 def decode_rows(
     text: str, shared_values: dict[str, Any]
 ) -> Iterator[tuple[Any, Any, list[Any]]]:
-    """What `encode` was given, a line and its row at a time. shared_values: the
-    values of other files by their texts, so that equal ones are in memory once."""
+    """What `encode_rows` was given: part, stamp and row, one after another.
+    shared_values: the values of other files by their texts, so that equal ones are in
+    memory once; new values are added."""
     content = json.loads(text)
     values = list[Any]()
     for value_text in content["values"]:

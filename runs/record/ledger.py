@@ -17,7 +17,7 @@ from runs.record.agreement import conflict_note, difference_of_results
 from runs.record.cell import cell_id, hash_of
 from runs.record.files import read_yaml, write_atomically
 from runs.record.kept_rows import KeptRows, MakesRows, RecordText, parts_of
-from runs.record.lm_eval import adding, evaluated
+from runs.record.lm_eval import lm_eval_results, with_lm_eval
 from runs.record.schema import (
     FINISHED,
     MEASURE_SCHEMA,
@@ -48,7 +48,8 @@ KINDS = {
 
 @cache
 def in_conf(name: str) -> Any:
-    """What a file of conf/ says, such as cards.yaml; for reading alone."""
+    """The content of a file of conf/, such as cards.yaml. It is cached: do not change
+    it."""
     return read_yaml(CONF / name)
 
 
@@ -132,9 +133,9 @@ def write_study(
 
 
 def read_record(path: str | Path, line: bytes = b"") -> Record:
-    """One record in this schema: of a file, or a line, whose place `path` is then.
-    Raises ValueError, naming the place, for one that is damaged or of an unknown
-    schema."""
+    """Reads the record of a file, or of a line (`path` then says where it stands), and
+    brings it into today's schema. Raises ValueError, naming `path`, for one that is
+    damaged or of an unknown schema."""
     return cast(Record, _read_checked(path, "record", line))
 
 
@@ -156,12 +157,13 @@ def _read_checked(path: str | Path, kind: str, line: bytes) -> dict[str, Any]:
                 f"schema {record['schema']} is not known here; a newer version may "
                 "read it"
             )
-        # Printable ASCII without escapes, as most records are, hides nothing: a search
-        # of it takes no time
+        # Most records are ASCII without escapes, and so without control characters:
+        # this look saves the slow one at each value.
         plain = content.isascii() and b"\\" not in content and b"\x7f" not in content
-        for key, value in record.items() if not plain else ():
-            if printable([key, value]) != [key, value]:
-                raise ValueError(f"{printable(key)}: holds a control character")
+        if not plain:
+            for key, value in record.items():
+                if printable([key, value]) != [key, value]:
+                    raise ValueError(f"{printable(key)}: holds a control character")
         check(migrate(record) if kind == "record" else record)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a {kind} ({error})") from None
@@ -169,10 +171,10 @@ def _read_checked(path: str | Path, kind: str, line: bytes) -> dict[str, Any]:
 
 
 def read_part(part: RecordText, text: bytes = b"") -> Record:
-    """The record of a part; a finished one with its cell. Raises ValueError as
+    """The record at a part; a finished one with its cell_id. Raises ValueError as
     `read_record` does.
 
-    text: of a line, where it is at hand."""
+    text: the part's line, if the caller has it; otherwise it is read."""
     if part.line and not text:
         with open(part.path, "rb") as file:
             file.seek(part.start)
@@ -187,18 +189,18 @@ class Ledger:
     """Records by run id (or the row that `make_row` of `read_ledger` made of each), and
     measures (which figures are drawn from) by their own ids."""
 
-    # rows instead, where read_ledger was given make_row: see whole_record
+    # rows in place of records, if read_ledger was given make_row: see whole_record
     records: dict[str, Record] = field(default_factory=dict)
-    # of each record: "ours", or the study's name
+    # where each record comes from: "ours", or the study's name
     origin: dict[str, str] = field(default_factory=dict)
     # files that could not be read, a line each
     problems: list[str] = field(default_factory=list)
     measures: dict[str, Measure] = field(default_factory=dict)
     measured: dict[str, str] = field(default_factory=dict)  # the origin of each measure
-    #: Of runs that were done here and are published too: the study, and its record.
+    #: For each run that was done here and is published too: the study, and its record.
     published: dict[str, tuple[str, Record]] = field(default_factory=dict)
-    #: Of a ledger of rows: where each run's record stands, and the records to which
-    #: something was added.
+    #: In a ledger of rows: where each run's record stands, and those records to which a
+    #: result of lm-eval was added.
     places: dict[str, RecordText] = field(default_factory=dict)
     amended: dict[str, Record] = field(default_factory=dict)
 
@@ -238,8 +240,11 @@ def read_ledger(
     return reading.ledger
 
 
-def write_beside(output: str | Path, record: Record, result: LmEvalResult) -> None:
-    """Writes a result of lm-eval of a run that only a study has, as a measure."""
+def write_lm_eval_measure(
+    output: str | Path, record: Record, result: LmEvalResult
+) -> None:
+    """Writes a result of lm-eval as a measure: for a run that only a study has, whose
+    record must not change."""
     run: MeasuredRun = {
         "id": record["id"],
         "cell": record["cell"],
@@ -282,7 +287,7 @@ def study_folders() -> list[Path]:
 
 @dataclass
 class _RecordEntry:
-    """A record that is being read, or its row. Of a row from the cache the record is
+    """A record that is being read, or its row. The record of a row from the cache is
     read when somebody asks for it."""
 
     part: RecordText
@@ -302,8 +307,8 @@ class _RecordEntry:
 
 @dataclass
 class _Reading:
-    """A ledger that is being read. make_row: makes what it has of a record, by default
-    the record itself."""
+    """A ledger that is being read. make_row: makes the row that it keeps in place of a
+    record; None to keep records."""
 
     output: str | Path = ""
     make_row: MakesRows | None = None
@@ -382,15 +387,19 @@ class _Reading:
             measured = measure["values"]["result"]
             if self.ledger.origin[run] == "ours":
                 # beside a record of this machine, the measure is from before it
-                record["result"] = adding(record, measured, evaluated(record))
+                record["result"] = with_lm_eval(
+                    record, measured, lm_eval_results(record)
+                )
             else:
                 # a study's record is not changed
-                record["result"] = adding(record, evaluated(record), measured)
+                record["result"] = with_lm_eval(
+                    record, lm_eval_results(record), measured
+                )
             self._amend(record)
 
     def _add(self, origin: str, entry: _RecordEntry) -> float | None:
-        """Adds a record. Where the ledger has that run with another result, that one
-        counts, and this returns by how much the results differ."""
+        """Adds a record, unless the ledger has one of that run, which then counts.
+        Returns by how much their results differ; None if they agree."""
         ledger, name = self.ledger, entry.id
         content = entry.whole_record() if self.make_row is None else entry.row
         if name not in ledger.records:
@@ -406,14 +415,17 @@ class _Reading:
         if ledger.origin[name] == "ours":
             # Publishing takes paths out, and a run of this machine leaves a folder: the
             # first one is a copy
-            better = first == record and not run_folder(self.output, name).exists()
+            is_better_origin = (
+                first == record and not run_folder(self.output, name).exists()
+            )
         else:
             # the study of the preset that the run was started by
-            better = origin == record["cell"]["paper"]
-        if is_same and better:
+            is_better_origin = origin == record["cell"]["paper"]
+        if is_same and is_better_origin:
             ledger.origin[name] = origin
-        if is_same and evaluated(record):
-            first["result"] = adding(first, evaluated(record), evaluated(first))
+        results = lm_eval_results(record)
+        if is_same and results:
+            first["result"] = with_lm_eval(first, results, lm_eval_results(first))
             self._amend(first)
         if ledger.origin[name] == "ours":
             ledger.published.setdefault(name, (origin, content))
@@ -427,8 +439,8 @@ class _Reading:
 
 
 def _name_cell(record: Record) -> None:
-    """Names the cell of a finished record by its settings: another version may define
-    a result by other ones."""
+    """Computes the cell_id of a finished record anew: another version of the code may
+    have computed it from other settings."""
     record.pop("cell_id", None)
     if record["status"] in FINISHED:
         record["cell_id"] = cell_id(record)

@@ -1,17 +1,17 @@
-"""What lm-eval has measured of a run."""
+"""The results of lm-eval in a run's record."""
 
 from runs.record.schema import LmEvalResult, Record, Result
 
 
-def evaluated(record: Record) -> list[LmEvalResult]:
+def lm_eval_results(record: Record) -> list[LmEvalResult]:
     """What lm-eval has measured of a run."""
     result: Result | None = record.get("result")
     return result.get("lm_eval") or [] if result else []
 
 
-def adding(record: Record, *results: list[LmEvalResult]) -> Result:
-    """A record's result with those of lm-eval: one of each way of asking a task, the
-    last."""
+def with_lm_eval(record: Record, *results: list[LmEvalResult]) -> Result:
+    """A record's result with these results of lm-eval. Of several for the same way of
+    asking a task, the last one counts."""
     latest = dict[tuple[str, str], LmEvalResult]()
     for entries in results:
         for entry in entries:

@@ -6,13 +6,13 @@ import unicodedata
 from typing import Any
 
 #: The operating system's errors for a full disk and a full quota.
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 #: Unicode's categories of characters that a terminal or a browser obeys and does not
 #: show: controls, formats (such as the direction of writing), separators of lines and
 #: paragraphs, halves of other characters, private ones.
 HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co"})
 #: The most characters of an error's line, with room for what a command puts before it.
-LONGEST = 480
+LONGEST_LINE = 480
 #: How an error names a command that the user can copy.
 COMMAND_TO_TYPE = ": vera-bench "
 
@@ -58,7 +58,7 @@ def one_line(text: str) -> str:
 
 
 def folded(text: str, width: int, separator: str = ", ") -> list[str]:
-    """A list of names as lines of this width, each of whole names."""
+    """A list of names broken into lines of at most this width, between two names."""
     lines = list[str]()
     for name in text.split(separator):
         longer = f"{lines[-1]}{separator}{name}" if lines else name
@@ -71,7 +71,7 @@ def folded(text: str, width: int, separator: str = ", ") -> list[str]:
 
 
 def is_hidden(character: str) -> bool:
-    """Whether a character is of HIDDEN_CATEGORIES; tab and line feed may stand."""
+    """Whether a character is of HIDDEN_CATEGORIES. Tab and line feed are not hidden."""
     return (
         character not in "\t\n" and unicodedata.category(character) in HIDDEN_CATEGORIES
     )
@@ -97,13 +97,13 @@ def _escaped(text: str) -> str:
 
 
 def error_line(text: str) -> str:
-    """An error as a command prints it: one line of printable characters. A long one
-    lacks its middle, since the file stands at its start and the mend at its end; one
-    whose mend is a command to type stays whole."""
+    """An error as a command prints it: one line of printable characters. A long one is
+    cut in the middle, since it begins with the file and ends with how to fix it. One
+    that names a command to type stays whole."""
     line: str = printable(one_line(text))
-    if len(line) <= LONGEST or COMMAND_TO_TYPE in line:
+    if len(line) <= LONGEST_LINE or COMMAND_TO_TYPE in line:
         return line
-    return f"{line[:300]} ... {line[305 - LONGEST :]}"
+    return f"{line[:300]} ... {line[305 - LONGEST_LINE :]}"
 
 
 def describe(error: BaseException) -> str:
@@ -112,7 +112,7 @@ def describe(error: BaseException) -> str:
         text = str(error.strerror)
         if error.filename:
             text = f"{error.filename}: {text}"
-        if error.errno in FULL:
+        if error.errno in FULL_DISK_ERRORS:
             text += ". Finished runs are kept; make room and run the same command again"
         return error_line(text)
     return error_line(first_line(error))

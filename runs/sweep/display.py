@@ -23,8 +23,8 @@ from runs.command.errors import process_rank
 from runs.record.cell import (
     ReportedMetric,
     kept_epoch,
-    number_of_texts,
     one_class,
+    reported_text_score,
     text_score,
 )
 from runs.record.ledger import read_regular, run_folder
@@ -255,7 +255,7 @@ def result_words(record: Record) -> str:
             f", the method's count() says {formula:,} of"
             f" {parameters['adapter']:,} parameters"
         )
-    key = number_of_texts(record)
+    key = reported_text_score(record)
     texts = record.get("texts")
     if key and texts:
         score = TEXT_SCORES[key]

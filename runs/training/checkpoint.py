@@ -60,15 +60,16 @@ class State:
     """The state of training, as plain values that a checkpoint keeps beside the
     tensors."""
 
-    keep: str  # this and the next as the configuration had them when the run began
+    # keep and adapter_precision are the settings with which the run began
+    keep: str
     adapter_precision: str = "fp32"
     epoch: int = 0  # the current one, from 0
     step: int = 0
     loss_sum: float = 0.0  # since the last evaluation
-    rows: float = 0  # that loss_sum is over; for language models, tokens
+    rows: float = 0  # how many rows (language models: tokens) loss_sum is over
     curve: Curve = field(default_factory=empty_curve)
-    #: What the objective has measured: in the last step, and the sums since the last
-    #: evaluation with the number of steps.
+    #: What the objective has measured: in the last step (metrics), and added up over
+    #: the steps since the last evaluation (metric_sums, metric_steps).
     metrics: dict[str, float] = field(default_factory=dict)
     metric_sums: dict[str, float] = field(default_factory=dict)
     metric_steps: int = 0
@@ -111,8 +112,9 @@ class State:
         }
 
     def check_settings(self, config: Configuration, checkpoint: Path) -> None:
-        """Raises UserError where a resumed run has other settings of what it keeps: its
-        adapter would be of another epoch, or precision, than the record says."""
+        """Raises UserError if a resumed run would keep something else than when it
+        began: its adapter would be of another epoch or precision than the record
+        says."""
         settings = {
             "keep": (self.keep, config["keep"]),
             "adapter_precision": (self.adapter_precision, config["adapter_precision"]),
@@ -157,8 +159,8 @@ class Checkpoint:
         """Writes the checkpoint. `load` returns both arguments.
 
         Args:
-            state: plain values.
-            method_state: what the method has gathered.
+            state: the training's state as plain values.
+            method_state: the tensors of `Method.training_state`.
         """
         tensors = self._tensors(method_state)
         content = {
@@ -203,14 +205,14 @@ class Checkpoint:
         return OSError(code, str(error), str(self.path))
 
     def load(self) -> tuple[Plain, dict[str, Tensor]] | None:
-        """Puts everything back.
+        """Restores the parameters, the optimizer and all generators.
 
         Returns:
-            The state and the method's; None, with nothing changed, without a usable
-            file.
+            The state and the method's state, as `save` took them; None if there is no
+            usable file, and then nothing has changed.
 
         Raises:
-            DeviceError: where it was begun on another type of device.
+            DeviceError: if the run was begun on another type of device.
         """
         if not self.path.is_file():
             return None
@@ -307,19 +309,19 @@ def optimizer_groups(
     decay_all or decay_by), have groups of their own."""
     rates = train.get("lr_by") or {}
     groups: list[ParameterGroup] = []
-    named = method.parameter_groups(model)
-    names = [name for parameters in named.values() for name in parameters]
-    pattern_of = patterns_of(names, rates)
-    decay_of = _weight_decays(named, model, train)
-    for part, parameters in named.items():
+    parameters_by_part = method.parameter_groups(model)
+    names = [name for named in parameters_by_part.values() for name in named]
+    pattern_by_name = patterns_of(names, rates)
+    decay_by_name = _weight_decays(parameters_by_part, model, train)
+    for part, parameters in parameters_by_part.items():
         base_rate = train["lr_head"] if part == "head" else train["lr"]
         members = defaultdict[tuple[str | None, float | None], list[nn.Parameter]](list)
         decays: list[float | None] = [None]
         for name, parameter in parameters.items():
-            decay = decay_of.get(name)
+            decay = decay_by_name.get(name)
             if decay not in decays:
                 decays.append(decay)
-            members[pattern_of.get(name), decay].append(parameter)
+            members[pattern_by_name.get(name), decay].append(parameter)
         for pattern, decay in itertools.product((None, *rates), decays):
             if not members[pattern, decay]:
                 continue
@@ -334,30 +336,32 @@ def optimizer_groups(
 
 
 def _weight_decays(
-    named: Mapping[str, Mapping[str, nn.Parameter]],
+    parameters_by_part: Mapping[str, Mapping[str, nn.Parameter]],
     model: nn.Module,
     train: TrainConfig,
 ) -> dict[str, float]:
-    """The weight decay of each parameter that has not train.weight_decay, by name."""
+    """The weight decay of each parameter whose decay is not train.weight_decay, by
+    name."""
     in_norms = set[int]()
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
             in_norms |= {id(tensor) for tensor in module.parameters(recurse=False)}
     decays = train.get("decay_by") or {}
-    names = [name for parameters in named.values() for name in parameters]
-    pattern_of = patterns_of(names, decays, "decay_by")
-    decay_of = dict[str, float]()
-    for parameters in named.values():
+    names = [name for named in parameters_by_part.values() for name in named]
+    pattern_by_name = patterns_of(names, decays, "decay_by")
+    decay_by_name = dict[str, float]()
+    for parameters in parameters_by_part.values():
         for name, parameter in parameters.items():
             is_exempt = name.endswith("bias") or id(parameter) in in_norms
-            if name in pattern_of:
-                decay_of[name] = decays[pattern_of[name]]
+            if name in pattern_by_name:
+                decay_by_name[name] = decays[pattern_by_name[name]]
             elif is_exempt and not train["decay_all"]:
-                decay_of[name] = 0.0
-    return decay_of
+                decay_by_name[name] = 0.0
+    return decay_by_name
 
 
 def _group_title(part: str, pattern: str | None, decay: float | None) -> str:
+    """A group's name in records, such as "adapter lambda_b (no decay)"."""
     title = part if pattern is None else f"{part} {pattern}"
     if decay is None:
         return title
@@ -367,20 +371,20 @@ def _group_title(part: str, pattern: str | None, decay: float | None) -> str:
 def make_optimizer(
     groups: list[ParameterGroup], train: TrainConfig, device: torch.device
 ) -> Optimizer:
-    """AdamW on these groups, whose parameters are on the device; on an empty one where
+    """AdamW on these groups, whose parameters are on the device; on a placeholder if
     nothing trains."""
-    nothing: ParameterGroup = {
+    placeholder: ParameterGroup = {
         "name": "nothing",
         "lr": 0.0,
         "weight_decay": 0.0,
         "params": [nn.Parameter(torch.zeros(0))],
     }
-    # A kernel for many tensors, instead of several for each. In fp16 it would skip a
-    # step by itself, unseen by accelerate, and a method's after_step would take
-    # gradients that overflowed
+    # One kernel for many tensors, instead of several for each. In fp16 it would skip an
+    # overflowed step without accelerate's knowledge, and a method's after_step would use
+    # those gradients.
     fused = bool(groups) and device.type == "cuda" and train["precision"] != "fp16"
     return torch.optim.AdamW(
-        [dict(group) for group in groups or [nothing]],
+        [dict(group) for group in groups or [placeholder]],
         betas=(0.9, train["adam_beta2"]),
         eps=train["adam_eps"],
         fused=fused or None,
@@ -388,31 +392,31 @@ def make_optimizer(
 
 
 def set_rates(optimizer: Optimizer, train: TrainConfig, step: int, total: int) -> None:
-    """Sets the learning rates for a step, from 0: the warm-up, then the schedule.
-    total: all steps."""
+    """Sets the learning rates for a step: the warm-up, then the schedule. step:
+    counted from 0. total: the number of all steps."""
     warmup = warmup_of(train, total)
     for group in optimizer.param_groups:
         rate = group.setdefault("initial_lr", group["lr"])
         group["lr"] = rate * rate_factor(step, train["schedule"], warmup, total)
 
 
-#: The step at which a gradient is looked for: earlier a token may be in no batch, or a
-#: head still 0.
+#: The step at which a gradient is looked for. At an earlier one it may be missing for a
+#: good reason: a token was in no batch yet, or a head is still 0.
 GRADIENT_CHECK_STEP = 20
 
 
 def check_gradient(
     method: vera.Method, model: nn.Module, optimizer: Optimizer, step: int, total: int
 ) -> None:
-    """Looks at one step for the gradient of what a method adds or unfreezes. peft's
-    classes need no such check.
+    """Checks, at one step of the run, that what a method adds or unfreezes has a
+    gradient. peft's classes need no such check.
 
     Args:
         total: the number of all steps.
 
     Raises:
-        AdapterError: where no gradient has reached it, now or before: the run would
-            train its head alone.
+        AdapterError: if no gradient has reached it so far: the run would train its
+            head alone.
     """
     if step != min(GRADIENT_CHECK_STEP, total) or method.kind == "peft":
         return

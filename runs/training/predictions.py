@@ -1,8 +1,9 @@
-"""What a model with a head answers for rows: predictions.csv in a run's folder, of the
-dev rows at the epoch whose adapter is kept, and what is made of it: by_class.csv,
-pictures, the rows with the largest loss.
+"""What a model with a head predicts for rows. predictions.csv in a run's folder has the
+dev rows at the epoch whose adapter is kept; by_class.csv, pictures and the rows with the
+largest loss are made from it.
 
-It holds the user's own rows. No record, report, export or W&B has anything of it."""
+These files hold the user's own rows, so no record, report, export or W&B has anything
+of them."""
 
 import math
 import sys
@@ -17,10 +18,9 @@ from runs.record.files import write_atomically
 from runs.record.spreadsheet import csv_text, read_own_csv
 
 NAME = "predictions.csv"
-#: The columns after those that name a row; the last is the probability of a class, for
-#: each class.
-LABEL, PREDICTED, CHANCE = "label", "predicted", "p({})"
-#: Those of a row's texts.
+#: The columns after those that name a row. There is one PROBABILITY for each class.
+LABEL, PREDICTED, PROBABILITY = "label", "predicted", "p({})"
+#: The columns of a row's texts.
 TEXTS = ("text", "text_pair")
 
 
@@ -33,9 +33,9 @@ def prediction_table(
     """The columns' names, then each row: what names it, label, prediction, and
     probabilities of the classes.
 
-    about: columns, such as of `Task.about`. outputs: (rows, num_labels), as
-    `Task.answers` gives them. labels: (rows,), as the task has them; without, there is
-    no such column."""
+    about: the columns that name a row, such as those of `Task.about`. outputs: (rows,
+    num_labels), as `Task.answers` gives them. labels: (rows,), as the task has them;
+    None for rows without labels, which get no such column."""
     classes = getattr(task, "classes", None)
 
     def as_text(values: Any) -> list[str]:
@@ -46,18 +46,19 @@ def prediction_table(
     columns = dict(about) | ({} if labels is None else {LABEL: as_text(labels)})
     columns[PREDICTED] = as_text(task.predict(outputs))
     if classes is not None:
-        shares = np.exp(
+        probabilities = np.exp(
             np.asarray(outputs, np.float64) - np.max(outputs, axis=1, keepdims=True)
         )
-        shares /= shares.sum(axis=1, keepdims=True)
-        for name, shares_of_class in zip(classes, shares.T, strict=True):
-            columns[CHANCE.format(name)] = [f"{p:.4g}" for p in shares_of_class]
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        for name, column in zip(classes, probabilities.T, strict=True):
+            columns[PROBABILITY.format(name)] = [f"{p:.4g}" for p in column]
     return [[*columns], *map(list, zip(*columns.values(), strict=True))]
 
 
 def illustrate(task: tasks.Task, folder: Path, epoch: str) -> None:
     """Writes by_class.csv of the predictions in a finished run's folder, then draws
-    them: pictures need more memory than a table. epoch: of the predictions."""
+    them. The table comes first, since drawing may run out of memory. epoch: what the
+    pictures call the epoch of the predictions."""
     rows = read_own_csv(folder / NAME)
     labels = [row[LABEL] for row in rows]
     predicted = [row[PREDICTED] for row in rows]
@@ -65,7 +66,7 @@ def illustrate(task: tasks.Task, folder: Path, epoch: str) -> None:
     if classes is None:
         _draw_regression(task, folder, labels, predicted, epoch)
         return
-    text = csv_text(by_class(labels, predicted, classes))
+    text = csv_text(class_report(labels, predicted, classes))
     write_atomically(folder / "by_class.csv", text)
 
     from tasks import pictures
@@ -92,11 +93,11 @@ def _draw_regression(
     pictures.scatter(folder / "scatter.png", expected, answers, title)
 
 
-def by_class(
+def class_report(
     labels: Sequence[str], predicted: Sequence[str], classes: Sequence[str]
 ) -> list[list[Any]]:
-    """Each class that occurs, and their means, with the columns of scikit-learn's
-    classification_report."""
+    """The rows of by_class.csv: each class that occurs, and the means over classes,
+    with the columns of scikit-learn's classification_report."""
     from sklearn.metrics import classification_report
 
     occurs = [name for name in classes if name in {*labels, *predicted}]
@@ -112,25 +113,31 @@ def by_class(
 # --- the rows with the largest loss
 
 
-def loss(row: Mapping[str, str]) -> float:
+def row_loss(row: Mapping[str, str]) -> float:
     """A row's cross-entropy, or its absolute error in a regression. Raises ValueError
-    for classes without probabilities, as in files of images from before 2026-11-30."""
-    if (column := CHANCE.format(row[LABEL])) in row:
+    for a class without probabilities, as in files of images from before 2026-11-30."""
+    column = PROBABILITY.format(row[LABEL])
+    if column in row:
         return -math.log(max(float(row[column]), sys.float_info.min))
     return abs(float(row[LABEL]) - float(row[PREDICTED]))
 
 
-def sentence(row: Mapping[str, str]) -> str:
+def describe_row(row: Mapping[str, str]) -> str:
     """A row on a line, without its texts: what names it, its label, what is predicted,
     and the loss."""
+    names = list[str]()
+    for column, value in row.items():
+        if column == LABEL:
+            break
+        if column not in TEXTS:
+            names.append(f"{column} {value}")
+    label = _with_probability(row, LABEL)
+    predicted = _with_probability(row, PREDICTED)
+    return f"{', '.join(names)}: {label}, {predicted}, loss {row_loss(row):.6g}"
 
-    def value(column: str) -> str:
-        share = row.get(CHANCE.format(row[column]))
-        return f"{column} {row[column]}" + (f" ({float(share):.0%})" if share else "")
 
-    names = [
-        f"{key} {row[key]}" for key in [*row][: [*row].index(LABEL)] if key not in TEXTS
-    ]
-    return (
-        f"{', '.join(names)}: {value(LABEL)}, {value(PREDICTED)}, loss {loss(row):.6g}"
-    )
+def _with_probability(row: Mapping[str, str], column: str) -> str:
+    """A row's label or prediction, with the probability that the model gives it."""
+    text = f"{column} {row[column]}"
+    probability = row.get(PROBABILITY.format(row[column]))
+    return f"{text} ({float(probability):.0%})" if probability else text

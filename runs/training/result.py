@@ -42,9 +42,7 @@ from runs.training.loop import Training
 
 def build_record(training: Training, texts: Texts | None) -> Record:
     """The record of a run that is done or has diverged; runs/record/schema.py explains
-    its keys.
-
-    texts: the decoded texts' scores, where the task decodes."""
+    its keys. texts: the scores of the decoded texts, if the task decodes."""
     run, config, state = training.run, training.config, training.state
     measured = _measured(training)
     values = derived(measured)
@@ -142,6 +140,7 @@ def _prediction_hashes(training: Training) -> dict[str, str | None]:
 
 
 def _data(training: Training) -> Data:
+    """The record's `data`: the hash of the rows, and how many there are."""
     task = training.task
     data: Data = {
         "content": str(data_content(training.config["task"])),
@@ -201,6 +200,7 @@ def _groups(training: Training) -> list[OptimizerGroup]:
 
 
 def _cost(training: Training, decoded: bool) -> Cost:
+    """The record's `cost`. decoded: whether the run decoded texts."""
     state, device = training.state, training.accelerator.device
     train_seconds = state.seconds["train"]
     cost: Cost = {
@@ -232,7 +232,8 @@ def _adapter_bytes(training: Training) -> int:
 
 
 def deviations(run: Run, notes: list[str]) -> list[str]:
-    """The task's notes, and what differs from the recipe, in words."""
+    """What differs from the recipe and the usual protocol, in words. notes: the
+    task's."""
     trains = run.method["kind"] != "none"
     sentences = list(notes)
     if run.recipe_gap:
@@ -248,8 +249,8 @@ def deviations(run: Run, notes: list[str]) -> list[str]:
 
 
 def _differences_from_recipe(run: Run, trains: bool) -> list[str]:
-    """The recipe's settings of method and training that the run has otherwise. Where
-    nothing trains, only what affects evaluation counts."""
+    """Sentences on the settings of method and training that differ from the recipe's.
+    Where nothing trains, only settings that affect evaluation count."""
     train: Mapping[str, Any] = run.config["train"]
     reward: Mapping[str, Any] = run.config.get("reward") or {}
     settings = {**run.config["method"], **train, **reward}
@@ -273,8 +274,8 @@ def _differences_from_recipe(run: Run, trains: bool) -> list[str]:
 
 
 def _difference_in_batches(run: Run) -> list[str]:
-    """Whether batches of rows of like lengths are made otherwise than the recipe says;
-    only for families that had no choice before there was the key."""
+    """A sentence if task.length_grouped differs from what the recipe says. Only for the
+    families that sorted batches by length before there was this key."""
     task = run.config["task"]
     added = KEYS["task.length_grouped"].added
     if added is None or task["family"] not in (added.families or ()):
@@ -305,10 +306,11 @@ def _other_overrides(run: Run, trains: bool) -> list[str]:
     if run.row.startswith("peft_"):
         covered |= {"method.config_class", "method.config"}
     if not trains:
-        training_alone = set(run.config["train"]) - _evaluation_settings()
-        covered |= {f"train.{key}" for key in training_alone}
-    changed = run.changed
-    return [f"{override} given" for override in changed if override.key not in covered]
+        unused = set(run.config["train"]) - _evaluation_settings()
+        covered |= {f"train.{key}" for key in unused}
+    return [
+        f"{override} given" for override in run.changed if override.key not in covered
+    ]
 
 
 def _evaluation_settings() -> set[str]:
@@ -319,7 +321,7 @@ def _evaluation_settings() -> set[str]:
 
 def peak_memory() -> int:
     """The largest resident size of this process so far, in bytes."""
-    # Linux: getrusage would include the process that started this one, before exec.
+    # On Linux getrusage also counts the process that started this one, so read /proc.
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):

@@ -16,7 +16,7 @@ from runs.record.configuration import Configuration
 from runs.record.files import replacing
 from runs.record.ledger import finished_record, run_folder
 from runs.record.schema import Record
-from runs.record.text import FULL, describe
+from runs.record.text import FULL_DISK_ERRORS, describe
 from runs.run.definition import Run
 from runs.run.provenance import made_with
 from runs.run.reward_functions import rows_of_step
@@ -49,7 +49,7 @@ NO_ROOM = "no room"
 #: make room meanwhile.
 DISK_PAUSES_S = (30, 120, 300)
 #: The operating system's errors for such a disk.
-DISK_ERRORS = (*FULL, errno.EIO, errno.ESTALE)
+DISK_ERRORS = (*FULL_DISK_ERRORS, errno.EIO, errno.ESTALE)
 #: Seconds between two writings of a run's progress.
 PROGRESS_INTERVAL_S = 1.0
 

@@ -16,7 +16,7 @@ from running import ROOT, call_here, refused
 import vera_bench
 from runs.command.errors import UserError
 from runs.command.parser import COMPOSING, Common, OfRecords, entry_point, read, setting
-from runs.record.text import LONGEST
+from runs.record.text import LONGEST_LINE
 
 pytestmark = pytest.mark.properties
 
@@ -296,7 +296,7 @@ def test_an_error_is_its_line_or_with_debug_its_traceback(monkeypatch, capsys):
     assert (cut.count("\n"), len(cut) <= 500, len(str(AdapterError("x" * 10**6)))) == (
         1,
         True,
-        LONGEST,
+        LONGEST_LINE,
     )
     monkeypatch.setattr(sys, "argv", ["x"])
     other = type("DataError", (ValueError,), {"__module__": "pandas.errors"})

@@ -24,7 +24,7 @@ from runs.record.ledger import (
     run_folder,
     write_study,
 )
-from runs.record.lm_eval import evaluated
+from runs.record.lm_eval import lm_eval_results
 from runs.training import context
 
 if importlib.util.find_spec("lm_eval") is None and not ALL_TESTS:
@@ -381,7 +381,7 @@ def test_a_published_run_keeps_its_record(far, own, tmp_path, monkeypatch):
     def of_ledger():
         ledger = read_ledger(output)
         assert not ledger.problems
-        return {of["task"]: of for of in evaluated(ledger.records[record["id"]])}
+        return {of["task"]: of for of in lm_eval_results(ledger.records[record["id"]])}
 
     text = path.read_text()
     asked(record, output, own, "tasks=picks", "limit=4")
