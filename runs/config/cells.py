@@ -32,7 +32,8 @@ from runs.run.definition import Run
 
 #: The seed that a cell is composed with, in place of each of its own.
 SEED_STAND_IN = 2**63 - 25
-#: Keys that configurations lack at the value of all earlier runs.
+#: Keys that came later. A configuration lacks them at the value that all earlier runs
+#: had.
 LEFT_OUT = (
     "train.objective",
     "train.evaluate_steps",
@@ -48,9 +49,9 @@ LEFT_OUT = (
 def compose_command(
     overrides: Sequence[str], files: Files
 ) -> tuple[list[Run], Launch, list[str]]:
-    """The runs of a command line's overrides, in order, where they are done, and why
-    cells were left out. Raises UserError for any mistake, with file and line where a
-    preset makes it."""
+    """The runs of a command line's overrides in their order, the settings of where and
+    how they are done, and why cells were left out. Raises UserError for any mistake,
+    with file and line if a preset makes it."""
     grid, cfg = Grid([]), OmegaConf.create()
     try:
         with Composer(files) as composer:
@@ -66,11 +67,11 @@ def compose_command(
                 runs += _runs_of_cell(cfg, cell, grid, composer)
             return runs, launch, grid.left_out
     except UnknownNameError as error:
-        place = _in_preset(error.name, overrides, files)
+        place = _place_in_preset(error.name, overrides, files)
         raise UserError(f"{place}{error}") from None
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"]))
-        place = _in_preset(key, overrides, files)
+        place = _place_in_preset(key, overrides, files)
         raise UserError(f"{place}{_with_advice(error, key, cfg, files)}") from None
     except OmegaConfBaseException as error:
         raise UserError(
@@ -81,7 +82,8 @@ def compose_command(
 def _with_advice(
     error: ValidationError, key: str, cfg: DictConfig, files: Files
 ) -> str:
-    """A mistake that pydantic has found; of an unknown key with the nearest one."""
+    """A mistake that pydantic has found, in words. For an unknown key they name the
+    nearest known ones."""
     text = mistake(error)
     if error.errors()[0]["type"] != "extra_forbidden":
         return text
@@ -116,9 +118,9 @@ def _check_keys_of_preset(grid: Grid, composer: Composer) -> None:
         raise composer.no_key(min(unknown), groups)
 
 
-def _in_preset(name: str, overrides: Sequence[str], files: Files) -> str:
-    """Where the preset of a command line has a wrong name, as "FILE line 7: "; "" where
-    the command line or another file has it."""
+def _place_in_preset(name: str, overrides: Sequence[str], files: Files) -> str:
+    """Where the preset of a command line has a wrong name, as "FILE line 7: "; "" if the
+    name comes from the command line or from another file."""
     values = {Override(text).key: Override(text).unquoted_value for text in overrides}
     preset = values.get("experiment", "")
     if not preset or name in values or name in ",".join(values.values()).split(","):
@@ -141,7 +143,7 @@ def _runs_of_cell(
         return [_make_run(cfg, cell, grid.preset, composer)]
     seeds = [yaml.safe_load(Override(line).value) for line in grid.seeds]
     if any("${" in line for line in cell):
-        # what such an override makes of a seed is its own affair
+        # An override may compute something from the seed, so each seed is composed.
         runs = list[Run]()
         for seed in seeds:
             cfg.seed = seed
@@ -153,7 +155,7 @@ def _runs_of_cell(
 
 
 def _with_seed(run: Run, seed: object) -> Run:
-    """A run that was composed with the stand-in, with its own seed."""
+    """A run that was composed with the stand-in, with a seed in its place."""
     try:
         number: int = TypeAdapter(Seed).validate_python(seed)
     except ValidationError as error:
@@ -199,7 +201,7 @@ def _make_run(
         row = f"peft_{_slug(method['label'])}"
     start = None
     if config["init_from"]:
-        start_name, start = _start(
+        start_name, start = _resolve_start(
             config["init_from"], choices["model"], overrides, composer
         )
         if config["init_from"] != method.get("init_from"):
@@ -274,13 +276,14 @@ def _label_class_of_peft(method: MethodConfig, overrides: tuple[str, ...]) -> No
 
 
 def _is_kept(override: Override) -> bool:
-    """Whether a run keeps an override among its own: its cell and seed are named apart,
-    and what belongs to the command is no part of it."""
+    """Whether an override belongs to a run's own. Its cell and seed are named
+    separately, and the settings of the command are no part of it."""
     is_cell = override.key in ("method", "model", "task", "seed")
     return not is_cell and override.group not in WHERE
 
 
 def _slug(text: str) -> str:
+    """A label as a part of a row's name: small letters, digits, dots and underscores."""
     return re.sub(r"[^a-z0-9.]+", "_", text.lower()).strip("_")
 
 
@@ -293,14 +296,15 @@ def _configuration(
     """A run's configuration as plain values, checked and converted
     (runs/config/schema.py); and the overrides that set the method, the training or the
     model's settings differently from their files."""
-    changed = _changed(cfg, overrides, composer)
+    changed = _changed_overrides(cfg, overrides, composer)
     config = {str(key): plain(cfg[key]) for key in cfg if key not in ("hydra", *WHERE)}
     if config["method"].get("kind") != "lora":
-        # a preset of LoRA's rows set it, and METHODS= chose another
+        # a preset of LoRA's rows may set it, and METHODS= choose another method
         config["method"].pop("scaling", None)
     values = Config.model_validate(config).model_dump(exclude_unset=True)
     _leave_out_neutral(values)
-    for part in ("task", "method"):  # open ones: their keys in the order of their files
+    # These groups accept undeclared keys; theirs keep the order of their files.
+    for part in ("task", "method"):
         checked = values[part]
         values[part] = {key: checked[key] for key in config[part] if key in checked}
     values["recipe"] = values.pop("recipe", {})  # the last key
@@ -308,8 +312,8 @@ def _configuration(
 
 
 def _leave_out_neutral(values: dict[str, Any]) -> None:
-    """Takes settings that came later out of the configurations of runs that do not use
-    them, which then stay as they were before there were any."""
+    """Takes settings that came later out of the configuration of a run that does not
+    use them, so that it stays as it was before they existed."""
     if values["train"].get("objective") != "reward":
         del values["reward"]
     for key in LEFT_OUT:
@@ -329,7 +333,7 @@ def _is_compared(key: str) -> bool:
     return group in ("task", "method", "train") and key != group
 
 
-def _changed(
+def _changed_overrides(
     cfg: DictConfig, overrides: tuple[str, ...], composer: Composer
 ) -> list[Override]:
     """The overrides that differ from the files. A value of a task or method gets the
@@ -409,11 +413,11 @@ def _is_carried(override: Override, task: DictConfig) -> bool:
     return override.key.split(".")[1] in task
 
 
-def _start(
+def _resolve_start(
     text: str, model: str, overrides: tuple[str, ...], composer: Composer
 ) -> tuple[str, Run | None]:
-    """The start of a run: its name for the label and, for init_from=ROW@TASK, the run
-    whose adapter it is.
+    """What a run starts from, by its init_from: the name for the run's label and, for
+    ROW@TASK, the run whose adapter it is.
 
     That run has this one's model, data folder and training overrides, its own recipe,
     and seed 0."""

@@ -17,7 +17,7 @@ from pathlib import Path
 #: its lock daemon.
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 #: Seconds of waiting after which a line names who has a lock.
-PATIENCE = 30.0
+PATIENCE_S = 30.0
 POLL_INTERVAL_S = 0.05
 #: What a lock's file holds: the process and its machine, or the beginning of that.
 HOLDER = re.compile(rb"((?P<pid>\d{1,10})( (?P<host>[\w.-]{0,255}))?)?")
@@ -195,7 +195,7 @@ def holding(lock: Lock, doing: str) -> Iterator[bool]:
     for tries in itertools.count():
         if lock.take(seconds=1):  # each try waits for so long
             break
-        if tries == PATIENCE:
+        if tries == PATIENCE_S:
             print(
                 f"{doing} is being done by {lock.holder()}: waiting for it", flush=True
             )

@@ -14,8 +14,8 @@ from runs.record.ledger import PUBLISHED
 from runs.record.override import Override
 from runs.record.schema import Cell, Label, Record
 
-#: Methods whose runs take as long as no other's: a head needs no gradient of the model,
-#: none no training.
+#: Methods whose runs are shorter than those of all others: for `head` the model needs no
+#: gradient, and `none` does not train.
 UNLIKE_OTHERS = frozenset({"head", "none"})
 
 
@@ -88,8 +88,8 @@ class Run:
 
     @property
     def recipe_gap(self) -> str:
-        """In words, that there is no recipe, or one without rate or epochs for the
-        task; "" where it has."""
+        """A sentence if there is no recipe, or none with a rate and epochs for the task;
+        "" otherwise."""
         rate = "lr_head" if self.method["kind"] == "head" else "lr"
         changed = {override.key for override in self.changed}
         if self.method["kind"] == "none":
@@ -124,18 +124,18 @@ def epoch_batches(
     """The rows of each effective batch of an epoch. A pure function: a resumed run has
     the same batches.
 
-    block: of so many batches rows are sorted by length (tasks.Task); which share a
-    batch still changes."""
+    size: rows of a batch. block: how many batches' rows are sorted by length together
+    (tasks.Task). Which rows share a batch still differs between epochs."""
     import numpy as np
 
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     order = generator.permutation(len(lengths)).tolist()
     batches = []
     for start in range(0, len(order), size * block):
-        part = order[start : start + size * block]
+        block_rows = order[start : start + size * block]
         if block > 1:
-            part.sort(key=lambda row: lengths[row])
-        batches += [part[i : i + size] for i in range(0, len(part), size)]
+            block_rows.sort(key=lambda row: lengths[row])
+        batches += [block_rows[i : i + size] for i in range(0, len(block_rows), size)]
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
@@ -149,24 +149,24 @@ def starts(runs: list[Run]) -> list[Run]:
 
 
 def with_starts(runs: list[Run]) -> list[Run]:
-    """The runs in a possible order: first those that others start from, also those not
-    among them."""
+    """The runs, in an order in which they can be done: first those that others start
+    from, also if they are not among `runs`."""
     first = starts(runs)
     return [*first, *(run for run in runs if run not in first)]
 
 
 def overrides_of(record: Record) -> list[str]:
-    """The overrides of `vera-bench run` that make a record's run again; none where it
-    has none, as of a run of an older version that is not published. Of a published run
-    a local file or folder is its name alone."""
-    words = _of_published().get(record["id"]) or record.get("overrides")
+    """The overrides of `vera-bench run` that do a record's run again. Empty if it has
+    none, as an unpublished run of an older version. In those of a published run, only
+    the last part of a local path is left."""
+    words = _published_overrides().get(record["id"]) or record.get("overrides")
     return [*words, f"seed={record['cell']['seed']}"] if words else []
 
 
 @cache
-def _of_published() -> dict[str, list[str]]:
-    """Without the seed, by run, those of published records that have none, or whose own
-    compose another run since a recipe has changed."""
+def _published_overrides() -> dict[str, list[str]]:
+    """Overrides without the seed, by run id, for published records that have none of
+    their own, or whose own now compose another run because a recipe has changed."""
     lines = (PUBLISHED / "overrides.jsonl").read_text(encoding="utf-8").splitlines()
     return {
         run: line["overrides"]

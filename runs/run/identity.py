@@ -31,7 +31,7 @@ from runs.run.reward_functions import function_files
 from tasks.fetch import pinned_content
 from tasks.files import stamp
 
-#: Below so many files each one's hash is cached.
+#: With fewer files each one's hash is cached; otherwise one hash of all of them.
 FEW_FILES = 16
 #: The contents of the models and data sets that were read, by their settings.
 Contents = dict[str, str | None]
@@ -46,9 +46,9 @@ def identify(
     of its model or data. Each model and each data set is read once: a table's runs may
     share a folder of 100,000 images.
 
-    Raises UserError or DataError where a local file that a configuration names is
-    missing. Where `problems` is given, it keeps the message there instead, by the run's
-    index in the list, and goes on."""
+    Raises UserError or DataError for a local file that a configuration names and that
+    is missing. If `problems` is given, the message goes there instead, under the run's
+    index, and its id is None."""
     contents = Contents()
     ids = list[str | None]()
     for index, run in enumerate(runs):
@@ -70,7 +70,7 @@ def run_id(run: Run) -> str | None:
 def _identify(run: Run, contents: Contents) -> str | None:
     config = run.config
     model = _content_of_model(run, contents)
-    data = _once(contents, config["task"], data_content)
+    data = _read_once(contents, config["task"], data_content)
     if model is None or data is None:
         return None
     start = None
@@ -90,20 +90,23 @@ def _identify(run: Run, contents: Contents) -> str | None:
 
 
 def _content_of_model(run: Run, contents: Contents) -> str | None:
-    """See `model_content`. Advice to take another model keeps the run's recipe."""
+    """See `model_content`. If its error advises another model, the advice also names
+    the recipe, so that the run keeps its own."""
     try:
-        return _once(contents, run.config["model"], model_content)
+        return _read_once(contents, run.config["model"], model_content)
     except models.OtherArchitectureError as error:
         _, _, model_of_recipe = run.recipe.partition("/")
-        if model_of_recipe != run.model:  # none, or one that was named already
+        if model_of_recipe != run.model:  # no recipe, or the command names one already
             raise
         remedy = f"{error.remedy} recipe={model_of_recipe}"
         raise models.OtherArchitectureError(error.problem, remedy) from None
 
 
-def _once(
+def _read_once(
     contents: Contents, settings: Settings, read: Callable[[Settings], str | None]
 ) -> str | None:
+    """The content of a model or data set, which is read the first time. draw_seed
+    chooses among the rows that are read, so data sets of all draws share one content."""
     shared = {name: value for name, value in settings.items() if name != "draw_seed"}
     key = json.dumps(shared, sort_keys=True)
     if key not in contents:
@@ -115,9 +118,11 @@ def _once(
 
 
 def start_id(run: Run, contents: Contents | None = None) -> str | None:
-    """The part of the identity that stands for the adapter a run starts from: the other
-    run's id and which epoch it kept, or the file's hash. None where the other run's id
-    is not known. contents: of `identify`. Raises UserError for a missing file."""
+    """The part of the identity that stands for the adapter that a run starts from: the
+    other run's id and which epoch it kept, or the file's hash. None if the other run's
+    id is not known.
+
+    contents: what `identify` has read so far. Raises UserError for a missing file."""
     source = run.config["init_from"] or ""
     if source.endswith(".safetensors"):
         if not Path(source).is_file():
@@ -152,8 +157,8 @@ def _start_run(run: Run, contents: Contents | None) -> str | None:
 
 
 def start_file(run: Run, contents: Contents | None = None) -> Path:
-    """The adapter file that a run starts from, else UserError: what it waits for.
-    contents: of `identify`."""
+    """The adapter file that a run starts from. Raises UserError, saying what the run
+    waits for, if it is not there yet. contents: what `identify` has read so far."""
     source = run.config["init_from"] or ""
     if source.endswith(".safetensors"):
         return Path(source)
@@ -219,8 +224,8 @@ def hash_files(files: Mapping[str, Path]) -> str:
         hashes.update((name, files_sha256(path)) for name, path in bar)
         return MISSING if MISSING in hashes.values() else hash_of(hashes)
 
-    # Of thousands of images one hash is cached under all sizes and times, not as many
-    # small files to read
+    # For thousands of images the cache has one entry, under the sizes and times of all,
+    # since one small file for each would be slow to read.
     stamps = [
         [name, str(path.absolute()), *stamp(path)] for name, path in files.items()
     ]
@@ -247,7 +252,7 @@ def final_ids(runs: Sequence[Run]) -> list[str]:
 
 
 def check_ids(runs: Sequence[Run], ids: Sequence[str | None]) -> None:
-    """Raises UserError where two runs have the same id."""
+    """Raises UserError if two runs have the same id."""
     times = Counter(filter(None, ids))
     for run, run_id in zip(runs, ids, strict=True):
         if times[run_id or ""] > 1:

@@ -23,12 +23,12 @@ def run_in_child(
     is_only_run: bool,
     sender: Any,
 ) -> None:
-    """The main function of a run's process. Its output goes into the run's log. It
-    sends how it has ended.
+    """The main function of a run's process. Its output goes into the run's log.
 
     Args:
         failures, is_only_run: as in `attempt_run`.
-        gpu: the one that it may use; None where any is.
+        gpu: the GPU that it may use; None for all that are visible.
+        sender: the end of a pipe, which gets how the process has ended.
     """
     end_with_parent()
     # the command handles Ctrl-C and a closed terminal, and ends this process
@@ -43,7 +43,7 @@ def run_in_child(
     try:
         _log_into(run, run_id)
         end = BUSY, ""
-        if lock.take():  # to the process's end
+        if lock.take():  # the process keeps it to its end
             end = attempt_run(run, run_id, failures, stop, tracking, is_only_run)
     except Exception as error:  # such as a log that cannot be written
         cause, text = cause_of(error)

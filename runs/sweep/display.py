@@ -1,6 +1,6 @@
-"""What a command shows while runs are on: a live line for each on a terminal, a plain
-line a minute elsewhere, with the time that is left, and a line that stays for each run
-that ends."""
+"""What a command shows of its runs. While they run, a terminal has a live line for
+each, and any other output gets a plain line every minute, with the time that is left.
+For each run that ends, a line stays."""
 
 import errno
 import json
@@ -34,10 +34,10 @@ from runs.run.definition import Run
 
 #: The last event of a run's training: phase, epoch, metric, seconds_left ...
 Event = Mapping[str, Any]
-#: Without a terminal: the most seconds until the first line and between later ones.
+#: Without a terminal: the seconds until the first line, and between later ones.
 FIRST_LINE_S, LINE_INTERVAL_S = 10.0, 60.0
 #: The columns of a run's bar.
-BAR = 12
+BAR_WIDTH = 12
 #: What a plan and the end of a sweep say of runs that train.max_steps limits.
 SHORTENED = (
     "stopped early by train.max_steps: in no table "
@@ -47,7 +47,8 @@ SHORTENED = (
 
 @dataclass(frozen=True)
 class SweepState:
-    """How far a sweep is. words: that in words, with the time that is left."""
+    """How far a sweep is: runs that have ended, of a total. words: the same as text,
+    with the time that is left."""
 
     ended: int
     total: int
@@ -55,26 +56,26 @@ class SweepState:
 
 
 class Display:
-    """Shows the runs that are on; of none, it removes the live lines."""
+    """Shows running runs, and lines that stay."""
 
     def __init__(self) -> None:
         self.live = sys.stderr.isatty() and not process_rank()
         self.due = time.monotonic() + FIRST_LINE_S
         self._drawn = 0  # live lines on the screen
         self._warned: set[str] = set()  # the heads of runs whose problems were shown
-        self._begun: set[str] = set()  # the heads of runs that have told of themselves
+        self._begun: set[str] = set()  # the heads of runs that have had an event
 
     def show(
         self, running: Sequence[tuple[str, Event]], sweep: SweepState | None = None
     ) -> None:
-        """Shows the runs that are on: each one's head and last event. sweep: how far
-        all of them are, where they are several."""
+        """Shows the running runs, each by its head and last event. Without any, the
+        live lines go. sweep: how far the sweep is, if it has several runs."""
         for head, event in running:
             if event.get("problems") and head not in self._warned:
                 self._warned.add(head)
                 for problem in event["problems"]:
                     self._print(f"{head}  note: {problem}")
-        stages = [(head, self._forward(head, event)) for head, event in running]
+        stages = [(head, self._stage(head, event)) for head, event in running]
         if self.live:
             bars = [
                 f"{head}  {bar(event)}{event_words(event)}" for head, event in stages
@@ -92,9 +93,9 @@ class Display:
         if not self.live:
             self.line(f"{head}  starts")
 
-    def _forward(self, head: str, event: Event) -> Event:
-        """A run's event. One that has told of itself, and does not any more, is about
-        to end: its files are being moved."""
+    def _stage(self, head: str, event: Event) -> Event:
+        """The event to show for a run. One that has had events and has none any more is
+        about to end: its files are being moved."""
         if event:
             self._begun.add(head)
         elif head in self._begun:
@@ -122,8 +123,8 @@ class Display:
 
 
 def _show(text: str, stream: TextIO) -> None:
-    """Writes to a stream at once. A terminal that has just closed is left: its SIGHUP
-    comes in a moment, and lets the runs save."""
+    """Writes to a stream at once. If its terminal has just closed, the text is lost:
+    SIGHUP comes in a moment, and lets the runs save."""
     try:
         stream.write(text)
         stream.flush()
@@ -134,13 +135,13 @@ def _show(text: str, stream: TextIO) -> None:
 
 
 def leave_terminal() -> None:
-    """Lets output to a terminal that has closed go nowhere: an error of writing would
-    end the command before its runs have saved."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    """Sends output to a closed terminal into the void: an error of writing would end
+    the command before its runs have saved."""
+    void = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         if stat.S_ISCHR(os.fstat(stream).st_mode):
-            os.dup2(nowhere, stream)
-    os.close(nowhere)
+            os.dup2(void, stream)
+    os.close(void)
 
 
 def bar(event: Event) -> str:
@@ -149,7 +150,7 @@ def bar(event: Event) -> str:
     if not steps:
         return ""
     drawn = tqdm.format_meter(
-        event["step"], steps, 0, ncols=BAR, bar_format="{bar}", ascii=" #"
+        event["step"], steps, 0, ncols=BAR_WIDTH, bar_format="{bar}", ascii=" #"
     )
     return f"[{drawn}]  "
 
@@ -157,7 +158,7 @@ def bar(event: Event) -> str:
 def sweep_bar(sweep: SweepState) -> str:
     """The bar of a whole sweep, with the time that is left."""
     drawn = tqdm.format_meter(
-        sweep.ended, sweep.total, 0, ncols=2 * BAR, bar_format="{bar}", ascii=" #"
+        sweep.ended, sweep.total, 0, ncols=2 * BAR_WIDTH, bar_format="{bar}", ascii=" #"
     )
     return f"[{drawn}]  {sweep.words}"
 
@@ -172,8 +173,7 @@ def heads(names: Sequence[str]) -> list[str]:
 
 
 def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
-    """The last event of a run's training; empty where there is none, or none that can
-    be shown."""
+    """The last event of a run's training; empty if there is none that can be shown."""
     try:
         path = run_folder(output, run_id) / "progress.json"
         event = dict(json.loads(read_regular(path, 2**20)))
@@ -192,10 +192,10 @@ def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
 
 
 def event_words(event: Event) -> str:
-    """An event: phase and epoch, the time that is left, step, loss and metric, and the
-    pace. Of 80 columns the pace is what does not fit."""
+    """An event in words: phase and epoch, the time that is left, step, loss and metric,
+    and the pace, which is last because it does not fit into 80 columns."""
     phase = event.get("phase", "starting")
-    left = event.get("seconds_left")
+    seconds_left = event.get("seconds_left")
     position = [phase if phase != "training" else ""]
     if "of" in event:
         position = [f"{position[0]} {event['done']}/{event['of']}"]
@@ -215,8 +215,8 @@ def event_words(event: Event) -> str:
         decimals = 1 if pace < 10 else 0
         details.append(f"{pace:.{decimals}f} {event['unit']}/s")
     remaining = ""
-    if left is not None:
-        remaining = f"left: {duration(left)}"
+    if seconds_left is not None:
+        remaining = f"left: {duration(seconds_left)}"
         if event.get("texts") and "of" not in event:
             remaining += f" and {event['texts']} texts"
     if event.get("host", gethostname()) != gethostname():
@@ -239,15 +239,15 @@ def result_words(record: Record) -> str:
     result = record["result"]
     if record["status"] == "diverged":
         return f"diverged: {record['error']}"
-    best = _marked(record, "best", result["best"])
-    last = _marked(record, "last", result["last"])
+    best = _score_text(record, "best", result["best"])
+    last = _score_text(record, "last", result["last"])
     epoch = result["best_epoch"]
     text = f"{result['metric']} {best} at epoch {epoch:.3g}, last {last}"
-    share = one_class(record)
-    if share is not None:
+    class_size = one_class(record)
+    if class_size is not None:
         text += ", predicts one class"
-        if share:
-            text += f" ({share})"
+        if class_size:
+            text += f" ({class_size})"
     parameters = record["parameters"]
     formula = parameters.get("formula", parameters["adapter"])
     if formula != parameters["adapter"]:
@@ -265,8 +265,9 @@ def result_words(record: Record) -> str:
     return text
 
 
-def _marked(record: Record, epoch: str, score: float | None) -> str:
-    """The score of an epoch, best or last, with a mark where what it left is kept."""
+def _score_text(record: Record, epoch: str, score: float | None) -> str:
+    """The score of an epoch, best or last, and whether its adapter or its predictions
+    are kept."""
     text = "-" if score is None else ReportedMetric.of_record(record).text(score)
     keep = record["config"]["keep"]
     kept_epochs: tuple[str, ...] = ("best", "last")
@@ -293,8 +294,8 @@ def cell_of(run: Run) -> Cell:
 
 @dataclass(frozen=True)
 class RunningRun:
-    """A run that is on. elapsed: its seconds until now, over all attempts. left: those that it expects, if
-    it has said so."""
+    """A running run. elapsed: its seconds so far, over all attempts. left: the seconds
+    that it still expects to take; None if it does not know yet."""
 
     run: Run
     elapsed: float
@@ -302,7 +303,7 @@ class RunningRun:
 
 
 class TimeLeft:
-    """The durations of a sweep's runs, and what they say of the others."""
+    """Estimates how long a sweep still takes, from how long its ended runs took."""
 
     def __init__(self) -> None:
         self._durations = defaultdict[Cell, list[float]](list)
@@ -314,8 +315,8 @@ class TimeLeft:
     def of_sweep(
         self, waiting: Iterable[Run], running: Sequence[RunningRun]
     ) -> float | None:
-        """The seconds until all runs have ended, as many at once as are on now; None
-        where none has said yet how long it takes."""
+        """The seconds until all runs have ended, if as many run at once as now. None
+        while no run has ended or knows how long it takes."""
         durations = {cell: [*values] for cell, values in self._durations.items()}
         for entry in running:
             if entry.left is not None:
@@ -336,8 +337,8 @@ class TimeLeft:
 
 
 def _expected(run: Run, durations: Mapping[Cell, Sequence[float]]) -> float:
-    """The duration of a run: of those of its cell, else of its task and model, else of
-    all."""
+    """The expected duration of a run: the mean over runs of its cell; without any, over
+    those of its task and model; without any, over all."""
     cell = cell_of(run)
     similar: list[float] = [*durations.get(cell, ())]
     if not similar:
@@ -355,14 +356,15 @@ def sweep_words(ended: int, total: int, seconds: float | None) -> str:
     return words if seconds is None else f"{words}, about {duration(seconds)} left"
 
 
-def left_of(event: Mapping[str, Any]) -> float | None:
-    """The seconds that a run's last event expects."""
+def seconds_left_of(event: Mapping[str, Any]) -> float | None:
+    """The seconds that a run still expects to take, by its last event; None if it does
+    not say so."""
     seconds = event.get("seconds_left")
     return float(seconds) if isinstance(seconds, int | float) else None
 
 
-def seconds_of(event: Mapping[str, Any]) -> float:
-    """The seconds that a run has trained and evaluated, by its last event; earlier
-    attempts count, too."""
+def seconds_spent(event: Mapping[str, Any]) -> float:
+    """The seconds that a run has trained and evaluated so far, over all attempts, by
+    its last event."""
     seconds = event.get("seconds")
     return float(seconds) if isinstance(seconds, int | float) else 0.0

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from runs.command.errors import UserError
 from runs.machine import gpus
-from runs.machine.locks import PATIENCE, Lock, run_lock
+from runs.machine.locks import PATIENCE_S, Lock, run_lock
 from runs.machine.processes import handling_signals
 from runs.record.cell import hash_of
 from runs.record.ledger import finished_record, read_record, record_path, run_folder
@@ -34,13 +34,13 @@ from runs.sweep.display import (
     SweepState,
     TimeLeft,
     leave_terminal,
-    left_of,
     read_progress,
     result_words,
-    seconds_of,
+    seconds_left_of,
+    seconds_spent,
     sweep_words,
 )
-from runs.tracking.tracker import Tracker, Tracking, of_run
+from runs.tracking.tracker import Tracker, Tracking, tracking_of_run
 from runs.training.files import Attempt, saved_progress, tidy
 from runs.training.train import (
     BUSY,
@@ -55,20 +55,26 @@ from runs.training.train import (
 #: How often a run is retried, unless it has saved more in between.
 RETRIES = 3
 #: Seconds that runs have to save, after they were asked to stop.
-GRACE = 60
-#: Seconds between two looks at the runs that are on.
+GRACE_S = 60
+#: Seconds between two looks at the running processes.
 LOOK_INTERVAL_S = 1.0
 
 
 class Job:
     """A run of a sweep, and its process.
 
-    head: how its lines begin, with its number and what tells it from the others.
-    record, log: paths. earlier_seconds: of attempts that its process resumes.
-    earlier_claim: the attempt whose failed record is from before
-    the command. failures: of the processes that have failed since more was saved: the
-    error of a full disk, "" for any other end. saved: what was saved then. ready: what
-    multiprocessing.connection.wait waits for. started_at: when its process did."""
+    Attributes:
+        head: how its lines begin: with its number, and what tells it from other runs.
+        record: the path of its record.
+        log: the path of its log.
+        earlier_seconds: how long the attempts took that its process continues.
+        earlier_claim: the attempt whose failed record was there before the command.
+        failures: how processes have failed since one last saved more: the error of a
+            full disk, or "" for any other end.
+        saved: what attempts had saved when a process last failed.
+        ready: what multiprocessing.connection.wait waits for.
+        started_at: when its process was started.
+    """
 
     def __init__(self, head: str, run: Run, run_id: str) -> None:
         self.head = head
@@ -94,7 +100,8 @@ class Job:
     def start(
         self, gpu: gpus.TakenGpu | None, tracking: Tracking, is_only_run: bool
     ) -> None:
-        """Starts its process. is_only_run: a user's mistake leaves no record."""
+        """Starts its process. is_only_run: whether the command has no other run; a user's
+        mistake then leaves no record."""
         self.gpu = gpu
         self.read_earlier_seconds()
         self.started_at = time.monotonic()
@@ -103,24 +110,25 @@ class Job:
         name = gpu.name if gpu else None
         work = (self.run, self.id, self.failures, name, tracking, is_only_run, sender)
         self.child = context.Process(target=run_in_child, args=work, daemon=True)
-        # the server was killed now
+        # the fork server may have been killed; `wait_for_end` then reports it
         with contextlib.closing(sender), contextlib.suppress(OSError, EOFError):
             self.child.start()
 
     def read_earlier_seconds(self) -> None:
-        """Looks up how long the attempts have trained whose checkpoint is there."""
+        """Looks up how long the attempts took whose checkpoint the process continues."""
         self.earlier_seconds = 0.0
         if saved_progress(self.output, self.id):
             progress = read_progress(self.output, self.id)
-            self.earlier_seconds = seconds_of(progress)
+            self.earlier_seconds = seconds_spent(progress)
 
     def signal(self, number: int) -> None:
-        """SIGTERM asks the run to save and to end."""
-        with contextlib.suppress(OSError, TypeError):  # it has ended, or never begun
+        """Sends its process a signal. SIGTERM asks the run to save and to end."""
+        with contextlib.suppress(OSError, TypeError):  # it has ended, or never started
             os.kill(self.child.pid, number)
 
-    def ended(self) -> End:
-        """Waits for its process's end, gives the GPU back, and returns how it ended."""
+    def wait_for_end(self) -> End:
+        """Waits until its process has ended, gives the GPU back, and returns how it
+        ended."""
         end: End | None = None
         with contextlib.closing(self.ready), contextlib.suppress(EOFError, OSError):
             end = self.ready.recv()
@@ -131,16 +139,18 @@ class Job:
         if end:
             return end
         code = self.child.exitcode
-        # 255: the server has ended, too. None: before it began
+        # 255: the fork server was killed, too. None: the process never started.
         if code in (-signal.SIGKILL, 255, None):
             return KILLED, "the process was killed (out of memory?)"
         return KILLED, f"the process ended with code {code}"
 
 
 class Slots(NamedTuple):
-    """total: how many runs this machine does at once. gpus: of which each run takes
-    one, unless `share` runs have it, over all commands of this machine; none on a CPU,
-    or where a scheduler has chosen."""
+    """How many runs this machine does at once (total), and on which GPUs.
+
+    gpus: the names of the GPUs. Each run takes one that fewer than `share` runs use,
+    counted over all commands of this machine. Empty on a CPU, or if a scheduler has
+    chosen the GPU."""
 
     total: int = 0
     gpus: Sequence[str] = ()
@@ -160,8 +170,10 @@ def slots_of(device: str, share: int, all_devices: bool) -> Slots:
 
 class Sweep:
     """The runs of one command, which it does in processes of their own, and how they
-    have ended. Paths begin at the command's folder. diverged, failed: with the error.
-    signal: the one that asked for an end, or 0."""
+    have ended. Paths begin at the command's folder.
+
+    diverged, failed: these jobs, each with its error. signal: the number of the signal
+    that asked for an end, or 0."""
 
     def __init__(self, jobs: list[Job], tracking: Tracking) -> None:
         self.jobs = jobs
@@ -177,17 +189,16 @@ class Sweep:
         self.slots = Slots()
         self.is_only_run = False
         self._time_left = TimeLeft()
-        #: Since when nothing is on here; infinity once that was said.
+        #: Since when no process has been running; infinity once the display has said so.
         self._idle_since = 0.0
-        #: When there may be room on a full disk: no run starts before.
+        #: After a full disk: no run starts before this time.
         self._room_at = 0.0
         self._waits_for_gpu = False
 
     @property
     def exit_code(self) -> int:
-        """143 where a signal other than Ctrl-C ended the command (of that one the caller
-        makes 130), 1 where a run failed. One that
-        diverged is a result."""
+        """143 if a signal other than Ctrl-C ended the command (after Ctrl-C the caller
+        exits with 130); 1 if a run failed. A diverged run is a result, not a failure."""
         if self.signal:
             return 143
         return 1 if self.failed else 0
@@ -203,16 +214,20 @@ class Sweep:
 
     def tracking_of(self, job: Job) -> Tracking:
         """W&B's settings of a run."""
-        return of_run(self.tracking, job.run, [entry.run for entry in self.jobs])
+        runs = [entry.run for entry in self.jobs]
+        return tracking_of_run(self.tracking, job.run, runs)
 
     # --- how a run ends
 
     def finish(self, job: Job, seconds: float | None, error: str = "") -> bool:
-        """Counts, shows and tidies up a job that has ended. Returns False without a
-        record or an error.
+        """Counts, shows and tidies up a job that has ended. Returns False if it has
+        neither a record nor an error, and so has not ended.
 
-        seconds: of its process, 0 if not known here, None if done before. error: why it
-        wrote no record."""
+        Args:
+            seconds: how long its process took; 0 if another command did the run, None
+                if it was done before this command.
+            error: why its process wrote no record.
+        """
         record = self._read_record(job, is_first_look=seconds is None)
         if record and record["status"] not in FINISHED:
             claim = record.get("claim")
@@ -233,7 +248,7 @@ class Sweep:
         return True
 
     def _read_record(self, job: Job, is_first_look: bool) -> Record | None:
-        """A job's record; None where there is none, or a damaged one."""
+        """A job's record; None if there is none, or if it is damaged."""
         try:
             return read_record(job.record)
         except ValueError as damage:
@@ -257,7 +272,7 @@ class Sweep:
             self.diverged.append((job, record["error"] or ""))
         else:
             self.done += 1
-        # by its record, where another command did it
+        # if another command did it, the record says how long it took
         total_seconds = (
             job.earlier_seconds + seconds if seconds else _seconds_of(record)
         )
@@ -267,23 +282,24 @@ class Sweep:
                 line += f" ({duration(seconds)} since it was resumed)"
             line += f"  run {job.id}"
         self._time_left.add(job.run, total_seconds)
-        state = self._state(self.running)
+        state = self._sweep_state(self.running)
         if self.pending and state:
             line += f"  ({state.words})"
         self.display.line(f"{job.head}  {line}")
 
-    def _state(self, running: Sequence[Job]) -> SweepState | None:
-        """How far the sweep is, and the time that is left; None for a single run."""
+    def _sweep_state(self, running: Sequence[Job]) -> SweepState | None:
+        """How far the sweep is, and the time that is left; None for a single run.
+        running: the jobs that are running now, here or elsewhere."""
         if len(self.jobs) == 1:
             return None
         now_s = time.monotonic()
         entries = list[RunningRun]()
         for job in running:
-            expected = left_of(read_progress(job.output, job.id))
+            seconds_left = seconds_left_of(read_progress(job.output, job.id))
             elapsed = job.earlier_seconds
             if job.started_at is not None:
                 elapsed += now_s - job.started_at
-            entries.append(RunningRun(job.run, elapsed, expected))
+            entries.append(RunningRun(job.run, elapsed, seconds_left))
         waiting = [job.run for job in self.pending if job not in running]
         seconds = self._time_left.of_sweep(waiting, entries)
         total = len(self.jobs)
@@ -291,8 +307,8 @@ class Sweep:
         return SweepState(ended, total, sweep_words(ended, total, seconds))
 
     def send_to_agent(self, job: Job) -> None:
-        """Sends a run that this command did not do, where `wandb agent` started the
-        command for it."""
+        """Sends the record of a run that this command did not do to W&B, if `wandb agent`
+        started the command for that run."""
         settings = self.tracking_of(job)
         if not settings.agent:
             return
@@ -306,14 +322,17 @@ class Sweep:
         self,
         slots: Slots,
         is_only_run: bool = False,
-        others_work: Callable[[], bool] = lambda: True,
+        waits_for_others: Callable[[], bool] = lambda: True,
     ) -> None:
         """Does runs, as many at once as there are slots, until none is left that this
-        process can do, or has to wait for.
+        process can do or has to wait for.
 
-        is_only_run: this is the one run of a command, in which a user's mistake is raised
-        (UserError) and leaves no record. others_work: whether to wait for the runs that
-        other processes do."""
+        Args:
+            is_only_run: whether the command has no other run. A user's mistake is then
+                raised (UserError) and leaves no record.
+            waits_for_others: asked in each round: whether to stay for the runs that
+                other processes do now. By default the command stays.
+        """
         self.slots = slots
         self.is_only_run = is_only_run
         self._idle_since = time.monotonic()
@@ -321,10 +340,10 @@ class Sweep:
             with handling_signals(self._pass_signal_on):
                 waits = True
                 while self.pending and not self.signal:
-                    is_busy = self._start()
+                    is_busy = self._fill_slots()
                     if not is_busy and not waits:
                         break
-                    waits = others_work()
+                    waits = waits_for_others()
                     self._await_ends(LOOK_INTERVAL_S if is_busy or waits else 0.0)
                     self._finish_runs_of_others()
         finally:
@@ -332,15 +351,15 @@ class Sweep:
             self.display.show([])
 
     def _finish_runs_of_others(self) -> None:
-        """Finishes runs that another process has done; without slots, one of this
-        command's workers."""
+        """Finishes pending runs that another process has done. Without slots that was a
+        worker of this command, which has sent its runs to W&B itself."""
         for job in [job for job in self.pending if job not in self.running]:
             if self.finish(job, 0.0) and self.slots.total:
                 self.send_to_agent(job)
 
-    def _start(self) -> bool:
-        """Starts a run for each free slot. Returns whether runs are on, or wait for
-        room on the disk."""
+    def _fill_slots(self) -> bool:
+        """Starts a run for each free slot. Returns whether runs are running, or wait
+        for room on the disk."""
         if time.monotonic() < self._room_at:
             return True
         for _ in range(self.slots.total - len(self.running)):
@@ -357,7 +376,8 @@ class Sweep:
         return bool(self.running)
 
     def _free_job(self) -> Job | None:
-        """A pending job that nobody does, and whose start is done, if it has one."""
+        """A pending job that no process does now. If it starts from another run, that run
+        has to be done."""
         pending_runs = [job.run for job in self.pending]
         for job in self.pending:
             is_free = job not in self.running and job.run.start not in pending_runs
@@ -387,13 +407,13 @@ class Sweep:
         if watched:
             self._idle_since = time.monotonic()
             events = [(job.head, read_progress(job.output, job.id)) for job in watched]
-            self.display.show(events, self._state(watched))
+            self.display.show(events, self._sweep_state(watched))
         elif self.pending and self.slots.total:
             self._note_long_wait()
 
     def _note_long_wait(self) -> None:
         """Says once which process this command has been waiting for."""
-        if time.monotonic() - self._idle_since > PATIENCE:
+        if time.monotonic() - self._idle_since > PATIENCE_S:
             self._idle_since = float("inf")
             job = self.pending[0]
             holder = job.lock.holder()
@@ -401,12 +421,12 @@ class Sweep:
 
     def _handle_end(self, job: Job) -> None:
         """Finishes a run whose process has ended, or leaves it pending for a retry."""
-        ending, error = job.ended()
+        ending, error = job.wait_for_end()
         if ending == FAILED and self.is_only_run and not job.record.exists():
             raise UserError(error)
         seconds = time.monotonic() - (job.started_at or 0.0)
         finished = self.finish(job, seconds, error if ending == FAILED else "")
-        # another process did it, while this one was to begin
+        # another process had the lock, and has finished the run
         if finished and ending == BUSY:
             self.send_to_agent(job)
         if finished or ending not in (KILLED, NO_ROOM, SMALLER) or self.signal:
@@ -424,8 +444,8 @@ class Sweep:
         self.display.line(line)
 
     def _count_failure(self, job: Job, ending: str, error: str) -> None:
-        """Counts the end of a process, from 0 where it has saved more than the last
-        one. One that will compute less at once is not counted."""
+        """Counts a failed process, from 0 if more was saved since the last failure. One
+        that ran out of memory is not counted, since the next computes less at once."""
         saved_earlier = job.saved
         job.saved = saved_progress(job.output, job.id)
         if job.saved != saved_earlier:
@@ -436,14 +456,16 @@ class Sweep:
             job.failures = [*job.failures, error]
 
     def _give_up(self, job: Job, error: str) -> None:
+        """Writes the failed record of a job that is not retried any more."""
         lock = job.lock
         if lock.take():
-            # a full disk: it is tried again after all
+            # a full disk may refuse this record, too: the run then stays pending
             with contextlib.suppress(OSError):
                 Attempt(job.output, job.id).fail(job.run, error)
             lock.release()
 
     def _pass_signal_on(self, number: int, frame: Any = None) -> None:
+        """Handles a signal to the command: asks its runs to save and to end."""
         self.signal = number
         if number == signal.SIGHUP:
             leave_terminal()
@@ -451,9 +473,9 @@ class Sweep:
             job.signal(signal.SIGTERM)
 
     def _end_processes(self) -> None:
-        """Ends the processes that are on, which may save first. A second Ctrl-C ends
-        them at once."""
-        deadline = time.monotonic() + GRACE
+        """Ends the running processes, which may save first. A second Ctrl-C ends them at
+        once."""
+        deadline = time.monotonic() + GRACE_S
         if self.running and not self.signal:
             print(
                 "\nsaving checkpoints. Ctrl-C again does not wait for them",

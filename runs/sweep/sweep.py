@@ -42,16 +42,17 @@ def sweep(
     anything starts.
 
     Args:
-        launch: Where and how; by default one after another, here.
-        runs_to_repeat: Runs whose record is archived first."""
+        launch: where and how they are done; by default one after another, here.
+        runs_to_repeat: runs that are done again; their records are archived first.
+    """
     started = time.monotonic()
     launch = launch or Launch()
     output = runs[0].config["output"]
-    # of torchrun's processes the first one writes the files of the sweep
+    # only the first of torchrun's processes writes the files of the sweep
     is_first = not process_rank()
     # torchrun's processes train themselves, and a debugger cannot follow into a child
     in_this_process = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
-    plan = _begin(runs, launch.launcher, runs_to_repeat, in_this_process)
+    plan = _check_and_plan(runs, launch.launcher, runs_to_repeat, in_this_process)
     tracking_log = log_file(output)
     log_bytes = _size(tracking_log)
     for folder in ("records", "sweeps"):
@@ -76,11 +77,11 @@ def sweep(
 def _run_all(
     commanded: Sweep, launcher: Launcher, available: Slots, in_this_process: bool
 ) -> None:
-    """Does the runs, where the launcher does them."""
+    """Does the runs, in this process or through the launcher. available: the slots of
+    this machine."""
     if in_this_process:
-        # torchrun's processes might not see the same records, so that none is skipped
-        # here
-        _do_here(commanded)
+        # Nothing is skipped here: torchrun's processes might not see the same records.
+        _do_in_this_process(commanded)
         return
     for job in commanded.jobs:
         commanded.finish(job, None)
@@ -125,15 +126,15 @@ def dry_run(runs: list[Run], launcher: ByScript) -> str:
 
 
 class SweepPlan(NamedTuple):
-    """What a command will do. replaced: jobs that are done again, with their records.
-    slots: of this machine, where the launcher uses them."""
+    """What a command will do. replaced: the jobs that are done again, each with the
+    record that is archived. slots: of this machine; none if the launcher has others."""
 
     jobs: list[Job]
     replaced: list[tuple[Job, Record]]
     slots: Slots
 
 
-def _begin(
+def _check_and_plan(
     runs: list[Run],
     launcher: Launcher,
     runs_to_repeat: Sequence[Run],
@@ -171,9 +172,9 @@ def _begin(
         preflight(todo)
     jobs = [
         Job(*job)
-        for job in zip(heads(_names(runs)), runs, final_ids(runs), strict=True)
+        for job in zip(heads(_run_names(runs)), runs, final_ids(runs), strict=True)
     ]
-    # a file in a folder's place is noticed now
+    # now, so that a file in the place of a folder is noticed before the first run
     for name in ("locks", "runs", "sweeps", "records"):
         Path(output, name).mkdir(parents=True, exist_ok=True)
     replaced = list[tuple[Job, Record]]()
@@ -183,7 +184,7 @@ def _begin(
     return SweepPlan(jobs, replaced, available)
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
+def _run_names(runs: Sequence[Run]) -> list[str]:
     """For each run its label, and the overrides that the others lack."""
     common = set.intersection(*(set(run.overrides) for run in runs))
     in_label = ("method", "method.config_class", "model", "task", "recipe", "seed")
@@ -205,8 +206,8 @@ def _archive_all(replaced: Sequence[tuple[Job, Record]], output: str) -> None:
 
 def archive(job: Job, record: Record) -> bool:
     """Moves a finished run's record, folder and measures to OUTPUT/replaced/ID.TIME,
-    under the run's lock, for redo=true. Returns False where another command was first.
-    The record goes last: a kill loses none."""
+    under the run's lock, for redo=true. Returns False if another command was first. The
+    record goes last, so that a kill in between loses nothing."""
     output = Path(job.output)
     run_files = Path(job.log).parent
     with holding(job.lock, job.head):
@@ -235,9 +236,10 @@ def _measured_ids(path: Path) -> list[str]:
 # --- runs in this process
 
 
-def _do_here(commanded: Sweep) -> None:
-    """Does every run in this process: for a debugger, and under torchrun, whose first
-    process holds the locks and makes the attempt that the others work on, too."""
+def _do_in_this_process(commanded: Sweep) -> None:
+    """Does every run in this process: for a debugger, and under torchrun. torchrun's
+    first process holds the locks and makes the attempts, on which the others work,
+    too."""
     for job in commanded.jobs:
         started = time.monotonic()
         with (

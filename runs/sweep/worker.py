@@ -31,14 +31,14 @@ def run_by_workers(sweep: Sweep, launcher: ByWorkers) -> None:
         count = launcher.count_workers(len(pending))
         with launcher.start(SweepWorker(sweep, folder, count)) as count_workers:
 
-            def others_work() -> bool:
+            def waits_for_others() -> bool:
                 return bool(count_workers()) or any(
                     job.lock.is_held() for job in pending
                 )
 
             workers = plural(count, "worker")
             sweep.display.line(f"{workers} of {folder.name}. Logs: {folder}")
-            sweep.do_pending_runs(Slots(), others_work=others_work)
+            sweep.do_pending_runs(Slots(), waits_for_others=waits_for_others)
     if sweep.signal:
         return
     error = f"its workers have ended, see {folder}. The same command goes on"
@@ -76,7 +76,7 @@ class SweepWorker:
         with open(log_file, "a", buffering=1) as log, contextlib.redirect_stdout(log):
             start_fork_server()
             sweep = Sweep(self._jobs_from(number), self.sweep.tracking)
-            sweep.do_pending_runs(Slots(1), others_work=lambda: False)
+            sweep.do_pending_runs(Slots(1), waits_for_others=lambda: False)
         at_time_limit = sweep.signal in (signal.SIGUSR1, signal.SIGUSR2)
         if at_time_limit and callable(handler_of_submitit):
             # the job goes back into the queue

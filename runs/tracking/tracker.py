@@ -42,7 +42,7 @@ class Tracking:
     """mode: online, offline or off. None: offline, unless the user says yes to
     `ask_before_upload`. stats: with W&B's statistics of the system. adapter: the
     adapter that is kept becomes an artifact. agent: whether `wandb agent` started the
-    command for this run (`of_run` sets it)."""
+    command for this run (`tracking_of_run` sets it)."""
 
     mode: Literal["online", "offline", "off"] | None = None
     stats: bool = False
@@ -110,7 +110,7 @@ def is_logged_in() -> bool:
     return False
 
 
-def of_run(settings: Tracking, run: Run, runs: list[Run]) -> Tracking:
+def tracking_of_run(settings: Tracking, run: Run, runs: list[Run]) -> Tracking:
     """The settings for one of a command's runs: an agent's is the only one that no
     other run starts from."""
     last = [entry for entry in runs if entry not in starts(runs)]
@@ -120,7 +120,7 @@ def of_run(settings: Tracking, run: Run, runs: list[Run]) -> Tracking:
 def agent_note(runs: list[Run]) -> str | None:
     """A line for an agent's command with too many runs to be attached to its sweep."""
     sweep = os.environ.get(AGENT[0])
-    if not sweep or any(of_run(Tracking(), run, runs).agent for run in runs):
+    if not sweep or any(tracking_of_run(Tracking(), run, runs).agent for run in runs):
         return None
     return (
         f"note: this command has {len(runs)} runs, so that W&B attaches none of them to "

@@ -76,8 +76,8 @@ class Training(Context):
         attempt: Attempt | None = None,
         stop: Stop | None = None,
     ) -> None:
-        """Loads everything and prepares the first step. attempt: by default a new
-        one."""
+        """Loads everything. attempt: by default a new one; all of torchrun's processes
+        work on the first one's."""
         if not process_rank():
             write_configuration(run, run_id)
         self.attempt = attempt or Attempt(run.config["output"], run_id)

@@ -468,7 +468,7 @@ def test_a_killed_process_gives_its_lock_back_and_a_stopped_one_keeps_it(
     wait_for(lambda: claim.holder().startswith("process"))
     os.kill(holder.pid, signal.SIGSTOP)
     os.waitid(os.P_PID, holder.pid, os.WSTOPPED)
-    monkeypatch.setattr(locks, "PATIENCE", 0)
+    monkeypatch.setattr(locks, "PATIENCE_S", 0)
     threading.Timer(2.5, holder.kill).start()
     with holding(run_lock(tmp_path, "run"), "RTE seed 0"):
         printed = capsys.readouterr().out

@@ -261,12 +261,12 @@ def test_a_process_is_tried_again_so_often_and_anew_once_more_is_saved(
     def begin(job, *_):  # a process that ends at once
         made.append(how := next(coming))
         job.started_at, job.ready = 0, None
-        job.ended = lambda: (how.replace("saves", "killed"), f"ended by {how}")
+        job.wait_for_end = lambda: (how.replace("saves", "killed"), f"ended by {how}")
 
     monkeypatch.setattr(pool.Job, "start", begin)
     monkeypatch.setattr(pool.connection, "wait", lambda ready, timeout: ready)
     monkeypatch.setattr(sweep, "start_fork_server", lambda several: None)
-    monkeypatch.setattr(pool, "saved", lambda *_: made.count("saves"))
+    monkeypatch.setattr(pool, "saved_progress", lambda *_: made.count("saves"))
     assert len(sweep.sweep(expand(words)).failed) == 1
     assert (records_of(words)[0]["error"], len(made)) == ("ended by killed", tries)
 
@@ -278,7 +278,7 @@ def test_a_run_that_another_command_does_is_waited_for(words, monkeypatch, capsy
         run_lock(output_of(words), record["id"]),
     )
     path.rename(path.with_suffix(".later"))
-    monkeypatch.setattr(pool, "PATIENCE", 0)
+    monkeypatch.setattr(pool, "PATIENCE_S", 0)
     monkeypatch.setattr(sweep, "start_fork_server", lambda several: None)
     assert claim.take()
     threading.Timer(2.5, lambda: path.with_suffix(".later").rename(path)).start()
@@ -349,7 +349,7 @@ def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch, c
     monkeypatch.setattr(
         pool.Sweep,
         "do_pending_runs",
-        partialmethod(pool.Sweep.do_pending_runs, others_work=lambda: False),
+        partialmethod(pool.Sweep.do_pending_runs, waits_for_others=lambda: False),
     )
     assert sweep.sweep(expand(words)).done == 1
     (why,) = records_of(words)[0]["tries"]
@@ -789,9 +789,9 @@ def test_a_worker_that_was_asked_to_stop_has_its_job_requeued(
     """And has the threads of the command, whatever the engine has set."""
     seen, (run,) = [], expand(words)
 
-    def do_pending_runs(sweep, slots, others_work):
+    def do_pending_runs(sweep, slots, waits_for_others):
         seen.append((os.environ.get("OMP_NUM_THREADS"), [job.id for job in sweep.jobs]))
-        seen.append(others_work())
+        seen.append(waits_for_others())
         sweep.signal = number
 
     monkeypatch.setattr(pool.Sweep, "do_pending_runs", do_pending_runs)

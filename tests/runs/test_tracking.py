@@ -32,7 +32,7 @@ from runs.tracking.tracker import (
     Tracking,
     agent_note,
     ask_before_upload,
-    of_run,
+    tracking_of_run,
 )
 from runs.training.loop import Training
 from runs.training.train import train
@@ -422,9 +422,9 @@ def test_the_one_run_of_a_command_attaches(words, attached, monkeypatch):
     runs = with_starts(expand(["task=rte", *words.split()]))
     assert agent_note(runs) is None
     # without an agent
-    assert not any(of_run(Tracking(), run, runs).agent for run in runs)
+    assert not any(tracking_of_run(Tracking(), run, runs).agent for run in runs)
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
-    assert [of_run(Tracking(), run, runs).agent for run in runs] == attached
+    assert [tracking_of_run(Tracking(), run, runs).agent for run in runs] == attached
     note = agent_note(runs)
     assert (note is None) == any(attached)
     assert note is None or ("2 runs" in note and "sweep1" in note and "\n" not in note)
