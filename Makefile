@@ -137,7 +137,7 @@ bench-runs: setup ## N=100 tiny runs in one command: what each costs beside its 
 bench-contention: setup ## a run beside busy processes, by how OpenMP's threads wait, in five minutes; FULL=1: three rounds
 	@$(BIN)/python -W ignore -m benchmarks contention $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
 
-bench-commands: setup ## CPU seconds and memory of table, plan, findings and report on 30,000 records, in five minutes; FULL=1: 100,000, too, in 15
+bench-commands: setup ## CPU seconds and memory of table, plan, findings and report on 30,000 records, in some five minutes; FULL=1: 100,000, too, in 15
 	@$(BIN)/python -W ignore -m benchmarks commands $(if $(value FULL),full=true) $(call quoted,output=,OUTPUT)
 
 gpu-check: setup ## what only a GPU can show, in some ten minutes on one: PART="parity speed" these alone; DEVICE=cpu: without one

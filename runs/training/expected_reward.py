@@ -1,7 +1,7 @@
 """Training by the expected reward of answers of one token: what training by reward
 estimates from samples, computed as a sum over the vocabulary.
 
-It is the limit of ever more samples, and so has no sampling noise. The next token's
+It is the limit for many samples, without their noise. The next token's
 probabilities weigh the rewards of all tokens; advantages have the same definitions as
 with samples."""
 
@@ -152,8 +152,8 @@ class ExpectedReward(RewardObjective):
 
 
 def expected_advantages(probabilities: Tensor, rewards: Tensor, scale: Scale) -> Tensor:
-    """The advantage of each token over the expectation of its prompt: what
-    `group_advantages` tends to with ever more samples.
+    """The advantage of each token over the expectation of its prompt: the
+    limit of `group_advantages` for many samples.
 
     Args:
         probabilities: of each token as the answer (prompts, vocabulary).
