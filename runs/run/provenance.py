@@ -185,7 +185,7 @@ def is_committed(record: Record) -> bool:
     return all(source.get("uncommitted") is False for source in sources)
 
 
-def changed(record: Record) -> list[str]:
+def changed_sources(record: Record) -> list[str]:
     """The source files of a record that have changed since, or whose imports have, and
     that are or were uncommitted. Not a file that has moved, and none that was committed
     both times; of an older record, whose imports are not known, only the files
@@ -208,9 +208,9 @@ def changed(record: Record) -> list[str]:
     return names
 
 
-def differs(record: Record, run: Run) -> str:
-    """What would be otherwise if a finished run were done now: sources, and the adapter
-    on disk."""
+def difference_if_run_again(record: Record, run: Run) -> str:
+    """How a finished run would differ if it were run again now, in words: in its source
+    files and in the adapter that it keeps; "" if in neither."""
     settings = list[str]()
     keys: tuple[Literal["keep", "adapter_precision"], ...] = (
         "keep",
@@ -221,7 +221,7 @@ def differs(record: Record, run: Run) -> str:
         if recorded != run.config[key]:
             settings.append(f"{key}={recorded} (not {run.config[key]})")
     differences = list[str]()
-    files = changed(record)
+    files = changed_sources(record)
     if files:
         verb = "have" if len(files) > 1 else "has"
         names = " and ".join(files)

@@ -26,7 +26,7 @@ from runs.record.ledger import finished_record, read_record, record_path, run_fo
 from runs.record.schema import FINISHED, Record
 from runs.record.text import duration
 from runs.run.definition import Run
-from runs.run.provenance import differs
+from runs.run.provenance import difference_if_run_again
 from runs.sweep.child import run_in_child
 from runs.sweep.display import (
     Display,
@@ -263,7 +263,7 @@ class Sweep:
             self.skipped += 1
             self.send_to_agent(job)
             line = f"already done ({line}, run {job.id}), skipped"
-            difference = differs(record, job.run)
+            difference = difference_if_run_again(record, job.run)
             if difference:
                 line += f": {difference}"
             self.display.line(f"{job.head}  {line}")

@@ -437,8 +437,8 @@ def commit(root, *paths):
         )
 
 
-def changed(source):
-    return provenance.changed({"code": {"sources": {"method": source}}})
+def changed_method_source(source):
+    return provenance.changed_sources({"code": {"sources": {"method": source}}})
 
 
 def test_untracked_code_is_dirty_and_outside_a_checkout_nothing_is_known(checkout):
@@ -498,10 +498,12 @@ def test_a_source_that_was_committed_both_times_or_moved_is_no_difference(checko
     ways = [("committed", "edited"), ("edited", "committed"), ("edited", "edited")]
     told = {way: [f"vera/methods/{'_'.join(way)}.py"] for way in ways}
     assert {
-        way: found for way, source in sources.items() if (found := changed(source))
+        way: found
+        for way, source in sources.items()
+        if (found := changed_method_source(source))
     } == told
     # an older record
-    assert provenance.changed({"code": {"commit": "c", "dirty": True}}) == []
+    assert provenance.changed_sources({"code": {"commit": "c", "dirty": True}}) == []
 
 
 IMPORTS = [
@@ -526,15 +528,20 @@ def test_a_module_beside_it_that_the_file_imports_counts_too(checkout):
     commit(checkout)
     source = provenance._source(mine)
     other.write_text("edited\n")
-    assert changed(source) == []
+    assert changed_method_source(source) == []
     inner.write_text("edited\n")
-    assert changed(source) == ["a module that vera/methods/mine.py imports"]
+    assert changed_method_source(source) == [
+        "a module that vera/methods/mine.py imports"
+    ]
     # an older one
     assert (
-        changed({key: value for key, value in source.items() if key != "imports"}) == []
+        changed_method_source(
+            {key: value for key, value in source.items() if key != "imports"}
+        )
+        == []
     )
     commit(checkout)
-    assert changed(source) == []  # committed both times
+    assert changed_method_source(source) == []  # committed both times
 
 
 def test_a_file_that_git_ignores_is_in_no_commit_and_one_of_another_kind_is_no_code(
@@ -584,4 +591,4 @@ def test_an_edit_or_a_commit_while_a_sweep_goes_on_is_in_no_run_of_it(
     monkeypatch.setattr(provenance, "code_state", ask)  # the next command
     assert provenance.code_state() != began
     path.write_text("three\n")
-    assert changed(source) == ["vera/methods/mine.py"]
+    assert changed_method_source(source) == ["vera/methods/mine.py"]

@@ -27,7 +27,7 @@ from runs.run import methods
 from runs.run.definition import with_starts
 from runs.run.identity import run_id
 from runs.run.methods import method_of_settings, patterns_of, rates_of
-from runs.run.provenance import changed
+from runs.run.provenance import changed_sources
 from runs.sweep import sweep
 from runs.sweep.display import Display, result_words
 from runs.training.checkpoint import (
@@ -278,9 +278,9 @@ def test_a_method_outside_of_the_clone_trains_and_its_record_names_its_source(
     assert record["config"]["method"]["kind"] == "own_method_of_a_test.Biases"
     source = record["code"]["sources"]["method"]
     assert (source["file"], source["uncommitted"]) == ("own_method_of_a_test.py", None)
-    assert changed(record) == []
+    assert changed_sources(record) == []
     (own / "code" / "own_method_of_a_test.py").write_text(OWN + "# another version\n")
-    assert changed(record) == ["own_method_of_a_test.py"]
+    assert changed_sources(record) == ["own_method_of_a_test.py"]
     (run,) = expand(mine)
     assert isinstance(method_of_settings(run.method), vera.METHODS["own_biases"])
 
