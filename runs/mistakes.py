@@ -15,7 +15,8 @@ vera-bench mistakes RUN out=suspects.csv
 
 RUN of task.folds=5 stands for all five: every training row is judged by the run that
 did not train on it (out of fold). Check the labels of the rows with the largest loss
-first. A model that is often wrong puts its own mistakes among them.
+first. A model that is often wrong puts its own errors among them: the last line says
+how many.
 
 The number of a row is its line in last_VARIANT.jsonl in the run's folder, which holds
 the right answers, too. With a head, the rows are those of predictions.csv there.
@@ -43,6 +44,8 @@ from runs.record.spreadsheet import csv_text, read_own_csv
 from runs.record.text import describe, one_line, plural, printable
 from runs.training import predictions
 
+#: The share of wrong labels for which the last line says what to expect.
+ASSUMED_WRONG_LABELS = 0.05
 #: A row of predictions.csv.
 Row = dict[str, str]
 
@@ -244,15 +247,37 @@ def show_by_loss(rows: list[Row], row_name: str, settings: Settings) -> int:
             if key in row:
                 print(_indented(key, row[key], settings))
     summary = plural(len(rows), row_name)
+    own_errors = ""
     if predictions.PROBABILITY.format(rows[0][label]) in rows[0]:
-        wrong = sum(row[label] != row[predictions.PREDICTED] for row in rows)
-        summary = f"the prediction differs from the label in {wrong:,} of {summary}"
+        differing = sum(row[label] != row[predictions.PREDICTED] for row in rows)
+        summary = f"the prediction differs from the label in {differing:,} of {summary}"
+        own_errors = words_on_own_errors(differing, len(rows))
     if len(rows) > settings.limit:
         summary += f"; the {settings.limit} with the largest loss are shown"
     if settings.out:
         summary += f"; all of them in {settings.out}"
     print(summary)
+    if own_errors:
+        print(own_errors)
     return 0
+
+
+def words_on_own_errors(differing: int, rows: int) -> str:
+    """How often the predictions agree with the labels, and how many of the differing
+    rows are the model's own errors if ASSUMED_WRONG_LABELS of all labels are wrong.
+
+    A wrong label is one row at most, so the others differ because the model is wrong.
+    It may be wrong more often: some wrong labels it predicts as they are."""
+    text = f"The predictions agree with {1 - differing / rows:.1%} of these labels."
+    wrong_labels = round(ASSUMED_WRONG_LABELS * rows)
+    own_errors = differing - wrong_labels
+    if own_errors <= 0:
+        return text
+    return (
+        f"{text} If {ASSUMED_WRONG_LABELS:.0%} of the labels are wrong "
+        f"({wrong_labels:,}), at least {own_errors:,} of the {differing:,} differ "
+        "because the model is wrong"
+    )
 
 
 def _with_loss(rows: Sequence[Row]) -> list[list[object]]:

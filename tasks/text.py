@@ -237,6 +237,10 @@ def load(settings: Settings) -> TextTask:
     task.notes = notes
     task.takes_dev_from_train = "dev" not in tables
     task.advice = _advice(settings, classes, splits)
+    if settings.get("folds") is not None and settings.get("dev_file"):
+        task.advice.append(
+            f"task.folds divides task.train_file alone: {settings['dev_file']} is not used"
+        )
     return task
 
 

@@ -41,6 +41,7 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from runs.command.errors import UserError, interrupted_words, is_users, process_rank
+from runs.record.folder import RecordFolder
 from runs.record.kept_rows import MakesRows
 from runs.record.ledger import Ledger, in_conf, read_ledger
 from runs.record.schema import Record
@@ -49,6 +50,8 @@ from runs.record.text import describe, error_line
 #: Options by their names, as argparse's add_argument takes them.
 Options = Mapping[tuple[str, ...], Mapping[str, Any]]
 HELP: Options = {("-h", "--help"): {"action": "help", "help": "this text"}}
+#: At most so many records are searched for a task's newest run.
+SEARCHED_RECORDS = 200
 #: What a setting takes, by its type.
 KINDS = {
     bool: "true|false",
@@ -433,10 +436,27 @@ def find_record(ledger: Ledger, name: str, output: str | Path) -> Record:
     advice = ""
     if ids:
         advice = f" ({', '.join(sorted(ids)[:3])}, ...): give more of the id"
+    else:
+        advice = _advice_on_task(name, output)
     count = len(ids) or "no"
     raise UserError(
         f"{count} records begin with {name!r} in {output}/records or published{advice}"
     )
+
+
+def _advice_on_task(name: str, output: str | Path) -> str:
+    """Where a task's name is given in place of a run: the newest run of it here."""
+    for record in RecordFolder(output).newest(SEARCHED_RECORDS):
+        label = record["label"]
+        names = (label["task"], record["cell"]["task"])
+        if name not in names or record["status"] != "done":
+            continue
+        run = label["row"]
+        fold = record["config"]["task"].get("fold")
+        if fold is not None:
+            run += f", task.fold={fold}"
+        return f". {name!r} is a task. Its newest run here is {record['id']} ({run})"
+    return ""
 
 
 # --- how a command ends

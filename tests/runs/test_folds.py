@@ -12,7 +12,7 @@ from cleanlab.rank import get_label_quality_scores
 from running import ROOT, call_here, do, output_of, refused
 
 from runs.config import expand
-from runs.mistakes import dev_rows
+from runs.mistakes import dev_rows, words_on_own_errors
 from runs.mistakes import main as mistakes
 from runs.record.cell import is_trial
 from runs.record.spreadsheet import read_own_csv
@@ -95,6 +95,16 @@ def test_the_only_note_on_dev_rows_is_that_of_the_fold(text_words):
     ]
 
 
+def test_a_dev_file_beside_folds_is_said_to_be_unused(text_words, tmp_path):
+    rows = write_rows(tmp_path / "dev.csv", count=6)
+    words = [*text_words, f"task.dev_file={rows}"]
+    unused = f"task.folds divides task.train_file alone: {rows} is not used"
+    (run,) = expand([*words, "task.folds=3", "task.fold=1"])
+    assert unused in load(run.config["task"]).advice
+    (plain,) = expand(words)
+    assert unused not in load(plain.config["task"]).advice
+
+
 def test_no_advice_on_the_tenth_that_a_fold_replaces(text_words, tmp_path):
     rows = write_rows(tmp_path / "rows.csv", count=30)  # every tenth is of one class
     (run,) = expand([*text_words, "task.folds=3", "task.fold=1"])
@@ -126,6 +136,10 @@ def test_every_row_is_judged_by_the_run_that_has_not_seen_it(
     printed = capsys.readouterr().out
     summary = r"the prediction differs from the label in \d+ of 36 training rows; the 3"
     assert re.search(f"{summary} with the largest loss are shown", printed)
+    last = printed.splitlines()[-1]
+    assert re.match(r"The predictions agree with [\d.]+% of these labels\.", last)
+    with refused(f"'tickets' is a task. Its newest run here is {records[2]['id']}"):
+        mistakes(["tickets", f"output={output}"])
     content = out.read_bytes()
     with refused("suspects.csv is there already", "out="):
         mistakes([run, f"output={output}", f"out={out}"])
@@ -142,6 +156,17 @@ def test_every_row_is_judged_by_the_run_that_has_not_seen_it(
     for record in records:
         assert record["data"]["dev_rows"] == 12
         assert record["data"]["train_rows"] == 24
+
+
+def test_the_last_line_says_how_many_errors_are_the_models_own():
+    text = words_on_own_errors(differing=270, rows=1000)
+    assert text == (
+        "The predictions agree with 73.0% of these labels. If 5% of the labels are "
+        "wrong (50), at least 220 of the 270 differ because the model is wrong"
+    )
+    # as few as there may be wrong labels
+    text = words_on_own_errors(differing=20, rows=1000)
+    assert text == "The predictions agree with 98.0% of these labels."
 
 
 def test_a_cross_validation_ends_with_the_command_that_joins_it(text_words, capsys):

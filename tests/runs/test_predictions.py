@@ -150,7 +150,7 @@ def test_a_regression_leaves_a_scatter_and_its_largest_errors_come_first(
 def test_the_rows_with_the_largest_loss_are_shown(tickets, monkeypatch):
     record, output = do(tickets), output_of(tickets)
     monkeypatch.setenv("COLUMNS", "70")
-    *lines, last = mistakes_of(record)
+    *lines, summary, last = mistakes_of(record)
     rows = read_own_csv(files_of(record) / "predictions.csv")
     shares = {row["id"]: float(row[f"p({row['label']})"]) for row in rows}
     heads, texts = lines[::2], lines[1::2]
@@ -159,9 +159,10 @@ def test_the_rows_with_the_largest_loss_are_shown(tickets, monkeypatch):
     )
     assert all(MARKER in text and len(text) < 70 for text in texts)
     wrong = sum(row["label"] != row["predicted"] for row in rows)
-    assert last == f"the prediction differs from the label in {wrong} of 6 dev rows"
+    assert summary == f"the prediction differs from the label in {wrong} of 6 dev rows"
+    assert last.startswith(f"The predictions agree with {1 - wrong / 6:.1%} of these")
     refunds = sum(row["label"] == "refund" for row in rows)
-    assert len(mistakes_of(record, "part=refund")) == 1 + 2 * refunds
+    assert len(mistakes_of(record, "part=refund")) == 2 + 2 * refunds
     with refused("'refunds'", "refund"):
         mistakes([record["id"], f"output={output}", "part=refunds"])
     (files_of(record) / "predictions.csv").write_text("label\n")
