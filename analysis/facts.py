@@ -150,7 +150,8 @@ def measurement_of(record: Record) -> dict[str, str]:
 
 def way_of(record: Record) -> str:
     """The way in which a record's score was measured, as one text: `measurement_of`
-    without the protocol, of which a row's newest replaces the older ones."""
+    without the protocol. Runs of an older protocol are not another way: they are left
+    out as soon as their row has newer ones."""
     phrases = measurement_of(record)
     del phrases["protocol"]
     return "; ".join(phrases.values())

@@ -255,9 +255,9 @@ def cells(
       where seeds differ in it.
     - diverged, a count; one_class, the seeds that predict one class; class_share, its
       share of the rows in words; deviations; presets; origins.
-    - left_out, how many results of the row that were measured in the same way have
-      other settings; older, their older protocols; again, the ids of results that
-      repeat a seed."""
+    - Of results that are in no cell, but of the same row and measured in the same way:
+      other_settings, how many have other settings; older_protocols, the protocol of
+      each one that follows an older one; repeated_ids, of those that repeat a seed."""
     runs = mark_left_out(runs)
     results = runs[runs.kind == "result"]
     members = results[results.left_out == ""]
@@ -277,13 +277,13 @@ def cells(
     members[number_columns] = numbers.astype(float)
     frame = _statistics(members, key).reset_index()
     frame = frame.join(_results_left_out(results), on=CELL_KEY)
-    for name in ("one_class", "older", "again"):
+    for name in ("one_class", "older_protocols", "repeated_ids"):
         # NaN where a cell has none
         frame[name] = [
             values if isinstance(values, tuple) else () for values in frame[name]
         ]
     frame["class_share"] = frame.class_share.astype(object).fillna("")
-    frame["left_out"] = frame.left_out.fillna(0).astype(int)
+    frame["other_settings"] = frame.other_settings.fillna(0).astype(int)
     frame["wanted"] = seeds or [*map(_wanted_seeds, frame.task, frame.presets)]
     frame["complete"] = frame.n >= frame.wanted
     return frame
@@ -335,15 +335,16 @@ def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
 
 
 def _results_left_out(results: pd.DataFrame) -> pd.DataFrame:
-    """The columns of `cells` on results that are in no cell (left_out, older, again),
-    by CELL_KEY."""
-    different = results[results.left_out.isin(["settings", "protocol"])]
-    older = results[results.left_out == "protocol"].groupby(CELL_KEY).protocol
-    repeated = results[results.left_out == "seed"].groupby(CELL_KEY).id
+    """What `cells` says of results that are in no cell, by CELL_KEY: other_settings,
+    older_protocols and repeated_ids. results: with left_out, of `mark_left_out`."""
+
+    def by_key(reason: str) -> Any:
+        return results[results.left_out == reason].groupby(CELL_KEY)
+
     columns = {
-        "left_out": different.groupby(CELL_KEY).size(),
-        "older": older.agg(lambda protocols: (*sorted({*protocols}),)),
-        "again": repeated.agg(tuple),
+        "other_settings": by_key("settings").size(),
+        "older_protocols": by_key("protocol").protocol.agg(tuple),
+        "repeated_ids": by_key("seed").id.agg(tuple),
     }
     return pd.DataFrame(columns)
 

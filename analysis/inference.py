@@ -319,8 +319,9 @@ def share_interval(count: int, total: int, level: float = LEVEL) -> tuple[float,
 
 
 def fisher_p(x: int, x_total: int, y: int, y_total: int) -> float:
-    """Fisher's exact two-sided p that two shares, x of x_total and y of y_total, are
-    equal: the probability of all tables that are no likelier than this one."""
+    """The p value of Fisher's exact two-sided test of whether two shares are equal, x of
+    x_total and y of y_total. If they are, it is the probability of all tables with these
+    sums that are no likelier than this one."""
     successes = x + y
     lowest = max(0, successes - y_total)
     highest = min(successes, x_total)

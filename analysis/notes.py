@@ -267,16 +267,20 @@ def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     with the reason."""
     cells = cells.drop_duplicates(CELL_KEY)
     notices = list[str]()
-    if different := int(cells.left_out.sum()):
+    if other_settings := int(cells.other_settings.sum()):
         notices.append(
-            f"{plural(different, 'run')} with settings further from the recipe"
+            f"{plural(other_settings, 'run')} with settings further from the recipe"
             " (all=true shows them)"
         )
-    for cell in cells[cells.older.map(len) > 0].itertuples():
-        older = ", ".join(f"{number:g}" for number in cell.older)
+    for cell in cells[cells.older_protocols.map(len) > 0].itertuples():
+        count = plural(len(cell.older_protocols), "run")
+        protocols = sorted({*cell.older_protocols})
+        older = ", ".join(f"{protocol:g}" for protocol in protocols)
         newest = f"not mixed with those of {cell.protocol:g}"
-        notices.append(f"{cell.row} on {cell.task}: runs of protocol {older}, {newest}")
-    if repeated := [*itertools.chain(*cells.again)]:
+        notices.append(
+            f"{cell.row} on {cell.task}: {count} of protocol {older}, {newest}"
+        )
+    if repeated := [*itertools.chain(*cells.repeated_ids)]:
         names = enumeration(repeated, "runs")
         notices.append(f"further records of the same settings and seed: {names}")
     return notices + unfinished(runs)

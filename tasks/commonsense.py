@@ -67,21 +67,22 @@ class ChoiceQuestion(Example):
 
 
 def lay_out(template: Template, training: bool) -> Template:
-    """A template as the scripts lay it out: with 16 spaces before each line after the
-    first. In training, unlike in the tests, empty lines other than the first have them,
-    too, and the first line ends with one more space."""
-    spaces = 1 if training else 0
-    plain = _indented(template.prompt_no_input, training, spaces + 1)
-    with_input = _indented(template.prompt_input, training, spaces)
+    """A template as the scripts lay it out: INDENT before each line after the first and
+    as a last line, and a space after the first line of the prompt without input. In
+    training, unlike in the tests, both first lines end with one more space, and empty
+    lines from the third on have the INDENT, too."""
+    trailing_spaces = 1 if training else 0
+    without_input = _indented(template.prompt_no_input, training, trailing_spaces + 1)
+    with_input = _indented(template.prompt_input, training, trailing_spaces)
     return template.model_copy(
-        update={"prompt_no_input": plain, "prompt_input": with_input}
+        update={"prompt_no_input": without_input, "prompt_input": with_input}
     )
 
 
-def _indented(text: str, training: bool, spaces: int) -> str:
-    """A prompt as `lay_out` says. spaces: how many end the first line."""
+def _indented(text: str, training: bool, trailing_spaces: int) -> str:
+    """A prompt as `lay_out` says. trailing_spaces: how many end the first line."""
     first_line, *other_lines = text.rstrip().split("\n")
-    lines = [first_line + " " * spaces]
+    lines = [first_line + " " * trailing_spaces]
     for number, line in enumerate(other_lines):
         is_indented = bool(line) or (training and number > 0)
         lines.append(INDENT + line if is_indented else "")

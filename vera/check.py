@@ -44,7 +44,8 @@ def check(
             output.
 
     Returns:
-        Whether the method merges. One without a Change need not.
+        Whether the method can merge. One that computes with a Change must; others need
+        not.
 
     Raises:
         AdapterError: Something of this does not hold, or the model does not fit.
@@ -59,7 +60,8 @@ def check(
     base = copy.deepcopy(model).double().eval()
     adapted = copy.deepcopy(base)
     method.adapt(adapted)
-    method.before_training(adapted, 10)
+    total_steps = 10  # for methods with a schedule; none is trained
+    method.before_training(adapted, total_steps)
     trial.check_start(base, adapted, start)
     trial.check_count(adapted)
     trial.move_parameters(adapted)

@@ -36,7 +36,7 @@ def figure4(part: Part) -> Iterator[Figure]:
             panel.notes,
             _draw_gains,
             subtitle,
-            panel.pair,
+            panel.model_and_task,
             quoted,
             height=max(2.0, FRAME_HEIGHT + ROW_HEIGHT * rows),
         )

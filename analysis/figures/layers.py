@@ -51,12 +51,12 @@ STATISTICS = {
 class Measured(NamedTuple):
     """Values of the measures of a model and task.
 
-    pair: both by name; place: both by label. values: a line for each measure (number),
+    model_and_task: by name; place: the same by label. values: a line for each measure (number),
     site and layer, with the ids of the measure's runs; NaN where a value is not finite.
     notes: on what is left out.
     """
 
-    pair: tuple[str, str]
+    model_and_task: tuple[str, str]
     place: str
     values: pd.DataFrame
     notes: list[str]
@@ -65,9 +65,9 @@ class Measured(NamedTuple):
 @dataclass(frozen=True)
 class LayerStatistics:
     """A figure's data: STATISTICS of each value by site and layer, over the measures of
-    a model and task. pair, place: as of Measured."""
+    a model and task. model_and_task, place: as of Measured."""
 
-    pair: tuple[str, str]
+    model_and_task: tuple[str, str]
     place: str
     data: pd.DataFrame
     notes: list[str]
@@ -86,7 +86,8 @@ def measured_values(
     chosen = mark_left_out(runs)
     cell_of = chosen[chosen.left_out == ""].set_index("id").cell
     columns = ["site", "layer", *names]
-    for pair, group in sorted(_measures_by_pair(measures, kind).items()):
+    groups = _measures_by_model_and_task(measures, kind)
+    for model_and_task, group in sorted(groups.items()):
         of_setting = _largest_setting(group, cell_of)
         lines = [
             {"number": number, "runs": ids, **measure["values"]}
@@ -103,13 +104,14 @@ def measured_values(
             left_out_notes.append(f"{left_out} measures are left out: {WHY_LEFT_OUT}.")
         label = group[0]["of"][0]["label"]
         place = f"{label['model']} on {label['task']}"
-        yield Measured(pair, place, values, left_out_notes)
+        yield Measured(model_and_task, place, values, left_out_notes)
 
 
-def _measures_by_pair(
+def _measures_by_model_and_task(
     measures: Iterable[Measure], kind: str
 ) -> dict[tuple[str, str], list[Measure]]:
-    """The measures of a kind by model and task (pair), sorted by seed."""
+    """The measures of a kind by model and task, sorted by seed; magnitudes of the row
+    vera alone."""
     groups = defaultdict[tuple[str, str], list[Measure]](list)
     of_kind = [measure for measure in measures if measure["kind"] == kind]
     for measure in sorted(of_kind, key=_seeds_of):
@@ -149,11 +151,12 @@ def _largest_setting(
 
 
 def layer_statistics(
-    part: Part, kind: str, unit: str, *names: str
+    part: Part, names: Iterable[str], *, kind: str, unit: str
 ) -> Iterator[LayerStatistics]:
     """The statistics of `measured_values`, for each model and task: the median, lowest
     and highest of the finite values, how many these are (n), and of how many (total).
-    unit: what a measure is of, a run or a pair."""
+    names: of the values. kind: of the measures. unit: what one measure is of, a run or a
+    pair of runs."""
     for measured in measured_values(part.runs, part.measures, kind, *names):
         values = measured.values
         long = values.melt(["site", "layer", "number", "runs"], var_name="name")
@@ -164,7 +167,7 @@ def layer_statistics(
         lines = [*measured.notes, *notes(ran, cells(ran)), *notes_on_infinite(data)]
         count = plural(values.number.nunique(), unit)
         yield LayerStatistics(
-            pair=measured.pair,
+            model_and_task=measured.model_and_task,
             place=measured.place,
             data=data.assign(source=part.source),
             notes=lines,
@@ -188,7 +191,8 @@ def notes_on_infinite(data: pd.DataFrame) -> list[str]:
 
 
 def figure3(part: Part) -> Iterator[Figure]:
-    """How far d has moved in the runs of the row vera, by layer and site."""
+    """How far d has moved in the runs of the row vera, by layer and site. The figure's
+    data have the norm of b, too, which is not drawn."""
     draw: Any = partial(
         draw_lines,
         x="layer",
@@ -199,12 +203,12 @@ def figure3(part: Part) -> Iterator[Figure]:
         ylabel="‖d - d_init‖₂",
         ylim=(0, None),
     )
-    for panel in layer_statistics(part, "magnitude", "run", "d", "b"):
-        of_b = panel.data["median"][panel.data.name == "b"]
-        data = panel.data[panel.data.name == "d"].assign(b=[*of_b])
+    for panel in layer_statistics(part, ["d", "b"], kind="magnitude", unit="run"):
+        norms_of_b = panel.data["median"][panel.data.name == "b"]
+        data = panel.data[panel.data.name == "d"].assign(b=[*norms_of_b])
         title = f"change of d by layer, {panel.place}"
         yield paper_figure(
-            3, title, data, panel.notes, draw, panel.subtitle, panel.pair
+            3, title, data, panel.notes, draw, panel.subtitle, panel.model_and_task
         )
 
 
@@ -219,7 +223,7 @@ def figure5(part: Part) -> Iterator[Figure]:
         runs=[()] * len(quoted),
         pair=quoted.pair.str.removeprefix("mean_").map(PAIRS),
     )
-    for panel in layer_statistics(part, "similarity", "pair", *PAIRS):
+    for panel in layer_statistics(part, PAIRS, kind="similarity", unit="pair"):
         data = panel.data.assign(pair=panel.data.name.map(PAIRS))
         means = queries_of(data).groupby("pair")["median"].mean()
         mean_notes = [
@@ -233,7 +237,7 @@ def figure5(part: Part) -> Iterator[Figure]:
             [*panel.notes, *mean_notes],
             _draw_cosines,
             panel.subtitle,
-            panel.pair,
+            panel.model_and_task,
             quoted,
         )
 

@@ -14,7 +14,7 @@ from analysis.paper import GLUE, numbers, paper
 from runs.record.ledger import in_conf
 
 #: The model and task of the paper's figures 2 to 5.
-PAPER_PAIR = ("roberta_large", "rte")
+PAPER_MODEL_AND_TASK = ("roberta_large", "rte")
 #: The columns of the data, in order; a figure has some of them.
 COLUMNS = (
     "method",
@@ -55,27 +55,30 @@ def paper_figure(
     notes: Sequence[str],
     draw: Draw,
     subtitle: str,
-    pair: tuple[str, str] = PAPER_PAIR,
+    model_and_task: tuple[str, str] = PAPER_MODEL_AND_TASK,
     quoted: pd.DataFrame | None = None,
     height: float = HEIGHT,
 ) -> Figure:
-    """A figure of a model and task (`pair`), of this height in inches. That of the
-    paper's own pair shows the paper's numbers (quoted) and finding, too; another one
-    has a name and a note of its own."""
+    """A figure of a model and task. That of the paper's own (PAPER_MODEL_AND_TASK) shows
+    the paper's numbers and finding, too; another one has their names in its own, and a
+    note.
+
+    number: of the paper's figure. quoted: the paper's numbers, lines of the figure's
+    data. height: in inches."""
     lines = [*notes]
     name = f"figure{number}"
-    if pair == PAPER_PAIR:
+    if model_and_task == PAPER_MODEL_AND_TASK:
         data = pd.concat([quoted, data], ignore_index=True)
         printed = paper()[name]
         if "note" in printed:
             lines.append(f"{printed['note']}.")
             lines.append(f"Its finding: {printed['finding']}.")
     else:
-        place = " on ".join(pair)
+        place = " on ".join(model_and_task)
         lines.append(
             f"{place} is not in the paper, whose figure is RoBERTa-large on RTE."
         )
-        name = "_".join([name, *pair])
+        name = "_".join([name, *model_and_task])
     columns = [column for column in COLUMNS if column in data]
     full_title = f"Figure {number}: {title}"
     size = (WIDTH, height)
@@ -86,10 +89,10 @@ def paper_figure(
 class Panel:
     """The cells of a model and task as a figure's data, with notes.
 
-    pair: model and task by name; the task's has how it was measured, unless most rows
-    were measured so. model_label, task_label: the same by label."""
+    model_and_task: by name; the task's has how it was measured, unless most rows were
+    measured so. model_label, task_label: the same by label."""
 
-    pair: tuple[str, str]
+    model_and_task: tuple[str, str]
     data: pd.DataFrame
     model_label: str
     task_label: str
@@ -104,7 +107,7 @@ def panels(part: Part, cells: pd.DataFrame) -> Iterator[Panel]:
         is_same = (part.runs.model == model) & (part.runs.task == first.task)
         parts = [GLUE[first.task], first.measured_apart]
         yield Panel(
-            pair=(model, re.sub(r"\W+", "_", place.replace(",", ""))),
+            model_and_task=(model, re.sub(r"\W+", "_", place.replace(",", ""))),
             data=group.assign(source=part.source, runs=group.ids),
             model_label=first.model_label,
             task_label=", ".join(filter(None, parts)),
@@ -115,7 +118,7 @@ def panels(part: Part, cells: pd.DataFrame) -> Iterator[Panel]:
 def printed_rte(rows: list[str]) -> pd.DataFrame:
     """Table 2's accuracies on RTE of RoBERTa-large of these rows, with their exact
     `parameters` and the columns of a figure's data."""
-    model, task = PAPER_PAIR
+    model, task = PAPER_MODEL_AND_TASK
     counts = {
         line["method"]: line["count"]
         for line in in_conf("counts.yaml")

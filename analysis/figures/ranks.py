@@ -19,7 +19,7 @@ from analysis.figures.figure import (
     spanned,
 )
 from analysis.figures.paper_figure import (
-    PAPER_PAIR,
+    PAPER_MODEL_AND_TASK,
     Panel,
     panels,
     paper_figure,
@@ -65,9 +65,13 @@ def figure2(part: Part) -> Iterator[Figure]:
         low=cells["values"].map(np.min),  # NaN where a seed has no number
         high=cells["values"].map(np.max),
     )
-    several = cells[cells.duplicated([*MODEL_AND_TASK, "kind"])]
-    shown_places = [PAPER_PAIR, *pd.MultiIndex.from_frame(several[MODEL_AND_TASK])]
-    cells = cells[pd.MultiIndex.from_frame(cells[MODEL_AND_TASK]).isin(shown_places)]
+    # Besides the paper's, the models and tasks on which a method has several ranks
+    further_ranks = cells[cells.duplicated([*MODEL_AND_TASK, "kind"])]
+    shown = {
+        PAPER_MODEL_AND_TASK,
+        *pd.MultiIndex.from_frame(further_ranks[MODEL_AND_TASK]),
+    }
+    cells = cells[pd.MultiIndex.from_frame(cells[MODEL_AND_TASK]).isin(shown)]
     for panel in panels(part, cells):
         yield _figure_of_panel(panel, left_out)
 
@@ -131,7 +135,7 @@ def _figure_of_panel(panel: Panel, left_out: pd.DataFrame) -> Figure:
         notes,
         partial(_draw_ranks, ylabel=ylabel),
         subtitle,
-        panel.pair,
+        panel.model_and_task,
         quoted,
     )
 

@@ -276,7 +276,8 @@ class Finding:
 
     @cached_property
     def collapse_p(self) -> float:
-        """Fisher's p that both rows collapse equally often; NaN without two rows."""
+        """The p value of Fisher's exact test of whether both rows collapse equally
+        often; NaN without two rows."""
         if len(self.collapses) != 2:
             return math.nan
         left, right = self.collapses

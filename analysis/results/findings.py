@@ -254,7 +254,7 @@ def _exclusions(
         else:
             counted |= {*item.ids}
     results = reported(runs.loc[runs.kind == "result", [*COLUMNS]])
-    results = results.assign(points=in_points(results))
+    results = results.assign(in_points=in_points(results))
     places = ["origin", "model_label", "task_label"]
     for (study, model, task), group in results.groupby(places, sort=False):
         is_no_attempt = study == "ours" and not {*claim.rows} <= {*group.row}
@@ -268,8 +268,8 @@ def _reason_without_pair(
 ) -> str:
     """Why none of these results is in a pair of the claim. reasons: of excluded runs, by
     id."""
-    if not group.points.any():
-        # of "perplexity, last epoch"
+    if not group.in_points.any():
+        # The name says the epoch, too: "perplexity, last epoch"
         score = group["name"].iloc[0].partition(",")[0]
         return f"{score} is not in points"
     for run_id in group.id:

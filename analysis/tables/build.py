@@ -237,7 +237,7 @@ class ModelTable:
         header |= {place: column.label for place, column in self.columns.items()}
         if self.has_average:
             header["avg"] = "Avg"
-        header |= {f"+{name}": name for name in self.side_columns.names}
+        header |= {f"+{name}": name for name in self.side_columns.column_names}
         return header | {name: name for name in spec.tail}
 
     @cached_property
@@ -282,10 +282,14 @@ class ModelTable:
     # --- the paper's rows
 
     def _add_printed_row(self, group: pd.DataFrame) -> None:
-        """The paper's row, what others report, ours, and the difference; ours twice
-        where the paper's started from MNLI on some tasks."""
-        first, spec = group.iloc[0], self.spec
-        from_mnli = (group.like != group.row).any()
+        """Adds the paper's row, what others report of it, our row, and the difference.
+        Where the paper's started from MNLI on some tasks, two of our rows follow: the
+        one that did not, and the one that did.
+
+        group: the numbers of the paper's row."""
+        first = group.iloc[0]
+        spec = self.spec
+        starts_from_mnli = (group.like != group.row).any()
         line: Line = dict.fromkeys(self.columns, "") if spec.tasks else {}
         for printed in group.itertuples():
             mark = "*" if printed.like != printed.row else ""
@@ -299,7 +303,7 @@ class ModelTable:
             line["avg"] = Number(self.averages[first.method, first["size"]])
         line[spec.head[0]] = spec.row_names.get(first.row, first.method)
         line["params"] = first["size"]
-        line["source"] = "paper, * from MNLI" if from_mnli else "paper"
+        line["source"] = "paper, * from MNLI" if starts_from_mnli else "paper"
         line["status"] = "quoted"
         line |= {f"+{name}": entry for name, entry in spec.quoted.items()}
         self.lines += [line, *self._report_lines(first.row)]
@@ -310,7 +314,7 @@ class ModelTable:
         for row in dict.fromkeys([first.row, *group.like]):
             if row in self.cells_by_line:
                 self._add_own_row(row, group, range_text)
-                range_text = ""  # once is enough
+                range_text = ""  # the first of our rows has said it
 
     def _report_lines(self, row: str) -> list[Line]:
         """The lines of what others report of a row."""
@@ -322,48 +326,55 @@ class ModelTable:
     # --- our rows
 
     def _add_own_row(self, row: str, group: pd.DataFrame, range_text: str = "") -> None:
-        """The lines of a row of ours, each with its difference from the paper's.
+        """Adds the lines of a row of ours, each with its difference from the paper's.
 
         group: the numbers of the paper's row that it stands below; those whose `like`
-        is this row are compared with it. range_text: the end of its status: whether it
-        is within what others report."""
-        printed_like_row = group[group.like == row]
-        from_mnli = bool((printed_like_row.like != printed_like_row.row).any())
-        mnli_tasks = printed_like_row.task.tolist() if from_mnli else []
+        is this row are compared with it. Where the paper's started from MNLI, `like` is
+        the row of ours that did so, too: it is shown on these tasks alone. range_text:
+        the end of its status: whether it is within what others report."""
+        compared_with_row = group[group.like == row]
+        starts_from_mnli = bool((compared_with_row.row != row).any())
+        mnli_tasks = compared_with_row.task.tolist() if starts_from_mnli else []
         required = self._required(mnli_tasks)
-        for number, own_cells in enumerate(self.cells_by_line.get(row, [])):
-            averaged = own_cells
-            if from_mnli:  # the average takes plain LoRA's other tasks
-                own_cells = [cell for cell in own_cells if cell.column in mnli_tasks]
-                averaged = own_cells + self._cells_on_other_tasks(
-                    group.iloc[0].row, own_cells
-                )
-            if not own_cells:
-                continue
+        lines = self.cells_by_line.get(row, [])
+        if starts_from_mnli:
+            lines = [
+                [cell for cell in line_cells if cell.column in mnli_tasks]
+                for line_cells in lines
+            ]
+        for line_number, own_cells in enumerate(filter(None, lines)):
             first = own_cells[0]
-            own_ids = {cell.ids for cell in own_cells}
-            compared = printed_like_row
+            compared = compared_with_row
             if len(compared):
+                own_ids = {cell.ids for cell in own_cells}
                 is_of_line = compared.ran & (compared.variant == first.variant)
                 is_of_line &= compared.ids.isin(own_ids)
                 compared = compared[is_of_line & (compared.verdict != "quoted")]
+            averaged = own_cells
+            if starts_from_mnli:
+                # The paper's average over all tasks takes the others from the row that
+                # did not start from MNLI.
+                averaged = own_cells + self._cells_on_other_tasks(
+                    group.iloc[0].row, own_cells
+                )
             average = self._average(averaged)
             line = self._own_line(own_cells, compared, required)
             if average:
                 line["avg"] = average
-            if number == 0:
-                line |= self._names(first, follows_papers_row=len(group) > 0)
+            is_first = line_number == 0
+            if is_first:
+                line |= self._name_and_size(first, follows_papers_row=len(group) > 0)
                 statuses = [str(line["status"]), range_text]
                 line["status"] = "; ".join(filter(None, statuses))
-            line |= self.side_columns.entries(own_cells, is_first=number == 0)
+            line |= self.side_columns.entries(own_cells, is_first)
             difference_lines = self._difference_lines(
-                own_cells, group, compared, average, from_mnli
+                own_cells, group, compared, average, starts_from_mnli
             )
             self.lines += [line, *difference_lines]
 
     def _required(self, mnli_tasks: Sequence[str]) -> list[str]:
-        """The columns that a complete row has. mnli_tasks: those on which the paper's
-        row started from MNLI, if this row did."""
+        """The paper's columns that a complete row of ours has. mnli_tasks: of a row that
+        starts from MNLI its tasks; empty for other rows."""
         if not self.spec.models:
             return []
         bases = list(dict.fromkeys(column.base for column in self.columns.values()))
@@ -376,7 +387,7 @@ class ModelTable:
         return [base for base in bases if base in required]
 
     def _cells_on_other_tasks(self, row: str, own_cells: Iterable[Cell]) -> list[Cell]:
-        """The cells in the first line of a row on tasks that own_cells lack."""
+        """The cells in the first line of a row, on the tasks that own_cells lack."""
         tasks = {cell.task for cell in own_cells}
         lines = self.cells_by_line.get(row, [[]])
         return [cell for cell in lines[0] if cell.task not in tasks]
@@ -398,8 +409,9 @@ class ModelTable:
         status = self._status(own_cells, compared, required)
         return line | {"source": self.view.whose, "status": status}
 
-    def _names(self, first: Cell, follows_papers_row: bool) -> Line:
-        """The name and the size of a row of ours."""
+    def _name_and_size(self, first: Cell, follows_papers_row: bool) -> Line:
+        """The name and the size of a row of ours, from its first cell. An ablation below
+        the paper's row has no name of its own."""
         name = first.label
         if self.spec.is_ablation:
             name = "" if follows_papers_row else self.spec.row_names.get(first.row, "")
@@ -409,10 +421,11 @@ class ModelTable:
         self, own_cells: list[Cell], compared: pd.DataFrame, required: list[str]
     ) -> str:
         """The status of a row of ours: its verdicts, or why it has none, and how many
-        of its runs diverged."""
+        of its runs diverged. compared, required: as in `_add_own_row`."""
         spec = self.spec
         origin = self.view.whose
         first = own_cells[0]
+        # What `Judged` and `Exact` say of each of their cells
         if state := getattr(first, "state", ""):
             return str(state)
         nearest = [cell for cell in own_cells if cell.is_nearest]
@@ -434,7 +447,7 @@ class ModelTable:
     def _average(self, own_cells: list[Cell]) -> Number | None:
         """Table 2's mean over tasks of the medians over seeds; None unless every task
         is there with all its seeds, measured as most rows were."""
-        # A cell that was measured in another way has another place.
+        # The `place` of a cell that was measured in another way is no name of a task.
         averaged = [cell for cell in own_cells if cell.place in GLUE]
         complete = {cell.place for cell in averaged if cell.complete}
         if not self.has_average or complete != {*GLUE}:
@@ -448,10 +461,11 @@ class ModelTable:
         group: pd.DataFrame,
         compared: pd.DataFrame,
         average: Number | None,
-        from_mnli: bool,
+        starts_from_mnli: bool,
     ) -> list[Line]:
         """The line of ours minus the paper's, or none. group: the numbers of the
-        paper's row. compared: those of them that these cells are compared with."""
+        paper's row. compared: those of them that these cells are compared with.
+        average: of our line. starts_from_mnli: whether it takes tasks from another row."""
         if compared.empty:
             return []
         places = {(cell.column, cell.ids): cell.place for cell in own_cells}
@@ -462,7 +476,7 @@ class ModelTable:
         for row in complete:
             line[places[row.column, row.ids]] = Number(
                 row.difference,
-                # fewer seeds are not enough for a verdict
+                # An interval over fewer seeds is not shown.
                 row.half_width if row.n >= SEEDS else float("nan"),
                 decimals=DECIMALS.get(row.column, 1),
                 sign=True,
@@ -470,7 +484,7 @@ class ModelTable:
                 ids=row.ids,
             )
         mean = paper_comparison.mean_over_tasks(group[group.ran])
-        if average and mean and (from_mnli or len(compared) == len(group)):
+        if average and mean and (starts_from_mnli or len(compared) == len(group)):
             line["avg"] = replace(
                 average,
                 value=mean.difference,

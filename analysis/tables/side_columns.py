@@ -24,20 +24,21 @@ CONSTANTS = {
 class SideColumns:
     """The columns beside the scores of one model's table.
 
-    of_cells: the columns that come from a row's first cell, with the arguments of
-    `cell_number`. of_rows: those that come from all of a row's runs, with the arguments
-    of `_row_number`. runs: those of the table. with_forgetting: those that measured
-    forgetting, on the text that most of them used; labels_on_other_text: the rows that
-    used another one. same_tasks, same_costs: the rows whose numbers over tasks, and
-    costs, may be compared (`rows_sharing`)."""
+    cell_columns: by their names, the columns that come from a row's first cell, with
+    the arguments of `_entry_of_cell`. row_columns: those that come from all of a row's
+    runs, with the arguments of `_entry_of_row`. runs: those of the table.
+    with_forgetting: those that measured forgetting, on the text that most of them used;
+    labels_on_other_text: the rows that used another one. rows_on_same_tasks,
+    rows_of_same_costs: the rows whose numbers over tasks, and whose costs, may be
+    compared (`rows_sharing`)."""
 
-    of_cells: Mapping[str, Mapping[str, Any]]
-    of_rows: Mapping[str, Mapping[str, Any]]
+    cell_columns: Mapping[str, Mapping[str, Any]]
+    row_columns: Mapping[str, Mapping[str, Any]]
     runs: pd.DataFrame
     with_forgetting: pd.DataFrame
     labels_on_other_text: list[str]
-    same_tasks: set[str]
-    same_costs: set[str]
+    rows_on_same_tasks: set[str]
+    rows_of_same_costs: set[str]
 
     @classmethod
     def from_table(
@@ -54,54 +55,63 @@ class SideColumns:
             measured = table_runs[table_runs.forgetting.notna()]
         usual_text = measured.forgetting_text.mode()[:1]
         with_forgetting = measured[measured.forgetting_text.isin(usual_text)]
-        other_runs = measured[~measured.row.isin(with_forgetting.row)]
-        of_rows = {**spec.costs, **{name: {"name": name} for name in columns}}
-        # A line selects its runs, which takes pandas its time for each column
-        names = ["id", "row", "cell", "diverged"]
-        names += [settings["name"] for settings in of_rows.values()]
+        on_other_text = measured[~measured.row.isin(with_forgetting.row)]
+        row_columns = {**spec.costs, **{name: {"name": name} for name in columns}}
+        # Each line selects its runs, which takes pandas longer the more columns they
+        # have.
+        run_columns = ["id", "row", "cell", "diverged"]
+        run_columns += [settings["name"] for settings in row_columns.values()]
         return cls(
-            spec.more,
-            of_rows,
-            table_runs[list(dict.fromkeys(names))],
-            with_forgetting,
-            list(dict.fromkeys(other_runs.label)),
-            rows_sharing(cells, ["measured_apart"]),
-            rows_sharing(cells, ["conditions"]),
+            cell_columns=spec.more,
+            row_columns=row_columns,
+            runs=table_runs[list(dict.fromkeys(run_columns))],
+            with_forgetting=with_forgetting,
+            labels_on_other_text=list(dict.fromkeys(on_other_text.label)),
+            rows_on_same_tasks=rows_sharing(cells, ["measured_apart"]),
+            rows_of_same_costs=rows_sharing(cells, ["conditions"]),
         )
 
     @property
-    def names(self) -> list[str]:
+    def column_names(self) -> list[str]:
         """The columns in their order."""
         forgetting = ["forgetting"] if len(self.with_forgetting) else []
-        return [*self.of_cells, *self.of_rows, *forgetting]
+        return [*self.cell_columns, *self.row_columns, *forgetting]
 
     def entries(self, own_cells: Sequence[Cell], is_first: bool) -> dict[str, Entry]:
-        """The entries of a line of ours, by the keys of the table's lines. Further
-        lines of a row repeat nothing of the row."""
+        """The entries of a line of ours, by the keys of the table's lines ("+" and the
+        column's name). own_cells: those of the line. is_first: whether it is its row's
+        first line; only that one has the numbers over all of the row's runs."""
         ids = {run for cell in own_cells for run in cell.ids}
         runs = self.runs[self.runs.id.isin(ids)]
-        by_name = {
-            name: cell_number(own_cells[0], runs, **settings)
-            for name, settings in self.of_cells.items()
+        entry_by_name = {
+            name: _entry_of_cell(own_cells[0], runs, **settings)
+            for name, settings in self.cell_columns.items()
         }
         if is_first:
-            for name, settings in self.of_rows.items():
-                by_name[name] = self._row_number(runs, **settings)
+            for name, settings in self.row_columns.items():
+                entry_by_name[name] = self._entry_of_row(runs, **settings)
             if len(self.with_forgetting):
-                by_name["forgetting"] = self._forgetting(runs)
-        return {f"+{name}": entry for name, entry in by_name.items()}
+                entry_by_name["forgetting"] = self._forgetting_entry(runs)
+        return {f"+{name}": entry for name, entry in entry_by_name.items()}
 
-    def _row_number(self, runs: pd.DataFrame, name: str, form: str = "") -> Entry:
-        """The mean over a row's cells of the median of a number of its runs that did
-        not diverge; "-" where other rows have other tasks or, of costs, ran on other
-        hardware or data."""
-        by_cell = _medians_by_cell(runs, name)
+    def _entry_of_row(self, runs: pd.DataFrame, name: str, form: str = "") -> Entry:
+        """What a row has in a column: the median over seeds in each of its cells, and
+        of these the mean.
+
+        It is "-" where it cannot be compared: for one of CONSTANTS that differs between
+        the row's cells, and for other numbers if the row is not among those with the
+        same tasks or, of costs, the same hardware and data. 0 bytes are "-", too.
+
+        runs: of the row. name: of a column of theirs. form: how the number is written;
+        by default that of the fact."""
+        median_by_cell = _medians_by_cell(runs, name)
         if name in CONSTANTS:
-            is_shown = by_cell.nunique() == 1
+            is_shown = median_by_cell.nunique() == 1
+        elif name in COSTS:
+            is_shown = runs.row.iloc[0] in self.rows_of_same_costs
         else:
-            comparable = self.same_costs if name in COSTS else self.same_tasks
-            is_shown = runs.row.iloc[0] in comparable
-        value = float(by_cell.mean()) if is_shown else math.nan
+            is_shown = runs.row.iloc[0] in self.rows_on_same_tasks
+        value = float(median_by_cell.mean()) if is_shown else math.nan
         form = form or FACTS[name].form
         if form == "bytes" and value == 0:
             return NONE
@@ -109,35 +119,45 @@ class SideColumns:
 
     def cost_notes(self) -> list[str]:
         """A note that says which rows have a cost, where some have none."""
-        facts = {name: settings["name"] for name, settings in self.of_rows.items()}
-        facts |= {name: settings["column"] for name, settings in self.of_cells.items()}
-        costs = [name for name, fact in facts.items() if fact in COSTS]
-        if not costs or self.same_costs >= {*self.runs.row}:
+        fact_by_column = {
+            name: settings["name"] for name, settings in self.row_columns.items()
+        }
+        for name, settings in self.cell_columns.items():
+            fact_by_column[name] = settings["column"]
+        cost_columns = [name for name, fact in fact_by_column.items() if fact in COSTS]
+        if not cost_columns or self.rows_of_same_costs >= {*self.runs.row}:
             return []
-        names = " and ".join(costs)
+        names = " and ".join(cost_columns)
         return [
             f"{names}: shown for the largest group of rows with the same tasks, data sizes,"
             " precision and device."
         ]
 
-    def _forgetting(self, runs: pd.DataFrame) -> Entry:
-        """What these runs have forgotten: the median over seeds."""
-        is_shown = self.with_forgetting.id.isin(runs.id)
-        changes = self.with_forgetting[is_shown].forgetting
+    def _forgetting_entry(self, runs: pd.DataFrame) -> Entry:
+        """What these runs have forgotten: the median of those that measured it on the
+        usual text, with their standard deviation; "-" if none did."""
+        is_measured = self.with_forgetting.id.isin(runs.id)
+        changes = self.with_forgetting[is_measured].forgetting
         if changes.empty:
             return NONE
-        middle, spread = float(changes.median()), float(changes.std())
         ids = tuple(runs.id)
         return Number(
-            middle, spread, len(changes), len(ids), decimals=3, sign=True, ids=ids
+            float(changes.median()),
+            float(changes.std()),
+            n=len(changes),
+            wanted=len(ids),
+            decimals=3,
+            sign=True,
+            ids=ids,
         )
 
 
-def cell_number(
+def _entry_of_cell(
     cell: Cell, runs: pd.DataFrame, column: str, seeds: bool = False, **settings: Any
 ) -> Entry:
-    """A column of a cell as an entry. runs: of the row. seeds: whether it shows how many
-    seeds have the number. settings: of Number."""
+    """The value that a cell has in a column of `frame.cells`, as an entry. runs: those
+    it comes from. seeds: whether it shows how many seeds have the number. settings: of
+    Number."""
     value = getattr(cell, column)
     if isinstance(value, str) or value is None:
         return str(value)
@@ -148,27 +168,27 @@ def cell_number(
 
 
 def _medians_by_cell(runs: pd.DataFrame, name: str) -> pd.Series:
-    """The median of a number in each cell of a row, over the runs that did not diverge,
-    unless all did."""
+    """The median of a column in each cell of a row, over the runs that did not diverge,
+    unless all did. Raises UserError for a column of no numbers."""
     is_diverged = runs.diverged.astype(bool)
-    finished = runs[~is_diverged | is_diverged.all()]
+    counted = runs[~is_diverged | is_diverged.all()]
     try:
-        return pd.to_numeric(finished[name]).groupby(finished.cell).median()
+        return pd.to_numeric(counted[name]).groupby(counted.cell).median()
     except (ValueError, TypeError):
         raise UserError(f"columns={name}: {name} is no number of a run") from None
 
 
 def forgetting_notes(columns: SideColumns) -> list[str]:
-    """What the column of forgetting shows."""
+    """Notes that say what the column of forgetting shows; none without that column."""
     if columns.with_forgetting.empty:
         return []
     first_run = columns.with_forgetting.iloc[0]
     losses = columns.with_forgetting.forgetting_before.astype(float)
-    # one number where the lowest and the highest loss print alike
-    ends = dict.fromkeys(f"{loss:.3f}" for loss in (losses.min(), losses.max()))
+    # The keys of a dict: one number if the lowest and the highest loss print alike
+    loss_range = dict.fromkeys(f"{loss:.3f}" for loss in (losses.min(), losses.max()))
     notes = [
         "forgetting: cross-entropy on another text after the last epoch minus the base"
-        f" model's ({' to '.join(ends)}), in nats per token. Lower is better.",
+        f" model's ({' to '.join(loss_range)}), in nats per token. Lower is better.",
         f"The text is {first_run.forgetting_name}"
         f" ({first_run.forgetting_tokens:.0f} tokens).",
     ]

@@ -251,16 +251,18 @@ def _equal(stated: object, computed: object) -> bool:
 
 
 def _impossible_scores(record: Record) -> Iterator[str]:
-    """Scores outside the metric's range, and accuracies that no number of rows has."""
-    name, curve = record["result"]["metric"], record["curve"]
+    """A sentence for each score that is outside the metric's range, or an accuracy that
+    no number of right rows gives; and for a score that is not the mean of its two
+    halves."""
+    metric, curve = record["result"]["metric"], record["curve"]
     rows = record["data"]["dev_rows"]
     rows_a = rows // 2
     rows_b = rows - rows_a
     scores_a, scores_b = curve.get("metric_select"), curve.get("metric_report")
-    yield from _impossible_column(name, "metric", curve["metric"], rows)
-    yield from _impossible_column(name, "metric_select", scores_a, rows_a)
-    yield from _impossible_column(name, "metric_report", scores_b, rows_b)
-    if name != METRIC_OF_ITEMS:
+    yield from _scores_impossible_in_column(metric, "metric", curve["metric"], rows)
+    yield from _scores_impossible_in_column(metric, "metric_select", scores_a, rows_a)
+    yield from _scores_impossible_in_column(metric, "metric_report", scores_b, rows_b)
+    if metric != METRIC_OF_ITEMS:
         return
     scores = complete_scores(curve["metric"])
     halves = zip(complete_scores(scores_a), complete_scores(scores_b), strict=False)
@@ -270,9 +272,11 @@ def _impossible_scores(record: Record) -> Iterator[str]:
             return
 
 
-def _impossible_column(
+def _scores_impossible_in_column(
     metric: str, column: str, scores: list[Number] | None, rows: int
 ) -> Iterator[str]:
+    """A sentence for each impossible score in a column of the curve. rows: how many it
+    was measured on; an accuracy is the share, from 0 to 1, of those that were right."""
     for score in scores or []:
         if score is None:
             yield f"curve.{column} has an evaluation without a score"

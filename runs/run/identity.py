@@ -90,8 +90,8 @@ def _identify(run: Run, contents: Contents) -> str | None:
 
 
 def _content_of_model(run: Run, contents: Contents) -> str | None:
-    """See `model_content`. If its error advises another model, the advice also names
-    the recipe, so that the run keeps its own."""
+    """See `model_content`. If its error advises to name another model, the advice also
+    names the run's present recipe, which otherwise would change with the model."""
     try:
         return _read_once(contents, run.config["model"], model_content)
     except models.OtherArchitectureError as error:

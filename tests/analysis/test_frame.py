@@ -144,8 +144,17 @@ def test_of_a_rows_variants_the_newest_protocol_counts_then_deviations_the_recip
             (cell,) = cells_of([one for of in left for one in of]).values()
             assert cell.ids == tuple(one["id"] for one in nearest)
             others = [of for of in left if of is not nearest]
-            assert cell.left_out == sum(map(len, others))
-            assert cell.older == ((1,) if first == 0 and others else ())
+            count = sum(map(len, others))
+            if first == 0:  # the others follow an older protocol
+                assert (cell.other_settings, len(cell.older_protocols)) == (0, count)
+            else:
+                assert (cell.other_settings, cell.older_protocols) == (count, ())
+
+
+def runs_of_cells(cells):
+    """How many runs a frame of cells has or says that it leaves out."""
+    left_out = cells.older_protocols.map(len) + cells.repeated_ids.map(len)
+    return (cells.runs + cells.other_settings + left_out).sum()
 
 
 #: Seeds, protocols, training rows, and which epoch is reported.
@@ -173,11 +182,10 @@ def test_two_sizes_of_data_protocols_or_epochs_of_choice_never_meet_and_no_run_d
     by_way = cells(frame)
     assert len(by_way) == len({(rows, epoch) for _, _, rows, epoch in kinds})
     assert by_way.is_nearest.sum() == 1
-    counts = by_way.runs + by_way.left_out + by_way.again.map(len)
-    assert counts.sum() == len(made) == len(frame)
+    assert runs_of_cells(by_way) == len(made) == len(frame)
     # Each variant has a cell of its own
     every = cells(every_variant(frame, keep_nearest_name=False))
-    assert (every.runs + every.again.map(len)).sum() == len(made)
+    assert (every.runs + every.repeated_ids.map(len)).sum() == len(made)
 
 
 def test_runs_from_different_starts_are_in_no_cell_together():
@@ -187,7 +195,7 @@ def test_runs_from_different_starts_are_in_no_cell_together():
         {"from": "a.safetensors", "id": "2"},
     )
     (cell,) = cells_of([one, other]).values()
-    assert (cell.runs, cell.left_out) == (1, 1)
+    assert (cell.runs, cell.other_settings) == (1, 1)
 
 
 def test_the_seeds_that_a_cell_wants_are_those_of_its_protocol_or_preset():
@@ -230,8 +238,7 @@ def test_every_published_record_is_a_run_and_counted_once_and_no_record_has_fram
     }
     assert set(frame.kind) == {"result", "trial"}
     of = analysis.cells(frame)
-    in_cells = sum(map(len, of.ids)) + of.left_out.sum() + sum(map(len, of.again))
-    assert in_cells == (frame.kind == "result").sum()
+    assert runs_of_cells(of) == (frame.kind == "result").sum()
     assert (frame.left_out == "").sum() == sum(map(len, of.ids))
 
 

@@ -399,16 +399,16 @@ def test_seeds_of_a_file_that_changed_between_them_are_named(
 
 
 def test_what_is_left_out_is_counted_and_named():
-    old, new = (
-        [record(seed=s) for s in range(3)],
-        record(seed=3, best=0.5) | {"protocol": 2},
-    )
+    """A run of an older protocol is not counted among those of other settings."""
+    old = [record(seed=s) for s in range(3)]
+    new = record(seed=3, best=0.5) | {"protocol": 2}
+    other = record(seed=4, lr=0.5, deviations=["lr 0.5"]) | {"protocol": 2}
     failed = record(seed=9, status="failed")
-    of = runs(ledger(*old, new, new | {"id": "zz again"}, failed))
+    of = runs(ledger(*old, new, other, new | {"id": "zz again"}, failed))
     found = " ".join(notes_of(of, cells(of)))
     for told in (
-        "Left out: 3 runs with settings further from the recipe",
-        "vera on rte: runs of protocol 1, not mixed with those of 2",
+        "Left out: 1 run with settings further from the recipe (all=true shows them)",
+        "vera on rte: 3 runs of protocol 1, not mixed with those of 2",
         "further records of the same settings and seed: zz again",
         f"failed: {failed['id']} (VeRA r=1024 on RTE)",
     ):

@@ -240,7 +240,11 @@ def cells(frame: pd.DataFrame, judged: pd.DataFrame) -> Lines:
             "cell": cell.cell[:12],
             **_numbers(cell, of),
             "shown": table is not None,
-            "left_out": [table.left_out, list(table.again), int(bool(table.older))]
+            "left_out": [
+                table.other_settings,
+                list(table.repeated_ids),
+                int(bool(table.older_protocols)),
+            ]
             if table
             else None,
             "word": words.get(cell.ids)

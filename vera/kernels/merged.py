@@ -289,7 +289,8 @@ def frozen_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear without autograd.
+    """F.linear where no gradient is recorded, as in a torch.autograd.Function: oneDNN's
+    operator has no backward pass.
 
     Args:
         x: (..., inputs).

@@ -143,7 +143,7 @@ class LoRAXS(Method, kind="lora_xs"):
     def fixed(
         self, model: nn.Module, left_out: frozenset[str] = frozenset()
     ) -> dict[str, Any]:
-        """The fingerprints of every A and of every B, where the file does not hold
+        """One fingerprint of all A and one of all B together; none if the file holds
         them."""
         if self.store:
             return {}

@@ -323,8 +323,9 @@ def _check_targets(source: PeftFolder, model: nn.Module, layout: PeftLayout) -> 
 
 
 def _check_saved_modules(source: PeftFolder, model: nn.Module) -> None:
-    """Raises AdapterError unless modules_to_save names the head. peft adds names that
-    classifiers have in other models, some of them twice."""
+    """Raises AdapterError unless modules_to_save names the head and nothing else of the
+    model. The modules that the names match are compared, and not the names: peft also
+    writes those that classifiers of other models have, and some of them twice."""
     names = source.config.get("modules_to_save") or []
     if not isinstance(names, list):
         raise _edited_error(source, "modules_to_save")

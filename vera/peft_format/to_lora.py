@@ -201,7 +201,8 @@ def truncate(factors: Factors, rank: int | float, path: str) -> Factors:
 
 
 def _convert_vera(model: nn.Module, rank: int | float | None) -> _Converted:
-    """VeRA as a LoRA; without loss where no rank is given."""
+    """VeRA as a LoRA; without loss if rank is None. rank: a count, or a share of the
+    squared singular values, as in `export_lora`."""
     _check_rank(rank)
     adapted = {
         path: module
