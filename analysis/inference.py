@@ -24,8 +24,8 @@ Array = NDArray[np.float64]
 
 #: Pairs from which on a verdict is bold: with fewer, one more seed often changes it.
 FIRM_PAIRS = 5
-#: Two rows are equivalent if they differ by at most this many points.
-MARGIN = 1.0
+#: Two rows are equivalent if they differ by less than this many points.
+EQUIVALENCE_MARGIN = 1.0
 #: Below this p a variance is not pooled with the others, as in ISO 5725-2.
 OUTLIER_LEVEL = 0.01
 
@@ -135,17 +135,17 @@ class Mean:
         to be."""
         return np.abs(self.interval(2 * LEVEL - 1)).max(axis=0)
 
-    def is_within(self, margin: float = MARGIN) -> Any:
+    def is_within(self, margin: float = EQUIVALENCE_MARGIN) -> Any:
         """Whether two one-sided tests at 5% show that it is within the margin of 0, that
         is, whether its 90% interval lies between -margin and margin (Schuirmann
         1987)."""
         return self.equivalence_margin() < margin
 
-    def is_below(self, margin: float = MARGIN) -> Any:
+    def is_below(self, margin: float = EQUIVALENCE_MARGIN) -> Any:
         """Whether its 95% interval lies below 0, and the mean below -margin."""
         return (self.sign() < 0) & (self.mean < -margin)
 
-    def is_above(self, margin: float = MARGIN) -> Any:
+    def is_above(self, margin: float = EQUIVALENCE_MARGIN) -> Any:
         """Whether its 95% interval lies above 0, and the mean above the margin."""
         return (self.sign() > 0) & (self.mean > margin)
 
@@ -187,7 +187,7 @@ def mean_of(values: ArrayLike) -> Mean:
         return Mean(mean, np.sqrt(squares / (n - 1) / n), n - 1)
 
 
-def equivalence_verdict(mean: Mean, margin: float = MARGIN) -> Verdict:
+def equivalence_verdict(mean: Mean, margin: float = EQUIVALENCE_MARGIN) -> Verdict:
     """The verdict on "X is as good as Y", by the mean of X minus Y.
 
     Supported if the 90% interval lies within the margin of 0; contradicted if the 95%
@@ -198,7 +198,7 @@ def equivalence_verdict(mean: Mean, margin: float = MARGIN) -> Verdict:
     return Verdict.CONTRADICTED if mean.is_below(margin) else Verdict.INCONCLUSIVE
 
 
-def equality_verdict(mean: Mean, margin: float = MARGIN) -> Verdict:
+def equality_verdict(mean: Mean, margin: float = EQUIVALENCE_MARGIN) -> Verdict:
     """The verdict on "X equals Y": as for equivalence, and contradicted above, too."""
     if mean.is_above(margin):
         return Verdict.CONTRADICTED
@@ -466,7 +466,10 @@ def holm(p: ArrayLike) -> Any:
 
 
 def seeds_to_decide(
-    deviation: float, margin: float = MARGIN, power: float = 0.8, sides: int = 2
+    deviation: float,
+    margin: float = EQUIVALENCE_MARGIN,
+    power: float = 0.8,
+    sides: int = 2,
 ) -> int:
     """How many pairs show that two equal rows are equivalent, with this power.
 

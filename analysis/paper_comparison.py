@@ -16,11 +16,11 @@ from analysis.paper import numbers
 from runs.record.intervals import LEVEL
 from runs.record.ledger import in_conf
 
-#: How wide half of the interval of a reproduced cell may be, in points (accuracy,
-#: Matthews, Pearson, BLEU, METEOR and ROUGE-L); and for the scores that have another
-#: unit: NIST, CIDEr and a judge's, from 1 to 10.
-MARGIN = 1.0
-MARGINS = {"nist": 0.1, "cider": 0.1, "score": 0.2}
+#: The largest half-width of a reproduced cell's interval, in points (accuracy, Matthews,
+#: Pearson, BLEU, METEOR and ROUGE-L); and in the units of the scores that have another
+#: one: NIST, CIDEr and a judge's, from 1 to 10.
+LARGEST_HALF_WIDTH = 1.0
+LARGEST_HALF_WIDTH_BY_SCORE = {"nist": 0.1, "cider": 0.1, "score": 0.2}
 #: Tables that print means over seeds; the others print medians.
 TABLES_OF_MEANS = ("table6", "table7")
 #: Verdicts where the paper prints a spread, and where it prints none.
@@ -74,7 +74,9 @@ def compare_with_paper(table: str, cells: pd.DataFrame, part: str = "") -> pd.Da
             is_known, welch_half(variances, freedoms), math.nan
         )
     rows["difference"] = rows.ours - rows.value
-    rows["margin"] = rows.column.map(MARGINS).fillna(MARGIN)
+    rows["margin"] = rows.column.map(LARGEST_HALF_WIDTH_BY_SCORE).fillna(
+        LARGEST_HALF_WIDTH
+    )
     rows["ran"] = rows.runs.notna()
     rows["same_size"] = [*map(_is_same_size, rows.itertuples())]
     judged = verdict_on(rows.difference, rows.half_width, has_spread, rows.margin)
@@ -161,7 +163,7 @@ def mean_over_tasks(rows: pd.DataFrame) -> MeanVerdict | None:
     freedoms = np.concatenate([rows.n - 1, np.full(count, SEEDS - 1)])
     half_width = float(welch_half(variances, freedoms))
     difference = float(rows.difference.mean())
-    verdict = str(verdict_on(difference, half_width, has_spread, MARGIN))
+    verdict = str(verdict_on(difference, half_width, has_spread, LARGEST_HALF_WIDTH))
     return MeanVerdict(difference, half_width, verdict)
 
 

@@ -24,7 +24,7 @@ from analysis.command import open_ledger, own_and_published
 from analysis.diff import leaves
 from analysis.frame import SEEDS, reported_cells, runs
 from analysis.others import NAMED
-from analysis.paper_comparison import MARGIN, MARGINS
+from analysis.paper_comparison import LARGEST_HALF_WIDTH, LARGEST_HALF_WIDTH_BY_SCORE
 from analysis.render import Number, Table
 from analysis.results.findings import findings
 from analysis.results.templates import results_environment
@@ -105,7 +105,8 @@ def page(ledger: Ledger) -> str:
         runs=frame,
         findings=findings(frame, ledger.measures.values(), WholeRecords(ledger)),
         verdicts=verdicts_by_table(judged),
-        margins=(MARGIN, MARGINS),
+        half_width=LARGEST_HALF_WIDTH,
+        half_width_by_score=LARGEST_HALF_WIDTH_BY_SCORE,
         seeds=SEEDS,
         tables=all_tables(ledger, frames),
         figures=all_figures(ledger, frames),

@@ -20,8 +20,8 @@ Scores = Mapping[int, Sequence[float]]
 UNEQUAL_CEILINGS = 5.0
 #: Adapters whose counts differ by at most this factor are of one size.
 SAME_SIZE = 1.5
-#: In points: a smaller difference of two adapters is none.
-MARGIN = 2.0
+#: An adapter is worse than another if its score is lower by more points than this.
+WORSE_MARGIN = 2.0
 
 
 class Bound(StrEnum):
@@ -166,12 +166,12 @@ def counts_of_size(parameters: int, counts: Sequence[int]) -> list[int]:
 
 def inferiority_verdict(mean: Mean) -> Verdict:
     """The verdict on "X is worse than Y", by the mean of X minus Y: supported where the
-    95% interval lies below 0 and the mean below -MARGIN, contradicted where X is at
-    most MARGIN worse (one-sided test at 5%)."""
-    if bool(mean.is_below(MARGIN)):
+    95% interval lies below 0 and the mean below -WORSE_MARGIN, contradicted where X is
+    at most WORSE_MARGIN worse (one-sided test at 5%)."""
+    if bool(mean.is_below(WORSE_MARGIN)):
         return Verdict.SUPPORTED
     low, _ = mean.interval(0.9)
-    return Verdict.CONTRADICTED if low > -MARGIN else Verdict.INCONCLUSIVE
+    return Verdict.CONTRADICTED if low > -WORSE_MARGIN else Verdict.INCONCLUSIVE
 
 
 def smallest_minus_largest(scores: Scores) -> Mean:

@@ -10,8 +10,8 @@ from functools import cache, cached_property
 import numpy as np
 
 from analysis.inference import (
+    EQUIVALENCE_MARGIN,
     FIRM_PAIRS,
-    MARGIN,
     UNKNOWN,
     Mean,
     Verdict,
@@ -354,4 +354,4 @@ def claim_numbers(findings: Sequence[Finding]) -> dict[str, int]:
     }
 
 
-MARGIN_TEXT = f"{MARGIN:g}"
+MARGIN_TEXT = f"{EQUIVALENCE_MARGIN:g}"

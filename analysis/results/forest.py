@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.markers import CARETLEFT, CARETRIGHT
 
 from analysis.figures.figure import COLOURS, Figure
-from analysis.inference import MARGIN, Mean
+from analysis.inference import EQUIVALENCE_MARGIN, Mean
 from analysis.results.claims import Finding
 
 #: Where the axis ends, in points. An interval that goes on ends in an arrowhead.
@@ -67,7 +67,7 @@ def _interval(kind: str, label: str, mean: Mean) -> Line:
 
 
 def _draw(axes: Axes, data: pd.DataFrame) -> None:
-    axes.axvspan(-MARGIN, MARGIN, color="#dddddd", zorder=0)
+    axes.axvspan(-EQUIVALENCE_MARGIN, EQUIVALENCE_MARGIN, color="#dddddd", zorder=0)
     axes.axvline(0, color="#777777", linewidth=0.8)
     for kind, (marker, colour) in LOOKS.items():
         lines = data[data.kind == kind]

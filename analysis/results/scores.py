@@ -21,13 +21,13 @@ def fixed(value: float | Sequence[float], decimals: int = 1) -> str:
 def gap(difference: "SeedDifferences", row: str = "", decimals: int = 1) -> str:
     """A difference in words: 1.2 points below LoRA (95% CI -2.3 to -0.1)."""
     ends = interval_text(difference.mean, decimals)
-    words = f"{distance(difference.mean, decimals)} {row}".rstrip()
+    words = distance(difference.mean, row, decimals)
     return words if ends == "-" else f"{words} (95% CI {ends})"
 
 
-def distance_of(difference: "SeedDifferences", decimals: int = 1) -> str:
-    """A difference in words, without its interval: 1.2 points below."""
-    return distance(difference.mean, decimals)
+def distance_of(difference: "SeedDifferences", row: str = "", decimals: int = 1) -> str:
+    """A difference in words, without its interval: 1.2 points below LoRA."""
+    return distance(difference.mean, row, decimals)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from analysis.inference import FIRM_PAIRS, MARGIN, Mean
+from analysis.inference import EQUIVALENCE_MARGIN, FIRM_PAIRS, Mean
 from analysis.render import p_value
 from runs.record.templates import template_environment, without_gaps
 
@@ -27,7 +27,10 @@ def results_environment(*folders: Path, autoescape: bool = False) -> jinja2.Envi
         "percent": percent,
         "spoken": spoken,
     }
-    environment.globals |= {"firm_pairs": FIRM_PAIRS, "margin": f"{MARGIN:g}"}
+    environment.globals |= {
+        "firm_pairs": FIRM_PAIRS,
+        "margin": f"{EQUIVALENCE_MARGIN:g}",
+    }
     return environment
 
 
@@ -65,10 +68,17 @@ def with_interval(mean: Mean, decimals: int = 1) -> str:
     return value if ends == "-" else f"{value} (95% CI {ends})"
 
 
-def distance(mean: Mean, decimals: int = 1) -> str:
-    """A mean difference in words: 1.2 points below."""
+def distance(mean: Mean, row: str = "", decimals: int = 1) -> str:
+    """A mean difference from a row in words: 1.2 points below LoRA, or without a name
+    1.2 points below. One that rounds to 0 has no side: less than 0.05 points from LoRA,
+    or away."""
+    points = f"{abs(mean.mean):.{decimals}f}"
+    if float(points) == 0:
+        half_digit = 0.5 / 10**decimals
+        ending = f"from {row}" if row else "away"
+        return f"less than {half_digit:.{decimals + 1}f} points {ending}"
     side = "below" if mean.mean < 0 else "above"
-    return f"{abs(mean.mean):.{decimals}f} points {side}"
+    return f"{points} points {side} {row}".rstrip()
 
 
 def percent(share: float) -> str:

@@ -28,7 +28,7 @@ from analysis.inference import (
     two_way,
     welch_half,
 )
-from analysis.paper_comparison import MARGIN, verdict_on
+from analysis.paper_comparison import LARGEST_HALF_WIDTH, verdict_on
 
 pytestmark = pytest.mark.parity
 
@@ -87,7 +87,8 @@ def test_a_wide_spread_of_the_papers_keeps_a_cell_from_reproduced_whatever_ours_
     for spread, never in ((reachable, False), (beyond, True)):
         theirs = np.full(303, factor * spread**2 / 5)
         assert (
-            welch_half([ours, theirs], [freedoms, np.full(303, 4)]).min() > MARGIN
+            welch_half([ours, theirs], [freedoms, np.full(303, 4)]).min()
+            > LARGEST_HALF_WIDTH
         ) == never
 
 

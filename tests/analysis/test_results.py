@@ -12,6 +12,7 @@ from small import rows, small
 
 from analysis import report
 from analysis.frame import runs
+from analysis.inference import Mean
 from analysis.results import pages
 from analysis.results.__main__ import main
 from analysis.results.claims import PAIRED_KINDS
@@ -25,6 +26,8 @@ from analysis.results.pages import (
     overview,
     studies_of,
 )
+from analysis.results.scores import SeedDifferences, distance_of, gap
+from analysis.results.templates import distance
 from runs.command.errors import UserError
 from runs.record.ledger import PUBLISHED, read_ledger, read_study, write_study
 
@@ -97,6 +100,21 @@ def test_the_page_the_report_and_the_readme_print_the_same_comparisons(monkeypat
     headline = f"{-made[0].mean.mean:.1f} points below LoRA"
     assert headline in " ".join(near_lora(made).split())
     assert headline in overview(made)
+
+
+@pytest.mark.parametrize("mean", [-0.04, 0.0, 0.04])
+def test_a_difference_that_rounds_to_0_has_no_side(mean):
+    difference = SeedDifferences((0, 1), (mean - 1, mean + 1))
+    texts = [
+        distance(Mean(mean, 0.5, 1), "LoRA"),
+        distance_of(difference),
+        gap(difference, "LoRA", decimals=1),
+    ]
+    for text in texts:
+        assert text.startswith("less than 0.05 points ")
+        assert not re.search("above|below", text)
+    assert "from LoRA (95% CI" in texts[2]
+    assert "0.04" in distance(Mean(mean, 0.5, 1), decimals=2) or mean == 0
 
 
 def test_a_page_without_findings_says_so():
