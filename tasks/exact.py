@@ -35,6 +35,8 @@ Read = Callable[[str, str, str], str | None]
 
 #: How many tokens follow the answer of a demonstration.
 FILLER_TOKENS = 8
+#: Among how many tokens each of them is drawn: it carries 4 bits.
+FILLER_CHOICES = 16
 #: Keeps the random numbers behind these tokens apart from those behind batches, samples
 #: and permuted rewards.
 FILLER_STREAM = 3
@@ -260,9 +262,11 @@ class ExactTask(Written):
         """Adds FILLER_TOKENS random tokens to each training row, after the answer and
         before the end token. Neither the prompt nor the answer determines them, and no
         score reads them: they stand for all that a demonstration shows beside its
-        answer. They are drawn evenly from the vocabulary without its special tokens.
+        answer. They are drawn evenly from FILLER_CHOICES tokens of the vocabulary, none
+        of which is special.
 
-        seed: of the run, so that a row has the same tokens in all of its epochs.
+        seed: of the run. It chooses these tokens, and a row has the same ones in all
+        epochs.
 
         Raises DataError for a row that train.max_length cuts, which has no end."""
         tokenizer = self.tokenizer
@@ -271,7 +275,9 @@ class ExactTask(Written):
         )
         rows = self._rows["train"]
         bits = np.random.Philox(key=[seed, 0], counter=[0, FILLER_STREAM, 0, 0])
-        filler = np.random.Generator(bits).choice(ordinary, (len(rows), FILLER_TOKENS))
+        generator = np.random.Generator(bits)
+        choices = generator.choice(ordinary, FILLER_CHOICES, replace=False)
+        filler = generator.choice(choices, (len(rows), FILLER_TOKENS))
         extended = []
         for row, tokens in zip(rows, filler.tolist(), strict=True):
             *text, last_token = row.ids

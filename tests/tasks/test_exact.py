@@ -8,7 +8,7 @@ from running import task_of
 from transformers import AutoModelForCausalLM
 
 from tasks.base import DataError
-from tasks.exact import FILLER_TOKENS, ExactTask
+from tasks.exact import FILLER_CHOICES, FILLER_TOKENS, ExactTask
 
 pytestmark = pytest.mark.properties
 
@@ -61,13 +61,23 @@ def test_a_demonstration_has_random_tokens_between_answer_and_end(tokenizer):
         fillers.append(after.ids[len(text) : -1])
         assert after.trained_tokens == before.trained_tokens + FILLER_TOKENS
     assert fillers[0] != fillers[1]
-    special = {*tokenizer.all_special_ids}
-    assert not special & {token for filler in fillers for token in filler}
+    tokens = {token for filler in fillers for token in filler}
+    assert not tokens & {*tokenizer.all_special_ids}
     assert shown._rows["dev"] == plain._rows["dev"]
     for seed, is_same in ((3, True), (4, False)):
         repeated = make(tokenizer)
         repeated.demonstrate(seed)
         assert (repeated._rows == shown._rows) is is_same
+
+
+def test_random_tokens_of_demonstrations_are_among_sixteen(tokenizer, monkeypatch):
+    monkeypatch.setattr("tasks.exact.FILLER_TOKENS", 300)
+    task = make(tokenizer)
+    plain_length = len(task._rows["train"][0].ids)
+    task.demonstrate(seed=3)
+    row = task._rows["train"][0]
+    assert len(row.ids) == plain_length + 300
+    assert len({*row.ids[plain_length - 1 : -1]}) == FILLER_CHOICES
 
 
 def test_a_demonstration_without_an_end_is_refused(tokenizer):
