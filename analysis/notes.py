@@ -112,7 +112,7 @@ def enumeration(names: list[str], plural_noun: str, separator: str = ", ") -> st
     that lists them."""
     if len(names) <= LONGEST_LIST:
         return separator.join(names)
-    return f"{len(names)} {plural_noun}, {COMMAND}"
+    return f"{len(names)} {plural_noun} ({COMMAND})"
 
 
 # --- how runs differ from their recipes
