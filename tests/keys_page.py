@@ -16,7 +16,8 @@ of its own; others only change where files lie or how fast the run is.
 - `vera-bench --cfg job sources=true` shows the value of each key in your run, and where
   it comes from.
 - `vera-bench --help task=mrpc` explains the keys, with the comments of `conf/`.
-- A method or task of your own may have further keys. They define the result.
+- "As its file says" means that the value needs the type that it has in the file of its
+  method or task. A file of your own may have further keys; they define the result.
 - "Default before" is what every run did before the key was added. With that value, a
   run keeps its id.
 

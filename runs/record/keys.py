@@ -27,23 +27,30 @@ from pydantic.fields import FieldInfo
 class Role(StrEnum):
     """What a key is for. The texts are those of docs/keys.md."""
 
-    RESULT = "Defines the result. Another value makes another run."
-    SEED = "Is a seed. Another value makes another run of the same cell."
+    RESULT = "These keys define the result: another value makes another run."
+    SEED = "These keys are seeds: another value makes another run of the same cell."
     CONTENT = (
-        "Chooses the files to read. Their content defines the result, not their name."
+        "These keys choose the files to read. The content of the files defines the "
+        "result, not their name."
     )
     PATH = (
-        "Says where files lie on this machine. Their content defines the result. "
-        "A published record keeps only the last part of the path."
+        "These keys say where files lie on this machine. The content of the files "
+        "defines the result. A published record keeps only the last part of the path."
     )
-    CHECKED = "Is compared with the files that are read. It changes no result."
+    CHECKED = (
+        "These keys are compared with the files that are read, and change no result."
+    )
     COMPUTING = (
-        "Changes how a run is computed. The result is the same, apart from rounding."
+        "These keys change how a run is computed. The result is the same, apart from "
+        "rounding."
     )
-    OUTCOME = "Changes what is kept, shown or asked after training."
-    DISPLAY = "Is a name that you see in tables and messages."
-    DEFAULTS = "Sets other keys. Only their values count."
-    COMMAND = "Says where and how a command does its runs. It is not part of a run."
+    OUTCOME = "These keys change what is kept, shown or asked after training."
+    DISPLAY = "These keys are names that you see in tables and messages."
+    DEFAULTS = "These keys set other keys, and only the values of those count."
+    COMMAND = (
+        "These keys say where and how a command does its runs. They are not part of a "
+        "run."
+    )
 
 
 RESULT, SEED, CONTENT, PATH = Role.RESULT, Role.SEED, Role.CONTENT, Role.PATH
