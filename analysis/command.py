@@ -10,9 +10,10 @@ import pandas as pd
 from analysis.facts import model_of
 from analysis.frame import mark_left_out, runs
 from analysis.rows import RowMaker, RunRow
-from runs.command import parser
+from runs.command import records
+from runs.command.advice import did_you_mean
 from runs.command.errors import UserError
-from runs.command.parser import OfRecords, did_you_mean, setting
+from runs.command.parser import RecordSettings, setting
 from runs.record.kept_rows import MakesRows
 from runs.record.ledger import CONF, Ledger
 from runs.record.override import split_seeds
@@ -21,7 +22,7 @@ from runs.record.sweeps import read_sweep, sweep_names
 
 
 @dataclass(frozen=True)
-class Selection(OfRecords):
+class Selection(RecordSettings):
     """Settings of a command that shows a part of the records."""
 
     sweep: str | None = setting(None, "the runs of this sweep (last: the newest)")
@@ -66,7 +67,7 @@ def open_ledger(
     """The records of a folder and, unless switched off, the published ones. Warnings
     about unreadable records, and about a folder without records, go to stderr.
     make_row: as of `read_ledger`."""
-    ledger = parser.open_ledger(output, published, make_row)
+    ledger = records.open_ledger(output, published, make_row)
     if "ours" not in ledger.origin.values():
         message = f"note: no records of your own in {output}/records yet"
         if ledger.records:

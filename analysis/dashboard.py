@@ -21,7 +21,8 @@ from analysis.frame import runs
 from analysis.render import Table
 from analysis.tables import TABLES, tables_of_runs
 from runs.command.errors import UserError
-from runs.command.parser import OfRecords, entry_point, open_ledger, read, setting
+from runs.command.parser import RecordSettings, entry_point, read_command_line, setting
+from runs.command.records import open_ledger
 from runs.record.files import write_atomically
 from runs.record.ledger import Ledger
 from runs.record.text import first_line
@@ -164,7 +165,7 @@ def save_workspace(
 
 
 @dataclass(frozen=True)
-class Settings(OfRecords):
+class Settings(RecordSettings):
     """Where the workspace goes."""
 
     entity: str | None = setting(
@@ -176,7 +177,7 @@ class Settings(OfRecords):
 
 
 def main(arguments: list[str]) -> int:
-    settings = read(arguments, Settings).settings
+    settings = read_command_line(arguments, Settings).settings
     project = settings.project or os.environ.get("WANDB_PROJECT") or PROJECT
     check_account()
     ledger = open_ledger(settings.output, published=False)  # as W&B has them

@@ -18,7 +18,8 @@ from analysis.command import open_ledger
 from analysis.facts import label_of
 from analysis.render import Entry, Table, markdown
 from runs.command.errors import UserError
-from runs.command.parser import OfRecords, entry_point, find_record, read
+from runs.command.parser import RecordSettings, entry_point, read_command_line
+from runs.command.records import find_record
 from runs.record.redaction import without_paths
 from runs.record.schema import Record
 
@@ -40,10 +41,12 @@ MAX_CHARACTERS = 40
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, OfRecords, names="ID [ID]", module=__name__)
+    line = read_command_line(
+        arguments, RecordSettings, positional="ID [ID]", module=__name__
+    )
     output = line.settings.output
     ledger = open_ledger(output)
-    first, *rest = (find_record(ledger, name, output) for name in line.names)
+    first, *rest = (find_record(ledger, name, output) for name in line.positional)
     first_origin = ledger.origin[first["id"]]
     if rest:
         second = rest[0]

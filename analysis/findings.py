@@ -19,7 +19,7 @@ from analysis.results.claims import Finding, claim_numbers, claims
 from analysis.results.findings import findings
 from analysis.results.templates import macros
 from runs.command.errors import UserError
-from runs.command.parser import entry_point, read, setting
+from runs.command.parser import entry_point, read_command_line, setting
 from runs.record.folder import WholeRecords
 
 #: The note on how these verdicts go with the p values of other commands.
@@ -43,7 +43,7 @@ class Settings(Selection):
 
 def main(arguments: list[str]) -> int:
     """Prints every claim with its verdict, or one task by task."""
-    settings = read(arguments, Settings).settings
+    settings = read_command_line(arguments, Settings).settings
     ledger = open_rows(settings)
     measures = ledger.measures.values()
     compared = findings(runs(ledger), measures, WholeRecords(ledger))

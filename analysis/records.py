@@ -21,7 +21,7 @@ from analysis.command import Selection, open_selection
 from analysis.frame import runs
 from analysis.render import to_csv
 from runs.command.errors import UserError, check_new_file
-from runs.command.parser import entry_point, read, setting
+from runs.command.parser import entry_point, read_command_line, setting
 from runs.record.files import write_atomically
 from runs.record.ledger import Ledger
 
@@ -57,7 +57,7 @@ def flat(ledger: Ledger) -> pd.DataFrame:
 
 
 def main(arguments: list[str]) -> int:
-    settings = read(arguments, Settings).settings
+    settings = read_command_line(arguments, Settings).settings
     path = Path(settings.out) if settings.out else None
     if path and path.suffix not in FORMS:
         raise UserError(f"out={path}: a file that ends in {', '.join(FORMS)}")

@@ -31,7 +31,7 @@ from analysis.results.templates import results_environment
 from analysis.rows import RowMaker
 from analysis.stats import statistics_tables
 from analysis.variants import every_variant
-from runs.command.parser import OfRecords, entry_point, read
+from runs.command.parser import RecordSettings, entry_point, read_command_line
 from runs.record.files import write_atomically
 from runs.record.folder import WholeRecords
 from runs.record.intervals import median_interval
@@ -216,7 +216,9 @@ def curve_points(
 
 
 def main(arguments: list[str]) -> int:
-    output = read(arguments, OfRecords, module=__name__).settings.output
+    output = read_command_line(
+        arguments, RecordSettings, module=__name__
+    ).settings.output
     ledger = open_ledger(output, make_row=RowMaker())
     path = Path(output) / "report.html"
     write_atomically(path, page(ledger))

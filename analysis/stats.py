@@ -25,8 +25,9 @@ from analysis.paired import comparison_table, not_compared, paired_differences
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
 from analysis.paper_comparison import verdict_summary
 from analysis.render import NONE, Cell, Entry, Number, Table, diverged, of_runs, render
+from runs.command.advice import require_known
 from runs.command.errors import UserError
-from runs.command.parser import entry_point, one_of, read, setting
+from runs.command.parser import entry_point, read_command_line, setting
 from runs.record.intervals import interval_name, median_interval
 
 #: The models of the paper.
@@ -153,9 +154,9 @@ class Settings(Selection):
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, names="[TABLE]")
+    line = read_command_line(arguments, Settings, positional="[TABLE]")
     settings = line.settings
-    name = "".join(line.names)
+    name = "".join(line.positional)
     row = row_name(settings.row or "vera")
     frames = own_and_published(open_rows(settings))
     selected = pd.concat(frames, ignore_index=True)
@@ -191,7 +192,7 @@ def main(arguments: list[str]) -> int:
 def _beside_row(runs: pd.DataFrame, row: str) -> pd.DataFrame:
     """The runs of a row, and of all others if it has a result. Raises UserError for a
     row that no run has."""
-    one_of("row", row, sorted(set(runs.row)))
+    require_known("row", row, sorted(set(runs.row)))
     own_runs = runs[runs.row == row]
     return runs if (own_runs.kind == "result").any() else own_runs
 
@@ -201,7 +202,7 @@ def in_table(runs: pd.DataFrame, name: str) -> pd.DataFrame:
     for an unknown table, and for one without records."""
     if name in tables.WITHOUT_RECORDS:
         raise UserError(f"{name} is of formulas or recipes, and has no records")
-    one_of("table", name, tables.TABLES)
+    require_known("table", name, tables.TABLES)
     keys = {
         (table.model, task)
         for table in tables.tables_of_runs(name, runs)

@@ -38,14 +38,15 @@ from benchmarks.many_runs import many_runs
 from benchmarks.reward import reward
 from benchmarks.serving import decoding, serving
 from benchmarks.training import DEVICE, Row, contention, markdown, training
-from runs.command.parser import Common, entry_point, one_of, read, setting
+from runs.command.advice import require_known
+from runs.command.parser import CommonSettings, entry_point, read_command_line, setting
 from runs.record.files import write_atomically
 from runs.record.keys import Count
 from runs.run.provenance import code_state, machine, versions
 
 
 @dataclass(frozen=True)
-class Settings(Common):
+class Settings(CommonSettings):
     """Settings of the command."""
 
     full: bool = setting(
@@ -67,8 +68,8 @@ PARTS: dict[str, Callable[[Settings], list[Row]]] = {
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, names="[PART]")
-    name = one_of("part", "".join(line.names) or "training", PARTS)
+    line = read_command_line(arguments, Settings, positional="[PART]")
+    name = require_known("part", "".join(line.positional) or "training", PARTS)
     rows = PARTS[name](line.settings)
     origin = {
         "machine": machine(torch.device(DEVICE)),

@@ -30,14 +30,13 @@ from typing import Any
 
 from runs.command.errors import UserError, process_rank
 from runs.command.parser import (
-    COMPOSING,
-    Line,
+    COMPOSING_OPTIONS,
+    CommandLine,
     entry_point,
-    find_record,
-    open_ledger,
-    read,
+    read_command_line,
     setting,
 )
+from runs.command.records import find_record, open_ledger
 from runs.config import Files, read_command
 from runs.launchers.contract import ByScript
 from runs.record.keys import KEYS, PATH
@@ -75,7 +74,7 @@ OPTIONS: Mapping[tuple[str, ...], Mapping[str, Any]] = {
         "metavar": "KIND",
         "help": "what Hydra does, such as defaults-tree",
     },
-    **COMPOSING,
+    **COMPOSING_OPTIONS,
     ("-sc", "--shell-completion"): {
         "action": "store_true",
         "help": "install=bash (or zsh, fish)",
@@ -105,7 +104,7 @@ def main(arguments: list[str]) -> int:
     if port:
         random.seed(port)
     purpose = "groups, keys and values, as below; a list makes a sweep"
-    line = read(arguments, Settings, overrides=purpose, options=OPTIONS)
+    line = read_command_line(arguments, Settings, overrides=purpose, options=OPTIONS)
     repeated_id = line.settings.rerun
     if repeated_id is not None:
         line, repeated_id = with_overrides_of(line, repeated_id)
@@ -129,7 +128,9 @@ def main(arguments: list[str]) -> int:
     return sweep(runs, command.launch, runs_to_repeat).exit_code
 
 
-def with_overrides_of(line: Line[Settings], name: str) -> tuple[Line[Settings], str]:
+def with_overrides_of(
+    line: CommandLine[Settings], name: str
+) -> tuple[CommandLine[Settings], str]:
     """The line with the overrides of the run whose id begins with `name`, but for keys
     that it has itself; and the whole id. Raises UserError for an unknown run, or one
     whose overrides are not known."""
@@ -179,7 +180,7 @@ def _note_on_another_run(runs: list[Run], repeated_id: str) -> None:
         )
 
 
-def _print_what_options_ask(line: Line[Settings]) -> bool:
+def _print_what_options_ask(line: CommandLine[Settings]) -> bool:
     """Prints what an option asks for; returns whether there was one. Raises UserError
     for a mistake."""
     options, sources = line.options, line.settings.sources

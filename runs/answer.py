@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import ValidationError
 
+from runs.command.advice import describe_mistake
 from runs.command.errors import UserError
-from runs.command.parser import Line, OfRecords, entry_point, mistake, setting
+from runs.command.parser import CommandLine, RecordSettings, entry_point, setting
 from runs.config.schema import TaskSection
 from runs.evaluate import Report, finished_records, read_line, restore
 from runs.machine.locks import holding, run_lock
@@ -62,7 +63,7 @@ SAMPLING = 2
 
 
 @dataclass(frozen=True)
-class BenchSettings(OfRecords):
+class BenchSettings(RecordSettings):
     """Settings that `vera-bench judge` has, too. null: as in the run's configuration."""
 
     bench: str | None = setting(None, "mt_bench or vicuna_bench", "task.bench")
@@ -126,7 +127,7 @@ def _report_to(display: "Display", head: str) -> Report:
     return lambda event: display.show([(head, event)])
 
 
-def answerable_records(line: Line[BenchSettings]) -> list[Record]:
+def answerable_records(line: CommandLine[BenchSettings]) -> list[Record]:
     """The runs of `finished_records`. Raises UserError for a task other than
     instruction tuning."""
     records = finished_records(line)
@@ -139,7 +140,9 @@ def answerable_records(line: Line[BenchSettings]) -> list[Record]:
     return records
 
 
-def config_with_settings(record: Record, line: Line[BenchSettings]) -> Configuration:
+def config_with_settings(
+    record: Record, line: CommandLine[BenchSettings]
+) -> Configuration:
     """The record's configuration with the command's own settings. Raises UserError for
     one that cannot be."""
     config: dict[str, Any] = {**record["config"], "output": line.settings.output}
@@ -152,7 +155,7 @@ def config_with_settings(record: Record, line: Line[BenchSettings]) -> Configura
     try:
         TaskSection.model_validate(task)
     except ValidationError as error:
-        raise UserError(mistake(error, within="task")) from None
+        raise UserError(describe_mistake(error, parent_key="task")) from None
     return cast(Configuration, config | {"task": task})
 
 

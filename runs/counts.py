@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from runs.command.errors import UserError
-from runs.command.parser import COMPOSING, Common, entry_point, read
+from runs.command.parser import (
+    COMPOSING_OPTIONS,
+    CommonSettings,
+    entry_point,
+    read_command_line,
+)
 from runs.config import Files, parts
 from runs.models import skeleton
 from runs.record.ledger import in_conf
@@ -92,11 +97,11 @@ def _cells_of_budget(ladder: "Ladder", budget: int) -> tuple[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    line = read(
+    line = read_command_line(
         arguments,
-        Common,
+        CommonSettings,
         overrides="a budget=, a model= and rows (method=)",
-        options=COMPOSING,
+        options=COMPOSING_OPTIONS,
         module=__name__,
     )
     if line.overrides:

@@ -22,15 +22,14 @@ import numpy as np
 import tasks
 from runs.command.errors import UserError
 from runs.command.parser import (
-    COMPOSING,
-    Line,
-    OfRecords,
+    COMPOSING_OPTIONS,
+    CommandLine,
+    RecordSettings,
     S,
     entry_point,
-    find_record,
-    open_ledger,
-    read,
+    read_command_line,
 )
+from runs.command.records import find_record, open_ledger
 from runs.config import read_command
 from runs.machine.hashes import check_kept
 from runs.machine.locks import holding, run_lock
@@ -53,9 +52,11 @@ SAME = {True: "the same", False: "NOT the same"}
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, OfRecords, names="RUN", module=__name__)
+    line = read_command_line(
+        arguments, RecordSettings, positional="RUN", module=__name__
+    )
     output = line.settings.output
-    record = find_finished(line.names[0], output)
+    record = find_finished(line.positional[0], output)
     label = record["label"]
     name = f"{label['row']} on {label['task']}, seed {record['cell']['seed']}"
     verdicts = []
@@ -177,14 +178,16 @@ def amend(
 # --- the finished runs that a command names
 
 
-def read_line(arguments: list[str], settings: type[S]) -> Line[S]:
+def read_line(arguments: list[str], settings: type[S]) -> CommandLine[S]:
     """The command line of a command that takes runs. Raises UserError for no runs, and
     under torchrun."""
     if "LOCAL_RANK" in os.environ:
         raise UserError("this command is one process: start it without torchrun")
     runs = "the runs, as for vera-bench run, in place of ids"
-    line = read(arguments, settings, "[RUN ...]", overrides=runs, options=COMPOSING)
-    if not (line.names or line.overrides or line.options):
+    line = read_command_line(
+        arguments, settings, "[RUN ...]", overrides=runs, options=COMPOSING_OPTIONS
+    )
+    if not (line.positional or line.overrides or line.options):
         raise UserError(
             "which runs? Name their ids, or what composes them, such as experiment=NAME"
             " (--help)"
@@ -207,14 +210,14 @@ def find_finished(name: str, output: str) -> Record:
     return record
 
 
-def finished_records(line: Line[OfRecords]) -> list[Record]:
+def finished_records(line: CommandLine[RecordSettings]) -> list[Record]:
     """The finished records that a command line names: by run ids, or by whatever
     composes runs.
 
     Raises UserError where there is none."""
     output = line.settings.output
-    if line.names:
-        return [find_finished(name, output) for name in line.names]
+    if line.positional:
+        return [find_finished(name, output) for name in line.positional]
     runs = read_command([*line.overrides, f"output={output}"], line.config_dir).runs
     folder = RecordFolder(output)
     records = []

@@ -25,8 +25,15 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from runs.command.advice import require_known
 from runs.command.errors import UserError
-from runs.command.parser import Line, OfRecords, entry_point, one_of, read, setting
+from runs.command.parser import (
+    CommandLine,
+    RecordSettings,
+    entry_point,
+    read_command_line,
+    setting,
+)
 from runs.evaluate import find_finished
 from runs.publishing.adapter_folder import (
     AdapterChoices,
@@ -50,7 +57,7 @@ COMMON_SETTINGS = frozenset({"output", "debug"})
 
 
 @dataclass(frozen=True)
-class Settings(OfRecords):
+class Settings(RecordSettings):
     private: bool = setting(False, "hub: a repository that is made is private")
     rank: int | float | None = setting(
         None,
@@ -69,9 +76,11 @@ class Settings(OfRecords):
 
 def main(arguments: list[str]) -> int:
     if any(word.startswith("leaderboard=") for word in arguments):
-        return export_result(read(arguments, Settings, names="RUN"))
-    line = read(arguments, Settings, names=f"RUN {'|'.join(FORMATS)} PATH")
-    name, form, target = line.names
+        return export_result(read_command_line(arguments, Settings, positional="RUN"))
+    line = read_command_line(
+        arguments, Settings, positional=f"RUN {'|'.join(FORMATS)} PATH"
+    )
+    name, form, target = line.positional
     settings = line.settings
     _check_settings(line, form)
     if form == "hub":
@@ -107,9 +116,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _check_settings(line: Line[Settings], form: str) -> None:
+def _check_settings(line: CommandLine[Settings], form: str) -> None:
     """Raises UserError for settings that the format does not take, and wrong values."""
-    allowed = {*COMMON_SETTINGS, *FORMATS[one_of("format", form, FORMATS)]}
+    allowed = {*COMMON_SETTINGS, *FORMATS[require_known("format", form, FORMATS)]}
     for key in sorted(line.given.keys() - allowed):
         formats = [name for name, keys in FORMATS.items() if key in keys]
         raise UserError(f"{key}= belongs to {', '.join(formats)}, not to {form}")
@@ -146,7 +155,7 @@ def _check_repository(name: str) -> None:
         )
 
 
-def export_result(line: Line[Settings]) -> int:
+def export_result(line: CommandLine[Settings]) -> int:
     """Writes a run's score and costs as a result file."""
     extra = sorted(line.given.keys() - {"leaderboard", *COMMON_SETTINGS})
     if extra:
@@ -154,7 +163,7 @@ def export_result(line: Line[Settings]) -> int:
     path = Path(str(line.settings.leaderboard))
     if path.exists():
         raise UserError(f"{path}: is there already. Name another, or remove it")
-    record = find_finished(line.names[0], line.settings.output)
+    record = find_finished(line.positional[0], line.settings.output)
     write_atomically(path, json.dumps(result_file(record), indent=2) + "\n")
     print(f"{path}: vera-bench table leaderboard={path.parent} reads it")
     return 0

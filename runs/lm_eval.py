@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     settings = line.settings
     if find_spec("lm_eval") is None:
         raise UserError("lm-eval is not installed: pip install '.[lm-eval]'")
-    if line.names:
+    if line.positional:
         settings = replace(settings, data_dir=settings.data_dir or settings.run_data)
     elif settings.run_data:
         data_override = f"task.data_dir={settings.run_data}"

@@ -21,15 +21,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
-from runs.command.errors import UserError, is_users
-from runs.command.parser import (
-    OfRecords,
-    entry_point,
-    one_of,
-    open_ledger,
-    read,
-    setting,
-)
+from runs.command.advice import require_known
+from runs.command.errors import UserError, is_user_error
+from runs.command.parser import RecordSettings, entry_point, read_command_line, setting
+from runs.command.records import open_ledger
 from runs.evaluate import find_finished
 from runs.measures.adapters import magnitude, similarity
 from runs.measures.contract import MeasuredValues
@@ -56,15 +51,15 @@ MEASURES = {
 
 
 @dataclass(frozen=True)
-class Settings(OfRecords):
+class Settings(RecordSettings):
     seed: int = setting(0, "of the random matrices of similarity and matrix_fit")
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, names="MEASURE [RUN ...]")
-    name, *run_names = line.names
+    line = read_command_line(arguments, Settings, positional="MEASURE [RUN ...]")
+    name, *run_names = line.positional
     output, seed = line.settings.output, line.settings.seed
-    kind = MEASURES[one_of("measure", name, MEASURES)]
+    kind = MEASURES[require_known("measure", name, MEASURES)]
     if seed < 0 or (name == "magnitude" and "seed" in line.given):
         raise UserError(f"seed={seed}: should be at least 0, and magnitude takes none")
     inputs = _inputs(name, run_names, output)
@@ -80,7 +75,7 @@ def main(arguments: list[str]) -> int:
         try:
             measure = kind.compute(seed, output, *records)
         except Exception as error:
-            if run_names or not is_users(error):
+            if run_names or not is_user_error(error):
                 raise
             # many of all runs have kept no adapter
             print(f"left out: {describe(error)}")

@@ -33,8 +33,9 @@ from typing import TypedDict, cast
 
 from pydantic import PositiveInt
 
+from runs.command.advice import require_known
 from runs.command.errors import UserError, check_new_file
-from runs.command.parser import OfRecords, entry_point, one_of, read, setting
+from runs.command.parser import RecordSettings, entry_point, read_command_line, setting
 from runs.evaluate import find_finished, kept_file
 from runs.record.cell import reported_text_score, scored_texts
 from runs.record.files import write_atomically
@@ -51,7 +52,7 @@ Row = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Settings(OfRecords):
+class Settings(RecordSettings):
     """Which mistakes are shown, and how."""
 
     limit: PositiveInt = setting(20, "the most rows that are shown")
@@ -68,11 +69,11 @@ class Settings(OfRecords):
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, names="RUN [FILE]")
+    line = read_command_line(arguments, Settings, positional="RUN [FILE]")
     settings = line.settings
     if settings.out:
         check_new_file(settings.out)
-    run_name, *files = line.names
+    run_name, *files = line.positional
     record = find_finished(run_name, settings.output)
     if files:
         rows = labelled_rows(record, files[0], settings)
@@ -133,7 +134,9 @@ def answers(record: Record, output: str) -> dict[int, ReadAnswer]:
 def show_wrong_answers(rows: dict[int, ReadAnswer], settings: Settings) -> int:
     """Prints the wrong answers, and how many there are. rows: by line."""
     if settings.part:
-        one_of("part", settings.part, {row["part"]: None for row in rows.values()})
+        require_known(
+            "part", settings.part, {row["part"]: None for row in rows.values()}
+        )
         rows = {n: row for n, row in rows.items() if row["part"] == settings.part}
     wrong = {number: row for number, row in rows.items() if not row["right"]}
     for number, row in list(wrong.items())[: settings.limit]:
@@ -237,7 +240,7 @@ def show_by_loss(rows: list[Row], row_name: str, settings: Settings) -> int:
     row."""
     label = predictions.LABEL
     if settings.part is not None:
-        one_of("part", settings.part, sorted({row[label] for row in rows}))
+        require_known("part", settings.part, sorted({row[label] for row in rows}))
         rows = [row for row in rows if row[label] == settings.part]
     if settings.out:
         write_atomically(settings.out, csv_text(_with_loss(rows)))

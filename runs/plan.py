@@ -15,7 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runs.command.errors import UserError
-from runs.command.parser import COMPOSING, Common, entry_point, read, setting
+from runs.command.parser import (
+    COMPOSING_OPTIONS,
+    CommonSettings,
+    entry_point,
+    read_command_line,
+    setting,
+)
 from runs.config import read_command
 from runs.forecast.pace import Planned, estimate
 from runs.forecast.probe import probe
@@ -250,7 +256,7 @@ def _remarks(planned: list[Planned]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Settings(Common):
+class Settings(CommonSettings):
     """The settings of a plan, beside the overrides of the runs."""
 
     probe: bool = setting(
@@ -262,11 +268,11 @@ class Settings(Common):
 
 
 def main(arguments: list[str]) -> int:
-    line = read(
+    line = read_command_line(
         arguments,
         Settings,
         overrides="the runs, as for vera-bench run",
-        options=COMPOSING,
+        options=COMPOSING_OPTIONS,
     )
     command, settings = read_command(line.overrides, line.config_dir), line.settings
     for reason in command.left_out:

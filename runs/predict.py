@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from runs.command.errors import UserError, check_new_file
-from runs.command.parser import OfRecords, entry_point, read, setting
+from runs.command.parser import RecordSettings, entry_point, read_command_line, setting
 from runs.evaluate import find_finished, kept_file, restore
 from runs.machine.hashes import files_sha256
 from runs.machine.locks import holding, run_lock
@@ -51,7 +51,7 @@ SHOWN_ROWS, SHOWN_CHARACTERS = 3, 40
 
 
 @dataclass(frozen=True)
-class Settings(OfRecords):
+class Settings(RecordSettings):
     """Where predictions go, and how they are made. null: as in the run's
     configuration."""
 
@@ -81,8 +81,8 @@ class NewRows:
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, names="RUN FILE|FOLDER|-")
-    run_name, source = line.names
+    line = read_command_line(arguments, Settings, positional="RUN FILE|FOLDER|-")
+    run_name, source = line.positional
     settings = line.settings
     record = find_finished(run_name, settings.output)
     config = record["config"].copy()

@@ -22,17 +22,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runs.command.advice import require_known
 from runs.command.errors import UserError
 from runs.command.parser import (
-    COMPOSING,
-    Line,
-    OfRecords,
+    COMPOSING_OPTIONS,
+    CommandLine,
+    RecordSettings,
     entry_point,
-    one_of,
-    open_ledger,
-    read,
+    read_command_line,
     setting,
 )
+from runs.command.records import open_ledger
 from runs.config import GROUPS, read_command
 from runs.publishing import study_check
 from runs.record import ledger as files
@@ -50,7 +50,7 @@ from tasks.files import module_file
 
 
 @dataclass(frozen=True)
-class Settings(OfRecords):
+class Settings(RecordSettings):
     """Which runs are published, or which study is checked."""
 
     sweep: str | None = setting(
@@ -67,9 +67,11 @@ class Settings(OfRecords):
 
 def main(arguments: list[str]) -> int:
     checks = any(word.startswith("check=") for word in arguments)
-    names = "" if checks else "STUDY"
+    positional = "" if checks else "STUDY"
     purpose = "the runs, as for vera-bench run"
-    line = read(arguments, Settings, names, purpose, COMPOSING)
+    line = read_command_line(
+        arguments, Settings, positional, purpose, COMPOSING_OPTIONS
+    )
     folder = line.settings.check
     if not folder:
         return publish_study(line)
@@ -92,7 +94,9 @@ def check_study(folder: Path) -> int:
     return 1 if problems else 0
 
 
-def records_to_publish(line: Line[Settings]) -> tuple[list[Record], list[Measure]]:
+def records_to_publish(
+    line: CommandLine[Settings],
+) -> tuple[list[Record], list[Measure]]:
     """The finished records that a command names, without paths, and the measures of
     them alone."""
     output = line.settings.output
@@ -126,7 +130,7 @@ def records_to_publish(line: Line[Settings]) -> tuple[list[Record], list[Measure
     return [without_paths(record) for record in records], measures
 
 
-def _ids_of_command(line: Line[Settings], own_ids: set[str]) -> set[str | None]:
+def _ids_of_command(line: CommandLine[Settings], own_ids: set[str]) -> set[str | None]:
     """The ids of the runs that the words of a command and sweep= name; all of this
     machine's own where it has no words."""
     output, sweep = line.settings.output, line.settings.sweep
@@ -137,13 +141,13 @@ def _ids_of_command(line: Line[Settings], own_ids: set[str]) -> set[str | None]:
     if sweep:
         names = sweep_names(output)
         name = names[0] if sweep == "last" and names else sweep
-        ids &= {*read_sweep(output, one_of("sweep", name, names))}
+        ids &= {*read_sweep(output, require_known("sweep", name, names))}
     return ids
 
 
-def publish_study(line: Line[Settings]) -> int:
+def publish_study(line: CommandLine[Settings]) -> int:
     """Writes a study: of this clone, or below the current folder."""
-    (name,) = line.names
+    (name,) = line.positional
     if not study_check.NAME.fullmatch(name):
         raise UserError(
             f"study {name!r}: a name of a-z, 0-9 and _, such as glue_minilm"

@@ -35,7 +35,12 @@ import numpy as np
 import pandas as pd
 
 from runs.command.errors import UserError
-from runs.command.parser import COMPOSING, Common, as_word, entry_point, read
+from runs.command.parser import (
+    COMPOSING_OPTIONS,
+    CommonSettings,
+    entry_point,
+    read_command_line,
+)
 from runs.config import Files, Launch, read_command
 from runs.config.grid import list_values
 from runs.record.cell import (
@@ -47,6 +52,7 @@ from runs.record.cell import (
 )
 from runs.record.files import write_atomically
 from runs.record.ledger import finished_record, in_conf
+from runs.record.override import as_override_value
 from runs.record.schema import Record
 from runs.record.spreadsheet import csv_text
 from runs.record.text import plural
@@ -65,12 +71,18 @@ Grids = Mapping[str, Any]
 
 def main(arguments: list[str]) -> int:
     words = "the cells, as for vera-bench run"
-    line = read(arguments, Common, overrides=words, options=COMPOSING, module=__name__)
+    line = read_command_line(
+        arguments,
+        CommonSettings,
+        overrides=words,
+        options=COMPOSING_OPTIONS,
+        module=__name__,
+    )
     if "LOCAL_RANK" in os.environ:
         raise UserError("a search is one process: vera-bench tune, without torchrun")
     overrides = list(line.overrides)
     if "debug" in line.given:
-        overrides.append(f"debug={as_word(line.settings.debug)}")
+        overrides.append(f"debug={as_override_value(line.settings.debug)}")
     searches, launch = searches_of_command(overrides, line.config_dir)
     trials = [run for search in searches for run in search.runs]
     runs_to_repeat = trials if launch.redo else []

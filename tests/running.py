@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 
 from runs.command.errors import UserError
-from runs.command.parser import as_word, entry_point
+from runs.command.parser import entry_point
 from runs.config import GROUPS, expand
 from runs.config.compose import Composer, dotted, without_hydra
 from runs.config.files import Files
 from runs.record.ledger import read_record, record_path
+from runs.record.override import as_override_value
 from runs.run.identity import run_id
 from runs.training import predictions
 from runs.training.loop import Training
@@ -223,7 +224,7 @@ def values_of(groups):
     parents = {key.rpartition(".")[0] for key in keys}
     where = ("launcher", "tracking", "redo")
     return [
-        f"{key}={as_word(value)}"
+        f"{key}={as_override_value(value)}"
         for key, value in keys.items()
         if key not in (*parents, *GROUPS, "task.name", "model.name")
         and not key.startswith((*where, "recipe.", "model.architecture"))

@@ -91,18 +91,18 @@ class ReadError(BaseException):
     """Ends a command once its line has been read; holds the line."""
 
 
-def read_line(name: str, words: list[str]) -> runs.command.parser.Line:
+def read_line(name: str, words: list[str]) -> runs.command.parser.CommandLine:
     """A command's line as its own reader parses it; nothing after that is done."""
     module = importlib.import_module(
         f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name
     )
-    real = runs.command.parser.Line
+    real = runs.command.parser.CommandLine
 
     def ends(**parts):
         raise ReadError(real(**parts))
 
     with pytest.MonkeyPatch.context() as own:
-        own.setattr("runs.command.parser.Line", ends)
+        own.setattr("runs.command.parser.CommandLine", ends)
         with pytest.raises(ReadError) as line:
             module.main(words)
     return line.value.args[0]
@@ -149,11 +149,11 @@ def check_module(name: str, words: list[str], options: list[str]) -> None:
         assert importlib.util.find_spec(name), name
     else:
         line = read_line(name, [*words, *options] if name == "runs" else words)
-        assert not line.names or line.names[0] in WORDS.get(name, line.names), (
-            line.names
-        )
+        assert not line.positional or line.positional[0] in WORDS.get(
+            name, line.positional
+        ), line.positional
         if name == "runs.export":  # leaderboard= needs no format
-            assert set(line.names[1:2]) <= set(FORMATS)
+            assert set(line.positional[1:2]) <= set(FORMATS)
         folder, overrides = (
             options[0].partition("=")[2] if options else line.config_dir,
             [*line.overrides],

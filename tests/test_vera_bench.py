@@ -34,7 +34,7 @@ def said(monkeypatch, *words):
 def test_each_command_is_a_module_with_a_main(name):
     module = importlib.import_module(COMMANDS[name].module)
     assert callable(module.main)
-    assert len(COMMANDS[name].about) < 50
+    assert len(COMMANDS[name].description) < 50
 
 
 def test_by_itself_it_says_what_to_type_first(monkeypatch, capsys):

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """A command of vera-bench. module: what runs it, by its main(). about: its line in
-    the list of commands."""
+    """A command of vera-bench. module: the module whose main() runs it. description: its
+    line in the list of commands."""
 
     module: str
-    about: str
+    description: str
 
 
 #: The commands by their names, in the order in which they are shown.

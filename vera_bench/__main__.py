@@ -36,23 +36,23 @@ def overview() -> str:
 
 def split_command(words: list[str]) -> tuple[str, list[str]]:
     """The name of the command in the words of a command line, and the words that are meant
-    for it. Without a name, KEY=VALUE and options belong to run. Raises UserError for an
-    unknown name."""
+    for it. Words that begin with KEY=VALUE or an option are a command line of `run`.
+    Raises UserError for an unknown name."""
     first = words[0] if words else ""
     if first in COMMANDS:
         return first, words[1:]
     if "=" in first or first.startswith(("-", "~")):
         _refuse_later_command(words)
         return "run", words
-    # pydantic is imported with it
-    from runs.command.parser import did_you_mean
+    # imported late, since it imports pydantic
+    from runs.command.advice import did_you_mean
 
     advice = did_you_mean(first, COMMANDS) or f" Commands: {', '.join(COMMANDS)}"
     raise UserError(f"no command {first!r}.{advice} (vera-bench)")
 
 
 def _refuse_later_command(words: list[str]) -> None:
-    """Raises UserError where the name of a command comes after other words."""
+    """Raises UserError where the name of a command comes after words of another kind."""
     for previous, word in itertools.pairwise(words):
         # a name after an option is its value, such as a folder
         if word in COMMANDS and not previous.startswith("-"):
@@ -66,12 +66,12 @@ def main(words: list[str]) -> int:
 
         if complete(os.environ["COMP_LINE"]):
             return 0
-    name, rest = split_command(words)
+    name, arguments = split_command(words)
     # the usage lines and messages of the command name it as it was typed
-    program = "vera-bench" if words == rest else f"vera-bench {name}"
-    sys.argv = [program, *rest]
+    program = "vera-bench" if words == arguments else f"vera-bench {name}"
+    sys.argv = [program, *arguments]
     module = importlib.import_module(COMMANDS[name].module)
-    return int(module.main(rest) or 0)
+    return int(module.main(arguments) or 0)
 
 
 def script() -> None:

@@ -9,19 +9,28 @@ import re
 
 import yaml
 
-from runs.command.parser import COMPOSING, Common, entry_point, one_of, read
+from runs.command.advice import require_known
+from runs.command.parser import (
+    COMPOSING_OPTIONS,
+    CommonSettings,
+    entry_point,
+    read_command_line,
+)
 from runs.config.files import LISTED, Files
 
-#: What can be listed, by its group.
-KINDS = {f"{group}s": group for group in LISTED}
+#: The group of what can be listed: "models" is of the group model.
+GROUP_BY_KIND = {f"{group}s": group for group in LISTED}
 #: In a label, a reference to another key of the same file.
 REFERENCE_TO_KEY = re.compile(r"\$\{\w+\.(\w+)\}")
 
 
 def main(arguments: list[str]) -> int:
     """Prints the names of a group."""
-    line = read(arguments, Common, "KIND", options=COMPOSING, module=__name__)
-    group = KINDS[one_of("kind of name", line.names[0], KINDS)]
+    line = read_command_line(
+        arguments, CommonSettings, "KIND", options=COMPOSING_OPTIONS, module=__name__
+    )
+    kind = require_known("kind of name", line.positional[0], GROUP_BY_KIND)
+    group = GROUP_BY_KIND[kind]
     files = Files(line.config_dir)
     names = files.choices(group)
     width = max(map(len, names))
@@ -32,8 +41,8 @@ def main(arguments: list[str]) -> int:
 
 
 def label_of(files: Files, group: str, name: str) -> str:
-    """The label in a file, with its references to keys of this file filled in; "" where
-    other references are left, which only composing resolves."""
+    """The label in a file, with its references to keys of the same file filled in. ""
+    where it also refers to other files, which only Hydra resolves."""
     content = content_of(files, group, name)
     label = str(content.get("label") or content.get("config_class") or "")
     label = label.removesuffix("Config")

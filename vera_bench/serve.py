@@ -1,4 +1,4 @@
-"""vera-bench serve: the server of examples/, which a clone has."""
+"""vera-bench serve: starts the server of examples/, which only a clone has."""
 
 import importlib.util
 import sys
@@ -10,15 +10,15 @@ EXAMPLE = ROOT / "examples" / "serve.py"
 
 
 def main(words: list[str]) -> int:
-    """Serves adapters; the example reads the words from sys.argv. Raises UserError in an
-    installation without it."""
+    """Serves adapters. The example itself reads the words, from sys.argv. Raises
+    UserError in an installation without the example."""
     spec = importlib.util.spec_from_file_location("serve", EXAMPLE)
     if not EXAMPLE.is_file() or spec is None or spec.loader is None:
         raise UserError(
             f"{EXAMPLE} is not here: the server is an example of the repository. "
             "docs/serving.md shows how to serve with vera alone"
         )
-    # whose other modules lie beside it, as where Python runs it
+    # the example imports modules that lie beside it
     sys.path.insert(0, str(EXAMPLE.parent))
     server = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(server)

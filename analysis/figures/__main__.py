@@ -30,8 +30,10 @@ from analysis.command import (
 from analysis.figures import FIGURES, NAMES, figures_of_ledger, save_figure
 from analysis.figures.curve import curve
 from analysis.figures.figure import Figure
+from runs.command.advice import require_known
 from runs.command.errors import UserError
-from runs.command.parser import entry_point, find_record, one_of, read, setting
+from runs.command.parser import entry_point, read_command_line, setting
+from runs.command.records import find_record
 
 Name = Literal["metric", "parameters", "bytes", "seconds", "memory", "forgetting"]
 
@@ -48,10 +50,10 @@ class Settings(VariantSelection):
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, names="FIGURE [ID ...]")
+    line = read_command_line(arguments, Settings, positional="FIGURE [ID ...]")
     settings = line.settings
-    chosen = one_of("figure", line.names[0], [*NAMES, "curve", "all"])
-    ids = line.names[1:]
+    chosen = require_known("figure", line.positional[0], [*NAMES, "curve", "all"])
+    ids = line.positional[1:]
     if (chosen == "curve") != bool(ids):
         raise UserError(f"{chosen}: curve takes the ids of runs, and no other figure")
     given_axes = {"x", "y"} & line.given.keys()
@@ -68,7 +70,7 @@ def main(arguments: list[str]) -> int:
     labels = tuple(map(row_name, split_names(settings.labels)))
     rows = conf_rows(ledger)
     for label in labels:
-        one_of("row labels=", label, rows)
+        require_known("row labels=", label, rows)
     options: dict[str, Any] = {
         "named": bool(settings.task or settings.sweep),
         "axes": (settings.x, settings.y) if given_axes else None,

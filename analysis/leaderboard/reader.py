@@ -24,8 +24,8 @@ from pydantic import (
     ValidationError,
 )
 
+from runs.command.advice import describe_mistake
 from runs.command.errors import UserError
-from runs.command.parser import mistake
 
 #: What the project publishes: facts read from peft's files at the commits that the
 #: column `set` names.
@@ -171,7 +171,9 @@ def read_result(path: Path) -> PeftResult:
 def error_text(error: Exception) -> str:
     """Why a file is no result, in one line."""
     if isinstance(error, ValidationError):
-        return f"no result of peft's method comparison ({mistake(error)})"[:300]
+        return f"no result of peft's method comparison ({describe_mistake(error)})"[
+            :300
+        ]
     return str(error).partition("\n")[0]
 
 

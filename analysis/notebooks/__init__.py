@@ -6,7 +6,7 @@ from typing import Any
 from analysis.figures import Figure, svg
 from analysis.render import Table, markdown
 from analysis.rows import RowMaker
-from runs.command.parser import open_ledger
+from runs.command.records import open_ledger
 from runs.record.ledger import Ledger
 
 

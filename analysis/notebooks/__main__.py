@@ -10,8 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from runs.command.advice import require_known
 from runs.command.errors import UserError
-from runs.command.parser import OfRecords, entry_point, one_of, read
+from runs.command.parser import RecordSettings, entry_point, read_command_line
 from runs.record.files import write_atomically
 from runs.record.ledger import ROOT
 
@@ -60,12 +61,16 @@ def build_notebook(name: str, output: Path) -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, OfRecords, names="[NAME ...]", module=__name__)
+    line = read_command_line(
+        arguments, RecordSettings, positional="[NAME ...]", module=__name__
+    )
     if not (find_spec("jupytext") and find_spec("nbconvert")):
         raise UserError(
             "notebooks are not installed: pip install 'vera-bench[notebooks]'"
         )
-    for name in [one_of("notebook", name, NAMES) for name in line.names] or NAMES:
+    for name in [
+        require_known("notebook", name, NAMES) for name in line.positional
+    ] or NAMES:
         path = build_notebook(name, Path(line.settings.output))
         print(f"Notebook: {path}, {path.with_suffix('.html').name}")
     return 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from analysis.results.pages import near_lora, pages, readme_with_block
 from runs.command.errors import UserError
-from runs.command.parser import Common, entry_point, read, setting
+from runs.command.parser import CommonSettings, entry_point, read_command_line, setting
 from runs.record.files import write_atomically
 from runs.record.ledger import INSTALLED, ROOT, read_study, study_folders
 
@@ -22,7 +22,7 @@ README = ROOT / "README.md"
 
 
 @dataclass(frozen=True)
-class Settings(Common):
+class Settings(CommonSettings):
     """What is written, or only compared."""
 
     docs: Path = setting(README.parent / "docs", "where results.md and results/ go")
@@ -35,7 +35,7 @@ class Settings(Common):
 
 
 def main(arguments: list[str]) -> int:
-    settings = read(arguments, Settings).settings
+    settings = read_command_line(arguments, Settings).settings
     if INSTALLED and settings.readme == README:
         raise UserError(
             "the pages are a clone's, and this is none: docs= and readme= name others"

@@ -38,8 +38,9 @@ from analysis.notes import NOTE_LENGTH, unfinished
 from analysis.render import Table, render
 from analysis.rows import RunRow
 from analysis.tables import TABLES, WITHOUT_RECORDS, runs_of_table, tables_of_ledger
+from runs.command.advice import require_known
 from runs.command.errors import UserError
-from runs.command.parser import entry_point, one_of, read, setting
+from runs.command.parser import entry_point, read_command_line, setting
 from runs.record.begun import begun_runs
 from runs.record.files import write_atomically
 from runs.record.ledger import Ledger
@@ -77,12 +78,12 @@ class Settings(VariantSelection):
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, names="[TABLE]")
-    name = "".join(line.names)
+    line = read_command_line(arguments, Settings, positional="[TABLE]")
+    name = "".join(line.positional)
     settings = line.settings
     columns = split_names(settings.columns)
     if settings.leaderboard:
-        return _show_leaderboard(settings, {*line.names, *line.given})
+        return _show_leaderboard(settings, {*line.positional, *line.given})
     _refuse_unfitting(name, settings, columns)
     against = row_name(settings.against or "")
     ledger = Ledger()
@@ -96,7 +97,7 @@ def main(arguments: list[str]) -> int:
                 f"against={against}: method={settings.method} leaves this row out. "
                 f"Type method={settings.method},{against}"
             )
-        one_of("row", against, conf_rows(ledger))
+        require_known("row", against, conf_rows(ledger))
     tables = tables_of_ledger(
         name,
         ledger,
@@ -132,13 +133,13 @@ def _refuse_unfitting(name: str, settings: Settings, columns: tuple[str, ...]) -
         keys = "task=, model=, method=, seed= or sweep="
         raise UserError(f"name a table ({', '.join(TABLES)}), or {keys} (--help)")
     if name:
-        one_of("table", name, TABLES)
+        require_known("table", name, TABLES)
     chooses_runs = settings.selects or settings.against or columns
     if name in WITHOUT_RECORDS and chooses_runs:
         keys = "model=, task=, method=, seed=, sweep=, against= and columns="
         raise UserError(f"{name} has no records: {keys} choose nothing in it")
     for column in columns:
-        one_of("column", column, [*FACTS])
+        require_known("column", column, [*FACTS])
 
 
 def _show_leaderboard(settings: Settings, given_keys: set[str]) -> int:

@@ -1,2 +1,2 @@
-"""Command lines: one parser for all commands (parser.py), and errors of one line
-(errors.py)."""
+"""Command lines: one parser for all commands (parser.py), the records that they name
+(records.py), errors of one line (errors.py), and what those advise (advice.py)."""

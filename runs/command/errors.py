@@ -18,64 +18,67 @@ class StoppedError(BaseException):
 
 @dataclass(slots=True)
 class Stop:
-    """A request to stop, such as SIGTERM before a time limit.
+    """Whether a run should stop, because of SIGTERM before a time limit, for example.
 
-    listens: the run checks for it where its state is complete, between steps and in
-    evaluations. Elsewhere, as while it loads or decodes, the request is raised at once:
-    what there is to save is on disk."""
+    is_deferred: a request waits until the run calls `check`, which it does where its
+    state is complete: between steps and in evaluations. Where this is false, as while
+    the run loads or decodes, a request raises StoppedError at once, since all that can
+    be saved is on disk."""
 
-    is_wanted: bool = False
-    listens: bool = True
+    is_requested: bool = False
+    is_deferred: bool = True
 
-    def ask(self, *_: object) -> None:
-        """The handler of a signal."""
-        self.is_wanted = True
-        if not self.listens:
+    def request(self, *_: object) -> None:
+        """Asks the run to stop; a handler of signals."""
+        self.is_requested = True
+        if not self.is_deferred:
             raise StoppedError
 
     def check(self) -> None:
-        """Raises StoppedError where a stop is wanted."""
-        if self.is_wanted:
+        """Raises StoppedError where a stop has been requested."""
+        if self.is_requested:
             raise StoppedError
 
 
 class DeviceError(UserError):
-    """A GPU is here that torch cannot use, or is no longer: another process, or
-    machine, may have it."""
+    """A GPU that torch cannot use, or can no longer use. Another process or machine may
+    have taken it."""
 
 
-#: The errors of users by room and name, since importing tasks and vera would import
-#: torch.
-_USERS = {("runs", "UserError"), ("tasks", "DataError"), ("vera", "AdapterError")}
+#: The errors that are a user's mistake, by room and name: importing the classes of tasks
+#: and vera would import torch.
+_USER_ERRORS = {("runs", "UserError"), ("tasks", "DataError"), ("vera", "AdapterError")}
 
 
-def is_users(error: BaseException) -> bool:
+def is_user_error(error: BaseException) -> bool:
     """Whether an error is a user's mistake."""
     for kind in type(error).__mro__:
         room = kind.__module__.partition(".")[0]
-        if (room, kind.__name__) in _USERS:
+        if (room, kind.__name__) in _USER_ERRORS:
             return True
     return False
 
 
-def interrupted_words() -> str:
-    """The line after Ctrl-C: what is kept, and how to continue. redo=true would repeat
-    the finished runs."""
+def interruption_message() -> str:
+    """The line that is shown after Ctrl-C: what is kept, and how to continue."""
     command = "the same command"
+    # redo=true would repeat the runs that have finished
     if "redo=true" in sys.argv[1:]:
         command += " without redo=true"
     return f"interrupted. Finished runs are kept; {command} goes on where it was."
 
 
 def process_rank() -> int:
-    """This process's number among torchrun's; 0 for the first, which prints for all,
-    and without torchrun."""
-    # Some clusters set RANK alone, for other purposes
-    return int(os.environ.get("RANK") or 0) if "LOCAL_RANK" in os.environ else 0
+    """This process's number among those of torchrun; 0 without torchrun. Rank 0 prints
+    for all."""
+    # Some clusters set RANK without LOCAL_RANK, for other purposes
+    if "LOCAL_RANK" not in os.environ:
+        return 0
+    return int(os.environ.get("RANK") or 0)
 
 
 def check_new_file(path: Path) -> None:
-    """Raises UserError where a file of out= is there already, or cannot be written."""
+    """Raises UserError where the file that out= names exists, or has no folder."""
     if os.path.lexists(path):
         raise UserError(
             f"{path} is there already. Name another file, out=, or remove it"

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from runs.command.advice import describe_mistake
 from runs.command.errors import UserError
-from runs.command.parser import mistake
 from runs.config.compose import (
     Composer,
     choices_of,
@@ -84,7 +84,7 @@ def _with_advice(
 ) -> str:
     """A mistake that pydantic has found, in words. For an unknown key they name the
     nearest known ones."""
-    text = mistake(error)
+    text = describe_mistake(error)
     if error.errors()[0]["type"] != "extra_forbidden":
         return text
     with Composer(files) as composer:
@@ -159,7 +159,7 @@ def _with_seed(run: Run, seed: object) -> Run:
     try:
         number: int = TypeAdapter(Seed).validate_python(seed)
     except ValidationError as error:
-        raise UserError(mistake(error, within="seed")) from None
+        raise UserError(describe_mistake(error, parent_key="seed")) from None
     return Run(
         row=run.row,
         model=run.model,
@@ -377,7 +377,7 @@ def _as_type_of(default: Any, value: Any, key: str) -> Any:
     try:
         return TypeAdapter(kind | None).validate_python(value, strict=True)
     except ValidationError as error:
-        raise UserError(mistake(error, within=key)) from None
+        raise UserError(describe_mistake(error, parent_key=key)) from None
 
 
 # --- what a run starts from (init_from)

@@ -19,8 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from runs.command.advice import did_you_mean, require_known
 from runs.command.errors import UserError
-from runs.command.parser import did_you_mean, one_of
 from runs.config.files import (
     GROUPS,
     Files,
@@ -141,7 +141,7 @@ class Composer:
         names = self.files.choices("recipe")
         rows = sorted({name.partition("/")[0] for name in names})
         file = self.files.path("method", choices_of(cfg)["method"])
-        one_of(f"row with recipes, as {file} names it:", row, rows)
+        require_known(f"row with recipes, as {file} names it:", row, rows)
         return f"{row}/{model}" if f"{row}/{model}" in names else ""
 
     def _recipe_for(self, cfg: DictConfig, name: str) -> dict[str, Any]:

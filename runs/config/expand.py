@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from runs.command.parser import COMPOSING, read
+from runs.command.parser import COMPOSING_OPTIONS, read_command_line
 from runs.config.files import Files
 from runs.config.schema import Launch
 from runs.machine.hashes import kept_in_cache
@@ -36,8 +36,12 @@ def expand(arguments: Sequence[str]) -> list[Run]:
     """The runs of a command line's overrides and --config-dir, in order. Raises
     UserError for any mistake."""
     no_settings: Any = make_dataclass("NoSettings", ())  # all words are overrides
-    line = read(
-        arguments, no_settings, overrides="the runs", options=COMPOSING, module=__name__
+    line = read_command_line(
+        arguments,
+        no_settings,
+        overrides="the runs",
+        options=COMPOSING_OPTIONS,
+        module=__name__,
     )
     return read_command(line.overrides, line.config_dir).runs
 

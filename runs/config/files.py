@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import yaml
 
+from runs.command.advice import did_you_mean
 from runs.command.errors import UserError
-from runs.command.parser import did_you_mean
 from runs.config.schema import BASE
 from runs.record.ledger import CONF
 from runs.record.override import Override

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from runs.command.errors import UserError
-from runs.command.parser import at_home
+from runs.command.parser import expand_home
 from runs.config.budget import cell_of_budget
 from runs.config.compose import Composer
 from runs.config.files import GROUPS, OPEN, Files, open_part
@@ -205,7 +205,7 @@ def _as_hydra_reads_it(argument: str) -> str:
         key = key.removeprefix("++")
     # As Hydra's examples write it, of applications whose defaults do not list the group
     key = "experiment" if key == "+experiment" else key
-    line = f"{key}{equals}{at_home(text)}"
+    line = f"{key}{equals}{expand_home(text)}"
     if match := re.fullmatch(rf"(\+*init_from=)({RUN_ID}(?:,{RUN_ID})*)", line):
         # 123e45678901 is no number
         ids = match[2].split(",")

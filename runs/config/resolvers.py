@@ -11,8 +11,8 @@ from typing import Any
 import omegaconf
 from omegaconf import DictConfig, OmegaConf
 
+from runs.command.advice import did_you_mean
 from runs.command.errors import UserError
-from runs.command.parser import did_you_mean
 from runs.config.files import Files
 from runs.record.ledger import ROOT
 

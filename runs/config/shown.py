@@ -14,7 +14,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from runs.command.errors import UserError, process_rank
-from runs.command.parser import as_word
 from runs.config.compose import (
     ERRORS,
     VERSION_BASE,
@@ -29,7 +28,7 @@ from runs.config.files import GROUPS, LISTED, RECIPE_READ, Files, comments_in
 from runs.config.grid import Grid, read_grid
 from runs.config.schema import BASE
 from runs.record.ledger import CONF
-from runs.record.override import Override
+from runs.record.override import Override, as_override_value
 from runs.record.text import first_line
 
 #: The shells that Hydra completes for.
@@ -127,7 +126,7 @@ def _explain_keys(overrides: tuple[str, ...], files: Files) -> None:
     sections = dict.fromkeys(key.split(".")[0] for key in named)
     for key, value in values.items():
         if key.split(".")[0] in sections and not isinstance(value, Mapping):
-            print(f"{key}={as_word(value)}")
+            print(f"{key}={as_override_value(value)}")
             if key in comments:
                 print(textwrap.indent(textwrap.fill(comments[key], 84), "    "))
     other_keys = [
@@ -228,7 +227,7 @@ def sources_of(
             place = str(places.get(key))
             if "${" in str(raw):
                 place += f": {raw}"
-        yield f"{key}={as_word(values[key])}", place
+        yield f"{key}={as_override_value(values[key])}", place
 
 
 def _places(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from runs.command.parser import one_of
+from runs.command.advice import require_known
 from runs.forecast.probe import SECONDS, Rate, device_names, probed_rate, rate_file
 from runs.forecast.work import Outline, outline
 from runs.models.load import computing_precision
@@ -58,7 +58,7 @@ def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate |
     precision = computing_precision(run.config)
     if card:
         cards = in_conf("cards.yaml")
-        rate = cards[one_of("card", card, cards)][precision]
+        rate = cards[require_known("card", card, cards)][precision]
         return Rate(rate, "a rate that conf/cards.yaml assumes: nobody measured it")
     probed = probed_rate(run)
     if probed:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from runs.command.parser import mistake, one_of
+from runs.command.advice import describe_mistake, require_known
 from runs.launchers.contract import Launcher, Local, Serial
 from runs.launchers.ray_tasks import Ray
 from runs.launchers.slurm import Slurm
@@ -23,11 +23,11 @@ def launcher_of(settings: Launcher | Mapping[str, Any]) -> Launcher:
     that no launcher has, and ValueError for a setting that it does not take."""
     if isinstance(settings, Launcher):
         return settings
-    name = one_of("launcher", str(settings["name"]), LAUNCHERS)
+    name = require_known("launcher", str(settings["name"]), LAUNCHERS)
     try:
         return LAUNCHERS[name].model_validate(settings)
     except ValidationError as error:
-        text = mistake(error, within="launcher")
+        text = describe_mistake(error, parent_key="launcher")
         if text.startswith("no key"):
             text += f" of launcher={name}"
         raise ValueError(text) from None

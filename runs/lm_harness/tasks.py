@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from pydantic import NonNegativeInt
 
+from runs.command.advice import did_you_mean
 from runs.command.errors import UserError
-from runs.command.parser import OfRecords, did_you_mean, setting
+from runs.command.parser import RecordSettings, setting
 from runs.record.cell import hash_of
 from runs.record.keys import Count
 from runs.record.text import describe
@@ -37,7 +38,7 @@ PLACES = (
 
 
 @dataclass(frozen=True)
-class TaskSettings(OfRecords):
+class TaskSettings(RecordSettings):
     """The tasks, and how they are asked. What is null is as lm-eval has it."""
 
     tasks: str = setting("", "such as gsm8k,mmlu (lm-eval ls tasks)")

@@ -1,5 +1,6 @@
 """Overrides: the KEY=VALUE of a command line, as records keep them."""
 
+import json
 import re
 from dataclasses import dataclass
 
@@ -56,3 +57,15 @@ def split_seeds(text: str) -> tuple[str, ...]:
         return tuple(seed for seed in without_spaces.split(",") if seed)
     first, end, step = interval.groups()
     return tuple(map(str, range(int(first or 0), int(end), int(step or 1))))
+
+
+def as_override_value(value: object) -> str:
+    """A value as an override has it: true, null, [a,b] or {key:1}."""
+    if isinstance(value, dict):
+        entries = [f"{key}:{as_override_value(entry)}" for key, entry in value.items()]
+        return "{" + ",".join(entries) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(as_override_value, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(value)

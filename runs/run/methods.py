@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from runs import models
-from runs.command.errors import UserError, is_users
+from runs.command.errors import UserError, is_user_error
 from runs.machine.hashes import files_sha256, kept_in_cache
 from runs.record.configuration import ModelConfig
 from runs.record.ledger import ROOT
@@ -245,7 +245,7 @@ def _find_problem(content: str) -> str | None:
         # such as an architecture that transformers lacks: loading it raises it again.
         # On the meta device some computations fail that work on weights, and torch
         # names the device
-        if is_users(error) and "meta" not in f"{error} {error.__context__}":
+        if is_user_error(error) and "meta" not in f"{error} {error.__context__}":
             return f"{label}: {error}"
     return None
 

@@ -36,7 +36,7 @@ def run_in_child(
     stop = Stop()
     lock = run_lock(run.config["output"], run_id)
     for number in STOPPING:
-        handler = signal.SIG_IGN if number == signal.SIGHUP else stop.ask
+        handler = signal.SIG_IGN if number == signal.SIGHUP else stop.request
         signal.signal(number, handler)
     if gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from runs.command.errors import UserError, interrupted_words, process_rank
+from runs.command.errors import UserError, interruption_message, process_rank
 from runs.config import Launch
 from runs.launchers.contract import ByScript, ByWorkers, Launcher, OnThisMachine
 from runs.machine.locks import holding
@@ -38,7 +38,7 @@ from runs.training.train import Reporter
 def sweep(
     runs: list[Run], launch: Launch | None = None, runs_to_repeat: Sequence[Run] = ()
 ) -> Sweep:
-    """Does every run that has no record yet. Raises a user's error (is_users) before
+    """Does every run that has no record yet. Raises a user's error (is_user_error) before
     anything starts.
 
     Args:
@@ -329,7 +329,7 @@ def _summary(commanded: Sweep, seconds: float) -> None:
     for job, error in commanded.failed:
         print(f"  failed: {job.head}: {error} ({job.log})")
     if commanded.signal:
-        print(interrupted_words(), file=sys.stderr)
+        print(interruption_message(), file=sys.stderr)
 
 
 def _name_table(commanded: Sweep, runs: list[Run], is_wanted: bool) -> None:

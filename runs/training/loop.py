@@ -146,13 +146,13 @@ class Training(Context):
             if self.task.decodes:
                 rehearse(self)
             self._estimate_reach()
-        self.stop.listens = True
+        self.stop.is_deferred = True
         try:
             self._train_epochs()
         except StoppedError:
             self._save()
             raise
-        self.stop.listens = False
+        self.stop.is_deferred = False
         # Everything is saved, and decoding may take as long as training.
         self.stop.check()
         if self.state.status != "done":  # the texts of a diverged model are no result

@@ -10,7 +10,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, cast
 
-from runs.command.errors import DeviceError, Stop, StoppedError, is_users
+from runs.command.errors import DeviceError, Stop, StoppedError, is_user_error
 from runs.record.cell import kept_epoch
 from runs.record.configuration import Configuration
 from runs.record.files import replacing
@@ -79,7 +79,7 @@ def attempt_run(
         return BUSY, ""
     try:
         attempt = Attempt(output, run_id, *failures[-1:])
-        stop.listens = False
+        stop.is_deferred = False
         stop.check()
         config = cast(Configuration, {**run.config, **attempt.settings})
         attempted_run = dataclasses.replace(run, config=config)
@@ -87,11 +87,11 @@ def attempt_run(
         train(training, tracking)
         return DONE, ""
     except BaseException as error:
-        stop.listens = True
+        stop.is_deferred = True
         # another attempt has finished: this one is late
         if finished_record(output, run_id):
             return DONE, ""
-        if not is_users(error) and not isinstance(error, StoppedError):
+        if not is_user_error(error) and not isinstance(error, StoppedError):
             traceback.print_exc()
         cause, message = cause_of(error)
     ends = {"stopped": STOPPED, "device": KILLED, "disk": end_on_full_disk(failures)}
@@ -161,7 +161,7 @@ def train(training: "Training", tracking: Tracking | None = None) -> Record:
         record = build_record(training, training.train_and_decode())
         if record["status"] == "done" and accelerator.is_main_process:
             _illustrate(training)
-        training.stop.listens = True  # no stop between the record and its files
+        training.stop.is_deferred = True  # no stop between the record and its files
         if accelerator.is_main_process:
             training.attempt.finish(record)
         accelerator.wait_for_everyone()
@@ -251,7 +251,7 @@ def cause_of(error: BaseException) -> tuple[str, str]:
     message = describe(error)
     if isinstance(error, DeviceError):
         return "device", message
-    if is_users(error):
+    if is_user_error(error):
         return "mistake", message
     name = type(error).__name__
     if _is_out_of_memory(error) or name == "OutOfMemoryError":

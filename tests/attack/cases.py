@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from runs.command.errors import is_users
+from runs.command.errors import is_user_error
 
 #: What is tried by hand.
 HOSTILE = yaml.safe_load(
@@ -122,7 +122,7 @@ def _watched(case: Case, folder: Path) -> tuple[str, list[str]]:
         case.act(folder)
     except BaseException as error:
         outcome, words = "refused", f"{error}"
-        if not is_users(error) and not isinstance(error, case.known):
+        if not is_user_error(error) and not isinstance(error, case.known):
             outcome, last = "raised", traceback.extract_tb(error.__traceback__)[-1]
             wrong.append(
                 f"{type(error).__name__}: {words[:400]} ({last.filename}:{last.lineno})"

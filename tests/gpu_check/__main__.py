@@ -27,7 +27,8 @@ from typing import Any, Literal
 
 import pytest
 
-from runs.command.parser import Common, entry_point, one_of, read, setting
+from runs.command.advice import require_known
+from runs.command.parser import CommonSettings, entry_point, read_command_line, setting
 
 PARTS = ("environment", "parity", "repeats", "memory", "families", "speed")
 HERE = Path(__file__).parent
@@ -47,7 +48,7 @@ PYTEST += (
 
 
 @dataclass(frozen=True)
-class Settings(Common):
+class Settings(CommonSettings):
     """Where it is done, and where its findings go."""
 
     device: Literal["cuda", "cpu"] = setting("cuda", "what is checked")
@@ -128,9 +129,11 @@ def check(paths: Iterable[Path], device: str, output: Path, limit: float) -> boo
 
 
 def main(arguments: list[str]) -> int:
-    line = read(arguments, Settings, names="[PART ...]")
-    words = [name for word in line.names for name in word.replace(",", " ").split()]
-    parts = [one_of("part", name, PARTS) for name in words] or list(PARTS)
+    line = read_command_line(arguments, Settings, positional="[PART ...]")
+    words = [
+        name for word in line.positional for name in word.replace(",", " ").split()
+    ]
+    parts = [require_known("part", name, PARTS) for name in words] or list(PARTS)
     device, output = line.settings.device, Path(line.settings.output)
     if device == "cuda":
         from runs.machine.gpus import check_usable

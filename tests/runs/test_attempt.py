@@ -498,7 +498,7 @@ def test_a_stop_within_an_evaluation_evaluates_again(words, more, tmp_path):
     straight = trained(elsewhere(words, output=tmp_path / "straight"))
 
     def stop(self, *given, evaluate=Training.evaluate):
-        self.stop.is_wanted = self.state.epoch == 1
+        self.stop.is_requested = self.state.epoch == 1
         return evaluate(self, *given)
 
     with patch.object(Training, "evaluate", stop), pytest.raises(StoppedError):
@@ -508,7 +508,7 @@ def test_a_stop_within_an_evaluation_evaluates_again(words, more, tmp_path):
 
 def test_a_stop_while_a_run_loads_ends_it_at_once_and_is_no_failure(words):
     (run,), stop = expand(words), Stop()
-    with patch.object(Training, "__init__", lambda *_: stop.ask()):
+    with patch.object(Training, "__init__", lambda *_: stop.request()):
         assert train.attempt_run(run, run_id(run), [], stop, Tracking("off"), True) == (
             "stopped",
             "",

@@ -15,7 +15,14 @@ from running import ROOT, call_here, refused
 
 import vera_bench
 from runs.command.errors import UserError
-from runs.command.parser import COMPOSING, Common, OfRecords, entry_point, read, setting
+from runs.command.parser import (
+    COMPOSING_OPTIONS,
+    CommonSettings,
+    RecordSettings,
+    entry_point,
+    read_command_line,
+    setting,
+)
 from runs.record.text import LONGEST_LINE
 
 pytestmark = pytest.mark.properties
@@ -92,9 +99,9 @@ def test_help_is_the_options_then_every_setting_and_then_the_docstring(name):
     shown = " ".join(text.partition("options:\n")[2].split())
     settings, docs, rest = shown.partition(" ".join(module.__doc__.split()))
     assert (bool(docs), rest) == (True, "")
-    for field in dataclasses.fields(getattr(module, "Settings", Common)):
+    for field in dataclasses.fields(getattr(module, "Settings", CommonSettings)):
         key = re.escape(field.metadata["key"] or field.name)
-        about = re.escape(field.metadata["about"])
+        about = re.escape(field.metadata["description"])
         assert re.search(rf" {key}=\S* {about} \([a-z_|]+\)", settings), field.name
     assert "debug=maybe: should be" in mistake_of(name, *COMMANDS[name], "debug=maybe")
 
@@ -173,7 +180,7 @@ def test_what_is_wrong_is_named_with_what_is_right(line, tmp_path, monkeypatch):
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(OfRecords):
+class Settings(RecordSettings):
     count: int = setting(1, "a count")
     share: float | None = setting(0.5, "a share")
     where: Path = setting(Path("here"), "a folder")
@@ -208,7 +215,7 @@ class Settings(OfRecords):
     ],
 )
 def test_a_setting_has_its_type(word, name, value):
-    line = read([word], Settings)
+    line = read_command_line([word], Settings)
     read_value = getattr(line.settings, name)
     assert (read_value, type(read_value)) == (value, type(value))
     assert line.given == {word.partition("=")[0]: value}
@@ -221,7 +228,7 @@ WRONG = "count= count=1.5 count=null share=nan share=1e999 share=1,2 kind=three 
 def test_a_wrong_type_is_refused():
     for word in (*WRONG.split(), f"count={'9' * 5000}"):
         with refused(f"{word}: ", longest=6000):
-            read([word], Settings)
+            read_command_line([word], Settings)
 
 
 def test_what_composes_runs_is_handed_on_in_its_order():
@@ -236,19 +243,30 @@ def test_what_composes_runs_is_handed_on_in_its_order():
         "output=o",
         "task@a=b",
     ]
-    line = read(words, OfRecords, "STUDY", "runs", COMPOSING)
-    assert (line.names, line.settings.output, line.config_dir) == (("study",), "o", "D")
+    line = read_command_line(words, RecordSettings, "STUDY", "runs", COMPOSING_OPTIONS)
+    assert (line.positional, line.settings.output, line.config_dir) == (
+        ("study",),
+        "o",
+        "D",
+    )
     assert line.overrides == ("model=a,b", "+x.y=1", "~z", "task@a=b")
     assert line.options == {"--multirun": True, "--config-dir": "D"}
-    assert read(["-cd=E"], OfRecords, options=COMPOSING).config_dir == "E"
+    assert (
+        read_command_line(
+            ["-cd=E"], RecordSettings, options=COMPOSING_OPTIONS
+        ).config_dir
+        == "E"
+    )
     for word, why in (
         ("model=a", "model=a: no such setting."),
         ("-m", "-m: no such option"),
     ):
         with refused(why):
-            read([word], OfRecords)
+            read_command_line([word], RecordSettings)
     # a path, and no setting
-    assert read(["/a/b=c"], Common, "PATH").names == ("/a/b=c",)
+    assert read_command_line(["/a/b=c"], CommonSettings, "PATH").positional == (
+        "/a/b=c",
+    )
 
 
 # --- how a command ends

@@ -27,8 +27,8 @@ from tiers import sample
 
 import runs.__main__ as main
 import vera
+from runs.command.advice import describe_mistake
 from runs.command.errors import UserError
-from runs.command.parser import mistake
 from runs.config import CONF, Files, cells, expand, files, parts, read_command
 from runs.config.compose import NO_RECIPE, VERSION_BASE, Composer
 from runs.config.resolvers import check_recipe
@@ -610,7 +610,7 @@ def test_a_value_that_none_may_be_is_refused_by_its_key(words):
         with pytest.raises((UserError, ValidationError)) as error:
             Config.model_validate(config)
         line = (
-            mistake(error.value)
+            describe_mistake(error.value)
             if isinstance(error.value, ValidationError)
             else str(error.value)
         )

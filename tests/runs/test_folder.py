@@ -7,7 +7,7 @@ from ledgers import record
 from running import output_of, trained
 
 from runs import evaluate, plan
-from runs.command.parser import OfRecords
+from runs.command.parser import RecordSettings
 from runs.record import folder
 from runs.record.folder import RecordFolder
 from runs.record.ledger import record_path, write_record
@@ -80,7 +80,7 @@ def test_a_plan_opens_the_records_of_its_runs_and_the_newest(
 def test_what_composes_runs_opens_their_records_alone(words, opened):
     done = trained(words)
     fill(output_of(words), 9)
-    line = evaluate.read_line([*words, "seed=0"], OfRecords)
+    line = evaluate.read_line([*words, "seed=0"], RecordSettings)
     assert [record["id"] for record in evaluate.finished_records(line)] == [done["id"]]
     assert opened == [f"{done['id']}.json"]
 

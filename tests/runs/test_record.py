@@ -17,7 +17,7 @@ from running import ODD, refused
 
 from analysis import frame
 from runs import models
-from runs.command.parser import open_ledger
+from runs.command.records import open_ledger
 from runs.record.cell import ReportedMetric, best_and_last, cell_id, crossfit
 from runs.record.ledger import (
     read_ledger,
