@@ -36,7 +36,7 @@ NAMES = (*FIGURES, "pareto")
 def figures_of_ledger(
     name: str,
     ledger: Ledger,
-    every: bool = False,
+    all_variants: bool = False,
     frames: Sequence[pd.DataFrame] = (),
     **options: Any,
 ) -> list[Figure]:
@@ -46,18 +46,17 @@ def figures_of_ledger(
     Args:
         name: one of NAMES.
         ledger: records and measures.
-        every: a line for each variant of a row.
-        frames: the runs of this machine, and the published ones, where they are at
-            hand.
-        options: of `parameters`, `demo` and `pareto`: named, axes and labels, as in
-            Part.
+        all_variants: whether each variant of a row is a row.
+        frames: the runs of this machine and the published ones, if they are read
+            already.
+        options: further fields of Part.
     """
     draw = (FIGURES | {"pareto": pareto.pareto_figures})[name]
     drawn = dict[str, Figure]()
     runs_by_source = frames or own_and_published(ledger)
     for runs, source in zip(runs_by_source, ("ours", "published"), strict=True):
-        if every:
-            # The points of figure 2 are known rows: a variant has no place among them
+        if all_variants:
+            # Figure 2 draws only rows of known names, as the nearest variant has.
             runs = every_variant(runs, keep_nearest_name=name == "figure2")
         measures = _measures_of(ledger, source)
         for figure in draw(Part(runs, measures, source, **options)):
@@ -79,6 +78,7 @@ def _measures_of(ledger: Ledger, source: str) -> list[Measure]:
 
 
 def _as_published(figure: Figure, is_second: bool) -> Figure:
-    """A figure of published runs; a second one of a name has a name of its own."""
+    """A figure of published runs, which says so in its title. is_second: whether there is
+    one of own runs, too, so that the file needs another name."""
     name = f"{figure.name}_published" if is_second else figure.name
     return replace(figure, name=name, title=f"{figure.title} (published)")

@@ -40,7 +40,7 @@ Name = Literal["metric", "parameters", "bytes", "seconds", "memory", "forgetting
 
 @dataclass(frozen=True)
 class Settings(VariantSelection):
-    """Of `pareto`: what is drawn against what."""
+    """Which runs are drawn and, for `pareto`, which numbers."""
 
     x: Name = setting("parameters", "of pareto: the number of its horizontal axis")
     y: Name = setting("metric", "of pareto: that of its vertical axis")
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
     for label in labels:
         require_known("row labels=", label, rows)
     options: dict[str, Any] = {
-        "named": bool(settings.task or settings.sweep),
+        "names_tasks": bool(settings.task or settings.sweep),
         "axes": (settings.x, settings.y) if given_axes else None,
         "labels": labels,
     }
@@ -91,6 +91,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _save_and_show(figure: Figure, folder: Path) -> None:
+    """Writes a figure's files, and prints its notes and where the files are."""
     _, png, _ = save_figure(figure, folder)
     print(*[figure.title, *figure.notes], sep="\n  ")
     print(f"Plot: {png} (.pdf, .csv beside it)")

@@ -15,12 +15,12 @@ LOSSES = {"train loss": "--", "dev loss": ":"}
 
 
 def curve(records: Sequence[Record]) -> Figure:
-    """The curves of runs, in one picture. Raises UserError for runs whose scores are of
-    different metrics, or that have no curve."""
+    """The picture of the curves of some runs. Raises UserError for runs whose scores are
+    of different metrics, or that have no curve."""
     metrics = sorted({str(record["result"]["metric"]) for record in records})
     if len(metrics) > 1:
         raise UserError(f"one picture is of one metric, these runs have {metrics}")
-    data = pd.concat([_of_run(record) for record in records], ignore_index=True)
+    data = pd.concat([_curve_data(record) for record in records], ignore_index=True)
     if data.empty:
         names = ", ".join(record["id"] for record in records)
         raise UserError(f"{names}: stopped before the first evaluation, so no curve")
@@ -38,8 +38,9 @@ def curve(records: Sequence[Record]) -> Figure:
     )
 
 
-def _of_run(record: Record) -> pd.DataFrame:
-    """A run's curve, a row for each evaluation. Older records lack some columns."""
+def _curve_data(record: Record) -> pd.DataFrame:
+    """A run's curve, a line for each evaluation. Columns that older records lack are
+    NaN."""
     columns = record["curve"]
     unknown = [None] * len(columns["epoch"])
     scale = ReportedMetric.of_record(record).scale
@@ -62,7 +63,8 @@ def _of_run(record: Record) -> pd.DataFrame:
 
 
 def _draw_curves(axes: Axes, data: pd.DataFrame, score_label: str) -> None:
-    """A colour for each run: its score on the left axis, its losses on the right."""
+    """Draws each run in a colour of its own: its score on the left axis, its losses on
+    the right."""
     losses = axes.twinx()
     losses.grid(visible=False)
     losses.spines.right.set_visible(True)
@@ -81,7 +83,8 @@ def _draw_curves(axes: Axes, data: pd.DataFrame, score_label: str) -> None:
 
 
 def _colours(data: pd.DataFrame) -> dict[str, str]:
-    """Each run's colour: its method's, where each run has another method."""
+    """The colour of each run, by its id: that of its method, unless two would be
+    equal."""
     runs = data.drop_duplicates("runs")
     colours = [look(run.kind, run.row)[0] for run in runs.itertuples()]
     if len({*colours}) < len(runs):

@@ -67,28 +67,28 @@ PARAMETERS = EngFormatter(sep="")
 
 @dataclass(frozen=True)
 class Part:
-    """What figures are made from.
+    """The runs that figures are made from: those of this machine, or the published ones.
 
-    runs: of `frame.runs`. measures: those that go with them. source: ours, or
-    published. Of the pictures of two numbers: named, whether the user has named tasks;
-    axes; labels, the rows that have one."""
+    runs: of `frame.runs`. measures: of these runs. source: "ours" or "published".
+
+    The rest is for the pictures of `pareto` alone. names_tasks: whether the user has
+    named tasks. axes: the names of both. labels: rows that are named at their points."""
 
     runs: pd.DataFrame
     measures: Sequence[Measure] = ()
     source: str = "ours"
-    named: bool = False
+    names_tasks: bool = False
     axes: tuple[str, str] | None = None
     labels: tuple[str, ...] = ()
 
 
 @dataclass
 class Figure:
-    """A figure: its name and title, the data behind it, notes, and what draws the data
-    on matplotlib's axes.
+    """A figure: its name and title, the data behind it, and the notes on them.
 
-    The column "runs" of the data has the ids of the runs (or the measure) of each row,
-    none where a number is quoted. subtitle: below the title. foot: lines below the
-    picture. size: in inches."""
+    data: in the column "runs" each line has the ids of the runs (or the measure) that it
+    comes from, none where a number is quoted. draw: draws the data on matplotlib's axes.
+    subtitle: below the title. foot: lines below the picture. size: in inches."""
 
     name: str
     title: str
@@ -101,8 +101,8 @@ class Figure:
 
 
 def look(kind: str, row: str = "") -> tuple[str, str]:
-    """The colour and the marker of a method, by its kind; a method of PEFT, which share
-    one, by its row."""
+    """The colour and the marker of a method. kind: the method's. row: counts for the
+    methods of PEFT alone, which share one kind."""
     if kind in COLOURS:
         return COLOURS[kind], MARKERS.get(kind, "s")
     name = row if kind == "peft" else kind
@@ -156,19 +156,20 @@ def finite(values: Iterable[Any]) -> pd.Series:
     return numbers.replace([math.inf, -math.inf], math.nan)
 
 
-def spanned(counts: Sequence[int]) -> str:
-    """The least and the greatest count as text: "3 to 5", or "5" where they are one."""
+def count_range(counts: Sequence[int]) -> str:
+    """The least and the greatest count as text: "3 to 5", or "5" if they are equal."""
     return " to ".join(map(str, dict.fromkeys((min(counts), max(counts)))))
 
 
 def metric_label(name: str, digits: int = 1) -> str:
-    """A metric, or a score of texts, as an axis calls it. digits: a fraction in percent
-    has one."""
+    """What an axis calls a metric or a score of texts, with its unit. digits: how many
+    decimals it is printed with; a metric with one is a fraction, shown times 100."""
     units = {score.name: score.unit for score in TEXT_SCORES.values()}
     if name in units or digits != 1:
         return ", ".join(filter(None, [name, units.get(name)]))
-    words = name.replace("_", " ")
-    return f"{words}, %" if name == "accuracy" else f"{words.capitalize()} x 100"
+    if name == "accuracy":
+        return "accuracy, %"
+    return f"{name.replace('_', ' ').capitalize()} x 100"
 
 
 def draw_lines(
@@ -180,12 +181,12 @@ def draw_lines(
     looks: Mapping[str, Sequence[Any]],
     **labels: Any,
 ) -> None:
-    """A line for each value of the column `by`, with a band from `low` to `high`,
-    hollow where seeds are missing; what is quoted is a cross, or a horizontal
-    line where it has no x.
+    """Draws a line for each value of the column `by`, with a band from the column `low`
+    to `high`. A point is hollow where seeds are missing. What is quoted is a cross, or a
+    horizontal line where it has no x.
 
-    looks: the colours, dashes and markers of these values, in the order of the legend.
-    labels: what the axes are set to."""
+    x, y: the columns of the points. looks: the colour, dash and marker of each line, in
+    the order of the legend. labels: what `axes.set` takes."""
     names = [*looks, *sorted({*data[by]} - {*looks})]
     for index, name in enumerate(names):
         points = data[(data[by] == name) & data[y].notna()].sort_values(x)
@@ -210,11 +211,11 @@ def _draw_line(
     name: str,
     look_of_line: Sequence[Any],
 ) -> None:
-    """A line with its band, and its points, hollow where seeds are missing."""
+    """Draws a line with its band, and its points, hollow where seeds are missing."""
     colour, dash, marker = look_of_line
-    along = points[x].astype(float)
+    x_values = points[x].astype(float)
     axes.fill_between(
-        along, points.low, points.high, color=colour, alpha=0.15, linewidth=0
+        x_values, points.low, points.high, color=colour, alpha=0.15, linewidth=0
     )
     if len(points) == 1:  # whose band has no width
         axes.vlines(points[x], points.low, points.high, color=colour, alpha=0.5)
@@ -234,7 +235,7 @@ def _draw_line(
 def _draw_quoted(
     axes: Axes, point: Mapping[str, Any], x: str, y: str, name: str, colour: str
 ) -> None:
-    """What is quoted: a cross, or a line across the picture where it has no x."""
+    """Draws what is quoted: a cross, or a line across the picture if it has no x."""
     label = f"{name}, {point['source']}"
     if math.isnan(point[x]):
         dotted = (0, (1, 2))

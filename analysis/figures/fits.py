@@ -11,7 +11,7 @@ from analysis.figures.paper_figure import paper_figure
 from analysis.paper import NAMES
 from runs.record.schema import Measure
 
-#: What a note says of a fit.
+#: The settings of a fit that its note names.
 SETTINGS = ("matrices", "target", "steps", "lr", "optimizer")
 
 
@@ -53,9 +53,9 @@ def shown_fit(measures: Iterable[Measure]) -> list[Measure]:
 
 
 def fit_errors(fit: Measure) -> pd.DataFrame:
-    """The errors of a fit, a row for each method and rank: their mean, spread, lowest
-    and highest over the matrices, how many are finite (n, total), and the least that
-    the rank allows."""
+    """The errors of a fit, a line for each method and rank: the mean, spread, lowest and
+    highest over the matrices; how many errors are finite (n) of how many (total); and
+    the mean of the least errors that the rank allows (least)."""
     columns = ["method", "rank", "parameters", "mse", "best"]
     table = pd.DataFrame(fit["values"], columns=columns)
     mse = finite(table.mse.explode()).groupby(level=0)

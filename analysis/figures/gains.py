@@ -18,9 +18,9 @@ ROW_HEIGHT, FRAME_HEIGHT = 0.22, 1.0
 
 
 def figure4(part: Part) -> Iterator[Figure]:
-    """Performance gain per 1,000 parameters over the head alone (VeRA paper, appendix
-    B), where the metric is accuracy, of table 2's rows. Ranks and ablations have
-    figures and tables of their own."""
+    """The gain over the head alone per 1,000 parameters (VeRA paper, appendix B) of table
+    2's rows, on the tasks whose metric is accuracy. Ranks and ablations have figures and
+    tables of their own."""
     cells = cells_with_gain(part.runs)
     quoted = printed_gains()
     for panel in panels(part, cells[cells.gain.notna()]):
@@ -44,7 +44,8 @@ def figure4(part: Part) -> Iterator[Figure]:
 
 def cells_with_gain(runs: pd.DataFrame) -> pd.DataFrame:
     """The cells of GLUE's tasks with accuracy, each with the accuracy of the head alone
-    (head) and the gain over it."""
+    (`head`) and the gain over it (`gain`): the accuracy as a share of the head's, in
+    percent, per 1,000 parameters."""
     is_accuracy = runs.task.isin([*GLUE]) & (runs.metric == "accuracy")
     cells = reported_cells(runs[is_accuracy], seeds=5)
     is_varied = cells.row.astype(str).str.match(VARIED)
@@ -60,14 +61,15 @@ def cells_with_gain(runs: pd.DataFrame) -> pd.DataFrame:
         complete=cells.complete & cells.complete_head,
     )
     ids = zip(cells.ids, cells.ids_head, strict=True)
-    cells["ids"] = [(*of_row, *of_head) for of_row, of_head in ids]
-    ratio = 100 * cells.accuracy / cells["head"]
-    cells["gain"] = finite(ratio / (cells.parameters / 1000))
+    cells["ids"] = [(*row_ids, *head_ids) for row_ids, head_ids in ids]
+    percent_of_head = 100 * cells.accuracy / cells["head"]
+    cells["gain"] = finite(percent_of_head / (cells.parameters / 1000))
     return cells
 
 
 def printed_gains() -> pd.DataFrame:
-    """The paper's gains, with the accuracy of the head that follows from them."""
+    """The paper's gains, with the accuracy of the head that follows from each of them and
+    the row's accuracy."""
     gains = paper()["figure4"]["printed"]
     quoted = printed_rte([*gains])
     has_name = quoted.row.isin(NAMES)
@@ -83,15 +85,16 @@ def printed_gains() -> pd.DataFrame:
 
 
 def _draw_gains(axes: Axes, data: pd.DataFrame) -> None:
-    """A group of bars for each row, in its method's colour; pale where it is quoted."""
+    """Draws a group of bars for each row, one from each source, in its method's colour:
+    pale if it is quoted."""
     rows = data.drop_duplicates("row")
     position_of_row = {row: position for position, row in enumerate(rows.row)}
     colours = [look(row.kind, row.row)[0] for row in rows.itertuples()]
     sources = data.source.unique()
     height = BAR_HEIGHT / len(sources)
     legend = list[Patch]()
-    for number, (source, bars) in enumerate(data.groupby("source", sort=False)):
-        shift = (number - (len(sources) - 1) / 2) * height
+    for index, (source, bars) in enumerate(data.groupby("source", sort=False)):
+        shift = (index - (len(sources) - 1) / 2) * height
         positions = bars.row.map(position_of_row)
         alpha = 1.0 if bars.runs.map(len).any() else 0.4
         legend.append(Patch(color="#555555", alpha=alpha, label=source))

@@ -18,18 +18,19 @@ from analysis.paper import paper
 from runs.record.schema import Measure
 from runs.record.text import plural
 
-#: The lines of figure 3: shade, dash and marker tell query and value of one method.
+#: The colour, dash and marker of each line of figure 3, by the site of the matrices.
 SITES = {
     "query": ("#D55E00", "-", "D"),
     "value": ("#E69F00", "--", "s"),
     "key": ("#CC79A7", "-.", "^"),
 }
-#: The cosines of a measure, and the lines of figures 5 and 6.
+#: The cosines that a measure of similarity has, and what figure 5 calls them.
 PAIRS = {
     "lora_vera": "LoRA and VeRA",
     "lora_random": "LoRA and random",
     "vera_random": "VeRA and random",
 }
+#: The colour, dash and marker of the lines of figures 5 and 6, in their order.
 LOOKS = (
     (COLOURS["vera"], "-", "D"),
     (COLOURS["lora"], "--", "o"),
@@ -38,7 +39,7 @@ LOOKS = (
 #: The ranks of the paper's figure 5.
 PAPER_RANKS = [64, 64]
 WHY_LEFT_OUT = "of other settings, of a run measured before, or of one in no cell"
-#: What each value, by site and layer, has over measures.
+#: The columns of a figure's data over measures: each a function of the column "value".
 STATISTICS = {
     "median": ("value", "median"),
     "low": ("value", "min"),
@@ -77,18 +78,18 @@ class LayerStatistics:
 def measured_values(
     runs: pd.DataFrame, measures: Iterable[Measure], kind: str, *names: str
 ) -> Iterator[Measured]:
-    """The values of these names of the measures of a kind, for each model and task.
+    """The values that measures of a kind have of some names, such as d, for each model
+    and task.
 
-    Magnitudes are of the row vera alone. There is one measure for each run of a cell,
-    all of one setting: the paper's ranks in figure 5 where there are several settings,
-    then the one of most runs.
+    Only runs in cells count, each once, and only measures of one setting
+    (`_largest_setting`). Magnitudes are of the row vera alone.
     """
-    chosen = mark_left_out(runs)
-    cell_of = chosen[chosen.left_out == ""].set_index("id").cell
+    marked = mark_left_out(runs)
+    cell_by_run = marked[marked.left_out == ""].set_index("id").cell
     columns = ["site", "layer", *names]
     groups = _measures_by_model_and_task(measures, kind)
     for model_and_task, group in sorted(groups.items()):
-        of_setting = _largest_setting(group, cell_of)
+        of_setting = _largest_setting(group, cell_by_run)
         lines = [
             {"number": number, "runs": ids, **measure["values"]}
             for number, (ids, measure) in enumerate(of_setting.items())
@@ -126,19 +127,21 @@ def _seeds_of(measure: Measure) -> list[int]:
 
 
 def _largest_setting(
-    group: Sequence[Measure], cell_of: pd.Series
+    group: Sequence[Measure], cell_by_run: pd.Series
 ) -> dict[tuple[str, ...], Measure]:
-    """Of the measures of one model and task those of one setting: the paper's ranks, if
-    there are such measures, and then the setting with the most. They are by the ids of
-    their runs; a run measured again has its last measure. cell_of: the cell of each run
-    that is in one, by its id."""
+    """The measures of one setting, by the ids of their runs: of the settings with the
+    paper's ranks, if there are any, the one with the most measures. A run that was
+    measured again has its last measure.
+
+    group: the measures of one model and task. cell_by_run: the cell of each run that is
+    in one, by its id."""
     by_setting = defaultdict[tuple[Any, ...], dict[tuple[str, ...], Measure]](dict)
     for measure in group:
         ids = tuple(run["id"] for run in measure["of"])
         settings = measure["settings"]
-        if cell_of.index.isin(ids).sum() == len(ids):
+        if cell_by_run.index.isin(ids).sum() == len(ids):
             has_paper_ranks = settings.get("ranks") == PAPER_RANKS
-            setting = (has_paper_ranks, str(settings), *cell_of[[*ids]])
+            setting = (has_paper_ranks, str(settings), *cell_by_run[[*ids]])
             by_setting[setting][ids] = measure
     best = dict[tuple[str, ...], Measure]()
     best_order = (False, 0)
@@ -176,7 +179,7 @@ def layer_statistics(
 
 
 def distinct_runs(groups: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    """The ids of several measures, each once."""
+    """The ids of the runs of several measures, each once."""
     return tuple(dict.fromkeys(run for ids in groups for run in ids))
 
 

@@ -17,10 +17,10 @@ from analysis.figures.figure import (
     VARIED,
     Figure,
     Part,
+    count_range,
     finite,
     look,
     metric_label,
-    spanned,
 )
 from analysis.frame import cells, in_cells, reported
 from analysis.notes import notes
@@ -67,8 +67,7 @@ MACHINE_AXES = {"seconds", "memory"}
 #: With more rows than this the legend names only the frontier, and the rows that the
 #: reader asks for.
 CROWDED = 25
-#: The x axes of a metric's pictures: all where there are that many rows, otherwise the
-#: first.
+#: The x axes of a metric's pictures: all for more than CROWDED rows, otherwise the first.
 COSTS = ("parameters", "bytes", "seconds", "memory")
 #: Columns of a figure's data beside its axes and names.
 DATA_COLUMNS = ["values", "digits", "n", "wanted", "frontier", "failed", "runs"]
@@ -84,9 +83,9 @@ HEIGHTS = (4.4, 6.4)
 
 def parameter_figures(part: Part) -> Iterator[Figure]:
     """The pictures of table 2's and table 5's tasks on which two rows or more have run,
-    without other ranks and ablations. Where the user has named tasks: every row of
-    these."""
-    if part.named:
+    without other ranks and ablations. If the user has named tasks, every row of these
+    tasks instead."""
+    if part.names_tasks:
         return pareto_figures(part)
     runs = part.runs
     is_of_table = runs.task.isin(list(GLUE)) | (runs.family == "images")
@@ -101,16 +100,15 @@ def demo_figures(part: Part) -> Iterator[Figure]:
 
 
 def pareto_figures(part: Part) -> Iterator[Figure]:
-    """A picture for each model and task, and for each size of its data: of the axes of
-    `part` or, where it has none, of the metric by parameters and, of very many rows, by
-    each of COSTS."""
+    """A picture for each model and task, for each size of its data and for each two axes
+    (`_axis_names`)."""
     results = part.runs[part.runs.kind == "result"]
-    for task_and_model, of_task in results.groupby(["task", "model"]):
-        sizes = of_task.groupby(SIZE_COLUMNS)
-        for size, runs in sizes:
+    for task_and_model, runs_of_task in results.groupby(["task", "model"]):
+        runs_by_size = runs_of_task.groupby(SIZE_COLUMNS)
+        for size, runs in runs_by_size:
             name_parts = task_and_model
             suffix = ""
-            if len(sizes) > 1:
+            if len(runs_by_size) > 1:
                 name_parts = (*task_and_model, *size)
                 first_run = runs.iloc[0]
                 suffix = (
@@ -118,14 +116,15 @@ def pareto_figures(part: Part) -> Iterator[Figure]:
                     f"{first_run.dev_rows:,.0f} dev rows"
                 )
             runs = reported(runs)
-            of_cells = cells(runs, "number")
-            for x, y in _axes_of(part, runs):
+            row_cells = cells(runs, "number")
+            for x, y in _axis_names(part, runs):
                 file = "_".join(map(str, [y, "by", x, *name_parts]))
-                yield figure_of_rows(runs, of_cells, (x, y), file, part.labels, suffix)
+                yield figure_of_rows(runs, row_cells, (x, y), file, part.labels, suffix)
 
 
-def _axes_of(part: Part, runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """The pairs of axes to draw."""
+def _axis_names(part: Part, runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """The names of both axes of each picture: the part's or, if it has none, the metric
+    by parameters and, of very many rows, by each of COSTS."""
     if part.axes:
         return [part.axes]
     is_crowded = runs.row.nunique() > CROWDED
@@ -135,8 +134,8 @@ def _axes_of(part: Part, runs: pd.DataFrame) -> list[tuple[str, str]]:
 
 def figure_of_rows(
     runs: pd.DataFrame,
-    of_cells: pd.DataFrame,
-    pair: tuple[str, str],
+    row_cells: pd.DataFrame,
+    axis_names: tuple[str, str],
     file: str,
     labels: Sequence[str] = (),
     suffix: str = "",
@@ -145,29 +144,30 @@ def figure_of_rows(
 
     Args:
         runs: of the model and task, with what they report.
-        of_cells: their cells.
-        pair: the names of its axes.
-        file: its name.
+        row_cells: their cells, one for each row.
+        axis_names: of AXES, for x and y.
+        file: the name of the figure's files.
         labels: the rows that the legend names beside the frontier (empty: all or, of
             very many, none).
-        suffix: what the title says of the data.
+        suffix: what the title says of the data's size.
     """
-    number = of_cells["name"].mode().iloc[-1]
-    is_other = (of_cells["name"] != number) & ("metric" in pair)
+    usual_score = row_cells["name"].mode().iloc[-1]
+    has_other_score = (row_cells["name"] != usual_score) & ("metric" in axis_names)
     lines = [
         f"{row.label}: reports {row.name}: not drawn."
-        for row in of_cells[is_other].itertuples()
+        for row in row_cells[has_other_score].itertuples()
     ]
-    of_cells = of_cells[~is_other]
-    axes = [_axis(name, of_cells[of_cells["name"] == number]) for name in pair]
-    data = of_cells
+    row_cells = row_cells[~has_other_score]
+    of_usual_score = row_cells[row_cells["name"] == usual_score]
+    axes = [_axis(name, of_usual_score) for name in axis_names]
+    data = row_cells
     for axis in axes:
-        data, missing = _with_numbers(data, runs, axis)
-        lines += missing
+        data, notes_on_missing = _with_axis_numbers(data, runs, axis)
+        lines += notes_on_missing
     data = _with_frontier(data, axes)
-    foot = _foot(data)
-    devices = sorted(set(in_cells(runs, of_cells).device))
-    if len(devices) > 1 and MACHINE_AXES & {*pair}:
+    foot = _failed_rows_foot(data)
+    devices = sorted(set(in_cells(runs, row_cells).device))
+    if len(devices) > 1 and MACHINE_AXES & {*axis_names}:
         lines.append(
             f"{', '.join(devices)}: seconds and memory of different machines do not "
             "compare."
@@ -179,9 +179,9 @@ def figure_of_rows(
     is_crowded = len(data) > CROWDED
     return Figure(
         file,
-        _title(of_cells, axes, suffix),
+        _title(row_cells, axes, suffix),
         data,
-        [*lines, *foot, *notes(runs, of_cells)],
+        [*lines, *foot, *notes(runs, row_cells)],
         partial(_draw, axes=axes, labels=labels),
         subtitle,
         foot,
@@ -189,8 +189,8 @@ def figure_of_rows(
     )
 
 
-def _title(of_cells: pd.DataFrame, axes: Sequence[Axis], suffix: str) -> str:
-    first = of_cells.iloc[0]
+def _title(row_cells: pd.DataFrame, axes: Sequence[Axis], suffix: str) -> str:
+    first = row_cells.iloc[0]
     x, y = (_title_name(axis.name.partition(",")[0]) for axis in axes)
     return f"{first.model_label} on {first.task_label}{suffix}: {y} against {x}"
 
@@ -203,11 +203,11 @@ def _title_name(name: str) -> str:
 
 
 def _subtitle(data: pd.DataFrame) -> str:
-    """What a point is over, and how to read the lines. Of five seeds or fewer the
-    interval is their range (analysis/stats.py)."""
+    """Over how many seeds a point is, and how to read the lines and bars. The interval of
+    five seeds or fewer is their range (analysis/stats.py)."""
     text = "one seed"
     if data.runs.max() > 1:
-        text = f"median of {spanned(data.runs)} seeds; bars: its interval"
+        text = f"median of {count_range(data.runs)} seeds; bars: its interval"
     text += "; dashed: the frontier"
     if (data.n < data.wanted).any():
         text += "; hollow: fewer seeds"
@@ -215,8 +215,8 @@ def _subtitle(data: pd.DataFrame) -> str:
 
 
 def _with_frontier(data: pd.DataFrame, axes: Sequence[Axis]) -> pd.DataFrame:
-    """The rows with both numbers, sorted along x, with which are on the frontier and
-    which have failed."""
+    """The rows with both numbers, sorted along x, with two flags: `frontier` and
+    `failed`; and with failed_number, the metric, where it is on an axis."""
     names = [axis.name for axis in axes]
     data = data.dropna(subset=names)
     data = data.sort_values(
@@ -231,14 +231,15 @@ def _with_frontier(data: pd.DataFrame, axes: Sequence[Axis]) -> pd.DataFrame:
     data["frontier"] = on_frontier(*scores.values())
     data["failed"] = False
     if "number" in scores:
-        data["failed"] = _failed(data, scores["number"]) & ~data.frontier
+        data["failed"] = _has_failed(data, scores["number"]) & ~data.frontier
         metric = next(axis.name for axis in axes if axis.column == "number")
         data["failed_number"] = data[metric]
     return data
 
 
-def _foot(data: pd.DataFrame) -> list[str]:
-    """The line below the picture with the rows that have failed, if any."""
+def _failed_rows_foot(data: pd.DataFrame) -> list[str]:
+    """The line below the picture that lists the rows that have failed; none if none
+    has."""
     failed = [
         f"{row.label} ({row.failed_number:.{int(row.digits)}f})"
         for row in data[data.failed].itertuples()
@@ -246,15 +247,15 @@ def _foot(data: pd.DataFrame) -> list[str]:
     return [f"{WHY_FAILED}: {', '.join(failed)}"] if failed else []
 
 
-def _axis(name: str, of_cells: pd.DataFrame) -> Axis:
+def _axis(name: str, row_cells: pd.DataFrame) -> Axis:
     """The axis of this name. That of the metric is labelled as the score that the cells
     report."""
     axis = AXES[name]._replace(name=name)
     if name != "metric":
         return axis
-    first = of_cells.iloc[0]
+    first = row_cells.iloc[0]
     metric, comma, epoch = first["name"].partition(", ")
-    # Texts are those of the test set
+    # Scores of texts are of the test set, and metrics of the dev set
     is_of_texts = metric in [score.name for score in TEXT_SCORES.values()]
     dev = "" if is_of_texts else "dev "
     label = f"{dev}{metric_label(metric, int(first.digits))}{comma}{epoch}"
@@ -264,20 +265,19 @@ def _axis(name: str, of_cells: pd.DataFrame) -> Axis:
     )
 
 
-def _with_numbers(
-    of_cells: pd.DataFrame, runs: pd.DataFrame, axis: Axis
+def _with_axis_numbers(
+    row_cells: pd.DataFrame, runs: pd.DataFrame, axis: Axis
 ) -> tuple[pd.DataFrame, list[str]]:
     """The cells with the numbers of an axis: medians over the seeds that have one, with
     their intervals; and notes on the seeds that lack it."""
-    # A diverged run ended early, so its cost is not the row's
-    is_comparable = (runs.status == "done") | (axis.column in ("number", "parameters"))
-    comparable = runs[axis.column].where(is_comparable)
-    number_by_run = dict(zip(runs.id, comparable, strict=True))
-    numbers = finite(of_cells.ids.explode().map(number_by_run))
+    # A diverged run ended early, so its costs are not those of the row.
+    counts = (runs.status == "done") | (axis.column in ("number", "parameters"))
+    number_by_run = dict(zip(runs.id, runs[axis.column].where(counts), strict=True))
+    numbers = finite(row_cells.ids.explode().map(number_by_run))
     numbers_by_cell = numbers.groupby(level=0)
     ends = numbers_by_cell.agg(interval_or_value)
     sizes = zip(
-        of_cells.label, numbers_by_cell.size(), numbers_by_cell.count(), strict=True
+        row_cells.label, numbers_by_cell.size(), numbers_by_cell.count(), strict=True
     )
     lines = [
         f"{row}: {size - count} of {size} runs without a finite {axis.name}."
@@ -289,11 +289,11 @@ def _with_numbers(
         axis.low: ends.str[0].astype(float),
         axis.high: ends.str[1].astype(float),
     }
-    return of_cells.assign(**columns), lines
+    return row_cells.assign(**columns), lines
 
 
 def interval_or_value(values: pd.Series) -> tuple[float, float]:
-    """The interval of the median of several values; of one, itself."""
+    """The interval of the median of several values; a single value twice."""
     return median_interval([*values.dropna()]) or (values.max(), values.max())
 
 
@@ -301,19 +301,20 @@ def interval_or_value(values: pd.Series) -> tuple[float, float]:
 
 
 def on_frontier(x: Sequence[float], y: Sequence[float]) -> list[bool]:
-    """Of each point whether no other is better in one number and at least as good in
-    the other. More is better."""
+    """Whether each point is on the frontier: no other one is better in one number and at
+    least as good in the other. x, y: both numbers of the points; more is better."""
     points = list(zip(x, y, strict=True))
     return [not any(is_better(rival, point) for rival in points) for point in points]
 
 
 def is_better(rival: tuple[float, float], point: tuple[float, float]) -> bool:
-    """Whether one point is better in one number and at least as good in the other."""
+    """Whether the rival is better in one number and at least as good in the other."""
     return rival[0] >= point[0] and rival[1] >= point[1] and rival != point
 
 
-def fence(values: pd.Series) -> tuple[float, float]:
-    """Tukey's outer fence: three interquartile ranges outside the quartiles."""
+def outer_fences(values: pd.Series) -> tuple[float, float]:
+    """Tukey's outer fences, below and above: three interquartile ranges outside the
+    quartiles."""
     if values.empty:
         return math.nan, math.nan
     lower, upper = np.percentile(values, [25, 75])
@@ -321,15 +322,15 @@ def fence(values: pd.Series) -> tuple[float, float]:
     return lower - reach, upper + reach
 
 
-def _failed(data: pd.DataFrame, score: pd.Series) -> pd.Series:
-    """The rows that have failed so far from the others that they would squeeze the
-    picture: worse than each row that trains nothing but a head, or most of whose seeds
-    diverged or predict one class; and below the outer fence. score: the metric, more is
-    better."""
-    # where no row trains a head alone, the minimum is NaN and nothing is below it
+def _has_failed(data: pd.DataFrame, score: pd.Series) -> pd.Series:
+    """Which rows have failed, and so far from the others that they would squeeze the
+    picture. They are worse than each row that trains nothing but a head, or most of
+    their seeds diverged or predict one class; and they are below the outer fence.
+    score: the metric, such that more is better."""
+    # If no row trains a head alone, the minimum is NaN, and no score is below it.
     is_below_head = score < score[data.parameters == 0].min()
     mostly_broken = (data.diverged + data.one_class.map(len)) * 2 > data.runs
-    lower_fence, _ = fence(score)
+    lower_fence, _ = outer_fences(score)
     return (is_below_head | mostly_broken) & (score < lower_fence)
 
 
@@ -354,18 +355,22 @@ def _draw(
 
 
 def _set_limits(plot: Axes, drawn: pd.DataFrame, axes: Sequence[Axis]) -> None:
-    """Axes that hold the points. A bar whose end is far from all others leaves the
-    picture, and squeezes no axis."""
+    """Sets the axes such that they hold the points, and the ends of the bars except
+    those that are far from all others: these leave the picture."""
     for side, axis in zip("xy", axes, strict=True):
         _scale(plot, side, drawn[axis.name], axis)
         low = drawn[axis.low]
         high = drawn[axis.high]
-        lower_fence, _ = fence(low)
-        _, upper_fence = fence(high)
-        ends = [drawn[axis.name], low[low >= lower_fence], high[high <= upper_fence]]
+        lower_fence, _ = outer_fences(low)
+        _, upper_fence = outer_fences(high)
+        shown_numbers = [
+            drawn[axis.name],
+            low[low >= lower_fence],
+            high[high <= upper_fence],
+        ]
         # matplotlib takes points, of which only one coordinate counts here
-        limits = [(end, end) for end in pd.concat(ends)]
-        plot.update_datalim(limits, updatex=side == "x", updatey=side == "y")
+        points = [(number, number) for number in pd.concat(shown_numbers)]
+        plot.update_datalim(points, updatex=side == "x", updatey=side == "y")
     plot.margins(0.12)
     plot.autoscale_view()
     plot.autoscale(enable=False)
@@ -374,7 +379,7 @@ def _set_limits(plot: Axes, drawn: pd.DataFrame, axes: Sequence[Axis]) -> None:
 def _draw_bars(
     plot: Axes, drawn: pd.DataFrame, axes: Sequence[Axis], colours: Sequence[str]
 ) -> None:
-    """The intervals of both numbers."""
+    """Draws the intervals of both numbers of each point. colours: of the points."""
     x, y = axes
     x_bars, y_bars = (
         (drawn[axis.name] - drawn[axis.low], drawn[axis.high] - drawn[axis.name])
@@ -401,7 +406,8 @@ def _draw_point(
     is_named: bool,
     with_seeds: bool,
 ) -> None:
-    """A row's point, hollow where seeds are missing, and those of its seeds."""
+    """Draws a row's point, hollow where seeds are missing. with_seeds: whether its seeds
+    have small points of their own, if the metric is on the y axis."""
     x, y = (axis.name for axis in axes)
     label = point["method"]
     if axes[1].column == "number":
@@ -425,19 +431,20 @@ def _draw_point(
 
 
 def _draw_frontier(plot: Axes, best: pd.DataFrame, axes: Sequence[Axis]) -> None:
-    """A dashed line: at an x it is at the best y that a row at least as good in x
-    has."""
+    """Draws the frontier as a dashed line: at each x it is at the best y of the rows that
+    are at least as good in x. best: the rows on the frontier, from the best x on."""
     if best.empty:
         return
     x, y = axes
-    # the line goes from the worst y to the worst x; of a cost the upper limit is worse
-    end = plot.get_xlim()[x.lower_is_better]
-    worst = plot.get_ylim()[y.lower_is_better]
+    # The line goes from the worst y to the worst x. Where less is better, the worst is
+    # the upper limit, which is the second of both.
+    worst_x = plot.get_xlim()[x.lower_is_better]
+    worst_y = plot.get_ylim()[y.lower_is_better]
     best_x = best[x.name]
     best_y = best[y.name]
     plot.step(
-        [best_x.iloc[0], *best_x, end],
-        [worst, *best_y, best_y.iloc[-1]],
+        [best_x.iloc[0], *best_x, worst_x],
+        [worst_y, *best_y, best_y.iloc[-1]],
         where="post",
         color="#555555",
         linewidth=0.9,
@@ -447,8 +454,8 @@ def _draw_frontier(plot: Axes, best: pd.DataFrame, axes: Sequence[Axis]) -> None
 
 
 def _scale(plot: Axes, side: str, values: pd.Series, axis: Axis) -> None:
-    """The label and ticks of an axis: a logarithmic one where costs differ widely, with
-    a linear piece for zeros."""
+    """Sets the label, scale and ticks of an axis. It is logarithmic where costs differ
+    widely, with a linear piece if some are zero. side: x or y. values: along it."""
     positive = values[values > 0]
     ticks_axis = getattr(plot, f"{side}axis")
     set_scale = getattr(plot, f"set_{side}scale")
@@ -456,9 +463,9 @@ def _scale(plot: Axes, side: str, values: pd.Series, axis: Axis) -> None:
     is_cost = axis.lower_is_better and values.min() >= 0
     if is_cost and positive.max() > 10 * positive.min():
         if values.min() == 0:
-            low = 10.0 ** np.floor(np.log10(positive.min()))
-            set_scale("symlog", linthresh=low, linscale=0.4)
-            ticks = [0.0, *low * 10.0 ** np.arange(12)]
+            first_power = 10.0 ** np.floor(np.log10(positive.min()))
+            set_scale("symlog", linthresh=first_power, linscale=0.4)
+            ticks = [0.0, *first_power * 10.0 ** np.arange(12)]
             ticks_axis.set_major_locator(FixedLocator(ticks))
         else:
             set_scale("log")

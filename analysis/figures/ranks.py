@@ -13,10 +13,10 @@ from analysis.figures.figure import (
     PARAMETERS,
     Figure,
     Part,
+    count_range,
     draw_lines,
     look,
     metric_label,
-    spanned,
 )
 from analysis.figures.paper_figure import (
     PAPER_MODEL_AND_TASK,
@@ -52,8 +52,9 @@ MODEL_AND_TASK = ["model", "task"]
 
 
 def figure2(part: Part) -> Iterator[Figure]:
-    """The dev metric against trainable parameters, VeRA's and LoRA's ranks. A rank set
-    on the command line and a row of that rank are one point."""
+    """The dev metric against trainable parameters, over VeRA's and LoRA's ranks. Runs
+    whose rank was set on the command line and those of a row of that rank are one
+    point."""
     ranks = runs_by_rank(part.runs)
     comparable = most_common_data(ranks)
     left_out = ranks[~ranks.id.isin(comparable.id)]
@@ -77,8 +78,8 @@ def figure2(part: Part) -> Iterator[Figure]:
 
 
 def runs_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
-    """The results of VeRA's and LoRA's ranks on GLUE, each renamed so that its row says
-    its rank: vera_r256."""
+    """The results of VeRA and LoRA on GLUE, their rows renamed so that each says its rank
+    (vera_r256), with the columns rank and scaling (of alpha; "" for VeRA)."""
     is_rank = runs.row.astype(str).str.fullmatch(ROWS)
     is_shown = (runs.kind == "result") & runs.task.isin(list(GLUE)) & is_rank
     results = runs[is_shown]
@@ -95,21 +96,26 @@ def runs_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
 
 def most_common_data(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs on the data that most rows of a model and task have and, of each method,
-    with the number of epochs that most of its rows have. Of equally frequent ones the
-    most rows of data, or epochs, are taken."""
-    votes = (
-        (MODEL_AND_TASK, ["train_rows", "dev_rows"]),
-        ([*MODEL_AND_TASK, "method"], ["epochs"]),
-    )
-    for group, values in votes:
-        counts = runs.groupby([*group, *values], as_index=False).row.nunique()
-        counts = counts.sort_values(["row", *values])
-        winners = counts.drop_duplicates(group, keep="last")[[*group, *values]]
-        runs = runs.merge(winners)
-    return runs
+    with the number of epochs that most of its rows have. Of equally frequent sizes or
+    epochs the largest are taken."""
+    runs = _with_most_common(runs, ["train_rows", "dev_rows"], MODEL_AND_TASK)
+    return _with_most_common(runs, ["epochs"], [*MODEL_AND_TASK, "method"])
+
+
+def _with_most_common(
+    runs: pd.DataFrame, columns: list[str], keys: list[str]
+) -> pd.DataFrame:
+    """The runs with the values of `columns` that most rows have among the runs of the
+    same `keys`."""
+    values = runs.groupby([*keys, *columns], as_index=False).row.nunique()
+    values = values.sort_values(["row", *columns])
+    most_common = values.drop_duplicates(keys, keep="last")[[*keys, *columns]]
+    return runs.merge(most_common)
 
 
 def _figure_of_panel(panel: Panel, left_out: pd.DataFrame) -> Figure:
+    """The figure of a model and task. left_out: runs on other data or of other epochs,
+    which a note counts."""
     data = panel.data
     notes = [*panel.notes]
     count = len(left_out.merge(data[MODEL_AND_TASK].drop_duplicates()))
@@ -119,7 +125,7 @@ def _figure_of_panel(panel: Panel, left_out: pd.DataFrame) -> Figure:
             "ranks: left out."
         )
     subtitle = (
-        f"median of {spanned(data.n)} seeds, bands from the lowest to the highest"
+        f"median of {count_range(data.n)} seeds, bands from the lowest to the highest"
     )
     if (data.n < data.wanted).any():
         subtitle += "; hollow: fewer seeds"
@@ -141,9 +147,10 @@ def _figure_of_panel(panel: Panel, left_out: pd.DataFrame) -> Figure:
 
 
 def _draw_ranks(axes: Axes, data: pd.DataFrame, ylabel: str) -> None:
+    # The rank of LoRA's recipe is on both of its lines (BOTH_SCALINGS).
     lines = data.assign(line=data.scaling.str.split(" and "))
     lines = lines.explode("line", ignore_index=True)
-    # LoRA of its own rank alone makes no second line
+    # If it is the only rank, one line is enough.
     if not (data.scaling == "proportional").any():
         lines = lines[lines.line != "proportional"]
     suffix = lines.line.map(lambda scaling: ALPHAS.get(scaling, ""))

@@ -50,26 +50,27 @@ def tables_of_ledger(
     name: str,
     ledger: Ledger,
     frames: tuple[pd.DataFrame, pd.DataFrame] | None = None,
-    every: bool = False,
-    every_own: bool = False,
+    all_variants: bool = False,
+    all_own_variants: bool = False,
     against: str = "",
     **view: Any,
 ) -> list[Table]:
     """A table's parts by its name, "" for rows x tasks of whatever has run: first of
     what ran on this machine, then of what the project has published.
 
-    frames: the runs of this machine, and the published ones, where they are at hand.
-    every: each variant of a row; every_own: of own rows alone. against: a row; each
-    other row minus it follows. view: what View takes."""
+    frames: the runs of this machine and the published ones, if they are read already.
+    all_variants: whether each variant of a row is a row; all_own_variants: only each of
+    those that ran here. against: a row, of which tables of the differences from it
+    follow. view: further fields of View."""
     if name in WITHOUT_RECORDS:
         return WITHOUT_RECORDS[name]()
     own_runs, published = frames or own_and_published(ledger)
 
-    def build_part(runs: pd.DataFrame, all_variants: bool, origin: str) -> list[Table]:
-        variants = (
-            every_variant(runs, keep_nearest_name=name != "") if all_variants else runs
-        )
-        tables = tables_of_runs(name, variants, whose=origin, **view)
+    def build_part(runs: pd.DataFrame, split_rows: bool, origin: str) -> list[Table]:
+        variants = runs
+        if split_rows:
+            variants = every_variant(runs, keep_nearest_name=name != "")
+        tables = tables_of_runs(name, variants, origin=origin, **view)
         if not against:
             return tables
         in_table = runs_of_table(name, variants)
@@ -77,7 +78,7 @@ def tables_of_ledger(
             in_table = in_table[in_table.task.isin(tasks)]
         models = [table.model for table in tables if table.ids]
         in_table = in_table[in_table.model.isin(models)]
-        # The row itself need not be in the table.
+        # The row `against` need not be in the table.
         reference = variants[
             (variants.row == against) & variants.task.isin(in_table.task)
         ]
@@ -86,23 +87,23 @@ def tables_of_ledger(
 
     tables = list[Table]()
     if len(own_runs) or published.empty:
-        tables = build_part(own_runs, every or every_own, "ours")
-    # The paper's rows alone come after those with runs, and are shown once.
+        tables = build_part(own_runs, all_variants or all_own_variants, "ours")
+    # A table that has the paper's rows alone comes after those with runs, and only once.
     tables.sort(key=lambda table: not table.ids)
-    missing = _stopped_elsewhere(name, own_runs, tables, view.get("tasks", ()))
+    stopped = _stopped_without_table(name, own_runs, tables, view.get("tasks", ()))
     if len(published):
-        for table in build_part(published, every, "published"):
+        for table in build_part(published, all_variants, "published"):
             if table.ids or not tables:
                 tables.append(table)
     if tables:
-        tables[0].notes += unfinished(missing)
+        tables[0].notes += unfinished(stopped)
     return tables
 
 
-def _stopped_elsewhere(
+def _stopped_without_table(
     name: str, own_runs: pd.DataFrame, tables: list[Table], tasks: Collection[str]
 ) -> pd.DataFrame:
-    """Own runs that were stopped early, of models without a table of own runs."""
+    """The own runs that were stopped early, of models that have none of these tables."""
     runs = runs_of_table(name, own_runs)
     if tasks:
         runs = runs[runs.task.isin(tasks)]
@@ -113,7 +114,7 @@ def _stopped_elsewhere(
 def tables_of_runs(
     name: str, runs: pd.DataFrame, tasks: Collection[str] = (), **view: Any
 ) -> list[Table]:
-    """A table's parts from some runs, whosever they are; view: what View takes."""
+    """A table's parts from some runs. view: further fields of View."""
     if name in WITHOUT_RECORDS:
         return WITHOUT_RECORDS[name]()
     selected = runs[runs.task.isin(tasks)] if tasks else runs
@@ -124,26 +125,25 @@ def tables_of_runs(
 def _differences(runs: pd.DataFrame, against: str, origin: str) -> list[Table]:
     """Each other row minus the row `against`, by pairs of runs, a table for each
     model."""
-    mark = "" if origin == "ours" else f" ({origin})"
+    suffix = "" if origin == "ours" else f" ({origin})"
     lines = paired_differences(runs, against, as_reference=True)
     tables = list[Table]()
     for model, of_model in lines.groupby("model", sort=False):
         labels = " and ".join(dict.fromkeys(of_model.right))
-        title = f"{model}: each method minus {labels}{mark}"
+        title = f"{model}: each method minus {labels}{suffix}"
         tables.append(comparison_table(of_model, title))
     return tables
 
 
 def runs_of_table(name: str, runs: pd.DataFrame) -> pd.DataFrame:
-    """Those of the runs that a table is made of, finished or not; of rows x tasks
-    all."""
+    """The runs that a table is made from, finished or not; all for rows x tasks."""
     parts = [spec.select_runs(runs) for spec in specs()[name]]
     return pd.concat(parts).drop_duplicates("id")
 
 
 def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
-    """Every number that the paper prints of a trained and judged model, beside our
-    cell: `compare_with_paper` of each table, in the order of a page."""
+    """Every number that the paper prints of a trained model, beside our cell, with the
+    verdict: `compare_with_paper` of each table, in the order of a page."""
     view = View(runs, seeds=SEEDS)
     judged = list[pd.DataFrame]()
     for name in TABLES_WITH_VERDICTS:

@@ -101,8 +101,8 @@ def main(arguments: list[str]) -> int:
     tables = tables_of_ledger(
         name,
         ledger,
-        every=settings.all,
-        every_own=bool(settings.sweep),
+        all_variants=settings.all,
+        all_own_variants=bool(settings.sweep),
         against=against,
         select=settings.select,
         seeds=settings.seeds,
@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> int:
     )
     if not tables:
         raise _no_table_error(name, ledger, settings)
-    if not settings.sweep:  # whose missing runs are counted already
+    if not settings.sweep:  # a sweep has counted its missing runs already
         tables[0].notes += _begun_notes(tables, ledger, settings)
     text = render(tables, settings.format)
     print(text)
@@ -127,8 +127,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _refuse_unfitting(name: str, settings: Settings, columns: tuple[str, ...]) -> None:
-    """Raises UserError for an unknown name, and for settings that do not go
-    together."""
+    """Raises UserError for an unknown table or column, and for settings that choose
+    nothing in the table."""
     if not name and not settings.selects:
         keys = "task=, model=, method=, seed= or sweep="
         raise UserError(f"name a table ({', '.join(TABLES)}), or {keys} (--help)")
@@ -143,8 +143,8 @@ def _refuse_unfitting(name: str, settings: Settings, columns: tuple[str, ...]) -
 
 
 def _show_leaderboard(settings: Settings, given_keys: set[str]) -> int:
-    """The leaderboard of result files, which are no records. given_keys: names and
-    keys of the command line."""
+    """Shows the leaderboard of result files, which are no records. given_keys: the
+    names and keys of the command line, of which others are refused."""
     from analysis.leaderboard.command import show_leaderboard  # imports matplotlib
 
     accepted = {"leaderboard", "format", "save", "output", "refresh", "debug"}
@@ -160,7 +160,8 @@ def _show_leaderboard(settings: Settings, given_keys: set[str]) -> int:
 
 
 def _no_table_error(name: str, ledger: Ledger, settings: Settings) -> UserError:
-    """Why there is no table: nothing has run, or nothing to its end."""
+    """The error that says why there is no table: nothing has run, nothing to its end, or
+    only trials."""
     folder = f"in {settings.output}/records"
     subject = name or "that"
     own_runs, _ = own_and_published(ledger)
@@ -180,9 +181,11 @@ def _begun_notes(tables: list[Table], ledger: Ledger, settings: Settings) -> lis
     """A note on your runs without a record whose model and task are in the tables."""
     ids = {run_id for table in tables for run_id in table.ids}
     rows = cast(Iterator[RunRow], iter(ledger))  # as `open_rows` reads them
-    places = {(row.model, row.task) for row in rows if row.id in ids}
+    models_and_tasks = {(row.model, row.task) for row in rows if row.id in ids}
     runs = [
-        run for run in begun_runs(settings.output) if (run.model, run.task) in places
+        run
+        for run in begun_runs(settings.output)
+        if (run.model, run.task) in models_and_tasks
     ]
     if not runs:
         return []
@@ -195,8 +198,8 @@ def _begun_notes(tables: list[Table], ledger: Ledger, settings: Settings) -> lis
 
 
 def _trial_notes(runs: pd.DataFrame) -> list[str]:
-    """How many runs are evaluated on training rows, with the command that reads
-    them."""
+    """Sentences that count the runs that were evaluated on training rows, which no table
+    shows, and name the command that reads them."""
     trials = runs[runs.kind == "trial"]
     is_fold = trials.settings.map(lambda settings: settings.get("folds") is not None)
     reasons = list[str]()

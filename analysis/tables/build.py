@@ -1,6 +1,6 @@
 """How a table of cells is made, for each model: the paper's rows, what others report of
-them, ours below them with the difference, and rows that the paper does not have. What a
-table is says specs.yaml; its numbers are the long frame of `Spec.frame`."""
+them, ours below them with the difference, and rows that the paper does not have. A
+`TableSpec` says what the table has, and makes its cells."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ Line = dict[str, Entry]
 def cells_and_printed(spec: TableSpec, view: View) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The cells of a table, and the paper's numbers beside them
     (`compare_with_paper`); no numbers where the paper does not have the table."""
-    cells = spec.frame(view)
+    cells = spec.placed_cells(view)
     printed = numbers()
     if spec.name not in {*printed.table}:
         empty = {
@@ -40,13 +40,13 @@ def cells_and_printed(spec: TableSpec, view: View) -> tuple[pd.DataFrame, pd.Dat
             "ids": "",
         }
         return cells, printed[:0].assign(**empty)
-    compared = spec.compares(cells)
+    compared = spec.compared_cells(cells)
     return cells, paper_comparison.compare_with_paper(spec.name, compared, spec.part)
 
 
 def build_tables(spec: TableSpec, view: View) -> list[Table]:
-    """A table for each of the paper's models, and for each other model that has such
-    runs."""
+    """A table for each of the paper's models that the table has, and for each other model
+    that has runs of its kind; none for a model without rows."""
     tables = list[Table]()
     for part in spec.parts(view):
         cells, printed = cells_and_printed(spec, part)
@@ -59,8 +59,8 @@ def build_tables(spec: TableSpec, view: View) -> list[Table]:
 
 
 def _models(spec: TableSpec, view: View, cells: pd.DataFrame) -> list[str]:
-    """The models that have a table, the paper's first. VeRA alone makes no table of
-    ablations."""
+    """The models that may have a table, the paper's first. Runs of VeRA alone make no
+    table of ablations."""
     ran = cells[cells.row != "vera"] if spec.is_ablation else cells
     printed = [*spec.models]
     if view.models:
@@ -80,9 +80,11 @@ class Column(NamedTuple):
 
 @dataclass
 class ModelTable:
-    """A table of one model. runs: those that belong to it. cells: theirs, as a long
-    frame. printed: the paper's numbers beside these cells. lines: of the table, made
-    by `table`."""
+    """A table of one model.
+
+    runs: of the table and model. cells: theirs (`TableSpec.placed_cells`). printed: the
+    paper's numbers of the model, beside these cells (`compare_with_paper`). lines: of
+    the table; `table` adds them."""
 
     spec: TableSpec
     view: View
@@ -100,22 +102,22 @@ class ModelTable:
     # --- columns
 
     @cached_property
-    def is_papers(self) -> bool:
+    def has_paper_model(self) -> bool:
         """Whether the paper has this model."""
         return self.model in self.spec.models
 
     @cached_property
     def columns(self) -> dict[str, Column]:
-        """The columns of numbers by their keys (`place` of cells): the paper's, and
-        those that have run."""
+        """The columns of numbers, by the `place` of the cells in them: the paper's, and
+        those of the runs, in order."""
         spec, ran = self.spec, self.cells
         if spec.tasks:
             ran = ran[ran.column.isin(spec.columns)]
         elif spec.is_ablation:
-            ran = ran[:0] if self.is_papers else ran[ran.row != "vera"]
+            ran = ran[:0] if self.has_paper_model else ran[ran.row != "vera"]
         printed = self._printed_columns()
-        # The first name of a key decides its position, the last one its label.
-        labels = dict(spec.columns) if self.is_papers else {}
+        # Of two labels for one key the later one counts, at the place of the first.
+        labels = dict(spec.columns) if self.has_paper_model else {}
         if spec.models and not spec.tasks:
             labels |= GLUE | IMAGES
         labels |= spec.columns
@@ -129,14 +131,14 @@ class ModelTable:
                 label += f", {cell.measured_apart}"
             columns_by_place[cell.place] = Column(label, cell.column)
 
-        def position(place: str) -> tuple[Any, ...]:
+        def order_key(place: str) -> tuple[Any, ...]:
             base = columns_by_place[place].base
             order_of_base = order.index(base) if base in order else len(order)
             return order_of_base, base, place != base, place
 
         return {
             place: columns_by_place[place]
-            for place in sorted(columns_by_place, key=position)
+            for place in sorted(columns_by_place, key=order_key)
         }
 
     def _printed_columns(self) -> list[str]:
@@ -144,7 +146,7 @@ class ModelTable:
         columns = list(self.spec.columns)
         if self.spec.tasks:
             return columns
-        if not self.is_papers:
+        if not self.has_paper_model:
             return []
         return [column for column in columns if column in (self.view.tasks or columns)]
 
@@ -155,7 +157,7 @@ class ModelTable:
         return self.spec.name == "table2" and bases == {*GLUE}
 
     @cached_property
-    def averages(self) -> pd.Series:
+    def paper_averages(self) -> pd.Series:
         """The paper's means over tasks, by method and size."""
         printed = numbers()
         is_average = (printed.table == self.spec.name) & (printed.column == "avg")
@@ -165,16 +167,17 @@ class ModelTable:
     # --- what the lines are made from
 
     @cached_property
-    def cells_by_line(self) -> dict[str, list[list[Cell]]]:
-        """The cells of each row of ours, a list for each of its lines. A row has a line
-        for each variant and, where columns are scores, for each task and way of
-        measuring it."""
+    def line_cells_by_row(self) -> dict[str, list[list[Cell]]]:
+        """The cells of each row of ours: a list for each of the row's lines. There is a
+        line for each variant and, in a table whose columns are scores of one task, for
+        each task and way of measuring it."""
         lines_by_row = dict[str, dict[Any, list[Cell]]]()
         for cell in self.cells.itertuples():
-            key = ("", "", cell.variant)
+            line_key = ("", "", cell.variant)
             if self.spec.tasks:
-                key = (cell.task, cell.measured_apart, cell.variant)
-            lines_by_row.setdefault(cell.row, {}).setdefault(key, []).append(cell)
+                line_key = (cell.task, cell.measured_apart, cell.variant)
+            lines = lines_by_row.setdefault(cell.row, {})
+            lines.setdefault(line_key, []).append(cell)
         return {row: [*lines.values()] for row, lines in lines_by_row.items()}
 
     @cached_property
@@ -182,7 +185,7 @@ class ModelTable:
         """What independent groups report of this model's rows."""
         is_shown = self.spec.has_reports and self.view.others != "false"
         columns = [*self.columns, "avg"] if is_shown else []
-        return reports_of(self.model, columns, self.spec.compares(self.cells))
+        return reports_of(self.model, columns, self.spec.compared_cells(self.cells))
 
     @cached_property
     def side_columns(self) -> SideColumns:
@@ -194,7 +197,7 @@ class ModelTable:
     # --- the table
 
     def table(self) -> Table:
-        """The table, with its notes."""
+        """The table, with its notes. It is made once: this fills `lines`."""
         for _, group in self.printed.groupby(["method", "size"], sort=False):
             self._add_printed_row(group)
         for row in self._further_rows():
@@ -203,22 +206,24 @@ class ModelTable:
                 self.lines += [line | label for line in self._report_lines(row)]
             self._add_own_row(row, self.printed[:0])
         header = self._header()
-        empty = dict.fromkeys(self.columns, NONE)
+        missing = dict.fromkeys(self.columns, NONE)
         if self.has_average:
-            empty["avg"] = NONE
-        rows = [[(empty | line).get(key, "") for key in header] for line in self.lines]
+            missing["avg"] = NONE
+        rows = [
+            [(missing | line).get(key, "") for key in header] for line in self.lines
+        ]
         return Table(
             self._title(),
             [*header.values()],
             rows,
             self._notes(),
             self.model,
-            self._tasks(),
+            self._task_by_label(),
         )
 
     def _further_rows(self) -> list[str]:
         """The rows that the paper does not have, in their order."""
-        rows = dict.fromkeys(self.cells_by_line)
+        rows = dict.fromkeys(self.line_cells_by_row)
         if self.printed.empty:
             rows |= dict.fromkeys(self.reports.row)
         printed = {*self.printed.row, *self.printed.like}
@@ -246,10 +251,10 @@ class ModelTable:
         return self.cells.drop_duplicates(CELL_KEY)
 
     def _title(self) -> str:
-        title = self.spec.title if self.is_papers else self.spec.other_title
+        title = self.spec.title if self.has_paper_model else self.spec.other_title
         first_cell = next(self._row_cells.itertuples(), None)
         name = self.spec.models.get(self.model, self.model)
-        origin = "" if self.view.whose == "ours" else f" ({self.view.whose})"
+        origin = "" if self.view.origin == "ours" else f" ({self.view.origin})"
         return f"{title.format(name, first_cell)}{origin}"
 
     def _notes(self) -> list[str]:
@@ -267,8 +272,8 @@ class ModelTable:
             *self.side_columns.cost_notes(),
         ]
 
-    def _tasks(self) -> dict[str, str]:
-        """The task of each column that is one, by its label."""
+    def _task_by_label(self) -> dict[str, str]:
+        """The tasks that the columns stand for, by the columns' labels."""
         if self.spec.tasks:
             by_task = dict(self.spec.tasks)
             by_task |= zip(self.cells.task, self.cells.task_label, strict=True)
@@ -300,7 +305,7 @@ class ModelTable:
                         printed.value, printed.spread, decimals=decimals, mark=mark
                     )
         if self.has_average:
-            line["avg"] = Number(self.averages[first.method, first["size"]])
+            line["avg"] = Number(self.paper_averages[first.method, first["size"]])
         line[spec.head[0]] = spec.row_names.get(first.row, first.method)
         line["params"] = first["size"]
         line["source"] = "paper, * from MNLI" if starts_from_mnli else "paper"
@@ -312,7 +317,7 @@ class ModelTable:
         bases = {column.base for column in self.columns.values()}
         group = group[group.column.isin(bases)]
         for row in dict.fromkeys([first.row, *group.like]):
-            if row in self.cells_by_line:
+            if row in self.line_cells_by_row:
                 self._add_own_row(row, group, range_text)
                 range_text = ""  # the first of our rows has said it
 
@@ -336,7 +341,7 @@ class ModelTable:
         starts_from_mnli = bool((compared_with_row.row != row).any())
         mnli_tasks = compared_with_row.task.tolist() if starts_from_mnli else []
         required = self._required(mnli_tasks)
-        lines = self.cells_by_line.get(row, [])
+        lines = self.line_cells_by_row.get(row, [])
         if starts_from_mnli:
             lines = [
                 [cell for cell in line_cells if cell.column in mnli_tasks]
@@ -383,13 +388,13 @@ class ModelTable:
         elif mnli_tasks:
             required = [*mnli_tasks]
         else:
-            required = [*self.spec.columns] if self.is_papers else bases
+            required = [*self.spec.columns] if self.has_paper_model else bases
         return [base for base in bases if base in required]
 
     def _cells_on_other_tasks(self, row: str, own_cells: Iterable[Cell]) -> list[Cell]:
         """The cells in the first line of a row, on the tasks that own_cells lack."""
         tasks = {cell.task for cell in own_cells}
-        lines = self.cells_by_line.get(row, [[]])
+        lines = self.line_cells_by_row.get(row, [[]])
         return [cell for cell in lines[0] if cell.task not in tasks]
 
     def _own_line(
@@ -405,9 +410,9 @@ class ModelTable:
             line[cell.place] = self.spec.entry(cell, verdict)
         variant = own_cells[0].variant if not self.spec.quoted else ""
         if variant:
-            return line | {"source": f"{self.view.whose}, {variant}", "status": ""}
+            return line | {"source": f"{self.view.origin}, {variant}", "status": ""}
         status = self._status(own_cells, compared, required)
-        return line | {"source": self.view.whose, "status": status}
+        return line | {"source": self.view.origin, "status": status}
 
     def _name_and_size(self, first: Cell, follows_papers_row: bool) -> Line:
         """The name and the size of a row of ours, from its first cell. An ablation below
@@ -423,14 +428,14 @@ class ModelTable:
         """The status of a row of ours: its verdicts, or why it has none, and how many
         of its runs diverged. compared, required: as in `_add_own_row`."""
         spec = self.spec
-        origin = self.view.whose
+        origin = self.view.origin
         first = own_cells[0]
         # What `Judged` and `Exact` say of each of their cells
         if state := getattr(first, "state", ""):
             return str(state)
         nearest = [cell for cell in own_cells if cell.is_nearest]
         complete = {cell.column for cell in nearest if cell.complete}
-        status = origin if spec.tasks or self.is_papers else "other model"
+        status = origin if spec.tasks or self.has_paper_model else "other model"
         if spec.tasks or self.view.select == "paper":
             status = (
                 paper_comparison.status(compared, with_mean=not spec.tasks) or status

@@ -1,7 +1,7 @@
-"""Tables without runs: by formula table 1, trained parameters and their memory, and
-claims, what the paper's text says beside its tables (a million users' adapters,
-parameters beside d_90, latency); and tables 8 to 11, the recipes of conf/recipe beside
-those that the paper prints."""
+"""Tables without runs. Two are by formula: table 1 has trained parameters and their
+memory, and "claims" what the paper's text says beside its tables (a million users'
+adapters, parameters beside d_90, latency). Tables 8 to 11 have the recipes of
+conf/recipe beside those that the paper prints."""
 
 import itertools
 from collections.abc import Iterator
@@ -27,16 +27,20 @@ MODELS = {
 COMMAND = "make bench-serving"
 
 
-def memory(model: str, rank: int) -> dict[str, int]:
+def parameter_counts(model: str, rank: int) -> dict[str, int]:
     """Table 1's numbers by formula: the trained parameters of LoRA (2 d r for each
     adapted matrix) and of VeRA (d + r), and the frozen elements of VeRA's shared A and
     B (2 d r in all), which a seed brings back."""
     matrices, width = SHAPES[model]
-    lora, vera = matrices * 2 * width * rank, matrices * (width + rank)
-    return {"lora": lora, "vera": vera, "frozen": 2 * width * rank}
+    frozen = 2 * width * rank
+    return {
+        "lora": matrices * frozen,
+        "vera": matrices * (width + rank),
+        "frozen": frozen,
+    }
 
 
-def binary(size: float) -> str:
+def binary_size(size: float) -> str:
     """A number of bytes as text, in powers of 1024: 1.5 MB."""
     units = {"TB": 2**40, "GB": 2**30, "MB": 2**20, "KB": 2**10}
     unit, scale = next((unit, scale) for unit, scale in units.items() if size >= scale)
@@ -55,8 +59,9 @@ def table1() -> list[Table]:
 
 
 def _memory_row(model: str, rank: int, *printed: str) -> list[Entry]:
-    """A row of table 1. * marks a printed number that does not follow."""
-    exact = memory(model, rank)
+    """A row of table 1. * marks a printed number that does not follow from the formula.
+    printed: the texts of LoRA's count and bytes, and of VeRA's."""
+    exact = parameter_counts(model, rank)
     lora_texts = printed[:2]
     vera_texts = printed[2:]
     row: list[Entry] = [MODELS[model], str(rank)]
@@ -66,20 +71,21 @@ def _memory_row(model: str, rank: int, *printed: str) -> list[Entry]:
     if _wrong_texts(exact["lora"], *lora_texts):
         status.append("LoRA differs")
     if wrong_texts := _wrong_texts(exact["vera"], *vera_texts):
-        # The paper's number may count the frozen A and B, too.
-        still_wrong = _wrong_texts(exact["vera"] + exact["frozen"], *vera_texts)
-        counts_frozen = wrong_texts.isdisjoint(still_wrong)
+        wrong_with_frozen = _wrong_texts(exact["vera"] + exact["frozen"], *vera_texts)
+        counts_frozen = wrong_texts.isdisjoint(wrong_with_frozen)
         status.append("VeRA with A and B" if counts_frozen else "VeRA differs")
     return [*row, ", ".join(status) or "as printed"]
 
 
 def _count_and_bytes(count: int, printed_count: str, printed_bytes: str) -> list[Entry]:
-    """A count of parameters and their bytes, each with what is printed."""
-    wrong = _wrong_texts(count, printed_count, printed_bytes)
-    marked = [
-        f"{text}*" if text in wrong else text for text in (printed_count, printed_bytes)
-    ]
-    return [f"{count:,}", marked[0], binary(4 * count), marked[1]]
+    """Four entries: a count of parameters and their bytes in float32, each followed by
+    what is printed."""
+    wrong_texts = _wrong_texts(count, printed_count, printed_bytes)
+    if printed_count in wrong_texts:
+        printed_count += "*"
+    if printed_bytes in wrong_texts:
+        printed_bytes += "*"
+    return [f"{count:,}", printed_count, binary_size(4 * count), printed_bytes]
 
 
 def _wrong_texts(count: int, printed_count: str, printed_bytes: str) -> set[str]:
@@ -92,9 +98,9 @@ def _wrong_texts(count: int, printed_count: str, printed_bytes: str) -> set[str]
 
 
 def size_claims_table() -> list[Table]:
-    """The text's claims, each with the paper's number and ours: an adapter of GPT-3,
-    and those of a million users; exact counts beside d_90. Files and latency are
-    measured by COMMAND, which prints them."""
+    """The claims of the paper's text, each with its number and ours: the memory of an
+    adapter of GPT-3, and of a million; exact counts beside d_90. Files and latency are
+    not computed: COMMAND measures and prints them."""
     latency = printed_file("claims.yaml")["latency"]
     rows: list[list[Entry]] = [
         *_memory_claims(),
@@ -111,7 +117,7 @@ def size_claims_table() -> list[Table]:
 def _memory_claims() -> Iterator[list[Entry]]:
     """The memory of one adapter of GPT-3, and of a million."""
     claims = printed_file("claims.yaml")["memory"]
-    exact = memory(claims["model"], claims["rank"])
+    exact = parameter_counts(claims["model"], claims["rank"])
     users = f"{claims['users']:,} users"
     counts = {"an adapter": 1, users: claims["users"]}
     printed = {"an adapter": claims["adapter"], users: claims["all"]}
@@ -120,7 +126,7 @@ def _memory_claims() -> Iterator[list[Entry]]:
             size = 4 * exact[row] * count
             text = printed[subject] if row == "lora" else "-"
             claim = f"GPT-3, {name} r={claims['rank']}: {subject}"
-            yield [claim, text, binary(size), _status(text, size)]
+            yield [claim, text, binary_size(size), _status(text, size)]
 
 
 def _count_claims() -> Iterator[list[Entry]]:
@@ -182,8 +188,8 @@ def _read_with_defaults(path: Path) -> dict[str, Any]:
 
 
 def _columns_by_title(table: dict[str, Any]) -> dict[str, Columns]:
-    """The columns of each table of a number, by what its title says it is about. table:
-    its entry in printed/recipes.yaml."""
+    """The tables that one of the paper's becomes, as their columns, by what follows its
+    number in the title. table: its entry in printed/recipes.yaml."""
     models = names_by_key(table["models"])
     rows = names_by_key(table["rows"])
     tasks = names_by_key(table["tasks"])

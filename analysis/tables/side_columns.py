@@ -56,13 +56,13 @@ class SideColumns:
         usual_text = measured.forgetting_text.mode()[:1]
         with_forgetting = measured[measured.forgetting_text.isin(usual_text)]
         on_other_text = measured[~measured.row.isin(with_forgetting.row)]
-        row_columns = {**spec.costs, **{name: {"name": name} for name in columns}}
+        row_columns = {**spec.row_columns, **{name: {"name": name} for name in columns}}
         # Each line selects its runs, which takes pandas longer the more columns they
         # have.
         run_columns = ["id", "row", "cell", "diverged"]
         run_columns += [settings["name"] for settings in row_columns.values()]
         return cls(
-            cell_columns=spec.more,
+            cell_columns=spec.cell_columns,
             row_columns=row_columns,
             runs=table_runs[list(dict.fromkeys(run_columns))],
             with_forgetting=with_forgetting,

@@ -27,24 +27,25 @@ class View:
     """The runs that a table is made from, and how.
 
     select: how the epoch is chosen (paper, crossfit or half). seeds: of a complete cell
-    (None: the table's). tasks, models: those that are shown (empty: all). whose: whose
-    runs these are. others: what independent groups report below a row of the paper
-    (true: a line; all: a line each). columns: further numbers of `frame.runs`."""
+    (None: the table's). tasks, models: those that are shown (empty: all). origin: how
+    the table calls these runs: ours, published or another name. others: whether lines
+    below a row of the paper say what independent groups report (true: one line; all: one
+    of each group). columns: further columns of `frame.runs`."""
 
     runs: pd.DataFrame
     select: str = "paper"
     seeds: int | None = None
     tasks: Sequence[str] = ()
     models: Sequence[str] = ()
-    whose: str = "ours"
+    origin: str = "ours"
     others: str = "false"
     columns: Sequence[str] = ()
 
 
 @dataclass(kw_only=True)
 class TableSpec:
-    """A part of a table. specs.yaml explains its fields. Its cells are those of the
-    metric."""
+    """A part of a table, as specs.yaml describes it, which explains the fields. The
+    cells of this kind are those of the metric; other kinds are in specs.py."""
 
     name: str
     runs: str
@@ -58,8 +59,8 @@ class TableSpec:
     skips_missing: bool = False
     has_spread: bool = True
     head: Sequence[str] = ("method", "source", "params")
-    more: dict[str, dict[str, Any]] = field(default_factory=dict)
-    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cell_columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    row_columns: dict[str, dict[str, Any]] = field(default_factory=dict)
     tail: Sequence[str] = ("status",)
     required: Sequence[str] = ()
     incomplete: str = "incomplete"
@@ -77,22 +78,23 @@ class TableSpec:
     bench: str = ""
 
     def select_runs(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """Those of the runs that the table is made of, finished or not."""
+        """The runs that the table is made from, finished or not."""
         names = {"glue": [*GLUE], "llamas": [*LLAMAS], "names": [*self.row_names]}
         return runs.query(self.runs, local_dict=names, engine="python")
 
     def parts(self, view: View) -> list[View]:
-        """The view split by what may not share a table: here one view, of its runs."""
+        """The views of the tables that this part makes: one for all of its runs. Other
+        kinds split the runs that may not share a table."""
         return [replace(view, runs=self.select_runs(view.runs))]
 
-    def frame(self, view: View) -> pd.DataFrame:
-        """The long frame of the table: its cells, with the column of the table that
-        each stands in."""
+    def placed_cells(self, view: View) -> pd.DataFrame:
+        """The cells of the table, each with the column that it stands in (`place`)."""
         return place_in_columns(self.cells(view))
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells of its runs with their column, by default the task, and the variant
-        of the row's line."""
+        """The cells of the view's runs with two columns: `column`, which is the task
+        where no formulas name columns, and `variant`, which is empty where a row has one
+        line."""
         seeds = view.seeds or self.seeds
         if self.formulas:
             frame = cells(view.runs, self.numbers, seeds)
@@ -101,22 +103,22 @@ class TableSpec:
         return columns_of_tasks(cells(view.runs, select, seeds))
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """The numbers of each run by column, for `frame.cells`."""
+        """The numbers of each run by the formulas, in the columns that `frame.cells`
+        asks for."""
         columns = runs[[*MEDIANS, *TEXT_SCORES, "steps"]].astype(float)
-        evaluated = {
-            column: columns.eval(text) for column, text in self.formulas.items()
+        numbers = {
+            column: columns.eval(formula) for column, formula in self.formulas.items()
         }
-        by_column = pd.DataFrame(evaluated, runs.index)
-        return melted(by_column).assign(variant="")
+        return melted(pd.DataFrame(numbers, runs.index)).assign(variant="")
 
-    def compares(self, cells: pd.DataFrame) -> pd.DataFrame:
-        """Those of its cells that stand beside the paper's: of a row that was measured
-        in several ways on a task, the nearest to its recipe."""
+    def compared_cells(self, cells: pd.DataFrame) -> pd.DataFrame:
+        """The cells that are compared with the paper's: where a row was measured in
+        several ways on a task, those nearest to its recipe."""
         is_compared = cells.variant.astype(str).str.fullmatch(self.compared_variants)
         return cells[is_compared & cells.is_nearest]
 
     def entry(self, cell: Cell, verdict: str) -> Entry:
-        """A cell as a number of the table."""
+        """A cell as the table writes it. verdict: on it, beside the paper's number."""
         decimals = DECIMALS.get(cell.column, 1)
         entry = number(cell, self.middle, decimals, verdict, self.skips_missing)
         if isinstance(entry, Number) and not self.has_spread:
@@ -173,17 +175,20 @@ def columns_of_tasks(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def melted(numbers: pd.DataFrame, *ids: str) -> pd.DataFrame:
-    """A frame with a column for each number as a long one, with a line for each number:
-    `column` has its column's name, `number` the number. ids: columns that stay."""
+    """A frame with several numbers a line as a long one, with a line for each number:
+    `column` is the name of the column that it stood in. ids: columns that stay as they
+    are."""
     return numbers.melt(ids, var_name="column", value_name="number", ignore_index=False)
 
 
 def complete_cells(
     runs: pd.DataFrame, numbers: pd.DataFrame, wanted_columns: pd.DataFrame
 ) -> pd.DataFrame:
-    """The numbers of `melted`, with a line for every run of a cell in each variant and
-    column that `wanted_columns` has for one of its runs: NaN where a run lacks the
-    number."""
+    """The numbers of `melted`, completed such that the runs of one cell have the same
+    variants and columns: NaN where a run lacks the number.
+
+    wanted_columns: lines of `melted`; what one of them has, each run of its cell has,
+    too."""
     keys = ["run", "variant", "column"]
     wanted_by_run = runs[CELL_KEY].join(
         wanted_columns[["variant", "column"]], how="inner"

@@ -22,11 +22,11 @@ from analysis.tables.spec import (
 )
 from runs.record.files import read_yaml
 
-#: How FastChat makes answers: with transformers' default top_k, and none is cut short
-#: for want of positions.
+#: How FastChat makes answers: with transformers' default top_k, and no question leaves
+#: too few positions for its answer (without_room).
 FASTCHAT = {"answer_tokens": 1024, "top_p": 1.0, "top_k": 50, "without_room": 0}
-#: What is read of a judgement.
-JUDGEMENT = [
+#: The keys of a judgement that tables read.
+JUDGEMENT_COLUMNS = [
     "bench",
     "judge",
     "mean",
@@ -46,19 +46,22 @@ class GeneratedTexts(TableSpec):
     """Table 3: the five scores of texts."""
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """The scores of the last epoch as the paper decodes; by other length penalties;
-        and of the best epoch, where it is another one in one of the row's runs. A run
-        that diverged before it had texts has 0."""
+        """The scores of the last epoch as the paper decodes and, as variants, those by
+        other length penalties and those of the best epoch. That one has a line where it
+        is not the last in one of the row's runs. A run that diverged before it had texts
+        has 0."""
         exploded = runs.explode("texts").dropna(subset="texts")
         scores = [*self.columns]
         columns = ["which", "variant", "epoch", *scores]
         texts = pd.DataFrame([*exploded.texts], exploded.index, columns)
-        first_variant = texts.variant.groupby(level=0).transform("first")
-        is_usual = texts.variant == first_variant
+        papers_decoding = texts.variant.groupby(level=0).transform("first")
+        is_papers_decoding = texts.variant == papers_decoding
         penalties = "length penalty " + texts.variant
-        variants = penalties.where(~is_usual, "best epoch")
-        # The usual texts of the last epoch are the metric's own line.
-        texts["variant"] = variants.where(is_usual == (texts.which == "best"))
+        variants = penalties.where(~is_papers_decoding, "best epoch")
+        # The last epoch by the paper's decoding is no variant but the row's own line, and
+        # the best epoch has no other length penalties.
+        is_variant = is_papers_decoding == (texts.which == "best")
+        texts["variant"] = variants.where(is_variant)
         texts["is_earlier"] = texts.epoch != exploded.last_epoch
         texts = texts.dropna(subset="variant")
         kept_columns = ["variant", "is_earlier"]
@@ -76,10 +79,11 @@ class Judged(TableSpec):
     for each judge."""
 
     def judgements(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """Each judgement of its bench, by seed, with the id and label of its run."""
+        """The judgements of this table's bench, by seed, with the id and label of their
+        run: of each run and judge the last one."""
         by_seed = runs.sort_values("seed", kind="stable")
         exploded = by_seed.explode("judged").dropna(subset="judged")
-        frame = pd.DataFrame([*exploded.judged], exploded.index, JUDGEMENT)
+        frame = pd.DataFrame([*exploded.judged], exploded.index, JUDGEMENT_COLUMNS)
         frame = frame.assign(id=exploded.id, label=exploded.label)
         of_bench = frame[frame.bench == self.bench]
         return of_bench.drop_duplicates(["id", "judge"], keep="last")
@@ -101,8 +105,9 @@ class Judged(TableSpec):
         return pd.concat([judged, unjudged])
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells with the interval over questions of one run, the medians of each
-        turn, and how many judgements have a score."""
+        """The cells with columns of their own: the interval over questions (of one run
+        alone), the median score of each turn, how many judgements could be read (valid),
+        and the row's state where nobody has judged it. Its n is the number of its runs."""
         frame = super().cells(view)
         judgements = self.judgements(view.runs)
         lines = [_judged_columns(cell, judgements) for cell in frame.itertuples()]
@@ -110,7 +115,7 @@ class Judged(TableSpec):
         frame[columns] = pd.DataFrame(lines, frame.index, columns, dtype=object)
         label_with_task = frame.label + " on " + frame.task_label
         frame["label"] = frame.label.where(frame.task == "alpaca", label_with_task)
-        unjudged = f"{view.whose}, not judged by {BENCHES[self.bench]}"
+        unjudged = f"{view.origin}, not judged by {BENCHES[self.bench]}"
         states = np.where(frame.diverged > 0, "diverged", unjudged)
         frame["state"] = np.where(frame.variant == "", states, "")
         # A cell that nobody has judged lacks no number.
@@ -120,8 +125,8 @@ class Judged(TableSpec):
         return frame
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:
-        """What the scores are and, where it is so, that judges differ and what to do
-        about runs that nobody has judged."""
+        """The note that says what the scores are and, where it applies, that judges
+        differ and what to do about runs that nobody has judged."""
         scores, other_judges, unjudged = self.description
         runs = in_cells(view.runs, cells)
         judgements = self.judgements(runs)
@@ -146,8 +151,8 @@ class Judged(TableSpec):
 
 
 def _judged_columns(cell: Cell, judgements: pd.DataFrame) -> list[str]:
-    """The interval, the median of each turn and the count of valid answers, as texts,
-    of a cell's judgements by one judge (its variant)."""
+    """Three texts on a cell's judgements by one judge (its variant): the interval, the
+    median of each turn, and how many could be read."""
     judged_runs = judgements[
         judgements.id.isin(cell.ids) & (judgements.judge == cell.variant)
     ]
@@ -169,7 +174,8 @@ class RowsByTasks(TableSpec):
     """Rows x tasks: whatever has run."""
 
     def cells(self, view: View) -> pd.DataFrame:
-        """By the number that each task's table reports; what trains most first."""
+        """The cells of the number that each task's table reports, the rows that train
+        most first."""
         seeds = view.seeds or self.seeds
         frame = columns_of_tasks(reported_cells(view.runs, view.select, seeds))
         order = ["parameters", "row", "task"]
@@ -184,8 +190,8 @@ class RowsByTasks(TableSpec):
         return replace(median, counted=True, mark=diverged(cell), wanted=None)
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:
-        """Which scores the tasks report, a sentence for each: a note may end between
-        two of them."""
+        """The note that says which scores the tasks report. Each score has a sentence of
+        its own, because notes are broken between sentences."""
         sentences = ["Medians over seeds, +- sample standard deviation (seeds)."]
         for name, labels in cells.groupby("name", sort=False).task_label:
             tasks = ", ".join(dict.fromkeys(labels))
@@ -203,22 +209,24 @@ class Exact(RowsByTasks):
         """The scores of the last epoch's texts by test set. A run that diverged before
         it had texts has 0."""
         scores = [texts[0]["parts"] if texts else {} for texts in runs.texts]
-        parts = pd.DataFrame(scores, runs.index, dtype=float)
+        scores_by_part = pd.DataFrame(scores, runs.index, dtype=float)
         if self.average:
-            # the average is the last column
-            averaged = parts.reindex(columns=[*self.columns][:-1])
-            parts[self.average] = averaged.mean(axis=1, skipna=False)
-        long = melted(parts).assign(variant="")
+            *averaged_parts, _ = self.columns  # the last column is the average
+            averaged = scores_by_part.reindex(columns=averaged_parts)
+            scores_by_part[self.average] = averaged.mean(axis=1, skipna=False)
+        long = melted(scores_by_part).assign(variant="")
         frame = complete_cells(runs, long, long.dropna())
-        zero = runs.diverged.map({True: 0.0}).astype(float)
-        return frame.assign(number=frame.number.fillna(zero[frame.index]))
+        # 0 for a diverged run; NaN, which fills nothing, for any other
+        score_without_texts = runs.diverged.map({True: 0.0}).astype(float)
+        numbers = frame.number.fillna(score_without_texts[frame.index])
+        return frame.assign(number=numbers)
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells, whose state says what the loss is over and how texts are decoded,
-        in which papers differ."""
+        """The cells, with a state: what the loss is over and how texts are decoded.
+        Papers differ in both."""
         frame = cells(view.runs, self.numbers, view.seeds or self.seeds)
         states = [
-            f"{view.whose}, {_loss_and_decoding(*settings)}"
+            f"{view.origin}, {_loss_and_decoding(*settings)}"
             for settings in zip(frame.train_on_inputs, frame.beams, strict=True)
         ]
         return frame.assign(column_label=frame.column, digits=1, state=states)
@@ -241,7 +249,8 @@ class LmEval(TableSpec):
         return [replace(view, runs=runs) for _, runs in by_task]
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """Each metric of each task, in a column of those that were asked alike."""
+        """The metrics that lm-eval measured, each in a column of those that were asked in
+        the same way. Variants: "" after training, before it, and the difference."""
         lines = list[tuple[Any, ...]]()
         for run, result in runs.lm_eval.explode().dropna().items():
             before = result["before"]["metrics"]
@@ -251,7 +260,8 @@ class LmEval(TableSpec):
                 lines.append((run, column, asked, metric["value"], base["value"]))
         columns = ["run", "column", "asked", "", "before"]
         by_metric = pd.DataFrame(lines, columns=columns).set_index("run")
-        # One name may stand for other rows, or for another version of the task.
+        # Tasks of one name may be asked on other rows or be of other versions, so that
+        # their columns need the first digits of a hash of how they were asked.
         is_ambiguous = by_metric.groupby("column").asked.transform("nunique") > 1
         suffix = ", " + by_metric.asked.str[:4]
         by_metric["column"] += suffix.where(is_ambiguous, "")
@@ -262,7 +272,7 @@ class LmEval(TableSpec):
         return complete_cells(runs, long, long)
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells; each is complete with the runs that it has."""
+        """The cells; each is complete with the seeds that it has."""
         frame = super().cells(view)
         return frame.assign(wanted=frame.runs)
 
@@ -292,32 +302,32 @@ class Demo(TableSpec):
     """Every method on the demo's task, with what it costs."""
 
     def parts(self, view: View) -> list[View]:
-        """One for each size of the data, and for each way in which runs of that size
-        were measured. Every one has all trials, which choose rates, and the failed runs
-        of its size, whose way is unknown."""
+        """A view for each size of the data, and for each way in which runs of that size
+        were measured. Each view also has all trials, since they choose rates, and the
+        failed runs of its size, since their way is unknown."""
         runs = self.select_runs(view.runs)
         is_trial = runs.kind == "trial"
         by_size = runs[~is_trial].groupby(["asked_train_rows", "asked_dev_rows"])
         views = list[View]()
         for _, of_size in by_size:
             for way in sorted(of_size.way.dropna().unique()):
-                is_in_part = of_size.way.isna() | (of_size.way == way)
-                indices = of_size.index[is_in_part].union(runs.index[is_trial])
+                is_in_view = of_size.way.isna() | (of_size.way == way)
+                indices = of_size.index[is_in_view].union(runs.index[is_trial])
                 views.append(replace(view, runs=runs.loc[indices]))
         return views
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells, the best first, with their parameters divided by LoRA's (ratio);
-        ^ after a label marks a rate that is the lowest or highest of those that trials
-        on held-out rows tried."""
+        """The cells, the best first, with their parameters divided by LoRA's (ratio).
+        Labels of rows whose rate is the lowest or highest that trials on held-out rows
+        tried end with ^."""
         frame = super().cells(view)
         keys = ["model", "row"]
         rates = ["lr", "lr_head"]
         tried_rates = view.runs[view.runs.kind == "trial"].groupby(keys)[rates]
-        rows = frame[keys]
-        lowest = rows.join(tried_rates.min(), on=keys)[rates]
-        highest = rows.join(tried_rates.max(), on=keys)[rates]
-        count = rows.join(tried_rates.nunique(), on=keys)[rates]
+        cell_keys = frame[keys]
+        lowest = cell_keys.join(tried_rates.min(), on=keys)[rates]
+        highest = cell_keys.join(tried_rates.max(), on=keys)[rates]
+        count = cell_keys.join(tried_rates.nunique(), on=keys)[rates]
         is_end = ((frame[rates] == lowest) | (frame[rates] == highest)) & (count > 1)
         lora = frame[frame.row == "lora"].set_index("model").parameters
         trains = frame.parameters > 0
@@ -329,7 +339,7 @@ class Demo(TableSpec):
         return frame.sort_values(["unknown", "median"], ascending=[True, False])
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:
-        """What its numbers are, and what ^ means where a label has it."""
+        """The note that says what its numbers are, and what ^ means if a label has it."""
         text = super().describe(view, cells)
         if cells.label.str.endswith(" ^").any():
             text += " ^: its best rate is the lowest or highest of the grid; one beyond it may be better."
@@ -350,8 +360,8 @@ KINDS: dict[str, type[TableSpec]] = {
 
 
 def _spec_of(name: str, part: dict[str, Any]) -> TableSpec:
-    """The specification of a part of specs.yaml, with the names of models and
-    columns."""
+    """A part of a table as specs.yaml has it, with the names of its models and columns
+    filled in. name: of the table."""
     settings = {key: value for key, value in part.items() if key != "kind"}
     settings["name"] = name
     settings["models"] = names_by_key(part.get("models", []))

@@ -447,7 +447,7 @@ def test_parameters_leaves_other_ranks_to_figure_2_unless_a_task_is_named():
     ]
     head = record("head", "rte", 0, 0.6, model="minilm")
     for named, count in ((False, 2), (True, 4)):
-        (figure,) = made("parameters", [*records, head], named=named)
+        (figure,) = made("parameters", [*records, head], names_tasks=named)
         assert len(figure.data) == count
     assert not made("parameters", records)  # nothing to compare
 

@@ -73,7 +73,9 @@ def test_every_variant_is_a_row_that_says_what_sets_it_apart():
     (shown,) = tables.tables_of_ledger("table2", both, models=["minilm"])
     assert len(shown.rows) == 1
     assert "all=true" in notes(shown)
-    (shown,) = tables.tables_of_ledger("table2", both, every=True, models=["minilm"])
+    (shown,) = tables.tables_of_ledger(
+        "table2", both, all_variants=True, models=["minilm"]
+    )
     rows = [(row[0], row[3]) for row in shown.texts]
     assert rows == [
         ("VeRA r=1024, lr 0.01", "81.0 +-1.4 (2/5)"),
@@ -86,7 +88,7 @@ def test_every_variant_is_a_row_that_says_what_sets_it_apart():
         *seeds("vera", "mrpc"), *seeds("vera", "mrpc", lr=0.5, deviations=["lr"])
     )
     (shown,) = tables.tables_of_ledger(
-        "table2", base, every=True, models=["roberta_base"]
+        "table2", base, all_variants=True, models=["roberta_base"]
     )
     rows = [(row[0], row[1]) for row in shown.texts]
     at = rows.index(("VeRA", "paper"))
@@ -108,7 +110,9 @@ def test_the_table_of_a_sweep_shows_each_variant_of_own_rows():
     ]
     both = of_study(ledger(*own, *theirs), *theirs)
     for every, rows in ((False, 1), (True, 2)):
-        first, last = tables.tables_of_ledger("", both, every=every, every_own=True)
+        first, last = tables.tables_of_ledger(
+            "", both, all_variants=every, all_own_variants=True
+        )
         assert [row[0] for row in first.texts] == [
             "VeRA r=1024, lr 0.2",
             "VeRA r=1024, lr 0.3",
