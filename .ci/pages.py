@@ -82,6 +82,7 @@ STYLE = """.md-grid { max-width: 75rem }
 .md-typeset pre > code { font-size: .72em }
 .md-typeset table:not([class]) :is(th, td) { min-width: 0; padding: .35em .7em }
 .md-typeset table:not([class]) { background: none }
+@media (min-width: 45em) { .md-typeset td:first-child code { word-break: normal } }
 .md-typeset__scrollwrap {
   --ground: var(--md-default-bg-color);
   background:
