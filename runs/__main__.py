@@ -195,7 +195,7 @@ def _print_what_options_ask(line: CommandLine[Settings]) -> bool:
     if "--shell-completion" in options:
         shown.show_completion(line.overrides)
     elif "--hydra-help" in options:
-        shown.by_hydra(["--hydra-help"])
+        shown.print_by_hydra(["--hydra-help"])
     elif "--cfg" in options:
         shown.show_configuration(
             line.overrides, options, files, line.config_dir, sources

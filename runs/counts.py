@@ -20,7 +20,7 @@ from runs.command.parser import (
     entry_point,
     read_command_line,
 )
-from runs.config import Files, parts
+from runs.config import Files, model_and_method
 from runs.models import skeleton
 from runs.record.ledger import in_conf
 from runs.record.override import Override
@@ -47,7 +47,7 @@ def count_of_entry(entry: dict[str, Any]) -> Count:
     """The parameters of an entry of conf/counts.yaml."""
     import vera
 
-    model_config, settings = parts(entry["model"], entry["method"])
+    model_config, settings = model_and_method(entry["model"], entry["method"])
     method = vera.make_method(**settings | entry["settings"])
     model = skeleton(model_config, num_labels=2)
     method.adapt(model)
@@ -62,11 +62,11 @@ def count_of_entry(entry: dict[str, Any]) -> Count:
 def budget_table(overrides: Sequence[str], files: Files) -> str:
     """What budget=N means for each row on a model: its nearest setting and the count,
     or why it has none. Raises UserError for any mistake."""
-    from runs.config.budget import ladder_of, read_budget, rows_with_ladder
+    from runs.config.budget import build_ladder, read_budget, rows_with_ladder
     from runs.config.compose import Composer
-    from runs.config.grid import list_values, split_classes_of_peft
+    from runs.config.grid import split_classes_of_peft, split_override
 
-    values = dict(list_values(word, files) for word in overrides)
+    values = dict(split_override(word, files) for word in overrides)
     if "budget" not in values or "model" not in values:
         raise UserError("a budget needs a model: budget=100,1000 model=smollm2")
     budgets = [read_budget(Override(line).value) for line in values.pop("budget")]
@@ -77,7 +77,7 @@ def budget_table(overrides: Sequence[str], files: Files) -> str:
     ladders = []
     with Composer(files) as composer:
         for row in rows:
-            ladders.append(ladder_of(split_classes_of_peft([*fixed, row]), composer))
+            ladders.append(build_ladder(split_classes_of_peft([*fixed, row]), composer))
     lines = []
     for ladder in ladders:
         for budget in budgets:

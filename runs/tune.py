@@ -42,7 +42,7 @@ from runs.command.parser import (
     read_command_line,
 )
 from runs.config import Files, Launch, read_command
-from runs.config.grid import list_values
+from runs.config.grid import split_override
 from runs.record.cell import (
     ReportedMetric,
     epoch_of_table,
@@ -173,7 +173,7 @@ def _split_lists(
     words = []
     lists: dict[str, list[object]] = {}
     for word in overrides:
-        key, lines = list_values(word, files)
+        key, lines = split_override(word, files)
         if len(lines) > 1 and key.startswith(("train.", "method.")):
             lists[key] = [line.partition("=")[2] for line in lines]
         else:

@@ -20,7 +20,7 @@ import pytest
 from runs.command.errors import UserError
 from runs.command.parser import entry_point
 from runs.config import GROUPS, expand
-from runs.config.compose import Composer, dotted, without_hydra
+from runs.config.compose import Composer, dotted_items, without_hydra
 from runs.config.files import Files
 from runs.record.ledger import read_record, record_path
 from runs.record.override import as_override_value
@@ -220,7 +220,7 @@ def values_of(groups):
     and --cfg show."""
     with Composer(Files()) as composer:
         plain = without_hydra(composer.defaults(tuple(groups)), resolve=True)
-    keys = dict(dotted(plain))
+    keys = dict(dotted_items(plain))
     parents = {key.rpartition(".")[0] for key in keys}
     where = ("launcher", "tracking", "redo")
     return [

@@ -16,10 +16,10 @@ from runs.command.parser import (
     entry_point,
     read_command_line,
 )
-from runs.config.files import LISTED, Files
+from runs.config.files import LISTED_GROUPS, Files
 
 #: The group of what can be listed: "models" is of the group model.
-GROUP_BY_KIND = {f"{group}s": group for group in LISTED}
+GROUP_BY_KIND = {f"{group}s": group for group in LISTED_GROUPS}
 #: In a label, a reference to another key of the same file.
 REFERENCE_TO_KEY = re.compile(r"\$\{\w+\.(\w+)\}")
 

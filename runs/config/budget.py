@@ -12,12 +12,12 @@ from functools import cache
 from typing import Any
 
 from runs.command.errors import UserError
-from runs.config.compose import Composer, name_of_row, plain
+from runs.config.compose import Composer, name_of_row, to_plain
 from runs.models import skeleton
 from runs.record.configuration import ModelConfig
 from runs.record.keys import is_own_setting
 from runs.record.ledger import in_conf
-from runs.record.override import Override
+from runs.record.override import Override, as_override_value
 
 #: A setting fits a budget if the ratio of the two counts is at most this.
 LARGEST_RATIO = 1.5
@@ -77,28 +77,36 @@ def read_budget(text: str) -> int:
     raise UserError(f"budget={text}: should be a number of parameters, such as 1000")
 
 
-def cell_of_budget(
+def replace_budget(
     overrides: tuple[str, ...], composer: Composer
 ) -> tuple[tuple[str, ...], str]:
-    """A cell's overrides with the settings in place of budget=N, and "".
+    """A cell's overrides with the nearest settings of its row in the place of budget=N.
 
-    Where no setting of the row is near enough, the second is the reason. Raises
-    UserError for a row without a ladder."""
-    without_budget = tuple(line for line in overrides if Override(line).key != "budget")
-    (line,) = set(overrides) - {*without_budget}
-    budget = read_budget(Override(line).value)
-    ladder = _ladder_of(without_budget, composer)
-    return (*without_budget, *ladder.nearest(budget).overrides), ladder.misfit(budget)
+    Returns:
+        The overrides, and why these settings do not fit the budget; "" where they do.
+
+    Raises:
+        UserError: For a row without a ladder.
+    """
+    other_overrides = []
+    budget = 0
+    for text in overrides:
+        if Override(text).key == "budget":
+            budget = read_budget(Override(text).value)
+        else:
+            other_overrides.append(text)
+    ladder = _cached_ladder(tuple(other_overrides), composer)
+    settings = ladder.nearest(budget).overrides
+    return (*other_overrides, *settings), ladder.misfit(budget)
 
 
 @cache
-def _ladder_of(overrides: tuple[str, ...], composer: Composer) -> Ladder:
-    """The ladder of a row, once for all budgets of a sweep. A cell's task and seed do
-    not matter to it."""
-    return ladder_of(overrides, composer)
+def _cached_ladder(overrides: tuple[str, ...], composer: Composer) -> Ladder:
+    """`build_ladder`, once for all budgets of a sweep."""
+    return build_ladder(overrides, composer)
 
 
-def ladder_of(overrides: tuple[str, ...], composer: Composer) -> Ladder:
+def build_ladder(overrides: tuple[str, ...], composer: Composer) -> Ladder:
     """The ladder of the row that overrides name, on their model.
 
     Raises UserError where conf/budget.yaml has no ladder for the row."""
@@ -110,50 +118,52 @@ def ladder_of(overrides: tuple[str, ...], composer: Composer) -> Ladder:
         raise UserError(
             f"budget=: no ladder for {row} in conf/budget.yaml. It has {rows}"
         )
-    method, model = plain(cfg.method), plain(cfg.model)
+    method, model = to_plain(cfg.method), to_plain(cfg.model)
     set_by_user = {Override(line).key for line in overrides}
     own_settings = {key: value for key, value in method.items() if is_own_setting(key)}
     rungs = []
     for settings in _settings_of_entries(entries):
         blocks = settings.pop("blocks", None)
-        label = _label(settings, blocks)
+        label = _label_of_rung(settings, blocks)
         if blocks:
             sites = tuple(settings.get("sites") or own_settings["sites"])
             settings["sites"] = _sites_of_last_blocks(model, sites, blocks)
         if clash := set_by_user & {f"method.{key}" for key in settings}:
             raise UserError(f"budget= chooses {min(clash)}: give one of the two")
         count = _count_parameters(model, own_settings, settings)
-        rungs.append(Rung(_overrides(settings), label, count))
+        rungs.append(Rung(_as_overrides(settings), label, count))
     return Ladder(row, str(model["label"]), tuple(rungs))
 
 
 def _settings_of_entries(entries: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The settings of a ladder's entries, whose lists are all combined."""
+    """The settings of a ladder's rungs: for each entry of conf/budget.yaml, every
+    combination of the values that it lists."""
     for entry in entries:
-        lists = [
-            value if isinstance(value, list) else [value] for value in entry.values()
-        ]
-        for values in itertools.product(*lists):
+        choices = []
+        for value in entry.values():
+            choices.append(value if isinstance(value, list) else [value])
+        for values in itertools.product(*choices):
             yield dict(zip(entry, values, strict=True))
 
 
 def _sites_of_last_blocks(
     model: ModelConfig, sites: tuple[str, ...], count: int
 ) -> list[str]:
-    """The paths of the sites in the last transformer blocks of a model, so many."""
+    """The paths of the sites in the last `count` transformer blocks of a model."""
     from vera.sites import find_sites
 
-    by_block: dict[int, list[str]] = {}
+    paths_by_block: dict[int, list[str]] = {}
     for path in find_sites(_skeleton(model), sites):
         if match := BLOCK_NUMBER.search(path):
-            by_block.setdefault(int(match[1]), []).append(path)
-    last_sites = []
-    for number in sorted(by_block)[-count:]:
-        last_sites += by_block[number]
-    return last_sites
+            paths_by_block.setdefault(int(match[1]), []).append(path)
+    paths = []
+    for block in sorted(paths_by_block)[-count:]:
+        paths += paths_by_block[block]
+    return paths
 
 
 def _skeleton(model: ModelConfig) -> Any:
+    """The model without weights. Its head, which is not counted, may have any size."""
     return skeleton(model, num_labels=2)
 
 
@@ -162,14 +172,20 @@ def _count_parameters(
     own_settings: Mapping[str, Any],
     rung_settings: Mapping[str, Any],
 ) -> int:
-    """How many parameters a method trains with these settings, without a model's head."""
+    """How many parameters a method trains, without a model's head.
+
+    Args:
+        model: The model's configuration.
+        own_settings: The method's settings, as its file has them.
+        rung_settings: Those that a rung sets instead; "config.r" is the key r of config.
+    """
     import vera
 
     values = dict(own_settings)
     for key, value in rung_settings.items():
-        name, _, inner = key.partition(".")
-        if inner:
-            values[name] = {**(values.get(name) or {}), inner: value}
+        name, _, inner_key = key.partition(".")
+        if inner_key:
+            values[name] = {**(values.get(name) or {}), inner_key: value}
         else:
             values[name] = value
     if own_settings["kind"] == "peft":
@@ -177,35 +193,29 @@ def _count_parameters(
     base = _skeleton(model)
     method = vera.make_method(**values)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # peft, of LayerNorms
+        warnings.simplefilter("ignore", UserWarning)  # peft warns of LayerNorms
         method.adapt(base)
     return method.count(base)
 
 
-def _overrides(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    lines = []
+def _as_overrides(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Settings of a method as overrides."""
+    overrides = []
     for key, value in settings.items():
         # a class of peft takes settings that its file does not list
         plus = "++" if key.startswith("config.") else ""
-        lines.append(f"{plus}method.{key}={_text(value)}")
-    return tuple(lines)
+        overrides.append(f"{plus}method.{key}={as_override_value(value)}")
+    return tuple(overrides)
 
 
-def _text(value: object) -> str:
-    """A setting as an override has it."""
-    if isinstance(value, list):
-        return f"[{','.join(value)}]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else str(value)
-
-
-def _label(settings: Mapping[str, Any], blocks: int | None) -> str:
+def _label_of_rung(settings: Mapping[str, Any], blocks: int | None) -> str:
     """A rung's settings in short: "rank=4", "rank=1, sites=[value], last 2 blocks"."""
     parts = []
     for key, value in settings.items():
         if value is not None:
-            parts.append(f"{key.removeprefix('config.')}={_text(value)}")
-    if blocks:
-        parts.append(f"last {blocks} blocks" if blocks > 1 else "last block")
+            parts.append(f"{key.removeprefix('config.')}={as_override_value(value)}")
+    if blocks == 1:
+        parts.append("last block")
+    elif blocks:
+        parts.append(f"last {blocks} blocks")
     return ", ".join(parts) or "as it is"

@@ -1,6 +1,8 @@
-"""From the cells of a command line to its runs: each cell is composed once for all its
-seeds, and checked."""
+"""From the cells of a command line to its runs. A cell is one combination of the values
+that the command line lists, seeds apart; it is composed once for all its seeds, and
+checked."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +17,16 @@ from runs.command.advice import describe_mistake
 from runs.command.errors import UserError
 from runs.config.compose import (
     Composer,
-    choices_of,
-    compared_defaults,
-    dotted,
-    plain,
+    defaults_with_recipe,
+    dotted_items,
+    group_choices,
+    to_plain,
     without_hydra,
 )
+from runs.config.composed import ComposedCommand
 from runs.config.files import Files, UnknownNameError
 from runs.config.grid import RUN_ID, Grid, read_grid
-from runs.config.schema import WHERE, Config, Launch
+from runs.config.schema import LAUNCH_KEYS, Config, Launch
 from runs.record.configuration import Configuration, MethodConfig
 from runs.record.keys import KEYS, RESULT, Seed, nearest_key
 from runs.record.override import Override
@@ -32,9 +35,9 @@ from runs.run.definition import Run
 
 #: The seed that a cell is composed with, in place of each of its own.
 SEED_STAND_IN = 2**63 - 25
-#: Keys that came later. A configuration lacks them at the value that all earlier runs
-#: had.
-LEFT_OUT = (
+#: Keys that came later. A configuration lacks them where they have the value that all
+#: earlier runs had, so that the ids of those runs stay.
+LATER_KEYS = (
     "train.objective",
     "train.evaluate_steps",
     "task.folds",
@@ -46,13 +49,10 @@ LEFT_OUT = (
 )
 
 
-def compose_command(
-    overrides: Sequence[str], files: Files
-) -> tuple[list[Run], Launch, list[str]]:
-    """The runs of a command line's overrides in their order, the settings of where and
-    how they are done, and why cells were left out. Raises UserError for any mistake,
-    with file and line if a preset makes it."""
-    grid, cfg = Grid([]), OmegaConf.create()
+def compose_command(overrides: Sequence[str], files: Files) -> ComposedCommand:
+    """The runs of a command line's overrides, in their order, and how they are done.
+    Raises UserError for any mistake, with file and line if a preset makes it."""
+    cfg = OmegaConf.create()
     try:
         with Composer(files) as composer:
             grid = read_grid(overrides, composer)
@@ -60,76 +60,81 @@ def compose_command(
             if grid.preset:
                 _check_keys_of_preset(grid, composer)
             # the same for all runs of a command
-            launch = Launch.model_validate({key: plain(cfg[key]) for key in WHERE})
-            runs = list[Run]()
-            for number, cell in enumerate(grid.cells):
-                cfg = composer.compose(cell) if number else cfg
+            launch_settings = {key: to_plain(cfg[key]) for key in LAUNCH_KEYS}
+            launch = Launch.model_validate(launch_settings)
+            runs = _runs_of_cell(cfg, grid.cells[0], grid, composer)
+            for cell in grid.cells[1:]:
+                cfg = composer.compose(cell)
                 runs += _runs_of_cell(cfg, cell, grid, composer)
-            return runs, launch, grid.left_out
+            return ComposedCommand(runs, launch, grid.left_out)
     except UnknownNameError as error:
-        place = _place_in_preset(error.name, overrides, files)
-        raise UserError(f"{place}{error}") from None
+        location = _location_in_preset(error.name, overrides, files)
+        raise UserError(f"{location}{error}") from None
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"]))
-        place = _place_in_preset(key, overrides, files)
-        raise UserError(f"{place}{_with_advice(error, key, cfg, files)}") from None
+        location = _location_in_preset(key, overrides, files)
+        text = _describe_with_advice(error, key, cfg, files)
+        raise UserError(f"{location}{text}") from None
     except OmegaConfBaseException as error:
         raise UserError(
             f"the configuration does not resolve: {first_line(error)}"
         ) from None
 
 
-def _with_advice(
+def _describe_with_advice(
     error: ValidationError, key: str, cfg: DictConfig, files: Files
 ) -> str:
-    """A mistake that pydantic has found, in words. For an unknown key they name the
-    nearest known ones."""
+    """`describe_mistake`, which for an unknown key also names the nearest known ones.
+    cfg: the configuration that has the mistake."""
     text = describe_mistake(error)
     if error.errors()[0]["type"] != "extra_forbidden":
         return text
     with Composer(files) as composer:
-        return f"{text}.{composer.advice_on_key(key, _groups_without_preset(cfg))}"
+        return f"{text}.{composer.advice_on_key(key, _cell_choices(cfg))}"
 
 
-def _groups_without_preset(cfg: DictConfig) -> tuple[str, ...]:
-    choices = choices_of(cfg)
+def _cell_choices(cfg: DictConfig) -> tuple[str, ...]:
+    """The overrides that choose the model, the task and the method of a configuration,
+    for composing them without its preset."""
+    choices = group_choices(cfg)
     return tuple(f"{group}={choices[group]}" for group in ("model", "task", "method"))
 
 
 def _check_keys_of_preset(grid: Grid, composer: Composer) -> None:
     """Raises UnknownNameError for a key of a task or method that a preset sets and no
-    cell of it reads: these groups are open, so it would be added without a word."""
+    cell of it reads. These groups are open, so that Hydra would add any key."""
     path = composer.files.path("experiment", grid.preset)
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    unknown = {
-        key
-        for key, value in dotted(content)
-        if key.partition(".")[0] in ("method", "task")
-        and not isinstance(value, dict)
-        and nearest_key(key) is None
-    }
-    for cell in grid.cells if unknown else ():
-        groups = _groups_without_preset(composer.compose(cell))
-        content = without_hydra(composer.defaults(groups), resolve=False)
-        unknown -= {key for key, _ in dotted(content)}
+    preset_content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    unknown = set[str]()
+    for key, value in dotted_items(preset_content):
+        is_of_open_group = key.partition(".")[0] in ("method", "task")
+        is_value = not isinstance(value, dict)
+        if is_of_open_group and is_value and nearest_key(key) is None:
+            unknown.add(key)
+    choices = tuple[str, ...]()
+    for cell in grid.cells:
         if not unknown:
             return
+        choices = _cell_choices(composer.compose(cell))
+        defaults = without_hydra(composer.defaults(choices), resolve=False)
+        unknown -= {key for key, _ in dotted_items(defaults)}
     if unknown:
-        raise composer.no_key(min(unknown), groups)
+        raise composer.unknown_key_error(min(unknown), choices)
 
 
-def _place_in_preset(name: str, overrides: Sequence[str], files: Files) -> str:
+def _location_in_preset(name: str, overrides: Sequence[str], files: Files) -> str:
     """Where the preset of a command line has a wrong name, as "FILE line 7: "; "" if the
     name comes from the command line or from another file."""
     values = {Override(text).key: Override(text).unquoted_value for text in overrides}
+    typed_values = ",".join(values.values()).split(",")
     preset = values.get("experiment", "")
-    if not preset or name in values or name in ",".join(values.values()).split(","):
+    if not preset or name in values or name in typed_values:
         return ""
     try:
-        place = files.place_of("experiment", preset, name)
+        location = files.location_of("experiment", preset, name)
     except UserError:  # the preset itself is not there
         return ""
-    return f"{place}: " if place else ""
+    return f"{location}: " if location else ""
 
 
 # --- a cell
@@ -138,7 +143,7 @@ def _place_in_preset(name: str, overrides: Sequence[str], files: Files) -> str:
 def _runs_of_cell(
     cfg: DictConfig, cell: tuple[str, ...], grid: Grid, composer: Composer
 ) -> list[Run]:
-    """The runs of a composed cell: one for each seed."""
+    """The runs of a cell, one for each seed. cfg: the cell, composed."""
     if not grid.seeds:
         return [_make_run(cfg, cell, grid.preset, composer)]
     seeds = [yaml.safe_load(Override(line).value) for line in grid.seeds]
@@ -155,27 +160,22 @@ def _runs_of_cell(
 
 
 def _with_seed(run: Run, seed: object) -> Run:
-    """A run that was composed with the stand-in, with a seed in its place."""
+    """A run that was composed with SEED_STAND_IN, with a seed in its place."""
     try:
         number: int = TypeAdapter(Seed).validate_python(seed)
     except ValidationError as error:
         raise UserError(describe_mistake(error, parent_key="seed")) from None
-    return Run(
-        row=run.row,
-        model=run.model,
-        task=run.task,
+    return dataclasses.replace(
+        run,
         seed=number,
-        recipe=run.recipe,
-        experiment=run.experiment,
         config=_replace_stand_in(run.config, number),
-        start=run.start,
         changed=[*run.changed],
         overrides=[*run.overrides],
     )
 
 
 def _replace_stand_in(value: Any, seed: int) -> Any:
-    """A part of a configuration with the seed in the place of its stand-in."""
+    """A part of a configuration with the seed in the place of SEED_STAND_IN."""
     if isinstance(value, dict):
         return {key: _replace_stand_in(part, seed) for key, part in value.items()}
     if isinstance(value, list):
@@ -188,12 +188,13 @@ def _replace_stand_in(value: Any, seed: int) -> Any:
 def _make_run(
     cfg: DictConfig, overrides: tuple[str, ...], preset: str, composer: Composer
 ) -> Run:
-    """The run of a composed configuration, checked."""
-    choices = choices_of(cfg)
+    """The run of a composed configuration, checked. Its row has a name of its own for a
+    class of peft, a start from another run, and another objective than likelihood."""
+    choices = group_choices(cfg)
     recipe = choices["recipe"] if cfg.get("recipe") else "defaults"
     if preset and not cfg.get("recipe"):
         _refuse_missing_recipe(choices, preset, composer)
-    config, changed = _configuration(cfg, overrides, composer)
+    config, changed = _checked_configuration(cfg, overrides, composer)
     method, row = config["method"], choices["method"]
     if method["kind"] == "peft":
         _label_class_of_peft(method, overrides)
@@ -207,17 +208,14 @@ def _make_run(
         if config["init_from"] != method.get("init_from"):
             row = f"{row}_from_{_slug(start_name)}"
         method["label"] += f" from {start_name}"
-    objective = config["train"].get("objective")
-    if objective:  # a row of its own beside the one by likelihood
-        reward = config.get("reward")
-        if reward and reward["permuted"]:
-            objective = "permuted reward"
-        elif reward and reward.get("expected"):
-            objective = "expected reward"
+    objective = _name_of_objective(config)
+    if objective:
         row = f"{row}_by_{_slug(objective)}"
         method["label"] += f" by {objective}"
-    words = [f"{group}={choices[group]}" for group in ("method", "model", "task")]
-    words += [text for text in overrides if _is_kept(Override(text))]
+    overrides_of_run = []
+    for group in ("method", "model", "task"):
+        overrides_of_run.append(f"{group}={choices[group]}")
+    overrides_of_run += [text for text in overrides if _is_of_run(Override(text))]
     return Run(
         row=row,
         model=choices["model"],
@@ -228,13 +226,26 @@ def _make_run(
         config=config,
         start=start,
         changed=changed,
-        overrides=words,
+        overrides=overrides_of_run,
     )
+
+
+def _name_of_objective(config: Configuration) -> str:
+    """What a run maximises, as its row is named; "" for the likelihood."""
+    objective = config["train"].get("objective") or ""
+    reward = config.get("reward")
+    if objective and reward and reward["permuted"]:
+        return "permuted reward"
+    if objective and reward and reward.get("expected"):
+        return "expected reward"
+    return objective
 
 
 def _refuse_missing_recipe(
     choices: dict[str, str], preset: str, composer: Composer
 ) -> None:
+    """Raises UserError for a preset whose row has no recipe for the model, with a recipe
+    of the same row for another model if there is one."""
     row, model = choices["method"], choices["model"]
     missing = choices.get("recipe") or f"{row}/{model}"
     models_of_row = [
@@ -242,11 +253,11 @@ def _refuse_missing_recipe(
         for name in composer.files.choices("recipe")
         if name.startswith(f"{row}/")
     ]
-    own_model = _first_model_of_preset(preset, composer)
     example = ""
     if models_of_row:
-        # the preset's rates are meant for its own model
-        suggested = own_model if own_model in models_of_row else models_of_row[-1]
+        suggested = _first_model_of_preset(preset, composer)
+        if suggested not in models_of_row:
+            suggested = models_of_row[-1]
         example = f", such as recipe={suggested}"
     raise UserError(
         f"preset {preset} has no recipe for {missing}: write conf/recipe/{missing}.yaml, "
@@ -255,11 +266,12 @@ def _refuse_missing_recipe(
 
 
 def _first_model_of_preset(preset: str, composer: Composer) -> str:
+    """The model that a preset's rates are meant for."""
     cfg = composer.defaults((f"experiment={preset}",))
     models = OmegaConf.select(cfg, "hydra.sweeper.params.model")
     if models:
         return str(models).partition(",")[0].strip()
-    return choices_of(cfg)["model"]
+    return group_choices(cfg)["model"]
 
 
 def _label_class_of_peft(method: MethodConfig, overrides: tuple[str, ...]) -> None:
@@ -270,16 +282,17 @@ def _label_class_of_peft(method: MethodConfig, overrides: tuple[str, ...]) -> No
         )
     class_settings = method["config"] or {}
     method["config"] = class_settings
-    settings = [f"{key}={value}" for key, value in sorted(class_settings.items())]
-    label = [str(method["config_class"]).removesuffix("Config"), *settings]
-    method["label"] = method["label"] or " ".join(label)
+    if not method["label"]:
+        settings = [f"{key}={value}" for key, value in sorted(class_settings.items())]
+        name = str(method["config_class"]).removesuffix("Config")
+        method["label"] = " ".join([name, *settings])
 
 
-def _is_kept(override: Override) -> bool:
-    """Whether an override belongs to a run's own. Its cell and seed are named
-    separately, and the settings of the command are no part of it."""
+def _is_of_run(override: Override) -> bool:
+    """Whether an override belongs into `Run.overrides` as it is. Those that choose the
+    cell and the seed are written anew, and those of the launch are no part of a run."""
     is_cell = override.key in ("method", "model", "task", "seed")
-    return not is_cell and override.group not in WHERE
+    return not is_cell and override.group not in LAUNCH_KEYS
 
 
 def _slug(text: str) -> str:
@@ -290,20 +303,23 @@ def _slug(text: str) -> str:
 # --- the checks of a configuration
 
 
-def _configuration(
+def _checked_configuration(
     cfg: DictConfig, overrides: tuple[str, ...], composer: Composer
 ) -> tuple[Configuration, list[Override]]:
-    """A run's configuration as plain values, checked and converted
-    (runs/config/schema.py); and the overrides that set the method, the training or the
-    model's settings differently from their files."""
+    """A run's configuration as plain values, checked and converted by
+    runs/config/schema.py; and the overrides that set the method, the training or the
+    model's settings differently from their files (`Run.changed`)."""
     changed = _changed_overrides(cfg, overrides, composer)
-    config = {str(key): plain(cfg[key]) for key in cfg if key not in ("hydra", *WHERE)}
+    config = dict[str, Any]()
+    for key in map(str, cfg):
+        if key not in ("hydra", *LAUNCH_KEYS):
+            config[key] = to_plain(cfg[key])
     if config["method"].get("kind") != "lora":
         # a preset of LoRA's rows may set it, and METHODS= choose another method
         config["method"].pop("scaling", None)
     values = Config.model_validate(config).model_dump(exclude_unset=True)
-    _leave_out_neutral(values)
-    # These groups accept undeclared keys; theirs keep the order of their files.
+    _remove_neutral_settings(values)
+    # These groups accept undeclared keys, which keep the order of their files
     for part in ("task", "method"):
         checked = values[part]
         values[part] = {key: checked[key] for key in config[part] if key in checked}
@@ -311,12 +327,12 @@ def _configuration(
     return cast(Configuration, values), changed
 
 
-def _leave_out_neutral(values: dict[str, Any]) -> None:
-    """Takes settings that came later out of the configuration of a run that does not
-    use them, so that it stays as it was before they existed."""
+def _remove_neutral_settings(values: dict[str, Any]) -> None:
+    """Removes the settings of LATER_KEYS that a run does not use from its configuration,
+    which is then as it was before they existed."""
     if values["train"].get("objective") != "reward":
         del values["reward"]
-    for key in LEFT_OUT:
+    for key in LATER_KEYS:
         group, name = key.split(".")
         declared = KEYS[key].added
         if declared and values.get(group, {}).get(name, ...) == declared.neutral:
@@ -336,28 +352,29 @@ def _is_compared(key: str) -> bool:
 def _changed_overrides(
     cfg: DictConfig, overrides: tuple[str, ...], composer: Composer
 ) -> list[Override]:
-    """The overrides that differ from the files. A value of a task or method gets the
-    type that its file has: `1` and `1.0` are one run. Raises UserError for another
-    type, and for another row or task."""
+    """The overrides whose values differ from those of the files.
+
+    It also gives each value of a task, method or model in `cfg` the type that it has in
+    its file, since `1` and `1.0` are one run. Raises UserError for a value of another
+    type, and for one that makes another row or task of conf/."""
     compared = [text for text in overrides if _is_compared(Override(text).key)]
     if not compared:
         return []
-    defaults = compared_defaults(composer, overrides, cfg.get("recipe"))
+    defaults = defaults_with_recipe(composer, overrides, cfg.get("recipe"))
     changed = list[Override]()
     for line in compared:
         key = Override(line).key
-        default, value = (
-            plain(OmegaConf.select(config, key)) for config in (defaults, cfg)
-        )
+        default = to_plain(OmegaConf.select(defaults, key))
+        value = to_plain(OmegaConf.select(cfg, key))
         is_task = key == "task.name" and value in composer.files.choices("task")
         if is_task and value != default:
             raise UserError(
                 f"{line}: conf/task has another task of that name: give your data another"
             )
         if default is not None and key.startswith(("task.", "method.", "model.")):
-            typed = _as_type_of(default, value, key)
-            if repr(typed) != repr(value):
-                OmegaConf.update(cfg, key, typed)
+            converted = _convert_to_type_of(default, value, key)
+            if repr(converted) != repr(value):
+                OmegaConf.update(cfg, key, converted)
         if value != default and not key.startswith("task."):
             changed.append(Override(line))
         is_redrawn = key == "method.redrawn" and value != default
@@ -369,7 +386,7 @@ def _changed_overrides(
     return changed
 
 
-def _as_type_of(default: Any, value: Any, key: str) -> Any:
+def _convert_to_type_of(default: Any, value: Any, key: str) -> Any:
     """A value as the type of its default. Raises UserError for another type."""
     kind: Any = type(default)
     if isinstance(default, list) and all(type(item) is float for item in default):
@@ -382,7 +399,7 @@ def _as_type_of(default: Any, value: Any, key: str) -> Any:
 
 # --- what a run starts from (init_from)
 
-#: A run's overrides that do not hold for the run that it starts from.
+#: The keys of a run's overrides that do not hold for the run that it starts from.
 NOT_CARRIED = frozenset(
     {
         "method",
@@ -405,8 +422,11 @@ NOT_CARRIED = frozenset(
 
 
 def _is_carried(override: Override, task: DictConfig) -> bool:
-    """Whether a run's override holds for the run that it starts from, too."""
-    if override.key in NOT_CARRIED or override.group in (*WHERE, "method", "reward"):
+    """Whether a run's override holds for the run that it starts from, too. task: that
+    run's task, as its file has it."""
+    if override.key in NOT_CARRIED:
+        return False
+    if override.group in (*LAUNCH_KEYS, "method", "reward"):
         return False
     if override.group != "task":
         return True
@@ -414,26 +434,34 @@ def _is_carried(override: Override, task: DictConfig) -> bool:
 
 
 def _resolve_start(
-    text: str, model: str, overrides: tuple[str, ...], composer: Composer
+    init_from: str, model: str, overrides: tuple[str, ...], composer: Composer
 ) -> tuple[str, Run | None]:
-    """What a run starts from, by its init_from: the name for the run's label and, for
-    ROW@TASK, the run whose adapter it is.
+    """What a run starts from: its name for the run's label and, for ROW@TASK, the run
+    whose adapter it is.
 
     That run has this one's model, data folder and training overrides, its own recipe,
-    and seed 0."""
-    row, separator, task = text.partition("@")
-    if not separator or "/" in text:
-        is_id = re.fullmatch(RUN_ID, text)
-        if not is_id and not text.endswith(".safetensors"):
+    and seed 0.
+
+    Args:
+        init_from: A run id, an adapter file or ROW@TASK.
+        model: The name of the run's model.
+        overrides: The run's.
+        composer: Composes the other run.
+    """
+    row, separator, task = init_from.partition("@")
+    if not separator or "/" in init_from:
+        is_id = re.fullmatch(RUN_ID, init_from)
+        if not is_id and not init_from.endswith(".safetensors"):
             raise UserError(
-                f"init_from={text}: should be a run id (12 hex digits), an adapter file "
+                f"init_from={init_from}: should be a run id (12 hex digits), an adapter file "
                 "or ROW@TASK such as lora@mnli"
             )
-        return (f"run {text}" if is_id else Path(text).stem), None
+        name = f"run {init_from}" if is_id else Path(init_from).stem
+        return name, None
     task_of_start = composer.defaults((f"model={model}", f"task={task}")).task
     carried = [text for text in overrides if _is_carried(Override(text), task_of_start)]
-    lines = (*carried, f"model={model}", f"method={row}", f"task={task}", "seed=0")
-    run = _make_run(composer.compose(lines), lines, "", composer)
-    if run.start:
-        raise UserError(f"init_from={text}: {row} starts from another run itself")
-    return task, run
+    cell = (*carried, f"model={model}", f"method={row}", f"task={task}", "seed=0")
+    start = _make_run(composer.compose(cell), cell, "", composer)
+    if start.start:
+        raise UserError(f"init_from={init_from}: {row} starts from another run itself")
+    return task, start

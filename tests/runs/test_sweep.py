@@ -41,7 +41,7 @@ import runs.__main__
 import vera
 from runs.command.errors import DeviceError, UserError
 from runs.config import Launch, expand, read_command
-from runs.config.expand import decode_runs, encode_runs
+from runs.config.composed import decode_command, encode_command
 from runs.launchers import ray_tasks
 from runs.launchers import slurm as slurm_jobs
 from runs.launchers.contract import ByWorkers
@@ -867,12 +867,12 @@ def test_a_launcher_is_a_class_and_a_line_in_the_registry(
 
 def test_settings_of_a_launcher_survive_the_cache_of_composed_commands(words):
     line = [*words, "seed=0,1", "launcher=slurm", "launcher.partition=gpu"]
-    composed = read_command(line).launch.launcher
-    launch = read_command(line).launch
-    (runs, launch, _) = decode_runs(encode_runs(expand(line), launch, []))
-    assert launch.launcher == composed
-    assert (launch.launcher.name, launch.launcher.partition) == ("slurm", "gpu")
-    assert len(runs) == 2
+    composed = read_command(line)
+    decoded = decode_command(encode_command(composed))
+    launcher = decoded.launch.launcher
+    assert launcher == composed.launch.launcher
+    assert (launcher.name, launcher.partition) == ("slurm", "gpu")
+    assert len(decoded.runs) == 2
 
 
 # --- Slurm, Ray and torchrun, for real
