@@ -124,11 +124,13 @@ def plan_text(
     planned: list[Planned],
     records: RecordFolder,
     card: str | None = None,
+    after_probe: bool = False,
 ) -> str:
     """The plan of a command: a grid of rows x tasks, totals, cost, and why runs failed
     or are blocked.
 
-    card: of conf/cards.yaml, whose hours are wanted."""
+    card: of conf/cards.yaml, whose hours are wanted. after_probe: whether a probe has
+    just measured what it could."""
     totals = Counter(entry.state for entry in planned)
     states = " · ".join(f"{state} {totals[state]}" for state in STATES if totals[state])
     coming = runs_to_do(planned)
@@ -139,7 +141,7 @@ def plan_text(
                 coming.append(entry)
     cost = "nothing that can be done now"
     if coming:
-        cost = estimate(coming, records, card)
+        cost = estimate(coming, records, card, after_probe)
     body = [_title(planned), "", *_grid(planned), "", states, cost]
     if any(entry.run.config["train"]["max_steps"] for entry in planned):
         body.append(f"note: these runs are {SHORTENED}")
@@ -288,7 +290,7 @@ def main(arguments: list[str]) -> int:
         planned = plan(runs, records, runs_to_repeat)
         probe(entry.run for entry in runs_to_do(planned))
     planned = plan(runs, records, runs_to_repeat)
-    print(plan_text(planned, records, settings.card))
+    print(plan_text(planned, records, settings.card, settings.probe))
     for problem in records.problems:
         print(f"left out: {problem}", file=sys.stderr)
     return 0

@@ -12,7 +12,14 @@ import numpy as np
 from tqdm import tqdm
 
 from runs.command.advice import require_known
-from runs.forecast.probe import SECONDS, Rate, device_names, probed_rate, rate_file
+from runs.forecast.probe import (
+    SECONDS,
+    STEPS,
+    Rate,
+    device_names,
+    probed_rate,
+    rate_file,
+)
 from runs.forecast.work import Outline, outline
 from runs.models.load import computing_precision
 from runs.record.folder import RecordFolder
@@ -21,6 +28,7 @@ from runs.record.schema import Record
 from runs.record.steps import StepPlan
 from runs.record.text import duration, megabytes, plural, rounded
 from runs.run.definition import UNLIKE_OTHERS, Run
+from runs.run.methods import count_weights, skeleton_arguments
 
 #: What a forecast says of the time of decoding that is in it.
 DECODING = (
@@ -32,6 +40,12 @@ RATED_RUNS = 3
 #: And these took steps of at least this share of the run's FLOPs: a smaller step is
 #: mostly overhead.
 LEAST_SHARE = 1 / 20
+#: Their model has at most so many times the weights of the run's, and at least that
+#: share of them: the products of a small model use a smaller part of a processor.
+SIZE_FACTOR = 4
+#: They took at least as many steps as a probe: of fewer, the first takes most of the
+#: time.
+LEAST_STEPS = STEPS
 #: A forecast looks at so many of the newest records for the pace of this machine.
 PACE_RECORDS = 300
 
@@ -63,12 +77,13 @@ def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate |
     probed = probed_rate(run)
     if probed:
         return probed
+    weights = _weights_of(run)
     least_flops = LEAST_SHARE * outline(run).step_flops
     rates = list[float]()
     names = device_names(run)
     for record in reversed(done):
         if len(rates) < RATED_RUNS and record["device"]["name"] in names:
-            rate = _rate_of_finished(record, precision, least_flops)
+            rate = _rate_of_finished(record, precision, weights, least_flops)
             if rate:
                 rates.append(rate)
     if not rates:
@@ -77,31 +92,67 @@ def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate |
     return Rate(float(np.median(rates)), f"the rate of {runs} of other cells")
 
 
-def _rate_of_finished(record: Record, precision: str, least_flops: float) -> float:
+def _rate_of_finished(
+    record: Record, precision: str, weights: int | None, least_flops: float
+) -> float:
     """The FLOP a second of a finished run; 0 where they are not known, or it does not
-    tell of others, as where its steps take less than `least_flops`."""
+    tell of others, as where its model has another size than these weights, or its steps
+    take less than `least_flops`."""
     config = record["config"]
     cost = record["cost"]
-    cell = record["cell"]
     # A record may be from before a setting, or of a run that took no time
     with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
-        is_like_others = config["method"]["kind"] not in UNLIKE_OTHERS
-        if is_like_others and computing_precision(config) == precision:
-            any_seed = config | {"seed": 0, "data_seed": 0}
-            content = [cell["row"], cell["model"], cell["task"], any_seed]
-            work = _outline_of_finished(json.dumps(content))
-            seconds = cost["train_seconds"] + cost["evaluate_seconds"]
-            if work.step_flops >= least_flops:
-                return float(work.flops / seconds)
+        if config["method"]["kind"] in UNLIKE_OTHERS or record["steps"] < LEAST_STEPS:
+            return 0.0
+        if computing_precision(config) != precision:
+            return 0.0
+        content = _content_of_finished(record)
+        if not _are_of_like_size(weights, _weights_of_finished(content)):
+            return 0.0
+        work = _outline_of_finished(content)
+        seconds = cost["train_seconds"] + cost["evaluate_seconds"]
+        if work.step_flops >= least_flops:
+            return float(work.flops / seconds)
     return 0.0
+
+
+def _are_of_like_size(weights: int | None, finished: int | None) -> bool:
+    """Whether the rate of a model with so many weights tells of another; not where one
+    number is unknown."""
+    if not weights or not finished:
+        return False
+    return 1 / SIZE_FACTOR <= weights / finished <= SIZE_FACTOR
+
+
+def _weights_of(run: Run) -> int | None:
+    """The weights of a run's model; None where its architecture is not known."""
+    return count_weights(run) if skeleton_arguments(run) else None
+
+
+def _content_of_finished(record: Record) -> str:
+    """The row, model, task and configuration of a finished run, whatever its seeds, as
+    JSON."""
+    cell = record["cell"]
+    any_seed = record["config"] | {"seed": 0, "data_seed": 0}
+    return json.dumps([cell["row"], cell["model"], cell["task"], any_seed])
+
+
+def _run_of_finished(content: str) -> Run:
+    row, model, task, config = json.loads(content)
+    return Run(row, model, task, 0, "", None, config)
 
 
 @cache
 def _outline_of_finished(content: str) -> Outline:
-    """The outline of finished runs of this row, model, task and configuration (JSON),
-    whatever their seeds. A plan asks for it once for each of its variants."""
-    row, model, task, config = json.loads(content)
-    return outline(Run(row, model, task, 0, "", None, config))
+    """The outline of finished runs of this `_content_of_finished`. A plan asks for it
+    once for each of its variants."""
+    return outline(_run_of_finished(content))
+
+
+@cache
+def _weights_of_finished(content: str) -> int | None:
+    """`_weights_of` finished runs, likewise; None for a model that has gone."""
+    return _weights_of(_run_of_finished(content))
 
 
 # --- runs that are left
@@ -142,9 +193,11 @@ class _Variants:
 @dataclass
 class _Total:
     """What runs take together. work: of those without a finished run like them.
-    seconds: of each run whose time is known. sources: where times are from."""
+    of_finished_cells: how many have one. seconds: of each run whose time is known.
+    sources: where times are from."""
 
     work: list[Work] = field(default_factory=list)
+    of_finished_cells: int = 0
     seconds: list[float] = field(default_factory=list)
     disk_bytes: float = 0.0
     sources: list[str] = field(default_factory=list)
@@ -156,11 +209,17 @@ class _Total:
 
 
 def estimate(
-    left: Sequence[Planned], records: RecordFolder, card: str | None = None
+    left: Sequence[Planned],
+    records: RecordFolder,
+    card: str | None = None,
+    after_probe: bool = False,
 ) -> str:
     """What these runs still take, in a line or more: by their own progress, from
-    finished runs of their cells, or else FLOPs over a rate. card: of conf/cards.yaml,
-    whose hours are wanted."""
+    finished runs of their cells, or else FLOPs over a rate.
+
+    Args:
+        card: Of conf/cards.yaml, whose hours are wanted.
+        after_probe: Whether a probe has just measured what it could."""
     recent = [] if card else records.newest(PACE_RECORDS)
     done = [record for record in reversed(recent) if record["status"] == "done"]
     variants = _variants_of(left, done, card)
@@ -170,7 +229,7 @@ def estimate(
         if seconds is not None:
             total.seconds.append(seconds)
     lines = _lines_of_work(total, variants)
-    lines += _lines_of_gaps(variants, card)
+    lines += _lines_of_gaps(variants, card, after_probe)
     if total.seconds:
         lines.append(_line_of_time(total, variants, left, card))
     return "\n".join(lines)
@@ -200,6 +259,7 @@ def _add_run(
     seconds = None if card else planned.progress.get("seconds_left")
     finished = variants.finished[variant]
     if finished:
+        total.of_finished_cells += 1
         total.disk_bytes += _bytes_kept(finished)
         return _as_finished(planned, finished) if seconds is None else seconds
     outline_of_run = variants.outlines[variant]
@@ -257,13 +317,19 @@ def _lines_of_work(total: _Total, variants: _Variants) -> list[str]:
         if outline_of_run.basis:
             bases += outline_of_run.basis.split("; ")
     runs = plural(len(total.work), "run")
-    return [
+    lines = [
         f"forecast for {runs}: {', '.join(parts)}",
         f"  ({'; '.join(dict.fromkeys(bases))})",
     ]
+    if total.of_finished_cells:
+        runs = plural(total.of_finished_cells, "more run")
+        lines.append(f"  and {runs}, timed by finished runs of the same cell")
+    return lines
 
 
-def _lines_of_gaps(variants: _Variants, card: str | None) -> list[str]:
+def _lines_of_gaps(
+    variants: _Variants, card: str | None, after_probe: bool
+) -> list[str]:
     """What is not known."""
     lines = list[str]()
     uncounted = [
@@ -283,10 +349,11 @@ def _lines_of_gaps(variants: _Variants, card: str | None) -> list[str]:
         if not rate
     }
     if unrated:
+        advice = f"probe=true: about {SECONDS}s each"
+        if after_probe:
+            advice = "the probe left them out. card=H100 needs neither model nor data"
         rows = plural(len(unrated), "row")
-        lines.append(
-            f"no estimate of time: no rate of {rows} (probe=true: about {SECONDS}s each)"
-        )
+        lines.append(f"no estimate of time: no rate of {rows} ({advice})")
     for variant in variants.rates:
         decodes = variants.runs[variant].config["task"].get("decode", "none") != "none"
         if decodes and not (card and variants.outlines[variant].reads):
@@ -334,6 +401,7 @@ def _finished_like(run: Run, done: Sequence[Record]) -> list[Record]:
     the first one takes most of the time."""
     task = run.config["task"]
     alike = list[Record]()
+    weights: int | None = None
     for record in done:
         cell = record["cell"]
         config = record["config"]
@@ -344,6 +412,11 @@ def _finished_like(run: Run, done: Sequence[Record]) -> list[Record]:
         ):
             continue
         if config.get("reward") != run.config.get("reward"):
+            continue
+        # Models of several folders have one name: encoder
+        weights = weights or _weights_of(run)
+        weights_of_finished = _weights_of_finished(_content_of_finished(record))
+        if weights and weights_of_finished and weights != weights_of_finished:
             continue
         if all(config["task"].get(key) == task.get(key) for key in AMOUNTS):
             alike.append(record)

@@ -62,8 +62,15 @@ def probe(runs: Iterable[Run]) -> None:
     count = plural(len(run_by_rate_file), "row")
     print(f"probe of {count}: {STEPS} steps of each, or about {SECONDS}s")
     notes = list[str]()
+    reasons = set[str]()
     for number, (file, run) in enumerate(run_by_rate_file.items(), 1):
-        result, busy_note = _measure(run, file)
+        try:
+            result, busy_note = _measure(run, file)
+        except _LeftOutError as error:
+            busy_note = ""
+            reason = str(error)
+            result = f"left out, {'likewise' if reason in reasons else reason}"
+            reasons.add(reason)
         print(f"probe {number}/{len(run_by_rate_file)}: {run.label}: {result}")
         if busy_note:
             notes.append(busy_note)
@@ -103,19 +110,23 @@ def busy_words(run: Run, other_cores: float) -> str:
     return f"other processes used {other_cores:.1f} of {plural(cores, 'core')}"
 
 
+class _LeftOutError(Exception):
+    """A row cannot be measured. The message is the reason."""
+
+
 def _measure(run: Run, file: Path) -> tuple[str, str]:
     """Measures a run's rate and keeps it in a file; returns that in words, and
-    `busy_words`."""
+    `busy_words`. Raises _LeftOutError for a run that cannot be measured."""
     step_flops = outline(run).step_flops
     if not step_flops:
-        return "left out, the FLOPs of its steps are not known", ""
+        raise _LeftOutError("the FLOPs of its steps are not known")
     other_processes = OtherProcesses()
     try:
         times = _time_steps(run)
     except Exception as error:
         # of the run's settings, of a model's own code, of a full device
         reason = f"a probe needs the run's model and data here ({describe(error)})"
-        return f"left out, {reason}", ""
+        raise _LeftOutError(reason) from error
     busy = busy_words(run, other_processes.cores())
     rate = len(times) * step_flops / sum(times)
     words = f"{plural(len(times), 'step')} in {duration(sum(times))}"

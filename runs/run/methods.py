@@ -212,9 +212,8 @@ def _kept_problem(content: str) -> str | None:
     model, method, _, _ = json.loads(content)
     if "." in method["kind"]:
         return _find_problem(content)
-    folder = model["folder"]
-    config_file = stamp(Path(folder, "config.json")) if folder else None
-    key = [content, config_file, _code_of_methods(), *_library_versions()]
+    architecture = _architecture_key(model)
+    key = [content, *architecture, _code_of_methods(), *_library_versions()]
     problem: str | None = kept_in_cache("refusals", key, lambda: _find_problem(content))
     return problem
 
@@ -295,7 +294,7 @@ def flops(
             return float(forward), float(counter.get_total_flops())
         return None
 
-    key = [arguments, settings, size, *_library_versions()]
+    key = [*_architecture_key(arguments), settings, size, *_library_versions()]
     counted = kept_in_cache("flops", key, count)
     if not counted:
         return None
@@ -311,7 +310,15 @@ def count_weights(run: Run) -> int:
     def count() -> int:
         return int(models.skeleton(**arguments).num_parameters())
 
-    return int(kept_in_cache("weights", [arguments, version("transformers")], count))
+    key = [*_architecture_key(arguments), version("transformers")]
+    return int(kept_in_cache("weights", key, count))
+
+
+def _architecture_key(arguments: SkeletonArguments | None) -> list[object]:
+    """What names an architecture in the cache. Another model may take the place of the
+    one in a folder, so that the file that describes it is a part of it."""
+    folder = arguments["folder"] if arguments else None
+    return [arguments, stamp(Path(folder, "config.json")) if folder else None]
 
 
 def run_forward(

@@ -3,6 +3,7 @@ Each is held against what the papers, real runs, real tokens and torch itself co
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -430,7 +431,9 @@ def test_how_many_texts_are_decoded(e2e):
 
 
 @pytest.mark.parametrize("kind", sample(["words", "e2e_words", "image_words"], "words"))
-def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request):
+def test_a_probe_brings_time_and_a_finished_run_a_better_one(
+    kind, request, monkeypatch
+):
     """For real: 20 steps of the run."""
     words = request.getfixturevalue(kind)
     words = [*words, *(["task.decode=none"] if kind == "e2e_words" else [])]
@@ -444,6 +447,7 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request):
     # Another row has a rate of its own
     assert "no estimate of time: no rate of 1 row" in plan_of([*words, "method.rank=4"])
     # A finished run says better, of its own cell and of others on this device
+    monkeypatch.setattr(pace, "LEAST_STEPS", 1)
     trained(words)
     assert "(from 1 finished run)" in plan_of([*words, "seed=1"])
     fewer = "task.shots=2" if kind == "image_words" else "task.train_rows=6"
@@ -452,8 +456,12 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(kind, request):
     )
 
 
-def test_the_rate_of_a_much_smaller_model_is_no_rate_of_a_larger_one(words):
-    """Its steps are mostly overhead."""
+def test_the_rate_of_a_much_smaller_model_is_no_rate_of_a_larger_one(
+    words, monkeypatch
+):
+    """Its steps are mostly overhead, and if they are not, as with large batches, its
+    products are too small to fill a processor."""
+    monkeypatch.setattr(pace, "LEAST_STEPS", 1)
     record = trained(words)
     (again,) = expand([*words, "method.rank=4"])
     assert pace.rate_of(again, [record]).flops > 0
@@ -461,7 +469,65 @@ def test_the_rate_of_a_much_smaller_model_is_no_rate_of_a_larger_one(words):
     large = ["model=roberta_base", "device=cpu", "train.precision=fp32", "method=vera"]
     (run,) = expand([*large, *data, "seed=0"])
     assert outline(run).step_flops > 1000 * outline(again).step_flops
-    assert pace.rate_of(run, [record]) is None
+    for least_share in (pace.LEAST_SHARE, 0.0):
+        monkeypatch.setattr(pace, "LEAST_SHARE", least_share)
+        assert pace.rate_of(run, [record]) is None
+    # nor does a large model tell of a small one
+    assert not pace._are_of_like_size(22_000_000, 125_000_000)
+    assert not pace._are_of_like_size(125_000_000, 22_000_000)
+    assert pace._are_of_like_size(109_000_000, 125_000_000)
+    assert not pace._are_of_like_size(125_000_000, None)
+
+
+def test_the_rate_of_a_few_steps_is_no_rate(words):
+    record = trained(words)
+    assert record["steps"] < pace.LEAST_STEPS
+    (again,) = expand([*words, "method.rank=4"])
+    assert pace.rate_of(again, [record]) is None
+    assert pace.rate_of(again, [record | {"steps": pace.LEAST_STEPS}]).flops > 0
+
+
+def test_models_of_two_folders_are_not_of_one_cell_if_their_sizes_differ(
+    words, tmp_path
+):
+    """Both are called encoder, and a plan took the time of the small one for the
+    large."""
+    record = trained(words)
+    (run,) = expand([*words, "seed=1"])
+    assert pace._finished_like(run, [record]) == [record]
+    folder = Path(run.config["model"]["path"])
+    large = tmp_path / "large"
+    shutil.copytree(folder, large)
+    content = json.loads((folder / "config.json").read_text())
+    content["intermediate_size"] *= 2
+    (large / "config.json").write_text(json.dumps(content))
+    (other,) = expand([*words, "seed=1", f"model.path={large}"])
+    assert other.model == run.model
+    assert pace._finished_like(other, [record]) == []
+
+
+def test_a_model_that_takes_the_place_of_another_is_counted_again(words, tmp_path):
+    """The cache of FLOPs and weights knew a folder by its path alone."""
+    (run,) = expand(words)
+    folder = tmp_path / "replaced"
+    shutil.copytree(run.config["model"]["path"], folder)
+    (run,) = expand([*words, f"model.path={folder}"])
+    flops, weights = methods.flops(run, 2, 8, 0), methods.count_weights(run)
+    content = json.loads((folder / "config.json").read_text())
+    content["intermediate_size"] *= 2
+    (folder / "config.json").write_text(json.dumps(content))
+    assert methods.flops(run, 2, 8, 0)[0] > flops[0]
+    assert methods.count_weights(run) > weights
+
+
+def test_a_plan_says_where_the_runs_are_that_its_sums_leave_out(words):
+    """A cell with a finished run needs no count of FLOPs."""
+    trained(words)
+    plain = [word for word in words if not word.startswith("method")]
+    text = plan_of([*plain, "seed=1", "method=vera,lora"])
+    assert "missing 2" in text
+    assert "forecast for 1 run: " in text
+    assert "  and 1 more run, timed by finished runs of the same cell" in text
 
 
 def test_a_run_that_was_stopped_early_counts_only_where_no_other_is_finished(words):
@@ -492,6 +558,7 @@ def test_finished_runs_of_a_cell_are_outlined_once(words, monkeypatch):
         outlined.append(run.row)
         return outline(run)
 
+    monkeypatch.setattr(pace, "LEAST_STEPS", 1)
     monkeypatch.setattr(pace, "outline", counted)
     pace._outline_of_finished.cache_clear()
     rates = [pace.rate_of(run, seeds) for run in runs]
@@ -655,10 +722,15 @@ def test_a_probe_that_cannot_be_made_is_named_and_a_damaged_rate_is_none(
         raise UserError("no room here")
 
     monkeypatch.setattr("runs.training.loop.Training", full)
-    text = call_here("runs.plan", *words, "probe=true", check=0).stdout
-    assert text.index("model and data here (no room here)") < text.index(
-        "no estimate of time"
-    )
+    rankless = [word for word in words if not word.startswith("method.rank=")]
+    ranks = [*rankless, "method.rank=4,8"]
+    text = call_here("runs.plan", *ranks, "probe=true", check=0).stdout
+    reason = "model and data here (no room here)"
+    assert text.index(reason) < text.index("no estimate of time")
+    # the reason once, and no advice to do what was done
+    assert (text.count(reason), text.count("left out, likewise")) == (1, 1)
+    assert "probe=true" not in text
+    assert "no rate of 2 rows (the probe left them out. card=H100" in text
     (run,) = expand(words)
     file = probe.rate_file(run)
     file.parent.mkdir(parents=True)
