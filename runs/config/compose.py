@@ -40,6 +40,9 @@ VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") el
 #: Stands for ~recipe, which Hydra 1.4 does not take, since its name of the group is
 #: recipe/ROW. A recipe is optional in conf/config.yaml, so a name without a file is none.
 NO_RECIPE = "recipe=no_recipe"
+#: The groups that say where runs train and who is told. No file of theirs has the keys
+#: of the others.
+PLACES = ("launcher=", "tracking=")
 #: How Hydra says that a file is missing, and that a key is.
 NO_FILE = re.compile(r"Could not find '(\w+)/([^']+)'")
 NO_KEY = re.compile(r"(?:Could not override|No earlier Group Default for) '([^']+)'")
@@ -102,7 +105,7 @@ class Composer:
                 "config", self.overrides_for_hydra(overrides), return_hydra_config=True
             )
         except HYDRA_ERRORS as error:
-            raise self._as_user_error(error) from None
+            raise self._as_user_error(error, groups) from None
         choices = group_choices(cfg)
         if "experiment" in cfg:
             file = self.files.path("experiment", choices["experiment"])
@@ -176,7 +179,7 @@ class Composer:
             if not isinstance(parent, DictConfig) or name not in parent:
                 raise self.unknown_key_error(key, groups)
 
-    def _as_user_error(self, error: Exception) -> UserError:
+    def _as_user_error(self, error: Exception, groups: tuple[str, ...]) -> UserError:
         """An error of Hydra as one line, with the nearest right name."""
         message = str(error) or str(error.__cause__)
         if missing := NO_FILE.search(message):
@@ -190,7 +193,8 @@ class Composer:
                 "/recipe: ROW/${model}`, or give it on the command line: recipe=ROW/MODEL"
             )
         if key := NO_KEY.search(message):
-            return self.unknown_key_error(key[1], ())
+            places = [group for group in groups if group.startswith(PLACES)]
+            return self.unknown_key_error(key[1], tuple(places))
         return UserError(one_line(message))
 
     def unknown_key_error(self, key: str, groups: tuple[str, ...]) -> UnknownNameError:
@@ -207,7 +211,30 @@ class Composer:
         for name, _ in dotted_items(content):
             if not name.startswith(keys_of_files_only):
                 keys.append(name)
-        return did_you_mean(key, [*GROUPS, *keys])
+        choices_by_key = self._choices_by_key()
+        for name in keys:
+            choices_by_key.pop(name, None)
+        if key in choices_by_key:
+            return f" It needs {' or '.join(choices_by_key[key])}"
+        advice = did_you_mean(key, [*GROUPS, *keys, *choices_by_key])
+        for name, choices in choices_by_key.items():
+            if advice.endswith(f" {name}?"):
+                return f"{advice} It needs {' or '.join(choices)}"
+        return advice
+
+    def _choices_by_key(self) -> dict[str, list[str]]:
+        """The keys of all launchers and trackers, with the choices that have them, such
+        as launcher.dry_run with launcher=slurm."""
+        choices_by_key = dict[str, list[str]]()
+        for place in PLACES:
+            group = place.removesuffix("=")
+            for choice in self.files.choices(group):
+                path = self.files.path(group, choice)
+                content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+                for name in content:
+                    choices = choices_by_key.setdefault(f"{group}.{name}", [])
+                    choices.append(f"{group}={choice}")
+        return choices_by_key
 
 
 def _without_task(overrides: tuple[str, ...]) -> tuple[str, ...]:

@@ -634,6 +634,35 @@ def test_each_name_that_other_programs_have_is_answered_with_ours():
                 raise composer.unknown_key_error(theirs, ("method=lora",))
 
 
+@pytest.mark.parametrize(
+    ("key", "advice"),
+    [
+        ("launcher.timeout", "Did you mean launcher.timeout_min?"),
+        ("launcher.time", "Did you mean launcher.timeout_min?"),
+        ("launcher.mem", "Did you mean launcher.mem_gb?"),
+        ("launcher.gpus", "Did you mean launcher.gpus_per_node?"),
+        ("launcher.partitions", "Did you mean launcher.partition?"),
+        ("launcher.acount", "Did you mean launcher.account?"),
+    ],
+)
+def test_a_wrong_key_of_slurm_is_answered_with_the_right_one(key, advice):
+    with pytest.raises(UserError) as error:
+        expand(["task=rte", "launcher=slurm", f"{key}=1"])
+    assert str(error.value) == f"no key '{key}'. {advice}"
+    with refused(f"no key '{key}'. {advice} It needs launcher=slurm"):
+        expand(["task=rte", f"{key}=1"])
+
+
+def test_a_key_of_another_launcher_is_answered_with_that_launcher():
+    for group in ([], ["launcher=local"]):
+        with refused("no key 'launcher.dry_run'. It needs launcher=slurm"):
+            expand(["task=rte", *group, "launcher.dry_run=true"])
+    with refused(
+        "no key 'launcher.executors'. It needs launcher=ray or launcher=slurm"
+    ):
+        expand(["task=rte", "launcher.executors=2"])
+
+
 def test_under_torchrun_every_process_has_shuffled_seeds_in_one_order(monkeypatch):
     seen, ended = list[list[int]](), SimpleNamespace(exit_code=0)
     monkeypatch.setenv("MASTER_PORT", "29500")
