@@ -1,5 +1,5 @@
-"""What a row of `frame.runs` says of a run: a function of its record for each column
-(NAMES, NUMBERS, at the end). You add a column there, with one line."""
+"""What a row of `frame.runs` says of a run: for each column a function of the run's
+record (FACTS, at the end). One more line there adds a column."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -98,8 +98,9 @@ def is_method_recipe(recipe: str) -> bool:
 
 
 def settings_of(record: Record) -> dict[str, Any]:
-    """What defines a record's result, except its seed and the settings that follow the
-    seed, as one mapping without groups."""
+    """What defines a record's result, as one flat mapping: the settings, the recipe's
+    name, and the hashes of data and model. The seed and what follows from it are not in
+    it."""
     settings = dict[str, Any]()
     for group, values in defining(record["config"], with_seeds=False).items():
         settings |= values if isinstance(values, dict) else {group: values}
@@ -126,8 +127,8 @@ def reported_epoch(record: Record) -> str:
 
 
 def measurement_of(record: Record) -> dict[str, str]:
-    """What a record's score was measured on, and how, as phrases by topic. Only scores
-    that agree in all of them may be compared."""
+    """What a record's score was measured on, and how: phrases by topic, such as "1,000
+    training rows". Only scores with the same phrases may be compared."""
     data = record["data"]
     task: Mapping[str, object] = record["config"]["task"]
     phrases = {
@@ -157,9 +158,10 @@ def way_of(record: Record) -> str:
     return "; ".join(phrases.values())
 
 
-def measured_on(record: Record) -> str:
-    """A key that two records of one seed share if their scores may be paired. The
-    images that a seed draws (selection) belong to it."""
+def pairing_key(record: Record) -> str:
+    """A key that two records of one seed share if their scores may be paired: it has the
+    whole hashes of model and data, the images that the seed draws (selection), and the
+    measurement."""
     data = record["data"]
     contents = record["model"], data["content"], data.get("selection")
     return repr((*contents, *measurement_of(record).values()))
@@ -169,7 +171,9 @@ def measured_on(record: Record) -> str:
 
 
 def metric(record: Record, epoch: str | None = None, select: str = "paper") -> float:
-    """The metric of an epoch, by default of the reported one, as tables print it."""
+    """A record's metric as tables print it, such as an accuracy in percent. epoch: best
+    or last; by default the one that tables report. select: how the best one is chosen
+    (paper, crossfit or half)."""
     return float(record["result"]["scale"] * seed_value(record, epoch, select))
 
 
@@ -195,8 +199,8 @@ def optimism(record: Record) -> float:
 
 
 def forgetting(record: Record) -> float:
-    """The nats per token that a run has lost on its text (above 0), or gained; NaN
-    where it was not measured."""
+    """How much training has raised the loss on a text that is no training data, in nats
+    per token (above 0: the run has forgotten); NaN where it was not measured."""
     losses = record["result"].get("forgetting")
     if losses is None or losses["before"] is None or losses["after"] is None:
         return math.nan
@@ -242,10 +246,10 @@ def benches(record: Record) -> str:
 class Fact(NamedTuple):
     """A column of `frame.runs`.
 
-    read: makes its value from a record. per_cell: what `frame.cells` makes of it: its
-    first value, its median over the runs that did not diverge, or nothing (""). form:
-    how a table writes it (render.FORMS). is_cost: it depends on the device, so that
-    only runs of the same conditions may be compared."""
+    read: makes its value from a record. per_cell: which value `frame.cells` takes from
+    the runs of a cell: the first one, the median over the runs that did not diverge, or
+    none (""). form: how a table writes it (render.FORMS). is_cost: whether it depends on
+    the device, so that only runs of the same conditions may be compared."""
 
     read: Callable[[Record], Any]
     per_cell: Literal["", "first", "median"] = ""
@@ -282,7 +286,7 @@ def asked_rows(part: str) -> Fact:
     )
 
 
-#: The columns that a failed run has, too.
+#: Columns that every run has, also a failed one.
 NAMES: dict[str, Fact] = {
     "id": value_at("id"),
     "status": value_at("status"),
@@ -309,6 +313,7 @@ NAMES: dict[str, Fact] = {
     "lr_head": value_at("config.train.lr_head", "first"),
 }
 
+#: Columns that only a finished run has.
 NUMBERS: dict[str, Fact] = {
     "decimals": Fact(lambda record: ReportedMetric.of_record(record).decimals, "first"),
     "reported": Fact(reported_epoch, "first"),
@@ -333,7 +338,7 @@ NUMBERS: dict[str, Fact] = {
     "deviations": Fact(lambda record: tuple(record["deviations"])),
     "protocol": Fact(protocol_of, "first"),
     "measurement": Fact(measurement_of, "first"),
-    "measured": Fact(measured_on, "first"),
+    "measured": Fact(pairing_key, "first"),
     "way": Fact(way_of),
     "cell": Fact(cell_id, "first"),
     "sources": Fact(lambda record: (record.get("code") or {}).get("sources") or {}),

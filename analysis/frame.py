@@ -45,11 +45,11 @@ STUDY_TASKS = ("alpaca", "commonsense", "gsm8k", "reviews", "sums")
 
 def runs(ledger: Ledger | str | None = None) -> pd.DataFrame:
     """Every run of a ledger, with a column for each of FACTS and these: origin ("ours",
-    or the study that has published it), settings (what defines its result), left_out,
-    why it is in no cell ("": it is in one), and is_nearest (see `mark_left_out`).
+    or the study that has published it), settings (what defines its result), left_out
+    (why it is in no cell; "" if it is in one), and is_nearest (see `mark_left_out`).
 
-    ledger: records, or the folder of them; by default those of outputs/. The published
-    ones come with a folder."""
+    ledger: records, or the folder of them; by default outputs/. With a folder the
+    published records are read, too."""
     if not isinstance(ledger, Ledger):
         ledger = read_ledger(ledger or "outputs", make_row=RowMaker())
     make_row = RowMaker()
@@ -63,17 +63,18 @@ def runs(ledger: Ledger | str | None = None) -> pd.DataFrame:
 
 
 def name_base_models(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with a model name for each base model. Where two base models share a
-    name, that of most runs keeps it, unless two folders have it; the others get a hash
-    of their weights."""
+    """The runs with a different model name for each base model. If several base models
+    share a name, the one with the most runs keeps it and the others get a hash of their
+    weights. If the name is that of their folders, all of them get one."""
     base_model_counts = runs.groupby("model").base_model.nunique()
     for model in base_model_counts.index[base_model_counts > 1]:
         results = runs[(runs.model == model) & runs.base_model.notna()]
         run_counts = results.base_model.value_counts(sort=False)
-        by_run_count = run_counts.sort_values(kind="stable").index
+        renamed = run_counts.sort_values(kind="stable").index
         # model=encoder model.path=... is named after its folder
         has_folder_name = (results.conf_model != results.model).any()
-        renamed = by_run_count if has_folder_name else by_run_count[:-1]
+        if not has_folder_name:
+            renamed = renamed[:-1]
         for base_model in renamed:
             selected = (runs.model == model) & (runs.base_model == base_model)
             suffix = f" {short_hash(base_model)}"
@@ -83,22 +84,23 @@ def name_base_models(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def mark_left_out(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with left_out, why a run is in no cell:
+    """The runs with two columns. `left_out` is why a run is in no cell ("": it is in one):
 
     - failed, stopped, trial: it is no result.
     - protocol: another variant of its row follows a newer protocol.
-    - settings: another variant is nearer to its recipe: of the newest protocol, with
-      the fewest deviations, by a method's recipe and not by a study's, and then with
-      the most runs.
+    - settings: another variant is nearer to its recipe.
     - seed: another run of the same settings has that seed.
 
-    Variants are of the same row, model and task, measured in the same way. Runs with
-    different settings are never in one cell. is_nearest: whether a run's cell is the
-    nearest of all ways in which its row was measured; that one stands beside the
-    paper's."""
+    Variants are runs of the same row, model and task, measured in the same way, that
+    have other settings; they are never in one cell. The nearest to its recipe is the one
+    of the newest protocol, then with the fewest deviations, then by a method's recipe
+    and not by a study's, then with the most runs.
+
+    `is_nearest` is whether a run is in the nearest cell of all ways in which its row was
+    measured on the task. That cell stands beside the paper's."""
     columns = [*CELL_KEY, "cell", "protocol", "deviations", "recipe", "seed", "id"]
     results = runs.loc[runs.kind == "result", columns]
-    if results.empty:  # pandas joins no empty strings of Arrow's
+    if results.empty:  # the joins below fail in pandas for empty columns of Arrow's
         return runs.assign(left_out=runs.kind.astype(object), is_nearest=False)
     results["closeness"] = -results.deviations.map(len)
     results["has_method_recipe"] = results.recipe.map(is_method_recipe)
@@ -108,10 +110,10 @@ def mark_left_out(runs: pd.DataFrame) -> pd.DataFrame:
     by_closeness = results.sort_values(order)
     nearest_of_row = by_closeness.drop_duplicates(ROW_ON_TASK, keep="last")
     nearest_way = nearest_of_row.set_index(ROW_ON_TASK).way.rename("nearest_way")
-    nearest = by_closeness.drop_duplicates(CELL_KEY, keep="last")
-    nearest = nearest.set_index(CELL_KEY)[["cell", "protocol"]]
-    nearest.columns = ["nearest_cell", "newest_protocol"]
-    results = results.join(nearest, on=CELL_KEY)
+    nearest_variant = by_closeness.drop_duplicates(CELL_KEY, keep="last")
+    nearest_variant = nearest_variant.set_index(CELL_KEY)[["cell", "protocol"]]
+    nearest_variant.columns = ["nearest_cell", "newest_protocol"]
+    results = results.join(nearest_variant, on=CELL_KEY)
     results = results.join(nearest_way, on=ROW_ON_TASK)
     results = results.sort_values(
         ["seed", "closeness", "id"], ascending=[True, False, True]
@@ -150,8 +152,9 @@ def measurement_texts(runs: pd.DataFrame) -> pd.Series:
 
 
 def _unequal_phrases(phrases: pd.DataFrame) -> pd.Series:
-    """A text for each measurement, of the phrases in which they are not all equal. The
-    hash of the data is in it only where nothing else distinguishes two of them.
+    """A text for each measurement: its phrases on the topics in which they are not all
+    equal. The hash of the data is in it only if two would have the same text otherwise.
+
     phrases: a row for each measurement, a column for each topic."""
     phrases = phrases.fillna("")
     unequal = phrases.loc[:, phrases.nunique() > 1]
@@ -162,9 +165,9 @@ def _unequal_phrases(phrases: pd.DataFrame) -> pd.Series:
 
 
 def place_in_columns(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells with `place`, the key of the table's column in which each stands: its
-    own `column` or, where rows were measured in different ways, one column for each
-    way. The way of most rows keeps the column's name."""
+    """The cells with `place`, the key of the table's column in which each stands. It is
+    the cell's `column`; where rows were measured in several ways, those that were
+    measured otherwise than most have a column of their own for each way."""
     ways = cells.measured_apart
     if cells.empty:
         return cells.assign(place=cells.column)
@@ -174,9 +177,9 @@ def place_in_columns(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def tasks_by_way(frame: pd.DataFrame, column: str = "task") -> pd.Series:
-    """The task of each cell with how it was measured, where the task was measured in
-    several ways: "sst2, 1,000 training rows". frame: cells, or runs with
-    `measured_apart`. column: which name of the task, "task" or "task_label"."""
+    """The task of each cell and, where the task was measured in several ways, how: "sst2,
+    1,000 training rows". frame: cells, or runs with `measured_apart`. column: which name
+    of the task, "task" or "task_label"."""
     suffix = ", " + frame.measured_apart
     return frame[column] + suffix.where(frame.measured_apart != "", "")
 
@@ -188,10 +191,10 @@ COSTS = [name for name, fact in FACTS.items() if fact.is_cost]
 
 
 def rows_sharing(cells: pd.DataFrame, columns: list[str]) -> set[str]:
-    """The rows of one table whose numbers over several tasks may stand in one column:
-    those with the same tasks, and on these the same values of `columns`, as most other
-    rows have. If no two of several rows share them, none. A row with an unknown value
-    shares nothing."""
+    """The rows of one table whose numbers over several tasks may stand in one column: the
+    largest group of rows that have the same tasks and, on each of them, the same values
+    of `columns`. There is none if no two of several rows agree. A row with an unknown
+    value agrees with no other."""
     rows_with_unknown = cells.row[cells[columns].isna().any(axis=1)]
     comparable = cells[~cells.row.isin(rows_with_unknown)]
     values_by_row = defaultdict[str, set[Any]](set)
@@ -225,8 +228,8 @@ MEDIANS = [name for name, fact in FACTS.items() if fact.per_cell == "median"]
 SELECTIONS = ["best", "last", "crossfit", "half"]
 #: Columns that `reported` adds and cells keep.
 REPORTED_COLUMNS = ["name", "lower_is_better", "digits"]
-#: Makes several numbers of each run: from runs a frame by their index, with a line for
-#: each number.
+#: A function from runs to several numbers of each: a frame with a line for each number,
+#: whose index says of which run it is.
 MakesNumbers = Callable[[pd.DataFrame], pd.DataFrame]
 
 
@@ -237,8 +240,8 @@ def cells(
     `runs` over the seeds. This is the long frame that every table is made from.
 
     value: the column (value, best, last, crossfit, a score); or a function that makes
-    several numbers of each run, in the columns `number`, `column` and `variant`: then
-    each column and variant of a row is a cell. seeds: how many a complete cell has; by
+    several numbers of each run. Its frame has the columns `number`, `column` and
+    `variant`, and each column and variant of a row is a cell. seeds: how many a complete cell has; by
     default those of the task's protocol, or of the preset that ran it. Diverged runs
     and those that predict one class count; a run without a number makes the statistics
     NaN.
@@ -304,7 +307,7 @@ def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     cost_counts = ~members.diverged | groups.diverged.transform("all")
     with_costs = members.assign(**members[MEDIANS].where(cost_counts))
     predicts_one_class = members.one_class.map(lambda share: isinstance(share, str))
-    of_one_class = members[predicts_one_class.astype(bool)].groupby(key)
+    collapsed_groups = members[predicts_one_class.astype(bool)].groupby(key)
     first_columns = (*FIRSTS, "is_nearest", "measured_apart", *REPORTED_COLUMNS)
     statistics = {
         "runs": sizes,
@@ -320,8 +323,8 @@ def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
         **with_costs.groupby(key, sort=False)[MEDIANS].median(),
         "conditions": [*map(_shared_text, _tuples_by_group(groups, "conditions"))],
         "diverged": groups.diverged.sum(),
-        "one_class": of_one_class.seed.agg(tuple),
-        "class_share": of_one_class.one_class.first(),
+        "one_class": collapsed_groups.seed.agg(tuple),
+        "class_share": collapsed_groups.one_class.first(),
         "presets": [*map(_distinct, _tuples_by_group(groups, "preset"))],
         "origins": [*map(_distinct, _tuples_by_group(groups, "origin"))],
         "deviations": [
@@ -361,14 +364,14 @@ def _distinct(values: Iterable[object]) -> tuple[object, ...]:
 
 
 def _shared_text(texts: Iterable[str]) -> str | None:
-    """The one text that all of these are; None where they differ."""
+    """The text, if all of these are equal; None otherwise."""
     distinct = set(texts)
     return distinct.pop() if len(distinct) == 1 else None
 
 
 def _wanted_seeds(task: str, presets: Iterable[str | None]) -> int:
-    """How many seeds a cell should have: those of its protocol or, of a study, of the
-    preset that ran it."""
+    """How many seeds a cell should have: as many as its task's protocol or, on
+    STUDY_TASKS, the preset that ran it. presets: of the cell's runs."""
     most_seeds = max(map(_seeds_of_preset, presets), default=0)
     if task in STUDY_TASKS and most_seeds:
         return most_seeds
@@ -377,8 +380,8 @@ def _wanted_seeds(task: str, presets: Iterable[str | None]) -> int:
 
 @cache
 def _seeds_of_preset(preset: str | None) -> int:
-    """How many seeds a preset sweeps over; 0 where conf/experiment has no such preset,
-    or it names no seeds."""
+    """How many seeds a preset sweeps over; 0 if conf/experiment has no such preset, or
+    the preset names no seeds."""
     path = CONF / "experiment" / f"{preset}.yaml"
     params: Any = read_yaml(path) if path.is_file() else {}
     for key in ("hydra", "sweeper", "params"):
@@ -391,10 +394,11 @@ def _seeds_of_preset(preset: str | None) -> int:
 
 def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
     """The runs with the score that their task's table reports: `number`, its `name`
-    ("accuracy, best epoch"), `lower_is_better` and its `digits` (decimals). It is the
-    score of the last epoch's texts where a cell's texts were scored (TEXT_SCORES), and
-    otherwise the metric of the epoch that the table reports. select: another column of
-    `runs`, such as crossfit, in place of that metric and of scores of texts."""
+    ("accuracy, best epoch"), `lower_is_better` and its `digits` (decimals).
+
+    That is the score of the last epoch's texts if the cell's texts were scored
+    (TEXT_SCORES), and otherwise the metric of the epoch that the table reports. select:
+    another column of `runs`, such as crossfit, to take instead of both."""
     # Frames of failed runs alone have columns of floats.
     metrics = runs.metric.astype(object)
     epochs = runs.reported.astype(object)
@@ -403,7 +407,8 @@ def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
     columns["digits"] = runs.decimals
     columns["lower_is_better"] = runs.higher_is_better == False  # noqa: E712, objects
     if select == "paper":
-        # A run that diverged before it had texts is scored as the others of its cell.
+        # A run that diverged before it had texts takes the kind of score that the others
+        # of its cell have.
         score_keys = runs.text_score.astype(object)
         score_keys = score_keys.groupby(runs.cell).transform("first")
         for key in set(score_keys.dropna()):
@@ -425,10 +430,12 @@ def reported_cells(
 
 
 def pairs(runs: pd.DataFrame, row: str, other: str = "") -> pd.DataFrame:
-    """The runs of a row beside those of another ("": of every other), a line for each
-    model, task and seed that both have, measured on the same: their scores x (of `row`)
-    and y (of the other), with a sign such that more is better, the `difference`, and
-    the columns of the other with the suffix _other. runs: of `reported`."""
+    """The runs of one row in pairs with those of another row ("": of every other one): a
+    line for each model, task and seed that both have, measured on the same.
+
+    The columns are the scores x (of `row`) and y (of the other row), with a sign such
+    that more is better; x minus y, the `difference`; and further columns of the first
+    run and, with the suffix _other, of the second. runs: of `reported`."""
     scored = runs[(runs.left_out == "") & runs.number.notna()]
     is_cost = scored.lower_is_better.astype(bool)
     scored = scored.assign(signed=scored.number.where(~is_cost, -scored.number))

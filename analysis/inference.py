@@ -114,14 +114,15 @@ def improvement(x: Iterable[float], y: Iterable[float]) -> float:
 class Mean:
     """A mean in points with its standard error and degrees of freedom.
 
-    Each is a number, or an array of several means; NaN stands for unknown. between: of
-    a mean over tasks, the standard deviation of the tasks' true differences.
+    Each is a number, or an array of several means; NaN stands for unknown.
+    between_task_sd: of a mean over tasks, the standard deviation of the tasks' true
+    differences.
     """
 
     mean: Any
     error: Any
     freedom: Any
-    between: Any = math.nan
+    between_task_sd: Any = math.nan
 
     def interval(self, level: float = LEVEL) -> Any:
         """Both ends, by Student's t."""
@@ -265,27 +266,27 @@ def random_effects(means: ArrayLike, variances: ArrayLike) -> Mean:
     freedom = is_mean.sum(axis=-1) - 1
     means = np.where(is_mean, means, 0.0)
     variances = np.where(is_mean, np.maximum(variances, 1e-12), np.inf)
-    between = np.zeros(freedom.shape)
+    between_variance = np.zeros(freedom.shape)
     spread = np.zeros(freedom.shape)
     # Newton's steps from 0 rise to the solution (DerSimonian and Kacker 2007)
     for _ in range(50):
-        weights = 1 / (variances + between[..., None])
+        weights = 1 / (variances + between_variance[..., None])
         mean = (weights * means).sum(axis=-1) / weights.sum(axis=-1)
         squares = weights * (means - mean[..., None]) ** 2
         spread = squares.sum(axis=-1)
         slope = (weights * squares).sum(axis=-1)
         with np.errstate(invalid="ignore", divide="ignore"):
             step = np.where(slope > 0, (spread - freedom) / slope, 0)
-        between = np.maximum(0, between + step)
+        between_variance = np.maximum(0, between_variance + step)
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.sqrt(spread / freedom / weights.sum(axis=-1))
-    return Mean(mean, error, freedom, np.sqrt(between))
+    return Mean(mean, error, freedom, np.sqrt(between_variance))
 
 
 def power_over_tasks(
     effect: float,
-    between: float,
-    within: float,
+    between_task_sd: float,
+    pair_sd: float,
     pairs: Sequence[int],
     draws: int = 20_000,
 ) -> float:
@@ -293,12 +294,12 @@ def power_over_tasks(
 
     Args:
         effect: the true mean difference, in points.
-        between: the standard deviation of the tasks' true differences.
-        within: that of a pair's difference within a task.
+        between_task_sd: the standard deviation of the tasks' true differences.
+        pair_sd: that of a pair's difference within a task.
         pairs: how many pairs each task has.
         draws: how many times the study is simulated; always the same draws.
     """
-    deviation = np.sqrt(between**2 + within**2 / np.asarray(pairs))
+    deviation = np.sqrt(between_task_sd**2 + pair_sd**2 / np.asarray(pairs))
     normal = np.random.default_rng(0).normal(size=(draws, len(pairs)))
     return float((mean_of(effect + deviation * normal).sign() < 0).mean())
 

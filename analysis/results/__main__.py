@@ -64,7 +64,8 @@ def main(arguments: list[str]) -> int:
 
 
 def obsolete_pages(folder: Path, files: Mapping[Path, str]) -> list[Path]:
-    """Pages and pictures of studies that are gone."""
+    """The pages and pictures in a folder that belong to no study any more. files: those
+    that are written now."""
     pages_there = [path for path in folder.glob("*") if path.suffix in (".md", ".svg")]
     return [path for path in pages_there if path not in files]
 

@@ -42,7 +42,8 @@ def single_task(finding: Finding, runs: pd.DataFrame) -> SingleTask | None:
     comparison = finding.largest_comparison
     if comparison is None or comparison.pairs[0] is None:
         return None
-    left, right = comparison.pairs[0].left.row, comparison.pairs[0].right.row
+    left = comparison.pairs[0].left.row
+    right = comparison.pairs[0].right.row
     is_compared = (runs.model == comparison.model) & (runs.task == comparison.task)
     compared = runs[is_compared].drop_duplicates("id")
     lines = paired_differences(compared, right, as_reference=True)
@@ -51,36 +52,37 @@ def single_task(finding: Finding, runs: pd.DataFrame) -> SingleTask | None:
         return None
     line = lines_of_left.iloc[0]
     return SingleTask(
-        comparison,
-        right,
-        int(line.pairs),
-        float(line["mean"]),
-        (float(line.low), float(line.high)),
-        float(line.p),
-        float(line.holm),
-        len(lines),
+        comparison=comparison,
+        against=right,
+        pairs=int(line.pairs),
+        mean=float(line["mean"]),
+        interval=(float(line.low), float(line.high)),
+        p=float(line.p),
+        holm=float(line.holm),
+        comparisons=len(lines),
     )
 
 
 @dataclass(frozen=True)
 class Costs:
-    """VeRA's cost divided by another row's.
+    """VeRA's costs divided by another row's.
 
-    seconds: of training, by model and task, the median over pairs of runs of one seed
-    on one kind of processor. bytes: of the adapter's file, at least and at most.
+    seconds: the ratio of the times of training, by model and task: the median over pairs
+    of runs of one seed on one kind of processor. bytes: the lowest and the highest ratio
+    of the sizes of adapter files.
     """
 
     seconds: Mapping[str, float]
     bytes: tuple[float, float]
 
     @property
-    def typical(self) -> float:
-        """The median over tasks."""
+    def median_ratio(self) -> float:
+        """The ratio of the times of training: the median over tasks."""
         return median(self.seconds.values())
 
     @property
-    def ends(self) -> tuple[str, str]:
-        """The tasks where VeRA is fastest and slowest."""
+    def extreme_tasks(self) -> tuple[str, str]:
+        """The tasks on which VeRA is fastest and slowest, relative to the other row."""
         by_ratio = sorted(self.seconds, key=lambda task: self.seconds[task])
         return by_ratio[0], by_ratio[-1]
 
@@ -88,25 +90,25 @@ class Costs:
 def costs_of(finding: Finding, runs: pd.DataFrame) -> Costs | None:
     """The costs of a finding's left row next to its right row; None where no pair ran
     on one kind of processor. runs: of `frame.runs`, a line for each run."""
-    by_id = runs.drop_duplicates("id").set_index("id")
-    by_task = dict[str, list[float]]()
-    sizes = list[float]()
+    facts = runs.drop_duplicates("id").set_index("id")
+    byte_ratios = list[float]()
+    second_ratios = dict[str, list[float]]()
     for comparison in finding.comparisons:
         if comparison.excluded:
             continue
         for left, right in _pairs_of_ids(comparison):
-            sizes.append(by_id.adapter_bytes[left] / by_id.adapter_bytes[right])
-            if by_id.device[left] == by_id.device[right]:
-                ratio = by_id.train_seconds[left] / by_id.train_seconds[right]
-                by_task.setdefault(comparison.place, []).append(ratio)
-    if not by_task:
+            byte_ratios.append(facts.adapter_bytes[left] / facts.adapter_bytes[right])
+            if facts.device[left] == facts.device[right]:
+                ratio = facts.train_seconds[left] / facts.train_seconds[right]
+                second_ratios.setdefault(comparison.place, []).append(ratio)
+    if not second_ratios:
         return None
-    seconds = {task: median(ratios) for task, ratios in by_task.items()}
-    return Costs(seconds, (min(sizes), max(sizes)))
+    seconds = {task: median(ratios) for task, ratios in second_ratios.items()}
+    return Costs(seconds, (min(byte_ratios), max(byte_ratios)))
 
 
 def _pairs_of_ids(comparison: Comparison) -> Iterator[tuple[str, str]]:
-    """The runs of each pair."""
+    """The ids of both runs of each pair of a comparison."""
     for pairs in comparison.pairs:
         if pairs is not None:
             yield from zip(pairs.left.ids, pairs.right.ids, strict=True)
@@ -147,7 +149,7 @@ class RowsOfSize:
 
     @property
     def top(self) -> tuple[RowOfSize, ...]:
-        """The rows with the highest means above VeRA's."""
+        """Of the TOP rows with the highest means those whose mean is above VeRA's."""
         return tuple(row for row in self.rows[:TOP] if row.mean.mean > 0)
 
     @property
@@ -160,7 +162,8 @@ class RowsOfSize:
 
 
 def rows_of_size(compared: OverTasks | None, runs: pd.DataFrame) -> RowsOfSize | None:
-    """The rows of about VeRA's size, or None where there is none. runs: of the study."""
+    """The rows of about VeRA's size; None if there is none. compared: the rows of the
+    study over its tasks. runs: of the study."""
     if compared is None:
         return None
     parameters_by_id = runs.drop_duplicates("id").set_index("id").parameters

@@ -1,6 +1,6 @@
-"""What a finding is made of: the paper's claim, the runs of two rows in pairs, a claim
-compared on one task, and a finding over its tasks. printed/findings.yaml has the
-claims."""
+"""What a finding is made of: a claim of the paper (printed/findings.yaml has them), the
+runs of two rows in pairs, the comparison of a claim on one task, and the finding over
+its tasks."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ from analysis.inference import (
 )
 from analysis.paper import printed_file
 
-#: Kinds of claims that compare rows by pairs of runs, and of these those with a margin.
+#: The kinds of claims that compare rows by pairs of runs, and the kinds with a margin.
 PAIRED_KINDS = ("near", "equal", "above", "ranks")
 KINDS_WITH_MARGIN = ("near", "equal")
 #: True mean differences at which a finding's power is stated, in points.
@@ -70,10 +70,11 @@ def claims() -> tuple[Claim, ...]:
 
 @dataclass(frozen=True)
 class Side:
-    """The runs of one row on one task.
+    """One side of a comparison: the runs of one row on one task.
 
-    ids: by seed. curves: how many runs have more than one evaluation. best_is_last: in
-    how many of these the best epoch is the last one.
+    ids: in the order of seeds. median, mean: of their scores. epochs: how long they
+    trained, each number once. curves: how many runs have more than one evaluation.
+    best_is_last: in how many of these the best epoch is the last one.
     """
 
     row: str
@@ -89,7 +90,7 @@ class Side:
 
     @property
     def still_rising(self) -> bool:
-        """Whether most curves have their best epoch at the end: more may help."""
+        """Whether most curves have their best epoch at the end, so that more may help."""
         return 2 * self.best_is_last > self.curves
 
 
@@ -97,9 +98,10 @@ class Side:
 class Pairs:
     """Two rows on one task in pairs of runs of one seed.
 
-    differences: by seed; positive means that the left row is better.
+    differences: of each pair; positive means that the left row is better.
+    left_collapsed, right_collapsed: which runs of each side collapsed.
     mean_over_seeds_and_rows: the mean difference with an interval over seeds and test
-    rows, where the records say which test rows are right.
+    rows; None where the records do not say which test rows are right.
     """
 
     left: Side
@@ -152,14 +154,14 @@ class Pairs:
 class Comparison:
     """A claim on one model and task.
 
-    pairs: an entry for each two rows that the claim compares; None where one of them
-    has not run. numbers: what was measured, of a claim on measures. table, mean: the
-    scores by rank and rate, and the regret, of a claim on rates (`rates.regret`).
-    counts: how many it rests on, where rows differ in it several; unit: of what (seed,
-    run or pair); size: the least of these for a verdict. excluded: why it counts in no
-    mean over tasks ("": it counts). crossfit: the verdict by cross-fitted epochs, where
-    epochs are chosen. paper_epochs: how long the paper trains, by the model's size.
-    origins: the studies of its runs.
+    sides: each row that it compares, once. pairs: an entry for each two rows; None where
+    one of them has not run. numbers: what was measured, of a claim on measures. table,
+    mean: the scores by rank and rate, and the regret, of a claim on rates
+    (`rates.regret`). counts: how many seeds, runs or pairs (unit) it rests on; several
+    numbers where rows differ in it. size: how many pairs, seeds or runs the verdict
+    rests on. excluded: why it counts in no mean over tasks ("": it counts). crossfit:
+    the verdict by cross-fitted epochs, where epochs are chosen. paper_epochs: how long
+    the paper trains, by the model's size. origins: the studies of its runs.
     """
 
     claim: Claim
@@ -227,11 +229,11 @@ class Exclusion:
 class Finding:
     """A claim over all of its tasks.
 
-    name: which of several comparisons it is. tasks: the mean difference of each task,
-    by model and task, where both runs trained; pair_counts: of how many seeds. mean:
-    what decides the verdict. analyses: other means, by name, which do not change the
+    name: which two rows it compares, where the claim compares several. tasks: by model
+    and task, the mean difference of the pairs in which both runs trained; pair_counts:
+    of how many seeds. mean: what decides the verdict. analyses: other means, by name, which do not change the
     verdict. pair_sd: the standard deviation of a pair's difference within a task;
-    between: that of the tasks' true differences. pairs_to_decide: how many pairs of one
+    between_task_sd: that of the tasks' true differences. pairs_to_decide: how many pairs of one
     task show equivalence (0: unknown).
     """
 
@@ -245,7 +247,7 @@ class Finding:
     analyses: Mapping[str, Mean] = field(default_factory=dict)
     collapses: tuple[Collapses, ...] = ()
     pair_sd: float = math.nan
-    between: float = math.nan
+    between_task_sd: float = math.nan
     pairs_to_decide: int = 0
     exclusions: tuple[Exclusion, ...] = ()
 
@@ -255,7 +257,7 @@ class Finding:
 
     @property
     def opponent(self) -> str:
-        """Of a near claim, the row that VeRA is compared with."""
+        """The row that VeRA is compared with, of a claim that it is near another row."""
         name = self.claim.finding.removeprefix("VeRA is near ")
         return name.removesuffix(" with fewer parameters")
 
@@ -288,11 +290,11 @@ class Finding:
         """How often the rule would find that the left row is below the right one, by
         the true mean difference (EFFECTS), with this finding's pairs and standard
         deviations; empty where these are unknown."""
-        if math.isnan(self.between) or math.isnan(self.pair_sd):
+        if math.isnan(self.between_task_sd) or math.isnan(self.pair_sd):
             return {}
         counts = [*self.pair_counts.values()]
         return {
-            effect: power_over_tasks(effect, self.between, self.pair_sd, counts)
+            effect: power_over_tasks(effect, self.between_task_sd, self.pair_sd, counts)
             for effect in EFFECTS
         }
 
@@ -322,7 +324,8 @@ class Finding:
         return {name: verdicts.count(name) for name in Verdict if name in verdicts}
 
     def agreeing_analyses(self) -> list[str]:
-        """The analyses beside the rule whose interval lies on the same side of 0."""
+        """The analyses beside the rule whose interval lies on the same side of 0 as that
+        of the rule, or contains 0 as that one does."""
         sign = int(self.mean.sign())
         return [
             name for name, mean in self.analyses.items() if int(mean.sign()) == sign
@@ -330,7 +333,8 @@ class Finding:
 
 
 def joint_verdict(verdicts: Iterable[Verdict]) -> Verdict:
-    """Of a claim that several comparisons must support: contradicted where one is."""
+    """The verdict on a claim that several comparisons must support: contradicted if one
+    of them contradicts it, supported if all support it."""
     verdicts = {*verdicts}
     if Verdict.CONTRADICTED in verdicts:
         return Verdict.CONTRADICTED
@@ -340,7 +344,7 @@ def joint_verdict(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def common_verdict(verdicts: Iterable[Verdict]) -> Verdict:
-    """The verdict that all of them give; inconclusive where they differ."""
+    """The verdict that all of them give; inconclusive if they differ."""
     verdicts = {*verdicts}
     return verdicts.pop() if len(verdicts) == 1 else Verdict.INCONCLUSIVE
 

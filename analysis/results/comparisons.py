@@ -111,13 +111,15 @@ def comparisons(runs: pd.DataFrame, records: Records = NO_RECORDS) -> list[Compa
 def _with_crossfit(
     comparison: Comparison, verdicts: Mapping[tuple[str, tuple[str, ...]], Verdict]
 ) -> Comparison:
+    """The comparison with its verdict by cross-fitted epochs. verdicts: by the claim's
+    finding and the ids of the compared runs."""
     verdict = verdicts.get((comparison.claim.finding, comparison.ids))
     return Comparison(**{**vars(comparison), "crossfit": verdict})
 
 
 def _compare_groups(runs: pd.DataFrame, records: Records) -> list[Comparison]:
-    """The comparisons of each comparable group that have a run which their claim has
-    not compared before."""
+    """The comparisons in each comparable group, without those whose runs their claim has
+    all compared in an earlier group."""
     comparisons = list[Comparison]()
     compared_runs = set[tuple[str, str]]()
     for group in comparable_groups(runs):
@@ -172,8 +174,9 @@ def mark_collapsed(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _compare_rows(runs: pd.DataFrame, records: Records) -> Iterator[Comparison]:
-    """The claims that compare rows, in their order. runs: one variant of each row."""
-    # Runs of one block may be paired.
+    """Each claim that compares rows, on each model and task. runs: one variant of each
+    row."""
+    # Only runs of one block, of one seed and measured on the same, may be paired.
     blocks = [*zip(runs.seed, runs.measured, strict=True)]
     runs_by_task = [
         dict([*group.groupby("row")])
@@ -195,23 +198,23 @@ def _pairs_of_claim(
     """The pairs of each two rows that a claim compares; None where one of them has not
     run."""
     if claim.kind == "ranks":
-        compared = _matched_ranks(runs_by_row, [*claim.rows])
+        compared = _pair_matched_ranks(runs_by_row, [*claim.rows])
     else:
-        compared = _shared_seeds(runs_by_row, [*claim.rows])
+        compared = _pair_first_with_others(runs_by_row, [*claim.rows])
     return [compare(*sides, records) if sides else None for sides in compared]
 
 
 def _comparison_of(claim: Claim, pairs: Sequence[Pairs | None], run: Any) -> Comparison:
-    """A claim on one task. It is inconclusive where no row's median is two standard
-    errors of the dev set above chance, since then no row has learned anything. run: any
-    run of the model and task."""
+    """A claim on one model and task. It is inconclusive if no row's median is two
+    standard errors of the dev set above chance, because then no row has learned
+    anything. run: any run of the model and task."""
     sides = dict[str, Side]()
-    for of_pair in filter(None, pairs):
-        for side in (of_pair.left, of_pair.right):
+    for two_rows in filter(None, pairs):
+        for side in (two_rows.left, two_rows.right):
             sides[side.row] = side
     verdicts = [
-        claim.verdict(of_pair.task_mean) if of_pair else Verdict.INCONCLUSIVE
-        for of_pair in pairs
+        claim.verdict(two_rows.task_mean) if two_rows else Verdict.INCONCLUSIVE
+        for two_rows in pairs
     ]
     combine = common_verdict if claim.kind == "ranks" else joint_verdict
     excluded = _reason_without_learning(run.task, [*sides.values()])
@@ -226,7 +229,7 @@ def _comparison_of(claim: Claim, pairs: Sequence[Pairs | None], run: Any) -> Com
         pairs=(*pairs,),
         verdict=Verdict.INCONCLUSIVE if excluded else combine(verdicts),
         counts=tuple(sorted({len(side.ids) for side in sides.values()})),
-        size=min(len(of_pair.seeds) for of_pair in pairs if of_pair),
+        size=min(len(two_rows.seeds) for two_rows in pairs if two_rows),
         excluded=excluded,
         paper_epochs=paper_epochs(run.family, run.task),
     )
@@ -265,29 +268,39 @@ def paper_epochs(family: str, task: str) -> dict[str, int]:
 TwoRows = tuple[pd.DataFrame, pd.DataFrame] | None
 
 
-def _shared_seeds(runs_by_row: RunsByRow, names: Sequence[str]) -> list[TwoRows]:
-    """The first of these rows with each other one, if each has run and has a number.
+def _pair_first_with_others(
+    runs_by_row: RunsByRow, names: Sequence[str]
+) -> list[TwoRows]:
+    """The runs of the first of these rows beside those of each other one; nothing unless
+    each row has run, and each run has a number.
 
-    They keep the seeds that all of them have, measured on the same data: medians of
-    other seeds could contradict the pairs.
+    Only the blocks (seeds, measured on the same data) that all rows have are left, since
+    medians over other seeds could contradict the pairs.
     """
     for name in names:
         if name not in runs_by_row or runs_by_row[name].number.isna().any():
             return []
-    every_block = [frozenset(runs_by_row[name].block) for name in names]
-    shared = frozenset.intersection(*every_block)
-    frames = [runs_by_row[name][runs_by_row[name].block.isin(shared)] for name in names]
+    blocks_of_rows = [frozenset(runs_by_row[name].block) for name in names]
+    shared_blocks = frozenset.intersection(*blocks_of_rows)
+    frames = list[pd.DataFrame]()
+    for name in names:
+        runs = runs_by_row[name]
+        frames.append(runs[runs.block.isin(shared_blocks)])
     # A BLEU and a perplexity cannot be compared
     if pd.concat(frames)["name"].nunique() != 1:
         return []
     return [(frames[0], frame) for frame in frames[1:]]
 
 
-def _matched_ranks(runs_by_row: RunsByRow, patterns: Sequence[str]) -> list[TwoRows]:
-    """VeRA of the highest rank that has run, with LoRA of the rank with the nearest
-    parameter count, among several ranks and within a factor of two. patterns: of
-    LoRA's rows, one for each convention of its alpha."""
-    sizes = pd.Series(
+def _pair_matched_ranks(
+    runs_by_row: RunsByRow, patterns: Sequence[str]
+) -> list[TwoRows]:
+    """The runs of VeRA's largest rank beside those of the LoRA rank that trains about as
+    many parameters: of two or more ranks the nearest one, which is at most twice as
+    large or small. None where there is none.
+
+    patterns: of LoRA's rows, one for each convention of its alpha."""
+    parameters_by_row = pd.Series(
         {
             row: float(runs.parameters.iloc[0])
             for row, runs in runs_by_row.items()
@@ -295,17 +308,17 @@ def _matched_ranks(runs_by_row: RunsByRow, patterns: Sequence[str]) -> list[TwoR
         },
         dtype=float,
     )
-    names = sizes.index.astype(str)
-    vera = sizes[names.str.fullmatch(r"vera(_r\d+)?")]
+    names = parameters_by_row.index.astype(str)
+    vera = parameters_by_row[names.str.fullmatch(r"vera(_r\d+)?")]
     if len(vera) < 2:  # one rank alone is no comparison of ranks
         return []
     matched = list[TwoRows]()
     for pattern in patterns:
-        ratios = sizes[names.str.fullmatch(pattern)] / vera.max()
+        ratios = parameters_by_row[names.str.fullmatch(pattern)] / vera.max()
         nearest = str(np.log(ratios).abs().idxmin()) if len(ratios) > 1 else ""
         if nearest and 0.5 <= ratios[nearest] <= 2:
             rows = [str(vera.idxmax()), nearest]
-            matched += _shared_seeds(runs_by_row, rows) or [None]
+            matched += _pair_first_with_others(runs_by_row, rows) or [None]
         else:
             matched.append(None)
     return matched
@@ -314,8 +327,9 @@ def _matched_ranks(runs_by_row: RunsByRow, patterns: Sequence[str]) -> list[TwoR
 def compare(
     left: pd.DataFrame, right: pd.DataFrame, records: Records = NO_RECORDS
 ) -> Pairs:
-    """Two rows in pairs of runs of one seed, such that more is better. left, right:
-    their runs (of `mark_collapsed`), a line for each seed in the same order."""
+    """Two rows in pairs of runs of one seed, with differences such that more is better.
+    left, right: their runs (of `mark_collapsed`), a line for each seed in the same
+    order."""
     left_scores = left.number.to_numpy()
     right_scores = right.number.to_numpy()
     with np.errstate(invalid="ignore"):  # of two infinite numbers

@@ -41,7 +41,8 @@ from analysis.results.measured import comparisons_of_measures
 from analysis.results.rates import comparisons_of_rates
 from runs.record.schema import Measure
 
-#: The analyses beside the rule: whether collapsed runs are in, and weights.
+#: The means that are computed beside the rule's, by name: whether pairs with a collapsed
+#: run count, and whether tasks have weights.
 ANALYSES = {
     "weighted mean": (False, True),
     "plain mean with collapsed runs": (True, False),
@@ -74,14 +75,15 @@ def findings(
     compared.sort(key=lambda item: (item.place.casefold(), item.origins, item.epochs))
     every_finding = list[Finding]()
     for claim in claims():
-        of_claim = [item for item in compared if item.claim == claim]
-        if of_claim:
-            every_finding += _findings_of_claim(claim, of_claim, runs)
+        compared_on_claim = [item for item in compared if item.claim == claim]
+        if compared_on_claim:
+            every_finding += _findings_of_claim(claim, compared_on_claim, runs)
     return every_finding
 
 
 def _origins(comparison: Comparison, origins: pd.Series) -> tuple[str, ...]:
-    """The studies whose runs a comparison has, sorted. origins: of runs, by id."""
+    """The studies whose runs a comparison has, sorted. origins: the study of each run,
+    by its id."""
     ids = [run for run in comparison.ids if run in origins.index]
     return tuple(sorted({*comparison.origins, *origins[ids]}))
 
@@ -95,14 +97,14 @@ def _findings_of_claim(
         tasks = {
             item.place: item.mean for item in compared if not math.isnan(item.mean.mean)
         }
-        mean = mean_of([of_task.mean for of_task in tasks.values()])
+        mean = mean_of([task_mean.mean for task_mean in tasks.values()])
         if len(tasks) == 1:
             (mean,) = tasks.values()
         yield Finding(claim, "", (*compared,), verdict, tasks=tasks, mean=mean)
         return
     exclusions = (*_exclusions(claim, compared, runs),)
     count = len(compared[0].pairs)
-    # A claim lists the second row of each comparison last.
+    # The rows of a claim end with the second row of each comparison.
     names = [*claim.rows.values()][-count:] if count > 1 else [""]
     for pair_index, name in enumerate(names):
         yield _finding_over_tasks(claim, name, compared, pair_index, exclusions)
@@ -154,7 +156,7 @@ def _finding_over_tasks(
         analyses=analyses,
         collapses=_collapses_by_row([pairs for _, pairs in counted]),
         pair_sd=pair_sd,
-        between=float(weighted.between) if weighted else math.nan,
+        between_task_sd=float(weighted.between_task_sd) if weighted else math.nan,
         pairs_to_decide=seeds_to_decide(pair_sd) if can_decide else 0,
         exclusions=exclusions,
     )
@@ -164,13 +166,13 @@ def _difference_frame(
     counted: Sequence[tuple[Comparison, Pairs]],
 ) -> pd.DataFrame:
     """The differences as a frame: a line for each pair, with its model and task
-    (`place`), the number of its comparison, its seed, and whether one of its runs
+    (`place`), the index of its comparison, its seed, and whether one of its runs
     collapsed."""
     lines = list[tuple[Any, ...]]()
-    for number, (comparison, pairs) in enumerate(counted):
+    for index, (comparison, pairs) in enumerate(counted):
         differences = zip(pairs.seeds, pairs.differences, pairs.collapsed, strict=True)
-        lines += [(comparison.place, number, *line) for line in differences]
-    columns = ["place", "number", "seed", "difference", "collapsed"]
+        lines += [(comparison.place, index, *line) for line in differences]
+    columns = ["place", "comparison", "seed", "difference", "collapsed"]
     frame = pd.DataFrame(lines, columns=columns)
     return frame.astype({"collapsed": bool, "difference": float})
 
@@ -186,7 +188,7 @@ def _differences_by_task(frame: pd.DataFrame) -> pd.DataFrame:
 def _pooled_pair_sd(frame: pd.DataFrame) -> float:
     """The standard deviation of a pair's difference within a comparison, pooled over
     comparisons; NaN where none has two pairs."""
-    groups = frame.groupby(["place", "number"]).difference
+    groups = frame.groupby(["place", "comparison"]).difference
     freedom = (groups.count() - 1).clip(lower=0)
     if not freedom.sum():
         return math.nan
@@ -194,9 +196,10 @@ def _pooled_pair_sd(frame: pd.DataFrame) -> float:
 
 
 def _analyses(frame: pd.DataFrame, trained: Array) -> dict[str, Mean]:
-    """The means beside the rule. Those with collapsed runs stand only where there are
-    some, and the weighted one only where there are several tasks. frame: all pairs.
-    trained: the differences by task and seed of the pairs without a collapsed run."""
+    """The means beside the rule's, by name (ANALYSES). Those with collapsed runs are left
+    out if no run collapsed, and the weighted ones if there is one task. frame: all pairs
+    (`_difference_frame`). trained: the differences by task and seed of the pairs without
+    a collapsed run."""
     flags = frame.assign(flag=frame.collapsed.astype(float))
     flags_by_seed = flags.groupby(["place", "seed"], sort=False).flag.max().unstack()
     differences = _differences_by_task(frame)
@@ -208,20 +211,20 @@ def _analyses(frame: pd.DataFrame, trained: Array) -> dict[str, Mean]:
         if with_collapsed and not is_collapsed.any():
             continue
         if len(values) > 1:
-            nothing = np.zeros_like(values, dtype=bool)
-            flagged = is_collapsed if with_collapsed else nothing
-            analyses[name] = over_tasks(values, flagged, weighted)
+            flags_of_values = np.zeros_like(values, dtype=bool)
+            if with_collapsed:
+                flags_of_values = is_collapsed
+            analyses[name] = over_tasks(values, flags_of_values, weighted)
         elif not weighted:
             analyses[name] = mean_of(values[0])
     return analyses
 
 
-def _collapses_by_row(every_pairs: Sequence[Pairs]) -> tuple[Collapses, ...]:
-    """How many runs of each of both rows collapsed; a run in several pairs counts
-    once."""
+def _collapses_by_row(counted_pairs: Sequence[Pairs]) -> tuple[Collapses, ...]:
+    """How many runs of each row collapsed. A run in several pairs counts once."""
     runs_by_row = dict[str, dict[str, bool]]()
     labels = dict[str, str]()
-    for pairs in every_pairs:
+    for pairs in counted_pairs:
         for row, runs in pairs.collapsed_runs().items():
             runs_by_row.setdefault(row, {}).update(runs)
         for side in (pairs.left, pairs.right):
@@ -244,37 +247,37 @@ def _exclusions(
     claim: Claim, compared: Sequence[Comparison], runs: pd.DataFrame
 ) -> Iterator[Exclusion]:
     """For each study, model and task whose results are in no pair of a claim, why they
-    are in none. Your own runs of one row alone are no attempt at the claim, and are not
-    listed."""
-    counted = set[str]()
-    reasons = dict[str, str]()
+    are in none. Your own runs are listed only if all rows of the claim have run:
+    otherwise they were no attempt at it."""
+    counted_ids = set[str]()
+    reason_by_id = dict[str, str]()
     for item in compared:
         if item.excluded:
-            reasons |= dict.fromkeys(item.ids, item.excluded)
+            reason_by_id |= dict.fromkeys(item.ids, item.excluded)
         else:
-            counted |= {*item.ids}
+            counted_ids |= {*item.ids}
     results = reported(runs.loc[runs.kind == "result", [*COLUMNS]])
     results = results.assign(in_points=in_points(results))
     places = ["origin", "model_label", "task_label"]
     for (study, model, task), group in results.groupby(places, sort=False):
         is_no_attempt = study == "ours" and not {*claim.rows} <= {*group.row}
-        if not is_no_attempt and not counted & {*group.id}:
-            reason = _reason_without_pair(claim, group, reasons)
+        if not is_no_attempt and not counted_ids & {*group.id}:
+            reason = _reason_without_pair(claim, group, reason_by_id)
             yield Exclusion(str(study), f"{model}, {task}", reason)
 
 
 def _reason_without_pair(
-    claim: Claim, group: pd.DataFrame, reasons: Mapping[str, str]
+    claim: Claim, group: pd.DataFrame, reason_by_id: Mapping[str, str]
 ) -> str:
-    """Why none of these results is in a pair of the claim. reasons: of excluded runs, by
-    id."""
+    """Why none of these results is in a pair of the claim. reason_by_id: why a run of an
+    excluded comparison is excluded."""
     if not group.in_points.any():
         # The name says the epoch, too: "perplexity, last epoch"
         score = group["name"].iloc[0].partition(",")[0]
         return f"{score} is not in points"
     for run_id in group.id:
-        if run_id in reasons:
-            return reasons[run_id]
+        if run_id in reason_by_id:
+            return reason_by_id[run_id]
     if claim.kind == "ranks":
         return "no two ranks of VeRA with LoRA's size"
     missing = [row for row in claim.rows if not (group.row == row).any()]

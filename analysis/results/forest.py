@@ -12,8 +12,9 @@ from analysis.figures.figure import COLOURS, Figure
 from analysis.inference import EQUIVALENCE_MARGIN, Mean
 from analysis.results.claims import Finding
 
-#: Where the axis ends, in points. An interval that goes on ends in an arrowhead.
-FRAME = 11.0
+#: Where the axis ends on both sides, in points. An interval that goes on beyond it ends
+#: in an arrowhead.
+AXIS_END = 11.0
 #: The marker and colour of each kind of line; a prediction interval has no marker.
 LOOKS = {
     "paper": ("D", "#000000"),
@@ -21,11 +22,11 @@ LOOKS = {
     "mean": ("s", COLOURS["vera"]),
     "prediction": ("", COLOURS["vera"]),
 }
-AXIS = "VeRA worse \N{LEFTWARDS ARROW} points \N{RIGHTWARDS ARROW} VeRA better"
+AXIS_LABEL = "VeRA worse \N{LEFTWARDS ARROW} points \N{RIGHTWARDS ARROW} VeRA better"
 COLUMNS = ["kind", "label", "difference", "low", "high"]
 #: The height of a line and of what stands around them, in inches.
 LINE_HEIGHT = 0.2
-MARGIN_HEIGHT = 0.75
+FRAME_HEIGHT = 0.75
 #: The width, in inches: narrow, so that a telephone shows it at its size.
 WIDTH = 4.2
 
@@ -44,24 +45,26 @@ def forest(findings: Sequence[Finding]) -> Figure | None:
     data = pd.DataFrame(lines, columns=COLUMNS)
     starts_line = data.label != data.label.shift()
     data = data.assign(place=starts_line.cumsum() - 1)
-    height = MARGIN_HEIGHT + LINE_HEIGHT * (data.place.max() + 1)
+    height = FRAME_HEIGHT + LINE_HEIGHT * (data.place.max() + 1)
     title = "VeRA minus the other row, with 95% intervals"
     return Figure("forest", title, data, [], _draw, size=(WIDTH, height))
 
 
 def _lines(finding: Finding) -> Iterator[Line]:
+    """The lines of a finding: its title, the paper's averages, each task, the mean over
+    tasks, and the prediction for a new task."""
     title = f"VeRA minus {finding.opponent}"
     yield "title", title, math.nan, math.nan, math.nan
     for difference in finding.claim.paper_differences().values():
         yield "paper", "the paper's averages", difference, math.nan, math.nan
     for task, mean in finding.tasks.items():
-        yield _interval("task", task, mean)
-    yield _interval("mean", "mean over tasks", finding.mean)
+        yield _line_of_mean("task", task, mean)
+    yield _line_of_mean("mean", "mean over tasks", finding.mean)
     low, high = finding.mean.prediction()
     yield "prediction", "a new task (prediction)", math.nan, float(low), float(high)
 
 
-def _interval(kind: str, label: str, mean: Mean) -> Line:
+def _line_of_mean(kind: str, label: str, mean: Mean) -> Line:
     low, high = mean.interval()
     return kind, label, float(mean.mean), float(low), float(high)
 
@@ -72,8 +75,8 @@ def _draw(axes: Axes, data: pd.DataFrame) -> None:
     for kind, (marker, colour) in LOOKS.items():
         lines = data[data.kind == kind]
         dash = "dotted" if kind == "prediction" else "solid"
-        low = lines.low.clip(lower=-FRAME)
-        high = lines.high.clip(upper=FRAME)
+        low = lines.low.clip(lower=-AXIS_END)
+        high = lines.high.clip(upper=AXIS_END)
         axes.hlines(lines.place, low, high, color=colour, linestyle=dash)
         face = "none" if kind == "paper" else colour
         axes.plot(
@@ -81,8 +84,8 @@ def _draw(axes: Axes, data: pd.DataFrame) -> None:
         )
         _draw_arrowheads(axes, lines, colour)
     names = data.drop_duplicates("place")
-    axes.set_xlim(-FRAME, FRAME)
-    axes.set_xlabel(AXIS, fontsize=8)
+    axes.set_xlim(-AXIS_END, AXIS_END)
+    axes.set_xlabel(AXIS_LABEL, fontsize=8)
     axes.set_yticks(names.place, names.label)
     axes.set_ylim(names.place.max() + 0.5, -0.5)
     axes.tick_params(labelsize=9)
@@ -93,18 +96,18 @@ def _draw(axes: Axes, data: pd.DataFrame) -> None:
 
 
 def _draw_arrowheads(axes: Axes, lines: pd.DataFrame, colour: str) -> None:
-    """An arrowhead, whose tip is at the frame, for each end of an interval beyond
+    """Draws an arrowhead at the end of the axis for each interval that goes on beyond
     it."""
-    ends = (
-        (lines[lines.low < -FRAME], -FRAME, CARETLEFT),
-        (lines[lines.high > FRAME], FRAME, CARETRIGHT),
+    arrowheads = (
+        (lines[lines.low < -AXIS_END], -AXIS_END, CARETLEFT),
+        (lines[lines.high > AXIS_END], AXIS_END, CARETRIGHT),
     )
-    for beyond, frame, marker in ends:
-        # An empty line would count as a point at the corner of the picture.
-        if len(beyond):
+    for lines_beyond, tip, marker in arrowheads:
+        # Without lines matplotlib would count a point at the corner of the picture.
+        if len(lines_beyond):
             axes.plot(
-                [frame] * len(beyond),
-                beyond.place,
+                [tip] * len(lines_beyond),
+                lines_beyond.place,
                 marker=marker,
                 markersize=6,
                 color=colour,

@@ -23,10 +23,10 @@ EQUAL_SHARE = 0.1
 def comparisons_of_measures(
     runs: pd.DataFrame, measures: Sequence[Measure]
 ) -> Iterator[Comparison]:
-    """The claims of figure 3, over runs (the figure shows their median), of figure 5,
-    over pairs of runs and the query matrices, and of figure 6."""
+    """The claims of three figures: of figure 3 over runs, of which the figure shows the
+    median; of figure 5 over pairs of runs, on the query matrices; and of figure 6."""
     for magnitudes in measured_values(runs, measures, "magnitude", "d"):
-        means = means_of_parts(magnitudes.values)
+        means = means_of_layers(magnitudes.values)
         yield from _comparisons_of_means(runs, magnitudes.values, means, "run", {})
     for similarities in measured_values(runs, measures, "similarity", *PAIRS):
         values = similarities.values
@@ -46,17 +46,17 @@ def _comparisons_of_means(
     unit: str,
     extra: Mapping[str, float],
 ) -> Iterator[Comparison]:
-    """The claims that some columns of `means` are larger than others.
+    """The claims that one column of `means` is larger than another one.
 
-    means: a line for each run or pair. values: what they are means of, with the ids of
-    the runs. unit: run or pair. extra: further numbers of the comparisons."""
+    means: a line for each run or pair of runs. values: what they are means of, with the
+    ids of the runs. unit: run or pair. extra: further numbers of the comparisons."""
     if means.empty:
         return
     ids = [*dict.fromkeys(itertools.chain(*values.runs))]
-    order = {run: position for position, run in enumerate(ids)}
+    position_by_id = {run: position for position, run in enumerate(ids)}
     measured_runs = reported(runs[runs.id.isin(ids)])
     measured_runs = measured_runs.sort_values(
-        "id", key=lambda column: column.map(order)
+        "id", key=lambda column: column.map(position_by_id)
     )
     by_row = measured_runs.groupby("conf_row", sort=False)
     sides = [side_of(runs_of_row) for _, runs_of_row in by_row]
@@ -87,9 +87,9 @@ def _comparisons_of_means(
         )
 
 
-def means_of_parts(values: pd.DataFrame) -> pd.DataFrame:
-    """The means of d over parts of the layers and sites, a line for each run; no line
-    at all where any run lacks query or value."""
+def means_of_layers(values: pd.DataFrame) -> pd.DataFrame:
+    """The means of d over some layers or one kind of matrix (the columns), a line for
+    each run; no line at all if a run has no finite d of query or of value."""
     finite = values.dropna()
     is_late = finite.layer >= finite.layer.drop_duplicates().median()
     parts = {
@@ -106,27 +106,27 @@ def means_of_parts(values: pd.DataFrame) -> pd.DataFrame:
             for name, is_in_part in parts.items()
         }
     )
-    # A run without a finite value must not be left out in silence
+    # groupby leaves out a run without a finite value, which must not go unnoticed.
     means = means.reindex(values.number.unique())
-    is_whole = means[["query", "value"]].notna().all(axis=None)
-    return means if is_whole else means[:0]
+    is_complete = means[["query", "value"]].notna().all(axis=None)
+    return means if is_complete else means[:0]
 
 
 def null_band(cosines: pd.DataFrame) -> float:
-    """Half the width of the band that holds 95% of the means over layers where one side
-    is a random matrix: 1.96 standard errors, from the spread of all such cosines. NaN
-    for fewer than two."""
-    random = cosines[["lora_random", "vera_random"]]
-    layers = random.groupby(cosines.number).count().max(axis=None)
-    finite = random.stack().dropna()
+    """Half the width of the band around 0 that holds 95% of the means over layers of
+    cosines with a random matrix: 1.96 standard errors of such a mean, from the spread of
+    all these cosines. NaN for fewer than two."""
+    with_random = cosines[["lora_random", "vera_random"]]
+    layers = with_random.groupby(cosines.number).count().max(axis=None)
+    finite = with_random.stack().dropna()
     if len(finite) < 2:
         return math.nan
     return float(1.96 * math.sqrt((finite**2).mean() / layers))
 
 
 def _comparisons_of_fit(fit: Measure) -> Iterator[Comparison]:
-    """The claim of figure 6, which is about every parameter count, so that one count on
-    which VeRA and LoRA differ contradicts it."""
+    """The claim of figure 6. It is about every parameter count: one count at which the
+    errors of VeRA and LoRA differ contradicts it."""
     errors = fit_errors(fit)
     finite = errors[errors.n > 0].drop_duplicates(["kind", "parameters"], keep="last")
     by_count = finite.pivot(index="parameters", columns="kind", values="mean")

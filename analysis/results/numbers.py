@@ -83,8 +83,13 @@ CALLS = (
 
 
 class StudyNumbers:
-    """What a study's notes can ask. runs: of the study; rows: beside VeRA; studies: the
-    folder of all studies, of which `study=` names another one."""
+    """What a study's notes can ask for (CALLS).
+
+    runs: of the study, with scores. rows: its rows beside VeRA. studies: the folder of
+    all studies: a call asks another one with `study=`.
+
+    Each call takes filters: columns of `frame.runs` or settings, with a value or a list
+    of values, such as task="mrpc"."""
 
     def __init__(self, runs: pd.DataFrame, rows: StudyRows, studies: Path) -> None:
         self.runs = scored_runs(runs)
@@ -105,7 +110,8 @@ class StudyNumbers:
     def select(
         self, row: str = "", kind: str = "result", study: str = "", **filters: Any
     ) -> pd.DataFrame:
-        """The runs of a row, by columns of `frame.runs` or by settings."""
+        """The runs of a row ("": of any) and kind that the filters choose. Raises
+        ValueError for none."""
         chosen = runs_of_study(self.studies / study) if study else self.runs
         chosen = chosen[chosen.kind == kind]
         if row:
@@ -120,7 +126,8 @@ class StudyNumbers:
     def _runs_by_seed(
         self, row: str, column: str, filters: dict[str, Any]
     ) -> pd.DataFrame:
-        """The runs of one cell, sorted by seed."""
+        """The results that the filters choose, sorted by seed, with `number`: the values
+        of the column. Raises ValueError unless they have one run of each seed."""
         chosen = self.select(row, **filters).sort_values("seed")
         if chosen.duplicated(["model", "task", "seed"]).any():
             raise ValueError(f"{row} with {filters} is several runs of one seed")
@@ -150,9 +157,10 @@ class StudyNumbers:
             filters: of both rows; with the prefix left_ or right_, of one of them.
         """
         sides = []
-        for row, side in ((left, "left_"), (right, "right_")):
-            of_side = filters_of_side(filters, side)
-            sides.append(self._runs_by_seed(row, score, of_side).set_index("seed"))
+        for row, prefix in ((left, "left_"), (right, "right_")):
+            side_filters = filters_of_side(filters, prefix)
+            runs = self._runs_by_seed(row, score, side_filters)
+            sides.append(runs.set_index("seed"))
         if trained:
             sides = [side[~side.collapsed] for side in sides]
         shared = sides[0].index.intersection(sides[1].index)
@@ -164,8 +172,8 @@ class StudyNumbers:
     def change(
         self, rows: str | list[str], left: str, right: str, **filters: Any
     ) -> SeedDifferences:
-        """One score of the same runs minus another, such as best minus last, by seed:
-        the mean over several rows."""
+        """One score of some runs minus another score of the same runs, such as best minus
+        last, by seed; of several rows the mean."""
         names = [rows] if isinstance(rows, str) else rows
         by_row = [
             self._runs_by_seed(row, left, filters).set_index("seed") for row in names
@@ -177,8 +185,8 @@ class StudyNumbers:
     def spread(
         self, row: str, score: str = "number", within: str = "", **filters: Any
     ) -> float:
-        """The standard deviation of a row's scores; within: pooled over the groups that
-        have the same of a column or setting."""
+        """The standard deviation of a row's scores. within: a column or setting; the
+        deviation within the runs of one value is pooled over its values."""
         chosen = self.select(row, **filters)
         scores = chosen[score].astype(float)
         if not within:
@@ -200,6 +208,7 @@ class StudyNumbers:
         return len(self.select(row, kind, **filters))
 
     def label(self, row: str) -> str:
+        """The name of a row in tables."""
         return str(self.select(row).label.iloc[0])
 
     def parameters(self, row: str, **filters: Any) -> str:
@@ -217,11 +226,12 @@ class StudyNumbers:
 
     def rates(self, row: str, **filters: Any) -> list[float]:
         """The learning rates that trials of a row tried."""
-        column = "lr_head" if row == "head" else "lr"
+        column = rate_column(row)
         return sorted(self.select(row, "trial", **filters)[column].unique())
 
     def best_rate(self, row: str, **filters: Any) -> float:
-        column = "lr_head" if row == "head" else "lr"
+        """The learning rate with the best mean score over the trials of a row."""
+        column = rate_column(row)
         trials = self.select(row, "trial", **filters)
         means = trials.groupby(column).number.mean()
         return float(
@@ -230,7 +240,7 @@ class StudyNumbers:
 
     def trial(self, row: str, lr: float, **filters: Any) -> float:
         """The mean score of the trials at a rate."""
-        column = "lr_head" if row == "head" else "lr"
+        column = rate_column(row)
         trials = self.select(row, "trial", **filters)
         return float(trials[np.isclose(trials[column], lr)].number.mean())
 
@@ -275,8 +285,9 @@ class StudyNumbers:
         excluded: Sequence[str] = (),
         **filters: Any,
     ) -> list[str]:
-        """The labels of the rows that are above (1) or below (-1) VeRA after Holm's
-        correction. pairs: by their own pairs, in place of the pooled variance."""
+        """The labels of the rows that are above (sign 1) or below (-1) VeRA after Holm's
+        correction. pairs: whether by the variance of their own pairs, in place of the
+        pooled one. excluded: labels to leave out. filters: columns of the row's cell."""
         names = list[str]()
         for row in self.rows.rows:
             cell: Any = row.cell
@@ -293,7 +304,7 @@ class StudyNumbers:
         return sorted({*cells[cells.task_label == task].conf_row})
 
     def difference_of(self, label: str, **filters: Any) -> Any:
-        """The line of a row (`study_rows.RowDifference`) by its label."""
+        """A row on one task (`study_rows.RowDifference`), by its label."""
         for row in self.rows.rows:
             cell: Any = row.cell
             matches = all(getattr(cell, key) == value for key, value in filters.items())
@@ -302,7 +313,8 @@ class StudyNumbers:
         raise ValueError(f"no row {label} with {filters}")
 
     def over_tasks(self, *tasks: str, share_of_gain: bool = False) -> OverTasks:
-        """The rows over these tasks (labels; by default all)."""
+        """The rows over these tasks (labels; by default all). share_of_gain: whether
+        scores are replaced as `gains` of `rows_over_tasks` says."""
         gains = self.rows.cells if share_of_gain else None
         compared = rows_over_tasks(self.rows.poolable, tasks, gains)
         if compared is None:
@@ -329,11 +341,17 @@ class StudyNumbers:
         return two_way(table.to_numpy())
 
 
-def filters_of_side(filters: dict[str, Any], side: str) -> dict[str, Any]:
-    """The filters of one side of a difference (left_ or right_)."""
-    opposite = "right_" if side == "left_" else "left_"
+def rate_column(row: str) -> str:
+    """The column with the learning rate that counts for a row."""
+    return "lr_head" if row == "head" else "lr"
+
+
+def filters_of_side(filters: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The filters of one side of a difference: those of both sides, and those with its
+    prefix (left_ or right_), without it."""
+    opposite = "right_" if prefix == "left_" else "left_"
     return {
-        key.removeprefix(side): value
+        key.removeprefix(prefix): value
         for key, value in filters.items()
         if not key.startswith(opposite)
     }
@@ -369,11 +387,11 @@ def runs_of_study(folder: Path) -> pd.DataFrame:
 
 
 def paper_number(table: str, model: str, row: str, column: str) -> str:
-    """A number that the paper prints."""
+    """A number that the paper prints. Raises ValueError if it prints several."""
     frame = numbers()
     by_key = frame.set_index(["table", "model", "row", "column"]).sort_index()
-    of_key = by_key.loc[[(table, model, row, column)]]
-    values = {*of_key.value}  # a row may stand in several parts of a table
+    lines = by_key.loc[[(table, model, row, column)]]
+    values = {*lines.value}  # a row may stand in several parts of a table
     if len(values) != 1:
         raise ValueError(f"{table} has {len(values)} numbers of {row} on {column}")
     return f"{values.pop():.1f}"
@@ -391,8 +409,9 @@ def width(difference: SeedDifferences) -> float:
 
 
 def power_of_columns(deviation: float, table: TwoWay, rows: int, columns: int) -> float:
-    """How often the F test at 5% of a table of rows by columns finds that columns
-    differ with this standard deviation."""
+    """The power of the F test at 5% to find that the columns of a table differ, if their
+    true means have this standard deviation. table: the analysis of variance that has the
+    deviation of its residuals."""
     freedoms = (columns - 1, (rows - 1) * (columns - 1))
     critical = special.fdtri(*freedoms, 0.95)
     ratio = 1 + rows * (deviation / table.deviation) ** 2

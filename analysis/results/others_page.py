@@ -1,4 +1,4 @@
-"""docs/others.md and its picture: what independent groups report beside the paper."""
+"""docs/others.md and its picture: what independent groups report of the paper's rows."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,7 +12,7 @@ from analysis.results.templates import rendered
 from analysis.tables import tables_of_runs
 from runs.record.ledger import Ledger
 
-#: The marker of each source.
+#: The marker of each source in the picture.
 MARKS = dict(zip(reported_sources(), "osDv^Xp*P<>hd8H.", strict=True))
 #: What identifies a cell of the paper's tables.
 CELL = ["model", "row", "column"]
@@ -51,7 +51,8 @@ def others_pages() -> dict[str, str]:
 
 
 def vera_minus_lora() -> pd.DataFrame:
-    """VeRA minus the same source's LoRA, the best of each where there are several."""
+    """VeRA minus LoRA of each source, by model and column: of the best score of each
+    where a source reports several."""
     keys = ["row", "label", "model", "column"]
     best = others().groupby(keys, sort=False).value.max()
     scores = pd.DataFrame({row: best[row] for row in ("vera", "lora")}).dropna()
@@ -60,7 +61,7 @@ def vera_minus_lora() -> pd.DataFrame:
 
 
 def numbers_by_reward(differences: pd.DataFrame) -> list[str]:
-    """VeRA's number and LoRA's of each source that trained by reward."""
+    """A text for each of these differences: VeRA's number and LoRA's, with the source."""
     return [
         f"{line.vera:g} and {line.lora:g} ({line.label})"
         for line in differences.itertuples()

@@ -59,7 +59,7 @@ END = "<!-- results of all studies: end -->"
 
 @dataclass(frozen=True)
 class PublishedStudy:
-    """A folder of published records: its runs and measures."""
+    """A folder of published records. runs: those of its ledger, as a frame."""
 
     folder: Path
     runs: pd.DataFrame
@@ -106,13 +106,14 @@ def all_runs(studies: Sequence[PublishedStudy]) -> pd.DataFrame:
 
 
 def near_claims(findings: Sequence[Finding]) -> list[Finding]:
-    """The claims that VeRA is as good as another row, which were compared."""
+    """The findings on the claims that VeRA is as good as another row, if any task has
+    runs of both."""
     return [item for item in findings if item.claim.kind == "near" and item.tasks]
 
 
 def findings_of(studies: Sequence[PublishedStudy]) -> list[Finding]:
-    """The findings over the runs of all studies. A run that several have published
-    belongs to the one whose preset started it."""
+    """The findings over the runs of all studies. A run that several studies have
+    published counts once, for the study whose preset started it."""
     frame = all_runs(studies)
     is_foreign = frame.preset != frame.origin
     frame = frame.assign(foreign=is_foreign).sort_values("foreign", kind="stable")
@@ -125,7 +126,8 @@ def findings_of(studies: Sequence[PublishedStudy]) -> list[Finding]:
 
 
 def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
-    """The pages of these studies, by their folders. They link what docs/bench has."""
+    """The pages of some studies. ledgers: of the studies, by their folders. docs: the
+    folder of the pages, which link those that docs/bench has already."""
     studies = studies_of(ledgers)
     every_finding = findings_of(studies)
     costs: Costs | None = None
@@ -138,16 +140,16 @@ def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
     plot = forest(every_finding)
     if plot:
         files["results/forest.svg"] = svg(plot)
-    compared = dict[str, RowsOfSize]()
+    rows_by_study = dict[str, RowsOfSize]()
     for study in studies:
         page = StudyPage(study)
         files |= page.files()
         small_rows = rows_of_size(page.over_tasks, study.runs)
         if small_rows:
-            compared[study.name] = small_rows
+            rows_by_study[study.name] = small_rows
     benches = sorted(docs.glob("bench/*/*.md"))
     files["results.md"] = overview(
-        every_finding, studies, benches, compared, costs, example
+        every_finding, studies, benches, rows_by_study, costs, example
     )
     files["results/comparisons.md"] = comparisons_page(every_finding)
     return Pages(files, every_finding, example)
@@ -157,20 +159,20 @@ def overview(
     findings: Sequence[Finding],
     studies: Sequence[PublishedStudy] = (),
     benches: Sequence[Path] = (),
-    compared: Mapping[str, RowsOfSize] = MappingProxyType({}),
+    rows_by_study: Mapping[str, RowsOfSize] = MappingProxyType({}),
     costs: Costs | None = None,
     example: SingleTask | None = None,
 ) -> str:
-    """The page of all studies. benches: pages in docs/bench/NAME. compared: of the
-    studies that compare many rows over tasks. costs: VeRA's next to LoRA's. example:
-    the two on one task."""
+    """The page of all studies. benches: pages in docs/bench/NAME. rows_by_study: rows of
+    about VeRA's size, of each study that compares many rows over tasks. costs: VeRA's
+    divided by LoRA's. example: VeRA and LoRA on one task."""
     return rendered(
         "results.md",
         findings=findings,
         numbers=claim_numbers(findings),
         studies=studies,
         benches=benches,
-        compared=compared,
+        rows_by_study=rows_by_study,
         costs=costs,
         example=example,
         drawn=forest(findings) is not None,
@@ -225,10 +227,10 @@ class StudyPage:
         }
         notes = rendered_notes(self.study.folder, self.study.runs, self.rows)
         title, notes = _split_title(notes.strip(), name)
-        # a study's notes are its answer, what would change it, and details
+        # NOTES.md has the answer, what would change it, and details.
         answer, _, rest = notes.partition("\n\n")
         change, _, details = rest.partition("\n## Details\n")
-        tables, equal = _split_by_task(rows_table(self.rows))
+        tables, equal = _tables_by_task(rows_table(self.rows))
         page = rendered(
             "study.md",
             title=title,
@@ -254,9 +256,8 @@ class StudyPage:
         return files
 
     def _figures(self) -> list[Figure]:
-        """The study's figures. It may compare settings of one row, such as epochs,
-        whose points would cover each other, so a figure has the nearest variant
-        alone."""
+        """The study's figures, of each row's nearest variant alone: a study may compare
+        settings of one row, such as epochs, whose points would cover each other."""
         part = Part(self.study.finished, [*self.study.ledger.measures.values()])
         drawn = list[Figure]()
         for draw in figures.FIGURES.values():
@@ -283,29 +284,32 @@ def _split_title(notes: str, name: str) -> tuple[str, str]:
     return title.removeprefix("# "), rest.strip()
 
 
-def _split_by_task(
+def _tables_by_task(
     table: Table,
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The lines of a Markdown table for each task, without the columns that are equal
-    in all of the task's rows; and for each task what these columns say."""
+    """A table with all tasks as one for each task (lines of Markdown), without the
+    columns in which all of its rows are equal; and for each task what these say."""
     columns = table.header or ["task"]
     texts = pd.DataFrame(table.texts, columns=columns).set_index("task")
     tables = dict[str, list[str]]()
     equal = dict[str, list[str]]()
     for task, lines in texts.groupby(level=0, sort=False):
-        rest = lines.iloc[:, 1:]
-        shared = lines.iloc[0, 1:][rest.nunique() == 1]
+        columns_after_name = lines.iloc[:, 1:]
+        is_equal = columns_after_name.nunique() == 1
+        equal_texts = columns_after_name.iloc[0][is_equal]
         equal[task] = [
-            f"{name} {text}" for name, text in shared.items() if text not in (NONE, "")
+            f"{name} {text}"
+            for name, text in equal_texts.items()
+            if text not in (NONE, "")
         ]
-        different = lines.drop(columns=shared.index)
+        different = lines.drop(columns=equal_texts.index)
         tables[task] = markdown_grid([*different], different.to_numpy().tolist())
     return tables, equal
 
 
 def rows_table(rows: StudyRows) -> Table:
-    """Each row of a study on each task: its score, and its difference from VeRA with
-    the 95% interval; bold: also after Holm's correction over the whole study."""
+    """Each row of a study on each task: its score, and its difference from VeRA with the
+    95% interval. The difference is bold if it is firm (`RowDifference.is_firm`)."""
     if not rows.rows:
         return Table("", [], [])
     return Table.of("", [_row_line(row) for row in rows.rows])
@@ -331,8 +335,8 @@ def _row_line(row: RowDifference) -> dict[str, Entry]:
 def difference_columns(
     mean: Any, is_firm: bool, ids: tuple[str, ...], decimals: int = 1
 ) -> dict[str, Entry]:
-    """The columns of a difference from VeRA, bold where it is firm, and of its
-    interval."""
+    """The entries of two columns: a difference from VeRA, bold if it is firm, and its
+    interval. ids: of the runs behind it."""
     low, high = mean.interval()
     value = of_runs(mean.mean, ids, sign=True, decimals=decimals)
     ends = of_runs(low, ids, high=high, sign=True, decimals=decimals)

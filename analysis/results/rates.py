@@ -1,5 +1,6 @@
-"""The claim that another rank needs no learning rate of its own, by the trials that
-chose the rates: how much a rank loses at the rate that is best for another one."""
+"""The claim that each rank of VeRA may take the same learning rate. It is tested by the
+trials that chose the rates: how much does a rank lose at the rate that is best for
+another one?"""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from analysis.frame import reported
 from analysis.inference import Array, Mean, equivalence_verdict, mean_of
 from analysis.results.claims import Claim, Comparison, claims
 
-#: What trials of one search share: scores of others are measured on other rows.
+#: What the trials of one search share. Scores of other searches are measured on other
+#: rows.
 SEARCH_COLUMNS = ["model", "task", "measured", "epochs"]
 
 
@@ -22,8 +24,8 @@ def comparisons_of_rates(runs: pd.DataFrame) -> Iterator[Comparison]:
         if claim.kind != "rates":
             continue
         for pattern in claim.rows:
-            of_rows = trials[trials.row.astype(str).str.fullmatch(pattern)]
-            for _, search in of_rows.groupby(SEARCH_COLUMNS, sort=False):
+            of_claim = trials[trials.row.astype(str).str.fullmatch(pattern)]
+            for _, search in of_claim.groupby(SEARCH_COLUMNS, sort=False):
                 if search["rank"].nunique() > 1 and search.lr.nunique() > 1:
                     yield _comparison_of_search(claim, search)
 
@@ -52,7 +54,8 @@ def _comparison_of_search(claim: Claim, search: pd.DataFrame) -> Comparison:
 
 
 def score_table(search: pd.DataFrame) -> pd.DataFrame:
-    """The score of each rank (index) at each rate and seed (columns)."""
+    """The score of each rank (index) at each rate and seed (columns), such that more is
+    better; NaN where nothing was tried. search: the trials of one search."""
     scores = search.number.where(~search.lower_is_better.astype(bool), -search.number)
     search = search.assign(score=scores)
     table = search.pivot_table(index="rank", columns=["lr", "seed"], values="score")
@@ -78,35 +81,37 @@ def regret(scores: Array) -> Mean:
         scores: by rank, rate and seed; more is better, NaN where nothing was tried.
 
     Returns:
-        The mean difference in points, at another rank's rate minus at the own rate,
-        over all pairs of ranks, with its error over seeds.
+        The mean difference in points between a rank's score at another rank's rate and
+        at its own rate, over all pairs of ranks, with its error over seeds.
     """
     ranks, _, seeds = scores.shape
     if seeds < 2 or np.isnan(scores).any():
         return Mean(math.nan, math.nan, math.nan)
-    by_seed = list[float]()
+    mean_by_seed = list[float]()
     for seed in range(seeds):
         means = np.delete(scores, seed, axis=2).mean(axis=2)
-        best = means.argmax(axis=1)
-        at_best = scores[:, best, seed]  # of each rank, at the rate of each rank
-        # a rank loses nothing at its own best rate: the diagonal is 0
-        losses = at_best - np.diag(at_best)[:, None]
-        by_seed.append(float(losses.sum() / (ranks * (ranks - 1))))
-    return mean_of(by_seed)
+        best_rates = means.argmax(axis=1)
+        # of each rank (line) at the best rate of each rank (column)
+        at_best_rates = scores[:, best_rates, seed]
+        # 0 on the diagonal, where the rate is the rank's own
+        changes = at_best_rates - np.diag(at_best_rates)[:, None]
+        mean_by_seed.append(float(changes.sum() / (ranks * (ranks - 1))))
+    return mean_of(mean_by_seed)
 
 
 def _table_lines(scores: pd.DataFrame, digits: int) -> list[list[str]]:
-    """The lines of the table: a header, then for each rank its mean at each rate and
-    the best rate, with ^ where that is the smallest or the largest that was tried for
+    """The lines of a table of texts: a header, then for each rank its mean at each rate
+    and its best rate, with ^ if that is the smallest or the largest that was tried for
     the rank. scores: of `score_table`."""
     means = scores.T.groupby(level=0).mean().T
     header = ["rank", *(f"rate {rate:g}" for rate in means.columns), "best rate"]
     lines = [header]
-    for rank, of_rank in means.iterrows():
+    for rank, score_by_rate in means.iterrows():
         texts = [
-            "-" if math.isnan(score) else f"{score:.{digits}f}" for score in of_rank
+            "-" if math.isnan(score) else f"{score:.{digits}f}"
+            for score in score_by_rate
         ]
-        tried = of_rank.dropna()
+        tried = score_by_rate.dropna()
         best = tried.idxmax()
         mark = "^" if best in (tried.index[0], tried.index[-1]) else ""
         lines.append([f"{rank:g}", *texts, f"{best:g}{mark}"])

@@ -12,7 +12,7 @@ from analysis.results.templates import distance, interval_text
 
 
 def fixed(value: float | Sequence[float], decimals: int = 1) -> str:
-    """A number, or several, with this many decimals."""
+    """A number with this many decimals; several as prose lists them."""
     if isinstance(value, int | float | np.floating):
         return f"{value:,.{decimals}f}"
     return listed([f"{number:,.{decimals}f}" for number in value])

@@ -22,9 +22,9 @@ from analysis.paired import paired_differences
 from analysis.results.comparisons import mark_collapsed
 from runs.record.intervals import LEVEL
 
-#: Rows with similar variances from which on the variance is pooled over them.
+#: How many rows of similar variances it takes to pool the variance over them.
 MANY_ROWS = 10
-#: A p below this is firm, after Holm's correction.
+#: A difference is firm if its p is below this, after Holm's correction.
 SIGNIFICANCE = 1 - LEVEL
 
 
@@ -58,7 +58,7 @@ class RowDifference:
 @dataclass(frozen=True)
 class PooledVariance:
     """The variance of a run on one task, pooled over rows. outliers: the labels of the
-    rows that are left out of it, because a run of them collapsed or they vary more."""
+    rows that are left out, because one of their runs collapsed or they vary more."""
 
     variance: TwoWay
     outliers: tuple[str, ...]
@@ -66,9 +66,11 @@ class PooledVariance:
 
 @dataclass(frozen=True)
 class StudyRows:
-    """Every row of a study on every task, with the variances by task where they are
-    pooled. cells: of the study (`frame.reported_cells`); poolable: those of similar
-    variance, without `rows_not_pooled`."""
+    """Every row of a study on every task.
+
+    rows: beside VeRA. pooled: by the labels of the tasks on which it is pooled, the
+    variance of a run. cells: of the study (`frame.reported_cells`). poolable: the cells
+    without the rows of `rows_not_pooled`."""
 
     rows: tuple[RowDifference, ...]
     pooled: Mapping[str, PooledVariance]
@@ -93,16 +95,17 @@ def study_rows(runs: pd.DataFrame) -> StudyRows:
     pooled = dict[str, PooledVariance]()
     lines = list[tuple[Any, Mean, Mean, float]]()
     poolable = list[int]()
-    for (model, place), of_task in cells.groupby(["model", places], sort=False):
-        on_task = in_cells(results, of_task)
-        outliers = rows_not_pooled(on_task)
-        is_outlier = of_task.row.isin(outliers)
-        poolable += of_task.index[~is_outlier].tolist()
-        variance = pooled_variance(on_task[~on_task.row.isin(outliers)])
+    for (model, place), cells_on_task in cells.groupby(["model", places], sort=False):
+        runs_on_task = in_cells(results, cells_on_task)
+        outliers = rows_not_pooled(runs_on_task)
+        is_outlier = cells_on_task.row.isin(outliers)
+        poolable += cells_on_task.index[~is_outlier].tolist()
+        variance = pooled_variance(runs_on_task[~runs_on_task.row.isin(outliers)])
         if variance:
-            labels = sorted(of_task.label[is_outlier])
-            pooled[of_task.task_label.iloc[0]] = PooledVariance(variance, (*labels,))
-        ordered = of_task.sort_values("parameters", kind="stable")
+            labels = sorted(cells_on_task.label[is_outlier])
+            task_label = cells_on_task.task_label.iloc[0]
+            pooled[task_label] = PooledVariance(variance, (*labels,))
+        ordered = cells_on_task.sort_values("parameters", kind="stable")
         for cell in comparable_costs(ordered).itertuples():
             paired, paired_p = mean_of([]), math.nan
             key = (model, place, cell.row)
@@ -124,7 +127,8 @@ def study_rows(runs: pd.DataFrame) -> StudyRows:
 
 
 def _with_variance(paired: Mean, variance: TwoWay) -> Mean:
-    """A mean over pairs by the pooled standard deviation of a run."""
+    """A mean over pairs, with the error that follows from the pooled standard deviation
+    of a run."""
     if not paired.freedom > 0:
         return paired
     error = variance.deviation * math.sqrt(2 / (paired.freedom + 1))
@@ -142,44 +146,45 @@ def rows_not_pooled(runs: pd.DataFrame) -> list[str]:
 
 
 def pooled_variance(runs: pd.DataFrame) -> TwoWay | None:
-    """The variance of a run pooled over the rows of one task, on the seeds that give it
-    the most degrees of freedom; None where rows are few."""
+    """The variance of a run pooled over the rows of one task; None if rows are few. Only
+    rows that have all of the seeds can be in it, so it takes the number of seeds that
+    leaves the most degrees of freedom."""
     by_row = runs[runs.parameters > 0].pivot_table(
         index="row", columns="seed", values="number"
     )
     seeds = by_row.notna().sum().sort_values(ascending=False, kind="stable").index
-    best = by_row[:0]
+    largest = by_row[:0]
     for count in range(2, len(seeds) + 1):
         complete = by_row[seeds[:count]].dropna()
-        if residual_freedom(complete) > residual_freedom(best):
-            best = complete
-    return two_way(best) if len(best) >= MANY_ROWS else None
+        if residual_freedom(complete) > residual_freedom(largest):
+            largest = complete
+    return two_way(largest) if len(largest) >= MANY_ROWS else None
 
 
 def residual_freedom(table: pd.DataFrame) -> int:
-    """The residual degrees of freedom of rows by seeds."""
+    """The residual degrees of freedom of a two-way table of rows by seeds."""
     return max(len(table) - 1, 0) * max(table.shape[1] - 1, 0)
 
 
 def is_best_rate_at_end(cell: Any, trials: pd.DataFrame) -> bool:
-    """Whether the best learning rate that trials tried for a cell is the lowest or the
-    highest of them: by their means over seeds, each beside its best rate of the
-    head."""
+    """Whether the best learning rate of a cell's trials is the lowest or the highest
+    that they tried. Rates are compared by their means over seeds, each at the rate of
+    the head that is best for it."""
     is_of_row = (
         (trials.conf_row == cell.conf_row)
         & (trials.task == cell.task)
         & (trials.model == cell.model)
     )
-    of_row = trials[is_of_row]
+    trials = trials[is_of_row]
     # The label of a variant begins with that of its row: "VeRA r=256, lr 0.001".
-    is_of_variant = of_row.label.map(
+    is_of_variant = trials.label.map(
         lambda label: f"{cell.label},".startswith(f"{label},")
     )
-    of_cell = of_row[is_of_variant.astype(bool)]
-    is_cost = of_cell.lower_is_better.astype(bool)
-    signed = of_cell.number.where(~is_cost, -of_cell.number)
-    rate = of_cell.lr_head if cell.method == "head" else of_cell.lr
-    means = signed.groupby([rate, of_cell.lr_head], dropna=False).mean()
+    trials = trials[is_of_variant.astype(bool)]
+    is_cost = trials.lower_is_better.astype(bool)
+    signed = trials.number.where(~is_cost, -trials.number)
+    rate = trials.lr_head if cell.method == "head" else trials.lr
+    means = signed.groupby([rate, trials.lr_head], dropna=False).mean()
     score_by_rate = means.groupby(level=0).max().sort_index()
     if len(score_by_rate) < 2:
         return False
@@ -194,10 +199,10 @@ def is_best_rate_at_end(cell: Any, trials: pd.DataFrame) -> bool:
 class OverTasks:
     """The rows of a study over its tasks, beside VeRA.
 
-    means: of the rows that have all tasks, by model and task. rows: these rows without
-    VeRA, by size; labels, ids: by row. difference: each row's mean over
-    tasks minus VeRA's, as an array in the order of `rows`; p: of each, after Holm's
-    correction.
+    tasks: their labels. means: of the rows that have all tasks (lines), by model and
+    task (columns). variance: of this table. rows: these rows without VeRA, by size;
+    labels, ids: by row. difference: each row's mean over tasks minus VeRA's, as an array
+    in the order of `rows`; p: of each, after Holm's correction.
     """
 
     tasks: tuple[str, ...]
@@ -269,7 +274,7 @@ def rows_over_tasks(
         means=means,
         variance=variance,
         rows=tuple(minus_vera.index),
-        # A row's label on a task where it stands at several settings says which
+        # Where a row has several settings on a task, its label there is longer.
         labels=by_row.label.agg(lambda labels: min(labels, key=len)).to_dict(),
         ids=by_row.ids.agg("sum").to_dict(),
         difference=difference,
@@ -278,8 +283,8 @@ def rows_over_tasks(
 
 
 def _share_of_gain(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.Series:
-    """Each row's score as a share of the gain from the head alone to LoRA, in
-    percent."""
+    """Where each row's score lies between that of the head alone (0) and LoRA's (100) on
+    the same model and task. rows, cells: cells; those of `cells` have both."""
     by_task = cells.pivot_table(
         index=["model_label", "task_label"], columns="row", values="mean"
     )

@@ -35,7 +35,8 @@ def results_environment(*folders: Path, autoescape: bool = False) -> jinja2.Envi
 
 
 def rendered(page: str, **gaps: Any) -> str:
-    """A page: its template with the gaps filled."""
+    """The text of a page. page: the name of its template. gaps: what the template calls,
+    by name."""
     return without_gaps(results_environment().get_template(page).render(gaps))
 
 

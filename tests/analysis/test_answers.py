@@ -65,8 +65,8 @@ def test_costs_are_medians_over_pairs_of_one_kind_of_processor():
     of_ledger = records_with_costs()
     costs = costs_of(near_lora(of_ledger), runs(of_ledger))
     assert sorted(costs.seconds.values()) == [0.5, 1.5]
-    assert costs.typical == 1.0
-    assert [costs.seconds[task] for task in costs.ends] == [0.5, 1.5]
+    assert costs.median_ratio == 1.0
+    assert [costs.seconds[task] for task in costs.extreme_tasks] == [0.5, 1.5]
     assert costs.bytes == (0.25, 0.25)
 
 

@@ -271,13 +271,17 @@ def test_the_random_effects_mean_is_the_published_one():
     )
     found = random_effects(means, variances)
     assert found.mean == pytest.approx(62.4076199113286)
-    assert found.between**2 == pytest.approx(0.705395309224248)
+    assert found.between_task_sd**2 == pytest.approx(0.705395309224248)
     assert (found.error, found.freedom) == (pytest.approx(0.338030602684471), 8)
-    assert random_effects(1e3 * means, 1e6 * variances).between == pytest.approx(
-        1e3 * found.between
-    )
+    assert random_effects(
+        1e3 * means, 1e6 * variances
+    ).between_task_sd == pytest.approx(1e3 * found.between_task_sd)
     alike = random_effects([1.0, 1.1, 0.9, math.nan], np.ones(4))  # NaN: no such task
-    assert (alike.between, alike.mean, alike.freedom) == (0, pytest.approx(1.0), 2)
+    assert (alike.between_task_sd, alike.mean, alike.freedom) == (
+        0,
+        pytest.approx(1.0),
+        2,
+    )
     assert alike.error == pytest.approx(0.1 / math.sqrt(3))  # as of the means alone
 
 

@@ -17,7 +17,7 @@ from analysis.results import pages
 from analysis.results.__main__ import main
 from analysis.results.claims import PAIRED_KINDS
 from analysis.results.findings import findings
-from analysis.results.forest import FRAME, _draw, forest
+from analysis.results.forest import AXIS_END, _draw, forest
 from analysis.results.pages import (
     BEGIN,
     END,
@@ -232,13 +232,13 @@ class Axes:
 def test_an_interval_that_leaves_the_frame_ends_in_an_arrowhead():
     figure = forest(findings(runs(ledger(*records()))))
     data = figure.data
-    beyond = data[(data.low < -FRAME) | (data.high > FRAME)]
+    beyond = data[(data.low < -AXIS_END) | (data.high > AXIS_END)]
     assert len(beyond) > 0
     axes = Axes()
     axes.get_yticklabels = lambda: [Axes()] * data.place.nunique()
     _draw(axes, data)
-    assert axes.markers.count(CARETLEFT) == (data.low < -FRAME).sum()
-    assert axes.markers.count(CARETRIGHT) == (data.high > FRAME).sum()
+    assert axes.markers.count(CARETLEFT) == (data.low < -AXIS_END).sum()
+    assert axes.markers.count(CARETRIGHT) == (data.high > AXIS_END).sum()
     kinds = data.kind.value_counts().to_dict()
     assert kinds == {"paper": 6, "task": 3, "mean": 1, "prediction": 1, "title": 1}
 
