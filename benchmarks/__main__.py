@@ -42,7 +42,7 @@ from runs.command.advice import require_known
 from runs.command.parser import CommonSettings, entry_point, read_command_line, setting
 from runs.record.files import write_atomically
 from runs.record.keys import Count
-from runs.run.provenance import code_state, machine, versions
+from runs.run.provenance import code_state, describe_device, versions
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
     name = require_known("part", "".join(line.positional) or "training", PARTS)
     rows = PARTS[name](line.settings)
     origin = {
-        "machine": machine(torch.device(DEVICE)),
+        "machine": describe_device(torch.device(DEVICE)),
         "threads": torch.get_num_threads(),
     }
     origin |= {

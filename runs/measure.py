@@ -104,9 +104,9 @@ def _provenance() -> Provenance:
     """The code, the versions and the machine that a measure comes from."""
     import torch
 
-    from runs.run.provenance import code_state, made_with
+    from runs.run.provenance import code_state, make_provenance
 
-    return made_with(code_state(), torch.device("cpu"))
+    return make_provenance(code_state(), torch.device("cpu"))
 
 
 def _summary_words(name: str, measure: MeasuredValues) -> str:

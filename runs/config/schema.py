@@ -21,7 +21,7 @@ from runs.record.keys import (
     TaskKeys,
     TrainKeys,
 )
-from runs.run.methods import rates_of
+from runs.run.methods import read_rates
 from runs.tracking.tracker import Tracking
 
 
@@ -84,8 +84,8 @@ class Train(TrainKeys):
     @model_validator(mode="after")
     def _convert_rates(self) -> "Train":
         # runs/run/methods.py checks later whether the model has parameters of these names
-        self.lr_by = rates_of(self.lr_by, self.lr, "lr_by")
-        self.decay_by = rates_of(self.decay_by, self.weight_decay, "decay_by")
+        self.lr_by = read_rates(self.lr_by, self.lr, "lr_by")
+        self.decay_by = read_rates(self.decay_by, self.weight_decay, "decay_by")
         return self
 
 

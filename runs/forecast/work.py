@@ -118,7 +118,7 @@ def _padded_length(run: Run, train: Lengths, batch: int, rows: int) -> int:
 
 def _row_flops(run: Run, rows: int, length: int, predicted: int) -> RowFlops | None:
     """The FLOPs of a row of a micro-batch; None where they cannot be counted."""
-    counted = methods.flops(run, rows, length, predicted)
+    counted = methods.count_flops(run, rows, length, predicted)
     if counted is None:
         return None
     forward, training = (flops / rows for flops in counted)
@@ -154,7 +154,7 @@ def _work_by_reward(run: Run, rows: int, prompt: float) -> tuple[float, float]:
     # The last token of a completion is not read again, and all samples of one token
     # share the prompt's pass.
     length = max(1.0, prompt + limit - 1)
-    counted = methods.flops(run, rows, math.ceil(length), limit) or (0.0, 0.0)
+    counted = methods.count_flops(run, rows, math.ceil(length), limit) or (0.0, 0.0)
     forward, training = (flops / rows for flops in counted)
     sampling = forward * (prompt + samples * (limit - 1)) / length
     passes = 1 if limit == 1 else samples

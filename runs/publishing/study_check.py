@@ -37,8 +37,8 @@ from runs.record.schema import Measure, Record
 from runs.record.text import error_line, plural, printable
 from runs.run import provenance
 from runs.run.definition import overrides_of
-from runs.run.methods import LABELS, adapted, method_of_settings
-from runs.run.provenance import MAKING, git
+from runs.run.methods import SKELETON_LABELS, adapt_quietly, method_of_settings
+from runs.run.provenance import CODE_FOLDERS, git_output
 
 #: The name of a study, which is its folder's.
 NAME = re.compile(r"[a-z0-9_]{1,80}")
@@ -172,7 +172,7 @@ def problems_of_study(study: StudyFolder) -> list[str]:
 
 def has_history() -> bool:
     """Whether this is a clone, whose commits are known."""
-    return git("rev-parse", "HEAD") is not None
+    return git_output("rev-parse", "HEAD") is not None
 
 
 def _runs(ids: Sequence[str]) -> str:
@@ -360,7 +360,9 @@ def _counted(path: Path, settings: str) -> int | None:
     model = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
         method = method_of_settings(json.loads(settings))
-        network = adapted(skeleton(model, LABELS[model["modality"]]), method)
+        network = adapt_quietly(
+            skeleton(model, SKELETON_LABELS[model["modality"]]), method
+        )
         return int(method.count(network))
     except Exception:
         # of a model without an architecture, and of a stranger's settings
@@ -406,14 +408,14 @@ def in_history(commit: str | None) -> bool:
     """Whether this clone's history has a commit."""
     if not re.fullmatch(r"[0-9a-f]{40}", commit or ""):
         return False
-    return git("merge-base", "--is-ancestor", f"{commit}", "HEAD") is not None
+    return git_output("merge-base", "--is-ancestor", f"{commit}", "HEAD") is not None
 
 
 def _past_hashes(name: str) -> Iterator[str]:
     """The hashes that a file or package has had in this clone's history, the newest
     first. A run may have been started just before its code was committed."""
     words = ("log", "--format=%H", f"--max-count={SEARCHED_COMMITS}", "--", name)
-    for commit in (git("--literal-pathspecs", *words) or "").split():
+    for commit in (git_output("--literal-pathspecs", *words) or "").split():
         yield _hash_in(commit, name)
 
 
@@ -431,9 +433,9 @@ def _hash_in(commit: str, name: str) -> str:
 
 @cache
 def _blobs(commit: str) -> dict[str, str]:
-    """Git's name of each file of MAKING in a commit of this clone, records apart."""
+    """Git's name of each file of CODE_FOLDERS in a commit of this clone, records apart."""
     blobs = dict[str, str]()
-    for line in (git("ls-tree", "-rz", commit, *MAKING) or "").split("\0"):
+    for line in (git_output("ls-tree", "-rz", commit, *CODE_FOLDERS) or "").split("\0"):
         about, _, path = line.partition("\t")
         if path and not path.startswith("runs/records/"):
             blobs[path] = about.split()[-1]

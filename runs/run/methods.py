@@ -1,10 +1,11 @@
-"""The method of a run: one of vera's, or a class outside of the clone that a file of
-conf/method names. And the rates of single parameters, whether a method fits a model,
-and how many FLOPs a pass takes.
+"""The method of a run, the learning rates of single parameters, whether a method fits a
+model, and how many FLOPs a pass takes.
+
+A method is one of vera's, or a class of the user's own that a file names:
 
     kind: my_package.svft.SVFT # in FOLDER/method/svft.yaml, with --config-dir FOLDER
 
-The module is imported like any other: it is installed, or its folder is on PYTHONPATH.
+Its module is imported like any other: it is installed, or its folder is on PYTHONPATH.
 Only a file can name a class; an override cannot, and vera, which reads adapter files
 from anywhere, imports none."""
 
@@ -40,16 +41,16 @@ if TYPE_CHECKING:
 
 
 def method_of_settings(settings: dict[str, Any]) -> "vera.Method":
-    """The method with these settings (Run.method). Raises UserError where its class is
-    not to be imported."""
+    """The method with these settings (Run.method). Raises UserError where its class
+    cannot be imported, or is no method."""
     import vera
 
     kind = settings["kind"]
     if "." not in kind:
         return vera.make_method(**settings)
-    path, _, name = kind.rpartition(".")
+    module, _, name = kind.rpartition(".")
     try:
-        method = getattr(importlib.import_module(path), name)
+        method = getattr(importlib.import_module(module), name)
     except Exception as error:  # of the module's own code, too
         reason = f"{type(error).__name__}: {one_line(str(error))}"
         raise UserError(
@@ -68,18 +69,29 @@ def method_of_settings(settings: dict[str, Any]) -> "vera.Method":
 # --- rates and weight decays by patterns of parameters' names (train.lr_by, train.decay_by)
 
 
-#: Names in an error message, at most.
-NAMED_PARAMETERS = 12
-#: The keys of such mappings, and the key that a multiple in one, such as 16x, is of.
-BASES = {"lr_by": "lr", "decay_by": "weight_decay"}
+#: An error message lists so many names at most.
+MAX_LISTED_NAMES = 12
+#: The keys of such mappings, and the setting that a factor in them, such as 16x,
+#: multiplies.
+MULTIPLIED_SETTINGS = {"lr_by": "lr", "decay_by": "weight_decay"}
 
 
-def rates_of(
+def read_rates(
     setting: object, base: float, key: str = "lr_by"
 ) -> dict[str, float] | None:
-    """train.lr_by (or another key of BASES) with numbers alone, where 16x is 16 times
-    the base; None for an empty one, as if it were not there. Raises UserError for what
-    is no mapping of names to numbers."""
+    """A mapping such as train.lr_by with numbers in the place of factors.
+
+    Args:
+        setting: The mapping, of patterns to numbers or to factors such as 16x.
+        base: What the factors multiply: train.lr for lr_by.
+        key: A key of MULTIPLIED_SETTINGS, for messages.
+
+    Returns:
+        None for an empty mapping, as if it were not there.
+
+    Raises:
+        UserError: For what is no mapping of names to numbers.
+    """
     if not setting:
         return None
     if not isinstance(setting, dict):
@@ -89,26 +101,34 @@ def rates_of(
         )
     numbers = dict[str, float]()
     for pattern, rate in setting.items():
-        times = re.fullmatch(r"(\d+(?:\.\d+)?)x", str(rate))
-        number = float(times[1]) * base if times else rate
+        factor = re.fullmatch(r"(\d+(?:\.\d+)?)x", str(rate))
+        number = float(factor[1]) * base if factor else rate
         if type(number) not in (int, float) or not 0 <= number < float("inf"):
             raise UserError(
                 f"train.{key}.{pattern}={rate}: should be a number that is not "
-                f"negative, or such as 16x, 16 times train.{BASES[key]}"
+                f"negative, or such as 16x, 16 times train.{MULTIPLIED_SETTINGS[key]}"
             )
         numbers[str(pattern)] = float(number)  # `1` and `1.0` are one run
     return numbers
 
 
-def patterns_of(
+def patterns_by_name(
     names: Iterable[str], rates: Mapping[str, float], key: str = "lr_by"
 ) -> dict[str, str]:
-    """The pattern of each trained parameter's rate, by its name; others have their
-    group's. key: of BASES.
+    """The pattern of `rates` that each parameter's name matches, for the names that
+    match one. The others have the rate of their group.
 
     A pattern is the end of a name, from a dot on, and may have wildcards: B, query*.B,
-    classifier.*. Raises UserError for one that no name has, listing the model's own,
-    and for two that have a name in common."""
+    classifier.*.
+
+    Args:
+        names: The names of the trained parameters.
+        rates: By pattern.
+        key: A key of MULTIPLIED_SETTINGS, for messages.
+
+    Raises:
+        UserError: For a pattern that no name matches, and for two that match one name.
+    """
     names = list(names)
     pattern_of_name = dict[str, str]()
     for pattern in rates:
@@ -129,25 +149,26 @@ def patterns_of(
 
 
 def _listed_names(names: Iterable[str]) -> str:
-    """Names of parameters, each once for all layers."""
+    """The names of parameters for a message. Those that differ in the number of their
+    layer only are listed once, with a * for it."""
     without_numbers = [re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names]
     kinds = list(dict.fromkeys(without_numbers))
-    text = ", ".join(kinds[:NAMED_PARAMETERS]) or "none"
-    if len(kinds) > NAMED_PARAMETERS:
-        text += f" and {len(kinds) - NAMED_PARAMETERS} more"
+    text = ", ".join(kinds[:MAX_LISTED_NAMES]) or "none"
+    if len(kinds) > MAX_LISTED_NAMES:
+        text += f" and {len(kinds) - MAX_LISTED_NAMES} more"
     return text
 
 
-# --- whether a method fits a model, and FLOPs: on torch's device meta, which has shapes
-# and no values. Methods that compute on the weights (an SVD, say) pass here, and fail in
-# the run if they fail
+# --- whether a method fits a model, and FLOPs: on torch's device meta, where tensors have
+# shapes and no values. A method that computes on the weights (an SVD, for example) passes
+# this check, and may fail in the run
 
 
-#: Methods that ask more of a model than linear layers: any of peft's; a patch
-#: embedding; rows and columns.
+#: Methods that need more of a model than linear layers: those of peft differ; ssf needs a
+#: patch embedding that it knows, lora_xs enough rows and columns.
 CHECKED_METHODS = ("peft", "ssf", "lora_xs")
-#: The outputs of a model whose data are not read, by modality.
-LABELS = {"text": 2, "image": 100, "text generation": 0}
+#: How many labels a skeleton has, by modality. The task's own number needs its data.
+SKELETON_LABELS = {"text": 2, "image": 100, "text generation": 0}
 #: Settings that FLOPs are counted with, by method: AdapterDrop counts with every
 #: adapter, since it drops some at random.
 COUNTED_SETTINGS = {"adapter": {"drop_layers": 0, "drop_per_batch": False}}
@@ -165,9 +186,9 @@ def method_problem(run: Run) -> str | None:
     """Why a run's method does not fit its model, in one line; None where it does, or
     where that is not known.
 
-    This checks peft's methods, the few of our own that not every model takes, and
-    train.lr_by and decay_by, which name parameters. The rest need linear layers only,
-    and importing torch takes seconds."""
+    This checks CHECKED_METHODS, and train.lr_by and decay_by, which name parameters.
+    Other methods need linear layers only, and are not checked, since importing torch
+    takes seconds."""
     train = run.config["train"]
     rates = {
         "lr_by": train.get("lr_by") or {},
@@ -179,7 +200,7 @@ def method_problem(run: Run) -> str | None:
     if arguments is None:
         return None
     label = run.config["model"]["label"]
-    return _kept_problem(json.dumps([arguments, run.method, rates, label]))
+    return _cached_problem(json.dumps([arguments, run.method, rates, label]))
 
 
 def skeleton_arguments(run: Run) -> SkeletonArguments | None:
@@ -199,16 +220,15 @@ def skeleton_arguments(run: Run) -> SkeletonArguments | None:
             "settings": model.get("settings"),
             "modality": model["modality"],
         },
-        "num_labels": LABELS[model["modality"]],
+        "num_labels": SKELETON_LABELS[model["modality"]],
         "folder": str(folder) if folder else None,
     }
 
 
 @cache
-def _kept_problem(content: str) -> str | None:
-    """`method_problem` of a model, a method and rates, as JSON. Kept in the cache, but
-    for a class of one's own, whose code may change: a later plan does not import
-    torch."""
+def _cached_problem(content: str) -> str | None:
+    """`_find_problem`, from the user's cache where it is there, so that a later plan
+    does not import torch. Not for a class of the user's own, whose code may change."""
     model, method, _, _ = json.loads(content)
     if "." in method["kind"]:
         return _find_problem(content)
@@ -220,7 +240,7 @@ def _kept_problem(content: str) -> str | None:
 
 @cache
 def _code_of_methods() -> str:
-    """A hash of what the methods are made of."""
+    """A hash of the source files of vera."""
     return files_sha256(*sorted((ROOT / "vera").rglob("*.py")))
 
 
@@ -230,20 +250,21 @@ def _library_versions() -> list[str]:
 
 
 def _find_problem(content: str) -> str | None:
-    """`method_problem`, found by adapting the model without its weights."""
+    """`method_problem`, found by adapting the model without its weights. content: the
+    JSON of SkeletonArguments, the method's settings, the rates and the model's label."""
     model, settings, rates, label = json.loads(content)
     try:
         method = method_of_settings(settings)
-        network = adapted(models.skeleton(**model), method)
+        network = adapt_quietly(models.skeleton(**model), method)
         names = list[str]()
         for parameters in method.parameter_groups(network).values():
             names += parameters
-        for key, rates_by_name in rates.items():
-            patterns_of(names, rates_by_name, key)
+        for key, rates_of_key in rates.items():
+            patterns_by_name(names, rates_of_key, key)
     except Exception as error:
-        # such as an architecture that transformers lacks: loading it raises it again.
-        # On the meta device some computations fail that work on weights, and torch
-        # names the device
+        # Other errors, such as that of an architecture that transformers lacks, are
+        # raised again when the model is loaded. Some computations fail on the meta
+        # device alone, and torch's message names it
         if is_user_error(error) and "meta" not in f"{error} {error.__context__}":
             return f"{label}: {error}"
     return None
@@ -252,23 +273,32 @@ def _find_problem(content: str) -> str | None:
 Network = TypeVar("Network", bound="nn.Module")
 
 
-def adapted(network: Network, method: "vera.Method") -> Network:
-    """The network with a method. The run itself shows peft's warnings."""
+def adapt_quietly(network: Network, method: "vera.Method") -> Network:
+    """Adapts a network, and returns it. Warnings are dropped: the run itself shows
+    them."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         method.adapt(network)
     return network
 
 
-def flops(
+def count_flops(
     run: Run, rows: int, length: int, predicted: int
 ) -> tuple[float, float] | None:
-    """FLOPs of a forward pass over so many rows, and of a training pass, as torch's
-    counter counts them: products and attention, nearly everything. None where torch
-    cannot count them.
+    """The FLOPs of a forward pass, and those of a training pass (forward and backward),
+    as torch's counter counts them: products and attention, nearly everything.
 
-    length: tokens of a row, padding included. predicted: those that a language model
-    reads out. The count is kept in the cache, so a later plan does not import torch."""
+    The count is cached for the user, so that a later plan does not import torch.
+
+    Args:
+        run: The run whose model and method are counted.
+        rows: Rows of the batch.
+        length: Tokens of a row, padding included.
+        predicted: For how many tokens of a row a language model computes logits.
+
+    Returns:
+        None where torch cannot count them.
+    """
     arguments = skeleton_arguments(run)
     settings = run.method | COUNTED_SETTINGS.get(run.method["kind"], {})
     if run.method["kind"] == "vera" and run.config["model"]["quantise"]:
@@ -279,13 +309,13 @@ def flops(
     def count() -> tuple[float, float] | None:
         if arguments is None:
             return None
-        # of a model's own code, of a method that looks at values
+        # the errors of models and methods that need values, which the meta device lacks
         with contextlib.suppress(Exception):
             import torch
             from torch.utils.flop_counter import FlopCounterMode
 
             network = models.skeleton(**arguments).train()
-            adapted(network, method_of_settings(settings))
+            adapt_quietly(network, method_of_settings(settings))
             with FlopCounterMode(display=False) as counter:
                 logits = run_forward(network, *size)
                 forward = counter.get_total_flops()
@@ -303,7 +333,8 @@ def flops(
 
 
 def count_weights(run: Run) -> int:
-    """How many values a run's base model has. Its architecture has to be known."""
+    """How many weights a run's base model has; `skeleton_arguments` has to know its
+    architecture."""
     arguments = skeleton_arguments(run)
     assert arguments is not None
 
@@ -324,8 +355,8 @@ def _architecture_key(arguments: SkeletonArguments | None) -> list[object]:
 def run_forward(
     network: Any, rows: int, length: int, predicted: int, image: int | None
 ) -> "torch.Tensor":
-    """The logits for random rows, on the network's device. image: pixels of a side;
-    None: the model's."""
+    """The logits for random rows, on the network's device. image: pixels of an image's
+    side, None for the model's own; the rest as for `count_flops`."""
     import torch
 
     config = network.config

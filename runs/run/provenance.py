@@ -1,9 +1,9 @@
 """What a run was done with: code, versions and machine; and whether a record's sources
 have changed since.
 
-A run's id has no code in it. Committed code is known by its commit, and uncommitted
-code by the hashes of the source files of its method and task family. torch is not
-imported: commands ask of every run that is done."""
+A run's id does not depend on the code. A record names committed code by its commit, and
+uncommitted code by the hashes of the source files of its method and task family. torch is
+not imported, since commands compare the sources of every finished run."""
 
 import contextlib
 import hashlib
@@ -32,117 +32,133 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def git(*words: str) -> str | None:
-    """The output of a git command in this checkout; None outside of one."""
-    if INSTALLED:  # the repository around it, if any, is another project's
+def git_output(*words: str) -> str | None:
+    """The output of a git command in this checkout; None outside of one, or where the
+    command fails."""
+    if INSTALLED:  # a repository around it, if any, is another project's
         return None
     try:
-        done = subprocess.run(
+        finished = subprocess.run(
             ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return finished.stdout.strip()
 
 
 #: What may change a run's numbers without being part of its identity.
 Conditions = dict[str, object]
-#: What a module imports, with all that follows in parentheses.
-IMPORT = re.compile(r"^ *(?:import|from) ([^(\n]*(?:\([^)]*\))?)", re.MULTILINE)
+#: An import statement, with all that follows in parentheses.
+IMPORT_STATEMENT = re.compile(
+    r"^ *(?:import|from) ([^(\n]*(?:\([^)]*\))?)", re.MULTILINE
+)
 #: The folders of the checkout that a result depends on.
-MAKING = ("vera", "tasks", "runs", "conf")
+CODE_FOLDERS = ("vera", "tasks", "runs", "conf")
 
 
 @cache
 def code_state() -> Code:
-    """The commit of the code, and whether files differ from it (dirty): a tracked file
-    has changed, or a folder of MAKING holds a file that is neither tracked nor ignored.
-    upstream, altered: as `upstream` and `altered`. As it was when this process, or the
-    one that it was forked from, first asked; of an installed wheel commit and dirty
-    alone, when it was built. Without a checkout or a wheel's build.json both are None.
-    Records are no code."""
-    commit = git("rev-parse", "HEAD")
+    """The state of the code, as it was when this process, or the one that it was forked
+    from, first called this.
+
+    Returns:
+        In a checkout, its commit; "dirty", whether a tracked file has changed since or
+        CODE_FOLDERS have a file that is neither tracked nor ignored (records are no
+        code); and what `upstream_commit` and `altered_files` return. For an installed
+        wheel, commit and dirty alone, as they were when it was built, or None where
+        that is not known.
+    """
+    commit = git_output("rev-parse", "HEAD")
     if commit is None:
         return built_from()
-    changed_files = git(
-        "status", "--porcelain", "--untracked-files=no", "--", ":!runs/records"
+    without_records = ":!runs/records"
+    changed_files = git_output(
+        "status", "--porcelain", "--untracked-files=no", "--", without_records
     )
-    new_files = git(
-        "ls-files", "--others", "--exclude-standard", "--", *MAKING, ":!runs/records"
-    )
+    untracked = ("--others", "--exclude-standard")
+    new_files = git_output("ls-files", *untracked, "--", *CODE_FOLDERS, without_records)
     return {
         "commit": commit,
         "dirty": bool(changed_files or new_files),
-        "upstream": upstream(),
-        "altered": altered(),
+        "upstream": upstream_commit(),
+        "altered": altered_files(),
     }
 
 
-def upstream() -> str | None:
-    """The newest commit of this checkout's history that the project has: of the remote
-    "upstream" or else of origin's main branch; without either, the last one. None
-    without a git checkout."""
-    main = "refs/remotes/origin/HEAD"
-    refs = git("for-each-ref", "--format=%(objectname)", "refs/remotes/upstream")
-    refs = refs or git("rev-parse", "--verify", "--quiet", main) or "HEAD"
-    return git("merge-base", "HEAD", *refs.split())
+def upstream_commit() -> str | None:
+    """The newest commit of this checkout's history that the project itself has; None
+    without a git checkout. The project is the remote "upstream", else the main branch
+    of origin; without either, every commit counts as the project's."""
+    refs = git_output("for-each-ref", "--format=%(objectname)", "refs/remotes/upstream")
+    if not refs:
+        main = "refs/remotes/origin/HEAD"
+        refs = git_output("rev-parse", "--verify", "--quiet", main) or "HEAD"
+    return git_output("merge-base", "HEAD", *refs.split())
 
 
-def altered() -> list[str]:
-    """The project's own files in MAKING that differ from `upstream` or are gone; added
-    files do not count."""
+def altered_files() -> list[str]:
+    """The files in CODE_FOLDERS that `upstream_commit` has, and that differ from it or
+    are gone."""
     options = ("--name-only", "-z", "--no-renames", "--diff-filter=a")
-    paths = (*MAKING, ":!runs/records")
-    output = git("diff", *options, f"{upstream()}", "--", *paths) or ""
+    paths = (*CODE_FOLDERS, ":!runs/records")
+    output = git_output("diff", *options, f"{upstream_commit()}", "--", *paths) or ""
     return [name for name in output.split("\0") if name]
 
 
-def _digest(path: Path) -> str:
+def _short_hash(path: Path) -> str:
     """The first 16 hex digits of the SHA-256 of a file, or of all files of a
     package."""
     return files_sha256(*_files_of(path))[:16]
 
 
 def _files_of(path: Path) -> list[Path]:
+    """The file, or the files of a package."""
     return sorted(path.glob("*.py")) if path.is_dir() else [path]
 
 
-#: The files when this process, or the one that it was forked from, started: it runs
-#: those, however edited.
-PATTERNS = ("vera/methods/*.py", "tasks/*.py", "tasks/*/")
-AT_START = {path: _digest(path) for pattern in PATTERNS for path in ROOT.glob(pattern)}
+#: The files and packages that a method's class or a task's family may be in.
+SOURCE_PATTERNS = ("vera/methods/*.py", "tasks/*.py", "tasks/*/")
+#: Their hashes when this process, or the one that it was forked from, started. It runs
+#: the code of that moment, even where a file has been edited since.
+HASHES_AT_START = {}
+for _pattern in SOURCE_PATTERNS:
+    for _path in ROOT.glob(_pattern):
+        HASHES_AT_START[_path] = _short_hash(_path)
 
 
 def code_sources(method: object, family: ModuleType) -> dict[str, CodeSource]:
-    """For a record: the file of the method's class, and the file or package of the
-    task's family.
-
-    file: its name. sha256: the first 16 hex digits. imports: one hash of the modules
-    beside it that it imports. uncommitted: whether one of them is not as in the last
-    commit; None outside of a git checkout."""
-    task = Path(str(family.__file__))
-    task = task.parent if task.name == "__init__.py" else task
-    files = {"method": Path(inspect.getfile(type(method))), "task": task}
-    return {part: _source(path) for part, path in files.items()}
+    """What a record says of the file of the method's class ("method"), and of the file
+    or package of the task's family ("task")."""
+    family_file = Path(str(family.__file__))
+    is_package = family_file.name == "__init__.py"
+    return {
+        "method": _describe_source(Path(inspect.getfile(type(method)))),
+        "task": _describe_source(family_file.parent if is_package else family_file),
+    }
 
 
-def _source(path: Path) -> CodeSource:
+def _describe_source(path: Path) -> CodeSource:
+    """What a record says of a source file or package.
+
+    Returns:
+        file: its name. sha256: the first 16 hex digits, when this process started.
+        imports: one hash of the modules beside it that it imports. uncommitted: whether
+        it or one of them differs from the last commit; None outside of a checkout.
+    """
     files = [path, *imports_of(path)]
-    current = [_digest(file) for file in files]
-    # as this process runs them
-    at_start = [AT_START.get(file) or _digest(file) for file in files]
+    current = [_short_hash(file) for file in files]
+    at_start = [HASHES_AT_START.get(file) or _short_hash(file) for file in files]
     imports = hashlib.sha256(" ".join(at_start[1:]).encode()).hexdigest()[:16]
     source: CodeSource = {"file": path.name, "sha256": at_start[0], "imports": imports}
-    # the commits of another project are not known here
+    # a file elsewhere belongs to a project whose commits are not known
     if not path.is_relative_to(ROOT):
         source["uncommitted"] = None
         return source
     names = list[str]()
     for file in files:
         names += [part.relative_to(ROOT).as_posix() for part in _files_of(file)]
-    uncommitted = _uncommitted(tuple(names), tuple(current))
-    # What was edited since this process started is in no commit that the record could
-    # name
+    uncommitted = _is_uncommitted(tuple(names), tuple(current))
+    # The record names the commit of this process's start, which lacks later edits
     if uncommitted is not None and at_start != current:
         uncommitted = True
     source["file"] = path.relative_to(ROOT).as_posix()
@@ -151,26 +167,26 @@ def _source(path: Path) -> CodeSource:
 
 
 @cache
-def _uncommitted(names: tuple[str, ...], digests: tuple[str, ...]) -> bool | None:
-    """Whether one of these files, with these contents, is in no commit or differs from
-    the last."""
+def _is_uncommitted(names: tuple[str, ...], hashes: tuple[str, ...]) -> bool | None:
+    """Whether one of these files differs from the last commit, or is not in it. hashes:
+    of the files, so that the cached answer holds for these contents only."""
     commit = str(code_state()["commit"])
-    changed_files = git("diff", "--name-only", commit, "--", *names)
+    changed_files = git_output("diff", "--name-only", commit, "--", *names)
     if changed_files is None:
         return None
-    # with ignored files
-    return bool(changed_files or git("ls-files", "--others", "--", *names))
+    untracked_files = git_output("ls-files", "--others", "--", *names)
+    return bool(changed_files or untracked_files)
 
 
 def imports_of(path: Path) -> list[Path]:
-    """The modules beside a file that it imports, and that they do; none of a package:
-    all its files count."""
+    """The modules beside a file that it imports, directly or through one of them; none
+    for a package, whose files all count as its own."""
     modules = [path] if path.is_file() else []
-    for module in modules:  # which grows
+    for module in modules:  # the list grows in the loop
         text = module.read_text(encoding="utf-8", errors="replace")
-        for imported in IMPORT.findall(text):
+        for imported in IMPORT_STATEMENT.findall(text):
             for name in re.findall(r"[\w.]+", imported):
-                # the last part: of a module, or of what is imported from it
+                # the last part names a module, or something that is imported from one
                 file = path.with_name(f"{name.rpartition('.')[2]}.py")
                 if file.is_file() and file not in modules:
                     modules.append(file)
@@ -186,20 +202,23 @@ def is_committed(record: Record) -> bool:
 
 
 def changed_sources(record: Record) -> list[str]:
-    """The source files of a record that have changed since, or whose imports have, and
-    that are or were uncommitted. Not a file that has moved, and none that was committed
-    both times; of an older record, whose imports are not known, only the files
-    themselves."""
+    """The source files of a record that have changed since, or whose imports have.
+
+    A file that was committed then and is committed now does not count: the commit
+    of the record says which code it was. Neither does one that has moved. Older records
+    lack the hash of their imports, which is then not compared.
+    """
     names = []
     kind = record.get("config", {}).get("method", {}).get("kind", "")
     for part, source in record.get("code", {}).get("sources", {}).items():
-        outside = module_file(kind) if part == "method" else None
-        path = outside or ROOT / source["file"]
+        # the file of a class of the user's own, which is outside of the checkout
+        user_file = module_file(kind) if part == "method" else None
+        path = user_file or ROOT / source["file"]
         if not path.exists():
             continue
-        current = _source(path)
-        was_committed = not source["uncommitted"] and not current["uncommitted"]
-        if was_committed and not outside:
+        current = _describe_source(path)
+        is_committed_twice = not source["uncommitted"] and not current["uncommitted"]
+        if is_committed_twice and not user_file:
             continue
         if current["sha256"] != source.get("sha256", current["sha256"]):
             names.append(source["file"])
@@ -236,7 +255,8 @@ def difference_if_run_again(record: Record, run: Run) -> str:
 # --- versions, machine, configuration
 
 
-PACKAGES = (
+#: The packages whose versions a record has.
+RECORDED_PACKAGES = (
     "torch",
     "transformers",
     "accelerate",
@@ -258,8 +278,8 @@ PACKAGES = (
 
 
 def write_configuration(run: Run, run_id: str) -> None:
-    """Writes what Hydra leaves in a run's folder: config.yaml, resolved, and
-    overrides.yaml, its words."""
+    """Writes config.yaml, the resolved configuration, and overrides.yaml into a run's
+    folder, as Hydra's own main() would."""
     folder = run_folder(run.config["output"], run_id)
     config = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
     write_atomically(folder / "config.yaml", config)
@@ -270,21 +290,21 @@ def write_configuration(run: Run, run_id: str) -> None:
 
 @cache
 def versions() -> dict[str, str]:
-    """The versions of Python and of the packages."""
+    """The versions of Python and of RECORDED_PACKAGES, as far as they are installed."""
     installed = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in RECORDED_PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             installed[package] = version(package)
     return installed
 
 
-def machine(device: "torch.device") -> Device:
-    """The device and the system; never the machine's name."""
+def describe_device(device: "torch.device") -> Device:
+    """The device and the system. It never has the machine's name."""
     import torch
 
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else processor()
-    described: Device = {
+    description: Device = {
         "type": device.type,
         "name": name,
         "cpu": processor_model(),
@@ -292,24 +312,23 @@ def machine(device: "torch.device") -> Device:
         "cuda": torch.version.cuda,
     }
     if not on_gpu:
-        return described
+        return description
     major, minor = torch.cuda.get_device_capability(device)
-    described["driver"] = driver()
-    described["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    described["capability"] = f"{major}.{minor}"
-    return described
+    description["driver"] = driver()
+    description["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    description["capability"] = f"{major}.{minor}"
+    return description
 
 
-def made_with(code: Code, device: "torch.device") -> Provenance:
+def make_provenance(code: Code, device: "torch.device") -> Provenance:
     """The code, versions and device of a run, as its record has them."""
-    return {"code": code, "versions": {**versions()}, "device": machine(device)}
+    return {"code": code, "versions": {**versions()}, "device": describe_device(device)}
 
 
-def conditions(
+def conditions_of_attempt(
     code: Code, accelerator: "Accelerator", micro_batch: int | None
 ) -> Conditions:
-    """What may change a run's numbers without being part of its identity, of one
-    attempt."""
+    """What of an attempt may change a run's numbers, without being part of its id."""
     import torch
 
     commit = str(code["commit"])[:12]
@@ -318,7 +337,7 @@ def conditions(
     return {
         "commit": commit,
         **versions(),
-        "device": machine(accelerator.device)["name"],
+        "device": describe_device(accelerator.device)["name"],
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "micro_batch": micro_batch,

@@ -1,10 +1,10 @@
-"""The checks before the first run of a command: its model, data and method, so that all
-that is missing is said at once, before anything trains."""
+"""The checks of models, data and methods before the first run of a command. What is
+missing is reported at once, before anything trains."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tasks
 from runs import models
@@ -18,17 +18,22 @@ from tasks.images import preprocessing
 
 
 class Loaded(NamedTuple):
-    """What was loaded for the runs of a command, by the hash of its settings. errors:
-    what could not be."""
+    """What was loaded for the runs of a command.
+
+    Attributes:
+        tasks: The tasks, by the hash of their settings.
+        models: The folders of the models, by the hash of their settings.
+        errors: Why others could not be loaded, one sentence each.
+    """
 
     tasks: dict[str, tasks.Task]
-    models: dict[str, Any]
+    models: dict[str, Path]
     errors: list[str]
 
 
 def preflight(runs: list[Run]) -> None:
     """Fetches and checks the model, the data and the method of every run, and prints
-    notes. Raises UserError with all that is missing at once."""
+    notes. Raises UserError with everything that is missing."""
     for run in runs:
         _check_start(run)
     loaded = _load(runs)
@@ -39,15 +44,16 @@ def preflight(runs: list[Run]) -> None:
             errors.append(reason)
     if errors:
         raise UserError("; ".join(dict.fromkeys(errors)))
-    notes = [*_notes_of_tasks(runs, loaded), *_note_of_changed_code()]
-    notes += _notes_of_recipes(runs)
+    notes = [*_notes_of_tasks(runs, loaded), *_notes_on_changed_code()]
+    notes += _notes_on_recipes(runs)
     # the image tasks of all seeds have the same notes
     for note in dict.fromkeys(notes):
         print(f"note: {note}")
 
 
-def fetched_first(runs: Sequence[Run]) -> list[str]:
-    """The models that are not on this machine, and the data sets of no local file."""
+def downloads_before(runs: Sequence[Run]) -> list[str]:
+    """What may be downloaded before these runs: the models that are not on this machine,
+    and the data sets that are no local files."""
     names = dict[str, None]()
     for run in runs:
         if models.locate(run.config["model"]) is None:
@@ -59,21 +65,21 @@ def fetched_first(runs: Sequence[Run]) -> list[str]:
 
 
 def _check_start(run: Run) -> None:
-    """Makes the method of a run. Raises AdapterError where it cannot start from the
-    adapter that the run names."""
+    """Raises UserError where the run's method cannot be made, and AdapterError where it
+    cannot start from the adapter that the run names."""
     import vera
 
     method = method_of_settings(run.method)
-    name: str | Path
+    source: str | Path
     if run.start:
-        start = method_of_settings(run.start.method)
-        name = f"init_from={run.config['init_from']}"
+        start_method = method_of_settings(run.start.method)
+        source = f"init_from={run.config['init_from']}"
     elif run.config["init_from"]:
-        name = start_file(run)
-        start = vera.read_method(name)
+        source = start_file(run)
+        start_method = vera.read_method(source)
     else:
         return
-    vera.check_start(start, method, name)
+    vera.check_start(start_method, method, source)
 
 
 def _load(runs: list[Run]) -> Loaded:
@@ -106,19 +112,20 @@ def _follower_prefix(run: Run, runs: Sequence[Run]) -> str:
 
 
 def _notes_of_tasks(runs: list[Run], loaded: Loaded) -> list[str]:
+    """The tasks' notes and advice. Evaluation images are preprocessed on the way."""
     notes = list[str]()
     for run in _distinct(runs, "task", "model"):
         task = loaded.tasks[hash_of(run.config["task"])]
         if run.config["model"]["modality"] == "image":
-            # Evaluation images are preprocessed once for all runs, which shows that
-            # they can be read
+            # once for all runs; it also shows that the images can be read
             folder = loaded.models[hash_of(run.config["model"])]
             task.prepare(preprocessing(folder), 0)
         notes += [*task.notes, *task.advice]
     return notes
 
 
-def _note_of_changed_code() -> list[str]:
+def _notes_on_changed_code() -> list[str]:
+    """A note where files of the project itself have been changed."""
     altered = code_state().get("altered")
     if not altered:
         return []
@@ -129,8 +136,8 @@ def _note_of_changed_code() -> list[str]:
     return [f"{files}: changed, of the project itself. {reason}"]
 
 
-def _notes_of_recipes(runs: list[Run]) -> list[str]:
-    """What recipes leave open, with the rows and tasks that it concerns."""
+def _notes_on_recipes(runs: list[Run]) -> list[str]:
+    """What is missing of recipes, with the rows and tasks that it concerns."""
     rows_by_gap = defaultdict[str, list[str]](list)
     for run in runs:
         row = f"{run.row} on {run.task}"
@@ -140,8 +147,8 @@ def _notes_of_recipes(runs: list[Run]) -> list[str]:
 
 
 def _distinct(runs: list[Run], *parts: str) -> list[Run]:
-    """One run for each combination of these parts of the configuration: the last
-    one, in the place of the first."""
+    """One run for each content of these parts of the configuration, in the order in
+    which the contents first occur. It is the last run with that content."""
     runs_by_content = dict[str, Run]()
     for run in runs:
         config: Mapping[str, object] = run.config

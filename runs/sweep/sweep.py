@@ -28,7 +28,7 @@ from runs.run.definition import Run
 from runs.run.identity import check_ids, final_ids, identify
 from runs.sweep.display import SHORTENED, heads
 from runs.sweep.pool import Job, Slots, Sweep, slots_of
-from runs.sweep.preflight import fetched_first, preflight
+from runs.sweep.preflight import downloads_before, preflight
 from runs.sweep.worker import log_folder, run_by_workers
 from runs.tracking.tracker import Tracking, ask_before_upload, is_logged_in, log_file
 from runs.training.files import Attempt
@@ -110,10 +110,10 @@ def dry_run(runs: list[Run], launcher: ByScript) -> str:
             "# The jobs will have another name: it is known once models and data are"
             " fetched"
         )
-    if fetched := fetched_first(runs):
+    if downloads := downloads_before(runs):
         notes.append(
             "# Fetched before jobs are submitted, where this machine lacks them: "
-            f"{', '.join(fetched)}"
+            f"{', '.join(downloads)}"
         )
     notes += [f"# {remark}" for remark in launcher.remarks]
     folder = log_folder(Sweep(jobs, Tracking("off")))

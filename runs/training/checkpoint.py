@@ -34,7 +34,7 @@ from runs.record.configuration import Configuration, TrainConfig
 from runs.record.files import replacing
 from runs.record.schema import CURVE_COLUMNS, Curve, Reach, RightRows, Status
 from runs.record.steps import rate_factor, warmup_of
-from runs.run.methods import patterns_of
+from runs.run.methods import patterns_by_name
 from runs.run.provenance import Conditions
 
 #: Plain values, as JSON has them.
@@ -311,7 +311,7 @@ def optimizer_groups(
     groups: list[ParameterGroup] = []
     parameters_by_part = method.parameter_groups(model)
     names = [name for named in parameters_by_part.values() for name in named]
-    pattern_by_name = patterns_of(names, rates)
+    pattern_by_name = patterns_by_name(names, rates)
     decay_by_name = _weight_decays(parameters_by_part, model, train)
     for part, parameters in parameters_by_part.items():
         base_rate = train["lr_head"] if part == "head" else train["lr"]
@@ -348,7 +348,7 @@ def _weight_decays(
             in_norms |= {id(tensor) for tensor in module.parameters(recurse=False)}
     decays = train.get("decay_by") or {}
     names = [name for named in parameters_by_part.values() for name in named]
-    pattern_by_name = patterns_of(names, decays, "decay_by")
+    pattern_by_name = patterns_by_name(names, decays, "decay_by")
     decay_by_name = dict[str, float]()
     for parameters in parameters_by_part.values():
         for name, parameter in parameters.items():

@@ -28,7 +28,7 @@ from runs.run.provenance import (
     changed_conditions,
     code_sources,
     code_state,
-    conditions,
+    conditions_of_attempt,
     write_configuration,
 )
 from runs.training import determinism
@@ -121,7 +121,7 @@ class Training(Context):
         self.state = State(
             self.config["keep"],
             self.config["adapter_precision"],
-            conditions=conditions(
+            conditions=conditions_of_attempt(
                 self.code, self.accelerator, self.config["micro_batch"]
             ),
         )

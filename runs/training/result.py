@@ -33,8 +33,8 @@ from runs.record.schema import (
 )
 from runs.run.definition import Run
 from runs.run.identity import data_content, functions_content, model_content, start_id
-from runs.run.methods import BASES, rates_of
-from runs.run.provenance import machine, versions
+from runs.run.methods import MULTIPLIED_SETTINGS, read_rates
+from runs.run.provenance import describe_device, versions
 from runs.training.context import number_of_parameters
 from runs.training.determinism import determinism
 from runs.training.loop import Training
@@ -69,7 +69,7 @@ def build_record(training: Training, texts: Texts | None) -> Record:
         "seeds": values["seeds"],
         "code": training.code,
         "versions": {**versions()},
-        "device": machine(device),
+        "device": describe_device(device),
         "determinism": _determinism(training),
         # what it read
         "model": measured["model"],
@@ -259,8 +259,8 @@ def _differences_from_recipe(run: Run, trains: bool) -> list[str]:
     sentences = []
     for key in sorted(run.recipe_keys & set(settings)):
         expected = from_recipe(run.config, key)
-        if key in BASES:
-            expected = rates_of(expected, train[BASES[key]], key)
+        if key in MULTIPLIED_SETTINGS:
+            expected = read_rates(expected, train[MULTIPLIED_SETTINGS[key]], key)
         if key == "alpha" and lora_scaling(run.config) == "proportional":
             alpha = row_label(run.config).rpartition(", ")[2]
             sentences.append(

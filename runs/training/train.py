@@ -18,7 +18,7 @@ from runs.record.ledger import finished_record, run_folder
 from runs.record.schema import Record
 from runs.record.text import FULL_DISK_ERRORS, describe
 from runs.run.definition import Run
-from runs.run.provenance import made_with
+from runs.run.provenance import make_provenance
 from runs.run.reward_functions import rows_of_step
 from runs.tracking.tracker import Tracker, Tracking
 from runs.training import predictions
@@ -155,7 +155,7 @@ def train(training: "Training", tracking: Tracking | None = None) -> Record:
     from runs.training.result import build_record
 
     accelerator = training.accelerator
-    provenance = made_with(training.code, accelerator.device)
+    provenance = make_provenance(training.code, accelerator.device)
     training.tracker = Tracker(tracking, training.run, training.run_id, provenance)
     try:
         record = build_record(training, training.train_and_decode())

@@ -45,7 +45,7 @@ from runs.record import ledger
 from runs.record.ledger import PUBLISHED, write_record
 from runs.record.text import is_hidden
 from runs.run.identity import run_id
-from runs.run.provenance import git
+from runs.run.provenance import git_output
 
 PAGE, COLUMNS = (
     ROOT / "docs" / "attack.md",
@@ -230,7 +230,7 @@ def campaign(home: Path, share: float) -> dict[str, Counter[str]]:
 
 def write_page(rows: dict[str, Counter[str]], seed: int, seconds: float) -> None:
     """The counts, at the end of docs/attack.md."""
-    where = f"{os.cpu_count()} CPU cores, commit {git('describe', '--always', '--dirty')}, seed {seed}"
+    where = f"{os.cpu_count()} CPU cores, commit {git_output('describe', '--always', '--dirty')}, seed {seed}"
     tried, problems = rows["all"]["cases"], rows["all"]["did not hold"]
     text = f"Measured on {datetime.date.today()}, {where}: {tried:,} cases in {seconds / 60:.0f} minutes. "
     text += f"{problems:,} did not hold." if problems else f"All {tried:,} held."

@@ -14,7 +14,7 @@ from chaos.watch import PHASES
 
 from runs.record.ledger import ROOT
 from runs.record.text import duration
-from runs.run.provenance import git
+from runs.run.provenance import git_output
 
 if TYPE_CHECKING:
     from chaos.campaign import Campaign
@@ -78,10 +78,10 @@ def counts_of(campaign: "Campaign", seed: int, seconds: float) -> Counts:
 def _commit() -> str:
     """The commit of the code, with a mark where files differ from it. docs/ is no code:
     a campaign before this one has written its counts there."""
-    commit = git("rev-parse", "HEAD")
+    commit = git_output("rev-parse", "HEAD")
     if commit is None:
         return "unknown"
-    changed = git(
+    changed = git_output(
         "status",
         "--porcelain",
         "--untracked-files=no",

@@ -103,11 +103,11 @@ def check(paths: Iterable[Path], device: str, output: Path, limit: float) -> boo
     one failed."""
     import torch
 
-    from runs.run.provenance import code_state, machine, versions
+    from runs.run.provenance import code_state, describe_device, versions
 
     header = {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": machine(torch.device(device)),
+        "machine": describe_device(torch.device(device)),
     }
     findings = Findings(
         output / "gpu_check.jsonl",

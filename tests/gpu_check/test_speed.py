@@ -49,7 +49,7 @@ def test_milliseconds_of_a_step(precision, row, found):
             tokens = rows * length
             seconds[tokens] = steady(partial(steps, rows, length), 20 if ON_GPU else 2)
             words.append(f"{task} {rows} x {length} {seconds[tokens] * 1e3:.1f} ms")
-    counted = methods.flops(run, rows, length, 0)
+    counted = methods.count_flops(run, rows, length, 0)
     tflops = counted[1] / seconds[tokens] / 1e12 if counted else None
     found(", ".join([*words, f"{tflops:.1f} TFLOP/s"]), seconds=seconds, tflops=tflops)
     steps.accelerator.free_memory()

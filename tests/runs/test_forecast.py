@@ -278,9 +278,9 @@ def test_flops_are_those_that_torch_counts_of_the_whole_model_with_weights(
         | {"model": run.config["model"] | {"architecture": MODELS[model]}},
     )
     batch_rows, length, predicted = 4, 32, 10 if task == "e2e" else 0
-    counted = methods.flops(run, batch_rows, length, predicted)
+    counted = methods.count_flops(run, batch_rows, length, predicted)
     outline = models.skeleton(
-        run.config["model"], methods.LABELS[run.config["model"]["modality"]]
+        run.config["model"], methods.SKELETON_LABELS[run.config["model"]["modality"]]
     )
     network = type(outline)(outline.config).train()
     vera.make_method(**run.method).adapt(network)

@@ -422,8 +422,8 @@ def checkout(tmp_path, monkeypatch):
     (root / ".gitignore").write_text("outputs/\n*.pyc\n*_own.py\n")
     subprocess.run(["git", "-C", str(root), "init", "-q"], check=True)
     monkeypatch.setattr(provenance, "ROOT", root)
-    monkeypatch.setattr(provenance, "AT_START", {})
-    for name in ("code_state", "_uncommitted"):
+    monkeypatch.setattr(provenance, "HASHES_AT_START", {})
+    for name in ("code_state", "_is_uncommitted"):
         monkeypatch.setattr(provenance, name, getattr(provenance, name).__wrapped__)
     commit(root)
     return root
@@ -460,7 +460,10 @@ def test_untracked_code_is_dirty_and_outside_a_checkout_nothing_is_known(checkou
         (checkout / path).unlink()
     shutil.rmtree(checkout / ".git")
     assert provenance.code_state() == {"commit": None, "dirty": None}
-    assert provenance._source(checkout / "vera/methods/mine.py")["uncommitted"] is None
+    assert (
+        provenance._describe_source(checkout / "vera/methods/mine.py")["uncommitted"]
+        is None
+    )
 
 
 def test_a_record_names_its_source_files(words):
@@ -468,7 +471,8 @@ def test_a_record_names_its_source_files(words):
     named = {part: (source["file"], source["sha256"]) for part, source in found.items()}
     files = {"method": "vera/methods/vera.py", "task": "tasks/glue.py"}
     assert named == {
-        part: (file, provenance._digest(ROOT / file)) for part, file in files.items()
+        part: (file, provenance._short_hash(ROOT / file))
+        for part, file in files.items()
     }
 
 
@@ -484,7 +488,7 @@ def test_a_source_that_was_committed_both_times_or_moved_is_no_difference(checko
     commit(checkout)
     for (before, _), path in files.items():
         path.write_text("one\n" if before == "committed" else "edited\n")
-    sources = {way: provenance._source(path) for way, path in files.items()}
+    sources = {way: provenance._describe_source(path) for way, path in files.items()}
     assert all(
         source["uncommitted"] is (before == "edited")
         for (before, _), source in sources.items()
@@ -526,7 +530,7 @@ def test_a_module_beside_it_that_the_file_imports_counts_too(checkout):
         mine.write_text(f"import os\n{line}\n")
         assert provenance.imports_of(mine) == [inner, layer], line
     commit(checkout)
-    source = provenance._source(mine)
+    source = provenance._describe_source(mine)
     other.write_text("edited\n")
     assert changed_method_source(source) == []
     inner.write_text("edited\n")
@@ -563,7 +567,8 @@ def test_a_file_that_git_ignores_is_in_no_commit_and_one_of_another_kind_is_no_c
     }
     paths = {name: (checkout / "vera/methods" / name).resolve() for name in states}
     assert {
-        name: provenance._source(path)["uncommitted"] for name, path in paths.items()
+        name: provenance._describe_source(path)["uncommitted"]
+        for name, path in paths.items()
     } == states
 
 
@@ -574,17 +579,20 @@ def test_an_edit_or_a_commit_while_a_sweep_goes_on_is_in_no_run_of_it(
     it was."""
     path, ask = checkout / "vera/methods/mine.py", provenance.code_state
     monkeypatch.setattr(provenance, "code_state", cache(ask))
-    before, began = provenance._digest(path), provenance.code_state()
+    before, began = provenance._short_hash(path), provenance.code_state()
     # Edited as it was imported, and since then as it is committed
-    monkeypatch.setattr(provenance, "AT_START", {path: "0" * 16})
-    assert provenance._source(path)["uncommitted"] is True
-    monkeypatch.setattr(provenance, "AT_START", {path: before})
+    monkeypatch.setattr(provenance, "HASHES_AT_START", {path: "0" * 16})
+    assert provenance._describe_source(path)["uncommitted"] is True
+    monkeypatch.setattr(provenance, "HASHES_AT_START", {path: before})
     path.write_text("two\n")
-    source = provenance._source(path)
+    source = provenance._describe_source(path)
     assert (source["sha256"], source["uncommitted"]) == (before, True)
     commit(checkout)
-    monkeypatch.setattr(provenance, "AT_START", {})
-    assert (provenance.code_state(), provenance._source(path)["uncommitted"]) == (
+    monkeypatch.setattr(provenance, "HASHES_AT_START", {})
+    assert (
+        provenance.code_state(),
+        provenance._describe_source(path)["uncommitted"],
+    ) == (
         began,
         True,
     )

@@ -26,7 +26,7 @@ from runs.record.sweeps import read_sweep, sweep_names
 from runs.run import methods
 from runs.run.definition import with_starts
 from runs.run.identity import run_id
-from runs.run.methods import method_of_settings, patterns_of, rates_of
+from runs.run.methods import method_of_settings, patterns_by_name, read_rates
 from runs.run.provenance import changed_sources
 from runs.sweep import sweep
 from runs.sweep.display import Display, result_words
@@ -486,7 +486,7 @@ def test_a_recipe_has_the_groups_of_its_authors(cell):
         re.fullmatch("(.+)=(.+)/(.+)", part).groups() for part in AUTHORS[cell].split()
     ]
     method = method_of_settings(run.method)
-    outline = methods.adapted(of_two_layers(run.config["model"]), method)
+    outline = methods.adapt_quietly(of_two_layers(run.config["model"]), method)
     groups, names = (
         optimizer_groups(method, outline, run.config["train"]),
         dict(outline.named_parameters()),
@@ -601,7 +601,7 @@ NAMES = [f"layer.{i}.query.{part}" for i in range(12) for part in "AB"]
 )
 def test_an_unknown_pattern_is_refused_with_the_real_names(names, patterns, told):
     with refused("train.lr_by: ", told):
-        patterns_of(names, dict.fromkeys(patterns.split(), 1.0))
+        patterns_by_name(names, dict.fromkeys(patterns.split(), 1.0))
 
 
 def test_rates_by_the_row():
@@ -615,10 +615,10 @@ def test_rates_by_the_row():
         {"B": 0.5},
     )
     assert "lr_by" not in run.method
-    assert rates_of({"B": "2.5x", "A": 0}, 1e-2) == {"B": 0.025, "A": 0.0}
+    assert read_rates({"B": "2.5x", "A": 0}, 1e-2) == {"B": 0.025, "A": 0.0}
     for wrong in ("x", "-2x", "2 x", "1e400x", None):
         with refused("train.lr_by.B=", "or such as 16x"):
-            rates_of({"B": wrong}, 1e-2)
+            read_rates({"B": wrong}, 1e-2)
 
 
 def test_empty_they_are_no_part_of_the_id():
@@ -685,7 +685,7 @@ def test_what_a_method_needs_is_told_from_the_configuration_alone(line, request)
 
 def test_without_a_method_of_pefts_nothing_is_asked(words, monkeypatch):
     monkeypatch.setattr(
-        methods, "_kept_problem", lambda *_: pytest.fail("built a model")
+        methods, "_cached_problem", lambda *_: pytest.fail("built a model")
     )
     assert methods.method_problem(expand(words)[0]) is None
 

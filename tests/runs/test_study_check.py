@@ -366,7 +366,7 @@ def test_a_hostile_label_is_no_record_and_reaches_no_terminal(clone):
 def test_the_command_writes_a_study_and_checks_it(words, tmp_path, monkeypatch):
     """From the first run to a study with nothing to mend, as an installed package
     writes it; on a tree without changes of the project's files."""
-    monkeypatch.setattr(provenance, "altered", list)
+    monkeypatch.setattr(provenance, "altered_files", list)
     provenance.code_state.cache_clear()
     monkeypatch.setattr(publish, "INSTALLED", True)
     monkeypatch.chdir(tmp_path)

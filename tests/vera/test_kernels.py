@@ -16,7 +16,7 @@ from transformers import BertModel
 from transformers.pytorch_utils import Conv1D
 
 import vera
-from vera.kernels import Group, KernelPlan, added_flops, choose_plan, merged
+from vera.kernels import Group, KernelPlan, Workload, added_flops, choose_plan, merged
 from vera.kernels.group import float32_slowdown
 from vera.methods.adapted import remove_hooks
 from vera.methods.layers import adapted_layers, layer_changes
@@ -425,14 +425,14 @@ DEAR = float32_slowdown(torch.device("cuda"), autocast=True)
     ],
 )
 def test_the_crossovers(shape, tokens, slower, path):
-    assert choose_plan(tokens, *shape, weights="keep", slower=slower).path == path
+    work = Workload(tokens, *shape, merge_slowdown=slower)
+    assert choose_plan(work, weights="keep").path == path
     # where the factor path would need as much
-    kept = choose_plan(tokens, *shape, slower=slower).keep
-    assert kept == (shape[0] * shape[1] <= tokens * (shape[2] + shape[1]))
+    keeps_weights = choose_plan(work).keep
+    assert keeps_weights == (shape[0] * shape[1] <= tokens * (shape[2] + shape[1]))
     if shape is BASE and slower == 1:  # an inference merges from the first crossover on
-        assert (choose_plan(tokens, *shape, training=False).path == "factor") == (
-            path == "factor"
-        )
+        inference = Workload(tokens, *shape, training=False)
+        assert (choose_plan(inference).path == "factor") == (path == "factor")
 
 
 @pytest.mark.parametrize("path", ["factor", "hybrid", "materialised"])
@@ -458,11 +458,9 @@ def test_flops_are_those_that_torch_counts(path, keep):
     # C d and C^T b of two matrices, which the model leaves out
     vectors = 2 * 2 * 2 * outputs * rank * (path != "factor")
     measured = counts[1] - counts[0]
-    assert (
-        measured - vectors
-        <= added_flops(KernelPlan(path, keep), tokens, inputs, 2 * outputs, rank)
-        <= measured
-    )
+    work = Workload(tokens, inputs, 2 * outputs, rank)
+    modelled = added_flops(KernelPlan(path, keep), work)
+    assert measured - vectors <= modelled <= measured
 
 
 def test_a_merge_is_as_fast_as_a_product_but_on_a_gpu_under_autocast():

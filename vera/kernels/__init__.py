@@ -18,5 +18,5 @@ pass, in elements:
     materialised  4 M n r + 2 T M n          the same
 """
 
-from vera.kernels.group import Group, added_flops, choose_plan, unchanged
+from vera.kernels.group import Group, Workload, added_flops, choose_plan, unchanged
 from vera.kernels.merged import KernelPlan, frozen_linear

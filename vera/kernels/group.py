@@ -3,7 +3,8 @@ model chooses: by their factors, or through the merged weight W = W0 + (b * B) (
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,20 @@ from vera.kernels.merged import (
 from vera.sites import is_transposed, layer_widths
 
 
+class _Call(NamedTuple):
+    """A call of the module that a group computes in.
+
+    Attributes:
+        x: The module's input.
+        stamp: Its `change_stamp` when the outputs were computed.
+        outputs: The outputs that no layer has taken yet.
+    """
+
+    x: Tensor
+    stamp: float
+    outputs: dict[Layer, Tensor]
+
+
 class Group:
     """The adapted layers that read the same input: they compute together, once for each
     call of their module.
@@ -35,17 +50,20 @@ class Group:
     outputs, and each layer takes its own. `end` drops those that no layer took: a layer
     that got another input (the values of a cross-attention) has computed alone.
 
-    layers: the layers. path, weights: as the settings of these names of VeRA.
-    kept_weights: the layers' merged weights within `unchanged`; None outside of it,
-    where each call merges anew."""
+    Attributes:
+        layers: The layers.
+        path: The setting `path` of VeRA.
+        weights: The setting `weights` of VeRA.
+        call: The call in progress; None between calls.
+        kept_weights: The layers' merged weights within `unchanged`; None outside of it,
+            where each call merges anew.
+    """
 
     def __init__(self, layers: Sequence[Layer], path: str, weights: str) -> None:
         self.layers = list(layers)
         self.path = path
         self.weights = weights
-        #: The input of the call, its `change_stamp`, and the outputs that no layer has taken
-        #: yet.
-        self.call: tuple[Tensor, float, dict[Layer, Tensor]] | None = None
+        self.call: _Call | None = None
         self.kept_weights: Weights | None = None
         for layer in self.layers:
             layer.group = self
@@ -55,7 +73,8 @@ class Group:
         return self.__dict__ | {"call": None, "kept_weights": None}
 
     def attach(self, reader: nn.Module) -> None:
-        """Makes the module whose input the layers read compute the group."""
+        """Registers the group's hooks with `reader`, the module whose input the layers
+        read."""
         reader.register_forward_pre_hook(self.begin, with_kwargs=True)
         reader.register_forward_hook(self.end, always_call=True)
 
@@ -82,36 +101,39 @@ class Group:
         if len(layers) > 1 and x.device == layers[0].base.weight.device:
             stamp = change_stamp(x)
             outputs = self.compute(layers, x)
-            self.call = x, stamp, dict(zip(layers, outputs, strict=True))
+            self.call = _Call(x, stamp, dict(zip(layers, outputs, strict=True)))
 
     def end(self, reader: nn.Module, arguments: object, result: object) -> None:
-        """The module's forward hook."""
+        """The module's forward hook: drops the outputs that no layer took."""
         self.call = None
 
     def output(self, layer: Layer, x: Tensor) -> Tensor:
         """A layer's output for x, (..., inputs) -> (..., outputs)."""
-        if self.call:
-            read_input, stamp, outputs = self.call
-            if x is read_input and change_stamp(x) == stamp and layer in outputs:
-                return outputs.pop(layer)
-        return self.compute([layer], x)[0]
+        call = self.call
+        if call is None or layer not in call.outputs:
+            return self.compute([layer], x)[0]
+        is_unchanged = x is call.x and change_stamp(x) == call.stamp
+        return call.outputs.pop(layer) if is_unchanged else self.compute([layer], x)[0]
 
     def check(self, layers: Sequence[Layer]) -> str | None:
         """Why these layers need the factor path; None where they do not. Raises
         AdapterError where `path` forces another one."""
-        obstacles = map(_reason_against_merging, layers)
-        obstacle = next(filter(None, obstacles), None)
-        if obstacle and self.path not in ("auto", "factor"):
-            raise AdapterError(
-                f"path={self.path} merges the weights, but {obstacle}: path=auto or path=factor"
-            )
-        return obstacle
+        for layer in layers:
+            reason = _reason_against_merging(layer)
+            if reason is None:
+                continue
+            if self.path not in ("auto", "factor"):
+                raise AdapterError(
+                    f"path={self.path} merges the weights, but {reason}: path=auto or path=factor"
+                )
+            return reason
+        return None
 
     def compute(self, layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
         """The outputs of layers that read x.
 
         Args:
-            layers: Some of the group's.
+            layers: Layers of the group.
             x: (..., inputs).
 
         Returns:
@@ -124,7 +146,7 @@ class Group:
         for change in changes:
             needs_gradients |= any(p.requires_grad for p in change.parameters())
         training = needs_gradients and torch.is_grad_enabled()
-        autocast = _autocasts(x)
+        autocast = _is_autocast(x)
         plan = self._plan(layers, changes, x, training, autocast)
         if plan.path == "factor":
             return _outputs_by_factors(layers, x)
@@ -155,17 +177,17 @@ class Group:
         gradients are computed. autocast: whether products are in autocast's dtype."""
         needs_factors = bool(self.check(layers)) or not x.numel() or is_traced()
         first_change = changes[0]
-        return choose_plan(
+        work = Workload(
             tokens=x.numel() // x.shape[-1] if x.numel() else 0,
             inputs=first_change.inputs,
             outputs=sum(change.outputs for change in changes),
             rank=first_change.pair.spec.rank,
-            training=training,
             pairs=len({id(change.pair) for change in changes}),
-            path="factor" if needs_factors else self.path,
-            weights=self.weights,
-            slower=float32_slowdown(x.device, autocast),
+            training=training,
+            merge_slowdown=float32_slowdown(x.device, autocast),
         )
+        path = "factor" if needs_factors else self.path
+        return choose_plan(work, path, self.weights)
 
 
 def change_stamp(x: Tensor) -> float:
@@ -174,7 +196,7 @@ def change_stamp(x: Tensor) -> float:
     return sample(x) if x.is_inference() else x._version
 
 
-def _autocasts(x: Tensor) -> bool:
+def _is_autocast(x: Tensor) -> bool:
     """Whether products of x are computed in autocast's dtype."""
     device = x.device.type
     if device == "meta" or x.dtype == torch.float64:
@@ -214,7 +236,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             group.kept_weights = None
 
 
-# --- the factor path, and who needs it
+# --- the factor path, and the layers that need it
 
 
 def _reason_against_merging(layer: Layer) -> str | None:
@@ -256,8 +278,8 @@ def _reason_against_plain_linear(base: nn.Module) -> str | None:
 
 
 def _outputs_by_factors(layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
-    """The layers' outputs by plain autograd. A x is computed once for each A; under
-    dropout once for each matrix, since each drops other entries of x."""
+    """The layers' outputs by plain autograd. Layers with the same A share A x, except
+    under dropout, which drops other entries of x for each matrix."""
     projected_inputs: dict[int, Tensor] = {}  # A x, by the id of A's pair
     outputs = []
     for layer in layers:
@@ -275,7 +297,7 @@ def _outputs_by_factors(layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
 
 
 def _base_output(layer: Layer, x: Tensor) -> Tensor:
-    """The base layer's output; by the faster kernel where that computes the same."""
+    """The base layer's output, from oneDNN's kernel where that computes the same."""
     base = layer.base
     if (
         torch.is_grad_enabled()
@@ -288,58 +310,59 @@ def _base_output(layer: Layer, x: Tensor) -> Tensor:
     return output
 
 
-# --- which way is the cheapest: FLOPs and kept elements by shapes alone (the table of
+# --- the cost model: the cheapest plan by shapes alone (the table of
 # vera/kernels/__init__.py)
 
 
-def added_flops(
-    plan: KernelPlan,
-    tokens: int,
-    inputs: int,
-    outputs: int,
-    rank: int,
-    training: bool = True,
-    pairs: int = 1,
-    slower: int = 1,
-) -> int:
-    """FLOPs beyond the frozen layers.
+@dataclass(frozen=True)
+class Workload:
+    """What one call of a group computes.
+
+    Attributes:
+        tokens: Rows of the input.
+        inputs: Columns of the input.
+        outputs: Columns of the output, all matrices of the group together.
+        rank: Rank of the changes.
+        pairs: How many different A the matrices have.
+        training: Whether gradients are computed, too.
+        merge_slowdown: How many times the FLOPs of a merge count, since a merge computes
+            in float32 whatever the dtype of the input is.
+    """
+
+    tokens: int
+    inputs: int
+    outputs: int
+    rank: int
+    pairs: int = 1
+    training: bool = True
+    merge_slowdown: int = 1
+
+
+def added_flops(plan: KernelPlan, work: Workload) -> int:
+    """FLOPs beyond those of the frozen layers, by the table of vera/kernels/__init__.py.
 
     Args:
         plan: How the group computes.
-        tokens: Rows of the input.
-        inputs: Columns of the input.
-        outputs: Of all matrices of the group together.
-        rank: Of the changes.
-        training: Whether gradients are computed, too.
-        pairs: How many different A the matrices have.
-        slower: How many times the FLOPs of a merge count: it computes in float32,
-            whatever the dtype of the input is.
+        work: What it computes.
 
     Returns:
-        The number of FLOPs, by the table of vera/kernels/__init__.py.
+        The number of FLOPs.
     """
-    factors = 2 * tokens * rank * (outputs + inputs * pairs)
-    merge = 2 * outputs * inputs * rank * slower
+    factors = 2 * work.tokens * work.rank * (work.outputs + work.inputs * work.pairs)
     if plan.path == "factor":
-        return 2 * factors if training else factors
-    if not training:
+        return 2 * factors if work.training else factors
+    weight_size = work.outputs * work.inputs
+    merge = 2 * weight_size * work.rank * work.merge_slowdown
+    if not work.training:
         return merge
-    merges = 1 if plan.keep else 2
+    merges = merge if plan.keep else 2 * merge
     if plan.path == "hybrid":
-        return merges * merge + factors
-    return merges * merge + merge + 2 * tokens * outputs * inputs
+        return merges + factors
+    return merges + merge + 2 * work.tokens * weight_size
 
 
 def choose_plan(
-    tokens: int,
-    inputs: int,
-    outputs: int,
-    rank: int,
-    training: bool = True,
-    pairs: int = 1,
-    path: str = "auto",
-    weights: str = "auto",
-    slower: int = 1,
+    work: Workload, path: str = "auto", weights: str = "auto"
 ) -> KernelPlan:
     """The cheapest plan by `added_flops`.
 
@@ -347,29 +370,20 @@ def choose_plan(
     one, and its results have the same bits.
 
     Args:
-        tokens: See `added_flops`.
-        inputs: See `added_flops`.
-        outputs: See `added_flops`.
-        rank: See `added_flops`.
-        training: See `added_flops`.
-        pairs: See `added_flops`.
+        work: What the group computes.
         path: Forces a path, unless it is "auto".
         weights: "keep" keeps merged weights for the backward pass, "recompute" does
             not. "auto" keeps them where they take no more memory than the factor path
             would.
-        slower: See `added_flops`.
 
     Returns:
         The plan.
     """
     keep = weights == "keep"
     if weights == "auto":
-        keep = inputs * outputs <= tokens * (rank * pairs + outputs)
-
-    def cost(plan: KernelPlan) -> int:
-        return added_flops(plan, tokens, inputs, outputs, rank, training, pairs, slower)
-
+        size_of_factor_path = work.tokens * (work.rank * work.pairs + work.outputs)
+        keep = work.inputs * work.outputs <= size_of_factor_path
     # min takes the first of equals: a merged path passes over activations less often
     paths = ("hybrid", "materialised", "factor") if path == "auto" else (path,)
     plans = [KernelPlan(name, keep) for name in paths]
-    return min(plans, key=cost)
+    return min(plans, key=lambda plan: added_flops(plan, work))
