@@ -34,7 +34,7 @@ from runs.record.keys import PATH, is_own_setting, nearest_key
 from runs.record.override import Override
 from runs.record.redaction import without_paths
 from runs.record.schema import Measure, Record
-from runs.record.text import error_line, plural, printable
+from runs.record.text import count_problem, error_line, plural, printable
 from runs.run import provenance
 from runs.run.definition import overrides_of
 from runs.run.methods import SKELETON_LABELS, adapt_quietly, method_of_settings
@@ -261,7 +261,7 @@ def record_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]
     trained = record["parameters"]["adapter"]
     formula = record["parameters"]["formula"]
     if formula != trained:
-        yield f"the method's count() says {formula:,} of {trained:,} parameters"
+        yield count_problem(formula, trained)
     count = _parameter_count(record["config"])
     if count not in (None, trained):
         row = record["label"]["row"]

@@ -476,7 +476,20 @@ def text_score(record: Record, key: str) -> float | None:
 def one_class(record: Record) -> str | None:
     """Says, for a run that is done and predicts one class for every dev row, how large
     that class is, such as "the larger class is 52.7"; "" if the metric is no accuracy,
-    which does not tell. None for other runs. The epoch is the one that tables report.
+    which does not tell. None for other runs."""
+    score = one_class_score(record)
+    if score is None:
+        return None
+    if math.isnan(score):
+        return ""
+    share = ReportedMetric.of_record(record).text(score)
+    return f"the larger class is {share}" if score >= 0.5 else f"a class of {share}"
+
+
+def one_class_score(record: Record) -> float | None:
+    """The accuracy of a run that is done and predicts one class for every dev row: the
+    share of rows with that class. NaN if the metric is no accuracy, which does not
+    tell; None for other runs. The epoch is the one that tables report.
 
     Records have a hash of the predictions (runs/training/loop.py), which are int64."""
     result = record["result"]
@@ -486,10 +499,8 @@ def one_class(record: Record) -> str | None:
     if record["status"] != "done" or predictions not in hashes:
         return None
     if result["metric"] != "accuracy":
-        return ""
-    value = seed_value(record, epoch)
-    share = ReportedMetric.of_record(record).text(value)
-    return f"the larger class is {share}" if value >= 0.5 else f"a class of {share}"
+        return math.nan
+    return seed_value(record, epoch)
 
 
 @cache

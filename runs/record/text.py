@@ -122,3 +122,12 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message; the name of its class where it says
     nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def count_problem(formula: int, trained: int) -> str:
+    """What is said of a method whose count() gives another number than what trains,
+    without the head."""
+    problem = "is something not frozen?"
+    if trained < formula:
+        problem = "is something frozen that should train?"
+    return f"the method's count() gives {formula:,}, but {trained:,} train: {problem}"

@@ -4,6 +4,7 @@ For each run that ends, a line stays."""
 
 import errno
 import json
+import math
 import os
 import shutil
 import stat
@@ -23,13 +24,14 @@ from runs.command.errors import process_rank
 from runs.record.cell import (
     ReportedMetric,
     kept_epoch,
-    one_class,
+    one_class_score,
     reported_text_score,
     text_score,
 )
 from runs.record.ledger import read_regular, run_folder
 from runs.record.schema import TEXT_SCORES, Record
-from runs.record.text import duration, plural
+from runs.record.spreadsheet import read_own_csv
+from runs.record.text import count_problem, duration, one_line, plural, printable
 from runs.run.definition import Run
 
 #: The last event of a run's training: phase, epoch, metric, seconds_left ...
@@ -234,8 +236,9 @@ def reward_words(metrics: Mapping[str, float]) -> str:
     )
 
 
-def result_words(record: Record) -> str:
-    """A record's result in a few words."""
+def result_words(record: Record, output: str | Path | None = None) -> str:
+    """A record's result in a few words. output: where its run's files are; a run that
+    predicts one class is then said to predict which."""
     result = record["result"]
     if record["status"] == "diverged":
         return f"diverged: {record['error']}"
@@ -243,18 +246,11 @@ def result_words(record: Record) -> str:
     last = _score_text(record, "last", result["last"])
     epoch = result["best_epoch"]
     text = f"{result['metric']} {best} at epoch {epoch:.3g}, last {last}"
-    class_size = one_class(record)
-    if class_size is not None:
-        text += ", predicts one class"
-        if class_size:
-            text += f" ({class_size})"
+    text += _words_on_one_class(record, output)
     parameters = record["parameters"]
     formula = parameters.get("formula", parameters["adapter"])
     if formula != parameters["adapter"]:
-        text += (
-            f", the method's count() says {formula:,} of"
-            f" {parameters['adapter']:,} parameters"
-        )
+        text += f", {count_problem(formula, parameters['adapter'])}"
     key = reported_text_score(record)
     texts = record.get("texts")
     if key and texts:
@@ -263,6 +259,32 @@ def result_words(record: Record) -> str:
         number = f"{value:.{score.decimals}f}{score.unit}"
         text += f", {score.name} {number} on {texts['split']}"
     return text
+
+
+def _words_on_one_class(record: Record, output: str | Path | None) -> str:
+    """Of a run that predicts one class for every dev row, which one and how many rows
+    have it; "" of other runs."""
+    score = one_class_score(record)
+    if score is None:
+        return ""
+    name = "one class"
+    if output:
+        name = _only_prediction(run_folder(output, record["id"])) or name
+    words = f", predicts {name} for every row"
+    if not math.isnan(score):
+        words += f" ({ReportedMetric.of_record(record).text(score)}% of dev)"
+    return words
+
+
+def _only_prediction(folder: Path) -> str:
+    """The class that a run's predictions.csv has in all rows, quoted; "" if there are
+    several, as at another epoch than the table's, or there is no such file."""
+    try:
+        rows = read_own_csv(folder / "predictions.csv")
+        (name,) = {row["predicted"] for row in rows}
+    except (OSError, ValueError, LookupError):
+        return ""
+    return repr(one_line(printable(name)))
 
 
 def _score_text(record: Record, epoch: str, score: float | None) -> str:

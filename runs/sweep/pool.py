@@ -258,7 +258,7 @@ class Sweep:
 
     def _count(self, job: Job, record: Record, seconds: float | None) -> None:
         """Counts and shows a job with a finished record."""
-        line = result_words(record)
+        line = result_words(record, job.output)
         if seconds is None:
             self.skipped += 1
             self.send_to_agent(job)

@@ -30,7 +30,7 @@ from runs.sweep.display import SHORTENED, heads
 from runs.sweep.pool import Job, Slots, Sweep, slots_of
 from runs.sweep.preflight import downloads_before, preflight
 from runs.sweep.worker import log_folder, run_by_workers
-from runs.tracking.tracker import Tracking, ask_before_upload, is_logged_in, log_file
+from runs.tracking.tracker import Tracking, ask_before_upload, log_file, sync_command
 from runs.training.files import Attempt
 from runs.training.train import Reporter
 
@@ -67,6 +67,8 @@ def sweep(
     _run_all(commanded, launch.launcher, plan.slots, in_this_process)
     if is_first and _size(tracking_log) not in (0, log_bytes):
         _note_unsent(output, commanded.tracking.mode == "online")
+    elif is_first and todo and launch.tracking.mode == "offline":
+        _note_offline(output)
     _summary(commanded, time.monotonic() - started)
     if is_first:
         _name_table(commanded, runs, launch.table)
@@ -290,17 +292,21 @@ def _size(path: Path) -> int:
 
 def _note_unsent(output: str, was_asked_to_send: bool) -> None:
     """Says that something went wrong with W&B, and how to send what is here."""
-    command = "make sync"
-    if output != "outputs":
-        command += f" OUTPUT={output}"
     trouble = "W&B did not write all of these runs"
     if was_asked_to_send:
-        trouble = "W&B does not have everything"
-    if was_asked_to_send and not is_logged_in():
-        command = f"wandb login, then {command}"
+        trouble = "W&B lacks some of these runs, or a part of them"
     print(
         f"note: {trouble} ({log_file(output)} says why). To send what is here: "
-        f"{command}",
+        f"{sync_command(output)}",
+        file=sys.stderr,
+    )
+
+
+def _note_offline(output: str) -> None:
+    """Says where runs are that were tracked offline on demand, and how to send them."""
+    print(
+        f"note: {Path(output, 'wandb')} has these runs for W&B, and nothing was sent. "
+        f"To send them: {sync_command(output)}",
         file=sys.stderr,
     )
 

@@ -9,6 +9,7 @@ Hydra, since analysis/ reads this, too."""
 import contextlib
 import os
 import re
+import shlex
 import sys
 import threading
 import time
@@ -86,10 +87,17 @@ def ask_before_upload(settings: Tracking, runs: int, output: str) -> Tracking:
             return replace(settings, mode="online")
     print(
         "note: nothing is sent to W&B without tracking=online or a yes at a terminal."
-        f" To send these runs later: WANDB_DIR={output} wandb sync --yes",
+        f" To send these runs later: {sync_command(output)}",
         file=sys.stderr,
     )
     return replace(settings, mode="offline")
+
+
+def sync_command(output: str) -> str:
+    """What sends all runs of an output folder that have not been sent, with a login
+    before it where nobody is logged in."""
+    command = f"WANDB_DIR={shlex.quote(output)} wandb sync --yes"
+    return command if is_logged_in() else f"wandb login, then {command}"
 
 
 def is_logged_in() -> bool:

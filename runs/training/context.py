@@ -30,6 +30,7 @@ from runs.record.files import write_atomically
 from runs.record.ledger import run_folder
 from runs.record.schema import Forgetting
 from runs.record.spreadsheet import csv_text
+from runs.record.text import count_problem
 from runs.run.definition import Run
 from runs.run.identity import start_file
 from runs.run.methods import method_of_settings
@@ -424,7 +425,7 @@ def count_notes(method: vera.Method, model: nn.Module) -> list[str]:
     formula = method.count(model)
     if formula == trained:
         return []
-    return [f"the method's count() says {formula:,} of {trained:,} parameters"]
+    return [count_problem(formula, trained)]
 
 
 def large_share_notes(method: vera.Method, model: nn.Module) -> list[str]:

@@ -44,6 +44,7 @@ from runs.command.errors import UserError
 from runs.record import ledger as ledger_module
 from runs.record.ledger import (
     read_study,
+    run_folder,
     study_folders,
     write_record,
     write_study,
@@ -154,9 +155,27 @@ def test_seeds_that_answer_one_class_are_told():
         in found
     )
     assert result_words(alike[0]).endswith(
-        "last 66.5, predicts one class (the larger class is 66.5)"
+        "last 66.5, predicts one class for every row (66.5% of dev)"
     )
     assert "one class" not in result_words(answers(of[0], [1] * 9 + [0]))
+
+
+def test_a_run_that_predicts_one_class_says_which(tmp_path):
+    made = record("head", "mrpc", model="minilm", values=[0.473])
+    hashed = hashlib.sha256(np.array([2] * 10).tobytes()).hexdigest()[:16]
+    made |= {"predictions": {"best": hashed, "last": hashed}}
+    folder = run_folder(tmp_path, made["id"])
+    folder.mkdir(parents=True)
+    predicted = folder / "predictions.csv"
+    predicted.write_text("row,predicted\n1,refund\n2,refund\n")
+    words = ", predicts 'refund' for every row (47.3% of dev)"
+    assert result_words(made, tmp_path).endswith(words)
+    # the file is of another epoch, or there is none
+    words = ", predicts one class for every row (47.3% of dev)"
+    predicted.write_text("row,predicted\n1,refund\n2,billing\n")
+    assert result_words(made, tmp_path).endswith(words)
+    predicted.unlink()
+    assert result_words(made, tmp_path).endswith(words)
 
 
 def test_other_models_have_the_ablations_that_ran():

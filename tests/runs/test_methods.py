@@ -366,8 +366,8 @@ def test_what_the_files_of_a_run_lack_does_not_come_back_with_its_seed(
     assert "NOT the same" in capsys.readouterr().out
     formula, trained = (record["parameters"][key] for key in ("formula", "adapter"))
     assert (
-        f"the method's count() says {formula:,} of {trained:,} parameters"
-        in record["deviations"]
+        f"the method's count() gives {formula:,}, but {trained:,} train: is something "
+        "frozen that should train?" in record["deviations"]
     )
 
 
@@ -383,7 +383,10 @@ def test_a_count_that_differs_from_what_trains_is_said_before_the_first_step(
         p.numel()
         for p in training.method.adapter_parameters(training.raw_model).values()
     )
-    problem = f"the method's count() says {formula:,} of {trained:,} parameters"
+    problem = (
+        f"the method's count() gives {formula:,}, but {trained:,} train: is something "
+        "frozen that should train?"
+    )
     training.train_and_decode()
     assert training.notes[0] == problem
     started = next(event for event in events if "problems" in event)

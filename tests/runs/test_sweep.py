@@ -60,6 +60,7 @@ from runs.record.ledger import (
 from runs.run.identity import run_id
 from runs.run.provenance import difference_if_run_again
 from runs.sweep import child, display, pool, sweep, worker
+from runs.tracking import tracker
 from runs.tracking.tracker import Tracking
 from runs.training import train as tries_of_a_run
 from runs.training.loop import Training
@@ -540,19 +541,36 @@ def test_the_summary_of_a_command_says_how_many_of_its_runs_are_done(words, caps
 
 @pytest.mark.parametrize("mode", ["online", "offline", None])
 def test_offline_runs_are_not_said_to_be_missing_in_wandb(mode, capsys, monkeypatch):
-    monkeypatch.setattr(sweep, "is_logged_in", lambda: True)
+    monkeypatch.setattr(tracker, "is_logged_in", lambda: True)
     sweep._note_unsent("outputs", mode == "online")
     note = capsys.readouterr().err
-    assert ("W&B does not have everything" in note) == (mode == "online")
+    assert ("W&B lacks some of these runs" in note) == (mode == "online")
     assert "wandb/tracking.log says why" in note
-    assert note.endswith("To send what is here: make sync\n")
+    how = "To send what is here: WANDB_DIR=outputs wandb sync --yes\n"
+    assert note.endswith(how)
 
 
 def test_the_last_line_names_the_login_that_sending_needs(monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "is_logged_in", lambda: False)
-    sweep._note_unsent("outputs", was_asked_to_send=True)
+    monkeypatch.setattr(tracker, "is_logged_in", lambda: False)
+    sweep._note_unsent("my outputs", was_asked_to_send=True)
     note = capsys.readouterr().err
-    assert note.endswith("To send what is here: wandb login, then make sync\n")
+    command = "wandb login, then WANDB_DIR='my outputs' wandb sync --yes"
+    assert note.endswith(f"To send what is here: {command}\n")
+
+
+@pytest.mark.parametrize("mode", ["offline", "off", None])
+def test_runs_that_were_wanted_offline_are_said_to_be_there(
+    mode, words, capsys, monkeypatch
+):
+    monkeypatch.setattr(tracker, "is_logged_in", lambda: True)
+    monkeypatch.setattr(sweep, "_run_all", lambda *_: None)
+    runs = expand([*words, "seed=0"])
+    output = output_of(words)
+    sweep.sweep(runs, Launch(tracking=Tracking(mode)))
+    notes = capsys.readouterr().err
+    place = f"note: {output}/wandb has these runs for W&B, and nothing was sent. "
+    how = f"To send them: WANDB_DIR={output} wandb sync --yes"
+    assert (f"{place}{how}" in notes) == (mode == "offline")
 
 
 def test_one_function_counts_a_run_whoever_did_it(words, capsys):

@@ -210,7 +210,8 @@ def test_whoever_is_not_logged_in_reads_so_and_a_full_disk_stops_nothing(run, wo
     done = call("runs", *words, "method=vera", "tracking=online", check=0)
     early, late = [line for line in done.stderr.splitlines() if "W&B" in line]
     assert early.startswith("note: nobody is logged in to W&B, so these runs are")
-    assert f"wandb login, then make sync OUTPUT={output_of(words)}" in late
+    command = f"WANDB_DIR={output_of(words)} wandb sync --yes"
+    assert f"wandb login, then {command}" in late
     folder = Path(output_of(words), "wandb")
     shutil.rmtree(folder)
     folder.write_text("no folder")
