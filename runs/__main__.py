@@ -46,7 +46,7 @@ from runs.run.identity import identify
 from runs.sweep.sweep import dry_run, sweep
 from runs.tracking.tracker import agent_note
 
-_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_INFO_KINDS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _VERSION = f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}"
 #: Hydra's options.
 OPTIONS: Mapping[tuple[str, ...], Mapping[str, Any]] = {
@@ -68,7 +68,7 @@ OPTIONS: Mapping[tuple[str, ...], Mapping[str, Any]] = {
         "help": "with --cfg: without interpolations",
     },
     ("-i", "--info"): {
-        "choices": _INFO,
+        "choices": _INFO_KINDS,
         "nargs": "?",
         "const": "all",
         "metavar": "KIND",
@@ -99,7 +99,8 @@ class Settings:
 def main(arguments: list[str]) -> int:
     if process_rank():  # of torchrun's processes the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
-    # each of them composes: shuffle() gives all the same order
+    # each of torchrun's processes composes the runs, and shuffle() must give all of
+    # them one order
     port = os.environ.get("MASTER_PORT")
     if port:
         random.seed(port)
@@ -108,13 +109,13 @@ def main(arguments: list[str]) -> int:
     repeated_id = line.settings.rerun
     if repeated_id is not None:
         line, repeated_id = with_overrides_of(line, repeated_id)
-    if _print_what_options_ask(line):
+    if _print_for_options(line):
         return 0
     command = read_command(line.overrides, line.config_dir)
     for reason in command.left_out:
         print(f"left out: {reason}", file=sys.stderr)
     if repeated_id:
-        _note_on_another_run(command.runs, repeated_id)
+        _note_if_another_run(command.runs, repeated_id)
     # without the runs that only other runs need
     runs_to_repeat = command.runs if command.launch.redo else []
     runs = with_starts(command.runs)
@@ -170,8 +171,8 @@ def _missing_path(override: Override) -> str:
     return "" if Path(path).exists() else path
 
 
-def _note_on_another_run(runs: list[Run], repeated_id: str) -> None:
-    """Says where a run that should be repeated is not the one that is composed."""
+def _note_if_another_run(runs: list[Run], repeated_id: str) -> None:
+    """Prints a note if none of the composed runs has the id that should be repeated."""
     ids = identify(runs, {})
     if repeated_id not in ids and None not in ids:
         print(
@@ -180,15 +181,18 @@ def _note_on_another_run(runs: list[Run], repeated_id: str) -> None:
         )
 
 
-def _print_what_options_ask(line: CommandLine[Settings]) -> bool:
-    """Prints what an option asks for; returns whether there was one. Raises UserError
-    for a mistake."""
-    options, sources = line.options, line.settings.sources
-    if "--cfg" not in options and (sources or {"--package", "--resolve"} & {*options}):
+def _print_for_options(line: CommandLine[Settings]) -> bool:
+    """Prints what an option such as --cfg asks for, in place of any run. Returns whether
+    there was one. Raises UserError for a mistake."""
+    options = line.options
+    sources = line.settings.sources
+    needs_cfg = sources or "--package" in options or "--resolve" in options
+    if needs_cfg and "--cfg" not in options:
         raise UserError("--package, --resolve and sources=true are for --cfg job")
+    # these two say how runs are composed, and print nothing
     if not options.keys() - {"--config-dir", "--multirun"}:
         return False
-    # Hydra is imported with it
+    # imports Hydra
     from runs.config import shown
 
     files = Files(line.config_dir)

@@ -58,13 +58,14 @@ if TYPE_CHECKING:
 #: Questions of a batch, at most: an answer is many times as long as a row of the
 #: evaluation.
 LARGEST_BATCH = 16
-#: The version of how answers are drawn: those of another one are not taken up.
-SAMPLING = 2
+#: The version of how answers are drawn: answers of another version are not reused.
+SAMPLING_VERSION = 2
 
 
 @dataclass(frozen=True)
 class BenchSettings(RecordSettings):
-    """Settings that `vera-bench judge` has, too. null: as in the run's configuration."""
+    """The settings that `vera-bench judge` also has. null: as in the run's
+    configuration."""
 
     bench: str | None = setting(None, "mt_bench or vicuna_bench", "task.bench")
     mt_bench_dir: str | None = setting(
@@ -74,7 +75,7 @@ class BenchSettings(RecordSettings):
 
 @dataclass(frozen=True)
 class Settings(BenchSettings):
-    """And how answers are sampled. null: as in the run's configuration."""
+    """How answers are sampled. null: as in the run's configuration."""
 
     answer_tokens: int | None = setting(
         None, "the longest answer", "task.answer_tokens"
@@ -123,7 +124,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _report_to(display: "Display", head: str) -> Report:
-    """Shows the events of a run below its head."""
+    """A function that shows each event of a run in the line that begins with `head`."""
     return lambda event: display.show([(head, event)])
 
 
@@ -143,8 +144,8 @@ def answerable_records(line: CommandLine[BenchSettings]) -> list[Record]:
 def config_with_settings(
     record: Record, line: CommandLine[BenchSettings]
 ) -> Configuration:
-    """The record's configuration with the command's own settings. Raises UserError for
-    one that cannot be."""
+    """The record's configuration with the settings that the command line gives. Raises
+    UserError for a value that the task does not take."""
     config: dict[str, Any] = {**record["config"], "output": line.settings.output}
     for key in ("eval_batch", "device"):
         if key in line.given:
@@ -166,22 +167,22 @@ def answers_path(output: str, run: str, bench: str) -> Path:
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn of all questions.
+    """One turn of the conversations, for all questions.
 
     Attributes:
         index: from 0.
         prompts: the token ids of each question's conversation so far.
-        rooms: the tokens that each answer may have.
+        token_limits: how many tokens each answer may have.
     """
 
     index: int
     prompts: list[list[int]]
-    rooms: list[int]
+    token_limits: list[int]
 
 
 def answer(record: Record, config: Configuration, report: Report) -> tuple[Path, int]:
-    """Answers every question without an answer. Returns the file, and how many the
-    model's positions cut.
+    """Answers every question without an answer. Returns the file, and how many answers
+    were cut because the model has no more positions.
 
     Raises UserError where the prompt's template or the training rows have changed since
     the run."""
@@ -193,11 +194,11 @@ def answer(record: Record, config: Configuration, report: Report) -> tuple[Path,
     path = answers_path(config["output"], record["id"], bench)
     _check_prompts(record, settings)
     context = restore({**record, "config": config}, config["output"], report=report)
-    about = {
+    answer_settings = {
         "run": record["id"],
         "weights": hash_of_trained(context),
         "bench": bench,
-        "sampling": SAMPLING,
+        "sampling": SAMPLING_VERSION,
         "answer_tokens": settings["answer_tokens"],
         "top_p": settings["top_p"],
         "top_k": settings["top_k"],
@@ -208,18 +209,24 @@ def answer(record: Record, config: Configuration, report: Report) -> tuple[Path,
     cut_answers = 0
     for index in range(BENCHES[bench]):
         turn = _turn(context, questions, answers, index)
-        cut_answers += sum(room < settings["answer_tokens"] for room in turn.rooms)
-        texts = _answer_turn(context, questions, turn, path, about)
+        for limit in turn.token_limits:
+            cut_answers += limit < settings["answer_tokens"]
+        texts = _answer_turn(context, questions, turn, path, answer_settings)
         for question, text in zip(questions, texts, strict=True):
             answers[question.id].append(text)
     write_answers(path, record["id"], answers, questions)
-    about |= {"without_room": cut_answers, "generate": generate_settings}
-    write_atomically(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+    content = {
+        **answer_settings,
+        "without_room": cut_answers,
+        "generate": generate_settings,
+    }
+    write_atomically(path.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
     return path, cut_answers
 
 
 def _check_prompts(record: Record, settings: TaskConfig) -> None:
-    """Raises UserError where a run's prompts would be others now."""
+    """Raises UserError where the rows or their template have changed since the run,
+    whose model would get other prompts than it was trained on."""
     if data_content(record["config"]["task"]) != record["data"]["content"]:
         template = settings["template"] or "the template"
         raise UserError(
@@ -234,18 +241,20 @@ def _turn(
     answers: Mapping[int, Sequence[str]],
     index: int,
 ) -> Turn:
-    """A turn of the questions. answers: to the earlier turns, by question."""
+    """The prompts of a turn, and how long their answers may be. answers: to the earlier
+    turns, by question."""
     task = cast(InstructTask, context.task)
-    longest = context.config["task"]["answer_tokens"]
+    answer_tokens = context.config["task"]["answer_tokens"]
     turn = Turn(index, [], [])
     for question in questions:
         messages = question.turns[: index + 1]
         prompt = task.conversation(messages, answers[question.id])
-        room = longest
+        limit = answer_tokens
         if task.positions is not None:
-            room = max(0, min(longest, task.positions - len(prompt)))
+            free_positions = task.positions - len(prompt)
+            limit = max(0, min(answer_tokens, free_positions))
         turn.prompts.append(prompt)
-        turn.rooms.append(room)
+        turn.token_limits.append(limit)
     return turn
 
 
@@ -254,17 +263,22 @@ def _answer_turn(
     questions: Sequence[Question],
     turn: Turn,
     path: Path,
-    about: Mapping[str, Any],
+    answer_settings: Mapping[str, Any],
 ) -> list[str]:
-    """The answers to a turn, by batches that are saved as they come. path: of all
-    turns' answers. about: what defines the answers, whatever the turn."""
+    """The answers to a turn, by batches that are saved as they come.
+
+    Args:
+        path: The file of all turns' answers; a turn's own file lies next to it.
+        answer_settings: What defines the answers, whatever the turn."""
     from runs.training.decode import decode_missing
 
     number = turn.index + 1
-    phase = f"answering {about['bench']}"
-    if BENCHES[about["bench"]] > 1:
+    bench = answer_settings["bench"]
+    phase = f"answering {bench}"
+    if BENCHES[bench] > 1:
         phase += f" turn {number}"
-    header = {**about, "turn": number, "prompts": hash_of(turn.prompts)[:16]}
+    prompts_hash = hash_of(turn.prompts)[:16]
+    header = {**answer_settings, "turn": number, "prompts": prompts_hash}
     # named by its settings, so that other settings leave these answers alone
     name = f"{path.stem}_turn{number}_{hash_of(header)[:8]}.jsonl"
 
@@ -274,11 +288,11 @@ def _answer_turn(
             turn.index,
             [questions[index] for index in indices],
             [turn.prompts[index] for index in indices],
-            [turn.rooms[index] for index in indices],
+            [turn.token_limits[index] for index in indices],
         )
         return [{"text": text} for text in texts]
 
-    batches = _batches(questions, turn.prompts, about["batch"])
+    batches = _batches(questions, turn.prompts, answer_settings["batch"])
     saved = decode_missing(
         context, path.with_name(name), header, batches, answer_batch, phase
     )
@@ -290,14 +304,14 @@ def _batches(
 ) -> list[list[int]]:
     """The indices of questions in batches of one temperature each, by length, since
     prompts are padded to the longest of their batch."""
-    by_temperature = defaultdict[float, list[int]](list)
+    indices_by_temperature = defaultdict[float, list[int]](list)
     for index, question in enumerate(questions):
-        by_temperature[temperature(question.category)].append(index)
+        indices_by_temperature[temperature(question.category)].append(index)
     batches = []
-    for degree in sorted(by_temperature):
-        indices = sorted(by_temperature[degree], key=lambda index: len(prompts[index]))
-        for start in range(0, len(indices), size):
-            batches.append(indices[start : start + size])
+    for _, indices in sorted(indices_by_temperature.items()):
+        by_length = sorted(indices, key=lambda index: len(prompts[index]))
+        for start in range(0, len(by_length), size):
+            batches.append(by_length[start : start + size])
     return batches
 
 
@@ -306,61 +320,67 @@ def _sample(
     turn: int,
     questions: Sequence[Question],
     prompts: Sequence[list[int]],
-    rooms: Sequence[int],
+    token_limits: Sequence[int],
 ) -> list[str]:
     """The answers to a turn (from 0) of questions of one temperature, by transformers.
-    rooms: the tokens that each may have. The random numbers are those of the run's
+    token_limits: how many tokens each may have. The random numbers come from the run's
     seed, the turn and the first question."""
     import torch
 
     from tasks.beam import left_padded  # imports torch
 
     # a prompt that fills the model's positions has no answer
-    prompts_with_room = [ids for ids, room in zip(prompts, rooms, strict=True) if room]
-    if not prompts_with_room:
+    answered_prompts = []
+    for prompt, limit in zip(prompts, token_limits, strict=True):
+        if limit:
+            answered_prompts.append(prompt)
+    if not answered_prompts:
         return [""] * len(prompts)
-    model, task = context.raw_model, cast(InstructTask, context.task)
+    model = context.raw_model
+    task = cast(InstructTask, context.task)
     device = context.accelerator.device
     settings = context.config["task"]
-    degree = temperature(questions[0].category)
-    # In place of the model's own, which would fill in what this one leaves out
-    model.generation_config = _generation_config(task, settings, degree, max(rooms))
+    answer_temperature = temperature(questions[0].category)
+    # in place of the model's own, which would fill in what this one leaves out
+    model.generation_config = _generation_config(
+        task, settings, answer_temperature, max(token_limits)
+    )
     if device.type == "cuda" and settings["top_p"] < 1:
         torch.set_deterministic_debug_mode("warn")  # it adds chances up in any order
-    draw = hash_of([context.config["seed"], turn, questions[0].id])
-    torch.manual_seed(int(draw[:16], 16) >> 1)
-    batch, mask = left_padded(prompts_with_room, device)
+    seed_hash = hash_of([context.config["seed"], turn, questions[0].id])
+    torch.manual_seed(int(seed_hash[:16], 16) >> 1)  # 63 bits
+    batch, mask = left_padded(answered_prompts, device)
     with torch.no_grad():
         ids = model.generate(
             input_ids=batch, attention_mask=mask, tokenizer=task.tokenizer
         )
     new_ids = iter(ids[:, batch.shape[1] :].tolist())
     texts = []
-    for room in rooms:
-        texts.append(text_of(task, next(new_ids)[:room]) if room else "")
+    for limit in token_limits:
+        texts.append(text_of(task, next(new_ids)[:limit]) if limit else "")
     return texts
 
 
 def _generation_config(
-    task: InstructTask, settings: TaskConfig, degree: float, tokens: int
+    task: InstructTask, settings: TaskConfig, answer_temperature: float, tokens: int
 ) -> "GenerationConfig":
     """The configuration of `generate` for questions of one temperature. tokens: the
     longest answer."""
     from transformers import GenerationConfig
 
     sampling = {}
-    if degree > 0:
+    if answer_temperature > 0:
         sampling = {
-            "temperature": degree,
+            "temperature": answer_temperature,
             "top_p": settings["top_p"],
             "top_k": settings["top_k"] or 0,
         }
-    end = task.tokenizer.eos_token_id
+    end_token = task.tokenizer.eos_token_id
     return GenerationConfig(
         max_new_tokens=tokens,
-        do_sample=degree > 0,
-        eos_token_id=end,
-        pad_token_id=end,
+        do_sample=answer_temperature > 0,
+        eos_token_id=end_token,
+        pad_token_id=end_token,
         stop_strings=task.template.stop,
         **sampling,
     )
@@ -369,27 +389,30 @@ def _generation_config(
 def _generate_settings(
     context: "Context", questions: Sequence[Question]
 ) -> dict[str, dict[str, Any]]:
-    """What `generate` really uses at each temperature, after the library's own
-    merge."""
+    """The settings that `generate` really uses at each temperature, after the library
+    has merged ours with the model's."""
     from tasks.generation import merged_settings
 
-    model, task = context.raw_model, cast(InstructTask, context.task)
+    model = context.raw_model
+    task = cast(InstructTask, context.task)
     settings = context.config["task"]
     config_of_model = model.generation_config
     prompt = [task.tokenizer.eos_token_id]
     merged = {}
-    for degree in sorted({temperature(question.category) for question in questions}):
+    temperatures = {temperature(question.category) for question in questions}
+    for answer_temperature in sorted(temperatures):
         model.generation_config = _generation_config(
-            task, settings, degree, settings["answer_tokens"]
+            task, settings, answer_temperature, settings["answer_tokens"]
         )
-        merged[f"{degree:g}"] = merged_settings(model, prompt)
+        merged[f"{answer_temperature:g}"] = merged_settings(model, prompt)
     model.generation_config = config_of_model
     return merged
 
 
 def text_of(task: InstructTask, ids: list[int]) -> str:
     """An answer up to its end token, or to where it continues with an instruction."""
-    end = [*ids, task.tokenizer.eos_token_id].index(task.tokenizer.eos_token_id)
+    end_token = task.tokenizer.eos_token_id
+    end = [*ids, end_token].index(end_token)
     text: str = task.tokenizer.decode(ids[:end], skip_special_tokens=True)
     if task.template.stop:
         text = text.partition(task.template.stop)[0]

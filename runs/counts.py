@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from runs.config.budget import Ladder
 
 
-class Count(NamedTuple):
+class ParameterCount(NamedTuple):
     """How many parameters a method trains.
 
     Attributes:
         rank: or the bottleneck; "-" for a method without either.
-        exact: counted in a model.
-        formula: the method's own count.
+        exact: as counted in a model without weights.
+        formula: as the method's own `count` says.
     """
 
     rank: int | str
@@ -43,8 +43,9 @@ class Count(NamedTuple):
     formula: int
 
 
-def count_of_entry(entry: dict[str, Any]) -> Count:
-    """The parameters of an entry of conf/counts.yaml."""
+def count_of_entry(entry: dict[str, Any]) -> ParameterCount:
+    """How many parameters the method of an entry of conf/counts.yaml trains on its
+    model."""
     import vera
 
     model_config, settings = model_and_method(entry["model"], entry["method"])
@@ -52,7 +53,7 @@ def count_of_entry(entry: dict[str, Any]) -> Count:
     model = skeleton(model_config, num_labels=2)
     method.adapt(model)
     trained = method.adapter_parameters(model).values()
-    return Count(
+    return ParameterCount(
         rank=getattr(method, "rank", getattr(method, "bottleneck", "-")),
         exact=sum(parameter.numel() for parameter in trained),
         formula=method.count(model),
@@ -60,36 +61,38 @@ def count_of_entry(entry: dict[str, Any]) -> Count:
 
 
 def budget_table(overrides: Sequence[str], files: Files) -> str:
-    """What budget=N means for each row on a model: its nearest setting and the count,
-    or why it has none. Raises UserError for any mistake."""
+    """A table of what budget=N means for each row on a model: the nearest setting and
+    its count, or why there is none. Raises UserError for any mistake."""
     from runs.config.budget import build_ladder, read_budget, rows_with_ladder
     from runs.config.compose import Composer
     from runs.config.grid import split_classes_of_peft, split_override
 
-    values = dict(split_override(word, files) for word in overrides)
-    if "budget" not in values or "model" not in values:
+    # for each key one override for each of its values, such as ["model=smollm2"]
+    lists = dict(split_override(override, files) for override in overrides)
+    if "budget" not in lists or "model" not in lists:
         raise UserError("a budget needs a model: budget=100,1000 model=smollm2")
-    budgets = [read_budget(Override(line).value) for line in values.pop("budget")]
-    rows = values.pop("method", [])
-    if not rows:
-        rows = [f"method={name}" for name in rows_with_ladder()]
-    fixed = [lines[0] for lines in values.values()]
+    budgets = [read_budget(Override(text).value) for text in lists.pop("budget")]
+    methods = lists.pop("method", [])
+    if not methods:
+        methods = [f"method={name}" for name in rows_with_ladder()]
+    shared = [values[0] for values in lists.values()]
     ladders = []
     with Composer(files) as composer:
-        for row in rows:
-            ladders.append(build_ladder(split_classes_of_peft([*fixed, row]), composer))
-    lines = []
+        for method in methods:
+            row_overrides = split_classes_of_peft([*shared, method])
+            ladders.append(build_ladder(row_overrides, composer))
+    rows = []
     for ladder in ladders:
         for budget in budgets:
-            lines.append([ladder.row, budget, *_cells_of_budget(ladder, budget)])
-    names = ["row", "budget", "parameters", "setting"]
-    return pd.DataFrame(lines, columns=names).to_string(
+            rows.append([ladder.row, budget, *_cells_of_budget(ladder, budget)])
+    columns = ["row", "budget", "parameters", "setting"]
+    return pd.DataFrame(rows, columns=columns).to_string(
         index=False, formatters={"budget": "{:,}".format}
     )
 
 
 def _cells_of_budget(ladder: "Ladder", budget: int) -> tuple[str, str]:
-    """The count and the setting that a ladder has for a budget."""
+    """The cells "parameters" and "setting" of a ladder for a budget."""
     rung = ladder.nearest(budget)
     if ladder.misfit(budget):
         return "-", f"none is near: the nearest trains {rung.parameters:,}"
@@ -110,19 +113,19 @@ def main(arguments: list[str]) -> int:
     entries = in_conf("counts.yaml")
     frame = pd.DataFrame(entries).rename(columns={"count": "expected"})
     frame[["rank", "exact", "formula"]] = [count_of_entry(entry) for entry in entries]
-    wrong = (frame.exact != frame.formula) | (frame.exact != frame.expected)
-    frame["verdict"] = frame.note.fillna("").mask(wrong, "DIFFERS")
-    numbers = ["exact", "formula", "expected"]
-    columns = ["model", "method", "rank", *numbers, "printed", "verdict"]
+    is_wrong = (frame.exact != frame.formula) | (frame.exact != frame.expected)
+    frame["verdict"] = frame.note.fillna("").mask(is_wrong, "DIFFERS")
+    count_columns = ["exact", "formula", "expected"]
+    columns = ["model", "method", "rank", *count_columns, "printed", "verdict"]
     print(
         frame.to_string(
             columns=columns,
             index=False,
-            formatters=dict.fromkeys(numbers, "{:,}".format),
+            formatters=dict.fromkeys(count_columns, "{:,}".format),
         )
     )
-    print(f"{len(frame)} counts, {wrong.sum()} wrong")
-    return 1 if wrong.any() else 0
+    print(f"{len(frame)} counts, {is_wrong.sum()} wrong")
+    return 1 if is_wrong.any() else 0
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@ evaluates them again.
 
 vera-bench evaluate RUN
     RUN is a run id, or its beginning, as in outputs/records
-vera-bench evaluate experiment=table2_base
-    every finished run of a preset, or of other overrides
 
 Texts that the run has decoded are scored again, too. A score that the record lacks
 (because there was no Java) is added to it.
@@ -47,8 +45,8 @@ if TYPE_CHECKING:
     from runs.training.context import Context
 
 Report = Callable[[dict[str, Any]], None]
-#: How a score that is computed again is beside the recorded one.
-SAME = {True: "the same", False: "NOT the same"}
+#: Whether a score that is computed again is the recorded one, in words.
+COMPARISON_WORDS = {True: "the same", False: "NOT the same"}
 
 
 def main(arguments: list[str]) -> int:
@@ -72,19 +70,22 @@ def main(arguments: list[str]) -> int:
 
 
 def evaluate_again(record: Record, output: str, name: str) -> list[bool]:
-    """Evaluates each adapter that a run has kept, and prints its score. Returns whether
-    each is the recorded one."""
-    metric, scale = record["result"]["metric"], record["result"]["scale"]
-    keeps_both = record["config"]["keep"] == "both"
+    """Evaluates each adapter that a run has kept, and prints its score. Returns for each
+    whether the score is the recorded one."""
+    metric = record["result"]["metric"]
+    scale = record["result"]["scale"]
+    is_best_of_adapters = [False]
+    if record["config"]["keep"] == "both":
+        is_best_of_adapters = [False, True]
     verdicts = []
-    for best in (False, True) if keeps_both else (False,):
+    for best in is_best_of_adapters:
         score = restore(record, output, best).score()
         recorded = kept_score(record, best)
         is_same = bool(np.isclose(score, recorded, atol=1e-9))
         verdicts.append(is_same)
         epoch = " (the best epoch's)" if best else ""
         scores = f"{metric} {scale * score:.2f}, recorded {scale * recorded:.2f}"
-        print(f"{name}{epoch}: {scores}: {SAME[is_same]}")
+        print(f"{name}{epoch}: {scores}: {COMPARISON_WORDS[is_same]}")
     return verdicts
 
 
@@ -92,8 +93,9 @@ class TextScores(NamedTuple):
     """The scores of an epoch's texts, computed again.
 
     Attributes:
-        recorded: those that the record has, too.
-        added: those that it lacks, where the others are the same.
+        is_same: whether the texts and the scores are the recorded ones.
+        recorded: the scores that the record has, too.
+        added: the scores that it lacks; none where `is_same` is false.
     """
 
     is_same: bool
@@ -103,7 +105,8 @@ class TextScores(NamedTuple):
 
 def score_texts_again(record: Record, output: str, name: str) -> list[bool]:
     """Scores a run's saved texts again, and adds scores that its record lacks. Returns
-    whether their number and each epoch's scores are the recorded ones."""
+    whether there are as many epochs as recorded, and then for each whether its scores
+    are the recorded ones."""
     from runs.training import decode
 
     path = kept_file("decoded_last.jsonl", record, output)
@@ -128,7 +131,7 @@ def score_texts_again(record: Record, output: str, name: str) -> list[bool]:
         has_additions = has_additions or bool(scores.added)
         numbers = [f"{key} {score:.2f}" for key, score in scores.recorded.items()]
         text = f"{name}, {new_entry['which']} epoch, {new_entry['variant']}"
-        text += f": {', '.join(numbers)}: {SAME[scores.is_same]}"
+        text += f": {', '.join(numbers)}: {COMPARISON_WORDS[scores.is_same]}"
         if scores.added:
             text += f"; {', '.join(scores.added)} added to the record"
         print(text)
@@ -138,9 +141,10 @@ def score_texts_again(record: Record, output: str, name: str) -> list[bool]:
 
 
 def _compare_text_scores(entry: DecodedScores, new_entry: DecodedScores) -> TextScores:
-    """An epoch's scores in a record beside those that were computed now."""
+    """Compares an epoch's scores in a record with those that were computed now."""
     recorded_scores = cast(Mapping[str, float | None], entry)
-    recorded, missing = dict[str, float](), dict[str, float]()
+    recorded = dict[str, float]()
+    missing = dict[str, float]()
     is_same = bool(entry["hash"] == new_entry["hash"])
     for key, score in new_entry.items():
         if key == "epoch" or not isinstance(score, float):
@@ -164,14 +168,14 @@ def _add_scores(entry: DecodedScores, added: Mapping[str, float]) -> None:
 
 
 def amend(
-    output: str | Path, run_id: str, parts: Callable[[Record], AddedKeys]
+    output: str | Path, run_id: str, new_keys: Callable[[Record], AddedKeys]
 ) -> bool:
-    """Adds keys to a finished record of this machine, under the run's lock. parts: of
-    the record as it is now, the new keys. Returns whether there is such a record."""
+    """Adds keys to a finished record of this machine, under the run's lock. new_keys:
+    makes them from the record as it is now. Returns whether there is such a record."""
     with holding(run_lock(output, run_id), f"run {run_id}"):
         record = finished_record(output, run_id)
         if record:
-            write_record(output, cast(Record, {**record, **parts(record)}))
+            write_record(output, cast(Record, {**record, **new_keys(record)}))
     return record is not None
 
 
@@ -196,8 +200,8 @@ def read_line(arguments: list[str], settings: type[S]) -> CommandLine[S]:
 
 
 def find_finished(name: str, output: str) -> Record:
-    """The finished record of `find_record`. Raises UserError also for one that has
-    failed or diverged."""
+    """The finished record whose id begins with `name`, of this machine or published.
+    Raises UserError for none, for several, and for one that has failed or diverged."""
     records = RecordFolder(output)
     ids = list[str]()
     if re.fullmatch("[0-9a-f]+", name):
@@ -287,8 +291,9 @@ def run_from_record(record: Record) -> Run:
 
 
 def kept_file(name: str, record: Record, output: str) -> Path:
-    """The path of a file of a run. Raises UserError where it is missing, or of another
-    attempt, with the command that repeats the run here and keeps its adapter."""
+    """The path of a file that a run has kept. Raises UserError where it is missing, with
+    the command that repeats the run here and keeps its adapter; and where it is another
+    attempt's."""
     run_id, keep = record["id"], record["config"]["keep"]
     path = run_folder(output, run_id) / name
     is_here = finished_record(output, run_id) is not None
@@ -311,8 +316,8 @@ def kept_file(name: str, record: Record, output: str) -> Path:
 
 
 def kept_score(record: Record, best: bool) -> float:
-    """The whole dev set's metric at the epoch whose adapter was kept; best: at the best
-    one, of two."""
+    """The metric on the whole dev set at the epoch whose adapter was kept. best: of a
+    run that kept two adapters, at the best epoch and not at the last."""
     curve = record["curve"]
     scores = complete_scores(curve["metric"])
     if record["config"]["keep"] in ("last", "both") and not best:

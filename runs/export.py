@@ -45,7 +45,7 @@ from runs.publishing.result_file import result_file
 from runs.record.files import write_atomically
 from runs.record.text import megabytes
 
-#: The formats, and the settings that each of them takes.
+#: The settings that each format takes.
 FORMATS = {
     "peft": ("base", "license"),
     "hub": ("base", "license", "private"),
@@ -80,33 +80,33 @@ def main(arguments: list[str]) -> int:
     line = read_command_line(
         arguments, Settings, positional=f"RUN {'|'.join(FORMATS)} PATH"
     )
-    name, form, target = line.positional
+    name, target_format, target = line.positional
     settings = line.settings
-    _check_settings(line, form)
-    if form == "hub":
+    _check_settings(line, target_format)
+    if target_format == "hub":
         _check_repository(target)
     elif Path(target).exists() and any(Path(target).iterdir()):
         raise UserError(f"{target}: is there already. Name another, or remove it")
     record = find_finished(name, settings.output)
-    if not record["parameters"]["adapter"] and form != "merged":
+    if not record["parameters"]["adapter"] and target_format != "merged":
         raise UserError(
             f"run {record['id']} ({record['label']['row']}) has no adapter: take merged"
         )
     folder = Path(target)
-    if form == "hub":
+    if target_format == "hub":
         folder = Path(settings.output, "exports", record["id"])
-    if form == "merged":
+    if target_format == "merged":
         write_merged(record, folder, settings.output)
     else:
         choices = AdapterChoices(
             base=settings.base,
             licence=settings.license,
-            repository=target if form == "hub" else None,
-            as_lora=form == "lora",
+            repository=target if target_format == "hub" else None,
+            as_lora=target_format == "lora",
             lora_rank=settings.rank,
         )
         write_adapter(record, folder, settings.output, choices)
-    if form == "hub":
+    if target_format == "hub":
         message = f"Run {record['id']} of vera-bench"
         command = shlex.join(["vera-bench", "export", *arguments])
         print(push(folder, target, settings.private, message, command))
@@ -116,12 +116,17 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _check_settings(line: CommandLine[Settings], form: str) -> None:
+def _check_settings(line: CommandLine[Settings], target_format: str) -> None:
     """Raises UserError for settings that the format does not take, and wrong values."""
-    allowed = {*COMMON_SETTINGS, *FORMATS[require_known("format", form, FORMATS)]}
+    allowed = {
+        *COMMON_SETTINGS,
+        *FORMATS[require_known("format", target_format, FORMATS)],
+    }
     for key in sorted(line.given.keys() - allowed):
         formats = [name for name, keys in FORMATS.items() if key in keys]
-        raise UserError(f"{key}= belongs to {', '.join(formats)}, not to {form}")
+        raise UserError(
+            f"{key}= belongs to {', '.join(formats)}, not to {target_format}"
+        )
     rank = line.settings.rank
     if rank is not None and not _is_rank(rank):
         raise UserError(

@@ -64,7 +64,7 @@ class Settings(BenchSettings):
 
 
 class AnsweredBench(NamedTuple):
-    """A run's answers to a bench. settings: those that made the answers."""
+    """A run's answers to a bench. settings: how the answers were made."""
 
     system: System
     settings: dict[str, Any]
@@ -79,32 +79,34 @@ def main(arguments: list[str]) -> int:
     benches = []
     for record in records:
         benches.append(_answered_bench(record, config_with_settings(record, line)))
-    options = {
+    request_options = {
         "base_url": settings.base_url,
         "concurrency": settings.concurrency,
         "retries": settings.retries,
         "timeout": settings.timeout,
     }
     systems = [bench.system for bench in benches]
-    outcome, summaries = judge_systems(systems, judge, file, options)
+    outcome, summaries = judge_systems(systems, judge, file, request_options)
     print(outcome.report(file))
     rows = list[dict[str, Any]]()
     all_entered = True
     for record, bench, summary in zip(records, benches, summaries, strict=True):
         entry = cast(Judgement, {**summary, "answering": bench.settings})
         rows.append({"model": f"{record['label']['row']} ({record['id']})", **entry})
-        all_entered = _enter(record, output, summary, entry) and all_entered
+        all_entered = _enter_scores(record, output, summary, entry) and all_entered
     print(bench_table(rows))
     return 1 if outcome.failed or not all_entered else 0
 
 
-def _enter(record: Record, output: str, summary: Summary, entry: Judgement) -> bool:
+def _enter_scores(
+    record: Record, output: str, summary: Summary, entry: Judgement
+) -> bool:
     """Writes a judge's scores into a record, once all answers have one. Returns False
     where the record is gone: judging takes hours, in which somebody may have archived
     it."""
     if summary["judged"] != summary["n"]:
         return True
-    if amend(output, record["id"], partial(_with_scores, entry=entry)):
+    if amend(output, record["id"], partial(_with_judgement, entry=entry)):
         return True
     print(
         f"run {record['id']}: {output}/records has no record of it, and the scores "
@@ -113,18 +115,17 @@ def _enter(record: Record, output: str, summary: Summary, entry: Judgement) -> b
     return False
 
 
-def _with_scores(record: Record, entry: Judgement) -> AddedKeys:
-    """A record's scores with a judge's new ones. Those of the same judge, and those of
-    earlier answers to this bench, are left out."""
-    judged_entries = []
-    for judged_entry in record.get("judged", []):
-        is_of_same_answers = judged_entry.get("answers") == entry.get("answers")
-        is_of_another_judge = judged_entry["judge"] != entry["judge"]
-        if judged_entry["bench"] != entry["bench"] or (
-            is_of_same_answers and is_of_another_judge
-        ):
-            judged_entries.append(judged_entry)
-    return {"judged": [*judged_entries, entry]}
+def _with_judgement(record: Record, entry: Judgement) -> AddedKeys:
+    """A record's judgements with a new one. Of the same bench those by the same judge,
+    and those of earlier answers, are left out."""
+    judgements = []
+    for judgement in record.get("judged", []):
+        is_of_another_bench = judgement["bench"] != entry["bench"]
+        is_by_another_judge = judgement["judge"] != entry["judge"]
+        is_of_same_answers = judgement.get("answers") == entry.get("answers")
+        if is_of_another_bench or (is_by_another_judge and is_of_same_answers):
+            judgements.append(judgement)
+    return {"judged": [*judgements, entry]}
 
 
 def _answered_bench(record: Record, config: Configuration) -> AnsweredBench:
@@ -135,10 +136,10 @@ def _answered_bench(record: Record, config: Configuration) -> AnsweredBench:
     folder = bench_folder(config["task"])
     path = answers_path(output, run_id, bench)
     try:
-        about = json.loads(read_regular(path.with_suffix(".json")))
-        settings = {key: about[key] for key in ANSWER_SETTINGS}
+        saved = json.loads(read_regular(path.with_suffix(".json")))
+        settings = {key: saved[key] for key in ANSWER_SETTINGS}
         # answers from before 2026-12-01 do not say what generate used
-        settings["generate"] = about.get("generate")
+        settings["generate"] = saved.get("generate")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: no answers yet ({error}). First: vera-bench answer {run_id}"

@@ -34,7 +34,8 @@ from runs.record.schema import LmEvalResult, Record
 
 @dataclass(frozen=True)
 class Settings(ScoreSettings):
-    """And the data of the runs, where overrides compose them."""
+    """Settings with task.data_dir=, which runs composed from overrides take as the place
+    of their own data, and runs named by id as data_dir=."""
 
     run_data: str | None = setting(
         None, "the same; for overrides the runs' data", "task.data_dir"
@@ -67,8 +68,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _check_record(record: Record, output: str) -> None:
-    """Raises UserError for a run of another model than a language model, or without its
-    adapter."""
+    """Raises UserError for a run whose model is no language model, or whose adapter is
+    missing."""
     is_language_model = record["config"]["model"]["modality"] == "text generation"
     if not is_language_model or record["parameters"]["head"]:
         raise UserError(

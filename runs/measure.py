@@ -36,7 +36,7 @@ from runs.record.text import describe
 
 
 class Kind(NamedTuple):
-    """A kind of measure, and how many runs it is of. compute: takes the seed, the
+    """A kind of measure, and how many runs it takes. compute: takes the seed, the
     output folder and their records."""
 
     compute: Callable[..., MeasuredValues]
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
     kind = MEASURES[require_known("measure", name, MEASURES)]
     if seed < 0 or (name == "magnitude" and "seed" in line.given):
         raise UserError(f"seed={seed}: should be at least 0, and magnitude takes none")
-    inputs = _inputs(name, run_names, output)
+    inputs = _runs_of_measures(name, run_names, output)
     if not inputs:
         raise UserError(
             f"{output}/records has no runs for {name}, finished and with their adapters"
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
         except Exception as error:
             if run_names or not is_user_error(error):
                 raise
-            # many of all runs have kept no adapter
+            # of all runs many have kept no adapter, which is no mistake
             print(f"left out: {describe(error)}")
             continue
         content: Measure = {
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> int:
             "seconds": round(time.monotonic() - started, 3),
         }
         path = write_record(output, content, "measure")
-        print(f"{_summary_words(name, measure)} -> {path}")
+        print(f"{_summary_line(name, measure)} -> {path}")
         written += 1
     if not written:
         raise UserError(f"none of {len(inputs)} could be measured")
@@ -109,7 +109,7 @@ def _provenance() -> Provenance:
     return make_provenance(code_state(), torch.device("cpu"))
 
 
-def _summary_words(name: str, measure: MeasuredValues) -> str:
+def _summary_line(name: str, measure: MeasuredValues) -> str:
     """A measure, its runs and its summary in one line."""
     runs = []
     for run in measure["of"]:
@@ -126,13 +126,13 @@ def measure_id(name: str, measure: MeasuredValues) -> str:
     return hash_of([name, runs, measure["settings"], measure["seeds"]])[:12]
 
 
-def _inputs(
+def _runs_of_measures(
     name: str, run_names: Sequence[str], output: str
 ) -> list[tuple[Record, ...]]:
-    """The runs of each measure: of those that the user names, if any. Raises
-    UserError."""
+    """The runs of each measure to compute: those that the user names, or else all that
+    it can be computed of. Raises UserError for a wrong number of names."""
     if not run_names:
-        return _all_inputs(name, output)
+        return _all_runs_of_measures(name, output)
     run_count = MEASURES[name].run_count
     if run_count == 0 or (run_count == 2 and len(run_names) != 2):
         number = "two" if run_count else "no"
@@ -143,9 +143,10 @@ def _inputs(
     return [(record,) for record in records]
 
 
-def _all_inputs(name: str, output: str) -> list[tuple[Record, ...]]:
-    """The runs of each measure: VeRA's finished runs, or LoRA's and VeRA's of the same
-    model, task, data, seed, rank and sites; without trials and runs with keep=none."""
+def _all_runs_of_measures(name: str, output: str) -> list[tuple[Record, ...]]:
+    """The runs of every measure that can be computed: each finished run of VeRA, or
+    each pair of LoRA and VeRA with the same model, task, data, seed, rank and sites.
+    Trials and runs with keep=none are left out."""
     if name == "matrix_fit":
         return [()]
     runs: dict[str, list[Record]] = {"vera": [], "lora": []}
@@ -164,7 +165,7 @@ def _all_inputs(name: str, output: str) -> list[tuple[Record, ...]]:
 
 
 def _paired_settings(record: Record) -> list[object]:
-    """What the two runs of a pair share."""
+    """What the two runs of a pair must have in common."""
     cell, method = record["cell"], record["config"]["method"]
     return [
         record["model"],

@@ -93,7 +93,9 @@ def test_what_is_missing_is_one_line_of_a_command_and_an_error_of_a_program(
     argv, error, monkeypatch, capsys
 ):
     runs.check_packages()
-    monkeypatch.setattr(runs, "IMPORTED", ("torch", "no_such_package", "nor_this"))
+    monkeypatch.setattr(
+        runs, "IMPORTED_PACKAGES", ("torch", "no_such_package", "nor_this")
+    )
     monkeypatch.setattr(sys, "argv", [argv])
     with pytest.raises(error) as raised:
         runs.check_packages()
@@ -391,7 +393,7 @@ def test_runs_own_files_and_tables_work_without_a_clone(outside, project, words)
 
 def test_vera_needs_three_packages_and_the_rest_says_what_it_needs(outside):
     """Where there is none of the others but those that torch itself needs."""
-    gone = {*runs.IMPORTED} - BASE - {"jinja2", "typing_extensions"}
+    gone = {*runs.IMPORTED_PACKAGES} - BASE - {"jinja2", "typing_extensions"}
     without = f"import runpy, sys\nsys.modules.update(dict.fromkeys({gone}))\n"
     assert outside("-c", without + LIBRARY).stdout == "True\n"
     for module in ("runs", "runs.plan", "analysis.tables"):

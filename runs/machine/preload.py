@@ -6,11 +6,11 @@ import importlib
 import os
 import warnings
 
-from runs import NO_BARS, SEVERAL
+from runs import BAR_SWITCHES, SEVERAL_RUNS
 
 # what is imported stays: looking through it for garbage is a fifth of the time
 gc.disable()
-for name in NO_BARS:  # a run's output is a log, whatever the server's own is
+for name in BAR_SWITCHES:  # a run's output is a log, whatever the server's own is
     os.environ.setdefault(name, "1")
 # the server's output is still the screen
 with warnings.catch_warnings(action="ignore"):
@@ -22,7 +22,7 @@ with warnings.catch_warnings(action="ignore"):
         "runs.training.result",
         "runs.training.train",
         # A run by itself imports them as it evaluates and ends
-        *["tasks.metrics", "tasks.pictures"] * (SEVERAL in os.environ),
+        *["tasks.metrics", "tasks.pictures"] * (SEVERAL_RUNS in os.environ),
     ):
         importlib.import_module(name)
 

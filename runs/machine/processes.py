@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from runs import SEVERAL
+from runs import SEVERAL_RUNS
 
 #: Seconds that a command such as squeue has to answer.
 ANSWER_S = 60
@@ -99,7 +99,7 @@ def start_fork_server(several_runs: bool = True) -> None:
     several_runs: a single run imports the metrics as it evaluates, after its first
     step."""
     if several_runs:
-        os.environ[SEVERAL] = "1"
+        os.environ[SEVERAL_RUNS] = "1"
     multiprocessing.get_context("forkserver").set_forkserver_preload(
         ["runs.machine.preload"]
     )

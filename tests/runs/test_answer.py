@@ -458,8 +458,10 @@ def test_a_judges_last_scores_count_and_scores_of_other_answers_go():
         (entry("mt", "b", "z"), [before[2]]),
         (entry("vicuna", "c", "y"), before),
     ):
-        assert judge._with_scores({"judged": before}, new) == {"judged": [*left, new]}
-    assert judge._with_scores({}, before[0]) == {"judged": [before[0]]}
+        assert judge._with_judgement({"judged": before}, new) == {
+            "judged": [*left, new]
+        }
+    assert judge._with_judgement({}, before[0]) == {"judged": [before[0]]}
 
 
 def test_an_adapter_trained_over_4_bit_weights_is_merged_into_whole_ones(
