@@ -35,7 +35,7 @@ from runs.command.parser import (
 from runs.command.records import open_ledger
 from runs.config import GROUPS, read_command
 from runs.publishing import study_check
-from runs.record import ledger as files
+from runs.record import ledger
 from runs.record.derived import NOT_PROVABLE
 from runs.record.files import write_atomically
 from runs.record.ledger import INSTALLED, read_ledger
@@ -66,8 +66,8 @@ class Settings(RecordSettings):
 
 
 def main(arguments: list[str]) -> int:
-    checks = any(word.startswith("check=") for word in arguments)
-    positional = "" if checks else "STUDY"
+    is_check = any(word.startswith("check=") for word in arguments)
+    positional = "" if is_check else "STUDY"
     purpose = "the runs, as for vera-bench run"
     line = read_command_line(
         arguments, Settings, positional, purpose, COMPOSING_OPTIONS
@@ -97,33 +97,33 @@ def check_study(folder: Path) -> int:
 def records_to_publish(
     line: CommandLine[Settings],
 ) -> tuple[list[Record], list[Measure]]:
-    """The finished records that a command names, without paths, and the measures of
-    them alone."""
+    """The finished records that a command names, without paths, and the measures whose
+    runs are all among them."""
     output = line.settings.output
-    ledger = open_ledger(output, published=False)
+    own_ledger = open_ledger(output, published=False)
     origin = read_ledger(output).origin
-    own_ids = {run_id for run_id in ledger.records if origin[run_id] == "ours"}
+    own_ids = {run_id for run_id in own_ledger.records if origin[run_id] == "ours"}
     ids_of_command = _ids_of_command(line, own_ids)
     records = []
     cut_short = 0
-    for record in ledger:
+    for record in own_ledger:
         if record["id"] not in ids_of_command or record["status"] not in FINISHED:
             continue
-        # trials of rates may be published, runs that were cut short may not
+        # trials of learning rates may be published, runs of a few steps may not
         if record["config"]["train"]["max_steps"] is None:
             records.append(record)
         else:
             cut_short += 1
     if not records:
         message = f"no finished record to publish in {output}/records"
-        if ledger.records and not own_ids:
+        if own_ledger.records and not own_ids:
             message += ": what is there was copied from published studies"
         raise UserError(message)
     if cut_short:
         print(f"{cut_short} left out: trials")
     published_ids = {record["id"] for record in records}
     measures = []
-    for measure in ledger.measures.values():
+    for measure in own_ledger.measures.values():
         measured_ids = {run["id"] for run in measure["of"]}
         if measured_ids <= published_ids:
             measures.append(measure)
@@ -131,13 +131,13 @@ def records_to_publish(
 
 
 def _ids_of_command(line: CommandLine[Settings], own_ids: set[str]) -> set[str | None]:
-    """The ids of the runs that the words of a command and sweep= name; all of this
-    machine's own where it has no words."""
+    """The ids of the runs that the overrides and sweep= of a command name; without
+    either, of all this machine's own runs."""
     output, sweep = line.settings.output, line.settings.sweep
     ids: set[str | None] = {*own_ids}
     if line.overrides:
-        words = [*line.overrides, f"output={output}"]
-        ids = set(identify(read_command(words, line.config_dir).runs))
+        overrides = [*line.overrides, f"output={output}"]
+        ids = set(identify(read_command(overrides, line.config_dir).runs))
     if sweep:
         names = sweep_names(output)
         name = names[0] if sweep == "last" and names else sweep
@@ -146,7 +146,8 @@ def _ids_of_command(line: CommandLine[Settings], own_ids: set[str]) -> set[str |
 
 
 def publish_study(line: CommandLine[Settings]) -> int:
-    """Writes a study: of this clone, or below the current folder."""
+    """Writes a study into runs/records of this clone, into `into`, or below the current
+    folder. Returns the exit code."""
     (name,) = line.positional
     if not study_check.NAME.fullmatch(name):
         raise UserError(
@@ -154,15 +155,17 @@ def publish_study(line: CommandLine[Settings]) -> int:
         )
     records, measures = records_to_publish(line)
     into = line.settings.into
-    folder = printed_folder = (into or Path()) / name
     if into is None and not INSTALLED:
-        folder = files.PUBLISHED / name
+        folder = ledger.PUBLISHED / name
         printed_folder = Path("runs", "records", name)
-    problems = files.read_study(folder).problems
+    else:
+        folder = (into or Path()) / name
+        printed_folder = folder
+    problems = ledger.read_study(folder).problems
     if problems:
         raise UserError(f"{problems[0]}. Mend or remove it first")
     sources = own_sources(records, line.config_dir)
-    files.write_study(folder, records, measures)
+    ledger.write_study(folder, records, measures)
     for source_name, text in sources.items():
         write_atomically(folder / "sources" / source_name, text)
     notes = folder / "NOTES.md"
@@ -184,12 +187,13 @@ def publish_study(line: CommandLine[Settings]) -> int:
 
 
 def own_sources(records: Sequence[Record], config_dir: str | None) -> dict[str, str]:
-    """The texts of methods and of files of configuration that are not in this project,
-    by their names in sources/. Raises UserError for one that is no text."""
+    """The texts of the methods and configuration files that these runs used and that
+    are not in this project, by their names in sources/. Raises UserError for a file
+    that is no text."""
     paths = dict[str, Path]()
     for kind in sorted({record["config"]["method"]["kind"] for record in records}):
         module = module_file(kind)
-        if not module or not module.is_file() or module.is_relative_to(files.ROOT):
+        if not module or not module.is_file() or module.is_relative_to(ledger.ROOT):
             continue
         for path in (module, *provenance.imports_of(module)):
             paths[path.name] = path
@@ -200,7 +204,7 @@ def own_sources(records: Sequence[Record], config_dir: str | None) -> dict[str, 
     texts = {}
     try:
         for name, path in paths.items():
-            texts[name] = files.read_regular(path, study_check.TEXT_BYTES).decode()
+            texts[name] = ledger.read_regular(path, study_check.TEXT_BYTES).decode()
     except ValueError as error:
         raise UserError(f"a method or a file of configuration: {error}") from None
     return texts

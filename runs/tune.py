@@ -60,12 +60,13 @@ from runs.run.definition import Run, with_starts
 from runs.run.identity import final_ids
 from runs.sweep.sweep import sweep
 
-#: Overrides of a trial, where none is given. The command for the best setting does
-#: without them.
+#: What a trial overrides where the user does not. The command that `report` prints for
+#: the best setting leaves these out.
 TRIAL_OVERRIDES = ("task.holdout=0.2", "keep=none")
-#: conf/tune.yaml: the values of each searched key, by kind of method; those of a shared
-#: recipe by a name, with the rows that they are of.
+#: The values of each searched key.
 Grid = Mapping[str, list[object]]
+#: conf/tune.yaml: a grid for each kind of method; and for each shared recipe groups of
+#: rows, each with its grid.
 Grids = Mapping[str, Any]
 
 
@@ -86,24 +87,24 @@ def main(arguments: list[str]) -> int:
     searches, launch = searches_of_command(overrides, line.config_dir)
     trials = [run for search in searches for run in search.runs]
     runs_to_repeat = trials if launch.redo else []
-    commanded = sweep(with_starts(trials), launch, runs_to_repeat)
-    if not commanded.signal:
+    outcome = sweep(with_starts(trials), launch, runs_to_repeat)
+    if not outcome.signal:
         for search in searches:
             print(f"\n{report(search)}")
-    return commanded.exit_code
+    return outcome.exit_code
 
 
-# --- what is tried
+# --- the trials of a command
 
 
 @dataclass(frozen=True)
 class GridSearch:
-    """A row on a task, and its grid.
+    """The search of one row on one task.
 
     Attributes:
-        overrides: of the best setting's command, without the searched keys.
-        axes: for each key its values, as texts.
-        runs: in grid order, a trial's seeds together.
+        overrides: of the command for the best setting, without the searched keys.
+        axes: the values of each searched key, as texts.
+        runs: in grid order, the seeds of a trial together.
     """
 
     overrides: list[str]
@@ -129,8 +130,8 @@ class GridSearch:
 def searches_of_command(
     overrides: list[str], config_dir: str | None = None
 ) -> tuple[list[GridSearch], Launch]:
-    """The searches of a command, and where and how it does its runs. Raises UserError
-    for any mistake."""
+    """The searches of a command, and how it does its runs. Raises UserError for any
+    mistake."""
     words, lists = _split_lists(overrides, Files(config_dir))
     given_keys = {word.partition("=")[0] for word in words}
     seed_words = [word for word in words if word.startswith("seed=")] or ["seed=0"]
@@ -139,11 +140,12 @@ def searches_of_command(
     for word in TRIAL_OVERRIDES:
         if word.partition("=")[0] not in given_keys:
             trial_words.append(word)
-    tracking = ["tracking=off"]
+    tracking_words = ["tracking=off"]
     if any(key.startswith("tracking") for key in given_keys):
-        tracking = []
+        tracking_words = []
+    # one run for each cell, whose trials are composed below
     command = read_command(
-        [*other_words, *trial_words, *tracking, "seed=0"], config_dir
+        [*other_words, *trial_words, *tracking_words, "seed=0"], config_dir
     )
     for reason in command.left_out:
         print(f"left out: {reason}", file=sys.stderr)
@@ -151,16 +153,16 @@ def searches_of_command(
     searches = []
     for run in command.runs:
         axes = _axes(run, grids, lists, given_keys)
-        points = [f"{key}={','.join(values)}" for key, values in axes.items()]
-        decode = []
+        axis_words = [f"{key}={','.join(values)}" for key, values in axes.items()]
+        decode_words = []
         if "decode" in run.config["task"] and "task.decode" not in given_keys:
-            decode = ["task.decode=none"]
-        trials = [*run.overrides, *decode, *points, *seed_words]
+            decode_words = ["task.decode=none"]
+        words_of_trials = [*run.overrides, *decode_words, *axis_words, *seed_words]
         overrides_of_best = []
         for word in run.overrides:
             if word not in trial_words and not word.startswith("task.holdout="):
                 overrides_of_best.append(word)
-        runs = read_command(trials, config_dir).runs
+        runs = read_command(words_of_trials, config_dir).runs
         searches.append(GridSearch(overrides_of_best, axes, runs, config_dir))
     return searches, command.launch
 
@@ -210,8 +212,8 @@ def _axes(
 
 
 def grid_of(run: Run, grids: Grids) -> Grid:
-    """conf/tune.yaml's grid for a run: in a shared recipe by row, class of peft or
-    kind; else by kind."""
+    """The grid of conf/tune.yaml for a run: of the group in its shared recipe that
+    names its row, its class of peft or its kind, or else of its kind."""
     method = run.config["method"]
     shared = grids.get(run.recipe.partition("/")[0], {})
     groups = [group for group in shared.values() if "rows" in group]
@@ -222,7 +224,7 @@ def grid_of(run: Run, grids: Grids) -> Grid:
     return dict(grids.get(method["kind"], {}))
 
 
-# --- what came of it
+# --- the results of the trials
 
 
 def results(search: GridSearch) -> tuple[pd.DataFrame, list[Record]]:
@@ -236,9 +238,10 @@ def results(search: GridSearch) -> tuple[pd.DataFrame, list[Record]]:
     after them are those with a run that diverged, and then those without a value."""
     output = search.runs[0].config["output"]
     axes = search.axes
-    points = pd.DataFrame(itertools.product(*axes.values()), columns=[*axes])
-    seeds = len(search.ids) // len(points)
-    rows, records = [], []
+    settings = pd.DataFrame(itertools.product(*axes.values()), columns=[*axes])
+    seeds = len(search.ids) // len(settings)
+    rows = []
+    records = []
     for position, run_id in enumerate(search.ids):
         record = finished_record(output, run_id)
         row: dict[str, object] = {
@@ -260,7 +263,7 @@ def results(search: GridSearch) -> tuple[pd.DataFrame, list[Record]]:
     numbers = trials.agg(value=("value", fmean), spread=("value", _spread))
     counts = trials[["done", "diverged", "one_class"]].sum()
     runs = trials["runs"].agg(" ".join)
-    frame = pd.concat([numbers.astype(float), points, counts, runs], axis="columns")
+    frame = pd.concat([numbers.astype(float), settings, counts, runs], axis="columns")
     values_to_sort = frame.value
     if records and ReportedMetric.of_record(records[0]).higher_is_better:
         values_to_sort = -frame.value
@@ -274,8 +277,8 @@ def _spread(values: "pd.Series[float]") -> float:
 
 
 def report(search: GridSearch) -> str:
-    """The trials as a table (and trials.csv, in fractions); the best one's command and
-    lines of a recipe."""
+    """The trials as a table, the command for the best one, and the lines that its
+    recipe needs. Also writes trials.csv, whose scores are fractions."""
     frame, records = results(search)
     config = search.runs[0].config
     row = search.runs[0].row
@@ -296,8 +299,8 @@ def report(search: GridSearch) -> str:
         return f"{title}: in each trial a run diverged\n\n{table}"
     if pd.isna(best.value):
         return f"{title}: no trial has a value\n\n{table}"
-    data, reported = records[0]["data"], records[0]["result"]["reported"]
-    epoch = epoch_of_table(config["train"], reported)
+    data = records[0]["data"]
+    epoch = epoch_of_table(config["train"], records[0]["result"]["reported"])
     seeds = plural(len(search.runs) // len(frame), "seed")
     lines = [
         f"{title}: {metric.name} on {data['dev_rows']} held-out training rows "
@@ -312,22 +315,22 @@ def report(search: GridSearch) -> str:
             f"{is_best.sum()} settings have the best value: which of them comes first "
             "says nothing"
         )
-    setting = {key: str(best[key]) for key in search.axes}
-    for key, end in edges(search.axes, setting):
-        lines.append(f"{key}={setting[key]} is the {end} tried")
-    lines.append(f"best: {command_of_trial(search, setting)}")
-    by_task = []
-    for key, value in setting.items():
-        by_task.append(
-            f"{key.partition('.')[2]}: {{{config['task']['name']}: {value}}}"
-        )
-    lines.append(f"for its recipe in conf/recipe: by_task: {{{', '.join(by_task)}}}")
+    best_setting = {key: str(best[key]) for key in search.axes}
+    for key, end in edges(search.axes, best_setting):
+        lines.append(f"{key}={best_setting[key]} is the {end} tried")
+    lines.append(f"best: {command_of_trial(search, best_setting)}")
+    task = config["task"]["name"]
+    entries = []
+    for key, value in best_setting.items():
+        entries.append(f"{key.partition('.')[2]}: {{{task}: {value}}}")
+    lines.append(f"for its recipe in conf/recipe: by_task: {{{', '.join(entries)}}}")
     lines.append(f"trials: {search.file}")
     return "\n".join(lines)
 
 
 def command_of_trial(search: GridSearch, setting: Mapping[str, str]) -> str:
-    """The command that does a trial's run on the real dev set."""
+    """The command that trains with a trial's setting on all training rows, and
+    evaluates on the real dev set."""
     words = [*search.overrides]
     if search.config_dir:
         words.insert(0, f"--config-dir={search.config_dir}")
@@ -338,8 +341,8 @@ def command_of_trial(search: GridSearch, setting: Mapping[str, str]) -> str:
 def edges(
     axes: Mapping[str, list[str]], setting: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """The keys whose value is the smallest or the largest of its axis, since the best
-    may be beyond it."""
+    """Each key whose value is the smallest or the largest on its axis, with which of
+    the two it is: the best value may lie beyond it."""
     for key, texts in axes.items():
         values = pd.to_numeric(pd.Series(texts), errors="coerce")
         if len(values) < 2 or values.isna().any():  # they have no order

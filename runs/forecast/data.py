@@ -1,5 +1,5 @@
-"""The rows that a run trains and is evaluated on, and their lengths, before it is done:
-as published (conf/rows.yaml), or counted in local files."""
+"""The rows that a run will train on and be evaluated on, and their lengths, before
+anything is loaded: as published (conf/rows.yaml), or counted in local files."""
 
 import contextlib
 import json
@@ -20,9 +20,10 @@ from tasks.exact import ExactTask
 
 #: Settings of a task, or an entry of conf/rows.yaml.
 Settings = Mapping[str, Any]
-#: Shares of the rows, sorted by length, at which conf/rows.yaml has the length. The
-#: longest row of a batch decides how much is computed, so the grid is finer at its end.
-GRID = (
+#: The shares of the rows, sorted by length, for which conf/rows.yaml has the length of
+#: the last one. The longest row of a batch decides how much is computed, so there are
+#: more shares near 1.
+LENGTH_SHARES = (
     0,
     0.05,
     0.1,
@@ -41,18 +42,20 @@ GRID = (
     0.999,
     1,
 )
-#: The places in 0 to 1 of a sample of the rows, for which lengths are interpolated.
-EVENLY = (np.arange(2000) + 0.5) / 2000
-#: A row's tokens in text that nobody has tokenised: a token for so many characters, and
-#: the special tokens of a pair.
-CHARACTERS_OF_TOKEN, SPECIAL_TOKENS = 4, 3
+#: The shares at which lengths are interpolated: a sample of the rows, evenly spaced.
+SAMPLE_SHARES = (np.arange(2000) + 0.5) / 2000
+#: How the tokens of a text are guessed that nobody has tokenised: so many characters a
+#: token, and the special tokens of a pair.
+CHARACTERS_OF_TOKEN = 4
+SPECIAL_TOKENS = 3
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """The rows of a split, and of a sample of them the tokens; () where no length is
-    known. predicted: how many of a row's tokens a language model is trained to predict,
-    on average."""
+    """The number of rows of a split, and how long they are.
+
+    tokens: of each row of a sample; () where no length is known. predicted: how many of
+    a row's tokens a language model is trained to predict, on average."""
 
     rows: int
     tokens: Any = ()
@@ -63,21 +66,22 @@ class Lengths:
         """The tokens of a row, on average."""
         return float(np.mean(self.tokens))
 
-    def longer(self, tokens: int) -> "Lengths":
+    def with_more(self, tokens: int) -> "Lengths":
         """These lengths with so many more predicted tokens in each row."""
         if not len(self.tokens):
             return self
         return Lengths(self.rows, self.tokens + tokens, self.predicted + tokens)
 
-    def cut(self, longest: float) -> "Lengths":
-        """These lengths where rows are cut to so many tokens. The end of a row is cut,
-        which is predicted."""
+    def cut_to(self, longest: float) -> "Lengths":
+        """These lengths with rows cut to at most so many tokens. What is cut is the end
+        of a row, whose tokens are predicted."""
         cut = Lengths(self.rows, np.minimum(self.tokens, longest))
-        return replace(cut, predicted=max(self.predicted - (self.mean - cut.mean), 0.0))
+        cut_tokens = self.mean - cut.mean
+        return replace(cut, predicted=max(self.predicted - cut_tokens, 0.0))
 
-    def padded(self, batch: int, block: int = 1) -> float:
-        """A row's tokens on average, padded to the longest of its batch, in a run's
-        `epoch_batches`."""
+    def padded_mean(self, batch: int, block: int = 1) -> float:
+        """The tokens of a row on average, padded to the longest of its batch, in the
+        batches of a run (`epoch_batches`)."""
         padded_tokens = 0.0
         for rows in epoch_batches(self.tokens, batch, 0, 0, block):
             padded_tokens += len(rows) * max(self.tokens[row] for row in rows)
@@ -85,7 +89,7 @@ class Lengths:
 
 
 class PlannedRows(NamedTuple):
-    """The rows for training and for evaluation, and in words how both are known."""
+    """The rows for training and for evaluation. basis: in words how both are known."""
 
     train: Lengths
     dev: Lengths
@@ -93,21 +97,21 @@ class PlannedRows(NamedTuple):
 
 
 @cache
-def known_data(settings: str) -> PlannedRows | None:
-    """The data of a run with these settings of its task (JSON); None where its number
-    of rows is not known. Local files are counted; of the hub's data these are the
-    published numbers (conf/rows.yaml), of which a run may leave some out."""
+def planned_rows(settings: str) -> PlannedRows | None:
+    """The rows of a run with these settings of its task (JSON); None where their number
+    is not known. Local files are counted. For data of the hub these are the published
+    numbers (conf/rows.yaml), and a run may leave some rows out."""
     task: Settings = json.loads(settings)
     published = in_conf("rows.yaml").get(task["name"])
     data = None
     if task.get("data_dir") or task.get("train_file") or not published:
-        # of bad data: the run itself raises it
+        # the run itself shows what is wrong with bad data
         with contextlib.suppress(UserError, tasks.DataError):
-            data = _counted(task) if tasks.source(task).files else None
+            data = _count_rows(task) if tasks.source(task).files else None
     if not published:
         return data
     if data is None:
-        train, dev = _published(task, published)
+        train, dev = _published_rows(task, published)
         data = PlannedRows(train, dev, "rows as published (conf/rows.yaml)")
     tokens = published.get("tokens")
     if not tokens:
@@ -119,21 +123,21 @@ def known_data(settings: str) -> PlannedRows | None:
     # held-out rows are training rows
     dev_tokens = tokens["train" if task.get("holdout") else "dev"]
     return PlannedRows(
-        _interpolated(data.train.rows, tokens["train"]),
-        _interpolated(data.dev.rows, dev_tokens),
+        _interpolate_lengths(data.train.rows, tokens["train"]),
+        _interpolate_lengths(data.dev.rows, dev_tokens),
         "; ".join(basis),
     )
 
 
-def _interpolated(rows: int, entry: Settings) -> Lengths:
-    """The lengths of rows by an entry `tokens` of conf/rows.yaml."""
-    lengths = np.interp(EVENLY, GRID, entry["at"])
+def _interpolate_lengths(rows: int, entry: Settings) -> Lengths:
+    """The lengths of so many rows by an entry `tokens` of conf/rows.yaml."""
+    lengths = np.interp(SAMPLE_SHARES, LENGTH_SHARES, entry["at"])
     return Lengths(rows, lengths, entry.get("predicted", 0.0))
 
 
-def _published(task: Settings, entry: Settings) -> tuple[Lengths, Lengths]:
-    """The rows for training and for evaluation, from an entry of conf/rows.yaml and the
-    task's settings."""
+def _published_rows(task: Settings, entry: Settings) -> tuple[Lengths, Lengths]:
+    """The rows for training and for evaluation, without lengths: what is left of those
+    in an entry of conf/rows.yaml under the task's settings."""
     train, dev = entry["rows"].values()
     train = min(train, task.get("first_rows") or train)
     if "classes" in entry:
@@ -141,7 +145,8 @@ def _published(task: Settings, entry: Settings) -> tuple[Lengths, Lengths]:
     else:
         train, dev = _rows_of_texts(task, train, dev)
     share = task.get("holdout")
-    if share:  # of each class, which rounds
+    if share:
+        # with shots the same number of each class is held out
         shots = task.get("shots")
         groups = entry["classes"] if shots else 1
         dev = max(math.ceil(share * (shots or train)) * groups, 2)
@@ -152,7 +157,8 @@ def _published(task: Settings, entry: Settings) -> tuple[Lengths, Lengths]:
 def _rows_of_images(
     task: Settings, classes: int, train: int, dev: int
 ) -> tuple[int, int]:
-    """`shots` images of each class, or all; evaluated on the test set or the rest."""
+    """The numbers of images for training and evaluation: `shots` of each class, or all;
+    evaluated on the test set, or on the others where there is none."""
     total = train
     if task.get("shots"):
         train = classes * task["shots"]
@@ -161,37 +167,37 @@ def _rows_of_images(
 
 
 def _rows_of_texts(task: Settings, train: int, dev: int) -> tuple[int, int]:
-    """Without a dev set its rows are held out of the training rows. A row whose prompt
-    fills max_length is left out."""
+    """The numbers of texts for training and evaluation. Without a dev set its rows are
+    held out of the training rows."""
     held_out = 0 if dev else task["dev_rows"]
     available = train - held_out
     train = min(task.get("train_rows") or available, available)
     return train, task.get("dev_rows") or dev
 
 
-def _counted(task: Settings) -> PlannedRows:
-    """By reading the files; of texts the lengths, too. Raises UserError or DataError
-    for bad data."""
+def _count_rows(task: Settings) -> PlannedRows:
+    """The rows of local files, and the lengths of texts as their characters suggest.
+    Raises UserError or DataError for bad data."""
     if task["family"] == "e2e":
         task = {**task, "decode": "none"}
     loaded: Any = tasks.load(task)
     if task["family"] == "images":
         rows = {"train": len(loaded.set.train), "dev": len(loaded.set.test or ())}
+        # shaped like an entry of conf/rows.yaml
         entry = {"rows": rows, "classes": loaded.num_labels}
-        train, dev = _published(task, entry)
+        train, dev = _published_rows(task, entry)
         return PlannedRows(train, dev, "rows counted")
     is_exact = isinstance(loaded, ExactTask)
-    train, dev = (
-        _guessed(loaded.splits[split], is_exact) for split in ("train", "dev")
-    )
+    train = _guess_lengths(loaded.splits["train"], is_exact)
+    dev = _guess_lengths(loaded.splits["dev"], is_exact)
     return PlannedRows(
         train, dev, "rows counted; lengths assumed, four characters a token"
     )
 
 
-def _guessed(rows: Any, is_exact: bool) -> Lengths:
-    """The lengths of a split, from its characters. is_exact: its rows are prompts and
-    responses, of which the responses are predicted."""
+def _guess_lengths(rows: Any, is_exact: bool) -> Lengths:
+    """The lengths of a split's rows, guessed from their characters. is_exact: whether
+    they are pairs of a prompt and a response, which is what a model predicts."""
     pairs: list[tuple[str, str]] = []
     if is_exact:
         pairs = rows
@@ -210,10 +216,10 @@ def _guessed(rows: Any, is_exact: bool) -> Lengths:
 
 
 @cache
-def known_texts(settings: str) -> int:
-    """How many texts a run with these settings of its task (JSON) decodes with an
-    adapter: the published items (conf/rows.yaml) or those of its files; 0 where that is
-    not known."""
+def count_decoded_texts(settings: str) -> int:
+    """How many texts a run with these settings of its task (JSON) decodes with one
+    adapter: as many as the items that are published (conf/rows.yaml) or in its files; 0
+    where that is not known."""
     task: Settings = json.loads(settings)
     if task.get("decode", "none") == "none":
         return 0
@@ -222,16 +228,16 @@ def known_texts(settings: str) -> int:
         limit = task.get("items") or task.get("test_rows") or math.inf
         names = task.get("tests") or [task["decode"]]
         return sum(int(min(published[name], limit)) for name in names)
-    # of bad data: the run itself raises it
+    # the run itself shows what is wrong with bad data
     with contextlib.suppress(UserError, tasks.DataError):
         if tasks.source(task).files:
             return len(getattr(tasks.load(task), "items", ()))
     return 0
 
 
-def as_read(run: Run, lengths: Lengths) -> Lengths:
-    """The lengths of a split's rows as the model reads them: cut to its longest, or the
-    patches of images."""
+def lengths_as_read(run: Run, lengths: Lengths) -> Lengths:
+    """The lengths of a split's rows as the model reads them: texts cut to the longest
+    that it takes, images in patches."""
     architecture = models.architecture_of(run.config["model"])
     if run.config["task"]["modality"] == "image":
         side = run.config["task"].get("image_size") or models.image_side(
@@ -244,4 +250,4 @@ def as_read(run: Run, lengths: Lengths) -> Lengths:
         if architecture.get(key):
             longest = min(longest, architecture[key])
             break
-    return lengths.cut(longest) if len(lengths.tokens) else lengths
+    return lengths.cut_to(longest) if len(lengths.tokens) else lengths

@@ -1,5 +1,5 @@
-"""The time and the disk space that the runs of a plan still take: by finished runs, by a
-probe, or by the FLOP a second of a card."""
+"""The time and the disk space that the runs of a plan still take, estimated from
+finished runs, from a probe, or from the FLOP a second of a card."""
 
 import contextlib
 import json
@@ -30,15 +30,15 @@ from runs.record.text import duration, megabytes, plural, rounded
 from runs.run.definition import UNLIKE_OTHERS, Run
 from runs.run.methods import count_weights, skeleton_arguments
 
-#: What a forecast says of the time of decoding that is in it.
-DECODING = (
+#: How a forecast says that it contains the time of decoding.
+DECODING_SOURCE = (
     "decoding: of the longest texts, bytes of weights over another such rate, "
     "without the host's time"
 )
-#: A rate is the median over so many finished runs of other cells.
+#: A rate is the median over so many finished runs of other cells,
 RATED_RUNS = 3
-#: And these took steps of at least this share of the run's FLOPs: a smaller step is
-#: mostly overhead.
+#: whose steps take at least this share of the FLOPs of the run's own steps: a smaller
+#: step is mostly overhead.
 LEAST_SHARE = 1 / 20
 #: Their model has at most so many times the weights of the run's, and at least that
 #: share of them: the products of a small model use a smaller part of a processor.
@@ -46,29 +46,31 @@ SIZE_FACTOR = 4
 #: They took at least as many steps as a probe: of fewer, the first takes most of the
 #: time.
 LEAST_STEPS = STEPS
-#: A forecast looks at so many of the newest records for the pace of this machine.
+#: How many of the newest records are searched for finished runs.
 PACE_RECORDS = 300
 
-#: What runs share that differ in their seeds alone.
+#: Identifies runs that differ in their seeds alone.
 Variant = tuple[str, ...]
 
 
 def variant_of(run: Run) -> Variant:
-    """The variant of a run."""
+    """What a run shares with the runs of its other seeds."""
     return (run.row, run.model, run.task, *run.overrides)
 
 
 # --- FLOP a second
 
 
-def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate | None:
-    """A run's FLOP a second: as conf/cards.yaml assumes it of a card. Without one this
-    machine's: as a probe has measured it for the row, or as finished runs of other
-    cells in the same precision had it. None where nothing says it. Raises UserError for
-    a card that the file lacks.
+def rate_of(
+    run: Run, finished_runs: Sequence[Record], card: str | None = None
+) -> Rate | None:
+    """The FLOP a second at which a run trains: with a card as conf/cards.yaml assumes
+    it; on this machine as a probe has measured it for the run's row, or else as
+    finished runs of other cells in the same precision had it. None where none of these
+    is known. Raises UserError for a card that the file lacks.
 
     Args:
-        done: Finished runs, the oldest first."""
+        finished_runs: The oldest first."""
     precision = computing_precision(run.config)
     if card:
         cards = in_conf("cards.yaml")
@@ -81,7 +83,7 @@ def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate |
     least_flops = LEAST_SHARE * outline(run).step_flops
     rates = list[float]()
     names = device_names(run)
-    for record in reversed(done):
+    for record in reversed(finished_runs):
         if len(rates) < RATED_RUNS and record["device"]["name"] in names:
             rate = _rate_of_finished(record, precision, weights, least_flops)
             if rate:
@@ -95,12 +97,12 @@ def rate_of(run: Run, done: Sequence[Record], card: str | None = None) -> Rate |
 def _rate_of_finished(
     record: Record, precision: str, weights: int | None, least_flops: float
 ) -> float:
-    """The FLOP a second of a finished run; 0 where they are not known, or it does not
-    tell of others, as where its model has another size than these weights, or its steps
-    take less than `least_flops`."""
+    """The FLOP a second of a finished run; 0 where it is not known, or says nothing
+    about other runs: because of the method, the precision, a model of another size than
+    these weights, few steps, or steps of less than `least_flops`."""
     config = record["config"]
     cost = record["cost"]
-    # A record may be from before a setting, or of a run that took no time
+    # an old record may lack a setting, and a run may have taken no time
     with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
         if config["method"]["kind"] in UNLIKE_OTHERS or record["steps"] < LEAST_STEPS:
             return 0.0
@@ -109,10 +111,10 @@ def _rate_of_finished(
         content = _content_of_finished(record)
         if not _are_of_like_size(weights, _weights_of_finished(content)):
             return 0.0
-        work = _outline_of_finished(content)
+        outline_of_run = _outline_of_finished(content)
         seconds = cost["train_seconds"] + cost["evaluate_seconds"]
-        if work.step_flops >= least_flops:
-            return float(work.flops / seconds)
+        if outline_of_run.step_flops >= least_flops:
+            return float(outline_of_run.flops / seconds)
     return 0.0
 
 
@@ -133,25 +135,27 @@ def _content_of_finished(record: Record) -> str:
     """The row, model, task and configuration of a finished run, whatever its seeds, as
     JSON."""
     cell = record["cell"]
-    any_seed = record["config"] | {"seed": 0, "data_seed": 0}
-    return json.dumps([cell["row"], cell["model"], cell["task"], any_seed])
+    without_seeds = record["config"] | {"seed": 0, "data_seed": 0}
+    return json.dumps([cell["row"], cell["model"], cell["task"], without_seeds])
 
 
 def _run_of_finished(content: str) -> Run:
+    """A run with this `_content_of_finished`."""
     row, model, task, config = json.loads(content)
     return Run(row, model, task, 0, "", None, config)
 
 
 @cache
 def _outline_of_finished(content: str) -> Outline:
-    """The outline of finished runs of this `_content_of_finished`. A plan asks for it
-    once for each of its variants."""
+    """The outline of a finished run by its `_content_of_finished`. Cached, since a plan
+    asks for it once a variant."""
     return outline(_run_of_finished(content))
 
 
 @cache
 def _weights_of_finished(content: str) -> int | None:
-    """`_weights_of` finished runs, likewise; None for a model that has gone."""
+    """The weights of a finished run's model by its `_content_of_finished`; None where
+    the model is no longer there."""
     return _weights_of(_run_of_finished(content))
 
 
@@ -160,9 +164,13 @@ def _weights_of_finished(content: str) -> int | None:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run and its state (STATES in runs/plan.py). reason: of the state, in one line. progress: of one
-    that has begun, the last event of its training (runs/training/loop.py), and its
-    host."""
+    """A run and its state (STATES in runs/plan.py).
+
+    Attributes:
+        reason: Why it has this state, in one line.
+        progress: Of a run that has begun: the last event of its training
+            (runs/training/loop.py), and its host.
+    """
 
     run: Run
     state: str
@@ -171,18 +179,24 @@ class Planned:
 
 
 class Work(NamedTuple):
-    """An amount of work."""
+    """An amount of work. sampled_tokens: in training by reward, at most."""
 
     steps: float = 0.0
     tokens: float = 0.0
     flops: float = 0.0
-    sampled: float = 0.0
+    sampled_tokens: float = 0.0
 
 
 @dataclass
 class _Variants:
-    """The variants of the runs that are left: a run of each, its finished runs, and of
-    those without any the amount of work of a run, and this machine's rate."""
+    """What is known of each variant among the runs that are left.
+
+    Attributes:
+        runs: One run of it.
+        finished: The finished runs like it.
+        outlines: What one run takes, where no run like it has finished.
+        rates: At which FLOP a second it does that, where FLOPs are known.
+    """
 
     runs: dict[Variant, Run]
     finished: dict[Variant, list[Record]]
@@ -192,9 +206,15 @@ class _Variants:
 
 @dataclass
 class _Total:
-    """What runs take together. work: of those without a finished run like them.
-    of_finished_cells: how many have one. seconds: of each run whose time is known.
-    sources: where times are from."""
+    """What the runs that are left take together.
+
+    Attributes:
+        work: Of each run without a finished run like it.
+        of_finished_cells: How many have a finished run like them.
+        seconds: Of each run whose time is known.
+        disk_bytes: Of all runs with finished runs like them.
+        sources: What the times are estimated from.
+    """
 
     work: list[Work] = field(default_factory=list)
     of_finished_cells: int = 0
@@ -209,7 +229,7 @@ class _Total:
 
 
 def estimate(
-    left: Sequence[Planned],
+    runs_left: Sequence[Planned],
     records: RecordFolder,
     card: str | None = None,
     after_probe: bool = False,
@@ -218,50 +238,58 @@ def estimate(
     finished runs of their cells, or else FLOPs over a rate.
 
     Args:
-        card: Of conf/cards.yaml, whose hours are wanted.
+        card: A name in conf/cards.yaml, to estimate the hours on that card and not on
+            this machine.
         after_probe: Whether a probe has just measured what it could."""
-    recent = [] if card else records.newest(PACE_RECORDS)
-    done = [record for record in reversed(recent) if record["status"] == "done"]
-    variants = _variants_of(left, done, card)
+    finished_runs = list[Record]()
+    if not card:
+        for record in reversed(records.newest(PACE_RECORDS)):
+            if record["status"] == "done":
+                finished_runs.append(record)
+    variants = _variants_of(runs_left, finished_runs, card)
     total = _Total()
-    for planned in left:
+    for planned in runs_left:
         seconds = _add_run(planned, variants, total, card)
         if seconds is not None:
             total.seconds.append(seconds)
     lines = _lines_of_work(total, variants)
     lines += _lines_of_gaps(variants, card, after_probe)
     if total.seconds:
-        lines.append(_line_of_time(total, variants, left, card))
+        lines.append(_line_of_time(total, variants, runs_left, card))
     return "\n".join(lines)
 
 
 def _variants_of(
-    left: Sequence[Planned], done: Sequence[Record], card: str | None
+    runs_left: Sequence[Planned], finished_runs: Sequence[Record], card: str | None
 ) -> _Variants:
-    runs = {variant_of(planned.run): planned.run for planned in left}
-    finished = {variant: _finished_like(run, done) for variant, run in runs.items()}
-    unknown = [variant for variant in runs if not finished[variant]]
-    bar = tqdm(unknown, "counting FLOPs", leave=False, disable=None, delay=2)
+    runs = {variant_of(planned.run): planned.run for planned in runs_left}
+    finished = dict[Variant, list[Record]]()
+    for variant, run in runs.items():
+        finished[variant] = _finished_like(run, finished_runs)
+    unfinished = [variant for variant in runs if not finished[variant]]
+    bar = tqdm(unfinished, "counting FLOPs", leave=False, disable=None, delay=2)
     outlines = {variant: outline(runs[variant]) for variant in bar}
     rates = dict[Variant, Rate | None]()
-    for variant, work in outlines.items():
-        if work.flops:
-            rates[variant] = rate_of(runs[variant], done, card)
+    for variant, outline_of_run in outlines.items():
+        if outline_of_run.flops:
+            rates[variant] = rate_of(runs[variant], finished_runs, card)
     return _Variants(runs, finished, outlines, rates)
 
 
 def _add_run(
     planned: Planned, variants: _Variants, total: _Total, card: str | None
 ) -> float | None:
-    """Adds a run's disk space, or its work. Returns the seconds that it still takes,
-    where they are known."""
+    """Adds to the total a run's disk space where runs like it have finished, else its
+    work. Returns the seconds that it still takes, where they are known."""
     variant = variant_of(planned.run)
     seconds = None if card else planned.progress.get("seconds_left")
     finished = variants.finished[variant]
     if finished:
         total.of_finished_cells += 1
         total.disk_bytes += _bytes_kept(finished)
-        return _as_finished(planned, finished) if seconds is None else seconds
+        if seconds is None:
+            seconds = _seconds_by_finished(planned, finished)
+        return seconds
     outline_of_run = variants.outlines[variant]
     if not outline_of_run.basis:
         return seconds
@@ -272,27 +300,29 @@ def _add_run(
         return seconds
     total.add_source(f"FLOPs at {rate.source}")
     seconds = work.flops / rate.flops
-    if card and outline_of_run.reads:
-        total.add_source(DECODING)
-        memory = in_conf("cards.yaml")[card]["memory"]
-        seconds += outline_of_run.prompts / rate.flops
-        seconds += outline_of_run.reads / memory
+    if card and outline_of_run.decoding_bytes:
+        total.add_source(DECODING_SOURCE)
+        bytes_a_second = in_conf("cards.yaml")[card]["memory"]
+        seconds += outline_of_run.prompt_flops / rate.flops
+        seconds += outline_of_run.decoding_bytes / bytes_a_second
     return seconds
 
 
 def _work_left(planned: Planned, outline_of_run: Outline) -> Work:
-    done = planned.progress.get("step", 0) / max(outline_of_run.steps, 1)
-    share = 1 - min(done, 1.0)
+    """The part of a run's work that it has not done yet, by its last known step."""
+    share_done = planned.progress.get("step", 0) / max(outline_of_run.steps, 1)
+    share_left = 1 - min(share_done, 1.0)
     return Work(
-        share * outline_of_run.steps,
-        share * outline_of_run.tokens,
-        share * outline_of_run.flops,
-        share * outline_of_run.sampled,
+        share_left * outline_of_run.steps,
+        share_left * outline_of_run.tokens,
+        share_left * outline_of_run.flops,
+        share_left * outline_of_run.sampled_tokens,
     )
 
 
 def _bytes_kept(finished: Sequence[Record]) -> float:
-    """What a run of a cell leaves on the disk: its adapter, and its head in float32."""
+    """The bytes that a run leaves on the disk, by finished runs like it: its adapter,
+    and its head in float32."""
     sizes = [
         record["cost"]["adapter_bytes"] + 4 * record["parameters"]["head"]
         for record in finished
@@ -301,15 +331,15 @@ def _bytes_kept(finished: Sequence[Record]) -> float:
 
 
 def _lines_of_work(total: _Total, variants: _Variants) -> list[str]:
-    """Steps, tokens and FLOPs, and how they are known."""
+    """The lines of a forecast with steps, tokens and FLOPs, and how they are known."""
     if not total.work:
         return []
-    work = Work(*np.sum(total.work, axis=0))  # field by field
+    work = Work(*np.sum(total.work, axis=0))  # each field over all runs
     parts = [f"{work.steps:,.0f} steps"]
     if work.tokens:
         parts.append(f"{rounded(work.tokens)} tokens")
-    if work.sampled:
-        parts.append(f"at most {rounded(work.sampled)} sampled tokens")
+    if work.sampled_tokens:
+        parts.append(f"at most {rounded(work.sampled_tokens)} sampled tokens")
     if work.flops:
         parts.append(f"{work.flops:.1e} FLOP".replace("e+", "e"))
     bases = list[str]()
@@ -330,45 +360,48 @@ def _lines_of_work(total: _Total, variants: _Variants) -> list[str]:
 def _lines_of_gaps(
     variants: _Variants, card: str | None, after_probe: bool
 ) -> list[str]:
-    """What is not known."""
+    """The lines of a forecast that say what it could not estimate."""
     lines = list[str]()
-    uncounted = [
+    uncounted_rows = [
         variants.runs[variant].row
-        for variant, work in variants.outlines.items()
-        if not work.flops
+        for variant, outline_of_run in variants.outlines.items()
+        if not outline_of_run.flops
     ]
-    if uncounted:
-        rows = ", ".join(dict.fromkeys(uncounted))
+    if uncounted_rows:
+        rows = ", ".join(dict.fromkeys(uncounted_rows))
         lines.append(
             f"FLOPs are not known of {rows}: its rows or lengths are not, or torch "
             "cannot count them"
         )
-    unrated = {
+    unrated_files = {
         rate_file(variants.runs[variant])
         for variant, rate in variants.rates.items()
         if not rate
     }
-    if unrated:
+    if unrated_files:
         advice = f"probe=true: about {SECONDS}s each"
         if after_probe:
             advice = "the probe left them out. card=H100 needs neither model nor data"
-        rows = plural(len(unrated), "row")
+        rows = plural(len(unrated_files), "row")
         lines.append(f"no estimate of time: no rate of {rows} ({advice})")
     for variant in variants.rates:
         decodes = variants.runs[variant].config["task"].get("decode", "none") != "none"
-        if decodes and not (card and variants.outlines[variant].reads):
+        is_counted = card and variants.outlines[variant].decoding_bytes
+        if decodes and not is_counted:
             lines.append("the time of decoding is not in it: a finished run shows it")
             break
     return lines
 
 
 def _line_of_time(
-    total: _Total, variants: _Variants, left: Sequence[Planned], card: str | None
+    total: _Total, variants: _Variants, runs_left: Sequence[Planned], card: str | None
 ) -> str:
-    device = card or device_names(left[0].run)[0]
+    """The line of a forecast with the time, what it is estimated from, and the disk
+    space."""
+    device = card or device_names(runs_left[0].run)[0]
     line = f"est. {duration(sum(total.seconds))} left on one {device}"
-    if len(total.seconds) < len(left):
-        line += f" for {len(total.seconds)} of the {len(left)} runs left"
+    if len(total.seconds) < len(runs_left):
+        line += f" for {len(total.seconds)} of the {len(runs_left)} runs left"
     ids = set[str]()
     for finished in variants.finished.values():
         ids.update(record["id"] for record in finished)
@@ -383,7 +416,7 @@ def _line_of_time(
 
 
 #: Settings of a task that decide the amount of work.
-AMOUNTS = (
+AMOUNT_SETTINGS = (
     "train_rows",
     "dev_rows",
     "holdout",
@@ -395,36 +428,36 @@ AMOUNTS = (
 )
 
 
-def _finished_like(run: Run, done: Sequence[Record]) -> list[Record]:
-    """Finished runs of the same cell, with the same amount of work: those that trained
-    to the end or, where none did, those that train.max_steps stopped. Of a few steps
-    the first one takes most of the time."""
+def _finished_like(run: Run, finished_runs: Sequence[Record]) -> list[Record]:
+    """The finished runs of the same cell with the same amount of work: those that
+    trained to the end or, where none did, those that train.max_steps stopped. (Of a few
+    steps the first one takes most of the time.)"""
     task = run.config["task"]
-    alike = list[Record]()
+    run_cell = (run.row, run.model, task["name"])
     weights: int | None = None
-    for record in done:
+    similar_runs = list[Record]()
+    for record in finished_runs:
         cell = record["cell"]
         config = record["config"]
-        if (cell["row"], cell["model"], cell["task"]) != (
-            run.row,
-            run.model,
-            task["name"],
-        ):
+        if (cell["row"], cell["model"], cell["task"]) != run_cell:
             continue
         if config.get("reward") != run.config.get("reward"):
             continue
-        # Models of several folders have one name: encoder
+        # models of several folders may have one name, "encoder"
         weights = weights or _weights_of(run)
         weights_of_finished = _weights_of_finished(_content_of_finished(record))
         if weights and weights_of_finished and weights != weights_of_finished:
             continue
-        if all(config["task"].get(key) == task.get(key) for key in AMOUNTS):
-            alike.append(record)
-    to_the_end = [r for r in alike if r["config"]["train"].get("max_steps") is None]
-    return to_the_end or alike
+        if all(config["task"].get(key) == task.get(key) for key in AMOUNT_SETTINGS):
+            similar_runs.append(record)
+    complete_runs = list[Record]()
+    for record in similar_runs:
+        if record["config"]["train"].get("max_steps") is None:
+            complete_runs.append(record)
+    return complete_runs or similar_runs
 
 
-def _as_finished(planned: Planned, finished: Sequence[Record]) -> float:
+def _seconds_by_finished(planned: Planned, finished: Sequence[Record]) -> float:
     """The seconds that a run has left if its steps are as fast as those of its cell's
     finished runs."""
     train = planned.run.config["train"]

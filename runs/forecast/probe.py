@@ -25,9 +25,10 @@ from tasks.fetch import cache_folder
 if TYPE_CHECKING:
     from runs.training.loop import Training
 
-#: The most steps of a probe, for each row of a model, and about its most seconds: the
-#: step that is under way then is done to its end.
-STEPS, SECONDS = 20, 20
+#: A probe of a row ends after so many steps, or with the step that ends after so many
+#: seconds.
+STEPS = 20
+SECONDS = 20
 #: The share of the cores that other processes may use beside a probe. Training on a CPU
 #: takes every core, and what another process uses is taken from it: at a tenth, steps
 #: are about a tenth slower.
@@ -42,8 +43,8 @@ class Rate(NamedTuple):
 
 
 class KeptRate(TypedDict):
-    """What the cache has of a probe. label: of the run that was measured. busy: how
-    many cores other processes used at the same time, where these were too many."""
+    """What the cache has of a probe. label: of the run that was measured. busy: in
+    words, how many cores other processes used meanwhile, where these were too many."""
 
     flops: float
     label: str
@@ -82,17 +83,16 @@ def probe(runs: Iterable[Run]) -> None:
 
 
 class OtherProcesses:
-    """How many cores other processes use on average, from the construction of this
-    object on. The machine's load says less: it is an average of minutes that have
-    passed, and it counts the probe itself."""
+    """The processor time of other processes since this object was made. The machine's
+    load says less: it is an average over past minutes, and counts the probe itself."""
 
     def __init__(self) -> None:
-        psutil.cpu_percent()  # the next call returns the share since this one
+        psutil.cpu_percent()  # the next call returns the share since this call
         self.start = time.perf_counter()
         self.own_start = time.process_time()
 
     def cores(self) -> float:
-        """Returns that number."""
+        """How many cores other processes have used since then, on average."""
         used_cores = psutil.cpu_percent() / 100 * (os.cpu_count() or 1)
         elapsed = time.perf_counter() - self.start
         own_cores = (time.process_time() - self.own_start) / elapsed
@@ -100,12 +100,12 @@ class OtherProcesses:
 
 
 def busy_words(run: Run, other_cores: float) -> str:
-    """What other processes used while a run was measured, where that slowed it; else
-    "". A run on a GPU needs one core, a run on the CPU all of them."""
+    """How many cores other processes used while a run was measured, in words; "" where
+    that did not slow it. A run on a GPU needs one core, a run on the CPU all of them."""
     cores = os.cpu_count() or 1
     on_gpu = run.config["device"] != "cpu" and gpus.cards("Name")
-    spare = cores - 1 if on_gpu else SPARE_SHARE * cores
-    if other_cores <= spare:
+    spare_cores = cores - 1 if on_gpu else SPARE_SHARE * cores
+    if other_cores <= spare_cores:
         return ""
     return f"other processes used {other_cores:.1f} of {plural(cores, 'core')}"
 
@@ -115,7 +115,7 @@ class _LeftOutError(Exception):
 
 
 def _measure(run: Run, file: Path) -> tuple[str, str]:
-    """Measures a run's rate and keeps it in a file; returns that in words, and
+    """Measures a run's rate and keeps it in a file. Returns what was done, in words, and
     `busy_words`. Raises _LeftOutError for a run that cannot be measured."""
     step_flops = outline(run).step_flops
     if not step_flops:
@@ -124,35 +124,35 @@ def _measure(run: Run, file: Path) -> tuple[str, str]:
     try:
         times = _time_steps(run)
     except Exception as error:
-        # of the run's settings, of a model's own code, of a full device
+        # from the run's settings, a model's own code, or a full device
         reason = f"a probe needs the run's model and data here ({describe(error)})"
         raise _LeftOutError(reason) from error
-    busy = busy_words(run, other_processes.cores())
+    busy_note = busy_words(run, other_processes.cores())
     rate = len(times) * step_flops / sum(times)
-    words = f"{plural(len(times), 'step')} in {duration(sum(times))}"
-    words += f", {_in_words(rate)}"
+    text = f"{plural(len(times), 'step')} in {duration(sum(times))}"
+    text += f", {_rate_text(rate)}"
     earlier = _read_rate(file)
-    if busy and earlier and "busy" not in earlier:
-        earlier_rate = _in_words(earlier["flops"])
-        words += f"; plans keep the {earlier_rate} of a probe on an idle machine"
-        return words, busy
+    if busy_note and earlier and "busy" not in earlier:
+        earlier_rate = _rate_text(earlier["flops"])
+        text += f"; plans keep the {earlier_rate} of a probe on an idle machine"
+        return text, busy_note
     measured: KeptRate = {"flops": rate, "label": run.label}
-    if busy:
-        measured["busy"] = busy
-    # a read-only home costs the forecast, no more
+    if busy_note:
+        measured["busy"] = busy_note
+    # in a home that cannot be written, plans just do not find the rate
     with contextlib.suppress(OSError):
         write_atomically(file, json.dumps(measured))
-    return words, busy
+    return text, busy_note
 
 
-def _in_words(rate: float) -> str:
+def _rate_text(rate: float) -> str:
     if rate < 1e11:
         return f"{rate / 1e9:.2g} GFLOP/s"
     return f"{rate / 1e12:,.2f} TFLOP/s"
 
 
 def _time_steps(run: Run) -> list[float]:
-    """The seconds of some steps of a run, without the first one, which loads
+    """The seconds of each of some steps of a run, without the first one, which loads
     kernels."""
     from runs.training.loop import Training
 
@@ -160,8 +160,8 @@ def _time_steps(run: Run) -> list[float]:
         config = run.config.copy()
         config["output"] = folder
         config["init_from"] = None
-        alone = replace(run, config=config, start=None)
-        training = Training(alone, "probe", lambda event: None)
+        run_without_start = replace(run, config=config, start=None)
+        training = Training(run_without_start, "probe", lambda event: None)
         size = config["train"]["effective_batch"]
         batches = epoch_batches(training.lengths, size, 0, 0, training.task.block)
         times = list[float]()
@@ -176,10 +176,10 @@ def _time_steps(run: Run) -> list[float]:
 
 
 def _do_step(training: "Training", batch: list[int]) -> None:
-    """Does one training step or, where nothing trains, one forward pass; float() waits
-    for the device."""
+    """Does one training step or, where nothing trains, one forward pass."""
     import torch
 
+    # float() waits for the device
     if training.groups:
         float(training.step(batch))
         return
@@ -188,7 +188,8 @@ def _do_step(training: "Training", batch: list[int]) -> None:
 
 
 def device_names(run: Run) -> list[str]:
-    """The names of the devices of this machine that a run may compute on."""
+    """The names of the GPUs of this machine that a run may compute on, or else of its
+    processor."""
     names = gpus.cards("Name") if run.config["device"] != "cpu" else []
     return names or [gpus.processor()]
 
@@ -215,8 +216,8 @@ def rate_file(run: Run) -> Path:
         config["micro_batch"],
         config["gradient_checkpointing"],
     ]
-    key = hash_of([machine, row, run.method, run.config["train"]["precision"]])
-    return cache_folder() / "rates" / f"{key[:24]}.json"
+    file_hash = hash_of([machine, row, run.method, run.config["train"]["precision"]])
+    return cache_folder() / "rates" / f"{file_hash[:24]}.json"
 
 
 def probed_rate(run: Run) -> Rate | None:

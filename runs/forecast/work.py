@@ -7,7 +7,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from runs import models
-from runs.forecast.data import Lengths, as_read, known_data, known_texts
+from runs.forecast.data import (
+    Lengths,
+    count_decoded_texts,
+    lengths_as_read,
+    planned_rows,
+)
 from runs.models.load import HALF, bytes_of_weight, computing_precision
 from runs.record.steps import StepPlan
 from runs.run import methods
@@ -21,41 +26,45 @@ from tasks.exact import FILLER_TOKENS
 class Outline:
     """What a run will take, from its first step on; 0 for what is not known.
 
-    steps: of the optimizer. basis: how the numbers of rows and their lengths are known.
-    tokens: of training, without padding; of images the patches. flops: of training and
-    evaluation, padding included. prompts: FLOPs of the prompts of decoding. reads:
-    bytes of weights that a GPU reads to decode the new tokens. sampled: the tokens that
-    training by reward samples at most."""
+    Attributes:
+        steps: of the optimizer.
+        basis: how the numbers of rows and their lengths are known, in words.
+        tokens: of training, without padding; for images their patches.
+        flops: of training and evaluation, padding included.
+        step_flops: of one training step.
+        prompt_flops: of reading the prompts of decoding.
+        decoding_bytes: of weights that a GPU reads to decode the new tokens.
+        sampled_tokens: those that training by reward samples, at most.
+    """
 
     steps: int = 0
     basis: str = ""
     tokens: float = 0.0
     flops: float = 0.0
     step_flops: float = 0.0
-    prompts: float = 0.0
-    reads: float = 0.0
-    sampled: float = 0.0
+    prompt_flops: float = 0.0
+    decoding_bytes: float = 0.0
+    sampled_tokens: float = 0.0
 
 
 class RowFlops(NamedTuple):
-    """FLOPs of a row: of a forward pass, and of a training pass."""
+    """The FLOPs of one row, in a forward pass and in a training pass."""
 
     forward: float
     training: float
 
 
 def outline(run: Run) -> Outline:
-    """What a run will take; nothing is known, nor a basis, where its number of rows is
-    not."""
+    """What a run will take. It has no basis where the number of rows is not known."""
     config = run.config
     task = config["task"]
-    data = known_data(json.dumps(task))
+    data = planned_rows(json.dumps(task))
     if data is None:
         return Outline()
-    train = as_read(run, data.train)
+    train = lengths_as_read(run, data.train)
     if config["train"].get("objective") == "demonstrations":
-        train = train.longer(FILLER_TOKENS)
-    dev = as_read(run, data.dev)
+        train = train.with_more(FILLER_TOKENS)
+    dev = lengths_as_read(run, data.dev)
     plan = StepPlan.of_run(config["train"], train.rows, run.method["kind"] != "none")
     if not (len(train.tokens) and len(dev.tokens)):
         return Outline(plan.total_steps, data.basis)
@@ -63,47 +72,45 @@ def outline(run: Run) -> Outline:
     rows = min(config["micro_batch"] or rows_of_step, rows_of_step)
     length = _padded_length(run, train, plan.batch, rows)
     predicted = train.mean if task.get("train_on_inputs") else train.predicted
-    row_flops = _row_flops(
-        run, rows, length, math.ceil(length * predicted / train.mean)
-    )
+    predicted_share = predicted / train.mean
+    row_flops = _row_flops(run, rows, length, math.ceil(length * predicted_share))
+    trained_rows = _trained_rows(plan, train)
     if row_flops is None:
-        return Outline(
-            plan.total_steps, data.basis, _trained_rows(plan, train) * train.mean
-        )
+        return Outline(plan.total_steps, data.basis, trained_rows * train.mean)
     flops_of_training = row_flops.training
-    sampled = 0.0
+    sampled_per_row = 0.0
     if "reward" in config:
-        flops_of_training, sampled = _work_by_reward(
-            run, rows, train.mean - train.predicted
-        )
+        prompt_length = train.mean - train.predicted
+        flops_of_training, sampled_per_row = _work_by_reward(run, rows, prompt_length)
     evaluated = min(config["eval_batch"], dev.rows)
     # an evaluation's FLOPs are taken to grow with the tokens alone
-    dev_length = dev.padded(evaluated, math.ceil(dev.rows / evaluated))
+    dev_length = dev.padded_mean(evaluated, math.ceil(dev.rows / evaluated))
     flops_of_dev_row = dev_length / length * row_flops.forward
     # where nothing trains there is one evaluation
     evaluations = sum(map(plan.evaluates, range(plan.epochs))) or 1
-    trained_rows = _trained_rows(plan, train)
+    flops_of_evaluation = evaluations * dev.rows * flops_of_dev_row
     work = Outline(
         steps=plan.total_steps,
         basis=data.basis,
         tokens=trained_rows * train.mean,
-        flops=trained_rows * flops_of_training
-        + evaluations * dev.rows * flops_of_dev_row,
+        flops=trained_rows * flops_of_training + flops_of_evaluation,
         step_flops=rows_of_step * flops_of_training,
-        sampled=trained_rows * sampled,
+        sampled_tokens=trained_rows * sampled_per_row,
     )
-    texts = known_texts(json.dumps(task))
-    if evaluations > 1:  # the last epoch's, and the best one's
+    texts = count_decoded_texts(json.dumps(task))
+    if evaluations > 1:  # with the adapters of the last and of the best epoch
         texts *= 2
     if not texts:
         return work
     return replace(
-        work, prompts=texts * flops_of_dev_row, reads=_bytes_read(run, texts)
+        work,
+        prompt_flops=texts * flops_of_dev_row,
+        decoding_bytes=_decoding_bytes(run, texts),
     )
 
 
 def _trained_rows(plan: StepPlan, train: Lengths) -> int:
-    """The rows of all steps."""
+    """How many rows all steps train on; a row counts once for each epoch."""
     epochs, steps = divmod(plan.total_steps, plan.steps_per_epoch)
     return epochs * train.rows + min(steps * plan.batch, train.rows)
 
@@ -113,7 +120,7 @@ def _padded_length(run: Run, train: Lengths, batch: int, rows: int) -> int:
     batches_sorted_together = block_size(run.config["task"])
     if batches_sorted_together > 1:
         batches_sorted_together *= math.ceil(batch / rows)
-    return round(train.padded(rows, batches_sorted_together))
+    return round(train.padded_mean(rows, batches_sorted_together))
 
 
 def _row_flops(run: Run, rows: int, length: int, predicted: int) -> RowFlops | None:
@@ -123,39 +130,39 @@ def _row_flops(run: Run, rows: int, length: int, predicted: int) -> RowFlops | N
         return None
     forward, training = (flops / rows for flops in counted)
     if run.config.get("gradient_checkpointing"):
-        training += forward  # which it repeats
+        training += forward  # checkpointing computes it a second time
     return RowFlops(forward, training)
 
 
-def _bytes_read(run: Run, texts: int) -> float:
+def _decoding_bytes(run: Run, texts: int) -> float:
     """The bytes of weights that decoding reads: every token of a batch reads each
     weight once, as it is held. Where autocast or 4 bit make it another dtype, it is
-    cast before each product, which writes and reads two bytes more."""
+    cast before each product, which writes two bytes and reads them."""
     config = run.config
-    size = bytes_of_weight(config)
+    weight_bytes = bytes_of_weight(config)
     is_cast = models.dtype_of(config) == "fp32" and computing_precision(config) in HALF
     if config["model"]["quantise"] or is_cast:
-        size += 4
+        weight_bytes += 4
     batch = prompts_at_once(config["eval_batch"], config["task"]["beams"], True)
     batches = math.ceil(texts / batch)
     tokens = config["task"]["max_new_tokens"]
-    return float(batches * tokens * methods.count_weights(run) * size)
+    return float(batches * tokens * methods.count_weights(run) * weight_bytes)
 
 
-def _work_by_reward(run: Run, rows: int, prompt: float) -> tuple[float, float]:
-    """The FLOPs of a prompt in training by reward, and the tokens that are sampled for
-    it, at most.
+def _work_by_reward(run: Run, rows: int, prompt_length: float) -> tuple[float, float]:
+    """What training by reward takes for one prompt: FLOPs, and sampled tokens at most.
 
     Args:
-        rows: of a micro-batch.
-        prompt: tokens of a prompt, on average."""
+        rows: Prompts of a micro-batch.
+        prompt_length: Tokens of a prompt, on average."""
     samples = run.config["reward"]["samples"]
     limit = completion_limit(run.config)
-    # The last token of a completion is not read again, and all samples of one token
-    # share the prompt's pass.
-    length = max(1.0, prompt + limit - 1)
+    # the last token of a completion is not read again
+    length = max(1.0, prompt_length + limit - 1)
     counted = methods.count_flops(run, rows, math.ceil(length), limit) or (0.0, 0.0)
     forward, training = (flops / rows for flops in counted)
-    sampling = forward * (prompt + samples * (limit - 1)) / length
+    # samples share the pass over their prompt
+    sampling = forward * (prompt_length + samples * (limit - 1)) / length
+    # also in training, where a completion is one token
     passes = 1 if limit == 1 else samples
     return passes * training + sampling, samples * limit

@@ -1,5 +1,5 @@
-"""What a launcher is: its settings as fields, checked by pydantic, and what it does. The
-two simplest ones, which do runs on this machine, stand here."""
+"""What a launcher is: its settings as fields, which pydantic checks, and its methods. The
+two simplest launchers, which do the runs on this machine, are here."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -11,21 +11,21 @@ from runs.record.keys import ConfigPart, Count
 
 #: The most workers of a sweep where `executors` is null.
 MAX_WORKERS = 8
-#: Counts the workers that are alive.
+#: Returns how many workers are alive.
 CountWorkers = Callable[[], int]
 
 
 class Worker(Protocol):
-    """What each worker of a sweep does (runs/sweep/worker.py has it).
+    """What each worker of a sweep does; runs/sweep/worker.py implements it.
 
-    folder: for the sweep's logs; its name is the sweep's. workers: how many there
-    are."""
+    folder: of the sweep's logs, with the sweep's name. workers: how many there are."""
 
     folder: Path
     workers: int
 
     def __call__(self, number: int) -> int:
-        """Does runs of the sweep until none is left for it; returns an exit code."""
+        """Does runs of the sweep until none is left for this worker. Returns an exit
+        code."""
 
     def all_done(self) -> bool:
         """Whether every run of the sweep has ended."""
@@ -38,8 +38,8 @@ class Launcher(ConfigPart):
     name: str
 
     def check(self) -> None:
-        """Raises UserError where it can start nothing here. Called before anything
-        starts."""
+        """Raises UserError where this launcher can start nothing here. Called before
+        anything starts."""
 
 
 class OnThisMachine(Launcher):
@@ -63,13 +63,14 @@ class ByWorkers(Launcher):
     executors: Count | None = None
 
     def count_workers(self, runs: int) -> int:
-        """How many workers do so many runs."""
+        """How many workers to start for so many runs."""
         return min(self.executors or MAX_WORKERS, runs)
 
     @abstractmethod
     def start(self, worker: Worker) -> AbstractContextManager[CountWorkers]:
-        """Starts the workers 0 to worker.workers - 1, for a block. Gives a function
-        that counts those that are alive. Raises UserError where they cannot start."""
+        """A context manager that starts the workers 0 to worker.workers - 1, and gives
+        a function that counts those that are alive. Raises UserError where they cannot
+        start."""
 
 
 class ByScript(ByWorkers):
@@ -77,14 +78,14 @@ class ByScript(ByWorkers):
 
     dry_run: whether it prints the script, submits nothing, and ends."""
 
-    #: What the printed script leaves unexplained, a line each.
+    #: Lines that explain what a reader of the printed script may not understand.
     remarks: ClassVar[Sequence[str]] = ()
 
     dry_run: bool = False
 
     @abstractmethod
     def script(self, folder: Path, workers: int) -> str:
-        """What would be submitted for so many workers."""
+        """The script that would be submitted for so many workers."""
 
 
 # --- runs on this machine, each in a process of its own
@@ -103,5 +104,5 @@ class Local(OnThisMachine):
 
     @property
     def uses_all_devices(self) -> bool:
-        """All of them."""
+        """Always."""
         return True

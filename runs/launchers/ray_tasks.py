@@ -33,8 +33,8 @@ class Ray(ByWorkers):
 
     @contextlib.contextmanager
     def start(self, worker: Worker) -> Iterator[CountWorkers]:
-        """Starts tasks on a cluster that `init` names, or here. Raises UserError where
-        one fails, or Ray refuses."""
+        """Starts tasks on the cluster that `init` names, or on this machine. Raises
+        UserError where a task fails or Ray refuses."""
         import ray
 
         variables = {"PYTHONPATH": process_environment()["PYTHONPATH"]}
@@ -49,6 +49,7 @@ class Ray(ByWorkers):
             raise UserError(f"Ray: {last_line(error)}") from None
 
         def count_workers(seconds: float = 0) -> int:
+            """The tasks that are alive after waiting up to `seconds` for them to end."""
             nonlocal tasks
             if tasks:
                 count = len(tasks)

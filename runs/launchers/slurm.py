@@ -16,8 +16,8 @@ from runs.command.errors import UserError
 from runs.launchers.contract import ByScript, CountWorkers, Worker
 from runs.machine.processes import last_line, output_of, process_environment
 
-#: How often a job goes back into the queue, unless conf/launcher/slurm.yaml is left
-#: out.
+#: How often a job may go back into the queue, where conf/launcher/slurm.yaml is not
+#: used and the settings do not say.
 MAX_REQUEUES = 1000
 
 
@@ -48,8 +48,9 @@ class Slurm(ByScript):
 
     @contextlib.contextmanager
     def start(self, worker: Worker) -> Iterator[CountWorkers]:
-        """Submits an array of jobs, unless those of an earlier command are there. Jobs
-        go on without this command. Raises UserError where Slurm refuses."""
+        """Submits an array of jobs, unless an earlier command's jobs for this sweep are
+        still there. Jobs go on without this command. Raises UserError where Slurm
+        refuses."""
         jobs = _Jobs(worker.folder.name)
         if not jobs.count():
             self._submit(worker)
@@ -67,7 +68,7 @@ class Slurm(ByScript):
                 )
 
     def _submit(self, worker: Worker) -> None:
-        # sbatch passes this process's environment on
+        # sbatch passes this process's environment on to the jobs
         os.environ["PYTHONPATH"] = process_environment()["PYTHONPATH"]
         try:
             executor = self._executor(worker.folder)
@@ -90,8 +91,8 @@ class Slurm(ByScript):
         return str(executor._make_submission_file_text(command, ""))
 
     def _executor(self, folder: Path, needs_slurm: bool = True) -> Any:
-        """submitit's executor with these settings. folder: of the sweep, whose name is
-        the jobs'."""
+        """submitit's executor with these settings. folder: of the sweep, whose name the
+        jobs get. needs_slurm: False to only write the script, on any machine."""
         import submitit
 
         class Executor(submitit.SlurmExecutor):
@@ -106,7 +107,7 @@ class Slurm(ByScript):
         for key, value in settings.items():
             if value is not None:
                 parameters[key] = value
-        # into sbatch's names
+        # under the names that sbatch uses
         executor.update_parameters(**executor._convert_parameters(parameters))
         return executor
 
@@ -119,8 +120,8 @@ class _Jobs:
         self.last_count = 0
 
     def count(self) -> int:
-        """How many are in the queue. Without an answer now, the last one stays: a busy
-        controller answers with an error. sacct misses killed jobs on a cluster without
+        """How many are in the queue; the last known number where Slurm does not answer,
+        as a busy controller does. sacct would miss killed jobs on a cluster without
         accounting."""
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             flags = ("--noheader", "--array", f"--name={self.name}", "--format=%T")

@@ -26,7 +26,7 @@ from runs import counts, models, plan
 from runs.command.errors import UserError
 from runs.config import CONF, expand
 from runs.forecast import data, pace, probe, work
-from runs.forecast.data import GRID, Lengths, known_data
+from runs.forecast.data import LENGTH_SHARES, Lengths, planned_rows
 from runs.forecast.pace import Planned
 from runs.forecast.work import outline
 from runs.record.folder import RecordFolder
@@ -115,7 +115,7 @@ SMALL = [
 def test_steps_and_rows_are_those_of_the_run(kind, changes, request):
     """From its files alone."""
     (run,) = expand([*request.getfixturevalue(kind), *changes])
-    train, dev, _ = known_data(json.dumps(run.config["task"]))
+    train, dev, _ = planned_rows(json.dumps(run.config["task"]))
     steps, training = outline(run).steps, begin(run)
     assert steps == training.plan.total_steps
     assert (train.rows, dev.rows) == (
@@ -140,7 +140,7 @@ def test_the_table_has_the_rows_that_the_tasks_know():
         )
     for entry in table.values():
         for values in entry.get("tokens", {}).values():
-            assert len(values["at"]) == len(GRID)
+            assert len(values["at"]) == len(LENGTH_SHARES)
             assert values["at"] == sorted(values["at"])
 
 
@@ -161,7 +161,7 @@ def test_published_runs_took_the_steps_and_about_the_tokens_that_the_table_says(
             or config["task"].get("holdout")
         ):
             continue
-        train, _ = data._published(config["task"], entry)
+        train, _ = data._published_rows(config["task"], entry)
         where = StepPlan.of_run(config["train"], train.rows)
         assert where.total_steps == steps, record["id"]
         epochs, rest = divmod(steps, where.steps_per_epoch)
@@ -169,8 +169,10 @@ def test_published_runs_took_the_steps_and_about_the_tokens_that_the_table_says(
             tokens = (
                 record["cost"]["tokens_per_second"] * record["cost"]["train_seconds"]
             )
-            lengths = np.interp(data.EVENLY, GRID, entry["tokens"]["train"]["at"])
-            length = Lengths(1, lengths).cut(config["train"]["max_length"]).mean
+            lengths = np.interp(
+                data.SAMPLE_SHARES, LENGTH_SHARES, entry["tokens"]["train"]["at"]
+            )
+            length = Lengths(1, lengths).cut_to(config["train"]["max_length"]).mean
             assert epochs * train.rows * length == pytest.approx(tokens, rel=0.11), (
                 record["id"]
             )
@@ -187,16 +189,16 @@ def test_the_longest_of_a_batch_and_what_is_cut_off():
     known = Lengths(len(real), real, 10.0)
     for batch in (1, 4, 16, 64):
         drawn = rng.choice(real, (20_000, batch)).max(1).mean()
-        assert known.padded(batch) == pytest.approx(drawn, rel=0.02)
+        assert known.padded_mean(batch) == pytest.approx(drawn, rel=0.02)
     batches = epoch_batches(real.tolist(), 8, 0, 0, 8)  # of like lengths
     padded = sum(len(batch) * max(real[batch]) for batch in batches) / len(real)
-    assert known.padded(8, 8) == pytest.approx(padded, rel=0.06)
-    cut = known.cut(50)
+    assert known.padded_mean(8, 8) == pytest.approx(padded, rel=0.06)
+    cut = known.cut_to(50)
     assert cut.mean == pytest.approx(np.minimum(real, 50).mean(), rel=0.01)
-    assert cut.padded(64) <= 50
+    assert cut.padded_mean(64) <= 50
     # Of a prompt and a continuation, what is cut off is the continuation's
     assert cut.predicted == pytest.approx(max(10 - (known.mean - cut.mean), 0))
-    assert known.cut(10_000).mean == known.mean
+    assert known.cut_to(10_000).mean == known.mean
 
 
 def test_lengths_of_ones_own_texts_are_guessed_from_their_characters(words, tmp_path):
@@ -212,7 +214,7 @@ def test_lengths_of_ones_own_texts_are_guessed_from_their_characters(words, tmp_
         "task.holdout=0.25",
     ]
     (run,) = expand([*plain, *own, "task.label_column=label"])
-    train, dev, basis = known_data(json.dumps(run.config["task"]))
+    train, dev, basis = planned_rows(json.dumps(run.config["task"]))
     assert train.rows + dev.rows == 36  # four are dev rows without it
     assert train.mean == pytest.approx(17 / 4 + 3, rel=0.1)
     assert basis == "rows counted; lengths assumed, four characters a token"
@@ -392,27 +394,29 @@ def test_decoding_reads_the_weights_for_each_token_of_a_batch(
         for of in AutoModelForCausalLM.from_pretrained(tiny_llama).parameters()
     )
     known, longest = outline(run), run.config["task"]["max_new_tokens"]
-    assert known.reads == 2 * (6 / 2) * longest * values * (
+    assert known.decoding_bytes == 2 * (6 / 2) * longest * values * (
         8 if precision == "bf16" else 4
     )
-    assert known.prompts > 0
+    assert known.prompt_flops > 0
     rates = yaml.safe_load((CONF / "cards.yaml").read_text())["H100"]
     hours = pace.estimate([Planned(run, "missing")], RecordFolder("nowhere"), "H100")
-    seconds = (known.flops + known.prompts) / rates[precision] + known.reads / rates[
-        "memory"
-    ]
+    seconds = (known.flops + known.prompt_flops) / rates[
+        precision
+    ] + known.decoding_bytes / rates["memory"]
     assert f"est. {duration(seconds)} left on one H100" in hours
     assert (
         "decoding is not in it" in hours,
         "decoding is not in it" in plan_of(words),
     ) == (False, True)
     (without,) = expand([*words, "task.decode=none"])
-    assert (outline(without).reads, outline(without).flops) == (0, known.flops)
+    assert (outline(without).decoding_bytes, outline(without).flops) == (0, known.flops)
 
 
 def test_how_many_texts_are_decoded(e2e):
     def texts(**task):
-        return data.known_texts(json.dumps({"decode": "test", "items": None} | task))
+        return data.count_decoded_texts(
+            json.dumps({"decode": "test", "items": None} | task)
+        )
 
     both = {"name": "gsm8k", "tests": ["gsm8k", "math"]}
     assert (texts(**both), texts(**both, items=100)) == (1319 + 5000, 200)
@@ -629,7 +633,7 @@ def test_a_probe_measures_every_row_again_and_says_when_none_is_left(
     ("rate", "words"), [(3.4e8, "0.34 GFLOP/s"), (2.5e12, "2.50 TFLOP/s")]
 )
 def test_a_slow_rate_is_shown_in_gflop(rate, words):
-    assert probe._in_words(rate) == words
+    assert probe._rate_text(rate) == words
 
 
 def test_a_row_that_trains_nothing_is_measured_by_its_forward_pass(words):
@@ -763,7 +767,7 @@ def test_what_is_a_measure_of_a_runs_time(words):
     for more, steps in (([], 10), (["train.max_steps=2"], 2)):  # 2 epochs of 5 steps
         (run,) = expand([*words, *more])
         left = Planned(run, "missing")
-        assert pace._as_finished(left, [record]) == pytest.approx(
+        assert pace._seconds_by_finished(left, [record]) == pytest.approx(
             steps * (4.0 + 3.0) / 2
         )
 
@@ -794,7 +798,9 @@ def test_what_a_checkpoint_has_is_not_planned_again(words):
     assert (planned.state, planned.progress["step"]) == ("partial", whole.steps // 2)
     assert plan.runs_to_do([planned]) == [planned]
     seconds = record["cost"]["train_seconds"] + record["cost"]["evaluate_seconds"]
-    assert pace._as_finished(planned, [record]) == pytest.approx(seconds / 2, rel=1e-3)
+    assert pace._seconds_by_finished(planned, [record]) == pytest.approx(
+        seconds / 2, rel=1e-3
+    )
     assert f"{whole.steps - whole.steps // 2:,} steps" in pace.estimate(
         [planned], RecordFolder("nowhere")
     )
