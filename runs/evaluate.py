@@ -29,7 +29,7 @@ from runs.command.parser import (
 )
 from runs.command.records import find_record, open_ledger
 from runs.config import read_command
-from runs.machine.hashes import check_kept
+from runs.machine.hashes import check_unchanged
 from runs.machine.locks import holding, run_lock
 from runs.record.cell import complete_scores
 from runs.record.folder import RecordFolder
@@ -110,7 +110,7 @@ def score_texts_again(record: Record, output: str, name: str) -> list[bool]:
     from runs.training import decode
 
     path = kept_file("decoded_last.jsonl", record, output)
-    check_kept(record, path.with_name("decoded_best.jsonl"))
+    check_unchanged(record, path.with_name("decoded_best.jsonl"))
     task = cast(Written, tasks.load(record["config"]["task"]))
     recorded_texts = record.get("texts")
     assert recorded_texts is not None
@@ -300,7 +300,7 @@ def kept_file(name: str, record: Record, output: str) -> Path:
     if is_here:
         tidy(output, record)  # a kill may have left the file with its attempt
     if path.is_file():
-        check_kept(record, path)
+        check_unchanged(record, path)
         return path
     words = [f"rerun={run_id}"]
     if keep == "none":

@@ -12,7 +12,7 @@ from typing import Any
 from runs.command.parser import COMPOSING_OPTIONS, read_command_line
 from runs.config.composed import ComposedCommand, decode_command, encode_command
 from runs.config.files import Files
-from runs.machine.hashes import kept_in_cache
+from runs.machine.hashes import cached_value
 from runs.record.configuration import ModelConfig
 from runs.record.keys import is_own_setting
 from runs.record.ledger import ROOT
@@ -108,7 +108,7 @@ def _compose_once(overrides: Sequence[str], files: Files) -> ComposedCommand:
         files.content_hash(),
         *overrides,
     ]
-    values = kept_in_cache("commands", key, compose)
+    values = cached_value("commands", key, compose)
     if composed:
         return composed[0]
     return decode_command(values)

@@ -1,5 +1,5 @@
-"""This machine's devices: its processor, NVIDIA's GPUs by their driver, and whether
-torch can use them."""
+"""This machine's devices: its processor, its GPUs as NVIDIA's driver names them, and
+whether torch can use them."""
 
 import contextlib
 import errno
@@ -19,8 +19,8 @@ from runs.command.errors import DeviceError, UserError
 from runs.machine.locks import Lock
 
 T = TypeVar("T")
-#: Where NVIDIA's driver shows.
-DRIVER = "/dev/nvidia[0-9]*"
+#: The device files that NVIDIA's driver makes, a file a GPU.
+DEVICE_FILES = "/dev/nvidia[0-9]*"
 
 
 def cards(attribute: str) -> list[str]:
@@ -34,45 +34,51 @@ def cards(attribute: str) -> list[str]:
         )
         return [str(read_attribute(handle)) for handle in handles]
 
-    return _answer(read_all, [])
+    return _ask_driver(read_all, [])
 
 
 def visible() -> list[str]:
-    """The UUIDs of the GPUs in CUDA_VISIBLE_DEVICES, in its order, MIG slices as they
-    are; else of all."""
+    """The UUIDs of the GPUs that CUDA_VISIBLE_DEVICES names, in its order; of all GPUs
+    where it is not set. MIG slices keep the names that they have there."""
     uuids = cards("UUID")
     names = gpus_of_environment()
     if names is None:
         return uuids
-    by_number = {str(number): uuid for number, uuid in enumerate(uuids)}
-    return [by_number.get(name, name) for name in names]
+    uuid_by_number = {str(number): uuid for number, uuid in enumerate(uuids)}
+    return [uuid_by_number.get(name, name) for name in names]
 
 
 def free_bytes(name: str) -> float:
-    """Bytes that are free on a GPU, by its UUID; 0 where the driver does not answer."""
-    memory, handle = pynvml.nvmlDeviceGetMemoryInfo, pynvml.nvmlDeviceGetHandleByUUID
-    return _answer(lambda: float(memory(handle(name)).free), 0.0)
+    """How many bytes are free on the GPU with this UUID; 0 where the driver does not
+    answer."""
+
+    def read_free() -> float:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(name)
+        return float(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+
+    return _ask_driver(read_free, 0.0)
 
 
 class TakenGpu(NamedTuple):
-    """A GPU that a run has, and the lock on it."""
+    """A GPU that a run may use, and the lock that this process holds on it."""
 
     name: str
     lock: Lock
 
 
 def take(names: Sequence[str], share: int) -> TakenGpu | None:
-    """The least shared of these GPUs, for a run; None where there are none, and while
-    each has `share` runs, over all commands of this machine. Raises UserError where
-    none can be locked."""
+    """Takes the least shared of these GPUs for a run. None where there are none, and
+    while each has `share` runs, those of all commands of this machine. Raises UserError
+    where no GPU can be locked."""
     if not names:
         return None
     folder = lock_folder()
     errors = list[OSError]()
-    # Another user's program may have filled one
-    emptiest = sorted(names, key=free_bytes, reverse=True)
-    places = list(itertools.product(range(share), emptiest))
-    for number, name in places:
+    # another user's program may have filled one
+    emptiest_first = sorted(names, key=free_bytes, reverse=True)
+    # one lock for each run that may share a GPU: first the first lock of every GPU
+    slots = list(itertools.product(range(share), emptiest_first))
+    for number, name in slots:
         # a slice's name may have a slash
         file_name = f"{name.replace('/', '-')}.{number}"
         lock = Lock(folder / file_name, mode=0o666)
@@ -80,17 +86,17 @@ def take(names: Sequence[str], share: int) -> TakenGpu | None:
             if lock.take(0):
                 return TakenGpu(name, lock)
         except OSError as error:
-            # such as another user's, which the kernel protects
+            # such as another user's file, which the kernel protects
             errors.append(error)
-    if len(errors) == len(places):
+    if len(errors) == len(slots):
         raise _cannot_lock(folder, errors[0])
     return None
 
 
 def lock_folder() -> Path:
-    """The folder of the locks on devices: one for all users of this machine, or this
-    user's own where another user could change the names in that one. Raises UserError
-    where there is neither."""
+    """The folder of the locks on devices. All users of this machine share one; where
+    another user could rename files in it, this user gets a private one. Raises
+    UserError where neither can be used."""
     shared = Path(tempfile.gettempdir()) / "vera-bench-devices"
     private = shared.with_name(f"{shared.name}-{os.geteuid()}")
     # other users' runs take locks here, too
@@ -103,8 +109,8 @@ def lock_folder() -> Path:
 
 
 def _make_folder(folder: Path, mode: int) -> OSError | None:
-    """Creates a folder where it is missing. Returns what is wrong with it: it cannot be
-    created, or another user owns it and may rename what this user creates in it."""
+    """Creates a folder where it is missing. Returns why it cannot be used, if so: it
+    cannot be created, or another user owns it and may rename files in it."""
     try:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
@@ -112,13 +118,14 @@ def _make_folder(folder: Path, mode: int) -> OSError | None:
     except OSError as error:
         return error
     try:
-        about = os.fstat(descriptor)
-        if about.st_uid == os.geteuid():
+        status = os.fstat(descriptor)
+        if status.st_uid == os.geteuid():
             os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)
-    is_sticky = about.st_mode & stat.S_ISVTX
-    if about.st_uid in (0, os.geteuid()) or is_sticky:
+    # in a sticky folder only the owner of a file may rename it
+    is_sticky = status.st_mode & stat.S_ISVTX
+    if status.st_uid in (0, os.geteuid()) or is_sticky:
         return None
     return PermissionError(errno.EACCES, "another user's folder")
 
@@ -155,14 +162,14 @@ def processor_model() -> str:
     return f"{maker} family {family} model {model}"
 
 
-def driver() -> str | None:
+def driver_version() -> str | None:
     """The version of NVIDIA's driver; None without one."""
-    return _answer(lambda: str(pynvml.nvmlSystemGetDriverVersion()), None)
+    return _ask_driver(lambda: str(pynvml.nvmlSystemGetDriverVersion()), None)
 
 
-def _answer(question: Callable[[], T], otherwise: T) -> T:
-    """What NVIDIA's library answers; `otherwise` where it has no driver or no GPU to
-    ask."""
+def _ask_driver(question: Callable[[], T], default: T) -> T:
+    """What a function that calls NVIDIA's library returns; `default` where there is no
+    driver or no GPU."""
     try:
         pynvml.nvmlInit()
         try:
@@ -170,12 +177,12 @@ def _answer(question: Callable[[], T], otherwise: T) -> T:
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError:
-        return otherwise
+        return default
 
 
 def gpus_of_environment() -> list[str] | None:
-    """The GPUs that CUDA_VISIBLE_DEVICES names; None where it is not set. Empty: none
-    is to be used."""
+    """The GPUs that CUDA_VISIBLE_DEVICES names, none where it hides all; None where it
+    is not set."""
     text = os.environ.get("CUDA_VISIBLE_DEVICES")
     if text is None:
         return None
@@ -184,9 +191,9 @@ def gpus_of_environment() -> list[str] | None:
 
 
 def check_usable(device: str) -> bool:
-    """Whether a device (auto, cuda, mps or cpu) means a GPU of CUDA here. Raises
-    DeviceError where one is here or in CUDA_VISIBLE_DEVICES, and torch cannot use it: a
-    run would train on the CPU for months."""
+    """Whether a device (auto, cuda, mps or cpu) means a CUDA GPU on this machine.
+    Raises DeviceError where there is a GPU, or CUDA_VISIBLE_DEVICES names one, that
+    torch cannot use: a run would train on the CPU for months."""
     import torch
 
     if device == "mps" and not torch.backends.mps.is_available():
@@ -197,14 +204,17 @@ def check_usable(device: str) -> bool:
         return device not in ("cpu", "mps")
     chosen_gpus = gpus_of_environment()
     if chosen_gpus is None:
-        chosen_gpus = cards("UUID") or glob.glob(DRIVER)
+        chosen_gpus = cards("UUID") or glob.glob(DEVICE_FILES)
     if device == "auto" and not chosen_gpus:
         return False
     build = f"torch {torch.__version__} (CUDA {torch.version.cuda or 'none'})"
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "(not set)")
-    seen = f"driver {driver() or 'none'}, CUDA_VISIBLE_DEVICES={hidden}"
-    mend = "Install a build of torch for this driver, or give device=cpu"
-    raise DeviceError(f"device={device}: {build} can use no GPU here ({seen}). {mend}")
+    driver = driver_version() or "none"
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES", "(not set)")
+    raise DeviceError(
+        f"device={device}: {build} can use no GPU here (driver {driver}, "
+        f"CUDA_VISIBLE_DEVICES={variable}). Install a build of torch for this driver, "
+        "or give device=cpu"
+    )
 
 
 def devices(device: str) -> list[str]:

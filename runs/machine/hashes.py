@@ -1,4 +1,5 @@
-"""SHA-256 of files, each read once, and what else is kept in the user's cache."""
+"""SHA-256 of files, and the cache of the user in which these and other values are
+kept, so that a file is read once."""
 
 import contextlib
 import hashlib
@@ -18,8 +19,8 @@ from tasks.files import stamp
 
 #: Stands for the hash of a file that cannot be read.
 MISSING = "missing"
-#: What the cache keeps, and how the JSON of a sound value looks.
-KEPT = {
+#: The kinds of values in the cache, and a pattern that the JSON of a sound one matches.
+VALUE_PATTERNS = {
     "sha256": r'"[0-9a-f]{64}"',
     "flops": r"null|\[[\d.e+]+, [\d.e+]+\]",
     "weights": r"\d+",
@@ -28,35 +29,35 @@ KEPT = {
 }
 #: Seconds after which a composed command is removed from the cache.
 MONTH = 30 * 24 * 3600.0
-#: What this process has found or made, by the cache's files: it may be unable to write
-#: them.
-FOUND: dict[Path, Any] = {}
+#: The values that this process has read or computed, by their files in the cache, which
+#: it may be unable to write.
+PROCESS_CACHE: dict[Path, Any] = {}
 
 
-def kept_in_cache(kind: str, key: Any, make: Callable[[], Any]) -> Any:
-    """What `make` gives, a value of JSON; from the user's cache where it was made
-    before. One that is not of its kind, such as MISSING, is not kept. A cache that
-    cannot be written costs time, no more."""
+def cached_value(kind: str, key: Any, compute: Callable[[], Any]) -> Any:
+    """The value that `compute` returns, as JSON has it; from the user's cache where it
+    was computed before. A value that does not match its kind's pattern, such as
+    MISSING, is not kept. Without a cache that can be written it only takes longer."""
     path = cache_folder() / kind / f"{hash_of(key)[:24]}.json"
-    if path in FOUND:
-        return FOUND[path]
+    if path in PROCESS_CACHE:
+        return PROCESS_CACHE[path]
     with contextlib.suppress(OSError, ValueError):
         text = path.read_text()
-        if re.fullmatch(KEPT[kind], text):
-            return FOUND.setdefault(path, json.loads(text))
-    value = make()
+        if re.fullmatch(VALUE_PATTERNS[kind], text):
+            return PROCESS_CACHE.setdefault(path, json.loads(text))
+    value = compute()
     text = json.dumps(value)
-    if not re.fullmatch(KEPT[kind], text):
+    if not re.fullmatch(VALUE_PATTERNS[kind], text):
         return value
     with contextlib.suppress(OSError):
         write_atomically(path, text)
         _remove_unused(path.parent)
-    return FOUND.setdefault(path, json.loads(text))
+    return PROCESS_CACHE.setdefault(path, json.loads(text))
 
 
 def _remove_unused(folder: Path) -> None:
-    """Removes the composed commands that are older than MONTH: each change of conf/
-    leaves them without a reader."""
+    """Removes the composed commands that are older than MONTH from the cache: nothing
+    reads them after a change of conf/."""
     if folder.name == "commands":
         for path in folder.iterdir():
             if time.time() - path.stat().st_mtime > MONTH:
@@ -64,15 +65,15 @@ def _remove_unused(folder: Path) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """A file's SHA-256, or MISSING; from the cache, which knows files by path, size and
-    time of change."""
+    """A file's SHA-256, or MISSING. It is cached under the file's path, size and time of
+    change."""
     key = [str(path.resolve()), *stamp(path)]
-    return str(kept_in_cache("sha256", key, lambda: files_sha256(path)))
+    return str(cached_value("sha256", key, lambda: files_sha256(path)))
 
 
-def check_kept(record: Record, path: Path) -> None:
-    """Raises UserError where a run's file is not the one that its record names. Older
-    records name none."""
+def check_unchanged(record: Record, path: Path) -> None:
+    """Raises UserError where a run's file has another hash than in its record. Older
+    records have no hashes."""
     recorded_hash = record.get("files", {}).get(path.name)
     if recorded_hash and files_sha256(path) != recorded_hash:
         raise UserError(
@@ -82,9 +83,9 @@ def check_kept(record: Record, path: Path) -> None:
 
 
 def files_sha256(*paths: Path) -> str:
-    """SHA-256 of the current content; of several files, as if they were one. MISSING
-    where one of them is not there or is no regular file: whether it is needed is for
-    the task to say."""
+    """SHA-256 of the current content of a file, or of several one after another.
+    MISSING where one of them is not there or is no regular file: the task decides
+    whether it needs it."""
     content = hashlib.sha256()
     for path in paths:
         if not path.is_file():

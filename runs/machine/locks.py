@@ -1,10 +1,9 @@
-"""Locks by the names of files, which the kernel keeps: commands of one machine, or of
-several on a shared folder, agree by them on who does a run."""
+"""Locks on files, which the kernel keeps. By them the commands of one machine, or of
+several with a shared folder, agree on who does a run."""
 
 import contextlib
 import errno
 import fcntl
-import itertools
 import os
 import re
 import socket
@@ -13,13 +12,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-#: What file systems without locks say: Lustre that is mounted without them, NFS without
-#: its lock daemon.
+#: The errors of file systems without locks, such as Lustre that is mounted without them
+#: and NFS without its lock daemon.
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 #: Seconds of waiting after which a line names who has a lock.
 PATIENCE_S = 30.0
 POLL_INTERVAL_S = 0.05
-#: What a lock's file holds: the process and its machine, or the beginning of that.
+#: What a lock's file contains: the process that has it and its machine, or the
+#: beginning of that.
 HOLDER = re.compile(rb"((?P<pid>\d{1,10})( (?P<host>[\w.-]{0,255}))?)?")
 #: One byte more than HOLDER can have, so that a longer file does not match.
 HOLDER_BYTES = 268
@@ -28,10 +28,10 @@ HELD_LOCKS: "set[Lock]" = set()
 
 
 class Lock:
-    """A lock that the kernel keeps on a file, and gives back when the process ends.
+    """A lock that the kernel keeps on a file, and releases when the process ends.
 
-    The file is opened once, and all that is written goes through its descriptor: in a
-    folder that others can write, a name may lead to another file a moment later."""
+    The file is opened once, and everything is written through that descriptor: in a
+    folder that others can write, a name may mean another file a moment later."""
 
     def __init__(self, path: Path, mode: int | None = None) -> None:
         """mode: the permissions of a file that this lock creates, whatever the umask."""
@@ -45,9 +45,9 @@ class Lock:
         return self._descriptor is not None
 
     def take(self, seconds: float = 1.0) -> bool:
-        """Whether this process has the lock now. seconds: how long it tries, since
-        somebody may only look whether the lock is held. A file system without locks
-        lets everybody pass."""
+        """Tries to take the lock. Returns whether the caller may go on: this process
+        has the lock, or the file system has no locks. seconds: how long it tries;
+        another process may have the lock for a moment, to see whether it is held."""
         deadline = time.monotonic() + seconds
         try:
             while not self._take_at_once():
@@ -74,14 +74,14 @@ class Lock:
         try:
             is_free = self._take_at_once()
         except OSError:
-            # another user's file, or a disk that can only be read, or one without locks
+            # another user's file, a read-only disk, or a file system without locks
             return False
         self.release()
         return not is_free
 
     def holder(self) -> str:
-        """The process that has the lock, in words; and what to do, where it is a
-        stopped one of this machine."""
+        """The process that has the lock, in words. Of a stopped process of this machine
+        they also say how to continue or end it."""
         import psutil
 
         try:
@@ -120,15 +120,15 @@ class Lock:
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
-        # a file without a name was removed while we opened it: it keeps nobody off
+        # a file that was removed while we opened it has no name, and locks nobody out
         return self.is_locked
 
     def _write_holder(self) -> None:
-        """Writes who has the lock, for those who wait; but over nothing else: the name
-        may be a hard link to somebody's file."""
+        """Writes into the file who has the lock, for those who wait for it. It overwrites
+        nothing else: the name may be a hard link to somebody's file."""
         assert self._descriptor is not None
         holder = f"{os.getpid()} {_host_name()}".encode()
-        # a full disk changes nothing
+        # on a full disk the lock holds without this
         with contextlib.suppress(OSError):
             written = os.pread(self._descriptor, HOLDER_BYTES, 0)
             if HOLDER.fullmatch(written):
@@ -136,7 +136,8 @@ class Lock:
                 os.pwrite(self._descriptor, holder, 0)
 
     def _close(self) -> None:
-        """Closes this process's descriptor of the lock, if it has one."""
+        """Closes this process's descriptor of the file, if it has one. Unlike `release`
+        it leaves the lock to other processes with a copy of the descriptor."""
         HELD_LOCKS.discard(self)
         if self._descriptor is not None:
             os.close(self._descriptor)
@@ -149,8 +150,9 @@ def _host_name() -> str:
 
 
 def _open_or_create(path: Path, mode: int | None) -> int:
-    """A descriptor of a lock's file. Creating is its own step: Linux may forbid to open
-    another user's file with O_CREAT in a folder such as /tmp (fs.protected_regular)."""
+    """A descriptor of a lock's file. It is created in a step of its own: in a folder
+    such as /tmp Linux may forbid to open another user's file with O_CREAT
+    (fs.protected_regular)."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, 0o666 if mode is None else mode)
@@ -162,10 +164,10 @@ def _open_or_create(path: Path, mode: int | None) -> int:
 
 
 def _open_regular(path: Path, flags: int) -> int:
-    """A descriptor of a regular file. Raises OSError for a link and anything else, and
-    waits for nobody."""
-    safe = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(path, flags | safe)
+    """A descriptor of a regular file. Raises OSError for a link and anything else, such
+    as a pipe, for whose other end it does not wait."""
+    safe_flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags | safe_flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -173,8 +175,8 @@ def _open_regular(path: Path, flags: int) -> int:
 
 
 def _close_locks_of_parent() -> None:
-    """Closes a forked process's copies of its parent's locks. They would keep the locks
-    of a parent that dies."""
+    """Closes the copies of its parent's locks that a forked process gets. They would
+    hold the locks after the parent has died."""
     for lock in list(HELD_LOCKS):
         lock._close()
 
@@ -183,22 +185,22 @@ os.register_at_fork(after_in_child=_close_locks_of_parent)
 
 
 def run_lock(output: str | Path, name: str) -> Lock:
-    """The lock on a run of an output folder, or on another name."""
+    """The lock of this name in an output folder: a run's id, or another name."""
     return Lock(Path(output) / "locks" / name)
 
 
 @contextlib.contextmanager
 def holding(lock: Lock, doing: str) -> Iterator[bool]:
-    """Holds a lock for a block; waits while another process has it, and says so. doing:
-    what both do, "fetching MiniLM". Gives False where the file system has no locks:
-    nobody waits there."""
-    for tries in itertools.count():
-        if lock.take(seconds=1):  # each try waits for so long
-            break
-        if tries == PATIENCE_S:
+    """Holds a lock for a block. While another process has it, this one waits, and after
+    a while says so. doing: what both do, such as "fetching MiniLM". Gives False where
+    the file system has no locks, so that nobody waits."""
+    seconds_waited = 0
+    while not lock.take(seconds=1):
+        if seconds_waited == PATIENCE_S:
             print(
                 f"{doing} is being done by {lock.holder()}: waiting for it", flush=True
             )
+        seconds_waited += 1
     try:
         yield lock.is_locked
     finally:

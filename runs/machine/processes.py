@@ -1,5 +1,5 @@
-"""Other processes: the environment that they get from this one, what they print, what
-killed ones leave, and the fork server, the process that every run is forked from.
+"""Other processes: the environment that this one gives them, what they print, and the
+files that killed ones leave; and the fork server, from which every run is forked.
 
 The fork server imports torch and others once (runs/machine/preload.py), which takes
 seconds. A command starts it before its own imports, so this module imports little."""
@@ -22,9 +22,9 @@ ANSWER_S = 60
 
 
 def process_environment() -> dict[str, str]:
-    """The environment variables of another process of this project, with the project on
+    """The environment variables for a process that this one starts, with the project on
     Python's path."""
-    # The fork server starts before these imports
+    # imported late, since the fork server starts before these imports
     from runs.record.ledger import ROOT
 
     paths = [str(ROOT)]
@@ -34,8 +34,8 @@ def process_environment() -> dict[str, str]:
 
 
 def output_of(*command: str) -> str:
-    """What a command prints. Raises OSError where it is not there, and SubprocessError
-    where it fails or does not answer."""
+    """What a command prints. Raises OSError where there is no such command, and
+    SubprocessError where it fails or does not answer in time."""
     result = subprocess.run(
         command, capture_output=True, text=True, check=True, timeout=ANSWER_S
     )
@@ -50,68 +50,75 @@ def last_line(error: Exception | str) -> str:
 
 def is_dead(name: str) -> bool:
     """Whether HOST.PID.TOKEN names a process of this machine that has ended."""
-    host, _, number = name.rpartition(".")[0].rpartition(".")
+    process, _, _ = name.rpartition(".")
+    host, _, pid = process.rpartition(".")
     try:
-        if host == socket.gethostname() and number.isdecimal() and len(number) < 10:
-            os.kill(int(number), 0)
-    except OSError as error:  # or it is another user's, whom /proc may hide
+        if host == socket.gethostname() and pid.isdecimal() and len(pid) < 10:
+            os.kill(int(pid), 0)
+    except OSError as error:
+        # another user's process raises PermissionError, and /proc may hide it
         return isinstance(error, ProcessLookupError)
     return False
 
 
-def sweep_up_dead(folder: Path) -> None:
-    """Removes the temporary files in a folder that killed processes of this machine
-    left. Always safe."""
-    for partial in folder.glob(".*.*.*.*.*"):
-        if is_dead(partial.name.split(".", 3)[3]):  # .NAME.json.HOST.PID.TOKEN
-            partial.unlink(missing_ok=True)
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files that killed processes of this machine left in a
+    folder. A process that lives keeps its own."""
+    for path in folder.glob(".*.*.*.*.*"):
+        # .NAME.json.HOST.PID.TOKEN
+        process = path.name.split(".", 3)[3]
+        if is_dead(process):
+            path.unlink(missing_ok=True)
 
 
 # --- the fork server
 
 
-#: The signals that ask a command to stop. Slurm's come before the end of a job's time;
-#: SIGHUP comes when a terminal closes.
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+#: The signals that ask a command to stop. Slurm sends SIGTERM, SIGUSR1 or SIGUSR2 before
+#: a job's time ends; SIGHUP comes when a terminal closes.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 #: The launchers that do runs as children of the command itself.
 LAUNCHERS_HERE = ("launcher=serial", "launcher=local")
 
 
 @contextlib.contextmanager
-def handling_signals(handler: Any, signals: Sequence[int] = STOPPING) -> Iterator[None]:
-    """Sets the handler of signals for a block; nothing outside the main thread, where
-    Python allows it. Under nohup SIGHUP stays ignored."""
-    before = dict[int, Any]()
+def handling_signals(
+    handler: Any, signals: Sequence[int] = STOP_SIGNALS
+) -> Iterator[None]:
+    """Sets the handler of signals for a block. It changes nothing in another thread than
+    the main one, the only one in which Python allows it. Under nohup SIGHUP stays
+    ignored."""
+    previous_handlers = dict[int, Any]()
     if threading.current_thread() is threading.main_thread():
         for number in signals:
             is_ignored = signal.getsignal(number) is signal.SIG_IGN
             if not (is_ignored and number == signal.SIGHUP):
-                before[number] = signal.signal(number, handler)
+                previous_handlers[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, previous in before.items():
+        for number, previous in previous_handlers.items():
             signal.signal(number, previous)
 
 
 def start_fork_server(several_runs: bool = True) -> None:
-    """Starts the fork server, unless it is on. It ends with this process, once it has imported all.
-    several_runs: a single run imports the metrics as it evaluates, after its first
-    step."""
+    """Starts the fork server, unless it is running. It ends with this process, but not
+    before it has imported everything. several_runs: whether it also imports the
+    metrics, which a single run imports after its first step."""
     if several_runs:
         os.environ[SEVERAL_RUNS] = "1"
     multiprocessing.get_context("forkserver").set_forkserver_preload(
         ["runs.machine.preload"]
     )
-    # Signals may go to a whole group of processes. The server must ignore them, and
-    # inherits that from here
-    with handling_signals(signal.SIG_IGN, (signal.SIGINT, *STOPPING)):
+    # a terminal and Slurm send signals to a whole group of processes: the server must
+    # ignore them, which it inherits from here
+    with handling_signals(signal.SIG_IGN, (signal.SIGINT, *STOP_SIGNALS)):
         multiprocessing.forkserver.ensure_running()
 
 
 def start_early(words: Sequence[str]) -> None:
-    """Starts the fork server where runs here seem to be wanted. A wrong guess costs a process that
-    ends with this one."""
+    """Starts the fork server before a command's imports, if its words look as if it did
+    runs on this machine. After a wrong guess the server just ends with this process."""
     if not words or "LOCAL_RANK" in os.environ:
         return
     for word in words:
@@ -124,8 +131,7 @@ def start_early(words: Sequence[str]) -> None:
 
 
 def end_with_parent() -> None:
-    """Makes this process end with the one that started it, also where SIGKILL leaves
-    that no time."""
+    """Makes this process end when the one that started it ends, even by SIGKILL."""
     parent: Any = multiprocessing.parent_process()
 
     def wait() -> None:

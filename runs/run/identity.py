@@ -18,10 +18,10 @@ from runs import models
 from runs.command.errors import UserError
 from runs.machine.hashes import (
     MISSING,
-    check_kept,
+    cached_value,
+    check_unchanged,
     file_hash,
     files_sha256,
-    kept_in_cache,
 )
 from runs.record.cell import hash_of, id_of
 from runs.record.configuration import Configuration, ModelConfig
@@ -179,7 +179,7 @@ def start_file(run: Run, contents: Contents | None = None) -> Path:
             f"waits for the adapter of {name}, which kept none: delete {file} and run "
             "it again with keep=best"
         )
-    check_kept(record, path)
+    check_unchanged(record, path)
     return path
 
 
@@ -229,7 +229,7 @@ def hash_files(files: Mapping[str, Path]) -> str:
     stamps = [
         [name, str(path.absolute()), *stamp(path)] for name, path in files.items()
     ]
-    content_hash = kept_in_cache("sha256", stamps, read)
+    content_hash = cached_value("sha256", stamps, read)
     if content_hash == MISSING:
         content_hash = hash_of(hashes)
     return f"sha256:{content_hash}"

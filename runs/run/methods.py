@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from runs import models
 from runs.command.errors import UserError, is_user_error
-from runs.machine.hashes import files_sha256, kept_in_cache
+from runs.machine.hashes import cached_value, files_sha256
 from runs.record.configuration import ModelConfig
 from runs.record.ledger import ROOT
 from runs.record.text import one_line
@@ -234,7 +234,7 @@ def _cached_problem(content: str) -> str | None:
         return _find_problem(content)
     architecture = _architecture_key(model)
     key = [content, *architecture, _code_of_methods(), *_library_versions()]
-    problem: str | None = kept_in_cache("refusals", key, lambda: _find_problem(content))
+    problem: str | None = cached_value("refusals", key, lambda: _find_problem(content))
     return problem
 
 
@@ -325,7 +325,7 @@ def count_flops(
         return None
 
     key = [*_architecture_key(arguments), settings, size, *_library_versions()]
-    counted = kept_in_cache("flops", key, count)
+    counted = cached_value("flops", key, count)
     if not counted:
         return None
     forward, training = counted
@@ -342,7 +342,7 @@ def count_weights(run: Run) -> int:
         return int(models.skeleton(**arguments).num_parameters())
 
     key = [*_architecture_key(arguments), version("transformers")]
-    return int(kept_in_cache("weights", key, count))
+    return int(cached_value("weights", key, count))
 
 
 def _architecture_key(arguments: SkeletonArguments | None) -> list[object]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 import yaml
 
-from runs.machine.gpus import driver, processor, processor_model
+from runs.machine.gpus import driver_version, processor, processor_model
 from runs.machine.hashes import files_sha256
 from runs.record.files import write_atomically
 from runs.record.ledger import INSTALLED, ROOT, built_from, run_folder
@@ -314,7 +314,7 @@ def describe_device(device: "torch.device") -> Device:
     if not on_gpu:
         return description
     major, minor = torch.cuda.get_device_capability(device)
-    description["driver"] = driver()
+    description["driver"] = driver_version()
     description["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     description["capability"] = f"{major}.{minor}"
     return description

@@ -7,7 +7,7 @@ from typing import Any
 
 from runs.command.errors import Stop
 from runs.machine.locks import run_lock
-from runs.machine.processes import STOPPING, end_with_parent
+from runs.machine.processes import STOP_SIGNALS, end_with_parent
 from runs.record.ledger import run_folder
 from runs.run.definition import Run
 from runs.tracking.tracker import Tracking
@@ -35,7 +35,7 @@ def run_in_child(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop = Stop()
     lock = run_lock(run.config["output"], run_id)
-    for number in STOPPING:
+    for number in STOP_SIGNALS:
         handler = signal.SIG_IGN if number == signal.SIGHUP else stop.request
         signal.signal(number, handler)
     if gpu:

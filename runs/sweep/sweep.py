@@ -17,7 +17,11 @@ from runs.command.errors import UserError, interruption_message, process_rank
 from runs.config import Launch
 from runs.launchers.contract import ByScript, ByWorkers, Launcher, OnThisMachine
 from runs.machine.locks import holding
-from runs.machine.processes import process_environment, start_fork_server, sweep_up_dead
+from runs.machine.processes import (
+    process_environment,
+    remove_leftovers,
+    start_fork_server,
+)
 from runs.record.cell import is_trial
 from runs.record.configuration import Configuration
 from runs.record.ledger import finished_record, read_measure
@@ -56,7 +60,7 @@ def sweep(
     tracking_log = log_file(output)
     log_bytes = _size(tracking_log)
     for folder in ("records", "sweeps"):
-        sweep_up_dead(Path(output) / folder)
+        remove_leftovers(Path(output) / folder)
     if plan.replaced and is_first:
         _archive_all(plan.replaced, output)
     todo = sum(not job.record.is_file() for job in plan.jobs)

@@ -40,7 +40,7 @@ def test_torch_and_the_driver_see_the_same_cards(found):
         torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())
     ]
     found(
-        f"{len(seen)} of {', '.join(sorted({one.name for one in seen}))}; driver {gpus.driver()}"
+        f"{len(seen)} of {', '.join(sorted({one.name for one in seen}))}; driver {gpus.driver_version()}"
     )
     same = [f"gpu-{one.uuid}".lower() for one in seen] == driver
     assert seen

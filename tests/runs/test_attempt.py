@@ -37,9 +37,9 @@ from runs.command.errors import DeviceError, Stop, StoppedError, UserError
 from runs.config import expand
 from runs.evaluate import amend
 from runs.machine import locks
-from runs.machine.hashes import check_kept, files_sha256
+from runs.machine.hashes import check_unchanged, files_sha256
 from runs.machine.locks import Lock, holding, run_lock
-from runs.machine.processes import sweep_up_dead
+from runs.machine.processes import remove_leftovers
 from runs.record.ledger import (
     finished_record,
     record_path,
@@ -266,11 +266,11 @@ def test_a_record_names_its_files_which_move_in_and_everything_else_goes(place):
     assert finished["files"] == {
         name: files_sha256(folder / name) for name in (ADAPTER, HEAD)
     }
-    check_kept(finished, folder / ADAPTER)
+    check_unchanged(finished, folder / ADAPTER)
     (folder / ADAPTER).write_text("another")
     with refused("adapter.safetensors is not the file that the record of run run"):
-        check_kept(finished, folder / ADAPTER)
-    check_kept(record | {"files": {}}, folder / ADAPTER)  # an older record
+        check_unchanged(finished, folder / ADAPTER)
+    check_unchanged(record | {"files": {}}, folder / ADAPTER)  # an older record
 
 
 def test_the_second_to_finish_or_to_fail_changes_nothing(place):
@@ -308,9 +308,9 @@ def test_records_may_lie_on_another_file_system_than_runs_and_what_a_killed_writ
     left.touch(), other.touch()
     # another user's, that lives
     with patch.object(os, "kill", Mock(side_effect=PermissionError)):
-        sweep_up_dead(left.parent)
+        remove_leftovers(left.parent)
     assert left.exists()
-    sweep_up_dead(left.parent)
+    remove_leftovers(left.parent)
     assert {*left.parent.iterdir()} == {record_path(output, "run"), other}
 
 

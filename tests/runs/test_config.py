@@ -823,7 +823,7 @@ def test_a_table_is_composed_once_until_a_file_changes(tmp_path, monkeypatch):
 
     def read_anew(*words):
         """As another process does."""
-        monkeypatch.setattr(hashes, "FOUND", {})
+        monkeypatch.setattr(hashes, "PROCESS_CACHE", {})
         return read_command(words)
 
     monkeypatch.setattr(cells, "compose_command", compose_command)

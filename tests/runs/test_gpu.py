@@ -60,7 +60,7 @@ def machine(tmp_path, monkeypatch):
     # so that it is put back at the end, whatever a test does
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(gpus, "DRIVER", str(tmp_path / "dev" / "nvidia[0-9]*"))
+    monkeypatch.setattr(gpus, "DEVICE_FILES", str(tmp_path / "dev" / "nvidia[0-9]*"))
 
     def usable(answer):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: answer)
@@ -91,13 +91,13 @@ def test_devices_are_those_that_are_visible_and_a_driver_is_asked_and_let_go(
     ):
         machine.visible(visible)
         assert gpus.devices(asked) == found
-    assert (gpus.free_bytes("GPU-aaaa"), gpus.driver()) == (8, "550.54")
+    assert (gpus.free_bytes("GPU-aaaa"), gpus.driver_version()) == (8, "550.54")
     assert gpus.pynvml.nvmlInit.call_count == gpus.pynvml.nvmlShutdown.call_count > 0
     # Another make's GPUs: by their numbers
     machine.cards(), machine.visible("0,1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert gpus.devices("auto") == ["0", "1"]
-    assert (gpus.free_bytes("GPU-aaaa"), gpus.driver(), gpus.cards("UUID")) == (
+    assert (gpus.free_bytes("GPU-aaaa"), gpus.driver_version(), gpus.cards("UUID")) == (
         0,
         None,
         [],

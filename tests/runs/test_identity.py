@@ -239,7 +239,7 @@ def test_a_file_is_read_once_in_all_processes_and_a_damaged_note_of_it_is_none(
     for number, reads in enumerate((1, 1, 2)):
         assert hashes.file_hash(path) == hashes.file_hash(path) == expected
         assert len(read) == reads
-        hashes.FOUND.clear()  # the next look is another process's
+        hashes.PROCESS_CACHE.clear()  # the next look is another process's
         if number == 1:
             (kept,) = [
                 p
