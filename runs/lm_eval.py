@@ -26,7 +26,7 @@ from runs.lm_harness.scores import (
     Evaluator,
     ScoreSettings,
     base_hash,
-    metrics_words,
+    metrics_text,
 )
 from runs.lm_harness.tasks import load_tasks
 from runs.record.schema import LmEvalResult, Record
@@ -83,8 +83,8 @@ def _check_record(record: Record, output: str) -> None:
 def _result_line(record: Record, result: LmEvalResult) -> str:
     label = record["label"]
     name = f"{label['row']} on {label['task']} seed {record['cell']['seed']}"
-    metrics = metrics_words(result["metrics"])
-    metrics_before = metrics_words(result["before"]["metrics"])
+    metrics = metrics_text(result["metrics"])
+    metrics_before = metrics_text(result["before"]["metrics"])
     return f"{name}: {result['task']} {metrics} (before: {metrics_before})"
 
 

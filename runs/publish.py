@@ -149,7 +149,7 @@ def publish_study(line: CommandLine[Settings]) -> int:
     """Writes a study into runs/records of this clone, into `into`, or below the current
     folder. Returns the exit code."""
     (name,) = line.positional
-    if not study_check.NAME.fullmatch(name):
+    if not study_check.STUDY_NAME.fullmatch(name):
         raise UserError(
             f"study {name!r}: a name of a-z, 0-9 and _, such as glue_minilm"
         )

@@ -33,14 +33,15 @@ from runs.run.methods import method_of_settings
 
 @dataclass(frozen=True)
 class ScoreSettings(TaskSettings):
-    """How answers are computed."""
+    """The tasks, and how the answers are computed."""
 
     redo: bool = setting(False, "again, although it was asked alike")
     eval_batch: Count | None = setting(None, "prompts at once (null: as in the run)")
 
 
 def base_hash(record: Record) -> str:
-    """A hash of the base model that a run adapts, and of how it is computed."""
+    """A hash of the base model that a run adapts, and of its precision and device: runs
+    with the same hash share the base model's results."""
     config = record["config"]
     model = config["model"]
     parts = [record["model"], model.get("settings"), model.get("quantise")]
@@ -51,8 +52,8 @@ def base_hash(record: Record) -> str:
 
 
 class Evaluator:
-    """Evaluates the runs of one base model, which is loaded once it is needed, and
-    carries the adapter of one run after another."""
+    """Evaluates the runs of one base model. It loads the model when it is first needed,
+    and puts the adapter of one run after another on it."""
 
     def __init__(self, settings: ScoreSettings) -> None:
         self.settings = settings
@@ -61,8 +62,8 @@ class Evaluator:
         self._base_results: dict[str, TaskScores] = {}
 
     def evaluate(self, record: Record, task: AskedTask) -> LmEvalResult:
-        """The result of a run with the base model's: from its record, or asked for and
-        put there."""
+        """The result of a run on a task, with its base model's result. It is read from
+        the record, or else computed and added to it."""
         output = self.settings.output
         if not self.settings.redo:
             for recorded in lm_eval_results(record):
@@ -72,7 +73,7 @@ class Evaluator:
         scores = base_result
         if record["parameters"]["adapter"]:
             folder = run_folder(output, record["id"]) / "lm_eval" / task.hash
-            scores = self._ask(record, task, folder, with_adapter=True)
+            scores = self._compute_result(record, task, folder, with_adapter=True)
         result: LmEvalResult = {
             **scores,
             "before": {
@@ -81,31 +82,33 @@ class Evaluator:
             },
         }
 
-        def new_parts(current: Record) -> AddedKeys:
+        def new_keys(current: Record) -> AddedKeys:
             return {"result": with_lm_eval(current, lm_eval_results(current), [result])}
 
-        if not amend(output, record["id"], new_parts):
+        # a published run without a record on this machine gets a file of its own
+        if not amend(output, record["id"], new_keys):
             write_lm_eval_measure(output, record, result)
         return result
 
     def _base_result(self, record: Record, task: AskedTask) -> TaskScores:
-        """The result of a run's base model, which a file keeps for other runs."""
+        """The result of a run's base model on a task, from a file where another run has
+        left it."""
         if task.hash not in self._base_results:
             folder = Path(self.settings.output, "lm_eval", base_hash(record), task.hash)
             path = folder / "results.json"
             if self.settings.redo or not path.is_file():
-                result = self._ask(record, task, folder, with_adapter=False)
+                result = self._compute_result(record, task, folder, with_adapter=False)
                 write_atomically(path, json.dumps(result) + "\n")
             saved = json.loads(path.read_text(encoding="utf-8"))
             self._base_results[task.hash] = saved
         return self._base_results[task.hash]
 
-    def _ask(
+    def _compute_result(
         self, record: Record, task: AskedTask, folder: Path, with_adapter: bool
     ) -> TaskScores:
-        """The result of a run, or of its base model alone. folder: of the rows and
-        answers. Where base weights were trained in place (full, BitFit), or changed by
-        peft, the model is loaded afresh afterwards."""
+        """Computes the result of a run, or of its base model alone. folder: where rows
+        and answers are written. A model whose base weights were trained in place (full,
+        BitFit) or changed by peft is not used again: the next call loads it."""
         import vera
         from runs.training.context import load_base, make_accelerator, seed_everything
         from vera.base_weights import untouched_base_names
@@ -139,12 +142,13 @@ class Evaluator:
         from runs.training.context import seed_everything
 
         config = record["config"]
-        # As in a run: on the CPU, where peft draws what a file leaves out
+        # as in a run: on the CPU, where peft draws what a file does not contain
         is_peft = config["method"]["kind"] == "peft"
         if is_peft and config["model"].get("quantise") is None:
             device = "cpu"
         model.to(device)
-        # what the file lacks does not come back
+        # another seed than the run's, so that values which the file lacks are not drawn
+        # again by chance
         seed_everything(config["seed"] + 1)
         method_of_settings(run_from_record(record).method).adapt(model)
         path = kept_file("adapter.safetensors", record, self.settings.output)
@@ -159,8 +163,8 @@ def ask(
     batch: int,
     folder: Path,
 ) -> TaskScores:
-    """A model's result; files of rows and answers go into the folder. UserError where
-    it cannot be asked."""
+    """Has lm-eval evaluate a model on a task, and writes rows and answers into the
+    folder. Raises UserError where it cannot."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
@@ -178,7 +182,7 @@ def ask(
             fewshot_as_multiturn=has_chat,
         )
     except Exception as error:
-        # of a task's templates and code, for prompts that are too long, of memory
+        # from a task's templates and code, prompts that are too long, or full memory
         reason = f"{type(error).__name__}: {describe(error)[:200]}"
         raise UserError(f"{name}: lm-eval cannot ask this model ({reason})") from error
     _write_samples(results["samples"], folder)
@@ -199,7 +203,7 @@ def ask(
 
 
 def _write_samples(samples: Mapping[str, list[object]], folder: Path) -> None:
-    """Writes the rows and answers of each task, a line each."""
+    """Writes a file of rows and answers for each task, a line each."""
     for task_name, rows in samples.items():
         lines = []
         for row in rows:
@@ -231,14 +235,15 @@ def _metrics(
 
 
 def _finite(value: str | float | None) -> float | None:
-    """A finite number, else None. lm-eval has texts where a metric has no error."""
+    """The value if it is a finite number, else None. Where a metric has no standard
+    error, lm-eval has a text."""
     if value is None or isinstance(value, str) or not math.isfinite(value):
         return None
     return float(value)
 
 
-def metrics_words(metrics: list[EvaluationMetric]) -> str:
-    """Metrics in a few words: acc,none 0.3541 +-0.0131."""
+def metrics_text(metrics: list[EvaluationMetric]) -> str:
+    """Metrics in one line: acc,none 0.3541 +-0.0131."""
     parts = []
     for metric in metrics:
         text = "nan"

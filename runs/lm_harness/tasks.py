@@ -24,11 +24,12 @@ from runs.record.text import describe
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-#: Files of rows, and how datasets reads them.
-READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-SPLITS = ("training_split", "validation_split", "fewshot_split")
+#: The endings of files with rows, and the format under which datasets reads them.
+FORMATS_OF_FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+#: The keys of a task's configuration that name splits, except the one that is scored.
+SPLIT_KEYS = ("training_split", "validation_split", "fewshot_split")
 #: The keys of a task's configuration that say where its rows and its file are.
-PLACES = (
+LOCATION_KEYS = (
     "dataset_path",
     "dataset_name",
     "dataset_kwargs",
@@ -39,7 +40,8 @@ PLACES = (
 
 @dataclass(frozen=True)
 class TaskSettings(RecordSettings):
-    """The tasks, and how they are asked. What is null is as lm-eval has it."""
+    """The tasks, and how a model is asked. null: as lm-eval's configuration of the task
+    has it."""
 
     tasks: str = setting("", "such as gsm8k,mmlu (lm-eval ls tasks)")
     num_fewshot: NonNegativeInt | None = setting(
@@ -59,8 +61,8 @@ class LoadedTasks(TypedDict):
 
 
 class AskedTask(NamedTuple):
-    """A task, or a group with one result. hash: of tasks, rows and how they are
-    asked."""
+    """A task, or a group of tasks that has one result. hash: of the tasks, their rows,
+    and the settings of the prompts."""
 
     name: str
     loaded: LoadedTasks
@@ -68,9 +70,9 @@ class AskedTask(NamedTuple):
 
 
 def load_tasks(settings: TaskSettings) -> list[AskedTask]:
-    """The tasks of a command with their rows; of a tag, and of a group without a result
-    of its own, each task. Raises UserError for an unknown name, and for a task or rows
-    that cannot be asked."""
+    """The tasks of a command with their rows. A tag, and a group without a result of
+    its own, stand for each of their tasks. Raises UserError for an unknown name, and
+    where a task or its rows cannot be loaded."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     names = [name.strip() for name in settings.tasks.split(",")]
     manager = _task_manager(names, settings)
@@ -85,15 +87,16 @@ def load_tasks(settings: TaskSettings) -> list[AskedTask]:
                 "include_path=FOLDER"
             )
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # bars
+            # without the progress bars
+            with contextlib.redirect_stderr(io.StringIO()):
                 loaded = manager.load([name])
                 for part_name, part in _with_own_result(name, loaded).items():
-                    content = _prepare(part, settings)
+                    content = _prepare_tasks(part, settings)
                     asked_tasks[part_name] = AskedTask(part_name, part, content)
         except UserError:
             raise
         except Exception as error:
-            # of datasets, the hub, YAML, a task's own code and templates
+            # from datasets, the hub, YAML, a task's own code and templates
             raise UserError(
                 f"{name}: cannot be asked (num_fewshot={settings.num_fewshot}; "
                 f"{type(error).__name__}: {describe(error)[:200]}). Its rows: from the "
@@ -103,18 +106,19 @@ def load_tasks(settings: TaskSettings) -> list[AskedTask]:
 
 
 def _task_manager(names: Sequence[str], settings: TaskSettings) -> "TaskManager":
-    """The index of lm-eval's tasks, which refuses unsafe code, and reads rows from
-    files where they are given."""
+    """The index of lm-eval's tasks. It refuses tasks with unsafe code, and has them read
+    their rows from files where data_dir= gives some."""
     from lm_eval.tasks import TaskManager
 
-    # all of lm-eval's own take 7 s
+    # the user's own tasks alone, if these are enough: lm-eval's take 7 s
     manager = TaskManager(include_path=settings.include_path, include_defaults=False)
     if names != [""] and not {*names} <= {*manager.all_tasks}:
         manager = TaskManager(include_path=settings.include_path)
     read_config = manager._factory._load_full_config
 
     def read_checked_config(entry: Any, *overrides: object) -> dict[str, Any]:
-        if (entry.cfg or {}).get("unsafe_code"):  # before its code is imported
+        # before the task's code is imported
+        if (entry.cfg or {}).get("unsafe_code"):
             raise UserError(
                 f"{entry.name}: runs generated code (unsafe_code), which is not done "
                 "here"
@@ -129,7 +133,8 @@ def _task_manager(names: Sequence[str], settings: TaskSettings) -> "TaskManager"
 
 
 def _with_own_result(name: str, loaded: LoadedTasks) -> dict[str, LoadedTasks]:
-    """What has a result of its own: a group that is aggregated, else each task."""
+    """The parts of what a name stands for that have a result of their own, by name: the
+    whole group if its results are aggregated, else each task."""
     group = loaded["groups"].get(name)
     if group is not None and group.has_aggregation:
         return {name: loaded}
@@ -142,23 +147,25 @@ def _with_own_result(name: str, loaded: LoadedTasks) -> dict[str, LoadedTasks]:
 def _rows_from_files(
     name: str, config: Mapping[str, Any], settings: TaskSettings
 ) -> dict[str, Any]:
-    """The keys of a task's configuration by which its rows come from the files of a
-    folder, which are named by their splits; or from those of a folder in it. Raises
-    UserError where there are none to be judged."""
-    judged_split = config.get("test_split") or config.get("validation_split")
-    splits = [config.get(key) for key in ("test_split", *SPLITS)]
+    """The keys of a task's configuration that make it read its rows from files in
+    data_dir= or a folder in it. The files are named by their splits. Raises UserError
+    where there is no file for the split that is scored."""
+    scored_split = config.get("test_split") or config.get("validation_split")
+    splits = [config.get(key) for key in ("test_split", *SPLIT_KEYS)]
     folders = []
     for parent in (name, "."):
         for child in (str(config.get("dataset_name")), "data", "."):
             folders.append(Path(str(settings.data_dir), parent, child))
-    for folder, (suffix, reader) in itertools.product(folders, READERS.items()):
+    for folder, (suffix, reader) in itertools.product(
+        folders, FORMATS_OF_FILES.items()
+    ):
         files: dict[str, list[str]] = {}
         for path in sorted(folder.glob(f"*{suffix}")):
-            # train-00000-of-00002: of train
+            # train-00000-of-00002 is a part of train
             split = re.sub(r"-\d+-of-\d+$", "", path.stem)
             if split in splits:
                 files.setdefault(split, []).append(str(path.resolve()))
-        if judged_split not in files:
+        if scored_split not in files:
             continue
         rows = {
             "dataset_path": reader,
@@ -169,21 +176,21 @@ def _rows_from_files(
         shots = settings.num_fewshot
         if shots is None:
             shots = config.get("num_fewshot")
-        for key in SPLITS:
-            # without examples in the prompt no split is read for them
+        for key in SPLIT_KEYS:
+            # a missing split is not read where the prompt has no examples
             if not shots and config.get(key) not in files:
                 rows[key] = None
         return rows
     raise UserError(
-        f"{settings.data_dir}: {name} reads the split {judged_split}, which no .jsonl, "
+        f"{settings.data_dir}: {name} reads the split {scored_split}, which no .jsonl, "
         ".json or .parquet is named"
     )
 
 
-def _prepare(loaded: LoadedTasks, settings: TaskSettings) -> str:
-    """Sets the tasks' number of examples, as lm-eval's own command does, and tries each
-    task on a row. Returns the hash of what is asked, in which functions are by their
-    source."""
+def _prepare_tasks(loaded: LoadedTasks, settings: TaskSettings) -> str:
+    """Sets the number of examples in the tasks' prompts, as lm-eval's own command does,
+    and builds the first prompt of each task. Returns the hash of everything that
+    defines the prompts, with functions as their source."""
     parts: list[object] = [
         version("lm_eval"),
         settings.limit,
@@ -197,20 +204,19 @@ def _prepare(loaded: LoadedTasks, settings: TaskSettings) -> str:
             shots = settings.num_fewshot
         task.set_config("num_fewshot", shots)
         task.build_all_requests(limit=1)
-        parts.append(_content(task, settings.limit))
+        parts.append(_task_content(task, settings.limit))
     for group in loaded["groups"].values():
         metrics = [vars(metric) for metric in group.aggregate_metric_list or ()]
         parts.append([group.name, group.version, metrics])
     text = json.dumps(parts, default=tasks[0].config.serialize_function)
-    # another address in each process
+    # the address of an object differs between processes
     return hash_of(re.sub(r" at 0x[0-9a-f]+", "", text))[:16]
 
 
-def _content(task: Any, limit: int | None) -> list[object]:
-    """What defines a task's questions: its configuration, version, rows and
-    examples."""
+def _task_content(task: Any, limit: int | None) -> list[object]:
+    """What defines a task's prompts: its configuration, version, rows and examples."""
     config = dict(task.dump_config())
-    for key in PLACES:
+    for key in LOCATION_KEYS:
         config.pop(key, None)
     examples = []
     if task.get_config("num_fewshot"):

@@ -1,5 +1,5 @@
-"""How far the adapters of finished runs have moved (VeRA paper, figure 3), and how alike
-the weight differences of two are (figure 5)."""
+"""How far the adapters of finished runs have moved (VeRA paper, figure 3), and how
+similar the weight differences of two runs are (figure 5)."""
 
 import re
 from collections.abc import Mapping
@@ -18,18 +18,21 @@ if TYPE_CHECKING:
     import torch
 
 Matrix = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-#: The pairs of matrices whose cosine `similarity` has.
-PAIRS = ("lora_vera", "lora_random", "vera_random")
+#: The cosines of `similarity`, by the two matrices that each of them compares.
+COSINES = ("lora_vera", "lora_random", "vera_random")
 
 
 class RunAdapter:
-    """The adapter of a finished run, from its file.
+    """The adapter of a finished run, read from its file.
 
     Attributes:
-        header: the file's.
-        matrices: of each adapted matrix, by its path, the trained vectors or matrices
-            in float64, by layer and site.
-        run: the run and its adapter, for the measure.
+        path: of the file.
+        header: of the file.
+        method: the adapter's method, with its settings.
+        matrices: what is trained of each adapted matrix, in float64: for the matrix's
+            path its tensors by name ("A", "B", "d", "b"). In the order of layers and
+            sites.
+        run: the entry of the run and its adapter in a measure.
 
     Raises:
         UserError: for a run of another kind or without an adapter.
@@ -68,7 +71,7 @@ class RunAdapter:
         }
 
     def _adapter_of(self, record: Record) -> dict[str, object]:
-        """Which adapter of a run this is, for the measure."""
+        """The keys by which a measure names the run's adapter."""
         fingerprint = files_sha256(self.path)[:16]
         if record["config"]["keep"] in ("last", "both"):
             last_epoch = record["curve"]["epoch"][-1]
@@ -78,9 +81,9 @@ class RunAdapter:
 
 
 def layer_and_site(matrix: str) -> tuple[int, str]:
-    """Layer (-1 if none) and site of an adapted matrix, from its path:
-    "encoder.layer.3.attention.self.query" is (3, "query"). A site without a role is its
-    path in the layer."""
+    """The layer (-1 outside of layers) and the site of an adapted matrix, by its path:
+    (3, "query") for "encoder.layer.3.attention.self.query". A matrix that is none of
+    the named sites has its path in the layer for a site."""
     from vera.sites import ALIASES
 
     layer, path_in_layer = -1, matrix
@@ -96,8 +99,10 @@ def layer_and_site(matrix: str) -> tuple[int, str]:
 
 def magnitude(_: int, output: str, record: Record) -> MeasuredValues:
     """The L2 norm of the change of d and of b from their initial values, for each
-    adapted matrix (VeRA paper, figure 3); None for a vector that the method lacks.
-    Raises UserError for a run that started from another adapter, whose initial values
+    adapted matrix (VeRA paper, figure 3); None for a vector that the method lacks. It
+    takes a seed as every measure does, and draws nothing.
+
+    Raises UserError for a run that started from another adapter: its initial values
     are not the method's."""
     if record.get("start"):
         raise UserError(
@@ -137,10 +142,12 @@ def magnitude(_: int, output: str, record: Record) -> MeasuredValues:
 
 
 def similarity(seed: int, output: str, left: Record, right: Record) -> MeasuredValues:
-    """The cosine of the flattened weight differences of a LoRA and a VeRA run, for each
-    matrix, and of each with a random normal matrix, drawn from `seed` (VeRA paper,
-    figure 5); None where one is zero. Raises UserError unless both adapt the same
-    matrices of the same base, and VeRA's share one pair."""
+    """The cosines of the flattened weight differences of a LoRA and a VeRA run, for
+    each matrix: with each other, and of each with a random normal matrix, drawn from
+    `seed` (VeRA paper, figure 5); None where one of the two is zero.
+
+    Raises UserError unless both runs adapt the same matrices of the same base, and
+    all of VeRA's matrices share one pair A, B."""
     if left["config"]["method"]["kind"] == "vera":
         left, right = right, left
     lora = RunAdapter(left, output, "lora")
@@ -148,7 +155,7 @@ def similarity(seed: int, output: str, left: Record, right: Record) -> MeasuredV
     _check_same_matrices(lora, vera, f"runs {left['id']} and {right['id']}")
     pair = _shared_pair(vera)
     sites = []
-    cosines: dict[str, list[float | None]] = {key: [] for key in PAIRS}
+    cosines: dict[str, list[float | None]] = {key: [] for key in COSINES}
     for index, (matrix, factors) in enumerate(lora.matrices.items()):
         scale = lora.method.alpha / lora.method.rank
         lora_change = np.asarray(scale * (factors["B"] @ factors["A"]))
@@ -159,16 +166,16 @@ def similarity(seed: int, output: str, left: Record, right: Record) -> MeasuredV
         cosines["lora_vera"].append(_cosine(lora_change, vera_change))
         cosines["lora_random"].append(_cosine(lora_change, noise))
         cosines["vera_random"].append(_cosine(vera_change, noise))
-    # The paper's means are over the query matrices. Without any, they are over all.
+    # the paper's means are over the query matrices; without any, these are over all
     has_query = any(site == "query" for _, site in sites)
     summary = {}
-    for key in PAIRS:
-        numbers = []
+    for key in COSINES:
+        averaged = []
         for (_, site), cosine in zip(sites, cosines[key], strict=True):
             if cosine is not None and (site == "query" or not has_query):
-                numbers.append(cosine)
-        if numbers:
-            summary[f"mean {key}"] = fmean(numbers)
+                averaged.append(cosine)
+        if averaged:
+            summary[f"mean {key}"] = fmean(averaged)
     return {
         "of": [lora.run, vera.run],
         "settings": {
@@ -187,6 +194,8 @@ def similarity(seed: int, output: str, left: Record, right: Record) -> MeasuredV
 
 
 def _check_same_matrices(lora: RunAdapter, vera: RunAdapter, runs: str) -> None:
+    """Raises UserError where two adapters are of other matrices, or of another base.
+    runs: names both."""
     from vera.base_weights import same_base
 
     if not same_base(lora.header.get("base"), vera.header.get("base") or {}):
@@ -219,11 +228,12 @@ class SharedPair(NamedTuple):
 
 
 def _shared_pair(vera: RunAdapter) -> SharedPair:
-    """The pair of an adapter's matrices. Raises UserError where they do not share
-    one."""
+    """The pair A, B that all matrices of an adapter share. Raises UserError where they
+    do not share one."""
     from vera.projections import ProjectionSpec, fingerprint
 
-    method, fixed = vera.method, vera.header["fixed"]
+    method = vera.method
+    fixed = vera.header["fixed"]
     if method.projections == "shared":
         spec = ProjectionSpec(
             method.projection_seed,
@@ -242,5 +252,5 @@ def _shared_pair(vera: RunAdapter) -> SharedPair:
 
 def _cosine(left: Matrix, right: Matrix) -> float | None:
     """The cosine of two flattened matrices; None where one is zero."""
-    length = float(np.linalg.norm(left) * np.linalg.norm(right))
-    return float(left.ravel() @ right.ravel()) / length if length else None
+    norms = float(np.linalg.norm(left) * np.linalg.norm(right))
+    return float(left.ravel() @ right.ravel()) / norms if norms else None

@@ -1,4 +1,4 @@
-"""What every measure has."""
+"""What every measure returns."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
@@ -7,9 +7,13 @@ from runs.record.schema import MeasuredRun
 
 
 class MeasuredValues(TypedDict):
-    """What a measure has found.
+    """The result of a measure.
 
-    of: the runs. values: columns of the same length. summary: what is printed."""
+    Attributes:
+        of: the runs that it measures.
+        values: columns of the same length.
+        summary: the numbers that are printed.
+    """
 
     of: list[MeasuredRun]
     settings: dict[str, object]

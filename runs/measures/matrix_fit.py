@@ -1,4 +1,4 @@
-"""Random matrices, fitted by LoRA and by VeRA (VeRA paper, figure 6)."""
+"""How well LoRA and VeRA fit random matrices (VeRA paper, figure 6)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class FitSettings:
     """The settings of figure 6 (VeRA paper, appendix E). The size is the paper's, the
-    other settings are this project's choice. VeRA has rank + 10 parameters and LoRA 20
-    rank: VeRA's ranks give LoRA's counts, and some beyond those."""
+    other settings are this project's choice. At a rank LoRA has 20 times rank
+    parameters and VeRA rank + 10: VeRA's ranks give the counts of LoRA's, and smaller
+    ones."""
 
     size: int = 10
     matrices: int = 20
@@ -34,8 +35,15 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class FittedFactors:
-    """The two factors of each matrix's fit: what is trained of them, and what that is
-    multiplied by, element by element. parameters: of a matrix."""
+    """The two factors of each matrix's fit.
+
+    Attributes:
+        parameters: how many are trained for a matrix.
+        left: what is trained of the first factor.
+        right: what is trained of the second factor.
+        fixed_left: by what `left` is multiplied, element by element.
+        fixed_right: by what `right` is multiplied, element by element.
+    """
 
     parameters: int
     left: "torch.Tensor"
@@ -52,13 +60,14 @@ class FittedFactors:
 def matrix_fit(
     seed: int, output: str = "", settings: FitSettings | None = None
 ) -> MeasuredValues:
-    """The mean squared errors of random square matrices, fitted by LoRA's P Q and by
-    VeRA's (b * B)(d * A) (VeRA paper, appendix E). Both start as in training, with P
-    and b at zero, and train P and Q, or d and b.
+    """The mean squared errors when LoRA's P Q and VeRA's (b * B)(d * A) are fitted to
+    random square matrices (VeRA paper, appendix E). LoRA trains P and Q, VeRA d and b;
+    both start as in training, with P and b at zero.
 
-    A and B are Kaiming uniform like VeRA's, another pair for each matrix. `best` is the
-    least possible error at LoRA's rank, by singular values: it shows whether the fit
-    has converged."""
+    A and B are Kaiming uniform like VeRA's, with a pair of its own for each matrix. The
+    column "best" has the least possible error at LoRA's rank, by singular values: it
+    shows whether the fit has converged. Nothing is read from `output`, which every
+    measure gets."""
     import torch
 
     settings = settings or FitSettings()
@@ -88,25 +97,30 @@ def matrix_fit(
                     "best": best,
                 }
             )
-    summary = {}
-    for method, parameters in mean_errors:
-        if method == "lora" and ("vera", parameters) in mean_errors:
-            for name in ("lora", "vera"):
-                key = f"{name} at {parameters} parameters"
-                summary[key] = mean_errors[name, parameters]
-            break
     return {
         "of": [],
         "settings": {**asdict(settings)},
         "seeds": {"random": seed},
         "values": columns(rows),
-        "summary": summary,
+        "summary": _summary(mean_errors),
     }
+
+
+def _summary(mean_errors: Mapping[tuple[str, int], float]) -> dict[str, float]:
+    """The errors of both methods at the smallest number of parameters that both have."""
+    for method, parameters in mean_errors:
+        if method == "lora" and ("vera", parameters) in mean_errors:
+            return {
+                f"{name} at {parameters} parameters": mean_errors[name, parameters]
+                for name in ("lora", "vera")
+            }
+    return {}
 
 
 def _lora_factors(
     rank: int, settings: FitSettings, generator: "torch.Generator"
 ) -> FittedFactors:
+    """P, which is zero, and Q of each matrix, before the fit."""
     import torch
 
     size, matrices = settings.size, settings.matrices
@@ -120,6 +134,7 @@ def _lora_factors(
 def _vera_factors(
     rank: int, settings: FitSettings, generator: "torch.Generator"
 ) -> FittedFactors:
+    """b, which is zero, and d of each matrix, before the fit, with fixed B and A."""
     import torch
 
     size, matrices = settings.size, settings.matrices
@@ -135,6 +150,7 @@ def _vera_factors(
 def _uniform(
     bound: float, shape: Sequence[int], generator: "torch.Generator"
 ) -> "torch.Tensor":
+    """A tensor drawn uniformly between -bound and bound."""
     import torch
 
     return torch.empty(*shape).uniform_(-bound, bound, generator=generator)
@@ -143,7 +159,7 @@ def _uniform(
 def _fit(
     factors: FittedFactors, targets: "torch.Tensor", settings: FitSettings
 ) -> list[float]:
-    """Trains the factors. Returns the error of each matrix."""
+    """Trains the factors by Adam. Returns the error of each matrix."""
     import torch
 
     trained = [factors.left.requires_grad_(True), factors.right.requires_grad_(True)]
@@ -152,7 +168,7 @@ def _fit(
         rate = settings.lr * (1 - step / settings.steps)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
-        # a sum: each matrix is fitted on its own
+        # in a sum of errors each matrix has its own gradient
         factors.errors(targets).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     errors: list[float] = factors.errors(targets).tolist()

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     import vera
     from runs.training.context import Context
 
-#: How many dev rows have their outputs compared.
+#: On how many dev rows the outputs before and after a conversion are compared.
 COMPARED_ROWS = 64
 #: The largest rank of a LoRA that vLLM serves (its --max-lora-rank).
 VLLM_RANK = 512
-#: How far outputs may lie apart by rounding in float32, relative to the largest: a
-#: thousand units in the last place. Merged, all methods moved MiniLM's by 0 to 24; VeRA
-#: and LoRA those of 24 and 32 layers by 3 to 8.
+#: By how much rounding in float32 may change an output, relative to the largest one: a
+#: thousand units in the last place. Merging changed the outputs of MiniLM by 0 to 24
+#: units, over all methods, and those of models with 24 and 32 layers by 3 to 8, with
+#: VeRA and LoRA.
 ROUNDING = 1000 * 2.0**-23
 
 
@@ -53,8 +54,8 @@ class AdapterChoices:
 def write_adapter(
     record: Record, folder: Path, output: str, choices: AdapterChoices
 ) -> None:
-    """Writes a run's adapter in peft's format, with how inputs are prepared and a model
-    card.
+    """Writes a run's adapter in peft's format, with a model card and the files that
+    prepare inputs.
 
     Args:
         output: the folder that holds the run's files.
@@ -123,8 +124,8 @@ def write_lora(
     base: str | None,
     revision: str | None,
 ) -> str:
-    """Writes the adapter of a restored run as a LoRA in peft's format, with its head,
-    and loads that file onto the run's model by peft.
+    """Writes the adapter of a restored run as a LoRA in peft's format, with its head.
+    Then peft loads that file onto the run's model, to compare scores and outputs.
 
     Args:
         context: The run, restored. Its model has the LoRA afterwards.
@@ -145,7 +146,7 @@ def write_lora(
 
     model, task = context.raw_model, context.task
     score_before = context.score()
-    outputs_before = outputs(context)
+    outputs_before = dev_outputs(context)
     conversion = vera.export_lora(model, folder, rank, base, revision)
     if not conversion.change:
         return (
@@ -154,7 +155,7 @@ def write_lora(
         )
     vera.unload(model)
     with warnings.catch_warnings():
-        # peft's, of a base model that it cannot look up
+        # peft warns of a base model that it cannot look up
         warnings.simplefilter("ignore")
         peft.PeftModel.from_pretrained(model, folder)  # in place
     score_after = context.score()
@@ -164,32 +165,35 @@ def write_lora(
         f"{task.metric}: {task.scale * score_before:.2f} before, "
         f"{task.scale * score_after:.2f} after."
     )
-    sentences.append(OutputDifference.between(outputs_before, outputs(context)).text)
+    sentences.append(
+        OutputDifference.between(outputs_before, dev_outputs(context)).text
+    )
     return " ".join(sentences)
 
 
 def describe_conversion(
     conversion: "vera.Conversion", rank: int | float | None, size: int
 ) -> list[str]:
-    """What a conversion to LoRA gave and lost, in sentences. size: of the file in
-    bytes."""
+    """Sentences on a conversion to LoRA: the rank, the size, what servers allow, and
+    what was lost. size: of the file in bytes."""
     lora = f"The LoRA has rank {conversion.rank} and {megabytes(size)}."
     if conversion.rank > VLLM_RANK:
         limit = f"vLLM serves ranks up to {VLLM_RANK}: rank={VLLM_RANK} truncates it."
     else:
         limit = f"vLLM serves it with --max-lora-rank of at least {conversion.rank}."
-    lost = conversion.error / conversion.change
+    lost_share = conversion.error / conversion.change
     if rank is None:
-        return [lora, limit, f"It is VeRA's change up to rounding ({lost:.0e})."]
-    shares = {}
-    for site, layer in conversion.layers.items():
-        shares[site] = layer.error / layer.change if layer.change else 0.0
-    worst = max(shares, key=lambda site: shares[site])
-    loses = (
-        f"The conversion to LoRA (rank={rank:g}) loses {lost:.2%} of the change of the"
-        f" weights (Frobenius norm), at worst {shares[worst]:.2%}, in {worst}."
+        return [lora, limit, f"It is VeRA's change up to rounding ({lost_share:.0e})."]
+    lost_by_layer = {}
+    for name, layer in conversion.layers.items():
+        lost_by_layer[name] = layer.error / layer.change if layer.change else 0.0
+    worst = max(lost_by_layer, key=lambda name: lost_by_layer[name])
+    loss = (
+        f"The conversion to LoRA (rank={rank:g}) loses {lost_share:.2%} of the change "
+        f"of the weights (Frobenius norm), at worst {lost_by_layer[worst]:.2%}, in "
+        f"{worst}."
     )
-    return [lora, limit, loses]
+    return [lora, limit, loss]
 
 
 def write_merged(record: Record, folder: Path, output: str) -> None:
@@ -197,14 +201,15 @@ def write_merged(record: Record, folder: Path, output: str) -> None:
     run computed in.
 
     Raises:
-        UserError: where its outputs are another model's; nothing is written then.
+        UserError: where merging changes its outputs by more than rounding; nothing is
+            written then.
     """
     import vera
 
     config = record["config"].copy()
     config["train"] = {**config["train"], "precision": "fp32"}
     if config["model"].get("quantise"):
-        # Weights of full precision take the adapter in; 4-bit ones would round it away.
+        # merged into 4-bit weights the adapter would be rounded away
         config["model"] = {**config["model"], "quantise": None}
         print(
             "the adapter was trained over 4-bit weights; it is merged into the whole "
@@ -213,9 +218,9 @@ def write_merged(record: Record, folder: Path, output: str) -> None:
     context = restore({**record, "config": config}, output)
     model = context.raw_model
     model.float()
-    outputs_before = outputs(context)
+    outputs_before = dev_outputs(context)
     vera.unload(model, merge=True)
-    difference = OutputDifference.between(outputs_before, outputs(context))
+    difference = OutputDifference.between(outputs_before, dev_outputs(context))
     if not difference.is_rounding:
         raise UserError(
             f"run {record['id']} is not written: merged, it is another model. "
@@ -229,14 +234,14 @@ def write_merged(record: Record, folder: Path, output: str) -> None:
         model.config.label2id = {name: index for index, name in enumerate(classes)}
     model.save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):
-        # safetensors lets the owner alone read its files
+        # safetensors makes its files readable for their owner alone
         weights.chmod((folder / "config.json").stat().st_mode)
     write_inputs(context, folder)
 
 
 def unscale_answers(context: "Context") -> None:
-    """Makes a regression that was trained on scaled labels answer in their own
-    units."""
+    """Changes the output layer of a regression that was trained on scaled labels, so
+    that it predicts labels in their own units."""
     import vera
 
     if context.task.scaling:
@@ -246,11 +251,12 @@ def unscale_answers(context: "Context") -> None:
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """How far two models' outputs of the same rows lie apart.
+    """By how much the outputs of two models for the same rows differ.
 
     Attributes:
-        largest_change: of an output.
-        largest_output: in absolute value, before the change.
+        rows: how many.
+        largest_change: the largest difference of an output, in absolute value.
+        largest_output: the largest output of the first model, in absolute value.
     """
 
     rows: int
@@ -259,13 +265,13 @@ class OutputDifference:
 
     @classmethod
     def between(cls, before: np.ndarray, after: np.ndarray) -> "OutputDifference":
-        """The difference of outputs (rows, outputs)."""
+        """The difference of two arrays of outputs (rows, outputs)."""
         change = float(abs(after - before).max())
         return cls(len(before), change, float(abs(before).max()))
 
     @property
     def is_rounding(self) -> bool:
-        """Whether rounding alone explains it."""
+        """Whether rounding alone may explain the difference."""
         return self.largest_change <= ROUNDING * self.largest_output
 
     @property
@@ -278,8 +284,8 @@ class OutputDifference:
         )
 
 
-def outputs(context: "Context") -> np.ndarray:
-    """What the first dev rows are judged by now: logits, or a row's loss.
+def dev_outputs(context: "Context") -> np.ndarray:
+    """What the model gives for the first dev rows: logits, or the loss of each row.
 
     Returns:
         (rows, outputs).
@@ -302,8 +308,9 @@ def outputs(context: "Context") -> np.ndarray:
 
 
 def write_inputs(context: "Context", folder: Path) -> None:
-    """Writes the tokenizer, or how images are prepared. timm's models have that in
-    their own config.json, which a folder with the adapter alone has not."""
+    """Writes the tokenizer, or the settings by which images are prepared. A whole model
+    of timm has these settings in its config.json, a folder with only the adapter has
+    no such file."""
     from transformers import AutoTokenizer
 
     base = models.fetch(context.config["model"])

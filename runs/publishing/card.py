@@ -52,13 +52,14 @@ class CardOptions:
 
 @dataclass(frozen=True)
 class CardScore:
-    """A score of a run beside those of its cell's other seeds.
+    """A score of a run, with the scores of its cell's other seeds.
 
     Attributes:
         median: over the seeds.
-        seeds: how many.
-        title: in the model-index, which has no field for seeds and an interval.
-        cells: of the card's table.
+        seeds: how many there are.
+        title: the name in the model-index, with the number of seeds and the interval,
+            for which it has no fields.
+        cells: the cells of the card's table.
     """
 
     name: str
@@ -68,56 +69,59 @@ class CardScore:
     cells: list[str]
 
 
-def seeds_of(record: Record, records: Iterable[Record]) -> dict[int, Record]:
-    """A run and the others of its cell, by seed. Of several runs of a seed it is the
-    one of the fewest deviations and first id."""
+def runs_by_seed(record: Record, records: Iterable[Record]) -> dict[int, Record]:
+    """The finished runs of a run's cell by their seeds; for its own seed the run itself.
+    Of several runs of another seed it is the one with the fewest deviations, and of
+    these the one with the first id."""
     cell = cell_id(record), record["cell"]["row"]
     runs_of_cell = []
     for other_record in records:
-        key = cell_id(other_record), other_record["cell"]["row"]
-        if other_record["status"] in FINISHED and key == cell:
+        other_cell = cell_id(other_record), other_record["cell"]["row"]
+        if other_record["status"] in FINISHED and other_cell == cell:
             runs_of_cell.append(other_record)
-    # the last one of a seed counts
+    # the best one of a seed last: it replaces the others in the dict below
     runs_of_cell.sort(key=lambda run: (len(run["deviations"]), run["id"]), reverse=True)
     runs_of_cell.append(record)
     return {run["cell"]["seed"]: run for run in runs_of_cell}
 
 
-def card_scores(record: Record, seeds: Mapping[int, Record]) -> list[CardScore]:
+def card_scores(record: Record, cell_runs: Mapping[int, Record]) -> list[CardScore]:
     """The metric of a run and the scores of its texts; without those that this run
     lacks, or that are not finite.
 
     Args:
-        seeds: the runs of its cell (`seeds_of`).
+        cell_runs: the runs of its cell (`runs_by_seed`).
     """
     scores = []
     for name in (ReportedMetric.of_record(record).name, *TEXT_SCORES):
-        score = _card_score(name, record, seeds)
+        score = _card_score(name, record, cell_runs)
         if score is not None:
             scores.append(score)
     return scores
 
 
 def _card_score(
-    name: str, record: Record, seeds: Mapping[int, Record]
+    name: str, record: Record, cell_runs: Mapping[int, Record]
 ) -> CardScore | None:
+    """The score of this name; None where the run lacks it, or where one of the cell is
+    not finite."""
     is_text_score = name in TEXT_SCORES
-    by_seed = dict[int, float]()
-    for seed, run in seeds.items():
+    scores = dict[int, float]()
+    for seed, run in cell_runs.items():
         score = text_score(run, name) if is_text_score else seed_value(run)
         if score is not None:
-            by_seed[seed] = score
+            scores[seed] = score
     own_seed = record["cell"]["seed"]
-    if own_seed not in by_seed or not all(map(math.isfinite, by_seed.values())):
+    if own_seed not in scores or not all(map(math.isfinite, scores.values())):
         return None
     format_score: Callable[[float], str] = "{:.2f}".format
-    own_score = by_seed[own_seed]
+    own_score = scores[own_seed]
     if not is_text_score:
         format_score = ReportedMetric.of_record(record).text
         own_score = kept_score(record, best=False)
-    count = len(by_seed)
-    middle = median(by_seed.values())
-    ends = median_interval([*by_seed.values()])
+    count = len(scores)
+    middle = median(scores.values())
+    ends = median_interval([*scores.values()])
     title = f"{name}, one seed"
     interval = "-"
     if ends:
@@ -135,12 +139,12 @@ def model_card(record: Record, ledger: Ledger, options: CardOptions) -> str:
     """The card of an adapter, by the template card.md.
 
     Args:
-        ledger: with the other seeds of its cell; the card says who ran them.
+        ledger: has the other seeds of its cell; the card says who ran them.
     """
     record = without_paths(record)
     config = record["config"]
-    seeds = seeds_of(record, ledger)
-    scores = card_scores(record, seeds)
+    cell_runs = runs_by_seed(record, ledger)
+    scores = card_scores(record, cell_runs)
     values: dict[str, object] = {
         "record": record,
         "config": config,
@@ -158,7 +162,7 @@ def model_card(record: Record, ledger: Ledger, options: CardOptions) -> str:
         "metric": ReportedMetric.of_record(record),
         "numbers": scores,
         "interval": interval_name(score.seeds for score in scores),
-        "origins": [ledger.origin.get(run["id"], "ours") for run in seeds.values()],
+        "origins": [ledger.origin.get(run["id"], "ours") for run in cell_runs.values()],
     }
     arguments = [repr(options.name)]
     arguments += [f"{key}={value!r}" for key, value in options.loading.items()]
@@ -174,7 +178,7 @@ def model_card(record: Record, ledger: Ledger, options: CardOptions) -> str:
 
 
 def _method_settings(method: Mapping[str, Any]) -> str:
-    """The method's settings that a reader of the card looks for."""
+    """The method's most important settings, in words."""
     parts = []
     for key in ("rank", "alpha", "sites", "projection_seed"):
         value = method.get(key)
@@ -184,8 +188,8 @@ def _method_settings(method: Mapping[str, Any]) -> str:
 
 
 def _escaped(value: object) -> object:
-    """One line without HTML, so that no text of a record forges a heading; what is
-    marked safe stays."""
+    """A value as one line without HTML, so that no text of a record forges a heading.
+    What a template marks as safe stays as it is."""
     if hasattr(value, "__html__"):
         return value
     return one_line(str(value)).replace("<", "&lt;")

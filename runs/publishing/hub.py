@@ -54,7 +54,7 @@ def _prepare_repository(api: Any, repo: str, private: bool) -> None:
     that holds something else or is not private."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    # asked first: with a limit in time, which making a repository does not have
+    # asked first, since unlike create_repo it takes a time limit
     try:
         existing = api.model_info(repo, timeout=10)
     except RepositoryNotFoundError:

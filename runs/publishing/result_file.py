@@ -1,6 +1,6 @@
 """A run as a result file of peft's method comparison
-(https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQA), so that it
-stands beside the others there; `analysis.tables leaderboard=FOLDER` reads it, too."""
+(https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQA), which it
+can join. `vera-bench table leaderboard=FOLDER` reads such files, too."""
 
 import datetime
 from typing import Any
@@ -10,10 +10,11 @@ from runs.models.load import computing_precision
 from runs.record.configuration import MethodConfig
 from runs.record.schema import Record
 
-#: Test questions of GSM8K, of which a score of that benchmark is a share.
+#: The number of test questions of GSM8K.
 QUESTIONS = 1319
-#: Keys of a method's configuration that say nothing of how it adapts a model.
-NO_SETTINGS = {"kind", "label", "keep", "recipe", "sites", "config", "config_class"}
+#: Keys of a method's configuration that are no settings of the adapter, or that the file
+#: has under another name.
+KEYS_LEFT_OUT = {"kind", "label", "keep", "recipe", "sites", "config", "config_class"}
 
 
 def result_file(record: Record) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def result_file(record: Record) -> dict[str, Any]:
 
 
 def run_info(record: Record) -> dict[str, Any]:
-    """What was asked for."""
+    """The part of the file that says how the run was set up."""
     cell = record["cell"]
     created_at = datetime.datetime.now(datetime.UTC)
     return {
@@ -42,7 +43,8 @@ def run_info(record: Record) -> dict[str, Any]:
 
 
 def train_info(record: Record, share: float) -> dict[str, Any]:
-    """What came of it, and what it cost. share: of the test questions."""
+    """The part of the file with results and costs. share: of the test questions that
+    were answered right."""
     cost = record["cost"]
     parameters = record["parameters"]
     last = {
@@ -63,7 +65,7 @@ def train_info(record: Record, share: float) -> dict[str, Any]:
 
 
 def meta_info(record: Record) -> dict[str, Any]:
-    """Versions, the machine, and the run."""
+    """The part of the file with versions, the machine and the run's id."""
     versions = record["versions"]
     packages = {f"{name}-version": version for name, version in versions.items()}
     return {
@@ -74,7 +76,8 @@ def meta_info(record: Record) -> dict[str, Any]:
 
 
 def gsm8k_share(record: Record) -> float:
-    """The share of GSM8K's test questions that the last epoch answers, as k / 1,319."""
+    """The share of GSM8K's test questions that the last epoch answers right. Raises
+    UserError where the run was not scored on all of them."""
     run = f"run {record['id']} ({record['label']['row']}, {record['label']['task']})"
     texts = record.get("texts")
     percents = []
@@ -94,7 +97,7 @@ def gsm8k_share(record: Record) -> float:
 
 
 def train_config(record: Record) -> dict[str, Any]:
-    """How the run was trained and decoded, by the names of that benchmark."""
+    """How the run was trained and decoded, under that benchmark's names."""
     config = record["config"]
     train, task = config["train"], config["task"]
     return {
@@ -121,11 +124,12 @@ def train_config(record: Record) -> dict[str, Any]:
 
 
 def adapter_config(method: MethodConfig) -> dict[str, Any] | None:
-    """The method's own settings; None for full fine-tuning, as that benchmark has it."""
+    """The method's own settings, under peft's names; None for full fine-tuning, as that
+    benchmark has it."""
     if method["kind"] == "full":
         return None
     kind = method.get("config_class", method["kind"]).removesuffix("Config")
-    settings = {key: value for key, value in method.items() if key not in NO_SETTINGS}
+    settings = {key: value for key, value in method.items() if key not in KEYS_LEFT_OUT}
     return {
         "peft_type": kind.upper(),
         "target_modules": method.get("sites"),

@@ -40,29 +40,31 @@ from runs.run.definition import overrides_of
 from runs.run.methods import SKELETON_LABELS, adapt_quietly, method_of_settings
 from runs.run.provenance import CODE_FOLDERS, git_output
 
-#: The name of a study, which is its folder's.
-NAME = re.compile(r"[a-z0-9_]{1,80}")
+#: The pattern of a study's name, which is its folder's.
+STUDY_NAME = re.compile(r"[a-z0-9_]{1,80}")
 #: What publish writes into a new study's NOTES.md.
 NOTES_TEMPLATE = """How it was run: the machine, and what a reader must know.
 
 How learning rates were chosen: on which rows, over which grid, with how many seeds.
 """
-FILES = re.compile(r"NOTES\.md|(records|measures)\.jsonl|sources(/\w[\w.+ -]*)+")
+#: The pattern of the files that a study may have, by their paths in its folder.
+FILE_NAMES = re.compile(r"NOTES\.md|(records|measures)\.jsonl|sources(/\w[\w.+ -]*)+")
 MAX_FILES = 2000
 MAX_LINES = 20_000
-#: The most bytes of the notes and of each source; of records and measures.
+#: The most bytes of the notes and of each source,
 TEXT_BYTES = 2**20
+#: and of the file of records and that of measures.
 LINES_BYTES = 2**26
-#: How many of a file's damaged lines are named.
-NAMED_LINES = 3
-#: How many commits of a file are searched for the text that a record names.
+#: How many of a file's damaged lines are listed.
+LISTED_LINES = 3
+#: How many commits of a file are searched for the content whose hash a record has.
 SEARCHED_COMMITS = 200
 
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """What a folder holds. sources: texts by their names in sources/. problems: of
-    files that could not be read."""
+    """What a study's folder contains. sources: texts by their names in sources/.
+    problems: of files that could not be read, a line each."""
 
     folder: Path
     notes: str = ""
@@ -75,7 +77,8 @@ class StudyFolder:
 
 
 def read_study_folder(folder: Path) -> StudyFolder:
-    """What a folder holds. Raises UserError where there is no such folder."""
+    """What a study's folder contains. Raises UserError where there is no such
+    folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder. A study is runs/records/NAME")
     names = sorted(itertools.islice(_names_below(folder), MAX_FILES + 1))
@@ -86,7 +89,7 @@ def read_study_folder(folder: Path) -> StudyFolder:
     for name in names[:MAX_FILES]:
         is_text = name == "NOTES.md" or name.startswith("sources/")
         try:
-            if not FILES.fullmatch(name):
+            if not FILE_NAMES.fullmatch(name):
                 raise ValueError("no file of a study")
             if (folder / name).is_symlink():
                 raise ValueError("a link")
@@ -112,7 +115,8 @@ def read_study_folder(folder: Path) -> StudyFolder:
 
 
 def _names_below(folder: Path) -> Iterator[str]:
-    """The files below a folder, and the links to folders, which nobody follows."""
+    """The paths of all files in a folder and its subfolders, and of links to folders,
+    which are not followed."""
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if Path(parent, name).is_symlink()]
         for name in (*files, *links):
@@ -126,8 +130,8 @@ Stored = TypeVar("Stored", Record, Measure)
 def _read_lines(
     texts: Mapping[str, bytes], name: str, read: Callable[[str, bytes], Stored]
 ) -> tuple[list[Stored], list[str]]:
-    """The records or measures of a study, and what is wrong with the lines of their
-    file."""
+    """The records or measures in a file of a study, and what is wrong with its
+    lines."""
     lines = texts.get(name, b"").splitlines()
     entries: list[Stored] = []
     problems: list[str] = []
@@ -135,13 +139,13 @@ def _read_lines(
         return [], [f"{name}: more than {MAX_LINES:,} lines"]
     for number, line in enumerate(lines, 1):
         try:
-            # an empty line would stand for a file that is to be read
+            # for an empty text `read` would open a file
             entries.append(read(f"{name} line {number}", line or b" "))
         except ValueError as error:
             problems.append(str(error))
-    if len(problems) > NAMED_LINES:
-        further = len(problems) - NAMED_LINES
-        problems = [*problems[:NAMED_LINES], f"{name}: {further:,} more such lines"]
+    if len(problems) > LISTED_LINES:
+        further = len(problems) - LISTED_LINES
+        problems = [*problems[:LISTED_LINES], f"{name}: {further:,} more such lines"]
     ids = [entry["id"] for entry in entries]
     if ids != sorted(set(ids)):
         problems.append(f"{name}: not each id once, in sorted order. publish writes it")
@@ -152,8 +156,8 @@ def _read_lines(
 
 
 def problems_of_study(study: StudyFolder) -> list[str]:
-    """What is missing, cannot be repeated or contradicts itself, a line each; none
-    where nothing does. Outside of a clone the code is not compared with a commit."""
+    """What is missing in a study, cannot be repeated or contradicts itself, a line each.
+    Outside of a clone the code is not compared with commits."""
     ids_by_fault = defaultdict(list)
     for record in study.records:
         for fault in record_faults(record, study.sources):
@@ -162,30 +166,30 @@ def problems_of_study(study: StudyFolder) -> list[str]:
     for record in study.records:
         if record["status"] in schema.FINISHED:
             finished.append(record)
-    lines = [*study.problems, *_missing(study)]
+    lines = [*study.problems, *_missing_parts(study)]
     for fault, ids in ids_by_fault.items():
-        lines.append(f"{fault}: {_runs(ids)}")
+        lines.append(f"{fault}: {_runs_text(ids)}")
     lines += _contradictions(finished)
-    lines += _other_results(study)
+    lines += _results_in_other_studies(study)
     return [error_line(line) for line in lines]
 
 
 def has_history() -> bool:
-    """Whether this is a clone, whose commits are known."""
+    """Whether this project runs from a clone with its commits."""
     return git_output("rev-parse", "HEAD") is not None
 
 
-def _runs(ids: Sequence[str]) -> str:
+def _runs_text(ids: Sequence[str]) -> str:
     names = ", ".join(ids[:3])
     if len(ids) > 3:
         names += ", ..."
     return f"{plural(len(ids), 'run')} ({names})"
 
 
-def _missing(study: StudyFolder) -> Iterator[str]:
-    """What a folder lacks: a name, notes, records."""
+def _missing_parts(study: StudyFolder) -> Iterator[str]:
+    """What a study lacks: a right name, notes, records."""
     name = study.folder.resolve().name
-    if not NAME.fullmatch(name):
+    if not STUDY_NAME.fullmatch(name):
         yield f"the folder's name, {name!r}, is not of a-z, 0-9 and _"
     if not study.notes.strip() or study.notes == NOTES_TEMPLATE:
         yield "NOTES.md is missing or still the template: say how it was run"
@@ -196,7 +200,8 @@ def _missing(study: StudyFolder) -> Iterator[str]:
 
 
 def _contradictions(records: Sequence[Record]) -> Iterator[str]:
-    """What records contradict in each other."""
+    """Where the records of a study contradict each other: one seed twice, the same
+    losses under several seeds, or one name for several models or data sets."""
     ids_by_seed = defaultdict(list)
     contents = defaultdict(set)
     for record in records:
@@ -206,32 +211,33 @@ def _contradictions(records: Sequence[Record]) -> Iterator[str]:
         contents["model", record["cell"]["model"]].add(record["model"])
     for (_, seed), ids in ids_by_seed.items():
         if len(ids) > 1:
-            yield f"seed {seed} twice: {_runs(ids)}"
+            yield f"seed {seed} twice: {_runs_text(ids)}"
     ids_by_curve = defaultdict(list)
     for record in records:
-        if any(record["curve"].get("train_loss") or []):  # not of an untrained model
+        # an untrained model has no losses
+        if any(record["curve"].get("train_loss") or []):
             losses = json.dumps(record["curve"]["train_loss"])
             ids_by_curve[cell_id(record), losses].append(record["id"])
     for ids in ids_by_curve.values():
         if len(ids) > 1:
-            yield f"the same training losses under several seeds: {_runs(ids)}"
-    for (part, name), unlike in contents.items():
-        if len(unlike) > 1:
-            number = len(unlike)
-            yield f"{part} {name}: of {number} contents, which are not to be compared"
+            yield f"the same training losses under several seeds: {_runs_text(ids)}"
+    for (part, name), hashes in contents.items():
+        if len(hashes) > 1:
+            count = len(hashes)
+            yield f"{part} {name}: of {count} contents, which are not to be compared"
 
 
-def _other_results(study: StudyFolder) -> Iterator[str]:
-    """The runs that another published study has with another result."""
+def _results_in_other_studies(study: StudyFolder) -> Iterator[str]:
+    """The runs of a study that another published study has with another result."""
     records = {record["id"]: record for record in study.records}
     for folder in ledger.study_folders():
         if folder.resolve() == study.folder.resolve():
             continue
         for record in ledger.read_study(folder):
-            checked = records.get(record["id"])
-            if checked is None:
+            own_record = records.get(record["id"])
+            if own_record is None:
                 continue
-            if difference_of_results(record, checked) is not None:
+            if difference_of_results(record, own_record) is not None:
                 yield f"run {record['id']} has another result in {folder.name}"
 
 
@@ -239,8 +245,9 @@ def _other_results(study: StudyFolder) -> Iterator[str]:
 
 
 def record_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]:
-    """What is wrong with a record, in sentences that other records may share."""
-    # a study may have trials of learning rates on held-out rows
+    """What is wrong with a record. The sentences do not name it, so that records with
+    the same fault share a line."""
+    # trials of learning rates belong to a study, runs of a few steps do not
     is_cut_short = record["config"]["train"].get("max_steps") is not None
     if record["status"] not in schema.FINISHED or is_cut_short:
         yield "not a finished result"
@@ -253,9 +260,10 @@ def record_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]
         yield from _code_faults(record, sources)
     task = record["config"]["task"]
     if task.get("family") in tasks.FAMILIES:
-        followed, current = cell.protocol_of(record), tasks.protocol(task)
-        if followed != current:
-            yield f"protocol {followed} of {task['name']}, which is at {current} here"
+        recorded = cell.protocol_of(record)
+        current = tasks.protocol(task)
+        if recorded != current:
+            yield f"protocol {recorded} of {task['name']}, which is at {current} here"
     yield from _metric_faults(record)
     yield from _derived_faults(record)
     trained = record["parameters"]["adapter"]
@@ -274,12 +282,14 @@ def _is_without_paths(record: Record) -> bool:
 
 
 def _metric_faults(record: Record) -> Iterator[str]:
-    """A metric, or an epoch that tables report, that is not the task's."""
+    """Where a record has another metric than its task, or tables would report another
+    epoch."""
     task, result = record["config"]["task"], record["result"]
     family = task.get("family")
     if family not in tasks.FAMILIES:
         return
-    metrics = {"perplexity"}  # of tasks with a continuation
+    # the metrics that the task may have; perplexity where it has continuations
+    metrics = {"perplexity"}
     if "reward" in record["config"] or task.get("dev_score") == "exact_match":
         metrics = {"exact_match"}
     if family == "glue":
@@ -287,7 +297,7 @@ def _metric_faults(record: Record) -> Iterator[str]:
         metrics = {spec.metric} if spec else {result["metric"]}
     elif family == "images":
         metrics = {"accuracy"}
-    elif family == "text":  # chosen, or by the labels
+    elif family == "text":  # the user chooses it, or the labels decide
         metric = task.get("metric")
         metrics = {metric} if metric else {"accuracy", "pearson"}
     if result["metric"] not in metrics:
@@ -298,7 +308,8 @@ def _metric_faults(record: Record) -> Iterator[str]:
 
 
 def _derived_faults(record: Record) -> Iterator[str]:
-    """What does not follow from the record's own configuration, curve and hashes."""
+    """Where a record's keys do not follow from its own configuration, curve and
+    hashes."""
     try:
         yield from contradictions(record)
         yield from _override_faults(record)
@@ -308,7 +319,7 @@ def _derived_faults(record: Record) -> Iterator[str]:
 
 
 def _override_faults(record: Record) -> Iterator[str]:
-    """Overrides that say something else than the configuration."""
+    """The overrides of a record that are not in its configuration."""
     for override in map(Override, record.get("overrides") or []):
         declared = nearest_key(override.key)
         if declared is None or declared.role == PATH or "${" in override.value:
@@ -316,13 +327,13 @@ def _override_faults(record: Record) -> Iterator[str]:
         value: Any = record["config"]
         for name in override.key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
-        if not _says(override.unquoted_value, value):
+        if not _may_mean(override.unquoted_value, value):
             yield f"the override {override} is not in its configuration"
 
 
-def _says(text: str, value: Any) -> bool:
-    """Whether the text of an override may have given a value; of lists, mappings and
-    null that is not asked."""
+def _may_mean(text: str, value: Any) -> bool:
+    """Whether an override with this text may have set this value. Lists, mappings,
+    booleans and null are not checked."""
     if isinstance(value, bool) or value is None or isinstance(value, list | dict):
         return True
     if isinstance(value, int | float):
@@ -334,9 +345,9 @@ def _says(text: str, value: Any) -> bool:
 
 
 def _parameter_count(config: Mapping[str, Any]) -> int | None:
-    """How many parameters a method of this project trains in a model of conf/model;
-    None where conf/ does not tell: for other models and methods, for peft's, whose
-    settings may name files, and where counting takes weights or much memory."""
+    """How many parameters a method of this project trains in a model of conf/model.
+    None for other models and methods, for peft's methods, whose settings may name
+    files, and where counting takes weights or much memory."""
     model = config["model"]
     settings = {
         key: value for key, value in config["method"].items() if is_own_setting(key)
@@ -345,16 +356,18 @@ def _parameter_count(config: Mapping[str, Any]) -> int | None:
     conf_models = {path.stem: path for path in (ledger.CONF / "model").glob("*.yaml")}
     path = conf_models.get(model["name"])
     is_own = bool(model.get("settings")) or "." in kind or kind == "peft"
-    # whether the output layer is the embeddings, stands in the checkpoint alone
+    # only the checkpoint says whether the output layer is tied to the embeddings
     is_tied = kind == "full" and model["modality"] == "text generation"
     is_large = re.search(r"\d{6,}|e\+", json.dumps(settings))
     if not path or is_own or is_tied or is_large:
         return None
-    return _counted(path, json.dumps(settings, sort_keys=True))
+    return _count_in_model(path, json.dumps(settings, sort_keys=True))
 
 
 @cache
-def _counted(path: Path, settings: str) -> int | None:
+def _count_in_model(path: Path, settings: str) -> int | None:
+    """The count of a method with these settings (JSON) in the model of a file in
+    conf/model, without weights; None where the model cannot be built."""
     from runs.models import skeleton
 
     model = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -365,7 +378,7 @@ def _counted(path: Path, settings: str) -> int | None:
         )
         return int(method.count(network))
     except Exception:
-        # of a model without an architecture, and of a stranger's settings
+        # the model has no architecture, or a stranger's settings are wrong
         return None
 
 
@@ -413,7 +426,7 @@ def in_history(commit: str | None) -> bool:
 
 def _past_hashes(name: str) -> Iterator[str]:
     """The hashes that a file or package has had in this clone's history, the newest
-    first. A run may have been started just before its code was committed."""
+    first: a run may have been started just before its code was committed."""
     words = ("log", "--format=%H", f"--max-count={SEARCHED_COMMITS}", "--", name)
     for commit in (git_output("--literal-pathspecs", *words) or "").split():
         yield _hash_in(commit, name)
@@ -421,29 +434,31 @@ def _past_hashes(name: str) -> Iterator[str]:
 
 @cache
 def _hash_in(commit: str, name: str) -> str:
-    """The hash of a file, or of the files of a package, in a commit, as a record has
-    it; empty where it is not there."""
+    """The hash of a file, or of all files of a package, in a commit, in the form of
+    records; "" where the commit lacks it."""
     blobs = _blobs(commit)
     pattern = re.compile(rf"{re.escape(name)}(/[^/]+\.py)?")
     paths = sorted(filter(pattern.fullmatch, blobs))
     if not paths:
         return ""
-    return _short_hash(b"".join(_content(blobs[path]) for path in paths))
+    return _short_hash(b"".join(_blob_content(blobs[path]) for path in paths))
 
 
 @cache
 def _blobs(commit: str) -> dict[str, str]:
-    """Git's name of each file of CODE_FOLDERS in a commit of this clone, records apart."""
+    """Git's hash of each file of CODE_FOLDERS in a commit of this clone, except records, by
+    its path."""
     blobs = dict[str, str]()
     for line in (git_output("ls-tree", "-rz", commit, *CODE_FOLDERS) or "").split("\0"):
-        about, _, path = line.partition("\t")
+        # mode, type and hash, then the path
+        attributes, _, path = line.partition("\t")
         if path and not path.startswith("runs/records/"):
-            blobs[path] = about.split()[-1]
+            blobs[path] = attributes.split()[-1]
     return blobs
 
 
 @cache
-def _content(blob: str) -> bytes:
+def _blob_content(blob: str) -> bytes:
     command = ["git", "-C", str(provenance.ROOT), "cat-file", "blob", blob]
     return subprocess.run(command, capture_output=True, check=True).stdout
 

@@ -1,5 +1,5 @@
 """What W&B gets of a run, as plain data: its settings and names, a point for each epoch,
-and the summary of its record. Never a local path."""
+and the summary of its record. None of it contains a local path."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -9,19 +9,22 @@ from runs.record.redaction import config_without_paths, hide_paths
 from runs.record.schema import CURVE_COLUMNS, Curve, Provenance, Record
 from runs.run.definition import Run
 
-#: W&B's limits.
-LONGEST_TAG, LONGEST_NAME = 64, 128
+#: The most characters that W&B takes.
+LONGEST_TAG = 64
+LONGEST_NAME = 128
 
 
 def cell_key(model: str, task: str) -> str:
-    """The prefix of the names of a cell's numbers. A panel of a workspace selects by
-    name, not by run."""
+    """The prefix of the names of a cell's numbers in W&B. A workspace's panels select
+    numbers by their names, and not by their runs."""
     return f"cells/{model}/{task}"
 
 
-def about_run(run: Run, run_id: str, made_with: Provenance) -> dict[str, Any]:
-    """A run at its beginning, without this machine's paths, as in published records."""
-    config, cell = run.config, run.cell
+def describe_run(run: Run, run_id: str, made_with: Provenance) -> dict[str, Any]:
+    """The arguments of wandb.init that describe a run. As in published records, no path
+    of this machine is in them."""
+    config = run.config
+    cell = run.cell
     trial = "trial" if is_trial(config) else None
     tags = [
         run.row,
@@ -49,8 +52,8 @@ def about_run(run: Run, run_id: str, made_with: Provenance) -> dict[str, Any]:
 
 
 def provenance_of(source: Provenance | Record) -> dict[str, object]:
-    """How a run was made, as keys of its configuration in W&B. source: its record, or
-    these parts of it."""
+    """The code, versions and device of a run, as keys of its configuration in W&B.
+    source: its record, or these parts of it."""
     return {
         "commit": source["code"]["commit"],
         "dirty": source["code"]["dirty"],
@@ -59,9 +62,9 @@ def provenance_of(source: Provenance | Record) -> dict[str, object]:
     }
 
 
-def points(curve: Curve, metric: str, cell: str) -> list[dict[str, object]]:
-    """A point for each epoch of a record's curve. metric: its name. cell: of
-    cell_key."""
+def epoch_points(curve: Curve, metric: str, cell: str) -> list[dict[str, object]]:
+    """A point for each epoch of a record's curve. metric: its name. cell: the prefix of
+    `cell_key`."""
     all_columns = cast(Mapping[str, Sequence[object]], curve)
     columns: dict[str, Sequence[object]] = {
         "epoch": curve["epoch"],
@@ -80,8 +83,8 @@ def points(curve: Curve, metric: str, cell: str) -> list[dict[str, object]]:
 
 def summary_of(record: Record) -> dict[str, object]:
     """The summary of a finished run: status, result, parameters, cost, and the scores
-    of its texts by the protocol. The numbers of tables are there twice: once more under
-    the name of the cell."""
+    of its texts by the protocol. The numbers that tables show are there a second time,
+    under the prefix of the cell."""
     result = record["result"]
     cost = record["cost"]
     numbers: dict[str, object] = {
@@ -107,7 +110,7 @@ def summary_of(record: Record) -> dict[str, object]:
         "train_seconds": cost["train_seconds"],
         "peak_memory_bytes": cost.get("peak_memory_bytes"),
     }
-    # of the last epoch, and of the best one where it is another
+    # the last epoch's, and the best one's where it is another
     for epoch, scores in _scores_of_texts(record).items():
         for key, score in scores.items():
             numbers[f"texts/{epoch}/{key}"] = score
@@ -120,8 +123,8 @@ def summary_of(record: Record) -> dict[str, object]:
 
 
 def _scores_of_texts(record: Record) -> dict[str, dict[str, float]]:
-    """The scores of the texts by the protocol's variant, the first, by epoch: last or
-    best."""
+    """The scores of a run's texts for the epochs "last" and "best", by the variant that
+    the protocol names, which is the first one."""
     texts = record.get("texts")
     entries = texts["scores"] if texts else []
     scores_of_epoch = dict[str, dict[str, float]]()

@@ -1,10 +1,10 @@
-"""Whether and how the runs of a command are sent to Weights & Biases, and what sends
-one from the process that trains it. W&B is a view of the records.
+"""Whether and how the runs of a command are sent to Weights & Biases; and the tracker,
+which sends one run from the process that trains it. W&B is a view of the records.
 
-A run of W&B has the run's id, and goes on there as itself when it was killed. The
-x-axis of its points is `epoch`, not W&B's own step: a resumed run sends its earlier
-epochs again, and W&B drops points at a step before the last one. Without torch and
-Hydra, since analysis/ reads this, too."""
+In W&B a run has the same id, and a resumed run continues there. The x-axis of its
+points is `epoch`, not W&B's own step: a resumed run sends its earlier epochs again, and
+W&B drops points at a step before the last one. This module imports neither torch nor
+Hydra, since analysis/ imports it."""
 
 import contextlib
 import os
@@ -26,53 +26,56 @@ from runs.record.text import describe
 from runs.run.definition import Run, starts
 from runs.tracking.content import (
     LONGEST_NAME,
-    about_run,
     cell_key,
-    points,
+    describe_run,
+    epoch_points,
     provenance_of,
     summary_of,
 )
 
 PROJECT = "vera-bench"
 #: Environment variables that `wandb agent` sets for a command.
-AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
+AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
 
 @dataclass
 class Tracking:
-    """mode: online, offline or off. None: offline, unless the user says yes to
-    `ask_before_upload`. stats: with W&B's statistics of the system. adapter: the
-    adapter that is kept becomes an artifact. agent: whether `wandb agent` started the
-    command for this run (`tracking_of_run` sets it)."""
+    """The settings of tracking.
+
+    Attributes:
+        mode: online, offline or off. None: offline, unless the user says yes to
+            `ask_before_upload`.
+        stats: whether W&B records the use of processor, memory and GPU.
+        adapter: whether the kept adapter is uploaded as an artifact.
+        agent: whether `wandb agent` started the command for this run
+            (`tracking_of_run` sets it).
+    """
 
     mode: Literal["online", "offline", "off"] | None = None
     stats: bool = False
     adapter: bool = False
-    # no key of the command line
+    # nobody gives this on the command line
     agent: bool = field(default=False, metadata={"omegaconf_ignore": True})
 
 
 def ask_before_upload(settings: Tracking, runs: int, output: str) -> Tracking:
-    """The settings of a command's runs, which are uploaded after a yes at the terminal
-    where tracking= says nothing; else a line says how to send them. Nobody is asked who
-    is not logged in to W&B, or has switched it off or offline. Whoever asks for uploads
-    without being logged in reads so before the first run.
+    """The settings of a command's runs. Where tracking= says nothing, the user is asked
+    at the terminal: after a yes the runs are uploaded, otherwise a line says how to send
+    them later. Users who are not logged in to W&B, or have switched it off or offline,
+    are not asked. If they want uploads without being logged in, a note says so before
+    the first run.
 
     runs: how many are left to do."""
-    set_otherwise = os.environ.get("WANDB_MODE", "online") != "online"
-    if settings.mode == "online" and runs and not process_rank() and not is_logged_in():
+    if process_rank() or not runs:
+        return settings
+    if settings.mode == "online" and not is_logged_in():
         print(
             "note: nobody is logged in to W&B, so these runs are tracked offline."
             " Before you start them: wandb login, or set WANDB_API_KEY",
             file=sys.stderr,
         )
-    if (
-        settings.mode
-        or set_otherwise
-        or process_rank()
-        or not runs
-        or not is_logged_in()
-    ):
+    is_set_by_variable = os.environ.get("WANDB_MODE", "online") != "online"
+    if settings.mode or is_set_by_variable or not is_logged_in():
         return settings
     if sys.stdin.isatty() and sys.stderr.isatty():
         count = "this run" if runs == 1 else f"these {runs} runs"
@@ -101,15 +104,17 @@ def sync_command(output: str) -> str:
 
 
 def is_logged_in() -> bool:
-    """Whether W&B has a key of this user. wandb, which takes a second to import, is
-    asked only where there is something like a key."""
+    """Whether W&B has a key of this user. wandb takes a second to import, so it is asked
+    only where a file or variable may have a key."""
     variables = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
     files = (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")
     has_file = any(Path(file).expanduser().is_file() for file in files if file)
-    if not has_file and not any(os.environ.get(name) for name in variables):
+    has_variable = any(os.environ.get(name) for name in variables)
+    if not has_file and not has_variable:
         return False
     os.environ["WANDB_SILENT"] = "true"
-    with contextlib.suppress(Exception):  # whatever is wrong with wandb or its files
+    # whatever is wrong with wandb or its files, nobody is logged in
+    with contextlib.suppress(Exception):
         import wandb
 
         has_key = bool(wandb.login(prompt=False, verify=False))
@@ -119,15 +124,18 @@ def is_logged_in() -> bool:
 
 
 def tracking_of_run(settings: Tracking, run: Run, runs: list[Run]) -> Tracking:
-    """The settings for one of a command's runs: an agent's is the only one that no
-    other run starts from."""
-    last = [entry for entry in runs if entry not in starts(runs)]
-    return replace(settings, agent=AGENT[0] in os.environ and last == [run])
+    """The settings for one of a command's runs. Under `wandb agent` it is the agent's
+    run if it is the only one from which no other run starts."""
+    started_from = starts(runs)
+    last_runs = [entry for entry in runs if entry not in started_from]
+    has_agent = AGENT_VARIABLES[0] in os.environ
+    return replace(settings, agent=has_agent and last_runs == [run])
 
 
 def agent_note(runs: list[Run]) -> str | None:
-    """A line for an agent's command with too many runs to be attached to its sweep."""
-    sweep = os.environ.get(AGENT[0])
+    """A line for a command of `wandb agent` that has too many runs for W&B to attach
+    one to the agent's sweep; else None."""
+    sweep = os.environ.get(AGENT_VARIABLES[0])
     if not sweep or any(tracking_of_run(Tracking(), run, runs).agent for run in runs):
         return None
     return (
@@ -138,15 +146,17 @@ def agent_note(runs: list[Run]) -> str | None:
 
 # --- sending a run
 
-#: Seconds that W&B's server has at a run's beginning and end, after which the run is
-#: written offline; and that a run waits at its end for wandb's start, where the machine
-#: is busy.
-INIT_TIMEOUT, FINISH_TIMEOUT, START = 10.0, 10.0, 20.0
+#: Seconds that W&B's server has to answer when a run begins and when it ends. After
+#: that the run is written offline.
+INIT_TIMEOUT = 10.0
+FINISH_TIMEOUT = 10.0
+#: Seconds that a run waits at its end until wandb has started, on a busy machine.
+START_TIMEOUT = 20.0
 
 
 class Tracker:
-    """Sends one run. Nothing that goes wrong with W&B reaches the run, or takes it more
-    than 30 seconds."""
+    """Sends one run. Whatever goes wrong with W&B does not fail the run, nor delay it by
+    more than 30 seconds."""
 
     def __init__(
         self,
@@ -163,11 +173,11 @@ class Tracker:
         self.made_with = made_with
         self.log = log_file(run.config["output"])
         self.wandb: Any = None  # wandb's run, once it has begun
-        self.sent = 0  # points
+        self.points_sent = 0
         disabled = settings.mode is None and os.environ.get("WANDB_MODE") == "disabled"
-        # torchrun's first process sends
+        # of torchrun's processes the first one sends
         self.is_off = settings.mode == "off" or disabled or bool(process_rank())
-        # It takes a second to import wandb, and where its server is away INIT_TIMEOUT
+        # in a thread: wandb takes a second to import, and INIT_TIMEOUT without its server
         self.start = threading.Thread(
             target=self._begin, args=(settings.mode,), daemon=True
         )
@@ -182,17 +192,20 @@ class Tracker:
 
     def finish(self, record: Record | None, error: BaseException | None = None) -> None:
         """Ends the run in W&B. record: None where an error has ended the run."""
-        # the second time offline, where wandb has failed
-        for _ in range(0 if self.is_off else 2):
-            self.start.join(START)
+        if self.is_off:
+            return
+        # if wandb fails, once more offline
+        for _ in range(2):
+            self.start.join(START_TIMEOUT)
             if self.start.is_alive():
-                self._note(f"wandb did not start within {START:g} seconds")
+                self._note(f"wandb did not start within {START_TIMEOUT:g} seconds")
             elif not self.wandb and not self.is_off:
                 self._begin("offline")
             if not self.wandb or self._safely(self._end, record, error):
                 break
 
     def _note(self, trouble: str) -> None:
+        """Writes a line into the log of what went wrong with W&B."""
         with contextlib.suppress(OSError), open(self.log, "a") as log:
             print(
                 f"{time.strftime('%Y-%m-%d %H:%M:%S')} run {self.run_id}: {trouble}",
@@ -200,28 +213,32 @@ class Tracker:
             )
 
     def _safely(self, step: Callable[..., None], *arguments: object) -> bool:
-        """Takes a step with wandb; returns whether it went well. Else the next of
-        wandb's runs sends all."""
+        """Takes a step with wandb. Returns whether it went well; if not, the run of
+        wandb is given up, and the next one sends everything from the start."""
         try:
             step(*arguments)
         except Exception as error:
             self._note(describe(error))
-            self.wandb, self.sent = None, 0
+            self.wandb = None
+            self.points_sent = 0
             with contextlib.suppress(Exception):
                 sys.modules["wandb"].teardown()
             return False
         return True
 
     def _begin(self, mode: str | None) -> None:
+        """Starts wandb's run, offline if that fails."""
         if not self._safely(self._init, mode) and mode != "offline":
             self._safely(self._init, "offline")
 
     def _init(self, mode: str | None) -> None:
         """Starts wandb's run. mode: as in Tracking."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        agent = self.settings.agent
-        for key in () if agent else AGENT:
-            os.environ.pop(key, None)
+        has_agent = self.settings.agent
+        if not has_agent:
+            # this run is not the one that an agent's sweep waits for
+            for key in AGENT_VARIABLES:
+                os.environ.pop(key, None)
         os.environ["WANDB_SILENT"] = "true"
         if mode:
             os.environ["WANDB_MODE"] = mode
@@ -235,43 +252,43 @@ class Tracker:
             raise ValueError(
                 "nobody is logged in to W&B: run `wandb login`, or set WANDB_API_KEY"
             )
-        about = about_run(self.run, self.run_id, self.made_with)
-        config = about.pop("config") | {"mode": "online" if online else "offline"}
-        if not agent:  # which has chosen id, project and configuration
+        arguments = describe_run(self.run, self.run_id, self.made_with)
+        config = arguments.pop("config") | {"mode": "online" if online else "offline"}
+        if not has_agent:  # an agent has chosen id, project and configuration
             project = os.environ.get("WANDB_PROJECT") or PROJECT
-            about |= {"id": self.run_id, "project": project, "config": config}
-        limits = {"init_timeout": INIT_TIMEOUT, "finish_timeout": FINISH_TIMEOUT}
-        stats = dict.fromkeys(
-            ("x_disable_machine_info", "x_disable_stats"), not self.settings.stats
+            arguments |= {"id": self.run_id, "project": project, "config": config}
+        arguments["mode"] = config["mode"]
+        # in the run's own folder, where `wandb sync` does not find it before its end
+        arguments["dir"] = run_folder(self.run.config["output"], self.run_id)
+        settings = quiet_settings(
+            init_timeout=INIT_TIMEOUT,
+            finish_timeout=FINISH_TIMEOUT,
+            x_disable_machine_info=not self.settings.stats,
+            x_disable_stats=not self.settings.stats,
         )
-        # In the run's folder `wandb sync` does not find it yet
-        about |= {
-            "mode": config["mode"],
-            "dir": run_folder(self.run.config["output"], self.run_id),
-        }
-        run: Any = wandb.init(
-            **about, resume="allow", settings=quiet_settings(**limits, **stats)
-        )
-        if agent:
-            # W&B's search needs the sweep's own parameters (method=vera): our mapping
-            # gets another name
-            fixed = run.config.as_dict()
+        run: Any = wandb.init(**arguments, resume="allow", settings=settings)
+        if has_agent:
+            # W&B's search needs the sweep's own parameters (method=vera), so our
+            # settings of the same name get another one
+            sweep_parameters = run.config.as_dict()
             for key, value in config.items():
-                if key not in fixed:
+                if key not in sweep_parameters:
                     run.config.update({key: value})
-                elif fixed[key] != value:
+                elif sweep_parameters[key] != value:
                     run.config.update({f"{key}_config": value})
         for name in ("train/*", "dev/*", "cells/*"):
             run.define_metric(name, step_metric="epoch")
         self.wandb = run
 
     def _send(self, curve: Curve, metric: str) -> None:
+        """Sends the points of epochs that have not been sent."""
         cell = cell_key(self.run.model, self.run.config["task"]["name"])
-        for point in points(curve, metric, cell)[self.sent :]:
+        for point in epoch_points(curve, metric, cell)[self.points_sent :]:
             self.wandb.log(point)
-            self.sent += 1
+            self.points_sent += 1
 
     def _end(self, record: Record | None, error: BaseException | None) -> None:
+        """Sends the summary, and ends wandb's run. See `finish`."""
         failed = isinstance(error, Exception)
         status = "failed" if failed else "interrupted"
         summary: dict[str, object] = {
@@ -279,7 +296,8 @@ class Tracker:
             "error": hide_paths(describe(error)) if error and failed else "",
         }
         if record:
-            status, summary = record["status"], summary_of(record)
+            status = record["status"]
+            summary = summary_of(record)
             self._send(record["curve"], record["result"]["metric"])
             if status == "done" and self.settings.adapter:
                 self._upload(record)
@@ -293,7 +311,7 @@ class Tracker:
         if finished:
             # the next run of this process reads the environment again
             sys.modules["wandb"].teardown()
-        # all of it is in the folder, which `wandb sync` finds by this name
+        # `wandb sync` finds the folder by this name, and sends what is in it
         if offline or not finished:
             name = folder.name.removeprefix("offline-")
             folder.rename(self.log.with_name(f"offline-{name}"))
@@ -308,17 +326,17 @@ class Tracker:
         cell = record["cell"]
         parts = [str(cell[key]) for key in ("row", "model", "task", "seed")]
         name = re.sub(r"[^\w.-]", "_", "-".join(parts))
-        about: dict[str, Any] = {}
+        metadata: dict[str, Any] = {}
         for key in ("metric", "best", "best_epoch", "last"):
-            about[key] = record["result"].get(key)
-        about["run_id"] = self.run_id
-        about["cell"] = cell
-        about["parameters"] = record["parameters"]
-        about["keep"] = record["config"]["keep"]
-        about["method"] = record["config"]["method"]
-        about |= provenance_of(record)
+            metadata[key] = record["result"].get(key)
+        metadata["run_id"] = self.run_id
+        metadata["cell"] = cell
+        metadata["parameters"] = record["parameters"]
+        metadata["keep"] = record["config"]["keep"]
+        metadata["method"] = record["config"]["method"]
+        metadata |= provenance_of(record)
         artifact = sys.modules["wandb"].Artifact(
-            name[:LONGEST_NAME], "model", metadata=about
+            name[:LONGEST_NAME], "model", metadata=metadata
         )
         for path in [*adapters, *folder.glob("head.safetensors")]:
             # without copies
@@ -327,7 +345,7 @@ class Tracker:
 
 
 def log_file(output: str) -> Path:
-    """The file with what went wrong with W&B, a line each."""
+    """The log of what went wrong with W&B."""
     return Path(output, "wandb", "tracking.log")
 
 

@@ -11,7 +11,7 @@ from servers import NOBODY, logged_in
 from analysis import dashboard
 from runs.command.errors import UserError
 from runs.record.ledger import write_record
-from runs.tracking.content import points
+from runs.tracking.content import epoch_points
 
 pytestmark = pytest.mark.properties
 
@@ -64,7 +64,7 @@ def test_the_workspace_has_the_tables_with_runs_and_a_curve_of_each_model_and_ta
     # A panel that asks for another name than a run logs would stay empty
     (done,) = of_demo(0)
     done["curve"]["step"] = [1, 2, 3]
-    sent = points(done["curve"], done["result"]["metric"], "cells/minilm/reviews")
+    sent = epoch_points(done["curve"], done["result"]["metric"], "cells/minilm/reviews")
     assert {*curve["config"]["metrics"], "epoch"} <= {
         name for point in sent for name in point
     }

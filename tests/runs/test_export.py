@@ -26,7 +26,7 @@ from runs import export, models
 from runs.command.errors import UserError
 from runs.evaluate import restore
 from runs.publishing.adapter_folder import describe_conversion
-from runs.publishing.card import CardOptions, card_scores, model_card, seeds_of
+from runs.publishing.card import CardOptions, card_scores, model_card, runs_by_seed
 from runs.publishing.hub import push
 from runs.record.intervals import median_interval
 from runs.record.ledger import Ledger, write_record
@@ -227,7 +227,7 @@ def test_a_card_has_the_scores_of_texts_and_no_number_that_a_seed_lacks():
         record["texts"] = {"split": "test", "items": 1, "scores": [score]}
 
     def shown(*records):
-        return card_scores(records[0], seeds_of(records[0], records))
+        return card_scores(records[0], runs_by_seed(records[0], records))
 
     accuracy, bleu = shown(*records, made_record(seed=3, task="cola"))
     assert (accuracy.name, accuracy.seeds) == ("accuracy", 3)

@@ -23,7 +23,7 @@ from runs.run.definition import epoch_batches
 from runs.run.identity import run_id
 from runs.run.reward_functions import prompts_of_block, rows_of_step
 from runs.sweep import display
-from runs.tracking.content import points
+from runs.tracking.content import epoch_points
 from runs.training.effect import Moments, effect_note, estimate_effect
 from runs.training.loop import Training
 from runs.training.policy import token_tensors
@@ -467,7 +467,7 @@ def test_progress_says_what_a_step_has_measured(digit_words):
 
 def test_wandb_gets_trls_names():
     curve = {key: [1.0] for key in (*CURVE_COLUMNS, "reward", "sampled_exact_match")}
-    (point,) = points(curve, "exact_match", "cell")
+    (point,) = epoch_points(curve, "exact_match", "cell")
     assert {"train/reward", "dev/sampled_exact_match", "dev/exact_match"} < {*point}
 
 

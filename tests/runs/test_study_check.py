@@ -72,7 +72,7 @@ def forget():
         study_check.in_history,
         study_check._blobs,
         study_check._hash_in,
-        study_check._content,
+        study_check._blob_content,
         provenance.code_state,
     ):
         known.cache_clear()

@@ -26,7 +26,7 @@ from runs.record.ledger import read_record, record_path
 from runs.run.definition import with_starts
 from runs.run.identity import run_id
 from runs.tracking import tracker
-from runs.tracking.content import about_run, summary_of
+from runs.tracking.content import describe_run, summary_of
 from runs.tracking.tracker import (
     Tracker,
     Tracking,
@@ -176,7 +176,7 @@ def test_how_a_run_ends_in_wandb(status, error, run, words):
 )
 def test_a_fault_of_wandb_changes_no_record(fault, run, words, monkeypatch, tmp_path):
     """And loses nothing, nor takes more than half a minute."""
-    assert tracker.START + tracker.FINISH_TIMEOUT <= 30
+    assert tracker.START_TIMEOUT + tracker.FINISH_TIMEOUT <= 30
     monkeypatch.setattr(tracker, "INIT_TIMEOUT", 4.0)
     monkeypatch.setattr(tracker, "FINISH_TIMEOUT", 3.0)
     straight = trained(elsewhere([*words, "method=vera"], output=tmp_path / "straight"))
@@ -352,7 +352,7 @@ def test_job_types_tags_and_limits():
         ("eval", none, set()),
     ]
     for job, words, tags in of:
-        about = about_run(expand([*words, label])[0], "a" * 12, MADE_WITH)
+        about = describe_run(expand([*words, label])[0], "a" * 12, MADE_WITH)
         assert (about["job_type"], len(about["name"]) <= 128) == (job, True)
         assert {"trial", "demo"} & set(about["tags"]) == tags
 
