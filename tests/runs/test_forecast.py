@@ -516,11 +516,11 @@ def test_a_model_that_takes_the_place_of_another_is_counted_again(words, tmp_pat
     folder = tmp_path / "replaced"
     shutil.copytree(run.config["model"]["path"], folder)
     (run,) = expand([*words, f"model.path={folder}"])
-    flops, weights = methods.flops(run, 2, 8, 0), methods.count_weights(run)
+    flops, weights = methods.count_flops(run, 2, 8, 0), methods.count_weights(run)
     content = json.loads((folder / "config.json").read_text())
     content["intermediate_size"] *= 2
     (folder / "config.json").write_text(json.dumps(content))
-    assert methods.flops(run, 2, 8, 0)[0] > flops[0]
+    assert methods.count_flops(run, 2, 8, 0)[0] > flops[0]
     assert methods.count_weights(run) > weights
 
 
