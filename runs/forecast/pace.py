@@ -27,7 +27,7 @@ from runs.record.ledger import in_conf
 from runs.record.schema import Record
 from runs.record.steps import StepPlan
 from runs.record.text import duration, megabytes, plural, rounded
-from runs.run.definition import UNLIKE_OTHERS, Run
+from runs.run.definition import METHODS_OF_SHORT_RUNS, Run
 from runs.run.methods import count_weights, skeleton_arguments
 
 #: How a forecast says that it contains the time of decoding.
@@ -104,7 +104,10 @@ def _rate_of_finished(
     cost = record["cost"]
     # an old record may lack a setting, and a run may have taken no time
     with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
-        if config["method"]["kind"] in UNLIKE_OTHERS or record["steps"] < LEAST_STEPS:
+        if (
+            config["method"]["kind"] in METHODS_OF_SHORT_RUNS
+            or record["steps"] < LEAST_STEPS
+        ):
             return 0.0
         if computing_precision(config) != precision:
             return 0.0

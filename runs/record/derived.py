@@ -1,9 +1,10 @@
 """The keys of a record that follow from its configuration, its curve and its hashes.
 
-`derived` computes it, once: training writes it into the record (runs/training/result.py),
-and `publish check` compares it with what a record says. So a mistake or a careless edit
-shows. Somebody who computes every key anew is not caught: the curve, the costs, the
-texts' scores and a judge's cannot be derived."""
+`derived_keys` computes them. Training writes them into the record
+(runs/training/result.py), and `publish check` compares them with what a record says, so
+that a mistake or a careless edit shows. It does not show if somebody changes the curve,
+the costs, the scores of texts or those of a judge (NOT_PROVABLE), which nothing can
+derive, and computes the other keys anew."""
 
 import math
 from collections.abc import Iterator
@@ -61,11 +62,11 @@ RANGES = {
 #: A record of more epochs is refused without a look at the rest, which would take
 #: forever.
 MOST_EPOCHS = 100_000
-#: What `derived` and `contradictions` cannot check.
+#: What `derived_keys` and `contradictions` cannot check.
 NOT_PROVABLE = ("curve", "predictions", "files", "cost", "texts", "judged", "lm_eval")
 
 
-def derived(record: MeasuredRecord) -> DerivedKeys:
+def derived_keys(record: MeasuredRecord) -> DerivedKeys:
     """The keys of a finished record that follow from its other keys: from config, curve,
     the hashes of model and data, and the names of row, recipe and start."""
     config, data = record["config"], record["data"]
@@ -113,6 +114,7 @@ def derived(record: MeasuredRecord) -> DerivedKeys:
 
 
 def _recipe(record: MeasuredRecord) -> Recipe:
+    """The record's `recipe`."""
     recipe = record["config"].get("recipe") or {}
     return {
         "name": record["recipe"]["name"],
@@ -122,6 +124,7 @@ def _recipe(record: MeasuredRecord) -> Recipe:
 
 
 def _seeds(config: Configuration) -> Seeds:
+    """The record's `seeds`, with a note on VeRA's A and B."""
     method = config["method"]
     seeds: Seeds = {
         "training": config["seed"],
@@ -134,15 +137,14 @@ def _seeds(config: Configuration) -> Seeds:
 
 
 def _result(record: MeasuredRecord) -> Result:
+    """The record's `result`. A known metric has a known direction and scale; those of a
+    user's own metric are taken from the record."""
     result = record["result"]
-    stated = ReportedMetric.of_result(result)
-    # A known metric has a known direction and scale. Those of a user's own metric are
-    # taken from the record.
-    metric = stated
-    if stated.name in RANGES:
-        is_perplexity = stated.name == "perplexity"
+    metric = ReportedMetric.of_result(result)
+    if metric.name in RANGES:
+        is_perplexity = metric.name == "perplexity"
         scale = 1.0 if is_perplexity else 100.0
-        metric = ReportedMetric(stated.name, not is_perplexity, scale)
+        metric = ReportedMetric(metric.name, not is_perplexity, scale)
     return summarise(
         record["curve"],
         record["data"]["dev_rows"],
@@ -161,13 +163,16 @@ def summarise(
 ) -> Result:
     """The record's `result`, with the scores by both protocols.
 
-    By "paper" the best epoch on the dev set is reported on the same rows, which is
-    optimistic; for "crossfit" see runs.record.cell.crossfit.
+    By "paper" the epoch with the best score on the dev set is reported with that score,
+    which is optimistic; for "crossfit" see runs.record.cell.crossfit.
 
     Args:
+        curve: the scores of each evaluation.
+        dev_rows: how many rows they are measured on.
+        metric: their metric.
+        reported: "best" or "last", whichever the task's table shows.
         select: the protocol of `best` and `last`. `best_epoch` is by "paper" in any
             case, since the adapter of that epoch is kept.
-        reported: "best" or "last", whichever the task's table shows.
     """
     result: Result = {
         "metric": metric.name,
@@ -189,10 +194,10 @@ def summarise(
         "last": scores[-1],
     }
     by_crossfit = crossfit(curve, dev_rows, metric) or {}
-    stated = paper if select == "paper" else by_crossfit
-    result["best"] = stated.get("best")
+    chosen = paper if select == "paper" else by_crossfit
+    result["best"] = chosen.get("best")
     result["best_epoch"] = paper["best_epoch"]
-    result["last"] = stated.get("last")
+    result["last"] = chosen.get("last")
     result["protocols"] = {"paper": paper, "crossfit": by_crossfit}
     return result
 
@@ -201,12 +206,12 @@ def summarise(
 
 
 def contradictions(record: Record) -> Iterator[str]:
-    """What a finished record says that does not follow from its own keys, a sentence
-    each."""
+    """A sentence for each thing that a finished record says and that cannot be so by its
+    own other keys."""
     if record["config"]["train"]["epochs"] > MOST_EPOCHS:
         yield f"more than {MOST_EPOCHS:,} epochs"
         return
-    for key in _differing_keys(record, derived(record)):
+    for key in _differing_keys(record, derived_keys(record)):
         if key == "label.row" and _is_own_label(record):
             continue
         yield f"{key} does not follow from the configuration, curve and hashes"
@@ -224,8 +229,9 @@ def _is_own_label(record: Record) -> bool:
 def _differing_keys(
     stated: object, computed: object, key_path: str = ""
 ) -> Iterator[str]:
-    """The dotted keys, such as result.best, at which a record states something else
-    than was computed. Keys that the record lacks, as older ones do, are passed over."""
+    """The dotted keys, such as result.best, at which a record states something else than
+    was computed. Keys that the record lacks, as older records do, do not count.
+    key_path: where in the record both values stand."""
     if isinstance(computed, dict) and isinstance(stated, dict):
         for key, value in computed.items():
             if key in stated:
@@ -259,9 +265,9 @@ def _impossible_scores(record: Record) -> Iterator[str]:
     rows_a = rows // 2
     rows_b = rows - rows_a
     scores_a, scores_b = curve.get("metric_select"), curve.get("metric_report")
-    yield from _scores_impossible_in_column(metric, "metric", curve["metric"], rows)
-    yield from _scores_impossible_in_column(metric, "metric_select", scores_a, rows_a)
-    yield from _scores_impossible_in_column(metric, "metric_report", scores_b, rows_b)
+    yield from _impossible_scores_in_column(metric, "metric", curve["metric"], rows)
+    yield from _impossible_scores_in_column(metric, "metric_select", scores_a, rows_a)
+    yield from _impossible_scores_in_column(metric, "metric_report", scores_b, rows_b)
     if metric != METRIC_OF_ITEMS:
         return
     scores = complete_scores(curve["metric"])
@@ -272,7 +278,7 @@ def _impossible_scores(record: Record) -> Iterator[str]:
             return
 
 
-def _scores_impossible_in_column(
+def _impossible_scores_in_column(
     metric: str, column: str, scores: list[Number] | None, rows: int
 ) -> Iterator[str]:
     """A sentence for each impossible score in a column of the curve. rows: how many it
@@ -300,17 +306,17 @@ def _is_whole(number: float) -> bool:
 
 
 def _wrong_bits(record: Record) -> Iterator[str]:
-    """Bits of right rows that cannot be read, or give another score than the record
-    states."""
+    """A sentence for each list of right rows (`items.pack`) that cannot be read, or that
+    gives another score than the record states."""
     by_paper = best_and_last(record, "paper")
-    scores = {"best": by_paper.get("best"), "last": by_paper.get("last")}
+    stated_scores = {"best": by_paper.get("best"), "last": by_paper.get("last")}
     for epoch in record.get("right") or {}:
         try:
             bits = right_items(record, epoch)
         except ValueError as error:
             yield f"right.{epoch}: {error}"
             continue
-        score = scores.get(epoch)
+        score = stated_scores.get(epoch)
         if bits is None or score is None:
             continue
         if not _is_close(float(bits.mean()), score):
@@ -328,8 +334,8 @@ def _wrong_bits(record: Record) -> Iterator[str]:
 
 
 def _wrong_groups(record: Record) -> Iterator[str]:
-    """Groups of the optimizer that do not hold the trained parameters, or have a rate
-    that the configuration has not."""
+    """A sentence for each contradiction in the optimizer's groups: they do not hold the
+    trained parameters, or one has a rate or weight decay that the configuration lacks."""
     groups = record.get("groups") or []
     if not groups:
         return

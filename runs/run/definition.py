@@ -14,9 +14,9 @@ from runs.record.ledger import PUBLISHED
 from runs.record.override import Override
 from runs.record.schema import Cell, Label, Record
 
-#: Methods whose runs are shorter than those of all others: for `head` the model needs no
-#: gradient, and `none` does not train.
-UNLIKE_OTHERS = frozenset({"head", "none"})
+#: Methods whose runs take less time than those of all others: `head` needs no gradient of
+#: the model, and `none` does not train.
+METHODS_OF_SHORT_RUNS = frozenset({"head", "none"})
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Run:
 
     @property
     def recipe_gap(self) -> str:
-        """A sentence if there is no recipe, or none with a rate and epochs for the task;
-        "" otherwise."""
+        """A sentence that says which settings are the harness's defaults because there is
+        no recipe, or none with a rate and epochs for the task; "" if there is one."""
         rate = "lr_head" if self.method["kind"] == "head" else "lr"
         changed = {override.key for override in self.changed}
         if self.method["kind"] == "none":
@@ -121,11 +121,12 @@ def check_dev_rows(rows: int) -> None:
 def epoch_batches(
     lengths: Sequence[int], size: int, seed: int, epoch: int, block: int = 8
 ) -> list[list[int]]:
-    """The rows of each effective batch of an epoch. A pure function: a resumed run has
-    the same batches.
+    """The rows of each effective batch of an epoch, by their indices. They depend on the
+    arguments alone, so that a resumed run has the same batches.
 
-    size: rows of a batch. block: how many batches' rows are sorted by length together
-    (tasks.Task). Which rows share a batch still differs between epochs."""
+    lengths: of all rows. size: rows of a batch. seed: data_seed. block: how many batches
+    are filled from rows that are sorted by length (tasks.Task). Which rows share a batch
+    still differs between epochs."""
     import numpy as np
 
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
@@ -136,28 +137,29 @@ def epoch_batches(
         if block > 1:
             block_rows.sort(key=lambda row: lengths[row])
         batches += [block_rows[i : i + size] for i in range(0, len(block_rows), size)]
+    # The batches of a block are sorted, too, and must not follow each other.
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def starts(runs: list[Run]) -> list[Run]:
-    """The runs that others start from, each once."""
-    first: list[Run] = []
+def runs_started_from(runs: list[Run]) -> list[Run]:
+    """The runs whose adapters some of these runs start from, each once."""
+    started_from: list[Run] = []
     for run in runs:
-        if run.start and run.start not in first:
-            first.append(run.start)
-    return first
+        if run.start and run.start not in started_from:
+            started_from.append(run.start)
+    return started_from
 
 
 def with_starts(runs: list[Run]) -> list[Run]:
     """The runs, in an order in which they can be done: first those that others start
-    from, also if they are not among `runs`."""
-    first = starts(runs)
+    from, which need not be among `runs`."""
+    first = runs_started_from(runs)
     return [*first, *(run for run in runs if run not in first)]
 
 
 def overrides_of(record: Record) -> list[str]:
-    """The overrides of `vera-bench run` that do a record's run again. Empty if it has
-    none, as an unpublished run of an older version. In those of a published run, only
+    """The overrides with which `vera-bench run` repeats a record's run. Empty if there are
+    none, as for an unpublished run of an older version. In those of a published run only
     the last part of a local path is left."""
     words = _published_overrides().get(record["id"]) or record.get("overrides")
     return [*words, f"seed={record['cell']['seed']}"] if words else []

@@ -1,9 +1,9 @@
 """A run's identity: a hash of everything that defines its result.
 
 That is the row, the contents of model and data, the settings, the seeds, the version of
-the task family's protocol, and the adapter that the run starts from. It is not the
-place of files, the device, the micro-batch, the path of computation, or which epoch's
-adapter is kept: the record has the whole curve."""
+the task family's protocol, and the adapter that the run starts from. Not part of it
+are the place of files, the device, the micro-batch, the path of computation, and which
+epoch's adapter is kept, since the record has the whole curve."""
 
 import json
 from collections import Counter
@@ -31,7 +31,7 @@ from runs.run.reward_functions import function_files
 from tasks.fetch import pinned_content
 from tasks.files import stamp
 
-#: With fewer files each one's hash is cached; otherwise one hash of all of them.
+#: With fewer files than this the cache has a hash of each; otherwise one hash of all.
 FEW_FILES = 16
 #: The contents of the models and data sets that were read, by their settings.
 Contents = dict[str, str | None]
@@ -105,8 +105,9 @@ def _content_of_model(run: Run, contents: Contents) -> str | None:
 def _read_once(
     contents: Contents, settings: Settings, read: Callable[[Settings], str | None]
 ) -> str | None:
-    """The content of a model or data set, which is read the first time. draw_seed
-    chooses among the rows that are read, so data sets of all draws share one content."""
+    """The content of a model or data set; `read` reads it the first time, and adds it to
+    `contents`. Data sets that differ in draw_seed alone share one content, because
+    draw_seed chooses among the rows that are read."""
     shared = {name: value for name, value in settings.items() if name != "draw_seed"}
     key = json.dumps(shared, sort_keys=True)
     if key not in contents:
@@ -128,7 +129,7 @@ def start_id(run: Run, contents: Contents | None = None) -> str | None:
         if not Path(source).is_file():
             raise UserError(f"init_from={source}: no such file")
         return hash_files({"adapter": Path(source)})
-    run_id = _start_run(run, contents)
+    run_id = _id_of_start(run, contents)
     if run_id is None:
         return None
     config = run.start.config if run.start else None
@@ -148,9 +149,9 @@ def start_id(run: Run, contents: Contents | None = None) -> str | None:
     return f"{run_id} {keep} {select} {precision}"
 
 
-def _start_run(run: Run, contents: Contents | None) -> str | None:
-    """The id of the run that a run starts from: computed for init_from=ROW@TASK, or
-    given."""
+def _id_of_start(run: Run, contents: Contents | None) -> str | None:
+    """The id of the run that a run starts from: as init_from gives it or, for
+    init_from=ROW@TASK, computed. contents: what `identify` has read so far."""
     if run.start is None:
         return str(run.config["init_from"])
     return _identify(run.start, {} if contents is None else contents)
@@ -162,7 +163,7 @@ def start_file(run: Run, contents: Contents | None = None) -> Path:
     source = run.config["init_from"] or ""
     if source.endswith(".safetensors"):
         return Path(source)
-    run_id = _start_run(run, contents)
+    run_id = _id_of_start(run, contents)
     output = run.config["output"]
     path = run_folder(output, str(run_id)) / "adapter.safetensors"
     name = f"run {source}"
@@ -204,8 +205,8 @@ def data_content(settings: Mapping[str, Any]) -> str | None:
 
 
 def functions_content(config: Configuration) -> str | None:
-    """The hash over the files of one's own reward functions; None without any. Raises
-    UserError where one has no file."""
+    """The hash over the files of the user's own reward functions; None without any.
+    Raises UserError for one without a file."""
     reward = config.get("reward")
     files = function_files(reward["function"]) if reward else {}
     return hash_files(files) if files else None
@@ -239,8 +240,8 @@ def hash_files(files: Mapping[str, Path]) -> str:
 
 
 def final_ids(runs: Sequence[Run]) -> list[str]:
-    """The ids of runs whose models and data are here. Raises UserError for one without
-    a pinned revision."""
+    """The ids of runs, which must all be known. Raises UserError for a run whose data or
+    model has no known revision."""
     ids = identify(runs)
     if None in ids:
         run = runs[ids.index(None)]
@@ -253,7 +254,7 @@ def final_ids(runs: Sequence[Run]) -> list[str]:
 
 def check_ids(runs: Sequence[Run], ids: Sequence[str | None]) -> None:
     """Raises UserError if two runs have the same id."""
-    times = Counter(filter(None, ids))
+    counts = Counter(filter(None, ids))
     for run, run_id in zip(runs, ids, strict=True):
-        if times[run_id or ""] > 1:
+        if counts[run_id or ""] > 1:
             raise UserError(f"{run.label} appears twice in this sweep")

@@ -1,6 +1,6 @@
-"""What a completion is rewarded for: an exact answer, or functions of one's own.
+"""What a completion is rewarded for: an exact answer, or functions of the user's own.
 
-A function of one's own is `module.function`, of a .py file whose folder is on
+Such a function is `module.function`, of a .py file whose folder is on
 PYTHONPATH. It takes prompt, completion and answer (all texts; the answer is None where
 the row has none) and returns a number."""
 
@@ -27,8 +27,8 @@ Functions = str | Mapping[str, float]
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """A function with its weight in the reward. function: None for an exact answer,
-    which the task decides."""
+    """A function with its weight in the reward. function: None for the exact answer, which
+    the task checks."""
 
     name: str
     weight: float
@@ -64,7 +64,7 @@ def weights_by_name(functions: Functions) -> dict[str, float]:
 
 
 def function_file(name: str) -> Path:
-    """The file of a function of one's own. Raises UserError where there is none."""
+    """The file of a user's own function. Raises UserError if there is none."""
     path = module_file(name)
     if path is None or path.suffix != ".py":
         raise UserError(
@@ -75,19 +75,20 @@ def function_file(name: str) -> Path:
 
 
 def function_files(functions: Functions) -> dict[str, Path]:
-    """The files of one's own functions by name. Their content is part of a run's
-    identity."""
+    """The files of the user's own functions, by the functions' names. Their content is
+    part of a run's identity."""
     names = weights_by_name(functions)
     return {name: function_file(name) for name in names if name != EXACT_MATCH}
 
 
 def load_functions(functions: Functions, task: ExactTask) -> list[RewardFunction]:
-    """The functions of a run. Raises UserError for one that cannot be imported."""
+    """The reward functions of a run. Raises UserError for one that cannot be imported.
+    task: of the run."""
     loaded = []
     for name, weight in weights_by_name(functions).items():
         function: Callable[[str, str, str | None], object] | None = None
         if name != EXACT_MATCH:
-            function_file(name)
+            function_file(name)  # raises an error with advice if there is none
             try:
                 function = pkgutil.resolve_name(name)
             except Exception as error:  # of the user's module
@@ -100,8 +101,8 @@ def load_functions(functions: Functions, task: ExactTask) -> list[RewardFunction
 
 
 def check_functions(functions: list[RewardFunction], task: ExactTask) -> None:
-    """Scores an empty completion and a right one of the first training row, so that a
-    mistake ends the run before its first step. Raises UserError."""
+    """Has each function score an empty completion and the right one of the first training
+    row, so that a mistake ends the run before its first step. Raises UserError."""
     exercise = task.exercises("train")[0]
     first_row = task.kept_rows["train"][0]
     _, right_completion = task.splits["train"][first_row]
@@ -117,16 +118,17 @@ def completion_limit(config: Configuration) -> int:
 
 
 def prompts_of_block(config: Configuration) -> int:
-    """The prompts whose completions are sampled together. Completions of one token need
-    no more rows than their prompts."""
+    """How many prompts have their completions sampled together: as many as SAMPLING_BLOCK
+    rows hold. All completions of one token share the row of their prompt."""
     if completion_limit(config) == 1:
         return SAMPLING_BLOCK
     return max(1, SAMPLING_BLOCK // config["reward"]["samples"])
 
 
 def rows_of_step(config: Configuration) -> int:
-    """The rows that a step computes, of which micro-batches are parts: its rows or, by
-    reward, the completions of its prompts. Completions of one token share a row."""
+    """How many rows a step computes, which micro-batches divide among them: its training
+    rows or, in training by reward, the completions of its prompts. All completions of
+    one token share the row of their prompt."""
     rows = int(config["train"]["effective_batch"])
     if "reward" in config and completion_limit(config) > 1:
         rows *= config["reward"]["samples"]

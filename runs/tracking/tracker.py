@@ -23,7 +23,7 @@ from runs.record.ledger import run_folder
 from runs.record.redaction import hide_paths
 from runs.record.schema import Curve, Provenance, Record
 from runs.record.text import describe
-from runs.run.definition import Run, starts
+from runs.run.definition import Run, runs_started_from
 from runs.tracking.content import (
     LONGEST_NAME,
     cell_key,
@@ -126,7 +126,7 @@ def is_logged_in() -> bool:
 def tracking_of_run(settings: Tracking, run: Run, runs: list[Run]) -> Tracking:
     """The settings for one of a command's runs. Under `wandb agent` it is the agent's
     run if it is the only one from which no other run starts."""
-    started_from = starts(runs)
+    started_from = runs_started_from(runs)
     last_runs = [entry for entry in runs if entry not in started_from]
     has_agent = AGENT_VARIABLES[0] in os.environ
     return replace(settings, agent=has_agent and last_runs == [run])

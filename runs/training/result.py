@@ -17,7 +17,7 @@ from runs.record.cell import (
     lora_scaling,
     row_label,
 )
-from runs.record.derived import derived
+from runs.record.derived import derived_keys
 from runs.record.keys import COMPUTING, KEYS, names_with_role
 from runs.record.schema import (
     SCHEMA,
@@ -45,7 +45,7 @@ def build_record(training: Training, texts: Texts | None) -> Record:
     its keys. texts: the scores of the decoded texts, if the task decodes."""
     run, config, state = training.run, training.config, training.state
     measured = _measured(training)
-    values = derived(measured)
+    values = derived_keys(measured)
     if values["id"] != training.run_id:
         raise RuntimeError(
             f"the record's id is {values['id']}, the run's {training.run_id}: "

@@ -8,7 +8,7 @@ import pytest
 from running import trained
 
 from runs.publishing.study_check import problems_of_study, read_study_folder
-from runs.record.derived import NOT_PROVABLE, contradictions, derived
+from runs.record.derived import NOT_PROVABLE, contradictions, derived_keys
 from runs.record.items import pack, unpack
 from runs.record.ledger import PUBLISHED, read_study, write_study
 
@@ -152,7 +152,7 @@ def test_an_edited_record_is_noticed(name, records, tmp_path):
 def test_a_curve_under_a_second_seed_is_noticed(records, tmp_path):
     forged = copy.deepcopy(records[0])
     forged["config"]["seed"] = forged["config"]["data_seed"] = 77
-    for key, value in derived(forged).items():
+    for key, value in derived_keys(forged).items():
         forged[key] = forged[key] | value if isinstance(value, dict) else value
     assert list(contradictions(forged)) == []
     (problem,) = check([records[0], forged], tmp_path / "forged")

@@ -29,7 +29,7 @@ from runs.machine import hashes
 from runs.record.folder import RecordFolder
 from runs.record.ledger import read_record, record_path, run_folder, write_record
 from runs.run import provenance
-from runs.run.definition import starts, with_starts
+from runs.run.definition import runs_started_from, with_starts
 from runs.run.identity import hash_files, identify, run_id, start_file, start_id
 from runs.sweep import sweep
 from runs.tracking.tracker import Tracking
@@ -278,7 +278,7 @@ def mnli_rows(words):
 def test_the_mnli_rows_wait_for_one_run_that_the_same_command_does_first(lora, capsys):
     words = mnli_rows(lora)
     runs = expand(words)
-    (first,) = starts(runs)
+    (first,) = runs_started_from(runs)
     assert (first.row, first.task, first.seed, first.config["init_from"]) == (
         "lora",
         "mnli",
@@ -375,7 +375,7 @@ def test_a_start_that_is_not_there_is_damaged_failed_or_kept_nothing_blocks_what
             sweep.sweep(expand([*lora, f"init_from={start}"]))
         assert "blocked 1" in text_of(expand([*lora, f"init_from={start}"]))
     runs = expand([*mnli_rows(lora)[:-2], "task=rte", "seed=0,1"])
-    (first,), usual = starts(runs), run_id(runs[0])
+    (first,), usual = runs_started_from(runs), run_id(runs[0])
     output, found = first.config["output"], run_id(first)
     train(Training(first, found, lambda event: None))
     path, folder = record_path(output, found), run_folder(output, found)

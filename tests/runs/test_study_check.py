@@ -17,7 +17,7 @@ from runs.config import expand
 from runs.publishing import study_check
 from runs.publishing.study_check import problems_of_study, read_study_folder
 from runs.record import ledger
-from runs.record.derived import derived
+from runs.record.derived import derived_keys
 from runs.record.ledger import study_folders
 from runs.record.redaction import without_paths
 from runs.record.sweeps import write_sweep
@@ -115,7 +115,7 @@ def complete(record):
     record["data"]["dev_rows"] = 1000
     losses = record["curve"]["train_loss"]
     record["curve"]["train_loss"] = [loss + config["seed"] for loss in losses]
-    for key, value in derived(record).items():
+    for key, value in derived_keys(record).items():
         record[key] = record[key] | value if isinstance(value, dict) else value
 
 
