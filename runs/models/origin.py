@@ -1,9 +1,9 @@
-"""Where the weights of a model come from, named so that others find them: the base model
-of an adapter that travels."""
+"""The repository on the hub that has the weights of a model. An adapter that is published
+names it as its base model."""
 
 from dataclasses import dataclass
 
-from runs.models.wheels import packages
+from runs.models.wheels import package_names
 from runs.record.configuration import ModelConfig
 from runs.record.ledger import in_conf
 
@@ -25,14 +25,15 @@ class Origin:
     note: str = ""
 
 
-def origin(
+def find_origin(
     model: ModelConfig, content: str, user_choice: str | None = None
 ) -> Origin | None:
     """The repository on the hub of a record's model.
 
     Args:
         model: its configuration.
-        content: the record's hash of the model, or OWNER/NAME@COMMIT.
+        content: what the record says of the model's content: a hash, or
+            OWNER/NAME@COMMIT.
         user_choice: OWNER/NAME or OWNER/NAME@REVISION, in place of what the record
             says.
 
@@ -44,9 +45,9 @@ def origin(
     if user_choice:
         name, _, revision = user_choice.partition("@")
         return Origin(name, revision or None, licences.get(name))
-    names = packages(model)
-    if names:
-        known_origin = origins["packages"].get(names.partition(",")[0])
+    packages = package_names(model)
+    if packages:
+        known_origin = origins["packages"].get(packages[0])
         if known_origin is None:
             return None
         return Origin(licence=licences.get(known_origin["name"]), **known_origin)
@@ -64,7 +65,7 @@ def origin(
 
 
 def hub_name(model: ModelConfig) -> str:
-    """OWNER/NAME of a model that has no other source: runs/config/schema.py refuses one
-    without any."""
+    """OWNER/NAME of a model whose source is the hub."""
+    # runs/config/schema.py refuses a model without any source
     assert model["hub"]
     return model["hub"]

