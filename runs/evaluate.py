@@ -215,10 +215,8 @@ def find_finished(name: str, output: str) -> Record:
 
 
 def finished_records(line: CommandLine[RecordSettings]) -> list[Record]:
-    """The finished records that a command line names: by run ids, or by whatever
-    composes runs.
-
-    Raises UserError where there is none."""
+    """The finished records that a command line names, by run ids or by overrides that
+    compose runs. Raises UserError where there is none."""
     output = line.settings.output
     if line.positional:
         return [find_finished(name, output) for name in line.positional]
@@ -232,10 +230,10 @@ def finished_records(line: CommandLine[RecordSettings]) -> list[Record]:
         elif record["status"] == "done":
             records.append(record)
     if not records:
-        words = " ".join([*line.options, *line.overrides])
+        arguments = " ".join([*line.options, *line.overrides])
         raise UserError(
             f"none of these {len(runs)} runs has finished in {output}/records. First: "
-            f"vera-bench {words}"
+            f"vera-bench {arguments}"
         )
     return records
 
@@ -250,12 +248,12 @@ def restore(
     report: Report = lambda _: None,
     task: tasks.Task | None = None,
 ) -> "Context":
-    """A finished run's task and model, with its kept adapter and head on a fresh base
-    model.
+    """Loads a finished run: its task, and a fresh base model with the adapter and the
+    head that the run has kept.
 
-    best: the best epoch's adapter, of a run that kept both. task: in place of the
-    run's. Raises UserError where a file is missing, AdapterError where one is damaged
-    or does not fit."""
+    best: whether a run that kept two adapters gets that of the best epoch. task: one to
+    use in place of the run's. Raises UserError where a file is missing, AdapterError
+    where one is damaged or does not fit."""
     import vera
     from runs.training.context import Context
 
@@ -268,8 +266,8 @@ def restore(
     run = run_from_record(record)
     context = Context(run, record["id"], report, start=False, task=task)
     if "adapter" in files:
-        # Not vera.load, which adapts a copy again: on a GPU some of peft's methods draw
-        # other bits
+        # not by vera.load, which adapts a copy once more: on a GPU some of peft's
+        # methods then draw other bits
         vera.start_from(context.raw_model, files["adapter"])
     if "head" in files:
         vera.load_head(context.raw_model, files["head"], scaled=True)
@@ -277,7 +275,7 @@ def restore(
 
 
 def run_from_record(record: Record) -> Run:
-    """The run that a record is of."""
+    """The run whose record this is."""
     cell = record["cell"]
     return Run(
         cell["row"],
@@ -294,7 +292,8 @@ def kept_file(name: str, record: Record, output: str) -> Path:
     """The path of a file that a run has kept. Raises UserError where it is missing, with
     the command that repeats the run here and keeps its adapter; and where it is another
     attempt's."""
-    run_id, keep = record["id"], record["config"]["keep"]
+    run_id = record["id"]
+    keep = record["config"]["keep"]
     path = run_folder(output, run_id) / name
     is_here = finished_record(output, run_id) is not None
     if is_here:
@@ -302,16 +301,16 @@ def kept_file(name: str, record: Record, output: str) -> Path:
     if path.is_file():
         check_unchanged(record, path)
         return path
-    words = [f"rerun={run_id}"]
+    arguments = [f"rerun={run_id}"]
     if keep == "none":
-        words.append(f"keep={record['config']['task'].get('keep') or 'best'}")
+        arguments.append(f"keep={record['config']['task'].get('keep') or 'best'}")
     if output != "outputs":
-        words.append(f"output={output}")
+        arguments.append(f"output={output}")
     if is_here:
-        words.append("redo=true")
+        arguments.append("redo=true")
     raise UserError(
         f"{path} is not there (run {run_id} had keep={keep}). To have it here: "
-        f"vera-bench {shlex.join(words)}"
+        f"vera-bench {shlex.join(arguments)}"
     )
 
 

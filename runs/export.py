@@ -75,7 +75,7 @@ class Settings(RecordSettings):
 
 
 def main(arguments: list[str]) -> int:
-    if any(word.startswith("leaderboard=") for word in arguments):
+    if any(argument.startswith("leaderboard=") for argument in arguments):
         return export_result(read_command_line(arguments, Settings, positional="RUN"))
     line = read_command_line(
         arguments, Settings, positional=f"RUN {'|'.join(FORMATS)} PATH"

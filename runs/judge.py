@@ -72,7 +72,8 @@ class AnsweredBench(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     line = read_line(arguments, Settings)
-    settings, output = line.settings, line.settings.output
+    settings = line.settings
+    output = line.settings.output
     records = answerable_records(line)
     judge = Judge(settings.judge, settings.passes, max_tokens=settings.max_tokens)
     file = Path(output, "judgments", judge.file().name)
@@ -131,7 +132,8 @@ def _with_judgement(record: Record, entry: Judgement) -> AddedKeys:
 def _answered_bench(record: Record, config: Configuration) -> AnsweredBench:
     """A run's answers. Raises UserError, before anything is paid for, where there are
     none, or no record here for the scores."""
-    run_id, output = record["id"], config["output"]
+    run_id = record["id"]
+    output = config["output"]
     bench = config["task"]["bench"]
     folder = bench_folder(config["task"])
     path = answers_path(output, run_id, bench)

@@ -58,7 +58,8 @@ class Settings(RecordSettings):
 def main(arguments: list[str]) -> int:
     line = read_command_line(arguments, Settings, positional="MEASURE [RUN ...]")
     name, *run_names = line.positional
-    output, seed = line.settings.output, line.settings.seed
+    output = line.settings.output
+    seed = line.settings.seed
     kind = MEASURES[require_known("measure", name, MEASURES)]
     if seed < 0 or (name == "magnitude" and "seed" in line.given):
         raise UserError(f"seed={seed}: should be at least 0, and magnitude takes none")
@@ -113,7 +114,8 @@ def _summary_line(name: str, measure: MeasuredValues) -> str:
     """A measure, its runs and its summary in one line."""
     runs = []
     for run in measure["of"]:
-        label, seed = run["label"], run["cell"]["seed"]
+        label = run["label"]
+        seed = run["cell"]["seed"]
         runs.append(f"{label['row']} on {label['task']}, seed {seed}")
     title = f"{name} of {' and '.join(runs)}" if runs else name
     numbers = [f"{key} {number:.3g}" for key, number in measure["summary"].items()]
@@ -166,7 +168,8 @@ def _all_runs_of_measures(name: str, output: str) -> list[tuple[Record, ...]]:
 
 def _paired_settings(record: Record) -> list[object]:
     """What the two runs of a pair must have in common."""
-    cell, method = record["cell"], record["config"]["method"]
+    cell = record["cell"]
+    method = record["config"]["method"]
     return [
         record["model"],
         cell["task"],

@@ -66,7 +66,7 @@ class Settings(RecordSettings):
 
 
 def main(arguments: list[str]) -> int:
-    is_check = any(word.startswith("check=") for word in arguments)
+    is_check = any(argument.startswith("check=") for argument in arguments)
     positional = "" if is_check else "STUDY"
     purpose = "the runs, as for vera-bench run"
     line = read_command_line(
@@ -133,7 +133,8 @@ def records_to_publish(
 def _ids_of_command(line: CommandLine[Settings], own_ids: set[str]) -> set[str | None]:
     """The ids of the runs that the overrides and sweep= of a command name; without
     either, of all this machine's own runs."""
-    output, sweep = line.settings.output, line.settings.sweep
+    output = line.settings.output
+    sweep = line.settings.sweep
     ids: set[str | None] = {*own_ids}
     if line.overrides:
         overrides = [*line.overrides, f"output={output}"]

@@ -71,11 +71,11 @@ Grids = Mapping[str, Any]
 
 
 def main(arguments: list[str]) -> int:
-    words = "the cells, as for vera-bench run"
+    purpose = "the cells, as for vera-bench run"
     line = read_command_line(
         arguments,
         CommonSettings,
-        overrides=words,
+        overrides=purpose,
         options=COMPOSING_OPTIONS,
         module=__name__,
     )
@@ -119,11 +119,11 @@ class GridSearch:
 
     @property
     def file(self) -> Path:
-        """trials.csv, in a folder by row, model, task and a hash of all that defines
-        results, data too."""
+        """trials.csv, in a folder named by row, model, task and a hash of everything
+        that defines the results, also the data."""
         run = self.runs[0]
-        content = hash_of([self.axes, self.ids])[:8]
-        folder = f"{run.row}@{run.model}@{run.task}-{content}"
+        content_hash = hash_of([self.axes, self.ids])[:8]
+        folder = f"{run.row}@{run.model}@{run.task}-{content_hash}"
         return Path(run.config["output"], "tune", folder, "trials.csv")
 
 
@@ -132,20 +132,27 @@ def searches_of_command(
 ) -> tuple[list[GridSearch], Launch]:
     """The searches of a command, and how it does its runs. Raises UserError for any
     mistake."""
-    words, lists = _split_lists(overrides, Files(config_dir))
-    given_keys = {word.partition("=")[0] for word in words}
-    seed_words = [word for word in words if word.startswith("seed=")] or ["seed=0"]
-    other_words = [word for word in words if not word.startswith("seed=")]
-    trial_words = []
-    for word in TRIAL_OVERRIDES:
-        if word.partition("=")[0] not in given_keys:
-            trial_words.append(word)
-    tracking_words = ["tracking=off"]
+    other_overrides, lists = _split_lists(overrides, Files(config_dir))
+    given_keys = {override.partition("=")[0] for override in other_overrides}
+    seeds = list[str]()
+    cell_overrides = list[str]()
+    for override in other_overrides:
+        if override.startswith("seed="):
+            seeds.append(override)
+        else:
+            cell_overrides.append(override)
+    if not seeds:
+        seeds.append("seed=0")
+    trial_overrides = list[str]()
+    for override in TRIAL_OVERRIDES:
+        if override.partition("=")[0] not in given_keys:
+            trial_overrides.append(override)
+    tracking = ["tracking=off"]
     if any(key.startswith("tracking") for key in given_keys):
-        tracking_words = []
+        tracking = []
     # one run for each cell, whose trials are composed below
     command = read_command(
-        [*other_words, *trial_words, *tracking_words, "seed=0"], config_dir
+        [*cell_overrides, *trial_overrides, *tracking, "seed=0"], config_dir
     )
     for reason in command.left_out:
         print(f"left out: {reason}", file=sys.stderr)
@@ -153,16 +160,18 @@ def searches_of_command(
     searches = []
     for run in command.runs:
         axes = _axes(run, grids, lists, given_keys)
-        axis_words = [f"{key}={','.join(values)}" for key, values in axes.items()]
-        decode_words = []
+        searched = [f"{key}={','.join(values)}" for key, values in axes.items()]
+        decode = list[str]()
         if "decode" in run.config["task"] and "task.decode" not in given_keys:
-            decode_words = ["task.decode=none"]
-        words_of_trials = [*run.overrides, *decode_words, *axis_words, *seed_words]
-        overrides_of_best = []
-        for word in run.overrides:
-            if word not in trial_words and not word.startswith("task.holdout="):
-                overrides_of_best.append(word)
-        runs = read_command(words_of_trials, config_dir).runs
+            decode = ["task.decode=none"]
+        overrides_of_best = list[str]()
+        for override in run.overrides:
+            is_of_trial = override in trial_overrides
+            if not is_of_trial and not override.startswith("task.holdout="):
+                overrides_of_best.append(override)
+        runs = read_command(
+            [*run.overrides, *decode, *searched, *seeds], config_dir
+        ).runs
         searches.append(GridSearch(overrides_of_best, axes, runs, config_dir))
     return searches, command.launch
 
@@ -170,17 +179,17 @@ def searches_of_command(
 def _split_lists(
     overrides: list[str], files: Files
 ) -> tuple[list[str], dict[str, list[object]]]:
-    """The words of a command without its lists of values to search, and those lists by
-    their keys."""
-    words = []
+    """Separates the lists of values that are searched, those of keys in train. and
+    method., from the other overrides. Returns the others, and the lists by key."""
+    other_overrides = []
     lists: dict[str, list[object]] = {}
-    for word in overrides:
-        key, lines = split_override(word, files)
-        if len(lines) > 1 and key.startswith(("train.", "method.")):
-            lists[key] = [line.partition("=")[2] for line in lines]
+    for override in overrides:
+        key, choices = split_override(override, files)
+        if len(choices) > 1 and key.startswith(("train.", "method.")):
+            lists[key] = [choice.partition("=")[2] for choice in choices]
         else:
-            words.append(word)
-    return words, lists
+            other_overrides.append(override)
+    return other_overrides, lists
 
 
 def _axes(
@@ -188,7 +197,8 @@ def _axes(
 ) -> dict[str, list[str]]:
     """The keys that a run's search tries, with their values. Raises UserError where
     there is none, and for trials that would be judged on a dev or test set."""
-    task, kind = run.config["task"], run.config["method"]["kind"]
+    task = run.config["task"]
+    kind = run.config["method"]["kind"]
     if task["holdout"] is None:
         raise UserError(
             "task.holdout=null: trials are judged on held-out training rows, never on "
@@ -331,11 +341,12 @@ def report(search: GridSearch) -> str:
 def command_of_trial(search: GridSearch, setting: Mapping[str, str]) -> str:
     """The command that trains with a trial's setting on all training rows, and
     evaluates on the real dev set."""
-    words = [*search.overrides]
+    arguments = []
     if search.config_dir:
-        words.insert(0, f"--config-dir={search.config_dir}")
-    words += [f"{key}={value}" for key, value in setting.items()]
-    return f"vera-bench {shlex.join(words)}"
+        arguments.append(f"--config-dir={search.config_dir}")
+    arguments += search.overrides
+    arguments += [f"{key}={value}" for key, value in setting.items()]
+    return f"vera-bench {shlex.join(arguments)}"
 
 
 def edges(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: seconds.
 STEPS = 20
 SECONDS = 20
-#: The share of the cores that other processes may use beside a probe. Training on a CPU
+#: The share of the cores that other processes may use during a probe. Training on a CPU
 #: takes every core, and what another process uses is taken from it: at a tenth, steps
 #: are about a tenth slower.
 SPARE_SHARE = 0.1

@@ -113,23 +113,26 @@ class Evaluator:
         from runs.training.context import load_base, make_accelerator, seed_everything
         from vera.base_weights import untouched_base_names
 
-        config, label = record["config"], record["label"]
+        config = record["config"]
+        label = record["label"]
         row = f", {label['row']}" if with_adapter else ""
         print(f"{task.name} of {label['model']}{row}")
         accelerator = make_accelerator(run_from_record(record))
         model, tokenizer = self._model_and_tokenizer or load_base(
             config, accelerator.device, config["seed"]
         )
-        names = untouched_base_names(model)
+        names_before = untouched_base_names(model)
         if with_adapter:
             self._adapt(model, record, accelerator.device)
-        keeps_base_weights = names <= untouched_base_names(model)
+        keeps_base_weights = names_before <= untouched_base_names(model)
+        # until the adapter is taken off again, which an error below may prevent
         self._model_and_tokenizer = None
         model.to(accelerator.device)
         batch = self.settings.eval_batch or config["eval_batch"]
         seed_everything(1234)  # as lm-eval's own command seeds torch and numpy
         with vera.unchanged(model), accelerator.autocast():
             result = ask(task, self.settings, model, tokenizer, batch, folder)
+        # a method that cannot be taken off leaves nothing to use again
         with contextlib.suppress(vera.AdapterError):
             vera.unload(model)
             if keeps_base_weights:
@@ -168,7 +171,8 @@ def ask(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    name, tasks = task.name, task.loaded["tasks"]
+    name = task.name
+    tasks = task.loaded["tasks"]
     has_chat = settings.apply_chat_template
     for loaded_task in tasks.values():
         loaded_task.set_fewshot_seed(seed=1234)

@@ -116,17 +116,20 @@ def start_fork_server(several_runs: bool = True) -> None:
         multiprocessing.forkserver.ensure_running()
 
 
-def start_early(words: Sequence[str]) -> None:
-    """Starts the fork server before a command's imports, if its words look as if it did
-    runs on this machine. After a wrong guess the server just ends with this process."""
-    if not words or "LOCAL_RANK" in os.environ:
+def start_early(arguments: Sequence[str]) -> None:
+    """Starts the fork server before a command's imports, if its arguments look as if it
+    did runs on this machine. After a wrong guess the server just ends with this
+    process."""
+    if not arguments or "LOCAL_RANK" in os.environ:
         return
-    for word in words:
-        if word.startswith(("-", "debug=")):
+    for argument in arguments:
+        if argument.startswith(("-", "debug=")):
             return
-        if word.startswith("launcher=") and word not in LAUNCHERS_HERE:
+        if argument.startswith("launcher=") and argument not in LAUNCHERS_HERE:
             return
-    several_runs = any("," in word or word.startswith("experiment=") for word in words)
+    several_runs = any(
+        "," in argument or argument.startswith("experiment=") for argument in arguments
+    )
     start_fork_server(several_runs)
 
 

@@ -86,7 +86,8 @@ def layer_and_site(matrix: str) -> tuple[int, str]:
     the named sites has its path in the layer for a site."""
     from vera.sites import ALIASES
 
-    layer, path_in_layer = -1, matrix
+    layer = -1
+    path_in_layer = matrix
     match = re.search(r"(?:^|\.)(\d+)\.(.+)$", matrix)
     if match:
         layer, path_in_layer = int(match[1]), match[2]
@@ -219,7 +220,8 @@ class SharedPair(NamedTuple):
         """VeRA's change of a weight of this shape by its trained d and b. A method may
         lack one of the two."""
         outputs, inputs = shape
-        a, b = self.a[:, :inputs], self.b[:outputs]
+        a = self.a[:, :inputs]
+        b = self.b[:outputs]
         if "d" in vectors:
             a = np.asarray(vectors["d"])[:, None] * a
         if "b" in vectors:

@@ -123,7 +123,8 @@ def _lora_factors(
     """P, which is zero, and Q of each matrix, before the fit."""
     import torch
 
-    size, matrices = settings.size, settings.matrices
+    size = settings.size
+    matrices = settings.matrices
     return FittedFactors(
         parameters=2 * size * rank,
         left=torch.zeros(matrices, size, rank),
@@ -137,7 +138,8 @@ def _vera_factors(
     """b, which is zero, and d of each matrix, before the fit, with fixed B and A."""
     import torch
 
-    size, matrices = settings.size, settings.matrices
+    size = settings.size
+    matrices = settings.matrices
     return FittedFactors(
         parameters=size + rank,
         left=torch.zeros(matrices, size, 1),

@@ -144,7 +144,8 @@ def write_lora(
 
     import vera
 
-    model, task = context.raw_model, context.task
+    model = context.raw_model
+    task = context.task
     score_before = context.score()
     outputs_before = dev_outputs(context)
     conversion = vera.export_lora(model, folder, rank, base, revision)
@@ -294,7 +295,8 @@ def dev_outputs(context: "Context") -> np.ndarray:
 
     import vera
 
-    model, task = context.raw_model, context.task
+    model = context.raw_model
+    task = context.task
     model.eval()
     count = min(COMPARED_ROWS, len(task.lengths("dev")))
     size = context.config["eval_batch"]

@@ -33,7 +33,7 @@ from runs.run.provenance import is_committed
 
 @dataclass(frozen=True)
 class CardOptions:
-    """What a card says beside its record.
+    """What a card says in addition to its record.
 
     Attributes:
         name: what the adapter is to be called.

@@ -99,7 +99,8 @@ def gsm8k_share(record: Record) -> float:
 def train_config(record: Record) -> dict[str, Any]:
     """How the run was trained and decoded, under that benchmark's names."""
     config = record["config"]
-    train, task = config["train"], config["task"]
+    train = config["train"]
+    task = config["task"]
     return {
         "model_id": config["model"].get("hub") or record["cell"]["model"],
         "dtype": computing_precision(config),

@@ -284,7 +284,8 @@ def _is_without_paths(record: Record) -> bool:
 def _metric_faults(record: Record) -> Iterator[str]:
     """Where a record has another metric than its task, or tables would report another
     epoch."""
-    task, result = record["config"]["task"], record["result"]
+    task = record["config"]["task"]
+    result = record["result"]
     family = task.get("family")
     if family not in tasks.FAMILIES:
         return
@@ -427,8 +428,8 @@ def in_history(commit: str | None) -> bool:
 def _past_hashes(name: str) -> Iterator[str]:
     """The hashes that a file or package has had in this clone's history, the newest
     first: a run may have been started just before its code was committed."""
-    words = ("log", "--format=%H", f"--max-count={SEARCHED_COMMITS}", "--", name)
-    for commit in (git_output("--literal-pathspecs", *words) or "").split():
+    log = ("log", "--format=%H", f"--max-count={SEARCHED_COMMITS}", "--", name)
+    for commit in (git_output("--literal-pathspecs", *log) or "").split():
         yield _hash_in(commit, name)
 
 
