@@ -194,7 +194,7 @@ class Merged(torch.autograd.Function):
                     if not (needs_vector[b_index] or needs_vector[d_index]):
                         continue
                     rows = gradient[:, layer.output_slices[name]]
-                    common = products.of_change(layer.changes[name], rows)
+                    common = products.for_change(layer.changes[name], rows)
                     b, d = vectors[b_index], vectors[d_index]
                     if needs_vector[b_index]:
                         vector_gradients[b_index] = (
@@ -211,8 +211,8 @@ class Merged(torch.autograd.Function):
 
 
 def _layers_with_indices(layers: Sequence[Layer]) -> Iterator[tuple[int, Layer, range]]:
-    """Each layer with its number, and the indices that the b of each of its changes has
-    among all vectors. The index of d is one more."""
+    """Each layer with its index, and the indices that the b of each of its changes has
+    among the vectors of all layers. The index of a change's d is one more."""
     start = 0
     for number, layer in enumerate(layers):
         b_indices = range(start, start + 2 * len(layer.changes), 2)
@@ -231,11 +231,12 @@ class _CommonProducts:
         #: A x by the id of A's pair, which changes share.
         self.projected_inputs: dict[int, Tensor] = {}
 
-    def of_change(self, change: Any, output_gradient: Tensor) -> Tensor:
-        """(outputs, rank), from the gradient (tokens, outputs)."""
+    def for_change(self, change: Any, output_gradient: Tensor) -> Tensor:
+        """C of one change, (outputs, rank). output_gradient: of the outputs that it
+        changes, (tokens, outputs)."""
         if self.plan.path == "hybrid":
             projected = self._projected_input(change)
-            # Float16 would overflow
+            # A sum over tokens would overflow in float16.
             is_narrow = self.dtype == torch.float16
             wide = change.dtype if is_narrow else self.dtype
             common = (output_gradient.T.to(wide) @ projected.to(wide)).to(change.dtype)
@@ -244,7 +245,7 @@ class _CommonProducts:
         return common.mul_(change.B)
 
     def _projected_input(self, change: Any) -> Tensor:
-        """A x, (tokens, rank)."""
+        """A x of a change, (tokens, rank). Changes that share a pair share it."""
         pair_id = id(change.pair)
         if pair_id not in self.projected_inputs:
             weight = change.A.to(self.x.dtype)
@@ -325,6 +326,6 @@ def onednn_computes(x: Tensor, weight: Tensor) -> bool:
 
 
 def is_traced() -> bool:
-    """Whether torch.compile or a transform of torch.func follows along: both need plain
-    operations."""
+    """Whether torch.compile or a transform of torch.func records the operations, which
+    must then be plain ones of torch."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

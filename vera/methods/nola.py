@@ -117,7 +117,8 @@ class NoLA(Method, kind="nola"):
     def fixed(
         self, model: nn.Module, left_out: frozenset[str] = frozenset()
     ) -> dict[str, Any]:
-        """Scheme, seed, the widest shape, and the fingerprint of the bases."""
+        """What the bases depend on: the scheme, the seed and the widest shape; and their
+        fingerprint."""
         bases = next(m for m in model.modules() if isinstance(m, Bases))
         shape = {
             "inputs": bases.inputs,

@@ -273,12 +273,12 @@ def _sites_of(model: nn.Module, paths: list[str]) -> tuple[str, ...]:
 def _check_configuration(
     source: PeftFolder, model: nn.Module, method: Method, layout: PeftLayout
 ) -> None:
-    """Raises AdapterError where peft would read another adapter from the configuration
-    than the weights are of.
+    """Raises AdapterError if the configuration describes another adapter than that of the
+    weights: peft would load that one.
 
     An export of ours is compared in every key that changes answers. Of a folder that
-    peft wrote only the adapted layers can be compared: the rest is known from the
-    configuration alone."""
+    peft wrote only the adapted layers can be compared, since nothing but the
+    configuration says the rest."""
     if source.settings is None:
         chooses_layers = any(source.config.get(key) for key in CHOOSES_LAYERS)
         has_names = isinstance(source.config.get("target_modules"), list)
@@ -311,9 +311,9 @@ def _edited_error(source: PeftFolder, key: str) -> AdapterError:
 
 
 def _check_targets(source: PeftFolder, model: nn.Module, layout: PeftLayout) -> None:
-    """Raises AdapterError unless target_modules names the layers of the weights. peft takes
-    each name for the end of a path, and writes the shortest names that name these
-    layers."""
+    """Raises AdapterError unless target_modules names the layers of the weights, and no
+    others outside the head. peft takes each name for the end of a path, and writes the
+    shortest names that are enough."""
     names = source.config.get("target_modules")
     if not isinstance(names, list):
         raise _edited_error(source, "target_modules")
