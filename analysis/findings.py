@@ -27,6 +27,9 @@ NOTE_ON_P = (
     "A verdict is of one claim over all its tasks, by the 95% CI, without correction. "
     "p (Holm) of stats and table is for choosing among many rows: both can be right."
 )
+NOTE_ON_DEV_ROWS = (
+    "The interval of a task is over seeds, and leaves out the choice of its dev rows."
+)
 RULE = (
     "Differences in points, over pairs of runs with one seed in which both trained. A mean "
     "over tasks counts each model with each task once."
@@ -103,7 +106,7 @@ def tables_by_task(compared: Sequence[Finding], number: int) -> list[Table]:
             line = {"task": "mean", "pairs": ""}
             lines.append(line | _difference_entries(finding.mean))
             title = f"{number}. {finding.title}: {finding.verdict}"
-            tables.append(Table.of(title, lines, [RULE]))
+            tables.append(Table.of(title, lines, [RULE, NOTE_ON_DEV_ROWS]))
     exclusions: list[dict[str, Entry]] = [
         {"study": item.study, "task": item.place, "why": item.reason}
         for item in of_claim[0].exclusions

@@ -165,8 +165,9 @@ def comparison_table(
     notes = [
         f"{means}, by Student's t. Positive: the first row is better.",
         f"p (Holm) {corrected}. How to read it: docs/stats.md.",
-        "95% CI and p are not corrected. Use p for one comparison that you chose "
-        "before looking, and p (Holm) for the best of a table.",
+        "95% CI and p are not corrected and leave out the choice of dev rows. Use p for "
+        "one comparison that you chose before looking, and p (Holm) for the best of a "
+        "table.",
     ]
     if ((lines.p < SIGNIFICANT) & (lines.holm >= SIGNIFICANT)).any():
         notes.append(BESIDE_FINDINGS)

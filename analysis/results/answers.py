@@ -5,6 +5,7 @@ compare."""
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import ClassVar
 
 import pandas as pd
 
@@ -26,6 +27,10 @@ class SingleTask:
     holm: corrected for all `comparisons` of the table.
     """
 
+    #: The comparisons, by model and task, whose pages say that some of their seeds had
+    #: been seen when the others were chosen.
+    CHOSEN_LATER: ClassVar[set[tuple[str, str]]] = {("minilm", "mrpc")}
+
     comparison: Comparison
     against: str
     pairs: int
@@ -34,6 +39,11 @@ class SingleTask:
     p: float
     holm: float
     comparisons: int
+
+    @property
+    def chosen_later(self) -> bool:
+        """Whether the question was asked after some of its pairs had been seen."""
+        return (self.comparison.model, self.comparison.task) in self.CHOSEN_LATER
 
 
 def single_task(finding: Finding, runs: pd.DataFrame) -> SingleTask | None:

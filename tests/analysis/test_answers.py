@@ -9,6 +9,7 @@ from analysis import tables
 from analysis.findings import claims_table, main, tables_by_task
 from analysis.frame import runs
 from analysis.inference import Verdict
+from analysis.paired import paired_differences
 from analysis.render import p_value
 from analysis.results.answers import (
     RowOfSize,
@@ -24,6 +25,7 @@ from analysis.results.pages import overview
 from analysis.results.study_rows import rows_over_tasks, study_rows
 from analysis.results.templates import interval_text, signed
 from runs.command.errors import UserError
+from runs.record.ledger import PUBLISHED, ROOT, read_study
 
 pytestmark = pytest.mark.properties
 
@@ -96,6 +98,42 @@ def test_one_task_has_the_numbers_that_its_table_prints_and_both_ps():
     assert f"use p (Holm), {line[6]}" in " ".join(text.split())
     page = overview(findings(frame), example=example)
     assert f"Holm's correction, which is {line[6]} here" in page
+
+
+@pytest.mark.parametrize(("task", "is_said"), [("mrpc", True), ("sst2", False)])
+def test_a_question_that_was_asked_later_is_said_to_be(task, is_said):
+    """Of MRPC on MiniLM, whose study's page tells how its seeds were chosen."""
+    of_ledger = of_rows(task, vera=SCORES, lora=HIGHER, full=(0.5, 0.91, 0.75))
+    frame = runs(of_ledger).assign(model="minilm")
+    made = findings(frame)
+    example = single_task(next(item for item in made if item.opponent == "LoRA"), frame)
+    block = " ".join(readme_block(made, example).split())
+    assert ("asked beforehand, which this was not:" in block) == is_said
+    page = overview(made, example=example)
+    assert ("before we chose the number of seeds" in page) == is_said
+    assert "leave out that other dev rows would give another difference" in page
+
+
+def test_the_page_on_statistics_has_the_p_of_each_selection():
+    """Of VeRA and LoRA on MRPC, by the published runs."""
+    frame = runs(read_study(PUBLISHED / "glue_minilm"))
+    frame = frame[frame.task == "mrpc"]
+    two_rows = frame[frame.row.isin(["vera", "lora"])]
+    selections = {
+        "row=lora": (frame, "lora", "vera"),
+        "row=vera": (frame, "vera", "lora"),
+        "method=vera,lora": (two_rows, "vera", "lora"),
+    }
+    texts = []
+    for words, (selected, row, other_row) in selections.items():
+        lines = paired_differences(selected, row)
+        (line,) = lines[lines.other == other_row].itertuples()
+        assert p_value(line.p) == "0.035"
+        texts.append(f"{p_value(line.holm)} with `{words}`")
+    page = " ".join((ROOT / "docs/stats.md").read_text().split())
+    assert (
+        f"{texts[0]}, {texts[1]} and {texts[2]}, all from the same p of 0.035" in page
+    )
 
 
 def test_one_task_with_one_comparison_has_one_p():

@@ -135,8 +135,9 @@ def test_holms_correction_is_for_all_comparisons_of_a_model():
 def test_a_table_of_comparisons_ends_with_which_p_to_use():
     *_, table = told(*seeds("vera"), *seeds("lora"))
     assert table.notes[-1] == (
-        "95% CI and p are not corrected. Use p for one comparison that you chose "
-        "before looking, and p (Holm) for the best of a table."
+        "95% CI and p are not corrected and leave out the choice of dev rows. Use p for "
+        "one comparison that you chose before looking, and p (Holm) for the best of a "
+        "table."
     )
 
 
