@@ -62,9 +62,10 @@ VALUE_KINDS = {
 }
 #: The beginning of an example in the docstring of a command.
 EXAMPLE_START = re.compile(r"^(vera-bench|python -m) ", re.MULTILINE)
+CONFIG_DIR_FLAGS = ("-cd", "--config-dir")
 #: Options of the commands that compose runs, as Hydra has them.
 COMPOSING_OPTIONS: Options = {
-    ("-cd", "--config-dir"): {
+    CONFIG_DIR_FLAGS: {
         "metavar": "FOLDER",
         "help": "a folder like conf/, of your own",
     },
@@ -275,6 +276,10 @@ class _Grammar:
                 f"{word}: no such option. Did you mean {name}={following}? "
                 f"Groups and keys have no dashes ({program} --help)"
             )
+        if key in CONFIG_DIR_FLAGS and not self.overrides:
+            return UserError(
+                f"{key}: leave it out, since records say what ran ({program} --help)"
+            )
         kind = "setting" if equals else "option"
         reason = f"no such {kind}"
         if key in words.settings:
@@ -325,7 +330,8 @@ class _Grammar:
 
 def _error_of_surplus(words: Sequence[str], usage: str) -> UserError:
     """The error for more positional words than a command takes."""
-    return UserError(f"{' '.join(words)[:60]!r}: not what it takes, {usage} (--help)")
+    text = " ".join(words)[:60]
+    return UserError(f"the command does not take {text!r}. Usage: {usage} (--help)")
 
 
 def _program_as_typed(command: ModuleType) -> str:

@@ -70,13 +70,30 @@ class Files:
             advice = (
                 f" One of the hub: model=encoder model.hub={name} (or decoder, vision)"
             )
-        elif group == "method" and not advice:
-            advice = " If a folder of yours has it: --config-dir=FOLDER."
-            advice += f" If peft has it: peft:{name}Config."
+        elif not advice:
+            advice = self._advice_on_own_folder(group, name)
         command = f"list {group}s" if group in LISTED_GROUPS else "--help"
         raise UnknownNameError(
             f"no {group} {name!r}.{advice} All names: vera-bench {command}", name
         )
+
+    def _advice_on_own_folder(self, group: str, name: str) -> str:
+        """Which file the user's own folders lack, and the folder that has it, where one
+        was given a level too high. Of a method also where it may be else; "" of another
+        group without such a folder."""
+        text = ""
+        file = Path(group, f"{name}.yaml")
+        for folder in self.folders[1:]:
+            text += f" Your folder has no {_path_from_current_folder(folder / file)}."
+            for subfolder in sorted(folder.iterdir()):
+                if (subfolder / file).is_file():
+                    shown = _path_from_current_folder(subfolder)
+                    return f"{text} Did you mean --config-dir={shown}?"
+        if group != "method":
+            return text
+        if not text:
+            text = " If a folder of yours has it: --config-dir=FOLDER."
+        return f"{text} If peft has it: peft:{name}Config."
 
     @cached_property
     def recipe_keys(self) -> set[str]:

@@ -143,7 +143,8 @@ analysis.tables table2 --format latex | --format: no such option. Did you mean f
 analysis.tables table2 format=latx | format=latx: should be 'md', 'latex' or 'csv'. Did you mean latex?
 analysis.tables table2 outptu=x | outptu=x: no such setting. Did you mean output=? (python -m
 analysis.tables tabel2 | no table 'tabel2'. Did you mean table2?
-analysis.tables table2 much | 'table2 much': not what it takes, python -m analysis.tables [TABLE]
+analysis.tables table2 much | does not take 'table2 much'. Usage: python -m analysis.tables [TABLE]
+analysis.stats --config-dir conf row=lora | --config-dir: leave it out, since records say what ran
 analysis.tables table2 all=true all=False | all=False: all is given twice
 runs.export RUN pef x | no format 'pef'. Did you mean peft?
 runs.export RUN peft | PATH is missing: python -m runs.export RUN peft|hub|lora|merged PATH

@@ -325,6 +325,13 @@ def test_a_file_that_names_recipes_nobody_wrote_is_refused(own, words):
         expand([*of_method(words, "method=biases"), "--config-dir", str(own / "conf")])
 
 
+def test_a_folder_of_ones_own_a_level_too_high_is_said_to_be(own, words):
+    method = of_method(words, "method=biases")
+    message = f"Your folder has no {own}/method/biases.yaml. "
+    with refused(message, f"Did you mean --config-dir={own}/conf?"):
+        expand([*method, "--config-dir", str(own)])
+
+
 @pytest.mark.parametrize(
     ("code", "kind", "message"),
     [

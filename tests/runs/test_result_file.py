@@ -86,6 +86,6 @@ def test_nothing_is_overwritten_and_no_format_goes_with_it(write, tmp_path):
         run(tmp_path, name)
     with pytest.raises(UserError, match="rank= does not go with leaderboard="):
         run(tmp_path, name, "rank=8")
-    with pytest.raises(UserError, match="not what it takes"):
+    with pytest.raises(UserError, match="does not take"):
         run(tmp_path, name, "peft", "folder")
     assert path.read_text() == before
