@@ -81,24 +81,32 @@ def main(arguments: list[str]) -> int:
             # of all runs many have kept no adapter, which is no mistake
             print(f"left out: {describe(error)}")
             continue
-        content: Measure = {
-            "schema": MEASURE_SCHEMA,
-            "id": measure_id(name, measure),
-            "kind": cast(MeasureKind, name),
-            "of": measure["of"],
-            "settings": measure["settings"],
-            "seeds": measure["seeds"],
-            "values": {**measure["values"]},
-            "summary": {**measure["summary"]},
-            **provenance,
-            "seconds": round(time.monotonic() - started, 3),
-        }
+        seconds = time.monotonic() - started
+        content = _file_content(name, measure, provenance, seconds)
         path = write_record(output, content, "measure")
         print(f"{_summary_line(name, measure)} -> {path}")
         written += 1
     if not written:
         raise UserError(f"none of {len(inputs)} could be measured")
     return 0
+
+
+def _file_content(
+    name: str, measure: MeasuredValues, provenance: Provenance, seconds: float
+) -> Measure:
+    """What the file of a measure contains."""
+    return {
+        "schema": MEASURE_SCHEMA,
+        "id": measure_id(name, measure),
+        "kind": cast(MeasureKind, name),
+        "of": measure["of"],
+        "settings": measure["settings"],
+        "seeds": measure["seeds"],
+        "values": {**measure["values"]},
+        "summary": {**measure["summary"]},
+        **provenance,
+        "seconds": round(seconds, 3),
+    }
 
 
 def _provenance() -> Provenance:

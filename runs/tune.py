@@ -238,14 +238,17 @@ def grid_of(run: Run, grids: Grids) -> Grid:
 
 
 def results(search: GridSearch) -> tuple[pd.DataFrame, list[Record]]:
-    """A row for each trial, the best first, and the records of all their runs.
+    """A frame with a row for each trial, and the records of all their runs.
 
-    value: the mean over the seeds of the metric on the held-out rows, unscaled, at the
-    epoch that the task's table reports (the worst value for a run that diverged in its
-    first epoch); NaN where a run is missing or has no number. spread: the standard
+    The best trial is first, and equal trials are in grid order. Trials with a run that
+    diverged come after all others, and trials without a value last. Besides the
+    searched keys the frame has these columns:
+
+    value: the mean over the seeds of the metric on the held-out rows, unscaled, at
+    the epoch that the task's table reports (the worst value for a run that diverged in
+    its first epoch); NaN where a run is missing or has no number. spread: the standard
     deviation over the seeds. done, diverged, one_class: how many runs have finished,
-    diverged, or predict one class. runs: their ids. Equal trials are in grid order;
-    after them are those with a run that diverged, and then those without a value."""
+    diverged, or predict one class. runs: their ids."""
     output = search.runs[0].config["output"]
     axes = search.axes
     settings = pd.DataFrame(itertools.product(*axes.values()), columns=[*axes])
@@ -318,7 +321,17 @@ def report(search: GridSearch) -> str:
         "",
         table,
         "",
+        *_lines_of_best(search, frame),
+        f"trials: {search.file}",
     ]
+    return "\n".join(lines)
+
+
+def _lines_of_best(search: GridSearch, frame: pd.DataFrame) -> list[str]:
+    """What a report says about the best trial: whether others are as good, keys whose
+    best value is at the end of its axis, the command and the lines of a recipe."""
+    lines = []
+    best = frame.iloc[0]
     is_best = (frame.value == best.value) & (frame.diverged == 0)
     if is_best.sum() > 1:
         lines.append(
@@ -329,13 +342,12 @@ def report(search: GridSearch) -> str:
     for key, end in edges(search.axes, best_setting):
         lines.append(f"{key}={best_setting[key]} is the {end} tried")
     lines.append(f"best: {command_of_trial(search, best_setting)}")
-    task = config["task"]["name"]
+    task = search.runs[0].config["task"]["name"]
     entries = []
     for key, value in best_setting.items():
         entries.append(f"{key.partition('.')[2]}: {{{task}: {value}}}")
     lines.append(f"for its recipe in conf/recipe: by_task: {{{', '.join(entries)}}}")
-    lines.append(f"trials: {search.file}")
-    return "\n".join(lines)
+    return lines
 
 
 def command_of_trial(search: GridSearch, setting: Mapping[str, str]) -> str:
