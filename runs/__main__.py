@@ -173,7 +173,8 @@ def _missing_path(override: Override) -> str:
 
 def _note_if_another_run(runs: list[Run], repeated_id: str) -> None:
     """Prints a note if none of the composed runs has the id that should be repeated."""
-    ids = identify(runs, {})
+    # the sweep shows the problems that these ids may have
+    ids = identify(runs, problems={})
     if repeated_id not in ids and None not in ids:
         print(
             f"note: this is another run than {repeated_id}: its settings, data or model "

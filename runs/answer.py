@@ -208,7 +208,7 @@ def answer(record: Record, config: Configuration, report: Report) -> tuple[Path,
     answers = {question.id: list[str]() for question in questions}
     cut_answers = 0
     for index in range(BENCHES[bench]):
-        turn = _turn(context, questions, answers, index)
+        turn = _prepare_turn(context, questions, answers, index)
         for limit in turn.token_limits:
             cut_answers += limit < settings["answer_tokens"]
         texts = _answer_turn(context, questions, turn, path, answer_settings)
@@ -235,7 +235,7 @@ def _check_prompts(record: Record, settings: TaskConfig) -> None:
         )
 
 
-def _turn(
+def _prepare_turn(
     context: "Context",
     questions: Sequence[Question],
     answers: Mapping[int, Sequence[str]],
@@ -302,8 +302,8 @@ def _answer_turn(
 def _batches(
     questions: Sequence[Question], prompts: Sequence[list[int]], size: int
 ) -> list[list[int]]:
-    """The indices of questions in batches of one temperature each, by length, since
-    prompts are padded to the longest of their batch."""
+    """The indices of questions in batches of one temperature each. Prompts of similar
+    length share a batch, since they are padded to the longest."""
     indices_by_temperature = defaultdict[float, list[int]](list)
     for index, question in enumerate(questions):
         indices_by_temperature[temperature(question.category)].append(index)

@@ -131,8 +131,8 @@ def records_to_publish(
 
 
 def _ids_of_command(line: CommandLine[Settings], own_ids: set[str]) -> set[str | None]:
-    """The ids of the runs that the overrides and sweep= of a command name; without
-    either, of all this machine's own runs."""
+    """The ids of the runs that the overrides of a command compose, or of all this
+    machine's own runs where it has none. With sweep= only those of that sweep."""
     output = line.settings.output
     sweep = line.settings.sweep
     ids: set[str | None] = {*own_ids}

@@ -409,6 +409,7 @@ def _code_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]:
 
 
 def _unknown_commit(commit: str | None) -> str:
+    """Why a commit that is not in this clone's history cannot be checked out."""
     if not commit:
         return "no commit is named"
     return (
@@ -435,8 +436,8 @@ def _past_hashes(name: str) -> Iterator[str]:
 
 @cache
 def _hash_in(commit: str, name: str) -> str:
-    """The hash of a file, or of all files of a package, in a commit, in the form of
-    records; "" where the commit lacks it."""
+    """The hash that a record has of a file, or of all files of a package, in a commit;
+    "" where the commit lacks it."""
     blobs = _blobs(commit)
     pattern = re.compile(rf"{re.escape(name)}(/[^/]+\.py)?")
     paths = sorted(filter(pattern.fullmatch, blobs))
