@@ -62,6 +62,10 @@ VALUE_KINDS = {
 }
 #: The beginning of an example in the docstring of a command.
 EXAMPLE_START = re.compile(r"^(vera-bench|python -m) ", re.MULTILINE)
+#: How an override may begin.
+OVERRIDE_START = re.compile(r"(?!-).*=|~")
+#: How a word begins that is meant as an option or as KEY=VALUE.
+OPTION_OR_SETTING_START = re.compile(r"-.|[+~]*[\w.@]+=")
 CONFIG_DIR_FLAGS = ("-cd", "--config-dir")
 #: Options of the commands that compose runs, as Hydra has them.
 COMPOSING_OPTIONS: Options = {
@@ -110,7 +114,7 @@ class CommandLine(Generic[S]):
     """A command line, parsed.
 
     Attributes:
-        positional: The words without `=` or a dash, in order.
+        positional: The words that are no settings, overrides or options, in order.
         settings: All settings of the command.
         given: The values of the settings that were typed, by key.
         overrides: The KEY=VALUE words that compose runs.
@@ -243,20 +247,16 @@ class _Grammar:
         words = _Words()
         for word in rest:
             key, equals, text = word.partition("=")
+            takes_overrides = bool(self.overrides)
             # overrides stand instead of optional positional words
-            has_optional_word = bool(words.positional) and self.positional.startswith(
-                "["
-            )
-            may_compose = bool(self.overrides) and not has_optional_word
-            looks_like_override = re.match(r"(?!-).*=|~", word) is not None
-            looks_like_setting_or_option = (
-                re.match(r"-.|[+~]*[\w.@]+=", word) is not None
-            )
+            if words.positional and self.positional.startswith("["):
+                takes_overrides = False
+            may_be_override = takes_overrides and key not in self.fields
             if equals and key in self.fields and key not in words.settings:
                 words.settings[key] = expand_home(text)
-            elif may_compose and key not in self.fields and looks_like_override:
+            elif may_be_override and OVERRIDE_START.match(word):
                 words.overrides.append(word)
-            elif looks_like_setting_or_option:
+            elif OPTION_OR_SETTING_START.match(word):
                 raise self._error_of_word(word, words, rest, program)
             else:
                 words.positional.append(word)
@@ -308,7 +308,7 @@ class _Grammar:
             raise _error_of_surplus(surplus, usage)
 
     def _check_blanks(self, words: _Words) -> None:
-        """Raises UserError for a list with blanks after its commas."""
+        """Raises UserError for a list with blanks after its commas, as in seed=0, 1."""
         for override in words.overrides:
             if override.endswith(",") and words.positional:
                 joined = f"{override}{''.join(words.positional)}"

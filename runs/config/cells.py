@@ -195,7 +195,8 @@ def _make_run(
     if preset and not cfg.get("recipe"):
         _refuse_missing_recipe(choices, preset, composer)
     config, changed = _checked_configuration(cfg, overrides, composer)
-    method, row = config["method"], choices["method"]
+    method = config["method"]
+    row = choices["method"]
     if method["kind"] == "peft":
         _label_class_of_peft(method, overrides)
     if row == "peft":  # each method of peft's is a row of its own
@@ -205,6 +206,7 @@ def _make_run(
         start_name, start = _resolve_start(
             config["init_from"], choices["model"], overrides, composer
         )
+        # a row whose own file names the start keeps its name
         if config["init_from"] != method.get("init_from"):
             row = f"{row}_from_{_slug(start_name)}"
         method["label"] += f" from {start_name}"
@@ -248,11 +250,10 @@ def _refuse_missing_recipe(
     of the same row for another model if there is one."""
     row, model = choices["method"], choices["model"]
     missing = choices.get("recipe") or f"{row}/{model}"
-    models_of_row = [
-        name.partition("/")[2]
-        for name in composer.files.choices("recipe")
-        if name.startswith(f"{row}/")
-    ]
+    models_of_row = []
+    for name in composer.files.choices("recipe"):
+        if name.startswith(f"{row}/"):
+            models_of_row.append(name.removeprefix(f"{row}/"))
     example = ""
     if models_of_row:
         suggested = _first_model_of_preset(preset, composer)
