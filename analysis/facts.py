@@ -14,7 +14,6 @@ from runs.record.cell import (
     epoch_of_table,
     judged_on_training_rows,
     lora_scaling,
-    one_class,
     other_data_seed,
     protocol_of,
     recorded_start,
@@ -24,6 +23,7 @@ from runs.record.cell import (
     shown_model,
     text_score,
 )
+from runs.record.collapse import one_class
 from runs.record.ledger import CONF
 from runs.record.lm_eval import lm_eval_results
 from runs.record.schema import FINISHED, TEXT_SCORES, DecodedScores, Record

@@ -43,13 +43,8 @@ from runs.command.parser import (
 )
 from runs.config import Files, Launch, read_command
 from runs.config.grid import split_override
-from runs.record.cell import (
-    ReportedMetric,
-    epoch_of_table,
-    hash_of,
-    one_class,
-    seed_value,
-)
+from runs.record.cell import ReportedMetric, epoch_of_table, hash_of, seed_value
+from runs.record.collapse import one_class
 from runs.record.files import write_atomically
 from runs.record.ledger import finished_record, in_conf
 from runs.record.override import as_override_value

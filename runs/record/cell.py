@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -402,11 +401,6 @@ def crossfit_of(record: Record) -> Selected | None:
 # --- the seeds of one cell
 
 
-#: Predictions of one class are recognised for the classes 0 to 127. The paper's data
-#: sets have 102 at most.
-MOST_CLASSES = 128
-
-
 def seed_value(
     record: Record, epoch: str | None = None, select: str = "paper"
 ) -> float:
@@ -471,41 +465,3 @@ def text_score(record: Record, key: str) -> float | None:
         return 0.0 if record["status"] == "diverged" else None
     score = scores.get(key)
     return None if score is None else float(score)
-
-
-def one_class(record: Record) -> str | None:
-    """Says, for a run that is done and predicts one class for every dev row, how large
-    that class is, such as "the larger class is 52.7"; "" if the metric is no accuracy,
-    which does not tell. None for other runs."""
-    score = one_class_score(record)
-    if score is None:
-        return None
-    if math.isnan(score):
-        return ""
-    share = ReportedMetric.of_record(record).text(score)
-    return f"the larger class is {share}" if score >= 0.5 else f"a class of {share}"
-
-
-def one_class_score(record: Record) -> float | None:
-    """The accuracy of a run that is done and predicts one class for every dev row: the
-    share of rows with that class. NaN if the metric is no accuracy, which does not
-    tell; None for other runs. The epoch is the one that tables report.
-
-    Records have a hash of the predictions (runs/training/loop.py), which are int64."""
-    result = record["result"]
-    epoch = epoch_of_table(record["config"]["train"], result["reported"])
-    predictions = (record.get("predictions") or {}).get(epoch)
-    hashes = _hashes_of_one_class(record["data"]["dev_rows"])
-    if record["status"] != "done" or predictions not in hashes:
-        return None
-    if result["metric"] != "accuracy":
-        return math.nan
-    return seed_value(record, epoch)
-
-
-@cache
-def _hashes_of_one_class(rows: int) -> frozenset[str]:
-    answers = (
-        number.to_bytes(8, sys.byteorder) * rows for number in range(MOST_CLASSES)
-    )
-    return frozenset(hashlib.sha256(answer).hexdigest()[:16] for answer in answers)

@@ -21,13 +21,8 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from runs.command.errors import process_rank
-from runs.record.cell import (
-    ReportedMetric,
-    kept_epoch,
-    one_class_score,
-    reported_text_score,
-    text_score,
-)
+from runs.record.cell import ReportedMetric, kept_epoch, reported_text_score, text_score
+from runs.record.collapse import one_class_score
 from runs.record.ledger import read_regular, run_folder
 from runs.record.schema import TEXT_SCORES, Record
 from runs.record.spreadsheet import read_own_csv
