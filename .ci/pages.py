@@ -62,6 +62,7 @@ API = {
             "runs.training.result",
             "runs.sweep.sweep",
             "runs.command.parser",
+            "runs.command.records",
             "runs.command.errors",
         ),
     ],
