@@ -7,6 +7,7 @@ from collections import Counter
 
 import ledgers
 import pytest
+from chaos import __main__ as command
 from chaos import watch
 from chaos.campaign import Campaign, missed_phases
 from chaos.folder import damage_a_file, differences, finished
@@ -97,6 +98,15 @@ def test_the_next_kill_prefers_a_phase_that_was_hit_least():
     chosen = Counter(campaign._choose(sweeps)[1] for _ in range(100))
     assert chosen["scoring"] > 80
     assert missed_phases(campaign.kills) == ["scoring"]
+
+
+def test_a_campaign_on_ray_without_ray_ends_before_its_first_command(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr("chaos.grounds.find_spec", lambda name: None)
+    monkeypatch.setattr(Campaign, "_start", None)
+    assert command.main(["3", "1", "--launcher=ray", "--no-page"]) == 2
+    assert "pip install" in capsys.readouterr().err
 
 
 def test_the_page_adds_seeds_up_and_shows_phases_that_were_not_reached(tmp_path):

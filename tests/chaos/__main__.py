@@ -27,9 +27,12 @@ from chaos.campaign import Campaign, missed_phases
 from chaos.grounds import GROUNDS
 from chaos.page import counts_of, save, section, write_page
 
+from runs.command.errors import UserError
+
 
 def main(arguments: list[str]) -> int:
-    """Runs a campaign. Returns the exit code: 1 where something did not hold."""
+    """Runs a campaign. Returns the exit code: 1 where something did not hold, and 2 where
+    the launcher cannot work here."""
     parser = argparse.ArgumentParser(prog="python -m chaos")
     parser.add_argument("number", nargs="?", type=int, default=100)
     parser.add_argument("seed", nargs="?", type=int, default=random.randrange(10**6))
@@ -44,7 +47,12 @@ def main(arguments: list[str]) -> int:
         flush=True,
     )
     campaign = Campaign(home, settings.launcher, settings.number, settings.seed)
-    campaign.go()
+    try:
+        campaign.go()
+    except UserError as error:
+        shutil.rmtree(home, ignore_errors=True)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     counts = counts_of(campaign, settings.seed, time.monotonic() - started)
     print(section(settings.launcher, [counts]))
     missed = missed_phases(campaign.kills)

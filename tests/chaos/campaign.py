@@ -67,7 +67,9 @@ class Campaign:
         return self.home / "log.txt"
 
     def go(self) -> None:
-        """The whole campaign."""
+        """The whole campaign. Raises UserError where the launcher cannot work here: each
+        command would be refused at once, and nothing would ever be killed."""
+        self.ground.check()
         expected = self._undisturbed()
         self.ground.open()
         try:

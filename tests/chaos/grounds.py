@@ -8,11 +8,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
 from chaos.watch import MARK, Sighting, end_all, members, parent
 
+from runs.command.errors import UserError
 from runs.record.ledger import ROOT
 
 #: Seconds that jobs have to leave the queue.
@@ -37,6 +39,9 @@ class Ground:
     def __init__(self, home: Path, dice: random.Random) -> None:
         self.home = home
         self.dice = dice
+
+    def check(self) -> None:
+        """Raises UserError where the launcher cannot work on this machine."""
 
     def open(self) -> None:
         """Starts what the launcher needs."""
@@ -109,6 +114,10 @@ class OnRay(Ground):
         ]
     ]
 
+    def check(self) -> None:
+        if find_spec("ray") is None:
+            raise UserError("launcher=ray is not installed: pip install -e '.[ray]'")
+
 
 class OnSlurm(Ground):
     """Two jobs of a Slurm of one node, which tests/slurm.sh starts."""
@@ -135,6 +144,10 @@ class OnSlurm(Ground):
     launchers: ClassVar = [
         ["launcher=slurm", "launcher.executors=2", "launcher.cpus_per_task=1"]
     ]
+
+    def check(self) -> None:
+        if os.geteuid():
+            raise UserError("tests/slurm.sh starts a Slurm as root alone")
 
     def open(self) -> None:
         """Starts the Slurm."""
