@@ -24,7 +24,7 @@ LONGEST_STUDIES = 3
 NOTE_LENGTH = 200
 COUNT_LENGTH = 16
 #: How many lines the notices of one kind have at most.
-LINES = 2
+MAX_LINES = 2
 #: What select= says of the epoch, where it is not chosen as in the paper.
 SELECTED = {
     "crossfit": "Cross-fitted: one half of dev chooses the epoch and the other one is reported, both ways.",
@@ -51,14 +51,14 @@ def notes(
         "Note": [
             *cautions(cells),
             *remarks(cells),
-            *mixed_sources(in_cells(runs, cells)),
+            *mixed_source_notices(in_cells(runs, cells)),
         ],
-        "Left out": left_out(runs, cells),
+        "Left out": left_out_notices(runs, cells),
     }
     lines = list[str]()
     for head, listed in notices.items():
-        lines += wrapped(head, listed)
-    published = published_studies(in_cells(runs, cells))
+        lines += notice_lines(head, listed)
+    published = published_sentence(in_cells(runs, cells))
     return [*lines, *paragraphs([published, *sentences(description), PAGE])]
 
 
@@ -68,7 +68,7 @@ def sentences(text: str) -> list[str]:
 
 
 def paragraphs(parts: Iterable[str]) -> list[str]:
-    """Sentences one after the other, in lines of NOTE_LENGTH."""
+    """The sentences in lines of at most NOTE_LENGTH characters, each whole."""
     lines = list[str]()
     for part in filter(None, parts):
         if lines and len(lines[-1]) + len(part) < NOTE_LENGTH:
@@ -78,17 +78,17 @@ def paragraphs(parts: Iterable[str]) -> list[str]:
     return lines
 
 
-def wrapped(head: str, notices: list[str]) -> list[str]:
-    """The notices as lines of NOTE_LENGTH, at most LINES of them, and how many did not
-    fit. A notice that is longer than a line, such as one with long names, is cut.
-    head: what each line begins with."""
+def notice_lines(head: str, notices: list[str]) -> list[str]:
+    """The notices as lines of at most NOTE_LENGTH characters. After MAX_LINES lines the
+    last one says how many more notices there are. A notice that is longer than a line,
+    such as one with long names, is cut. head: what each line begins with."""
     lines = list[str]()
     room = NOTE_LENGTH - COUNT_LENGTH
     for number, full_notice in enumerate(notices):
         notice = shorten(full_notice, room - len(head) - len(": ."), placeholder=" ...")
         if lines and len(lines[-1]) + len(f"; {notice}.") <= room:
             lines[-1] += f"; {notice}"
-        elif len(lines) < LINES:
+        elif len(lines) < MAX_LINES:
             lines.append(f"{head}: {notice}")
         else:
             lines[-1] += f"; and {len(notices) - number} more"
@@ -96,8 +96,8 @@ def wrapped(head: str, notices: list[str]) -> list[str]:
     return [f"{line}." for line in lines]
 
 
-def published_studies(runs: pd.DataFrame) -> str:
-    """Which studies have published these runs; "" for none."""
+def published_sentence(runs: pd.DataFrame) -> str:
+    """A sentence that says which studies have published these runs; "" for none."""
     counts = runs.origin[runs.origin != "ours"].value_counts().sort_index()
     if counts.empty:
         return ""
@@ -142,7 +142,7 @@ def remarks(cells: pd.DataFrame) -> list[str]:
 
 
 def _recorded(cells: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
-    """Row, task and sentence of each deviation."""
+    """The row, the task and the sentence of each deviation that the cells record."""
     for row, task, sentences in zip(
         cells.row, cells.task, cells.deviations, strict=True
     ):
@@ -153,7 +153,8 @@ def _recorded(cells: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
 def _with_rows(
     rows_by_text: Mapping[str, set[RowOnTask]], cells: pd.DataFrame
 ) -> list[str]:
-    """The texts in order, each with the rows that it is of."""
+    """The texts in alphabetical order, each with its rows (`which_rows`). cells: of the
+    table."""
     every_row = {*zip(cells.row, cells.task, strict=True)}
     return [
         f"{text} ({which_rows(rows, every_row)})"
@@ -162,7 +163,8 @@ def _with_rows(
 
 
 def which_rows(rows: set[RowOnTask], every_row: set[RowOnTask]) -> str:
-    """Names some rows of a table: all of them, all of a task, or each by its name."""
+    """How a note names some rows of a table: all of them, all of a task, or each by its
+    name. every_row: the table's."""
     if len(rows) == len(every_row) > 1:
         return "all rows"
     counts = Counter(task for _, task in every_row)
@@ -170,26 +172,26 @@ def which_rows(rows: set[RowOnTask], every_row: set[RowOnTask]) -> str:
     for row, task in rows:
         rows_by_task[task].append(row)
     names = list[str]()
-    for task, of_task in sorted(rows_by_task.items()):
-        if len(of_task) == counts[task] > 1:
+    for task, task_rows in sorted(rows_by_task.items()):
+        if len(task_rows) == counts[task] > 1:
             names.append(f"all rows on {task}")
         else:
-            names += [f"{row} on {task}" for row in sorted(of_task)]
+            names += [f"{row} on {task}" for row in sorted(task_rows)]
     return enumeration(names, "rows")
 
 
 def subset_deviations(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells that ran on a part of the data, with the sizes as their deviation,
-    unless a recorded one says it."""
+    """The cells that ran on a part of the data, with a sentence on its size as their
+    deviation; without those whose record says it already."""
     is_subset = cells.asked_train_rows == cells.train_rows  # 0 asks for all
     is_subset |= cells.asked_dev_rows == cells.dev_rows
     recorded = cells.deviations.astype(str).str.contains("subset of")
     parts = cells[is_subset & ~recorded]
-    sizes = [
+    sentences_on_size = [
         (f"trained on {train_rows:,.0f} rows and evaluated on {dev_rows:,.0f}",)
         for train_rows, dev_rows in zip(parts.train_rows, parts.dev_rows, strict=True)
     ]
-    return parts[["row", "task"]].assign(deviations=sizes)
+    return parts[["row", "task"]].assign(deviations=sentences_on_size)
 
 
 # --- what you should know of the numbers
@@ -225,7 +227,7 @@ def cautions(cells: pd.DataFrame) -> list[str]:
     return notices
 
 
-def mixed_sources(runs: pd.DataFrame) -> list[str]:
+def mixed_source_notices(runs: pd.DataFrame) -> list[str]:
     """Notices on cells whose seeds ran with several versions of their method's or their
     task's file, or of what that imports, if one version at least is in no commit."""
     notices = list[str]()
@@ -262,7 +264,7 @@ def _version_text(cell: pd.DataFrame, part: str) -> str:
 # --- what is left out
 
 
-def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+def left_out_notices(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     """Notices on the runs of a table's models and tasks that are in none of its cells,
     with the reason."""
     cells = cells.drop_duplicates(CELL_KEY)
@@ -283,10 +285,10 @@ def left_out(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     if repeated := [*itertools.chain(*cells.repeated_ids)]:
         names = enumeration(repeated, "runs")
         notices.append(f"further records of the same settings and seed: {names}")
-    return notices + unfinished(runs)
+    return notices + unfinished_notices(runs)
 
 
-def unfinished(runs: pd.DataFrame) -> list[str]:
+def unfinished_notices(runs: pd.DataFrame) -> list[str]:
     """Notices on the runs that train.max_steps has stopped early, and on those that
     failed."""
     notices = list[str]()

@@ -20,7 +20,7 @@ import pandas as pd
 from analysis import tables
 from analysis.command import Selection, open_rows, own_and_published, row_name
 from analysis.frame import reported_cells, tasks_by_way
-from analysis.notes import notes, unfinished
+from analysis.notes import notes, unfinished_notices
 from analysis.paired import comparison_table, not_compared, paired_differences
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
 from analysis.paper_comparison import verdict_summary
@@ -181,7 +181,7 @@ def main(arguments: list[str]) -> int:
             replace(table, title=f"{table.title}{mark}") for table in statistics
         ]
     if not shown_tables:
-        reasons = "".join(f": {note}" for note in unfinished(selected))
+        reasons = "".join(f": {note}" for note in unfinished_notices(selected))
         raise UserError(
             f"no finished run in {settings.output}/records for that{reasons}"
         )

@@ -297,17 +297,14 @@ def _pair_matched_ranks(
 ) -> list[TwoRows]:
     """The runs of VeRA's largest rank beside those of the LoRA rank that trains about as
     many parameters: of two or more ranks the nearest one, which is at most twice as
-    large or small. None where there is none.
+    large or small; None for a pattern without one.
 
     patterns: of LoRA's rows, one for each convention of its alpha."""
-    parameters_by_row = pd.Series(
-        {
-            row: float(runs.parameters.iloc[0])
-            for row, runs in runs_by_row.items()
-            if runs.number.notna().all()
-        },
-        dtype=float,
-    )
+    counts = dict[str, float]()
+    for row, runs in runs_by_row.items():
+        if runs.number.notna().all():
+            counts[row] = runs.parameters.iloc[0]
+    parameters_by_row = pd.Series(counts, dtype=float)
     names = parameters_by_row.index.astype(str)
     vera = parameters_by_row[names.str.fullmatch(r"vera(_r\d+)?")]
     if len(vera) < 2:  # one rank alone is no comparison of ranks

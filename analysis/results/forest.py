@@ -98,9 +98,11 @@ def _draw(axes: Axes, data: pd.DataFrame) -> None:
 def _draw_arrowheads(axes: Axes, lines: pd.DataFrame, colour: str) -> None:
     """Draws an arrowhead at the end of the axis for each interval that goes on beyond
     it."""
+    beyond_left = lines[lines.low < -AXIS_END]
+    beyond_right = lines[lines.high > AXIS_END]
     arrowheads = (
-        (lines[lines.low < -AXIS_END], -AXIS_END, CARETLEFT),
-        (lines[lines.high > AXIS_END], AXIS_END, CARETRIGHT),
+        (beyond_left, -AXIS_END, CARETLEFT),
+        (beyond_right, AXIS_END, CARETRIGHT),
     )
     for lines_beyond, tip, marker in arrowheads:
         # Without lines matplotlib would count a point at the corner of the picture.

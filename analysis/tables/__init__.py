@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.command import own_and_published
 from analysis.frame import SEEDS
-from analysis.notes import unfinished
+from analysis.notes import unfinished_notices
 from analysis.paired import comparison_table, paired_differences
 from analysis.render import Table
 from analysis.tables.build import build_tables, cells_and_printed
@@ -96,7 +96,7 @@ def tables_of_ledger(
             if table.ids or not tables:
                 tables.append(table)
     if tables:
-        tables[0].notes += unfinished(stopped)
+        tables[0].notes += unfinished_notices(stopped)
     return tables
 
 

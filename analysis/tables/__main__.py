@@ -34,7 +34,7 @@ from analysis.command import (
     split_names,
 )
 from analysis.facts import FACTS
-from analysis.notes import NOTE_LENGTH, unfinished
+from analysis.notes import NOTE_LENGTH, unfinished_notices
 from analysis.render import Table, render
 from analysis.rows import RunRow
 from analysis.tables import TABLES, WITHOUT_RECORDS, runs_of_table, tables_of_ledger
@@ -166,7 +166,7 @@ def _no_table_error(name: str, ledger: Ledger, settings: Settings) -> UserError:
     subject = name or "that"
     own_runs, _ = own_and_published(ledger)
     runs = runs_of_table(name, own_runs)
-    if reasons := unfinished(runs):
+    if reasons := unfinished_notices(runs):
         message = f"no finished run {folder} for {subject}: {'; '.join(reasons)}"
         return UserError(message)
     if reasons := _trial_notes(runs):
