@@ -156,10 +156,12 @@ def verdict(campaigns: list[Counts]) -> str:
             sentences.append(f"- Seed {counts.seed}: {problem}.")
     if sentences:
         return "\n".join(["These did not hold:", "", *sentences])
+    folders = "the disturbed folder"
+    if rounds > 1:
+        folders = f"each of {rounds} disturbed folders"
     return (
-        f"Everything held. In each of {rounds} disturbed folders every record, adapter, "
-        "head and text equals that of the undisturbed sweep, nothing is left over, and "
-        "no process stayed."
+        f"Everything held. In {folders} every record, adapter, head and text equals that "
+        "of the undisturbed sweep, nothing is left over, and no process stayed."
     )
 
 
