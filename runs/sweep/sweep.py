@@ -310,7 +310,8 @@ def _note_offline(output: str) -> None:
     """Says where runs are that were tracked offline on demand, and how to send them."""
     print(
         f"note: {Path(output, 'wandb')} has these runs for W&B, and nothing was sent. "
-        f"To send them: {sync_command(output)}",
+        f"To send all runs there: {sync_command(output)}. To send one: "
+        f"wandb sync {Path(output, 'wandb')}/*-ID",
         file=sys.stderr,
     )
 

@@ -569,7 +569,7 @@ def test_runs_that_were_wanted_offline_are_said_to_be_there(
     sweep.sweep(runs, Launch(tracking=Tracking(mode)))
     notes = capsys.readouterr().err
     place = f"note: {output}/wandb has these runs for W&B, and nothing was sent. "
-    how = f"To send them: WANDB_DIR={output} wandb sync --yes"
+    how = f"To send all runs there: WANDB_DIR={output} wandb sync --yes. To send one: "
     assert (f"{place}{how}" in notes) == (mode == "offline")
 
 
