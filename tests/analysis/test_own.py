@@ -437,7 +437,7 @@ def test_a_run_that_was_stopped_early_is_named_once():
         )
         assert (
             found.count(
-                f"stopped early by train.max_steps: {count} runs, vera-bench report"
+                f"stopped early by train.max_steps: {count} runs (vera-bench report"
             )
             == 1
         )
