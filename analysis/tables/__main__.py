@@ -190,8 +190,8 @@ def _begun_notes(tables: list[Table], ledger: Ledger, settings: Settings) -> lis
     if not runs:
         return []
     note = f"Without {plural(len(runs), 'run')} that stopped before the end"
-    same = "the same command" if len(runs) > 1 else runs[0].command
-    line = f"{note} (or train now): {same} continues."
+    command = "the same command" if len(runs) > 1 else runs[0].command
+    line = f"{note} (or train now): {command} continues."
     if len(line) > NOTE_LENGTH:
         line = f"{note} (or train now): the same command continues."
     return [line]

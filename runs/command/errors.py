@@ -53,8 +53,8 @@ _USER_ERRORS = {("runs", "UserError"), ("tasks", "DataError"), ("vera", "Adapter
 def is_user_error(error: BaseException) -> bool:
     """Whether an error is a user's mistake."""
     for kind in type(error).__mro__:
-        room = kind.__module__.partition(".")[0]
-        if (room, kind.__name__) in _USER_ERRORS:
+        package = kind.__module__.partition(".")[0]
+        if (package, kind.__name__) in _USER_ERRORS:
             return True
     return False
 

@@ -179,8 +179,9 @@ def _hash_of(text: str) -> str:
 
 
 def encode_rows(lines: list[list[Any]], rows: list[Any]) -> str:
-    """The text of a file of rows. lines: what the file has before each row: its part
-    and stamp."""
+    """The text of a file of rows. A row is a list of numbers: each float stands for
+    itself, and any other value for its index in the list of values, which are written
+    once. lines: what the file has before each row, its part and stamp."""
     index_by_key = dict[Any, int]()
     values = list[str]()
     encoded = list[list[Any]]()

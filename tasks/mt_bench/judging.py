@@ -187,7 +187,7 @@ def request_judgments(
     gone. Raises DataError for a file that cannot be used."""
     if concurrency < 1 or retries < 0 or not timeout > 0:
         raise JudgeError(
-            "concurrency and timeout are to be above 0, and retries not below"
+            "concurrency and timeout must be above 0, and retries not below 0"
         )
     saved = read_judgments(file)
     requests = {}
@@ -199,9 +199,8 @@ def request_judgments(
     if not missing:
         return outcome
     url, secret = _endpoint(base_url)
-    append_line(
-        file, b""
-    )  # raises before anything is paid if the file cannot be written
+    # raises before anything is paid, if the file cannot be written
+    append_line(file, b"")
 
     from openai import AsyncOpenAI, Timeout
     from tqdm import tqdm
