@@ -111,7 +111,7 @@ def test_a_question_that_was_asked_later_is_said_to_be(task, is_said):
     assert ("asked beforehand, which this was not:" in block) == is_said
     page = overview(made, example=example)
     assert ("before we chose the number of seeds" in page) == is_said
-    assert "leave out that other dev rows would give another difference" in page
+    assert "They leave out that other dev rows, another A and B" in page
 
 
 def test_the_page_on_statistics_has_the_p_of_each_selection():
