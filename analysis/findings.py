@@ -31,7 +31,7 @@ NOTE_ON_DEV_ROWS = (
     "The interval of a task is over seeds, and leaves out the choice of its dev rows."
 )
 RULE = (
-    "Differences in points, over pairs of runs with one seed in which both trained. A mean "
+    "Differences in points, over pairs of runs with one seed in which no run collapsed. A mean "
     "over tasks counts each model with each task once."
 )
 

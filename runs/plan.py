@@ -139,9 +139,12 @@ def plan_text(
             is_blocked = entry.state == "blocked" and entry not in coming
             if is_blocked and not method_problem(entry.run):
                 coming.append(entry)
-    cost = "nothing that can be done now"
     if coming:
         cost = estimate(coming, records, card, after_probe)
+    elif {*totals} <= {"done", "diverged"}:
+        cost = "nothing is left to run"
+    else:
+        cost = "nothing that can be done now"
     body = [_title(planned), "", *_grid(planned), "", states, cost]
     if any(entry.run.config["train"]["max_steps"] for entry in planned):
         body.append(f"note: these runs are {SHORTENED}")

@@ -55,10 +55,13 @@ def signed(value: float, decimals: int = 1) -> str:
 
 
 def interval_text(mean: Mean | Sequence[float], decimals: int = 1) -> str:
-    """The 95% interval of a mean, or two ends: -2.2 to -0.3; "-" where unknown."""
+    """The 95% interval of a mean, or two ends: -2.2 to -0.3; "of no width" where
+    they are equal; "-" where unknown."""
     low, high = mean.interval() if isinstance(mean, Mean) else mean
     if is_unknown(low) or is_unknown(high):
         return "-"
+    if low == high:
+        return "of no width"
     return f"{signed(low, decimals)} to {signed(high, decimals)}"
 
 

@@ -53,6 +53,7 @@ def tables_of_ledger(
     all_variants: bool = False,
     all_own_variants: bool = False,
     against: str = "",
+    own_models_only: bool = False,
     **view: Any,
 ) -> list[Table]:
     """A table's parts by its name, "" for rows x tasks of whatever has run: first of
@@ -61,7 +62,8 @@ def tables_of_ledger(
     frames: the runs of this machine and the published ones, if they are read already.
     all_variants: whether each variant of a row is a row; all_own_variants: only each of
     those that ran here. against: a row, of which tables of the differences from it
-    follow. view: further fields of View."""
+    follow. own_models_only: whether published runs on models that have no run of this
+    machine in the table are left out, with a note. view: further fields of View."""
     if name in WITHOUT_RECORDS:
         return WITHOUT_RECORDS[name]()
     own_runs, published = frames or own_and_published(ledger)
@@ -91,12 +93,21 @@ def tables_of_ledger(
     # A table that has the paper's rows alone comes after those with runs, and only once.
     tables.sort(key=lambda table: not table.ids)
     stopped = _stopped_without_table(name, own_runs, tables, view.get("tasks", ()))
+    own_models = {table.model for table in tables if table.ids}
+    left_out = list[str]()
     if len(published):
         for table in build_part(published, all_variants, "published"):
-            if table.ids or not tables:
+            if own_models_only and own_models and table.model not in own_models:
+                if table.ids:
+                    left_out.append(table.model)
+            elif table.ids or not tables:
                 tables.append(table)
     if tables:
         tables[0].notes += unfinished_notices(stopped)
+    if left_out:
+        models = ", ".join(dict.fromkeys(left_out))
+        note = f"Left out: published runs on {models} (model={left_out[0]} shows them)."
+        tables[0].notes.append(note)
     return tables
 
 

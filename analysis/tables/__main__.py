@@ -8,8 +8,8 @@ vera-bench table table2 against=lora  also each row minus LoRA
 vera-bench table table2 format=latex  for papers; csv is for spreadsheets
 vera-bench table leaderboard=FOLDER   the result files of other groups
 
-Your own runs come first, then what the project has published. Of several variants of a
-row you see the one nearest to its recipe.
+Your own runs come first, then what the project has published on the models that you
+ran. Of several variants of a row you see the one nearest to its recipe.
 
 A cell is the median over the seeds +- the sample standard deviation (in tables 6 and 7
 the mean). A cell with too few seeds says so and enters no average. docs/tables.md says
@@ -103,12 +103,14 @@ def main(arguments: list[str]) -> int:
         ledger,
         all_variants=settings.all,
         all_own_variants=bool(settings.sweep),
+        own_models_only=bool(name and not settings.model),
         against=against,
         select=settings.select,
         seeds=settings.seeds,
         others=settings.others,
         models=split_names(settings.model),
         tasks=split_names(settings.task),
+        methods=[*map(row_name, split_names(settings.method))],
         columns=columns,
     )
     if not tables:

@@ -16,10 +16,7 @@ from analysis.notes import notes
 from analysis.others import METHODS, range_texts, report_lines, reports_of
 from analysis.paper import DECIMALS, GLUE, IMAGES, numbers
 from analysis.render import NONE, Cell, Entry, Number, Table, trained_count
-from analysis.tables.side_columns import (
-    SideColumns,
-    forgetting_notes,
-)
+from analysis.tables.side_columns import SideColumns, forgetting_notes
 from analysis.tables.spec import TableSpec, View
 
 #: A line of a table: its entries by column.
@@ -50,6 +47,9 @@ def build_tables(spec: TableSpec, view: View) -> list[Table]:
     tables = list[Table]()
     for part in spec.parts(view):
         cells, printed = cells_and_printed(spec, part)
+        if part.methods:
+            names = list(part.methods)
+            printed = printed[printed.row.isin(names) | printed.like.isin(names)]
         for model in _models(spec, part, cells):
             frames_of_model = [
                 frame[frame.model == model] for frame in (part.runs, cells, printed)

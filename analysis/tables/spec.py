@@ -27,8 +27,9 @@ class View:
     """The runs that a table is made from, and how.
 
     select: how the epoch is chosen (paper, crossfit or half). seeds: of a complete cell
-    (None: the table's). tasks, models: those that are shown (empty: all). origin: how
-    the table calls these runs: ours, published or another name. others: whether lines
+    (None: the table's). tasks, models: those that are shown (empty: all). methods: the
+    rows of conf/method whose printed numbers are shown (empty: all). origin: how the
+    table calls these runs: ours, published or another name. others: whether lines
     below a row of the paper say what independent groups report (true: one line; all: one
     of each group). columns: further columns of `frame.runs`."""
 
@@ -37,6 +38,7 @@ class View:
     seeds: int | None = None
     tasks: Sequence[str] = ()
     models: Sequence[str] = ()
+    methods: Sequence[str] = ()
     origin: str = "ours"
     others: str = "false"
     columns: Sequence[str] = ()

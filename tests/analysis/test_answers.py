@@ -95,7 +95,7 @@ def test_one_task_has_the_numbers_that_its_table_prints_and_both_ps():
     assert example.p < example.holm
     text = readme_block(findings(frame), example)
     assert f"p {line[5]}), a mean over 3 pairs of runs" in " ".join(text.split())
-    assert f"use p (Holm), {line[6]}" in " ".join(text.split())
+    assert f"p is {line[6]} (Holm)" in " ".join(text.split())
     page = overview(findings(frame), example=example)
     assert f"Holm's correction, which is {line[6]} here" in page
 

@@ -495,7 +495,7 @@ def test_trials_that_are_added_to_a_grid_join_it_and_the_pages_say_what_they_giv
     assert float(after.mean.mean) == 0
     assert after.verdict == SUPPORTED
     sentence = str(macros("words.md").regret(comparison))
-    assert "differs by +0.0 (95% CI +0.0 to +0.0) points" in sentence
+    assert "differs by +0.0 (95% CI of no width) points" in sentence
     assert "the interval has no width" in sentence
 
 

@@ -99,6 +99,40 @@ def test_every_variant_is_a_row_that_says_what_sets_it_apart():
     assert rows[-1] == ("VeRA r=1024, lr 0.5", "ours")
 
 
+def test_published_runs_on_models_that_did_not_run_here_are_left_out_with_a_note():
+    own = seeds("vera", "mrpc", model="minilm")
+    theirs = [
+        *seeds("lora", "mrpc", model="minilm"),
+        *seeds("vera", "mrpc", model="mpnet_base"),
+    ]
+    both = of_study(ledger(*own, *theirs), *theirs)
+    shown = tables.tables_of_ledger("table2", both, own_models_only=True)
+    models = [(table.model, "(published)" in table.title) for table in shown]
+    assert models[:2] == [("minilm", False), ("roberta_base", False)]
+    assert models[-1] == ("minilm", True)
+    assert "mpnet_base" not in [model for model, _ in models]
+    assert "published runs on mpnet_base (model=mpnet_base shows" in notes(shown[0])
+    # Who has no run of this table sees all that is published.
+    nothing = of_study(ledger(*theirs), *theirs)
+    shown = tables.tables_of_ledger("table2", nothing, own_models_only=True)
+    assert {"minilm", "mpnet_base"} <= {table.model for table in shown}
+
+
+def test_the_papers_rows_are_those_of_the_methods_that_are_asked_for():
+    (everything,) = tables.tables_of_ledger(
+        "table2", ledger(*seeds("vera", "mrpc")), models=["roberta_base"]
+    )
+    (shown,) = tables.tables_of_ledger(
+        "table2",
+        ledger(*seeds("vera", "mrpc")),
+        models=["roberta_base"],
+        methods=["vera"],
+    )
+    quoted = [row[0] for row in shown.texts if row[1] == "paper"]
+    assert quoted == ["VeRA"]
+    assert {"VeRA", "full"} < {row[0] for row in everything.texts}
+
+
 def test_the_table_of_a_sweep_shows_each_variant_of_own_rows():
     own = [
         *seeds("vera", "mine", (0.5,), lr=0.3),
