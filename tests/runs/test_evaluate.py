@@ -64,7 +64,11 @@ def test_the_plan_says_where_each_run_stands(words):
         call_here("runs.plan", *every, check=0).stdout, *named, "from 1 finished run)"
     )
     finished = [*words, "seed=0,2", "train.max_steps=2"]
-    shows(call_here("runs.plan", *finished, check=0).stdout, "2/2", "nothing is left to run")
+    shows(
+        call_here("runs.plan", *finished, check=0).stdout,
+        "2/2",
+        "nothing is left to run",
+    )
     blocked = [
         f"model.path={Path(output) / 'none'}" if w.startswith("model.path") else w
         for w in every
