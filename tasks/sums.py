@@ -7,7 +7,12 @@ whatever a run is trained on.
 sums has two and three terms. sums_digit has four, and its answer is one digit: a prompt
 ends with a blank, so that the answer is the next token. It has no other blanks, which
 would be tokens without a meaning. No two of its parts share the terms of a problem, and
-each digit is the answer of a tenth of the test problems and of the dev rows."""
+each digit is the answer of a tenth of the test problems and of the dev rows.
+
+A model that solves a problem usually solves all orders of its terms. So the test problems
+of sums_digit, which are orders of about a hundred sets of terms, tell no more than about
+a hundred independent ones. task.orders=2 takes two orders of each set instead: fewer
+problems, of more sets."""
 
 import itertools
 import random
@@ -69,8 +74,10 @@ def load(settings: Settings) -> ExactTask:
     source(settings)
     space = SPACES[settings["prepare"]]
     sizes = {part: settings[f"{part}_rows"] for part in PARTS}
-    divide = balanced_parts if space.one_digit else parts_in_order
-    parts = divide(all_problems(space), sizes)
+    if space.one_digit:
+        parts = balanced_parts(all_problems(space), sizes, settings.get("orders"))
+    else:
+        parts = parts_in_order(all_problems(space), sizes)
     splits = {
         split: [(problem.prompt, problem.answer) for problem in parts[split]]
         for split in ("train", "dev")
@@ -112,11 +119,14 @@ def parts_in_order(
 
 
 def balanced_parts(
-    all_problems: list[Problem], sizes: Mapping[str, int]
+    all_problems: list[Problem], sizes: Mapping[str, int], orders: int | None = None
 ) -> dict[str, list[Problem]]:
     """The problems of each part. The parts that models are judged on have every answer
     equally often, so that a model that always gives one answer scores 10%. What is left
     of a group that a part has begun is left out, so that no two parts share a group.
+
+    orders: how many problems of a group the parts that models are judged on take at
+    most, drawn at random; None for all of them.
 
     Raises DataError where there are too few problems."""
     by_group = itertools.groupby(all_problems, key=lambda problem: problem.group)
@@ -129,12 +139,16 @@ def balanced_parts(
         remaining = []
         for group in groups:
             answer = group[0].answer
+            members = group
             count = missing[answer]
             if part == "train":
                 count = size - len(chosen)
+            elif orders is not None:
+                draw = random.Random(ORDER_SEED + group[0].group)
+                members = draw.sample(group, min(orders, len(group)))
             if count:
-                chosen += group[:count]
-                missing[answer] -= len(group[:count])
+                chosen += members[:count]
+                missing[answer] -= len(members[:count])
             else:
                 remaining.append(group)
         if len(chosen) < size:

@@ -42,6 +42,7 @@ LATER_KEYS = (
     "train.evaluate_steps",
     "task.folds",
     "task.fold",
+    "task.orders",
     "model.dtype",
     "model.chat",
     "method.shared_b",

@@ -178,6 +178,7 @@ class TaskKeys(ConfigPart):
     train_rows: Annotated[Count | None, RESULT] = None
     dev_rows: Annotated[Count | None, RESULT] = None
     test_rows: Annotated[Count, RESULT] = 1
+    orders: Annotated[Count | None, RESULT, AddedLater(None)] = None
     first_rows: Annotated[Count | None, RESULT] = None
     items: Annotated[Count | None, RESULT] = None
     shots: Annotated[Count | None, RESULT] = None

@@ -215,6 +215,33 @@ def test_each_digit_is_the_answer_of_a_tenth_of_what_models_are_judged_on():
     assert max(train.values()) < 0.13 * 3200
 
 
+def test_two_orders_of_each_set_of_terms_make_fewer_problems_of_more_sets():
+    changes = {"train_rows": 1920, "dev_rows": 100, "test_rows": 400}
+    every = tasks.load(task_of("sums_digit") | changes)
+    two = tasks.load(task_of("sums_digit") | changes | {"orders": 2})
+    prompts = {
+        "train": [prompt for prompt, _ in two.splits["train"]],
+        "dev": [prompt for prompt, _ in two.splits["dev"]],
+        "test": [item.prompt for item in two.items],
+    }
+    assert {part: len(rows) for part, rows in prompts.items()} == {
+        "train": 1920,
+        "dev": 100,
+        "test": 400,
+    }
+    sets = {part: Counter(map(terms_of, rows)) for part, rows in prompts.items()}
+    assert max(sets["test"].values()) == max(sets["dev"].values()) == 2
+    assert max(sets["train"].values()) > 2
+    assert len(sets["test"]) >= 200
+    assert len({terms_of(item.prompt) for item in every.items}) < 50
+    for one, other in itertools.combinations(sets.values(), 2):
+        assert not {*one} & {*other}
+    assert {*Counter(item.answer for item in two.items).values()} == {40}
+    assert {*Counter(answer for _, answer in two.splits["dev"]).values()} == {10}
+    repeated = tasks.load(task_of("sums_digit") | changes | {"orders": 2})
+    assert [item.prompt for item in repeated.items] == prompts["test"]
+
+
 def test_more_problems_of_one_digit_than_there_are_are_refused():
     with pytest.raises(
         DataError, match=r"task\.train_rows=3900: only 3,8\d\d problems"
