@@ -26,10 +26,10 @@ class Reader(NamedTuple):
     solution: FindAnswer
 
 
-METAMATH = "The answer is: "
+METAMATH_MARKER = "The answer is: "
 #: What may stand before an answer, in the order in which peft looks for them.
 MARKERS = (
-    METAMATH,
+    METAMATH_MARKER,
     "The answer is ",
     "The final answer is: ",
     "The final answer is ",
@@ -70,7 +70,7 @@ def metamath_answer(text: str) -> str | None:
 
     MetaMath's code does the same. LoRA-XS's gsm8k_eval.py (commit 3b1ce3b) also accepts
     a hundredth and a hundredfold of the answer, and what is within 0.01% of these."""
-    _, marker, answer = text.rpartition(METAMATH)
+    _, marker, answer = text.rpartition(METAMATH_MARKER)
     if not marker:
         return None
     match = re.search(r"[\-+]?\d*[\.,/]?\d+", answer.strip())
@@ -95,11 +95,11 @@ def gsm8k_answer(solution: str) -> str | None:
 def math_answer(text: str) -> str | None:
     """For MATH: what follows the last "The answer is: ", up to a full stop at a line's
     end."""
-    _, marker, answer = text.rpartition(METAMATH)
+    _, marker, answer = text.rpartition(METAMATH_MARKER)
     if not marker:
         return None
     sentence = answer.split(".\n")[0].strip()
-    return same_form(sentence.removesuffix(".").strip())
+    return normal_form(sentence.removesuffix(".").strip())
 
 
 def boxed_answer(solution: str) -> str | None:
@@ -114,11 +114,11 @@ def boxed_answer(solution: str) -> str | None:
         elif letter == "}":
             depth -= 1
         if depth == 0:
-            return same_form(rest[1:index])
+            return normal_form(rest[1:index])
     return None
 
 
-#: Spellings that same_form replaces first, in this order.
+#: Spellings that normal_form replaces first, in this order.
 SPELLINGS = (
     ("\n", ""),
     ("\\!", ""),
@@ -133,10 +133,10 @@ SPELLINGS = (
 )
 
 
-def same_form(answer: str) -> str:
-    """The form in which two answers to MATH are equal, as hendrycks/math@940d1bf
-    compares them (modeling/math_equivalence.py). An answer at which that code fails
-    stays as it is.
+def normal_form(answer: str) -> str:
+    """An answer to MATH in the spelling in which answers are compared: two answers are
+    equal if their normal forms are. This is how hendrycks/math@940d1bf compares them
+    (modeling/math_equivalence.py). An answer at which that code fails stays as it is.
 
     The copies of that code in MetaMath and LoRA-XS differ in one case, which they count
     as wrong where it is written in another form: an answer with one slash that is no

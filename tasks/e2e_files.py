@@ -48,7 +48,8 @@ def local_files(folder: Path, decode: str) -> dict[str, Path]:
     where it is decoded. Raises DataError where no style is complete: it names a file
     that the first style with any file lacks."""
     splits = [split for split in STYLES[0] if split != "test" or decode == "test"]
-    for suffices in (all, any):  # of a style that is incomplete, split_files raises
+    # First a complete style; else the first with any file, for which split_files raises
+    for suffices in (all, any):
         for style in STYLES:
             if suffices(find_file(folder, *style[split]) for split in splits):
                 return split_files({split: style[split] for split in splits}, folder)
@@ -95,7 +96,7 @@ def _read_lora(path: Path) -> Iterator[tuple[int, str, str]]:
                 key = attribute.partition(" : ")[0]
                 if key not in KEYS.values():
                     raise DataError(
-                        f"{path} line {line}: {_unknown(key, KEYS.values())}"
+                        f"{path} line {line}: {_unknown_attribute(key, KEYS.values())}"
                     )
             yield line, mr, reference.strip()
 
@@ -127,14 +128,15 @@ def linearise(mr: str) -> str:
     for key, value in re.findall(r"([^\[\],]+)\[([^\[\]]*)\]", mr):
         key = key.strip()
         if key not in KEYS:
-            raise ValueError(_unknown(key, KEYS))
+            raise ValueError(_unknown_attribute(key, KEYS))
         value = value.replace("£", "£ ")
         value = re.sub(r"(?<=\d)-(?=\d)", " - ", value).strip()
         attributes.append(f"{KEYS[key]} : {value}")
     return " | ".join(attributes)
 
 
-def _unknown(key: str, attributes: Iterable[str]) -> str:
+def _unknown_attribute(key: str, attributes: Iterable[str]) -> str:
+    """The message for an attribute that E2E does not have."""
     return (
         f"unknown attribute {quoted(key)} in the MR. E2E has: {', '.join(attributes)}"
     )

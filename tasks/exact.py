@@ -205,6 +205,7 @@ class ExactTask(Written):
             return
         rows = self.splits["train"]
         groups = sorted(set(self.train_groups))
+        # A draw of groups, not of rows: all of them are drawn from alike
         drawn = draw_held_out_rows([0] * len(groups), share, self.name)
         dev_groups = {groups[i] for i in drawn}
         train = []
@@ -258,7 +259,7 @@ class ExactTask(Written):
 
     # --- training rows as demonstrations
 
-    def demonstrate(self, seed: int) -> None:
+    def add_filler_tokens(self, seed: int) -> None:
         """Adds FILLER_TOKENS random tokens to each training row, after the answer and
         before the end token. Neither the prompt nor the answer determines them, and no
         score reads them: they stand for all that a demonstration shows beside its

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 #: HTTP's status of a hub that one has asked too often.
 TOO_MANY_REQUESTS = 429
-#: Errors of the cache's file system, and not of the network: a full disk, and a disk
-#: that cannot be written.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-UNWRITABLE = (errno.EACCES, errno.EROFS)
+#: Errors of the cache's file system, and not of the network: the disk is full, or the
+#: user may not write to it.
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE_DISK_ERRORS = (errno.EACCES, errno.EROFS)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -60,8 +60,8 @@ class Request:
     repo_type: str
 
     @property
-    def marker(self) -> Path:
-        """A file that exists while a download runs. Where one broke off it is still there:
+    def unfinished_marker(self) -> Path:
+        """A file that exists while a download runs. It stays where a download breaks off:
         the cache may then lack some of the files."""
         request = json.dumps([self.revision, *self.patterns])
         digest = hashlib.sha256(request.encode()).hexdigest()[:16]
@@ -128,8 +128,8 @@ def _download(request: Request) -> Path:
     if folder is None or not is_complete:
         if folder is None:
             print(f"fetching {request.repo} from the hub, once", flush=True)
-        request.marker.parent.mkdir(parents=True, exist_ok=True)
-        request.marker.touch()
+        request.unfinished_marker.parent.mkdir(parents=True, exist_ok=True)
+        request.unfinished_marker.touch()
         folder = Path(
             snapshot_download(
                 request.repo,
@@ -139,7 +139,7 @@ def _download(request: Request) -> Path:
             )
         )
     with contextlib.suppress(OSError):  # of a read-only cache, or without a marker
-        request.marker.unlink()
+        request.unfinished_marker.unlink()
     return folder
 
 
@@ -152,12 +152,14 @@ def _cached_after_failure(request: Request, error: Exception, instead: str) -> P
     is_refused = 400 <= status < 500 and status != TOO_MANY_REQUESTS
     folder = None if is_refused else request.cached
     disk_error = getattr(error, "errno", None)
-    if disk_error in DISK_FULL or (disk_error in UNWRITABLE and folder is None):
+    if disk_error in FULL_DISK_ERRORS or (
+        disk_error in UNWRITABLE_DISK_ERRORS and folder is None
+    ):
         raise error
     if folder is not None:
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
         if request.matching(names):
-            if request.marker.exists():
+            if request.unfinished_marker.exists():
                 raise DataError(
                     f"{repo}: its download is not finished and the hub cannot be "
                     "reached: the same command resumes it"

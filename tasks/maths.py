@@ -10,7 +10,7 @@ two protocols. Their words, limits and readers are settings (conf/task/gsm8k.yam
   and https://github.com/meta-math/MetaMath.
 
 The dev rows are those that peft's code draws from GSM8K's training set; the papers name
-none. MATH's answers are compared as hendrycks/math compares them (answers.same_form).
+none. MATH's answers are compared as hendrycks/math compares them (answers.normal_form).
 
 sums, sums_digit: small problems, made by tasks/sums.py."""
 
@@ -36,9 +36,9 @@ PROTOCOL = 1
 PUBLISHED = {"train": 395_000, "gsm8k": 1_319, "math": 5_000}
 #: Names of files: of MetaMathQA, of GSM8K's splits, and of MATH's test set (MetaMath's
 #: and hendrycks/math's).
-METAMATHQA = ("*.json", "*.jsonl", "*.parquet")
-GSM8K = ("{}.jsonl", "gsm8k_{}.jsonl", "main/{}-*.parquet", "{}-*.parquet")
-MATHS = ("MATH_test.jsonl", "MATH/test/*/*.json")
+METAMATHQA_FILES = ("*.json", "*.jsonl", "*.parquet")
+GSM8K_FILES = ("{}.jsonl", "gsm8k_{}.jsonl", "main/{}-*.parquet", "{}-*.parquet")
+MATH_FILES = ("MATH_test.jsonl", "MATH/test/*/*.json")
 #: By the setting of a local copy: the settings of the hub's data set and its revision.
 HUBS = {"data_dir": ("hub", "revision"), "test_dir": ("test_hub", "test_revision")}
 
@@ -246,7 +246,7 @@ def _files(
     if copies["data_dir"]:
         rows = Path(copies["data_dir"])
         if not rows.is_file():
-            rows = require_file(rows, "data_dir", *METAMATHQA)
+            rows = require_file(rows, "data_dir", *METAMATHQA_FILES)
         files["rows"] = rows
     if copies["test_dir"]:
         files |= _test_files(settings, Path(copies["test_dir"]))
@@ -255,7 +255,7 @@ def _files(
 
 def _test_files(settings: Settings, folder: Path) -> dict[str, Path]:
     """The files in task.test_dir: GSM8K's training set, and each test set."""
-    patterns = [name.format("train") for name in GSM8K]
+    patterns = [name.format("train") for name in GSM8K_FILES]
     files = {"gsm8k_train": require_file(folder, "test_dir", *patterns)}
     if settings["decode"] != "test":
         return files
@@ -266,7 +266,7 @@ def _test_files(settings: Settings, folder: Path) -> dict[str, Path]:
             continue
         patterns = [f"{part}.jsonl"]
         if part == "gsm8k":
-            patterns = [name.format("test") for name in GSM8K]
+            patterns = [name.format("test") for name in GSM8K_FILES]
         files[f"{part}/test"] = require_file(folder, "test_dir", *patterns)
     return files
 
@@ -274,8 +274,8 @@ def _test_files(settings: Settings, folder: Path) -> dict[str, Path]:
 def _math_files(folder: Path) -> list[Path]:
     """MATH's test set: MetaMath's file, or the files of hendrycks/math. Raises
     DataError where neither is there."""
-    for pattern in MATHS:
+    for pattern in MATH_FILES:
         paths = sorted(folder.glob(pattern))
         if paths:
             return paths
-    return [require_file(folder, "test_dir", *MATHS)]
+    return [require_file(folder, "test_dir", *MATH_FILES)]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tasks.answers import Reader, boxed_answer, gsm8k_answer, reader, same_form
+from tasks.answers import Reader, boxed_answer, gsm8k_answer, normal_form, reader
 from tasks.base import DataError, Settings, Source, require_columns
 from tasks.exact import ExactTask, Tests
 from tasks.files import module_file
@@ -39,7 +39,7 @@ def last_number(text: str) -> str | None:
 
 def boxed_or_plain(text: str) -> str | None:
     r"""The content of the last \boxed{} or, of an answer without one, all of it."""
-    return boxed_answer(text) or same_form(text.strip()) or None
+    return boxed_answer(text) or normal_form(text.strip()) or None
 
 
 READERS = {

@@ -93,7 +93,7 @@ def _without_merge(
     adapted = _adaptation(model)
     unmerged_by_id = {}
     if adapted is not None:
-        for name, tensor in adapted.unmerged.items():
+        for name, tensor in adapted.weights_before_merge.items():
             unmerged_by_id[id(model.get_parameter(name))] = tensor
     in_order = sorted(weights.items())
     return {name: unmerged_by_id.get(id(p), p) for name, p in in_order}
@@ -158,5 +158,5 @@ def without_weights(model: nn.Module) -> nn.Module:
         copies[id(tensor)] = blank
     adapted = _adaptation(model)
     if adapted is not None:
-        copies[id(adapted.unmerged)] = {}
+        copies[id(adapted.weights_before_merge)] = {}
     return copy.deepcopy(model, copies)

@@ -73,7 +73,7 @@ def _measures_of(ledger: Ledger, source: str) -> list[Measure]:
     return [
         measure
         for name, measure in ledger.measures.items()
-        if (ledger.measured.get(name, "ours") == "ours") == (source == "ours")
+        if (ledger.measure_origin.get(name, "ours") == "ours") == (source == "ours")
     ]
 
 

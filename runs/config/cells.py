@@ -4,7 +4,7 @@ checked."""
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -368,10 +368,11 @@ def _changed_overrides(
         key = Override(line).key
         default = to_plain(OmegaConf.select(defaults, key))
         value = to_plain(OmegaConf.select(cfg, key))
-        is_task = key == "task.name" and value in composer.files.choices("task")
-        if is_task and value != default:
+        tasks = composer.files.choices("task")
+        if key == "task.name" and value in tasks and value != default:
             raise UserError(
-                f"{line}: conf/task has another task of that name: give your data another"
+                f"{line}: conf/task has another task of that name. Give your data "
+                f"another name, such as task.name={_free_name(value, tasks)}"
             )
         if default is not None and key.startswith(("task.", "method.", "model.")):
             converted = _convert_to_type_of(default, value, key)
@@ -386,6 +387,14 @@ def _changed_overrides(
                 "own, method=vera_redrawn"
             )
     return changed
+
+
+def _free_name(name: str, taken_names: Collection[str]) -> str:
+    """A name like this one that is not taken: reviews_2, or else reviews_3 and so on."""
+    number = 2
+    while f"{name}_{number}" in taken_names:
+        number += 1
+    return f"{name}_{number}"
 
 
 def _convert_to_type_of(default: Any, value: Any, key: str) -> Any:

@@ -118,14 +118,14 @@ class Files:
                 digest.update(path.read_bytes())
         return digest.hexdigest()
 
-    def location_of(self, group: str, name: str, word: str) -> str:
-        """Where the file of a group has `word` as a key or a value, such as
+    def location_of(self, group: str, name: str, text: str) -> str:
+        """Where the file `name` of a group has `text` as a key or a value, such as
         "conf/experiment/mine.yaml line 7"; "" where it does not have it."""
         path = self.path(group, name)
         root = yaml.compose(path.read_text(encoding="utf-8"))
         for entry in _yaml_keys(root):
             values = re.split(r"[,\s]+", entry.text)
-            if f".{entry.key}".endswith(f".{word}") or word in values:
+            if f".{entry.key}".endswith(f".{text}") or text in values:
                 return f"{_path_from_current_folder(path)} line {entry.line}"
         return ""
 

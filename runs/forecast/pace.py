@@ -35,16 +35,17 @@ DECODING_SOURCE = (
     "decoding: of the longest texts, bytes of weights over another such rate, "
     "without the host's time"
 )
-#: A rate is the median over so many finished runs of other cells,
+#: Where no run of a cell has finished, its rate is the median over this many finished
+#: runs of other cells that are similar enough, by the next three constants.
 RATED_RUNS = 3
-#: whose steps take at least this share of the FLOPs of the run's own steps: a smaller
-#: step is mostly overhead.
+#: A step of theirs takes at least this share of the FLOPs of the run's own steps. A
+#: smaller step is mostly overhead.
 LEAST_SHARE = 1 / 20
-#: Their model has at most so many times the weights of the run's, and at least that
-#: share of them: the products of a small model use a smaller part of a processor.
+#: Their model has at most this many times the weights of the run's model, and at least
+#: this fraction (1/4) of them. A small model's products use less of a processor.
 SIZE_FACTOR = 4
-#: They took at least as many steps as a probe: of fewer, the first takes most of the
-#: time.
+#: They took at least as many steps as a probe. In a shorter run the first step takes
+#: most of the time.
 LEAST_STEPS = STEPS
 #: How many of the newest records are searched for finished runs.
 PACE_RECORDS = 300
@@ -237,13 +238,14 @@ def estimate(
     card: str | None = None,
     after_probe: bool = False,
 ) -> str:
-    """What these runs still take, in a line or more: by their own progress, from
-    finished runs of their cells, or else FLOPs over a rate.
+    """Lines with the time and the disk space that these runs still take, and their
+    FLOPs. A run's time is the one that its own progress gives; otherwise that of
+    finished runs of its cell; otherwise its FLOPs divided by a rate.
 
     Args:
         card: A name in conf/cards.yaml, to estimate the hours on that card and not on
             this machine.
-        after_probe: Whether a probe has just measured what it could."""
+        after_probe: Whether a probe has just measured all rates that it can measure."""
     finished_runs = list[Record]()
     if not card:
         for record in reversed(records.newest(PACE_RECORDS)):

@@ -334,11 +334,11 @@ def loading_settings(context: "Context") -> dict[str, Any]:
     if context.task.num_labels:
         settings["num_labels"] = context.task.num_labels
     is_timm = config.model_type == "timm_wrapper"
-    if is_timm:  # with its own number of classes
+    if is_timm:  # they include the number of classes
         settings["model_args"] = config.model_args or {}
     architecture = (config.architectures or [""])[0]
     if is_timm or architecture.endswith("Classification"):
-        # the base has a head of other classes
+        # The base model has a head, which may be for another number of classes
         settings["ignore_mismatched_sizes"] = True
     classes = getattr(context.task, "classes", None)
     if classes:

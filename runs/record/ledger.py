@@ -196,7 +196,8 @@ class Ledger:
     # files that could not be read, a line each
     problems: list[str] = field(default_factory=list)
     measures: dict[str, Measure] = field(default_factory=dict)
-    measured: dict[str, str] = field(default_factory=dict)  # the origin of each measure
+    # where each measure comes from, as `origin` says it of records
+    measure_origin: dict[str, str] = field(default_factory=dict)
     #: For each run that was done here and is published too: the study, and its record.
     published: dict[str, tuple[str, Record]] = field(default_factory=dict)
     #: In a ledger of rows: where each run's record stands, and those records to which a
@@ -334,7 +335,7 @@ class _Reading:
                 ledger.problems.append(error_line(str(error)))
                 continue
             if ledger.measures.setdefault(measure["id"], measure) is measure:
-                ledger.measured[measure["id"]] = origin
+                ledger.measure_origin[measure["id"]] = origin
 
     def _entries(self, records: Path) -> Iterator[_RecordEntry]:
         """The records of a folder, or of a study's file. Those that cannot be read are

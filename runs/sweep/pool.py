@@ -43,12 +43,12 @@ from runs.sweep.display import (
 from runs.tracking.tracker import Tracker, Tracking, tracking_of_run
 from runs.training.files import Attempt, saved_progress, tidy
 from runs.training.train import (
+    BATCH_HALVED,
     BUSY,
+    DISK_FULL,
     DISK_PAUSES_S,
     FAILED,
     KILLED,
-    NO_ROOM,
-    SMALLER,
     End,
 )
 
@@ -192,7 +192,7 @@ class Sweep:
         #: Since when no process has been running; infinity once the display has said so.
         self._idle_since = 0.0
         #: After a full disk: no run starts before this time.
-        self._room_at = 0.0
+        self._disk_retry_at = 0.0
         self._waits_for_gpu = False
 
     @property
@@ -359,8 +359,8 @@ class Sweep:
 
     def _fill_slots(self) -> bool:
         """Starts a run for each free slot. Returns whether runs are running, or wait
-        for room on the disk."""
-        if time.monotonic() < self._room_at:
+        because the disk was full."""
+        if time.monotonic() < self._disk_retry_at:
             return True
         for _ in range(self.slots.total - len(self.running)):
             job = self._free_job()
@@ -429,7 +429,7 @@ class Sweep:
         # another process had the lock, and has finished the run
         if finished and ending == BUSY:
             self.send_to_agent(job)
-        if finished or ending not in (KILLED, NO_ROOM, SMALLER) or self.signal:
+        if finished or ending not in (KILLED, DISK_FULL, BATCH_HALVED) or self.signal:
             return
         self._count_failure(job, ending, error)
         if len(job.failures) > RETRIES:
@@ -437,22 +437,22 @@ class Sweep:
             self._give_up(job, error)
             return
         line = f"{job.head}  {error}: tried again"
-        if ending == NO_ROOM:
+        if ending == DISK_FULL:
             pause = DISK_PAUSES_S[len(job.failures) - 1]
-            self._room_at = self._idle_since = time.monotonic() + pause
+            self._disk_retry_at = self._idle_since = time.monotonic() + pause
             line += f" in {duration(pause)}"
         self.display.line(line)
 
     def _count_failure(self, job: Job, ending: str, error: str) -> None:
         """Counts a failed process, from 0 if more was saved since the last failure. One
-        that ran out of memory is not counted, since the next computes less at once."""
+        that ran out of memory is not counted, since the next halves its batch."""
         saved_earlier = job.saved
         job.saved = saved_progress(job.output, job.id)
         if job.saved != saved_earlier:
             job.failures = []
         if ending == KILLED:
             job.failures = [*job.failures, ""]
-        elif ending == NO_ROOM:
+        elif ending == DISK_FULL:
             job.failures = [*job.failures, error]
 
     def _give_up(self, job: Job, error: str) -> None:

@@ -89,12 +89,12 @@ class State:
     # where an attempt had others than the one before
     resumed: list[str] = field(default_factory=list)
 
-    def add_point(self, point: Mapping[str, object], predictions: str) -> None:
-        """Adds an evaluation to the curve, with the hash of its predictions."""
+    def add_point(self, point: Mapping[str, object], predictions_hash: str) -> None:
+        """Adds an evaluation to the curve, and starts the sums since the last one anew."""
         columns = cast(dict[str, list[object]], self.curve)
         for key, value in point.items():
             columns.setdefault(key, []).append(value)
-        self.predictions.append(predictions)
+        self.predictions.append(predictions_hash)
         self.loss_sum, self.rows = 0.0, 0
         self.metric_sums, self.metric_steps = {}, 0
 

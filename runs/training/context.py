@@ -90,7 +90,7 @@ class Context:
         if "reward" in self.config:
             cast(ExactTask, self.task).answer_dev_rows()
         if self.settings.get("objective") == "demonstrations":
-            cast(ExactTask, self.task).demonstrate(self.config["seed"])
+            cast(ExactTask, self.task).add_filler_tokens(self.config["seed"])
         self.metric = ReportedMetric(
             self.task.metric, self.task.higher_is_better, self.task.scale
         )

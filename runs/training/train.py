@@ -41,12 +41,12 @@ BUSY = "busy"
 STOPPED = "stopped"
 #: It was killed, or its device was lost: a new process may succeed.
 KILLED = "killed"
-#: Memory ran out: the next attempt computes with smaller batches.
-SMALLER = "smaller"
+#: Memory ran out: the next attempt halves its micro-batch or its evaluation batch.
+BATCH_HALVED = "batch halved"
 #: The disk is full: the next attempt may succeed after a while.
-NO_ROOM = "no room"
+DISK_FULL = "disk full"
 #: Seconds before each new attempt where a disk is full or does not answer. Somebody may
-#: make room meanwhile.
+#: free space meanwhile.
 DISK_PAUSES_S = (30, 120, 300)
 #: The operating system's errors for such a disk.
 DISK_ERRORS = (*FULL_DISK_ERRORS, errno.EIO, errno.ESTALE)
@@ -100,21 +100,22 @@ def attempt_run(
         return end, message
     phase = report.latest["phase"]
     if cause == "memory" and halve_batch(attempted_run.config, phase, attempt):
-        end = SMALLER
+        end = BATCH_HALVED
     with contextlib.suppress(OSError):  # the disk may be too full for these files
         if end != FAILED:
             attempt.ended += [message] if message else []
             attempt.save(stopped=True)
         elif cause != "mistake" or not is_only_run:
             attempt.fail(run, message)
-    if end == SMALLER:
+    if end == BATCH_HALVED:
         message += f" ({attempt.deviations[-1]})"
     return end, message
 
 
 def end_on_full_disk(failures: list[str]) -> str:
-    """How a process ends on a full disk, after these failures."""
-    return NO_ROOM if len(failures) < len(DISK_PAUSES_S) else FAILED
+    """How a process ends on a full disk, after these failures: DISK_FULL while it may
+    still be retried, then FAILED."""
+    return DISK_FULL if len(failures) < len(DISK_PAUSES_S) else FAILED
 
 
 class Reporter:

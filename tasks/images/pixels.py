@@ -42,14 +42,14 @@ class Preprocessing:
     """The preprocessing of a model's images, which is published with the weights.
 
     resize: the shorter edge after resizing, or (height, width) for any image. size: the
-    (height, width) of the centre crop that follows, the model's input. rounds: whether
+    (height, width) of the centre crop that follows, the model's input. rounds_margin: whether
     the crop's margin is rounded by Python's round, as torchvision does for timm, or
     down, as transformers does. resample: Pillow's number of the filter. mean, std: of
     each channel, for values in [0, 1]. patch: the side of a ViT's patches, if known."""
 
     size: Size
     resize: int | Size
-    rounds: bool
+    rounds_margin: bool
     resample: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -81,9 +81,9 @@ class Preprocessing:
         """RGB image -> uint8 (3, height, width)."""
         image = image.resize(self._resized(image), Image.Resampling(self.resample))
         height, width = self.size
-        margin: Callable[[float], int] = round if self.rounds else math.floor
-        left = margin((image.width - width) / 2)
-        top = margin((image.height - height) / 2)
+        to_whole: Callable[[float], int] = round if self.rounds_margin else math.floor
+        left = to_whole((image.width - width) / 2)
+        top = to_whole((image.height - height) / 2)
         pixels = np.asarray(image.crop((left, top, left + width, top + height)))
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -217,7 +217,7 @@ def _from_transformers(config: Config) -> Preprocessing:
     return Preprocessing(
         size=(final["height"], final["width"]),
         resize=(size["height"], size["width"]) if edge is None else edge,
-        rounds=False,
+        rounds_margin=False,
         resample=Image.Resampling(config["resample"]).value,
         mean=tuple(float(value) for value in config["image_mean"]),
         std=tuple(float(value) for value in config["image_std"]),
@@ -268,7 +268,7 @@ def _from_timm(config: Config) -> Preprocessing:
     return Preprocessing(
         size=(height, width),
         resize=(height, width) if squashed else math.floor(height / share),
-        rounds=True,
+        rounds_margin=True,
         resample=Image.Resampling[interpolation.upper()].value,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
@@ -416,7 +416,7 @@ def _file_name(key: str, count: int, preprocessing: Preprocessing) -> str:
     steps = (
         preprocessing.size,
         preprocessing.resize,
-        preprocessing.rounds,
+        preprocessing.rounds_margin,
         preprocessing.resample,
     )
     contents = repr((VERSION, key, count, *steps, PIL.__version__))

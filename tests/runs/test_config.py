@@ -537,7 +537,7 @@ train.lr=glob(*) | train.lr=glob(*): nothing of that name
 train.lr=range(0,1,0) | train.lr=range(0,1,0): cannot be listed
 seed=range(0,inf) | cannot be listed (more than
 method=[vera,lora] | no method '[vera,lora]'
-task=text task.train_file=a.csv task.name=rte | task.name=rte: conf/task has another task of that name
+task=text task.train_file=a.csv task.name=rte | Give your data another name, such as task.name=rte_2
 model=gpt2_medium task=e2e task.length_penalty=0.8 | task.length_penalty=0.8: should be a valid list
 model=gpt2_medium task=e2e task.length_penalty=[true] | task.length_penalty.0=true: should be
 method.projection_seed=${seed} | method.projection_seed=${seed}: matrices that are drawn anew

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from running import refused
 
-from tasks.answers import MARKERS, MATH, METAMATH, READERS, reader
+from tasks.answers import MARKERS, MATH, METAMATH_MARKER, READERS, reader
 
 pytestmark = pytest.mark.parity
 
@@ -29,7 +29,7 @@ def test_texts_are_read_as_theirs():
             forms, NUMBERS, MARKERS, ("", "First 3 + 4 = 7. ")
         ):
             mine = form if peft == "same" else peft
-            theirs = [mine, metamath if marker == METAMATH else None]
+            theirs = [mine, metamath if marker == METAMATH_MARKER else None]
             theirs = [answer and answer.replace("{n}", str(n)) for answer in theirs]
             assert found(f"{before}{marker}{form.replace('{n}', str(n))}") == theirs, (
                 form,

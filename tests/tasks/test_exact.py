@@ -51,7 +51,7 @@ def test_a_row_is_one_text_and_its_end(on_inputs, tokenizer):
 
 def test_a_demonstration_has_random_tokens_between_answer_and_end(tokenizer):
     plain, shown = make(tokenizer), make(tokenizer)
-    shown.demonstrate(seed=3)
+    shown.add_filler_tokens(seed=3)
     fillers = []
     for before, after in zip(plain._rows["train"], shown._rows["train"], strict=True):
         *text, end = before.ids
@@ -66,7 +66,7 @@ def test_a_demonstration_has_random_tokens_between_answer_and_end(tokenizer):
     assert shown._rows["dev"] == plain._rows["dev"]
     for seed, is_same in ((3, True), (4, False)):
         repeated = make(tokenizer)
-        repeated.demonstrate(seed)
+        repeated.add_filler_tokens(seed)
         assert (repeated._rows == shown._rows) is is_same
 
 
@@ -74,7 +74,7 @@ def test_random_tokens_of_demonstrations_are_among_sixteen(tokenizer, monkeypatc
     monkeypatch.setattr("tasks.exact.FILLER_TOKENS", 300)
     task = make(tokenizer)
     plain_length = len(task._rows["train"][0].ids)
-    task.demonstrate(seed=3)
+    task.add_filler_tokens(seed=3)
     row = task._rows["train"][0]
     assert len(row.ids) == plain_length + 300
     assert len({*row.ids[plain_length - 1 : -1]}) == FILLER_CHOICES
@@ -84,7 +84,7 @@ def test_a_demonstration_without_an_end_is_refused(tokenizer):
     task = make()
     task.prepare(tokenizer, 6, 256)
     with pytest.raises(DataError, match="max_length"):
-        task.demonstrate(seed=0)
+        task.add_filler_tokens(seed=0)
 
 
 def test_the_text_depends_on_no_neighbour_and_no_padding(tokenizer, tiny_llama):

@@ -358,7 +358,7 @@ def test_images_are_prepared_once_in_order_or_not_at_all(tmp_path):
         32,
     )
     load_prepared_images(items, names, "other key", VIT, tmp_path, 2)
-    for change in ({"resample": 3}, {"resize": 20}, {"rounds": True}):
+    for change in ({"resample": 3}, {"resize": 20}, {"rounds_margin": True}):
         load_prepared_images(
             items, names, "key", dataclasses.replace(VIT, **change), tmp_path, 2
         )

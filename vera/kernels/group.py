@@ -115,9 +115,9 @@ class Group:
         is_unchanged = x is call.x and change_stamp(x) == call.stamp
         return call.outputs.pop(layer) if is_unchanged else self.compute([layer], x)[0]
 
-    def check(self, layers: Sequence[Layer]) -> str | None:
-        """Why these layers need the factor path; None where they do not. Raises
-        AdapterError where `path` forces another one."""
+    def reason_for_factors(self, layers: Sequence[Layer]) -> str | None:
+        """Why these layers cannot be merged and so need the factor path; None where they
+        can. Raises AdapterError where they cannot but `path` forces a merge."""
         for layer in layers:
             reason = _reason_against_merging(layer)
             if reason is None:
@@ -175,7 +175,8 @@ class Group:
     ) -> KernelPlan:
         """The cheapest way of computing these layers' changes. training: whether
         gradients are computed. autocast: whether products are in autocast's dtype."""
-        needs_factors = bool(self.check(layers)) or not x.numel() or is_traced()
+        cannot_merge = self.reason_for_factors(layers) is not None
+        needs_factors = cannot_merge or not x.numel() or is_traced()
         first_change = changes[0]
         work = Workload(
             tokens=x.numel() // x.shape[-1] if x.numel() else 0,

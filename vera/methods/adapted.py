@@ -16,8 +16,8 @@ from vera.sites import WHOLE, head_parameters
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What an adapted model remembers. All names but those of `trained` and `unmerged` are
-    the base model's."""
+    """What an adapted model remembers. Names are the base model's, except in `trained`
+    and `weights_before_merge`, which have the adapted model's."""
 
     method: Any  # a contract.Method
     base_names: frozenset[str]  # of the base model's parameters and buffers
@@ -26,9 +26,8 @@ class Adaptation:
     # of the adapted model's parameters: what the method trains, without the head
     trained: frozenset[str]
     hooks: set[int]  # the keys of the forward hooks that came with the method
-    #: The weights before a merge, by the adapted model's names; empty where it is not
-    #: merged.
-    unmerged: dict[str, Tensor] = field(default_factory=dict)
+    #: By name; empty while the model is not merged.
+    weights_before_merge: dict[str, Tensor] = field(default_factory=dict)
 
     def base_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The model's parameters by the base model's names."""
@@ -129,7 +128,7 @@ def unload(model: nn.Module, merge: bool = False) -> None:
     if merge:
         adapted.method.merge(model)
         # Without the weights from before, `remove` cannot take the merge back
-        adapted.unmerged.clear()
+        adapted.weights_before_merge.clear()
     adapted.method.remove(model)
     remove_hooks(model, adapted.hooks)
     del model._adaptation
@@ -177,7 +176,7 @@ def unmerged_for_block(model: nn.Module, adapted: Adaptation) -> Iterator[None]:
     """Takes the merge of a method of peft back for the block, since some classes
     (LNTuning, DEFT) keep a merged adapter in other tensors. Other methods stay
     merged."""
-    must_unmerge = adapted.method.kind == "peft" and bool(adapted.unmerged)
+    must_unmerge = adapted.method.kind == "peft" and bool(adapted.weights_before_merge)
     if must_unmerge:
         adapted.method.unmerge(model)
     try:

@@ -54,6 +54,7 @@ class Bottleneck(Added):
             nn.init.zeros_(layer.bias)
         self.activation = method.activation
         self.block = block
+        # whether it is left out of the current batch (see drop_per_batch)
         self.dropped = False
 
     def forward(self, h: Tensor) -> Tensor:

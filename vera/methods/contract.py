@@ -183,7 +183,7 @@ class Method(ABC):
         adapted = adaptation(model)
         if adapted is None:
             raise AdapterError("this model carries no adapter: nothing to merge")
-        if adapted.unmerged:
+        if adapted.weights_before_merge:
             return
         layers = list(self.merge_targets(model))
         check_mergeable(model, layers)
@@ -192,7 +192,7 @@ class Method(ABC):
             changed_ids |= {id(p) for p in layer.parameters(recurse=False)}
         for name, parameter in model.named_parameters():
             if id(parameter) in changed_ids:
-                adapted.unmerged[name] = parameter.detach().clone()
+                adapted.weights_before_merge[name] = parameter.detach().clone()
         try:
             self.fold(model)
         except BaseException:
@@ -222,12 +222,12 @@ class Method(ABC):
     def unmerge(self, model: nn.Module) -> None:
         """Puts the base weights back, bit for bit."""
         adapted = adaptation(model)
-        if adapted and adapted.unmerged:
+        if adapted and adapted.weights_before_merge:
             self.unfold(model)
             # Copies, since subtracting the changes would be off by a rounding
-            for name, weight in adapted.unmerged.items():
+            for name, weight in adapted.weights_before_merge.items():
                 model.get_parameter(name).copy_(weight)
-            adapted.unmerged.clear()
+            adapted.weights_before_merge.clear()
 
     def disable(self, model: nn.Module, disabled: bool) -> None:
         """See `vera.disable`."""

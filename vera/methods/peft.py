@@ -152,7 +152,7 @@ class Peft(Method, kind="peft"):
         assert adapted is not None
         for name, parameter in model.named_parameters():
             if ".base_layer." in name:
-                adapted.unmerged[name] = parameter.detach().clone()
+                adapted.weights_before_merge[name] = parameter.detach().clone()
         try:
             with torch.no_grad():
                 installed(model).wrapper.base_model.merge_adapter()

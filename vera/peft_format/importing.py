@@ -343,8 +343,8 @@ def _paths_ending_in(paths: Iterable[str], names: list[str]) -> set[str]:
 def _check_projection_key(
     source: PeftFolder, method: Method, layout: PeftLayout
 ) -> None:
-    """Raises AdapterError unless the key is that of the folder's own A and B, or our seed:
-    that was the key of exports before it became a hash of the content."""
+    """Raises AdapterError unless the folder's key is the hash of its own A and B, or our
+    projection seed, which older exports wrote as the key."""
     vera_a = source.tensors.get(PAIR_A)
     vera_b = source.tensors.get(PAIR_B)
     if not isinstance(method, VeRA) or vera_a is None or vera_b is None:
