@@ -145,7 +145,7 @@ def read_new_rows(record: Record, path: Path, output: str) -> NewRows:
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: not a file. This run was trained on texts")
     table = DataTable(path, list(read_table(path)))
-    rows_of_file = [row for _, row in table[1]]
+    rows_of_file = [row for _, row in table.rows]
     settings = {**settings, "id_column": None}  # all columns are kept
     if settings["family"] == "glue":
         first_row = rows_of_file[0] if rows_of_file else {}

@@ -232,7 +232,7 @@ def grid_of(run: Run, grids: Grids) -> Grid:
 # --- the results of the trials
 
 
-def results(search: GridSearch) -> tuple[pd.DataFrame, list[Record]]:
+def trial_results(search: GridSearch) -> tuple[pd.DataFrame, list[Record]]:
     """A frame with a row for each trial, and the records of all their runs.
 
     The best trial is first, and equal trials are in grid order. Trials with a run that
@@ -287,7 +287,7 @@ def _spread(values: "pd.Series[float]") -> float:
 def report(search: GridSearch) -> str:
     """The trials as a table, the command for the best one, and the lines that its
     recipe needs. Also writes trials.csv, whose scores are fractions."""
-    frame, records = results(search)
+    frame, records = trial_results(search)
     config = search.runs[0].config
     row = search.runs[0].row
     title = f"{row} on {config['task']['label']} ({config['model']['label']})"

@@ -38,9 +38,9 @@ MARKERS = (
 
 
 def peft_answer(text: str) -> str | None:
-    """The rest of the line after the last marker, of the first kind of marker in the
-    text. Numbers and fractions compare as floats, other words as they are: 1,200 is no
-    number, and 50% is 50."""
+    """The rest of the line after a marker, at its last place in the text. It is the first
+    of MARKERS that the text has. Numbers and fractions compare as floats, other answers
+    as texts: 1,200 is no number, and 50% is 50."""
     text = text.strip().rstrip(".!?")
     marker = next((marker for marker in MARKERS if marker in text), None)
     if marker is None:

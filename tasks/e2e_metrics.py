@@ -208,11 +208,17 @@ def _with_java(
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.rouge.rouge import Rouge
 
-        expected = _ptb(dict(enumerate(references)))
-        written = _ptb({key: [text] for key, text in enumerate(hypotheses)})
-        scores["rouge_l"] = 100 * float(Rouge().compute_score(expected, written)[0])
-        scores["cider"] = float(Cider().compute_score(expected, written)[0])
-        scores["meteor"] = 100 * _meteor(expected, written)
+        reference_tokens = _tokenise_by_ptb(dict(enumerate(references)))
+        written_tokens = _tokenise_by_ptb(
+            {key: [text] for key, text in enumerate(hypotheses)}
+        )
+        scores["rouge_l"] = 100 * float(
+            Rouge().compute_score(reference_tokens, written_tokens)[0]
+        )
+        scores["cider"] = float(
+            Cider().compute_score(reference_tokens, written_tokens)[0]
+        )
+        scores["meteor"] = 100 * _meteor(reference_tokens, written_tokens)
     except JavaError as error:
         missing = [key for key, score in scores.items() if score is None]
         scores["unavailable"] = dict.fromkeys(missing, str(error))
@@ -226,7 +232,7 @@ class JavaError(Exception):
 Tokenised = dict[int, list[str]]
 
 
-def _ptb(texts: Mapping[int, Sequence[str]]) -> Tokenised:
+def _tokenise_by_ptb(texts: Mapping[int, Sequence[str]]) -> Tokenised:
     """Texts as the PTB tokeniser of pycocoevalcap splits them, lower case, without
     punctuation."""
     from pycocoevalcap.tokenizer import ptbtokenizer
@@ -249,13 +255,13 @@ def _ptb(texts: Mapping[int, Sequence[str]]) -> Tokenised:
     return tokenised
 
 
-def _meteor(expected: Tokenised, written: Tokenised) -> float:
+def _meteor(reference_tokens: Tokenised, written_tokens: Tokenised) -> float:
     from pycocoevalcap.meteor import meteor
 
     with _silenced("METEOR"):
         scorer = meteor.Meteor()
         try:
-            return float(scorer.compute_score(expected, written)[0])
+            return float(scorer.compute_score(reference_tokens, written_tokens)[0])
         finally:
             # an error leaves it locked, and the scorer's end would wait for ever
             if scorer.lock.locked():

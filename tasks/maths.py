@@ -104,7 +104,7 @@ def load(settings: Settings) -> ExactTask:
         _read(readers),
         headline,
         training_part=headline,
-        read_response=_read_solution(readers[headline]),
+        read_response=_response_reader(readers[headline]),
     )
     task.notes += notes + dev_notes
     if settings["name"] == "gsm8k":
@@ -145,9 +145,10 @@ def _read(readers: Mapping[str, Reader]) -> Read:
     return read
 
 
-def _read_solution(reader: Reader) -> Callable[[str], str | None]:
-    """A function that reads a training row's solution as a test row's, and where that finds
-    no answer as a text of the model: MetaMathQA's solutions end like these."""
+def _response_reader(reader: Reader) -> Callable[[str], str | None]:
+    """A function that finds the answer in a training row's solution. It looks in the place
+    where a test row's solution has it, and else where a model's text has it, since
+    MetaMathQA's solutions end as the model learns to end its texts."""
 
     def read_response(solution: str) -> str | None:
         answer = reader.solution(solution)

@@ -47,18 +47,18 @@ LONGEST_FIELD = 10_000_000
 
 
 def read_csv(
-    path: Path, form: Mapping[str, Any], header: Sequence[str] | None = None
+    path: Path, dialect: Mapping[str, Any], header: Sequence[str] | None = None
 ) -> Iterator[Row]:
-    """Rows of a CSV file. form: arguments of csv.reader, such as TSV. header: the columns
+    """Rows of a CSV file. dialect: arguments of csv.reader, such as TSV. header: the columns
     of a file that does not name them. Raises DataError for a row that has not as many
     columns as the header."""
     csv.field_size_limit(LONGEST_FIELD)
     with open_text(path) as file:
-        reader = csv.DictReader(file, header, strict=True, **form)
+        reader = csv.DictReader(file, header, strict=True, **dialect)
         try:
             for row in reader:
                 if None in row or None in row.values():
-                    fault = _other_number_of_columns(row, is_tsv=form == TSV)
+                    fault = _other_number_of_columns(row, is_tsv=dialect == TSV)
                     raise DataError(f"{path} line {reader.line_num}: {fault}")
                 yield reader.line_num, row
         except csv.Error as error:

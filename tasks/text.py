@@ -352,11 +352,11 @@ def check_columns(table: DataTable, settings: Settings, labelled: bool = True) -
     named_columns = list(columns)
     if settings.get("id_column"):
         named_columns.append(settings["id_column"])
-    # Each object of a JSONL file names its own columns.
-    by_line = str(place).endswith((".jsonl", ".json"))
+    # Each object of a JSONL file names its own columns
+    is_jsonl = str(place).endswith((".jsonl", ".json"))
     hint = f". They are named by {', '.join(COLUMN_SETTINGS)}"
     for line, row in rows:
-        location = f"{place} line {line}" if by_line else place
+        location = f"{place} line {line}" if is_jsonl else place
         require_columns(location, row, named_columns, hint)
         for column in columns:
             if _is_missing(row[column], is_label=column == label):

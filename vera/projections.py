@@ -94,7 +94,7 @@ class ProjectionSpec:
                 f"init must be one of {', '.join(INITS)}, got {self.init!r}"
             )
         if self.init == "peft":
-            return self._make_peft()
+            return self._draw_as_peft()
         return self._draw(A, self.rank, self.inputs), self._draw(
             B, self.outputs, self.rank
         )
@@ -115,7 +115,8 @@ class ProjectionSpec:
             return (unit + np.float32(1)) * np.float32(0.05)
         return unit * np.float32(math.sqrt(6 / fan_in))
 
-    def _make_peft(self) -> tuple[Matrix, Matrix]:
+    def _draw_as_peft(self) -> tuple[Matrix, Matrix]:
+        """The pair that peft draws from the same seed."""
         import torch  # only here: the scheme above needs nothing but numpy
 
         generator = torch.Generator(device="cpu").manual_seed(self.seed)

@@ -18,20 +18,20 @@ def complete(line: str) -> bool:
         Whether this completes the line. If not, Hydra completes it too, and reads it
         from the environment variable COMP_LINE.
     """
-    complete_words = line.split()[1:]
-    begun_word = ""
-    if complete_words and not line.endswith(" "):
-        begun_word = complete_words.pop()
-    if not complete_words:
-        _print_words_with(begun_word, [*COMMANDS])
+    words_before = line.split()[1:]
+    typed_part = ""  # of the word at the cursor
+    if words_before and not line.endswith(" "):
+        typed_part = words_before.pop()
+    if not words_before:
+        _print_words_with(typed_part, [*COMMANDS])
         return False
-    name, *arguments = complete_words
+    name, *arguments = words_before
     if name not in COMMANDS:
         return False
     if name in COMPLETED_BY_HYDRA:
-        os.environ["COMP_LINE"] = " ".join(["vera-bench", *arguments, begun_word])
+        os.environ["COMP_LINE"] = " ".join(["vera-bench", *arguments, typed_part])
         return False
-    _print_words_with(begun_word, _words_after_command(name))
+    _print_words_with(typed_part, _words_after_command(name))
     return True
 
 

@@ -195,7 +195,7 @@ def _user_folder(config_dir: str) -> Path:
         original = CONF / path.relative_to(folder)
         if original.is_file() and original.read_bytes() != path.read_bytes():
             raise UserError(
-                f"{path}: conf/ has a file of this name: name yours otherwise"
+                f"{path}: conf/ has a file of this name: give yours another name"
             )
     return folder
 

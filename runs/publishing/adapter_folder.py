@@ -105,12 +105,12 @@ def _note_on_origin(
     where a repository needs the name and it is not known."""
     if origin is None and choices.repository:
         raise UserError(
-            f"run {record['id']}: which model of the hub its base is, is not known: "
-            "name it, base=OWNER/NAME"
+            f"run {record['id']}: the hub's name of its base model is not known: name it, "
+            "base=OWNER/NAME"
         )
     if origin is None:
         print(
-            "which model of the hub the base is, is not known: AutoPeftModel needs it "
+            "the hub's name of the base model is not known: AutoPeftModel needs it "
             "(base=OWNER/NAME)"
         )
     elif origin.note and not choices.base:

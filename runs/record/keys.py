@@ -486,7 +486,7 @@ def nearest_key(name: str) -> Key | None:
 
 
 def is_own_setting(name: str) -> bool:
-    """Whether the method itself takes this key of the group method. The others name it,
-    or give keys of the harness their values."""
+    """Whether this key of the group method is a setting of the method itself. The other
+    keys are its label, or defaults of the harness's own keys."""
     key = KEYS.get(f"method.{name}")
     return key is None or key.role in (Role.RESULT, Role.COMPUTING)

@@ -358,7 +358,7 @@ class _Reading:
                 row = self.make_row(record)
                 kept_rows.add(part, row)
             yield _RecordEntry(part, row, record)
-        # The problems of a study's file are found by reading it
+        # A study's file with unreadable lines is read again each time, to report them
         if records.suffix != ".jsonl" or len(self.ledger.problems) == problems:
             kept_rows.save()
 

@@ -20,8 +20,10 @@ def without_paths(record: Record) -> Record:
     keys hold some): where files lay is private, and proves nothing."""
     clean = record.copy()
     clean["config"] = config_without_paths(record["config"])
-    start, source = record.get("start"), clean["config"].get("init_from")
-    clean["start"] = {**start, "from": source or ""} if start else None
+    start = record.get("start")
+    if start:
+        start = {**start, "from": clean["config"].get("init_from") or ""}
+    clean["start"] = start
     error = record.get("error")
     clean["error"] = hide_paths(error) if error else None
     clean["tries"] = [hide_paths(end) for end in record.get("tries", [])]

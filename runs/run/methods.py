@@ -250,8 +250,9 @@ def _library_versions() -> list[str]:
 
 
 def _find_problem(content: str) -> str | None:
-    """`method_problem`, found by adapting the model without its weights. content: the
-    JSON of SkeletonArguments, the method's settings, the rates and the model's label."""
+    """Adapts a model without weights, to find out whether that raises an error: see
+    `method_problem`. content: the JSON of SkeletonArguments, the method's settings, the
+    rates and the model's label."""
     model, settings, rates, label = json.loads(content)
     try:
         method = method_of_settings(settings)
@@ -262,9 +263,9 @@ def _find_problem(content: str) -> str | None:
         for key, rates_of_key in rates.items():
             patterns_by_name(names, rates_of_key, key)
     except Exception as error:
-        # Other errors, such as that of an architecture that transformers lacks, are
-        # raised again when the model is loaded. Some computations fail on the meta
-        # device alone, and torch's message names it
+        # Only a user's mistake counts. Other errors, such as that of an architecture
+        # that transformers lacks, are raised again when the model is loaded. An error
+        # that names the meta device would not occur on a real one
         if is_user_error(error) and "meta" not in f"{error} {error.__context__}":
             return f"{label}: {error}"
     return None

@@ -20,7 +20,7 @@ def cell_key(model: str, task: str) -> str:
     return f"cells/{model}/{task}"
 
 
-def describe_run(run: Run, run_id: str, made_with: Provenance) -> dict[str, Any]:
+def describe_run(run: Run, run_id: str, provenance: Provenance) -> dict[str, Any]:
     """The arguments of wandb.init that describe a run. As in published records, no path
     of this machine is in them."""
     config = run.config
@@ -36,7 +36,7 @@ def describe_run(run: Run, run_id: str, made_with: Provenance) -> dict[str, Any]
     ]
     settings: dict[str, Any] = {**config_without_paths(config)}
     settings |= {"cell": cell, "run_id": run_id, "recipe_name": run.recipe}
-    settings |= provenance_of(made_with)
+    settings |= provenance_of(provenance)
     job = "train"
     if config["task"].get("holdout") is not None:
         job = "tune"

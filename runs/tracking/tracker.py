@@ -163,19 +163,19 @@ class Tracker:
         settings: Tracking | None,
         run: Run,
         run_id: str,
-        made_with: Provenance,
+        provenance: Provenance,
     ) -> None:
-        """made_with: code, versions and device of the run, as a record has them."""
+        """provenance: code, versions and device of the run, as a record has them."""
         settings = settings or Tracking("off")
         self.settings = settings
         self.run = run
         self.run_id = run_id
-        self.made_with = made_with
+        self.provenance = provenance
         self.log = log_file(run.config["output"])
         self.wandb: Any = None  # wandb's run, once it has begun
         self.points_sent = 0
         disabled = settings.mode is None and os.environ.get("WANDB_MODE") == "disabled"
-        # of torchrun's processes the first one sends
+        # under torchrun only the first process sends
         self.is_off = settings.mode == "off" or disabled or bool(process_rank())
         # in a thread: wandb takes a second to import, and INIT_TIMEOUT without its server
         self.start = threading.Thread(
@@ -252,7 +252,7 @@ class Tracker:
             raise ValueError(
                 "nobody is logged in to W&B: run `wandb login`, or set WANDB_API_KEY"
             )
-        arguments = describe_run(self.run, self.run_id, self.made_with)
+        arguments = describe_run(self.run, self.run_id, self.provenance)
         config = arguments.pop("config") | {"mode": "online" if online else "offline"}
         if not has_agent:  # an agent has chosen id, project and configuration
             project = os.environ.get("WANDB_PROJECT") or PROJECT

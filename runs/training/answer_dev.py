@@ -33,7 +33,8 @@ def answer_dev_rows(
 
     check_stop: called before each batch; raises where the run has to stop."""
     exercises = task.exercises("dev")
-    limit, temperature = config["task"]["max_new_tokens"], 1.0
+    limit = config["task"]["max_new_tokens"]
+    temperature = 1.0
     if "reward" in config:
         limit = completion_limit(config)
         temperature = config["reward"]["temperature"]

@@ -16,7 +16,7 @@ import vera
 from runs.training.context import Context
 from runs.training.policy import log_probabilities_at
 from runs.training.policy_gradient import STD_FLOOR, Scale, token_entropies
-from runs.training.reward import RewardObjective, use_policy_mode
+from runs.training.reward import ENTROPY, TOKENS, RewardObjective, use_policy_mode
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class ExpectedReward(RewardObjective):
         and its gradient that of the policy."""
         log_p = self._log_probabilities(model, [row.prompt for row in micro_batch])
         advantages = torch.stack([row.advantages for row in micro_batch])
-        self.token_sums[0] += len(micro_batch)
-        self.token_sums[1] += token_entropies(log_p.detach()).double().sum().cpu()
+        self.token_sums[TOKENS] += len(micro_batch)
+        self.token_sums[ENTROPY] += token_entropies(log_p.detach()).double().sum().cpu()
         return -(log_p.exp() * advantages).sum(-1).mean()
 
     def add_gradient(self, rows: list[int]) -> None:

@@ -45,6 +45,9 @@ BEFORE_TRAINING = 2**63 + 1
 SAMPLES_FILE = "samples.jsonl"
 #: Separates the order of permuted rewards from the numbers behind samples.
 PERMUTATION_STREAM = 2
+#: Positions in RewardObjective.token_sums: the number of tokens, and the sums of their
+#: entropies and divergences from the reference policy.
+TOKENS, ENTROPY, DIVERGENCE = range(3)
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,7 @@ class RewardObjective:
         check_functions(self.functions, self.task)
         self.metrics: dict[str, float] = {}
         self.has_signal = True
-        #: Sums over the predicted tokens of a step: their number, entropy and
-        #: divergence.
+        #: Sums over the predicted tokens of a step, by TOKENS, ENTROPY and DIVERGENCE.
         self.token_sums = torch.zeros(3, dtype=torch.float64)
 
     @property
@@ -153,11 +155,11 @@ class Reward(RewardObjective):
         loss = policy_loss(
             tokens.log_p, tokens.advantages, tokens.weights, kl, reference_log_p
         )
-        self.token_sums[0] += len(tokens.log_p)
-        self.token_sums[1] += tokens.entropies.double().sum().cpu()
+        self.token_sums[TOKENS] += len(tokens.log_p)
+        self.token_sums[ENTROPY] += tokens.entropies.double().sum().cpu()
         if reference_log_p is not None:
             divergence = k3_divergence(tokens.log_p.detach(), reference_log_p)
-            self.token_sums[2] += divergence.double().sum().cpu()
+            self.token_sums[DIVERGENCE] += divergence.double().sum().cpu()
         return loss
 
     # --- before the first step

@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
     try:
         judge = Judge(options.judge, options.passes, max_tokens=options.max_tokens)
         file = file or judge.file()
-        outcome, summaries = _judged(options, judge, file)
+        outcome, summaries = _score_answer_files(options, judge, file)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -99,10 +99,11 @@ def main(arguments: list[str]) -> int:
     return 1 if outcome.failed else 0
 
 
-def _judged(
+def _score_answer_files(
     options: argparse.Namespace, judge: Judge, file: Path
 ) -> tuple[Outcome, list[dict[str, Any]]]:
-    """The scores of each answer file, with the model's name and the file."""
+    """The scores of each answer file, with the model's name and the file. The command
+    judge asks the judge first; otherwise saved judgments are used."""
     folder = bench_folder({"mt_bench_dir": options.data})
     questions = read_questions(folder, options.bench)
     names, systems = [], []

@@ -227,7 +227,7 @@ def _endpoint(base_url: str | None) -> tuple[str, str]:
     secret = os.environ.get("OPENAI_API_KEY", "").strip()
     if not secret:
         raise JudgeError(
-            "no key for the judge. Set OPENAI_API_KEY; a local server takes any word"
+            "no key for the judge. Set OPENAI_API_KEY; a local server accepts any text"
         )
     if not (secret.isascii() and secret.isprintable()):
         raise JudgeError("OPENAI_API_KEY holds a character that no key has")

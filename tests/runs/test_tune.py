@@ -327,7 +327,7 @@ def test_the_best_trial_comes_first_and_none_that_diverged_is_the_best(
         )
 
     cell = results(*([made(of) for of in trial] for trial in trials))
-    frame, _ = tune.results(cell)
+    frame, _ = tune.trial_results(cell)
     assert list(frame.index) == order
     np.testing.assert_allclose(frame.value, values)
     assert list(frame["train.lr"]) == [cell.axes["train.lr"][i] for i in order]
@@ -341,7 +341,7 @@ def test_the_report_of_the_best_trial(results, tmp_path):
         "best": hashlib.sha256(np.full(10, 1).tobytes()).hexdigest()[:16]
     }
     cell = results(*([one] for one in made))
-    frame, _ = tune.results(cell)
+    frame, _ = tune.trial_results(cell)
     assert list(frame.one_class) == [0, 1]
     text = tune.report(cell)
     assert "train.lr=0.1 is the smallest tried" in text

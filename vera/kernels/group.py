@@ -19,9 +19,9 @@ from vera.kernels.merged import (
     bias,
     frozen_linear,
     is_traced,
+    linear_no_grad,
     merged_weight,
     onednn_computes,
-    product,
     vectors_of,
     without_autocast,
 )
@@ -162,7 +162,7 @@ class Group:
             x = x.to(dtype)
             results = []
             for layer, weight in zip(layers, merged, strict=True):
-                results.append(product(x, weight, bias(layer, dtype)))
+                results.append(linear_no_grad(x, weight, bias(layer, dtype)))
             return results
 
     def _plan(

@@ -70,7 +70,7 @@ def merge(
         layer.changes, layer.changes.values(), vectors[::2], vectors[1::2], strict=True
     ):
         scaled_a = change.A if d is None else d[:, None] * change.A
-        delta = product(change.B, scaled_a.T)
+        delta = linear_no_grad(change.B, scaled_a.T)
         scale = torch.ones_like(delta[:, :1]) if b is None else b[:, None]
         merged[layer.output_slices[name]].addcmul_(scale, delta)
     return merged.to(dtype)
@@ -154,7 +154,7 @@ class Merged(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         outputs = []
         for layer, weight in zip(layers, merged, strict=True):
-            outputs.append(product(x, weight, bias(layer, dtype)))
+            outputs.append(linear_no_grad(x, weight, bias(layer, dtype)))
         return tuple(outputs)
 
     @staticmethod
@@ -184,7 +184,7 @@ class Merged(torch.autograd.Function):
                         # b and d of each change, one after the other
                         own_vectors = vectors[b_indices.start : b_indices.stop]
                         weight = merge(layer, ctx.dtype, weight, own_vectors)
-                    summand = product(gradient, weight.T)
+                    summand = linear_no_grad(gradient, weight.T)
                     if x_gradient is None:
                         x_gradient = summand
                     else:
@@ -241,7 +241,9 @@ class _CommonProducts:
             wide = change.dtype if is_narrow else self.dtype
             common = (output_gradient.T.to(wide) @ projected.to(wide)).to(change.dtype)
         else:
-            common = product((output_gradient.T @ self.x).to(change.dtype), change.A)
+            common = linear_no_grad(
+                (output_gradient.T @ self.x).to(change.dtype), change.A
+            )
         return common.mul_(change.B)
 
     def _projected_input(self, change: Any) -> Tensor:
@@ -249,7 +251,7 @@ class _CommonProducts:
         pair_id = id(change.pair)
         if pair_id not in self.projected_inputs:
             weight = change.A.to(self.x.dtype)
-            self.projected_inputs[pair_id] = product(self.x, weight)
+            self.projected_inputs[pair_id] = linear_no_grad(self.x, weight)
         return self.projected_inputs[pair_id]
 
 
@@ -266,7 +268,7 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        return product(x, weight)
+        return linear_no_grad(x, weight)
 
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None]:
@@ -289,7 +291,7 @@ def frozen_linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_no_grad(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """F.linear where no gradient is recorded, as in a torch.autograd.Function: oneDNN's
     operator has no backward pass.
 

@@ -89,9 +89,9 @@ def try_merges(owner: str, layers: Iterable[Any]) -> None:
 def in_float64(module: nn.Module) -> Any:
     """A copy of a module in float64, in evaluation mode.
 
-    Tensors that torch does not know as its own (a pair in a tuple) are cast too, and so
-    are dtypes that it remembers. It has no `group`: it computes without other
-    layers."""
+    Tensors that are neither parameters nor buffers (a pair in a tuple) are cast too, and
+    so are dtypes that the module keeps as attributes. The copy has no `group`, and so
+    computes without other layers."""
     replacements: dict[int, object] = {}
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         replacements[id(dtype)] = torch.float64

@@ -48,9 +48,10 @@ class VeRAPlusChange(VeRAChange):
         return self.scale * super().weight() * self.c
 
 
-def _pair(
+def _make_projections(
     method: "VeRAPlus", inputs: int, outputs: int, placement: Placement
 ) -> Projections:
+    """The frozen pair A, B that all layers share, made for the widest."""
     spec = ProjectionSpec(method.projection_seed, method.rank, inputs, outputs)
     return Projections(spec, **placement)
 
@@ -82,7 +83,13 @@ class VeRAPlus(Method, kind="vera_plus"):
             )
 
     def install(self, model: nn.Module) -> None:
-        wrap_sites(model, self, VeRAPlusChange, ("projections", _pair), rank=self.rank)
+        wrap_sites(
+            model,
+            self,
+            VeRAPlusChange,
+            ("projections", _make_projections),
+            rank=self.rank,
+        )
 
     def count(self, model: nn.Module) -> int:
         """Sum of (in + rank + out) over the adapted matrices."""
