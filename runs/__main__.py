@@ -112,8 +112,8 @@ def main(arguments: list[str]) -> int:
     if _print_for_options(line):
         return 0
     command = read_command(line.overrides, line.config_dir)
-    for reason in command.left_out:
-        print(f"left out: {reason}", file=sys.stderr)
+    for note_on_cell in command.notes:
+        print(note_on_cell, file=sys.stderr)
     if repeated_id:
         _note_if_another_run(command.runs, repeated_id)
     # without the runs that only other runs need

@@ -280,8 +280,8 @@ def main(arguments: list[str]) -> int:
         options=COMPOSING_OPTIONS,
     )
     command, settings = read_command(line.overrides, line.config_dir), line.settings
-    for reason in command.left_out:
-        print(f"left out: {reason}", file=sys.stderr)
+    for note in command.notes:
+        print(note, file=sys.stderr)
     runs = with_starts(command.runs)
     check_ids(runs, identify(runs, {}))
     output = runs[0].config["output"]

@@ -149,8 +149,8 @@ def searches_of_command(
     command = read_command(
         [*cell_overrides, *trial_overrides, *tracking, "seed=0"], config_dir
     )
-    for reason in command.left_out:
-        print(f"left out: {reason}", file=sys.stderr)
+    for note in command.notes:
+        print(note, file=sys.stderr)
     grids = in_conf("tune.yaml")
     searches = []
     for run in command.runs:

@@ -1,5 +1,6 @@
 """Writes docs/results.md and a page for each study in docs/results, from the records in
-runs/records; and docs/others.md, from analysis/printed/others.yaml.
+runs/records; docs/starting_rates.md with conf/rates.yaml, from their trials; and
+docs/others.md, from analysis/printed/others.yaml.
 
 python -m analysis.results             writes the pages (make results)
 python -m analysis.results check=true  compares the pages with the records
@@ -29,6 +30,9 @@ class Settings(CommonSettings):
     readme: Path = setting(
         README, "the file whose paragraph on results is written, too"
     )
+    rates: Path = setting(
+        ROOT / "conf" / "rates.yaml", "what train.lr=auto reads, which is written, too"
+    )
     check: bool = setting(
         False, "write nothing; exit code 1 where a page is not what the records give"
     )
@@ -38,7 +42,8 @@ def main(arguments: list[str]) -> int:
     settings = read_command_line(arguments, Settings).settings
     if INSTALLED and settings.readme == README:
         raise UserError(
-            "the pages are a clone's, and this is none: docs= and readme= name others"
+            "the pages are a clone's, and this is none: docs=, readme= and rates= "
+            "name others"
         )
     ledgers = {folder: read_study(folder) for folder in study_folders()}
     if not ledgers:
@@ -49,6 +54,8 @@ def main(arguments: list[str]) -> int:
     files = {settings.docs / path: text for path, text in written.files.items()}
     block = near_lora(written.findings, written.example)
     files[settings.readme] = readme_with_block(settings.readme.read_text(), block)
+    if written.rates:
+        files[settings.rates] = written.rates
     obsolete = obsolete_pages(settings.docs / "results", files)
     if settings.check:
         stale = obsolete + stale_pages(files)

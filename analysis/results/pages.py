@@ -36,6 +36,7 @@ from analysis.results.findings import findings as findings_on
 from analysis.results.forest import forest
 from analysis.results.numbers import rendered_notes
 from analysis.results.others_page import others_pages
+from analysis.results.starting_rates import starting_rates_files, starting_rule
 from analysis.results.study_rows import (
     SIGNIFICANCE,
     OverTasks,
@@ -85,11 +86,12 @@ class PublishedStudy:
 @dataclass(frozen=True)
 class Pages:
     """Every page and picture by its path in docs/, the findings behind them, and VeRA
-    next to LoRA on one task."""
+    next to LoRA on one task. rates: conf/rates.yaml; "" if no trials give it."""
 
     files: dict[str, str] = field(default_factory=dict)
     findings: Sequence[Finding] = ()
     example: SingleTask | None = None
+    rates: str = ""
 
 
 def studies_of(ledgers: Mapping[Path, Ledger]) -> list[PublishedStudy]:
@@ -152,7 +154,11 @@ def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
         every_finding, studies, benches, rows_by_study, costs, example
     )
     files["results/comparisons.md"] = comparisons_page(every_finding)
-    return Pages(files, every_finding, example)
+    rates = ""
+    rule = starting_rule(all_runs(studies))
+    if rule:
+        files["starting_rates.md"], rates = starting_rates_files(rule)
+    return Pages(files, every_finding, example, rates)
 
 
 def overview(

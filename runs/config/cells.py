@@ -67,7 +67,7 @@ def compose_command(overrides: Sequence[str], files: Files) -> ComposedCommand:
             for cell in grid.cells[1:]:
                 cfg = composer.compose(cell)
                 runs += _runs_of_cell(cfg, cell, grid, composer)
-            return ComposedCommand(runs, launch, grid.left_out)
+            return ComposedCommand(runs, launch, grid.notes)
     except UnknownNameError as error:
         location = _location_in_preset(error.name, overrides, files)
         raise UserError(f"{location}{error}") from None

@@ -21,12 +21,13 @@ class ComposedCommand:
     Attributes:
         runs: Its runs in order.
         launch: Where and how they are done.
-        left_out: A sentence for each cell without a setting for its budget.
+        notes: What to know of cells: which have no setting for their budget, and which
+            rates a rule has chosen.
     """
 
     runs: list[Run]
     launch: Launch
-    left_out: list[str]
+    notes: list[str]
 
 
 class _PartTable:
@@ -57,7 +58,7 @@ def encode_command(command: ComposedCommand) -> dict[str, Any]:
         "launch": command.launch.model_dump(mode="json", exclude_unset=True),
         "parts": parts.texts,
         "runs": encoded_runs,
-        "left_out": command.left_out,
+        "notes": command.notes,
     }
 
 
@@ -67,7 +68,7 @@ def decode_command(values: dict[str, Any]) -> ComposedCommand:
     return ComposedCommand(
         runs=[_decode_run(fields, parts) for fields in values["runs"]],
         launch=Launch.model_validate(values["launch"]),
-        left_out=values["left_out"],
+        notes=values["notes"],
     )
 
 

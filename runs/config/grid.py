@@ -19,6 +19,7 @@ from runs.config.budget import replace_budget
 from runs.config.compose import Composer
 from runs.config.files import GROUPS, OPEN_MAPPINGS, Files, open_mapping_of
 from runs.config.schema import LAUNCH_KEYS
+from runs.config.starting_rate import asks_for_rule, replace_auto_rate
 from runs.record.override import Override
 from runs.record.text import first_line
 
@@ -48,13 +49,14 @@ class Grid:
         seeds: The override of each seed that all cells have; none where no list names
             seeds, so that the seed is one of a cell's overrides, or the default.
         preset: The name of the preset; "" for none.
-        left_out: Why a row has no cell for a budget, one sentence each.
+        notes: Why a row has no cell for a budget, and which rate a rule has chosen, one
+            sentence each.
     """
 
     cells: list[tuple[str, ...]]
     seeds: list[str] = field(default_factory=list)
     preset: str = ""
-    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def first(self) -> tuple[str, ...]:
@@ -87,11 +89,15 @@ def read_grid(overrides: Sequence[str], composer: Composer) -> Grid:
         if any(Override(word).key == "budget" for word in words):
             words, misfit = replace_budget(words, composer)
         if misfit:
-            grid.left_out.append(misfit)
-        else:
-            grid.cells.append(words)
+            grid.notes.append(f"left out: {misfit}")
+            continue
+        if any(asks_for_rule(Override(word)) for word in words):
+            words, note = replace_auto_rate(words, composer)
+            if note not in grid.notes:
+                grid.notes.append(note)
+        grid.cells.append(words)
     if not grid.cells:
-        raise UserError(grid.left_out[0])
+        raise UserError(grid.notes[0].removeprefix("left out: "))
     return grid
 
 

@@ -76,7 +76,7 @@ def test_a_sweep_over_budgets_leaves_out_what_no_setting_fits():
     for _ in range(2):  # composed, and from the cache
         command = read_command(words)
         assert len(command.runs) == 6
-        (reason,) = command.left_out
+        (reason,) = command.notes
         assert "vera has no setting near 10 parameters on MiniLM" in reason
 
 

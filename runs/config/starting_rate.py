@@ -1,0 +1,115 @@
+"""`train.lr=auto`: a starting rule for the learning rate of a method.
+
+The rule takes LoRA's rate on the same task and multiplies it by the method's usual ratio
+to LoRA (conf/rates.yaml, from published trials). A run's configuration and id have the
+rate itself, as if you had typed it."""
+
+import math
+
+from omegaconf import DictConfig
+
+from runs.command.errors import UserError
+from runs.config.compose import Composer, group_choices, name_of_row
+from runs.record.ledger import in_conf
+from runs.record.override import Override
+
+KEY = "train.lr"
+RULE = "auto"
+
+
+def asks_for_rule(override: Override) -> bool:
+    """Whether an override is train.lr=auto or train.lr=auto:RATE."""
+    value = override.unquoted_value
+    return override.key == KEY and value.partition(":")[0] == RULE
+
+
+def replace_auto_rate(
+    overrides: tuple[str, ...], composer: Composer
+) -> tuple[tuple[str, ...], str]:
+    """A cell's overrides with a rate in the place of train.lr=auto.
+
+    Returns:
+        The overrides, and a note that says where the rate comes from and what it may
+        cost.
+
+    Raises:
+        UserError: For a row without a ratio, and where LoRA's rate is not known.
+    """
+    typed = next(text for text in overrides if asks_for_rule(Override(text)))
+    other_overrides = tuple(text for text in overrides if text != typed)
+    cfg = composer.compose(other_overrides)
+    row = _row_of_trials(name_of_row(cfg))
+    rule = in_conf("rates.yaml")
+    ratio = 1.0 if row == "lora" else rule["ratios"].get(row)
+    if ratio is None:
+        raise UserError(
+            f"{KEY}={RULE}: no published search has {row} beside LoRA "
+            "(docs/starting_rates.md lists those that have). Type a rate"
+        )
+    lora_rate = _typed_rate(typed)
+    if lora_rate is None:
+        lora_rate = _rate_of_loras_recipe(cfg, other_overrides, composer)
+    rate = float(f"{lora_rate * ratio:.2g}")
+    note = f"{KEY}={RULE}: {rate:g} for {row}"
+    if row != "lora":
+        note += (
+            f", LoRA's {lora_rate:g} times {ratio:g}. This is a rule to start from: on "
+            f"average it loses {rule['loss']} to a search (docs/starting_rates.md)"
+        )
+    return (*other_overrides, f"{KEY}={rate:g}"), note
+
+
+def _row_of_trials(row: str) -> str:
+    """A row as records name it: peft_lokr for peft:LoKrConfig, whatever its settings."""
+    kind, _, config_class = row.partition(":")
+    if not config_class:
+        return row
+    return f"{kind}_{config_class.removesuffix('Config').lower()}"
+
+
+def _typed_rate(typed: str) -> float | None:
+    """LoRA's rate, if the override is train.lr=auto:RATE. Raises UserError for a rate
+    that is no positive number."""
+    text = Override(typed).unquoted_value.partition(":")[2]
+    if not text:
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if rate > 0 and math.isfinite(rate):
+        return rate
+    raise UserError(f"{typed}: LoRA's rate should be a number, as in {KEY}={RULE}:3e-3")
+
+
+def _rate_of_loras_recipe(
+    cfg: DictConfig, overrides: tuple[str, ...], composer: Composer
+) -> float:
+    """The rate that LoRA's recipe has for the model and task of a cell.
+
+    cfg: the cell, composed from `overrides`. Raises UserError where no recipe has it."""
+    recipe = group_choices(cfg).get("recipe")
+    words = []
+    for text in overrides:
+        override = Override(text)
+        if override.key == "method" or override.group == "method":
+            continue
+        if override.key != "recipe":
+            words.append(text)
+    lora = ["method=lora"]
+    if recipe and cfg.get("recipe"):
+        # A recipe of one row, such as vera/minilm, has a neighbour for LoRA.
+        row, _, model = recipe.partition("/")
+        own_recipe = f"lora/{model}" in composer.files.choices("recipe")
+        is_of_one_row = row in composer.files.choices("method")
+        name = f"lora/{model}" if is_of_one_row and own_recipe else recipe
+        lora.append(f"recipe={name}")
+    composed = composer.compose((*words, *lora))
+    lora_recipe = composed.get("recipe") or {}
+    has_rate = "lr" in lora_recipe or "lr" in (lora_recipe.get("by_task") or {})
+    if not has_rate:
+        raise UserError(
+            f"{KEY}={RULE}: no recipe has LoRA's rate for this model and task. Find it "
+            f"with vera-bench tune method=lora, and type {KEY}={RULE}:RATE"
+        )
+    return float(composed.train.lr)
