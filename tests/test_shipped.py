@@ -259,7 +259,7 @@ def test_a_clone_has_conf_at_its_top_and_asks_git_and_a_package_writes_no_pages(
     )
     assert place.built_from() == {"commit": "c0ffee", "dirty": False}
     monkeypatch.setattr(results, "INSTALLED", True)
-    with pytest.raises(UserError, match="docs= and readme="):
+    with pytest.raises(UserError, match="docs=, readme= and rates="):
         results.main([])
 
 
@@ -381,6 +381,8 @@ def test_runs_own_files_and_tables_work_without_a_clone(outside, project, words)
     assert record["code"]["sources"]["method"]["file"] == "vera/methods/vera.py"
     assert record["code"]["sources"]["method"]["uncommitted"] is None
     printed = outside("-m", "analysis.tables", "table2").stdout
+    assert "Left out: published runs on minilm, mpnet_base (model=minilm" in printed
+    printed = outside("-m", "analysis.tables", "table2", "model=mpnet_base").stdout
     assert "Published by the project in runs/records: 15 of glue_mpnet" in printed
     assert "from conf/recipe" in outside("-m", "analysis.tables", "table8").stdout
     (project / "own" / "method").mkdir(parents=True)

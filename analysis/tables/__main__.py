@@ -8,8 +8,8 @@ vera-bench table table2 against=lora  also each row minus LoRA
 vera-bench table table2 format=latex  for papers; csv is for spreadsheets
 vera-bench table leaderboard=FOLDER   the result files of other groups
 
-Your own runs come first, then what the project has published on the models that you
-ran. Of several variants of a row you see the one nearest to its recipe.
+Your own runs come first, then published ones of the same models. Of several variants
+of a row you see the one nearest to its recipe.
 
 A cell is the median over the seeds +- the sample standard deviation (in tables 6 and 7
 the mean). A cell with too few seeds says so and enters no average. docs/tables.md says

@@ -79,6 +79,7 @@ SHARED = (
     "metamath_papers",
     "rlmath_peft",
     "perl",
+    "how_small",
     "how_small_pilot",
 )
 #: In 4 bit, as the preset says; bf16 and checkpointing as the recipe does.
