@@ -10,7 +10,7 @@ from runs.record.cell import (
     ReportedMetric,
     cell_id,
     crossfit_of,
-    defining,
+    defining_settings,
     epoch_of_table,
     judged_on_training_rows,
     lora_scaling,
@@ -102,7 +102,7 @@ def settings_of(record: Record) -> dict[str, Any]:
     name, and the hashes of data and model. The seed and what follows from it are not in
     it."""
     settings = dict[str, Any]()
-    for group, values in defining(record["config"], with_seeds=False).items():
+    for group, values in defining_settings(record["config"], with_seeds=False).items():
         settings |= values if isinstance(values, dict) else {group: values}
     settings["recipe"] = record["recipe"]["name"]
     settings["start"] = recorded_start(record)

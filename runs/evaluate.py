@@ -159,7 +159,8 @@ def _compare_text_scores(entry: DecodedScores, new_entry: DecodedScores) -> Text
 
 
 def _add_scores(entry: DecodedScores, added: Mapping[str, float]) -> None:
-    """Adds scores to an epoch's in a record, in place of why they were unavailable."""
+    """Adds scores to those of an epoch in a record, and removes the reasons for which
+    they were missing."""
     reasons = entry.pop("unavailable", None) or {}
     cast(dict[str, object], entry).update(added)
     reasons = {key: reason for key, reason in reasons.items() if key not in added}
@@ -315,8 +316,8 @@ def kept_file(name: str, record: Record, output: str) -> Path:
 
 
 def kept_score(record: Record, best: bool) -> float:
-    """The metric on the whole dev set at the epoch whose adapter was kept. best: of a
-    run that kept two adapters, at the best epoch and not at the last."""
+    """The metric on the whole dev set at the epoch whose adapter was kept. best: for a
+    run that kept two adapters, whether to take the best epoch and not the last."""
     curve = record["curve"]
     scores = complete_scores(curve["metric"])
     if record["config"]["keep"] in ("last", "both") and not best:

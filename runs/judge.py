@@ -110,8 +110,8 @@ def _enter_scores(
     if amend(output, record["id"], partial(_with_judgement, entry=entry)):
         return True
     print(
-        f"run {record['id']}: {output}/records has no record of it, and the scores "
-        "enter none"
+        f"run {record['id']}: {output}/records has no record of it any "
+        "more, so its scores are in no record"
     )
     return False
 

@@ -183,8 +183,10 @@ def dev_rows(record: Record, output: str) -> tuple[list[Row], str]:
         return rank_by_loss(_kept_rows(record, output)), "dev row"
     rows: list[Row] = []
     records = records_of_folds(record, output)
-    for fold, of_fold in records.items():
-        rows += [{"fold": str(fold), **row} for row in _kept_rows(of_fold, output)]
+    for fold, record_of_fold in records.items():
+        rows += [
+            {"fold": str(fold), **row} for row in _kept_rows(record_of_fold, output)
+        ]
     missing = [str(fold) for fold in range(folds) if fold not in records]
     if missing:
         print(

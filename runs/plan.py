@@ -279,15 +279,16 @@ def main(arguments: list[str]) -> int:
         overrides="the runs, as for vera-bench run",
         options=COMPOSING_OPTIONS,
     )
-    command, settings = read_command(line.overrides, line.config_dir), line.settings
+    command = read_command(line.overrides, line.config_dir)
+    settings = line.settings
     for note in command.notes:
         print(note, file=sys.stderr)
     runs = with_starts(command.runs)
     check_ids(runs, identify(runs, {}))
     output = runs[0].config["output"]
-    # a published record makes no run done here
+    # Published records do not count: a run is done if its record is here
     records = RecordFolder(output)
-    # without the runs that only other runs need
+    # Not the runs that these start from
     runs_to_repeat = command.runs if command.launch.redo else []
     if settings.probe:
         planned = plan(runs, records, runs_to_repeat)

@@ -47,7 +47,8 @@ from tasks.tables import DataTable, read_table
 from tasks.text import TextTask, check_columns, make_rows
 
 #: What is shown of the predicted rows.
-SHOWN_ROWS, SHOWN_CHARACTERS = 3, 40
+SHOWN_ROWS = 3
+SHOWN_CHARACTERS = 40
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,8 @@ def predict_rows(record: Record, new_rows: NewRows, partial: Path) -> Any:
     from runs.sweep.display import Display
     from runs.training.decode import decode_missing, hash_of_trained
 
-    display, task = Display(), new_rows.task
+    display = Display()
+    task = new_rows.task
     size = record["config"]["eval_batch"]
     head = f"{record['label']['row']} on {record['label']['task']}"
     context = restore(

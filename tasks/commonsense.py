@@ -90,8 +90,8 @@ def _indented(text: str, training: bool, trailing_spaces: int) -> str:
 
 
 def read_choice(part: str, prompt: str, text: str) -> str | None:
-    """The first of the set's words, after the text's last "### Response:", at which the
-    scripts cut it. part: the test set; "" for the words of any set."""
+    """The first of the test set's answer words that follows the last "### Response:" in
+    the text, as the scripts read it. part: the test set; "" for the words of any set."""
     response = text.rpartition("### Response:")[2]
     words = SETS[part].words if part else ANY_WORD
     word = re.search(words, response)

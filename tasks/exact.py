@@ -116,7 +116,8 @@ class ExactTask(Written):
         problem_key: Callable[[str], str] = str.strip,
         train_groups: Sequence[int] | None = None,
     ) -> None:
-        decode, beams = settings["decode"], settings["beams"]
+        decode = settings["decode"]
+        beams = settings["beams"]
         check_setting(settings, "decode", decode in ("test", "none"), "test or none")
         variant = "greedy" if beams == 1 else f"beams{beams}"
         super().__init__(settings, splits, [], [variant])
@@ -129,7 +130,7 @@ class ExactTask(Written):
         self.problem_key = problem_key
         self.train_groups = train_groups
         if settings.get("dev_score") == "exact_match":
-            self.answer_dev_rows()
+            self.use_exact_match_as_metric()
         if self.decodes:
             self._take_items(tests, groups)
 
@@ -221,7 +222,7 @@ class ExactTask(Written):
             f"groups (task.holdout={share:g})"
         )
 
-    def answer_dev_rows(self) -> None:
+    def use_exact_match_as_metric(self) -> None:
         """Makes the share of dev rows that the model answers exactly the metric of an
         epoch, in place of the perplexity."""
         self.answers_dev = True
@@ -251,8 +252,8 @@ class ExactTask(Written):
 
     def score(self, predictions: Array, labels: Array) -> float:
         """The perplexity or, where dev rows are answered, the share of greedy answers that
-        are right. predictions: in the second case (rows, 2), whether the greedy answer
-        to a row is right and whether a sampled one is."""
+        are right. predictions: in the second case (rows, 1 + samples), whether the greedy
+        answer to a row is right, and whether each sampled one is."""
         if self.answers_dev:
             return float(predictions[:, 0].mean())
         return super().score(predictions, labels)

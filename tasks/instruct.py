@@ -217,7 +217,8 @@ def split_rows(
     """The rows of train and dev, and notes. dev has the rows whose indices
     draw(len(rows), task.dev_rows) gives, and train a fixed subset of the others. Raises
     DataError where there are too few."""
-    name, count = settings["name"], settings["dev_rows"]
+    name = settings["name"]
+    count = settings["dev_rows"]
     is_enough = type(count) is int and count >= 2
     expected = "at least 2 rows, which are held out"
     check_setting(settings, "dev_rows", is_enough, expected)

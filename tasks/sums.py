@@ -71,7 +71,7 @@ def source(settings: Settings) -> Source:
 
 def load(settings: Settings) -> ExactTask:
     """See tasks.load. Raises DataError for more rows than there are problems."""
-    source(settings)
+    source(settings)  # raises DataError
     space = SPACES[settings["prepare"]]
     sizes = {part: settings[f"{part}_rows"] for part in PARTS}
     if space.one_digit:

@@ -73,9 +73,9 @@ def hash_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, s
                 unquantised[name] = tensor
     hashes = {}
     if len(floats) == len(tensors):
-        hashes["bfloat16"] = _hash(floats, torch.bfloat16)
-        hashes["float16"] = _hash(floats, torch.float16)
-    hashes["unquantised"] = _hash(unquantised, torch.bfloat16)
+        hashes["bfloat16"] = _hash_tensors(floats, torch.bfloat16)
+        hashes["float16"] = _hash_tensors(floats, torch.float16)
+    hashes["unquantised"] = _hash_tensors(unquantised, torch.bfloat16)
     model._base_fingerprint = (marks, hashes)  # type: ignore[assignment]
     return dict(hashes)
 
@@ -107,7 +107,7 @@ def _mark(tensor: Tensor) -> tuple[int, int | None, float | None]:
     return tensor.data_ptr(), version, values
 
 
-def _hash(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> str:
+def _hash_tensors(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> str:
     """16 hex digits of names, shapes and rounded values."""
     digest = hashlib.sha256()
     for name, tensor in tensors.items():

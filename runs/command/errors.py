@@ -65,7 +65,7 @@ def interruption_message() -> str:
     # redo=true would repeat the runs that have finished
     if "redo=true" in sys.argv[1:]:
         command += " without redo=true"
-    return f"interrupted. Finished runs are kept; {command} goes on where it was."
+    return f"interrupted. Finished runs are kept; {command} resumes."
 
 
 def process_rank() -> int:

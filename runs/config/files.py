@@ -78,9 +78,10 @@ class Files:
         )
 
     def _advice_on_own_folder(self, group: str, name: str) -> str:
-        """Which file the user's own folders lack, and the folder that has it, where one
-        was given a level too high. Of a method also where it may be else; "" of another
-        group without such a folder."""
+        """Sentences on where the file of a missing name may be. They name the file that
+        the user's own folders lack and, if --config-dir was given a level too high, the
+        right folder. For a method they also name other places. "" if there is nothing
+        to say."""
         text = ""
         file = Path(group, f"{name}.yaml")
         for folder in self.folders[1:]:

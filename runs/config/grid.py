@@ -114,7 +114,8 @@ def _fixed_and_lists(
     overrides: Sequence[str], files: Files
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
     """The overrides with one value, and those with several, by their keys."""
-    fixed, lists = dict[str, str](), dict[str, list[str]]()
+    fixed = dict[str, str]()
+    lists = dict[str, list[str]]()
     for argument in overrides:
         for pattern, advice in ADVICE_ON_REFUSED.items():
             if re.match(pattern, argument):

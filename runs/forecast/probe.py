@@ -210,13 +210,15 @@ def rate_file(run: Run) -> Path:
         version("torch"),
     ]
     config = run.config
-    row = [
+    settings = [
         config["device"],
         config["model"],
         config["micro_batch"],
         config["gradient_checkpointing"],
     ]
-    file_hash = hash_of([machine, row, run.method, run.config["train"]["precision"]])
+    file_hash = hash_of(
+        [machine, settings, run.method, run.config["train"]["precision"]]
+    )
     return cache_folder() / "rates" / f"{file_hash[:24]}.json"
 
 

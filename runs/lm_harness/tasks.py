@@ -90,7 +90,7 @@ def load_tasks(settings: TaskSettings) -> list[AskedTask]:
             # without the progress bars
             with contextlib.redirect_stderr(io.StringIO()):
                 loaded = manager.load([name])
-                for part_name, part in _with_own_result(name, loaded).items():
+                for part_name, part in _split_by_result(name, loaded).items():
                     content = _prepare_tasks(part, settings)
                     asked_tasks[part_name] = AskedTask(part_name, part, content)
         except UserError:
@@ -132,9 +132,9 @@ def _task_manager(names: Sequence[str], settings: TaskSettings) -> "TaskManager"
     return manager
 
 
-def _with_own_result(name: str, loaded: LoadedTasks) -> dict[str, LoadedTasks]:
-    """The parts of what a name stands for that have a result of their own, by name: the
-    whole group if its results are aggregated, else each task."""
+def _split_by_result(name: str, loaded: LoadedTasks) -> dict[str, LoadedTasks]:
+    """What a name stands for, split into the parts that lm-eval gives one result each, by
+    name: the whole group if its results are aggregated, else each task."""
     group = loaded["groups"].get(name)
     if group is not None and group.has_aggregation:
         return {name: loaded}

@@ -132,7 +132,7 @@ def _make_folder(folder: Path, mode: int) -> OSError | None:
 
 def _cannot_lock(folder: Path, error: OSError) -> UserError:
     return UserError(
-        f"no GPU can be locked in {folder} ({error.strerror}). Mend that, or name"
+        f"no GPU can be locked in {folder} ({error.strerror}). Fix that, or name"
         " another folder: TMPDIR="
     )
 

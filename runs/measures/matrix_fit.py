@@ -82,8 +82,8 @@ def matrix_fit(
             best = None
             if method == "lora":
                 factors = _lora_factors(rank, settings, generator)
-                lost = squared_singular_values[:, rank:].sum(1)
-                best = (lost / size**2).tolist()
+                squared_error = squared_singular_values[:, rank:].sum(1)
+                best = (squared_error / size**2).tolist()
             else:
                 factors = _vera_factors(rank, settings, generator)
             errors = _fit(factors, targets, settings)

@@ -399,7 +399,8 @@ def _code_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]:
         yield f"made with changed files of the project itself ({names})"
         return
     for source in code.get("sources", {}).values():
-        name, expected = f"{source.get('file')}", f"{source.get('sha256')}"
+        name = f"{source.get('file')}"
+        expected = f"{source.get('sha256')}"
         if name in sources:
             known_hashes = iter([_short_hash(sources[name])])
         else:

@@ -54,7 +54,7 @@ def keys_of_group(group: str) -> dict[str, Key]:
     }
 
 
-def defining(config: Configuration, with_seeds: bool = True) -> dict[str, Any]:
+def defining_settings(config: Configuration, with_seeds: bool = True) -> dict[str, Any]:
     """The settings that define a run's result, besides its row and the contents of
     model and data: what the roles of runs/record/keys.py say.
 
@@ -116,7 +116,7 @@ def id_of(
     model, data: the hashes of their contents. protocol: the version of the task
     family's protocol. start: the id of the adapter that the run starts from; None for
     the base model. functions: the hash of the user's own reward functions, if any."""
-    parts = defining(config)
+    parts = defining_settings(config)
     parts |= {"row": row, "model": model, "data": data, "protocol": protocol}
     parts["seeds"] = [config["seed"], config["data_seed"]]
     if start is not None:
@@ -171,7 +171,7 @@ def computed_cell_id(record: MeasuredRecord) -> str:
     Unlike a run's id it holds the recipe's name and not the row: tables look for the
     cells of one row, where runs by another recipe differ from that recipe in other
     settings, and so are no further seeds of the cell."""
-    settings = defining(record["config"], with_seeds=False)
+    settings = defining_settings(record["config"], with_seeds=False)
     parts = [
         settings,
         record["model"],
@@ -426,9 +426,9 @@ def shown_model(name: str, model: Mapping[str, Any]) -> str:
 
 
 def epoch_of_table(train: TrainConfig, reported: str) -> str:
-    """best or last: the epoch that a table reports of runs with these settings, where
-    their task's table reports `reported`. Where one epoch is evaluated, none is chosen:
-    it is the last."""
+    """best or last: the epoch that a table reports of runs with these settings. It is
+    `reported`, the epoch of the task's table, or the last if a run has one evaluation
+    only and so cannot choose."""
     is_chosen = train["epochs"] > (train.get("evaluate_every") or 1)
     return reported if is_chosen or train.get("evaluate_steps") else "last"
 

@@ -69,7 +69,8 @@ NOT_PROVABLE = ("curve", "predictions", "files", "cost", "texts", "judged", "lm_
 def derived_keys(record: MeasuredRecord) -> DerivedKeys:
     """The keys of a finished record that follow from its other keys: from config, curve,
     the hashes of model and data, and the names of row, recipe and start."""
-    config, data = record["config"], record["data"]
+    config = record["config"]
+    data = record["data"]
     trains = config["method"]["kind"] != "none"
     plan = StepPlan.of_run(config["train"], data["train_rows"], trains)
     evaluated_steps = plan.evaluated_steps()
@@ -260,7 +261,8 @@ def _impossible_scores(record: Record) -> Iterator[str]:
     """A sentence for each score that is outside the metric's range, or an accuracy that
     no number of right rows gives; and for a score that is not the mean of its two
     halves."""
-    metric, curve = record["result"]["metric"], record["curve"]
+    metric = record["result"]["metric"]
+    curve = record["curve"]
     rows = record["data"]["dev_rows"]
     rows_a = rows // 2
     rows_b = rows - rows_a

@@ -1,6 +1,6 @@
 """The runs of one cross-validation (task.folds), found from any one of them."""
 
-from runs.record.cell import defining, hash_of, recorded_start
+from runs.record.cell import defining_settings, hash_of, recorded_start
 from runs.record.folder import RecordFolder
 from runs.record.schema import Record
 
@@ -28,7 +28,7 @@ def records_of_folds(record: Record, output: str) -> dict[int, Record]:
 def _hash_without_fold(record: Record) -> str:
     """A hash of what defines a run, except its fold: the same for all folds of one
     cross-validation."""
-    parts = defining(record["config"])
+    parts = defining_settings(record["config"])
     parts["task"] = {**parts["task"], "fold": None}
     seeds = [record["config"]["seed"], record["config"]["data_seed"]]
     contents = [record["cell"]["row"], record["model"], record["data"]["content"]]

@@ -54,7 +54,7 @@ def right_items(record: Record, epoch: str) -> Bits | None:
 
 
 def groups_of_items(record: Record) -> list[int] | None:
-    """The group of each of these rows, where some belong together, such as sums of the
-    same terms; None where each stands by itself."""
+    """The group of each item, where some resemble each other, such as sums of the same
+    terms; None where every item is a group of its own."""
     texts = record.get("texts")
     return texts.get("groups") if texts else None

@@ -83,9 +83,10 @@ class KeptRows:
         self._settled_ns = (time.time() - SETTLED_S) * 1e9
         self._is_study = place.suffix == ".jsonl"
         self._stamp_of_study = _stamp_of(place) if self._is_study else None
+        self._used_count = 0
+        # rows that are not kept yet, and the stamps of their records
+        self._new_rows = list[tuple[RecordText, Any]]()
         self._stamps = dict[RecordText, Stamp | None]()
-        self._used = 0
-        self._made = list[tuple[RecordText, Any]]()
         self._kept = self._read_files()
 
     def parts(self) -> dict[RecordText, bytes]:
@@ -100,20 +101,20 @@ class KeptRows:
         """The row of a record; None where its file has changed, or has none yet."""
         stamp = self._stamp_of_study if self._is_study else _stamp_of(part.path)
         if stamp and (part, stamp) in self._kept:
-            self._used += 1
+            self._used_count += 1
             return self._kept[part, stamp]
         self._stamps[part] = stamp
         return None
 
     def add(self, part: RecordText, row: Any) -> None:
         """Keeps a row, whose record was read after `get` was asked for it."""
-        self._made.append((part, row))
+        self._new_rows.append((part, row))
 
     def save(self) -> None:
         """Writes the new rows. A cache that cannot be written costs time, no more."""
         lines = list[list[Any]]()
         rows = list[Any]()
-        for part, row in self._made:
+        for part, row in self._new_rows:
             stamp = self._stamps[part]
             if stamp and stamp[0] < self._settled_ns:
                 name = "" if self._is_study else os.path.basename(part.path)
@@ -123,7 +124,7 @@ class KeptRows:
             return
         with contextlib.suppress(OSError):
             # rows of a study's file as it was, or of records that have changed
-            if len(self._kept) > 2 * self._used:
+            if len(self._kept) > 2 * self._used_count:
                 shutil.rmtree(self.folder, ignore_errors=True)
             for first in range(0, len(rows), MOST_ROWS):
                 chosen = slice(first, first + MOST_ROWS)

@@ -225,10 +225,10 @@ def read_ledger(
     """All records of this machine and, unless switched off, the published ones. This
     machine's own come first.
 
-    A second record of a run with the same result is the same run, published. Where it
-    has another result (another machine, other versions), the first one counts, and how
-    many there are of each study is a problem. A copy of a published record is of that
-    study, not of this machine.
+    A run may have two records, such as this machine's and the published one. The first
+    one counts. If their results differ (another machine, other versions), the ledger's
+    problems say for how many runs of each study. A copy of a published record belongs
+    to that study, not to this machine.
 
     make_row: makes the row that the ledger has in the place of each record, so that
     thousands of records need not be in memory at once. Rows come from the user's cache
@@ -318,7 +318,8 @@ class _Reading:
     def add_folder(self, origin: str, folder: Path, ending: str) -> None:
         """Adds the records and measures of an output folder or of a study's files."""
         ledger = self.ledger
-        records, conflicts = folder / f"records{ending}", dict[str, float]()
+        records = folder / f"records{ending}"
+        conflicts = dict[str, float]()
         for entry in self._entries(records):
             difference = self._add(origin, entry)
             if difference is not None:
@@ -401,7 +402,8 @@ class _Reading:
     def _add(self, origin: str, entry: _RecordEntry) -> float | None:
         """Adds a record, unless the ledger has one of that run, which then counts.
         Returns by how much their results differ; None if they agree."""
-        ledger, name = self.ledger, entry.id
+        ledger = self.ledger
+        name = entry.id
         content = entry.whole_record() if self.make_row is None else entry.row
         if name not in ledger.records:
             ledger.records[name] = content

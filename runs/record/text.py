@@ -13,6 +13,8 @@ FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co"})
 #: The most characters of an error's line, with room for what a command puts before it.
 LONGEST_LINE = 480
+#: How much of the beginning of a longer line is shown.
+LENGTH_OF_BEGINNING = 300
 #: How an error names a command that the user can copy.
 COMMAND_TO_TYPE = ": vera-bench "
 
@@ -103,7 +105,9 @@ def error_line(text: str) -> str:
     line: str = printable(one_line(text))
     if len(line) <= LONGEST_LINE or COMMAND_TO_TYPE in line:
         return line
-    return f"{line[:300]} ... {line[305 - LONGEST_LINE :]}"
+    gap = " ... "
+    length_of_end = LONGEST_LINE - LENGTH_OF_BEGINNING - len(gap)
+    return line[:LENGTH_OF_BEGINNING] + gap + line[-length_of_end:]
 
 
 def describe(error: BaseException) -> str:

@@ -17,7 +17,8 @@ def migrate(record: dict[str, Any]) -> dict[str, Any]:
     and the epoch that tables report."""
     if record["schema"] == 2:
         record["schema"] = 3
-        result, config = record.get("result"), record.get("config")
+        result = record.get("result")
+        config = record.get("config")
         task = config.get("task") if isinstance(config, dict) else None
         if isinstance(result, dict) and isinstance(task, dict):
             fraction = result.get("metric") != "perplexity"

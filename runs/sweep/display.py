@@ -32,7 +32,8 @@ from runs.run.definition import Run
 #: The last event of a run's training: phase, epoch, metric, seconds_left ...
 Event = Mapping[str, Any]
 #: Without a terminal: the seconds until the first line, and between later ones.
-FIRST_LINE_S, LINE_INTERVAL_S = 10.0, 60.0
+FIRST_LINE_S = 10.0
+LINE_INTERVAL_S = 60.0
 #: The columns of a run's bar.
 BAR_WIDTH = 12
 #: What a plan and the end of a sweep say of runs that train.max_steps limits.
@@ -132,13 +133,13 @@ def _show(text: str, stream: TextIO) -> None:
 
 
 def leave_terminal() -> None:
-    """Sends output to a closed terminal into the void: an error of writing would end
-    the command before its runs have saved."""
-    void = os.open(os.devnull, os.O_WRONLY)
+    """Redirects output from a closed terminal to /dev/null. Otherwise an error of writing
+    would end the command before its runs have saved."""
+    null_device = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         if stat.S_ISCHR(os.fstat(stream).st_mode):
-            os.dup2(void, stream)
-    os.close(void)
+            os.dup2(null_device, stream)
+    os.close(null_device)
 
 
 def bar(event: Event) -> str:
@@ -311,12 +312,12 @@ def cell_of(run: Run) -> Cell:
 
 @dataclass(frozen=True)
 class RunningRun:
-    """A running run. elapsed: its seconds so far, over all attempts. left: the seconds
+    """A running run. elapsed: its seconds so far, over all attempts. seconds_left: those
     that it still expects to take; None if it does not know yet."""
 
     run: Run
     elapsed: float
-    left: float | None
+    seconds_left: float | None
 
 
 class TimeLeft:
@@ -336,8 +337,8 @@ class TimeLeft:
         while no run has ended or knows how long it takes."""
         durations = {cell: [*values] for cell, values in self._durations.items()}
         for entry in running:
-            if entry.left is not None:
-                seconds = entry.elapsed + entry.left
+            if entry.seconds_left is not None:
+                seconds = entry.elapsed + entry.seconds_left
                 durations.setdefault(cell_of(entry.run), []).append(seconds)
         if not durations:
             return None
@@ -348,8 +349,8 @@ class TimeLeft:
     def _left_of(
         self, entry: RunningRun, durations: Mapping[Cell, Sequence[float]]
     ) -> float:
-        if entry.left is not None:
-            return entry.left
+        if entry.seconds_left is not None:
+            return entry.seconds_left
         return max(_expected(entry.run, durations) - entry.elapsed, 0.0)
 
 

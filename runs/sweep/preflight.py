@@ -133,7 +133,7 @@ def _notes_on_changed_code() -> list[str]:
     if len(altered) > 1:
         files += f" and {len(altered) - 1} more"
     reason = "A result of changed code cannot be published (vera-bench publish check=)"
-    return [f"{files}: changed, of the project itself. {reason}"]
+    return [f"{files}: changed, though part of the project itself. {reason}"]
 
 
 def _notes_on_recipes(runs: list[Run]) -> list[str]:

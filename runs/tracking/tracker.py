@@ -184,7 +184,7 @@ class Tracker:
         if not self.is_off:
             self.start.start()
 
-    def epoch(self, curve: Curve, metric: str) -> None:
+    def send_epochs(self, curve: Curve, metric: str) -> None:
         """Sends the epochs of a record's curve that have not been sent. metric: its
         name."""
         if self.wandb and not self.start.is_alive():

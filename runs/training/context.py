@@ -75,9 +75,12 @@ class Context:
             folder: where files are written; by default the run's folder.
             task: a task to use in place of the run's, for other rows.
         """
-        self.run, self.run_id = run, run_id
-        self.report, self.stop = report, Stop()
-        self.config, self.settings = run.config, run.config["train"]
+        self.run = run
+        self.run_id = run_id
+        self.report = report
+        self.stop = Stop()
+        self.config = run.config
+        self.settings = run.config["train"]
         self.folder = folder or run_folder(self.config["output"], run_id)
         self.accelerator = make_accelerator(run)
         # a process may do one run after another
@@ -88,7 +91,7 @@ class Context:
             run, self.accelerator.device, start, task
         )
         if "reward" in self.config:
-            cast(ExactTask, self.task).answer_dev_rows()
+            cast(ExactTask, self.task).use_exact_match_as_metric()
         if self.settings.get("objective") == "demonstrations":
             cast(ExactTask, self.task).add_filler_tokens(self.config["seed"])
         self.metric = ReportedMetric(
@@ -250,7 +253,8 @@ def on_device(
 def make_accelerator(run: Run) -> Accelerator:
     """Device, precision and data parallel of a run. Raises UserError for a device that
     is not available."""
-    device, precision = run.config["device"], run.config["train"]["precision"]
+    device = run.config["device"]
+    precision = run.config["train"]["precision"]
     on_gpu = check_usable(device)
     if precision == "tf32" and not on_gpu:
         raise UserError(

@@ -34,8 +34,10 @@ def estimate_effect(
 
     Returns:
         The record's `reach`."""
-    train, task = context.settings, context.task
-    lengths, seed = task.lengths("train"), context.config["data_seed"]
+    train = context.settings
+    task = context.task
+    lengths = task.lengths("train")
+    seed = context.config["data_seed"]
     all_batches = epoch_batches(lengths, train["effective_batch"], seed, 0, task.block)
     batches = all_batches[:COMPARED_BATCHES]
     device = context.accelerator.device

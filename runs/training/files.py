@@ -32,7 +32,8 @@ from runs.record.ledger import (
 from runs.record.schema import FINISHED, SCHEMA, FailedRecord, Record
 from runs.run.definition import Run
 
-CHECKPOINT, STATE = "checkpoint.safetensors", "attempt.json"
+CHECKPOINT = "checkpoint.safetensors"
+STATE = "attempt.json"
 #: What a later attempt continues from, in the order in which it is linked. The
 #: checkpoint is first: a file that is newer is written again with the same content.
 RESUMED_FILES = (
@@ -94,7 +95,8 @@ class Attempt:
                 f"{path} is not a regular file, and the run's record has its name. "
                 "Move it away"
             )
-        self.output, self.run_id = output, run_id
+        self.output = output
+        self.run_id = run_id
         self.token = uuid.uuid4().hex[:12]
         self.ended = list[str]()
         self.settings = dict[str, int]()
@@ -115,7 +117,7 @@ class Attempt:
                 self._take_over(latest, states[latest], reason)
             # before the others are removed: at a kill in between one of them must be left
             self.save()
-        except OSError:  # such as a full disk: the next attempt needs the room
+        except OSError:  # such as a full disk: the next attempt needs the space
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
         _remove_dead(folders)
@@ -212,7 +214,9 @@ class Attempt:
         }
         if not self._create(record):
             return False
-        self.ended, self.settings, self.deviations = [], {}, []
+        self.ended = []
+        self.settings = {}
+        self.deviations = []
         self.save(stopped=True)
         return True
 

@@ -361,7 +361,7 @@ class Training(Context):
         predictions, labels = self.task.predict(outputs), self.task.labels("dev")
         point = self._point_of_curve(dev_loss, predictions, labels)
         if self.task.answers_dev:
-            predictions = np.ascontiguousarray(predictions[:, :2])
+            predictions = np.ascontiguousarray(predictions[:, :2])  # as without pass_at
         if point.get("frac_reward_zero_std") == 1:
             print(f"note: {NO_SIGNAL}", flush=True)
         # A hash is enough to see whether another run predicts the same for every row.
@@ -375,7 +375,7 @@ class Training(Context):
         if self.plan.total_steps:
             self._report_progress(point["train_loss"], "evaluated")
         if self.tracker:
-            self.tracker.epoch(state.curve, self.metric.name)
+            self.tracker.send_epochs(state.curve, self.metric.name)
 
     def _point_of_curve(
         self, dev_loss: float, predictions: Outputs, labels: Outputs

@@ -43,7 +43,9 @@ from runs.training.loop import Training
 def build_record(training: Training, texts: Texts | None) -> Record:
     """The record of a run that is done or has diverged; runs/record/schema.py explains
     its keys. texts: the scores of the decoded texts, if the task decodes."""
-    run, config, state = training.run, training.config, training.state
+    run = training.run
+    config = training.config
+    state = training.state
     measured = _measured(training)
     values = derived_keys(measured)
     if values["id"] != training.run_id:
@@ -107,7 +109,9 @@ def build_record(training: Training, texts: Texts | None) -> Record:
 
 def _measured(training: Training) -> MeasuredRecord:
     """What the record's other keys are derived from."""
-    run, config, metric = training.run, training.config, training.metric
+    run = training.run
+    config = training.config
+    metric = training.metric
     start: Start | None = None
     if config["init_from"]:
         start = {"from": config["init_from"], "id": str(start_id(run))}
@@ -165,7 +169,8 @@ def _determinism(training: Training) -> Determinism:
 
 
 def _parameters(training: Training) -> Parameters:
-    model, method = training.raw_model, training.method
+    model = training.raw_model
+    method = training.method
     groups = method.parameter_groups(model)
     return {
         "adapter": _elements(groups["adapter"]),
@@ -201,7 +206,8 @@ def _groups(training: Training) -> list[OptimizerGroup]:
 
 def _cost(training: Training, decoded: bool) -> Cost:
     """The record's `cost`. decoded: whether the run decoded texts."""
-    state, device = training.state, training.accelerator.device
+    state = training.state
+    device = training.accelerator.device
     train_seconds = state.seconds["train"]
     cost: Cost = {
         "train_seconds": round(train_seconds, 3),

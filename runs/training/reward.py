@@ -266,7 +266,8 @@ class Reward(RewardObjective):
 
         The start's values take the place of the trained ones meanwhile. That happens
         before the step's micro-batches, which may share a merged weight."""
-        accelerator, trained = self.context.accelerator, self._trained_parameters()
+        accelerator = self.context.accelerator
+        trained = self._trained_parameters()
         first, processes = accelerator.process_index, accelerator.num_processes
         size = self.context.config["micro_batch"] or len(rows)
         current = {name: p.detach().clone() for name, p in trained.items()}

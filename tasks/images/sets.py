@@ -116,7 +116,7 @@ def _from_folders(files: Mapping[str, Path]) -> ImageSet:
         folder = next(iter(files.values())).parents[2]
         raise DataError(
             f"{folder}: the class folders of train and test differ: "
-            f"{_difference(classes, test_classes)}"
+            f"{_classes_of_one_split(classes, test_classes)}"
         )
     return ImageSet(
         classes,
@@ -125,7 +125,7 @@ def _from_folders(files: Mapping[str, Path]) -> ImageSet:
     )
 
 
-def _difference(train: Sequence[str], test: Sequence[str]) -> str:
+def _classes_of_one_split(train: Sequence[str], test: Sequence[str]) -> str:
     """A text about the classes that only one of the splits has."""
     phrases = []
     only_train = [name for name in train if name not in test]

@@ -314,7 +314,8 @@ class ImageTask(Task):
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
         """pixel_values (images, 3, height, width), bytes for `logits` to scale; labels
         (images,)."""
-        images, rows = self._splits[split], list(indices)
+        images = self._splits[split]
+        rows = list(indices)
         pixels = images.pixels[images.places[rows]]
         return {"pixel_values": pixels, "labels": images.labels[rows]}
 

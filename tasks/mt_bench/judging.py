@@ -306,7 +306,7 @@ async def _ask(
     except openai.APIStatusError as error:
         return _refusal(client, judge, error)
     except openai.APIConnectionError as error:
-        return _lost_connection(client, error)
+        return _reason_without_reply(client, error)
     except (
         openai.APIError,
         AttributeError,
@@ -344,7 +344,7 @@ def _refusal(client: "AsyncOpenAI", judge: Judge, error: "APIStatusError") -> st
     return f"{code}: {on_one_line(message)}"
 
 
-def _lost_connection(client: "AsyncOpenAI", error: "APIConnectionError") -> str:
+def _reason_without_reply(client: "AsyncOpenAI", error: "APIConnectionError") -> str:
     """Why a request has no reply. Raises JudgeError where nothing listens."""
     import openai
 

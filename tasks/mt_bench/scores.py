@@ -89,16 +89,16 @@ def bench_summary(
     categories = {question.id: question.category for question in questions}
     rows = []
     for (number, turn), messages in requests.items():
-        for sitting, key in enumerate(judge.keys(messages)):
+        for judge_pass, key in enumerate(judge.keys(messages)):
             if key in saved:
-                row = _row(saved[key], number, turn, sitting)
+                row = _row(saved[key], number, turn, judge_pass)
                 rows.append(row | {"category": categories[number]})
     frame = _frame(rows)
     rated = frame.dropna(subset="rating")
     low, high = _interval(rated)
     turns = [str(turn + 1) for turn in range(BENCHES[bench])]
     texts = [[question.id, list(answers[question.id])] for question in questions]
-    pass_means = _means(frame, "sitting", range(judge.passes))
+    pass_means = _means(frame, "judge_pass", range(judge.passes))
     return {
         "bench": bench,
         "judge": judge.name,
@@ -117,13 +117,13 @@ def bench_summary(
     }
 
 
-def _row(judgment: Judgment, number: int, turn: int, sitting: int) -> dict[str, Any]:
-    """A row of the frame of judgments, but for its category. sitting: the number of the
+def _row(judgment: Judgment, number: int, turn: int, judge_pass: int) -> dict[str, Any]:
+    """A row of the frame of judgments, but for its category. judge_pass: the number of the
     judge's pass, from 0."""
     return {
         "question": number,
         "turn": str(turn),
-        "sitting": sitting,
+        "judge_pass": judge_pass,
         "rating": judgment.rating,
         "prompt": judgment.prompt_tokens,
         "completion": judgment.completion_tokens,
@@ -135,7 +135,7 @@ COLUMNS = (
     "question",
     "turn",
     "category",
-    "sitting",
+    "judge_pass",
     "rating",
     "prompt",
     "completion",

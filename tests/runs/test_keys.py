@@ -15,7 +15,7 @@ from runs.__main__ import main
 from runs.config import expand
 from runs.config.schema import Launch
 from runs.record import cell, configuration, keys
-from runs.record.cell import defining, id_of, protocol_of
+from runs.record.cell import defining_settings, id_of, protocol_of
 from runs.record.keys import (
     KEYS,
     PATH,
@@ -117,7 +117,7 @@ def test_no_path_is_in_an_id(group):
         moved[group][name] = "/home/somebody/elsewhere"
         without = copy.deepcopy(record["config"])
         without[group][name] = None
-        assert defining(moved) == defining(without), name
+        assert defining_settings(moved) == defining_settings(without), name
 
 
 def test_a_folder_of_test_problems_counts_by_its_content(tmp_path):
@@ -141,7 +141,7 @@ def test_a_folder_of_test_problems_counts_by_its_content(tmp_path):
 @pytest.mark.parametrize("group", ["model", "task", "method", "train"])
 def test_a_new_key_is_in_no_id_at_its_neutral_value(group, monkeypatch):
     (run,) = expand(["model=minilm", "task=reviews", "method=vera"])
-    before = defining(run.config)
+    before = defining_settings(run.config)
     name = f"{group}.added_later"
     monkeypatch.setitem(KEYS, name, Key(name, RESULT, "text", AddedLater("as before")))
     uncached = cell.keys_of_group.__wrapped__  # which sees the added key
@@ -150,7 +150,7 @@ def test_a_new_key_is_in_no_id_at_its_neutral_value(group, monkeypatch):
     for value in ("as before", "otherwise"):
         config = copy.deepcopy(run.config)
         config[group]["added_later"] = value
-        settings.append(defining(config))
+        settings.append(defining_settings(config))
     assert settings[0] == before
     assert settings[1] != before
 

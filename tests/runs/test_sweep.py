@@ -484,7 +484,7 @@ def test_the_time_left_of_a_sweep_is_of_runs_that_are_like_those_to_come():
     vera_rte, vera_mrpc, lora_rte, lora_mrpc = by_cell.values()
     left = display.TimeLeft()
     assert left.of_sweep(runs, []) is None
-    on = [display.RunningRun(vera_rte, elapsed=30.0, left=70.0)]
+    on = [display.RunningRun(vera_rte, elapsed=30.0, seconds_left=70.0)]
     # 100 s for each, as the one that is on says of itself
     assert left.of_sweep([lora_rte, vera_mrpc], on) == 270.0
     left.add(vera_rte, 50.0)

@@ -154,7 +154,7 @@ def test_how_a_run_ends_in_wandb(status, error, run, words):
             os.waitpid(killed, 0)
         tracker = Tracker(Tracking("online"), run, "a" * 12, record)
         tracker.start.join()
-        tracker.epoch(first, "accuracy")
+        tracker.send_epochs(first, "accuracy")
         if not killed:
             os.kill(os.getpid(), signal.SIGKILL)
         tracker.finish(None if error else record, error)

@@ -40,7 +40,8 @@ class DyLoRAChange(LoRAChange):
         self, base: Any, inputs: int, outputs: int, method: Any, seed: int
     ) -> None:
         super().__init__(base, inputs, outputs, method)
-        self.alpha, self.frozen = method.alpha, method.frozen
+        self.alpha = method.alpha
+        self.frozen = method.frozen
         self.drawn_rank = method.rank
         #: What `drawn_rank` follows from. At step 0 nothing has been drawn yet.
         self.seed = seed

@@ -22,10 +22,10 @@ class Full(Method, kind="full"):
         model.requires_grad_(True)
 
     def count(self, model: nn.Module) -> int:
-        """All parameters less the head's."""
+        """All parameters minus the head's."""
         all_parameters = sum(p.numel() for p in model.parameters())
-        of_head = sum(p.numel() for p in head_parameters(model).values())
-        return all_parameters - of_head
+        in_head = sum(p.numel() for p in head_parameters(model).values())
+        return all_parameters - in_head
 
 
 @dataclass(frozen=True)

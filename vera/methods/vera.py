@@ -70,7 +70,8 @@ class VeRAChange(Change):
         self.inputs, self.outputs = inputs, outputs
         # In a tuple, so that the pair has one parent and moves between devices once.
         self._shared = (projections,)
-        device, dtype = base.weight.device, adapter_dtype(base)
+        device = base.weight.device
+        dtype = adapter_dtype(base)
         initial_values = {
             "d": torch.full((method.rank,), method.d_init, device=device, dtype=dtype),
             "b": torch.zeros(outputs, device=device, dtype=dtype),
@@ -224,7 +225,8 @@ class VeRA(Method, kind="vera"):
         largest = widest_shape(model, targets)
         check_rank("rank", self.rank, max(largest))
         first_layer: Any = model.get_submodule(next(iter(targets)))
-        device, dtype = first_layer.weight.device, adapter_dtype(first_layer)
+        device = first_layer.weight.device
+        dtype = adapter_dtype(first_layer)
         pairs: dict[str, Projections] = {}
         # With shared_b: the change that has the b of a place in the layers
         b_owners: dict[str, VeRAChange] = {}

@@ -160,7 +160,8 @@ def _adapt_trial(source: PeftFolder, trial: nn.Module) -> VeRA | LoRA:
 
 def _check_kind(source: PeftFolder) -> None:
     """Raises AdapterError for other methods of peft than VeRA and plain LoRA."""
-    config, kind = source.config, source.config.get("peft_type")
+    config = source.config
+    kind = source.config.get("peft_type")
     if str(kind) not in SETTINGS:
         raise AdapterError(
             f"{source.path}: an adapter of type {kind}; VERA and LORA are read here"
@@ -178,7 +179,8 @@ def _check_kind(source: PeftFolder) -> None:
 
 def _method_of_peft(model: nn.Module, source: PeftFolder) -> Method:
     """The method of an adapter that peft itself wrote."""
-    config, kind = source.config, str(source.config["peft_type"])
+    config = source.config
+    kind = str(source.config["peft_type"])
     ending = TENSOR_OF_LAYER[kind]
     paths = []
     for name in source.tensors:

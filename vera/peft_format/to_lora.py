@@ -245,7 +245,8 @@ def _measure_conversion(change: Tensor, lora: Factors) -> LayerConversion:
 def _lora_config(
     layers: Mapping[str, LayerConversion], rank: int | float | None, transposed: bool
 ) -> Config:
-    """peft's configuration of a LoRA whose scale is 1."""
+    """peft's configuration of a LoRA whose scale is 1. rank: as in `export_lora`; a float
+    gave each layer a rank of its own."""
     ranks = {path: layer.rank for path, layer in layers.items()}
     by_layer = isinstance(rank, float)
     common_rank = 1 if by_layer else max(ranks.values())
