@@ -60,6 +60,7 @@ def hash_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, s
     marks_before, hashes_before = getattr(model, "_base_fingerprint", (None, {}))
     if marks_before == marks:
         return dict(hashes_before)
+    # Quantising a model changes its linear layers only
     in_linear_layers = set()
     for module in model.modules():
         if is_linear(module):

@@ -165,10 +165,10 @@ def show_info(kind: str, overrides: tuple[str, ...], files: Files) -> None:
 
 
 def _note_if_several(grid: Grid) -> None:
-    """Notes on stderr that of several runs only the first is shown."""
+    """Notes on stderr that only the first of several runs is shown."""
     count = len(grid.cells) * max(len(grid.seeds), 1)
     if count > 1 and process_rank() == 0:
-        print(f"note: of {count} runs the first one", file=sys.stderr)
+        print(f"note: this is the first of {count} runs", file=sys.stderr)
 
 
 def _selected_content(

@@ -88,8 +88,8 @@ def _hashed_settings(
         key = keys.get(name)
         if key is None:
             hashed[name] = value
-        elif key.held:
-            hashed[name] = key.held.value
+        elif key.hashed_as:
+            hashed[name] = key.hashed_as.value
         elif key.role == SEED and not with_seeds:
             continue
         elif key.in_ids(value, family):

@@ -71,7 +71,7 @@ class AddedLater:
 
 
 @dataclass(frozen=True)
-class Held:
+class HashedAs:
     """Marks a key that ids hold at one fixed value, whatever its own value is: it was
     hashed before it got its role, and existing ids have to stay as they are."""
 
@@ -168,7 +168,7 @@ class TaskKeys(ConfigPart):
     data_dir: Annotated[str | None, PATH] = None
     train_file: Annotated[str | None, PATH] = None
     dev_file: Annotated[str | None, PATH] = None
-    test_dir: Annotated[str | None, PATH, Held(None)] = None
+    test_dir: Annotated[str | None, PATH, HashedAs(None)] = None
     test_file: Annotated[str | None, PATH] = None
     mt_bench_dir: Annotated[str | None, PATH] = None
     template: Annotated[str | None, PATH] = None
@@ -397,7 +397,7 @@ class Key:
     role: Role
     values: str
     added: AddedLater | None = None
-    held: Held | None = None
+    hashed_as: HashedAs | None = None
     also_evaluation: bool = False
 
     @property
@@ -431,13 +431,13 @@ def _key(name: str, field: FieldInfo) -> Key:
     if len(roles) != 1:
         raise TypeError(f"{name}: declare one role, Annotated[..., ROLE]")
     added = [item for item in field.metadata if isinstance(item, AddedLater)]
-    held = [item for item in field.metadata if isinstance(item, Held)]
+    hashed_as = [item for item in field.metadata if isinstance(item, HashedAs)]
     return Key(
         name=name,
         role=roles[0],
         values=_values(field.annotation),
         added=added[0] if added else None,
-        held=held[0] if held else None,
+        hashed_as=hashed_as[0] if hashed_as else None,
         also_evaluation=any(isinstance(m, AlsoEvaluation) for m in field.metadata),
     )
 

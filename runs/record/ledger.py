@@ -180,7 +180,7 @@ def read_part(part: RecordText, text: bytes = b"") -> Record:
             file.seek(part.start)
             text = file.read(part.size)
     record = read_record(str(part), text)
-    _name_cell(record)
+    _recompute_cell_id(record)
     return record
 
 
@@ -388,12 +388,12 @@ class _Reading:
             record = self.ledger.whole_record(run)
             measured = measure["values"]["result"]
             if self.ledger.origin[run] == "ours":
-                # beside a record of this machine, the measure is from before it
+                # This machine's record was made after the measure: its results count
                 record["result"] = with_lm_eval(
                     record, measured, lm_eval_results(record)
                 )
             else:
-                # a study's record is not changed
+                # The measure was made after the study's record
                 record["result"] = with_lm_eval(
                     record, lm_eval_results(record), measured
                 )
@@ -441,7 +441,7 @@ class _Reading:
             self.ledger.records[record["id"]] = self.make_row(record)
 
 
-def _name_cell(record: Record) -> None:
+def _recompute_cell_id(record: Record) -> None:
     """Computes the cell_id of a finished record anew: another version of the code may
     have computed it from other settings."""
     record.pop("cell_id", None)

@@ -64,37 +64,37 @@ def sweep(
     if plan.replaced and is_first:
         _archive_all(plan.replaced, output)
     todo = sum(not job.record.is_file() for job in plan.jobs)
-    commanded = Sweep(plan.jobs, ask_before_upload(launch.tracking, todo, output))
+    this_sweep = Sweep(plan.jobs, ask_before_upload(launch.tracking, todo, output))
     if is_first and len(runs) > 1:
-        with contextlib.suppress(OSError):  # a full disk: the runs wait for room
-            write_sweep(output, commanded.name, [job.id for job in plan.jobs])
-    _run_all(commanded, launch.launcher, plan.slots, in_this_process)
+        with contextlib.suppress(OSError):  # a full disk: the runs wait for space
+            write_sweep(output, this_sweep.name, [job.id for job in plan.jobs])
+    _run_all(this_sweep, launch.launcher, plan.slots, in_this_process)
     if is_first and _size(tracking_log) not in (0, log_bytes):
-        _note_unsent(output, commanded.tracking.mode == "online")
+        _note_unsent(output, this_sweep.tracking.mode == "online")
     elif is_first and todo and launch.tracking.mode == "offline":
         _note_offline(output)
-    _summary(commanded, time.monotonic() - started)
+    _print_summary(this_sweep, time.monotonic() - started)
     if is_first:
-        _name_table(commanded, runs, launch.table)
-        _name_suspects(commanded)
-    return commanded
+        _point_to_table(this_sweep, runs, launch.table)
+        _point_to_suspect_labels(this_sweep)
+    return this_sweep
 
 
 def _run_all(
-    commanded: Sweep, launcher: Launcher, available: Slots, in_this_process: bool
+    this_sweep: Sweep, launcher: Launcher, available: Slots, in_this_process: bool
 ) -> None:
     """Does the runs, in this process or through the launcher. available: the slots of
     this machine."""
     if in_this_process:
         # Nothing is skipped here: torchrun's processes might not see the same records.
-        _do_in_this_process(commanded)
+        _do_in_this_process(this_sweep)
         return
-    for job in commanded.jobs:
-        commanded.finish(job, None)
+    for job in this_sweep.jobs:
+        this_sweep.finish(job, None)
     if isinstance(launcher, ByWorkers):
-        run_by_workers(commanded, launcher)
+        run_by_workers(this_sweep, launcher)
     else:
-        commanded.do_pending_runs(available, is_only_run=len(commanded.jobs) == 1)
+        this_sweep.do_pending_runs(available, is_only_run=len(this_sweep.jobs) == 1)
 
 
 def dry_run(runs: list[Run], launcher: ByScript) -> str:
@@ -242,11 +242,11 @@ def _measured_ids(path: Path) -> list[str]:
 # --- runs in this process
 
 
-def _do_in_this_process(commanded: Sweep) -> None:
+def _do_in_this_process(this_sweep: Sweep) -> None:
     """Does every run in this process: for a debugger, and under torchrun. torchrun's
     first process holds the locks and makes the attempts, on which the others work,
     too."""
-    for job in commanded.jobs:
+    for job in this_sweep.jobs:
         started = time.monotonic()
         with (
             contextlib.nullcontext() if process_rank() else holding(job.lock, job.head)
@@ -254,8 +254,8 @@ def _do_in_this_process(commanded: Sweep) -> None:
             job.read_earlier_seconds()
             attempt = _shared_attempt(job)
             if attempt:
-                _train_here(job, attempt, commanded.tracking_of(job))
-        commanded.finish(job, time.monotonic() - started if attempt else None)
+                _train_here(job, attempt, this_sweep.tracking_of(job))
+        this_sweep.finish(job, time.monotonic() - started if attempt else None)
 
 
 def _shared_attempt(job: Job) -> Attempt | None:
@@ -316,58 +316,58 @@ def _note_offline(output: str) -> None:
     )
 
 
-def _summary(commanded: Sweep, seconds: float) -> None:
-    total = plural(len(commanded.jobs), "run")
-    summary = f"{commanded.done} of {total} done in {duration(seconds)}"
+def _print_summary(this_sweep: Sweep, seconds: float) -> None:
+    total = plural(len(this_sweep.jobs), "run")
+    summary = f"{this_sweep.done} of {total} done in {duration(seconds)}"
     counts = {
-        "done before": commanded.skipped,
-        "diverged": len(commanded.diverged),
-        "failed": len(commanded.failed),
-        "left": len(commanded.pending),
+        "done before": this_sweep.skipped,
+        "diverged": len(this_sweep.diverged),
+        "failed": len(this_sweep.failed),
+        "left": len(this_sweep.pending),
     }
     for status, count in counts.items():
         if count:
             summary += f", {count} {status}"
-    print(f"{summary}. Records: {commanded.jobs[0].record.parent}")
-    unfinished = [*commanded.pending, *(job for job, _ in commanded.failed)]
-    finished = [job for job in commanded.jobs if job not in unfinished]
+    print(f"{summary}. Records: {this_sweep.jobs[0].record.parent}")
+    unfinished = [*this_sweep.pending, *(job for job, _ in this_sweep.failed)]
+    finished = [job for job in this_sweep.jobs if job not in unfinished]
     limits = [job.run.config["train"].get("max_steps") for job in finished]
     if limits and None not in limits:
         which_runs = "the others" if unfinished else "all"
         print(f"  {which_runs} {SHORTENED}")
-    for job, error in commanded.diverged:
+    for job, error in this_sweep.diverged:
         print(f"  diverged: {job.head}: {error} ({job.log})")
-    for job, error in commanded.failed:
+    for job, error in this_sweep.failed:
         print(f"  failed: {job.head}: {error} ({job.log})")
-    if commanded.signal:
+    if this_sweep.signal:
         print(interruption_message(), file=sys.stderr)
 
 
-def _name_table(commanded: Sweep, runs: list[Run], is_wanted: bool) -> None:
-    """Names the command of the table that the runs are in, and shows a sweep's where it
-    is wanted. Trials and shortened runs are in no table."""
+def _point_to_table(this_sweep: Sweep, runs: list[Run], is_wanted: bool) -> None:
+    """Prints the command of the table that the runs are in and, if it is wanted, the
+    table of a sweep. Trials and shortened runs are in no table."""
     is_sweep = len(runs) > 1
-    if commanded.signal or (commanded.failed and not is_sweep):
+    if this_sweep.signal or (this_sweep.failed and not is_sweep):
         return
     if all(_is_in_no_table(run) for run in runs):
         return
     task = runs[0].config["task"]["name"]
     selection = [f"model={runs[0].model}", f"task={task}"]
     if is_sweep:
-        selection = [f"sweep={commanded.name}"]
+        selection = [f"sweep={this_sweep.name}"]
     _show_table(runs[0].config["output"], selection, is_wanted and is_sweep)
 
 
-def _name_suspects(commanded: Sweep) -> None:
-    """Names the command that joins the runs of a cross-validation (task.folds), by its
-    first finished run."""
-    if commanded.signal or len(commanded.jobs) == 1:
+def _point_to_suspect_labels(this_sweep: Sweep) -> None:
+    """After a cross-validation (task.folds), prints the command that lists the labels
+    that may be wrong. It takes one finished run, and joins all folds itself."""
+    if this_sweep.signal or len(this_sweep.jobs) == 1:
         return
-    without_answers = [*commanded.pending]
-    for job, _ in [*commanded.failed, *commanded.diverged]:
-        without_answers.append(job)
-    for job in commanded.jobs:
-        if job in without_answers or job.run.config["task"].get("folds") is None:
+    without_predictions = [*this_sweep.pending]
+    for job, _ in [*this_sweep.failed, *this_sweep.diverged]:
+        without_predictions.append(job)
+    for job in this_sweep.jobs:
+        if job in without_predictions or job.run.config["task"].get("folds") is None:
             continue
         words = [job.id, "out=suspects.csv"]
         if job.output != "outputs":

@@ -176,7 +176,7 @@ def _from_parquet(files: Mapping[str, Path], settings: Settings) -> ImageSet:
         for path, labels in splits[split].items():
             names += [f"{path.stem}/{row}" for row in range(len(labels))]
             indices += [index_by_label[label] for label in labels]
-        items = functools.partial(_cells, list(splits[split]), image)
+        items = functools.partial(_read_images_at, list(splits[split]), image)
         return Pool(names, np.asarray(indices, np.int64), items)
 
     test = pool("test") if "test" in splits else None
@@ -240,14 +240,17 @@ def _read_labels(path: Path, image: str, label: str) -> tuple[list[Label], list[
 READ_ROWS = 256
 
 
-def _cells(paths: Sequence[Path], column: str, rows: Sequence[int]) -> Iterator[Item]:
+def _read_images_at(
+    paths: Sequence[Path], column: str, rows: Sequence[int]
+) -> Iterator[Item]:
     """The images of some rows. rows: ascending indices, counted through all files. Nothing
     is read beyond the last of them."""
     import pyarrow
     import pyarrow.parquet as parquet
 
     remaining = deque(rows)
-    end = 0  # of the present file, as an index of all rows; start: of the present batch
+    # Indices of all rows: where a batch begins (start), and where its file ends
+    end = 0
     for path in paths:
         try:
             file = parquet.ParquetFile(path)

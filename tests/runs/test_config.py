@@ -474,7 +474,7 @@ def test_the_configuration_is_what_hydra_composes(words):
 
 def test_what_hydras_options_print():
     first = call_here("runs", "--cfg", "job", "method=lora,vera", "seed=4,5", check=0)
-    assert first.stderr == "note: of 4 runs the first one\n"
+    assert first.stderr == "note: this is the first of 4 runs\n"
     shown = yaml.safe_load(first.stdout)
     assert (shown["method"]["kind"], shown["seed"]) == ("lora", 4)
     both = yaml.safe_load(

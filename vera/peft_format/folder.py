@@ -49,7 +49,7 @@ def read_folder(path: Path) -> PeftFolder:
     for name in (CONFIG, WEIGHTS):
         if not (path / name).is_file():
             raise AdapterError(
-                f"{path}: no {name}. One that is pickled is saved as safetensors first"
+                f"{path}: no {name}. Save a pickled one as safetensors first"
             )
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
