@@ -120,7 +120,7 @@ def records_to_publish(
             message += ": what is there was copied from published studies"
         raise UserError(message)
     if cut_short:
-        print(f"{cut_short} left out: trials")
+        print(f"{cut_short} left out: stopped early (train.max_steps)")
     published_ids = {record["id"] for record in records}
     measures = []
     for measure in own_ledger.measures.values():

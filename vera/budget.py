@@ -83,10 +83,10 @@ def _elements(function: str, arguments: Iterable[object]) -> int:
     name = function.partition("::")[2]
     if name in SIZED_BY_NUMBERS or name in SIZED_BY_PRODUCT:
         return _elements_by_numbers(name, arguments)
-    return max((_product(argument) for argument in arguments), default=0)
+    return max((_elements_of_shape(argument) for argument in arguments), default=0)
 
 
-def _product(argument: object) -> int:
+def _elements_of_shape(argument: object) -> int:
     """The number of elements of a shape; 0 of another argument."""
     if not isinstance(argument, list | tuple) or not argument:
         return 0

@@ -178,7 +178,7 @@ class _Trial:
                 load_head(loaded, f"{folder}/head")
         self.require(
             not self.distance(loaded, expected),
-            "saved and loaded, it answers otherwise",
+            "saved and loaded, its outputs are different",
         )
 
     def check_merging(self, model: nn.Module, base: nn.Module) -> bool:
@@ -225,7 +225,7 @@ class _Trial:
         )
         self.require(
             distance <= tolerance * effect,
-            f"merged, it answers otherwise ({distance:.2g} of {effect:.2g})",
+            f"merged, its outputs are different ({distance:.2g} of {effect:.2g})",
         )
         return True
 

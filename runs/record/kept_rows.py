@@ -165,6 +165,7 @@ def remove_unused(cache: Path) -> None:
 
 
 def _stamp_of(path: str | Path) -> Stamp | None:
+    """The stamp of a file; None if it is not there."""
     try:
         status = os.stat(path)
     except OSError:

@@ -345,11 +345,11 @@ def _print_summary(this_sweep: Sweep, seconds: float) -> None:
 
 def _point_to_table(this_sweep: Sweep, runs: list[Run], is_wanted: bool) -> None:
     """Prints the command of the table that the runs are in and, if it is wanted, the
-    table of a sweep. Trials and shortened runs are in no table."""
+    table of a sweep. Trials are in no table."""
     is_sweep = len(runs) > 1
     if this_sweep.signal or (this_sweep.failed and not is_sweep):
         return
-    if all(_is_in_no_table(run) for run in runs):
+    if all(is_trial(run.config) for run in runs):
         return
     task = runs[0].config["task"]["name"]
     selection = [f"model={runs[0].model}", f"task={task}"]
@@ -375,10 +375,6 @@ def _point_to_suspect_labels(this_sweep: Sweep) -> None:
         command = f"vera-bench mistakes {shlex.join(words)}"
         print(f"Which labels may be wrong: {command}")
         return
-
-
-def _is_in_no_table(run: Run) -> bool:
-    return is_trial(run.config) or bool(run.config["train"].get("max_steps"))
 
 
 def _show_table(output: str, selection: list[str], is_wanted: bool) -> None:

@@ -53,7 +53,7 @@ def try_merges(owner: str, layers: Iterable[Any]) -> None:
             left out.
 
     Raises:
-        AdapterError: A layer cannot be merged, or answers otherwise then.
+        AdapterError: A layer cannot be merged, or its outputs are different then.
     """
     for layer in layers:
         trial = in_float64(layer)
@@ -78,7 +78,7 @@ def try_merges(owner: str, layers: Iterable[Any]) -> None:
             ) from None
         largest = float(effect.abs().max())
         if distance > MERGE_TOLERANCE * largest + 1e-12 * float(before.abs().max()):
-            reason = "it answers otherwise"
+            reason = "its outputs are different then"
             if is_ours:
                 reason = "its forward is not x @ weight().T"
             raise AdapterError(
