@@ -29,7 +29,7 @@ from runs.evaluate import find_finished
 from runs.measures.adapters import magnitude, similarity
 from runs.measures.contract import MeasuredValues
 from runs.measures.matrix_fit import matrix_fit
-from runs.record.cell import hash_of, is_trial
+from runs.record.cell import hash_of, is_trial_or_stopped
 from runs.record.ledger import write_record
 from runs.record.schema import MEASURE_SCHEMA, Measure, MeasureKind, Provenance, Record
 from runs.record.text import describe
@@ -163,7 +163,7 @@ def _all_runs_of_measures(name: str, output: str) -> list[tuple[Record, ...]]:
     for record in open_ledger(output, published=False):
         config = record["config"]
         has_adapter = record["status"] == "done" and config["keep"] != "none"
-        if has_adapter and not is_trial(config):
+        if has_adapter and not is_trial_or_stopped(config):
             runs.setdefault(config["method"]["kind"], []).append(record)
     if name == "magnitude":
         return [(record,) for record in runs["vera"]]

@@ -35,7 +35,7 @@ def splits(train_rows: int, dev_rows: int) -> dict[str, DataTable]:
     few reviews."""
     rows: list[Row] = [
         (number, {"text": text, "label": label})
-        for number, (text, label) in enumerate(select(_ratings()), 1)
+        for number, (text, label) in enumerate(select_reviews(_ratings()), 1)
     ]
     if train_rows + dev_rows > len(rows):
         raise DataError(
@@ -47,7 +47,7 @@ def splits(train_rows: int, dev_rows: int) -> dict[str, DataTable]:
     }
 
 
-def select(lines: str) -> list[tuple[str, str]]:
+def select_reviews(lines: str) -> list[tuple[str, str]]:
     """The texts of at most MAX_WORDS words whose rating is clear enough, each once and
     with its label. Their order is that of the texts' hashes: a fixed shuffle.
 

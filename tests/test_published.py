@@ -9,7 +9,7 @@ from tiers import sample
 
 from analysis.results.__main__ import main
 from runs.config import expand
-from runs.record.cell import crossfit_of, is_trial
+from runs.record.cell import crossfit_of, is_trial_or_stopped
 from runs.record.ledger import PUBLISHED, read_study, study_folders
 from runs.record.schema import FINISHED
 from runs.run import identity
@@ -89,7 +89,7 @@ def test_the_overrides_of_a_record_compose_its_run(study, monkeypatch):
     the last of them alone."""
     records, rates = [*read_study(study)], defaultdict(dict)
     for one in records:
-        if not is_trial(one["config"]):
+        if not is_trial_or_stopped(one["config"]):
             cell, train = one["cell"], one["config"]["train"]
             rates[cell["row"], cell["task"]].setdefault(
                 (train["lr"], train["lr_head"]), one

@@ -126,9 +126,9 @@ def id_of(
     return hash_of(parts)[:12]
 
 
-def is_trial(config: Configuration) -> bool:
-    """Whether a run is a trial: stopped early (train.max_steps) or judged on training
-    rows (task.holdout, task.folds)."""
+def is_trial_or_stopped(config: Configuration) -> bool:
+    """Whether a run is a trial, scored on training rows (task.holdout, task.folds), or was
+    stopped early (train.max_steps). Neither is in a table."""
     is_stopped = config["train"].get("max_steps") is not None
     return is_stopped or judged_on_training_rows(config)
 

@@ -22,7 +22,7 @@ from runs.machine.processes import (
     remove_leftovers,
     start_fork_server,
 )
-from runs.record.cell import is_trial
+from runs.record.cell import is_trial_or_stopped
 from runs.record.configuration import Configuration
 from runs.record.ledger import finished_record, read_measure
 from runs.record.schema import Record
@@ -345,11 +345,11 @@ def _print_summary(this_sweep: Sweep, seconds: float) -> None:
 
 def _point_to_table(this_sweep: Sweep, runs: list[Run], is_wanted: bool) -> None:
     """Prints the command of the table that the runs are in and, if it is wanted, the
-    table of a sweep. Trials are in no table."""
+    table of a sweep. Trials and stopped runs are in no table."""
     is_sweep = len(runs) > 1
     if this_sweep.signal or (this_sweep.failed and not is_sweep):
         return
-    if all(is_trial(run.config) for run in runs):
+    if all(is_trial_or_stopped(run.config) for run in runs):
         return
     task = runs[0].config["task"]["name"]
     selection = [f"model={runs[0].model}", f"task={task}"]

@@ -4,7 +4,7 @@ and the summary of its record. None of it contains a local path."""
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from runs.record.cell import is_trial
+from runs.record.cell import is_trial_or_stopped
 from runs.record.redaction import config_without_paths, hide_paths
 from runs.record.schema import CURVE_COLUMNS, Curve, Provenance, Record
 from runs.run.definition import Run
@@ -25,7 +25,7 @@ def describe_run(run: Run, run_id: str, provenance: Provenance) -> dict[str, Any
     of this machine is in them."""
     config = run.config
     cell = run.cell
-    trial = "trial" if is_trial(config) else None
+    trial = "trial" if is_trial_or_stopped(config) else None
     tags = [
         run.row,
         run.model,

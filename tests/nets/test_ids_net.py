@@ -18,7 +18,7 @@ from runs.config import Files
 from runs.config.compose import Composer
 from runs.config.grid import read_grid
 from runs.models import skeleton
-from runs.record.cell import is_trial
+from runs.record.cell import is_trial_or_stopped
 from runs.record.ledger import CONF, PUBLISHED, read_study
 from runs.run import identity
 from runs.run.definition import Run
@@ -187,7 +187,9 @@ def records_are_among(study, runs, monkeypatch):
     """The published records have the ids of their preset's runs: with the contents that
     they name."""
     records = [
-        one for one in read_study(PUBLISHED / study) if not is_trial(one["config"])
+        one
+        for one in read_study(PUBLISHED / study)
+        if not is_trial_or_stopped(one["config"])
     ]
     models = {one["config"]["model"]["name"]: one["model"] for one in records}
     data = {one["config"]["task"]["name"]: one["data"]["content"] for one in records}

@@ -14,7 +14,7 @@ from running import ROOT, call_here, do, output_of, refused
 from runs.config import expand
 from runs.mistakes import dev_rows, words_on_own_errors
 from runs.mistakes import main as mistakes
-from runs.record.cell import is_trial
+from runs.record.cell import is_trial_or_stopped
 from runs.record.spreadsheet import read_own_csv
 from runs.run.identity import run_id
 from runs.sweep import sweep
@@ -69,7 +69,7 @@ def test_one_override_is_a_run_for_each_fold(text_words):
     runs = expand([*text_words, "task.folds=3"])
     assert [run.config["task"]["fold"] for run in runs] == [0, 1, 2]
     assert len({run_id(run) for run in runs}) == 3
-    assert all(is_trial(run.config) for run in runs)
+    assert all(is_trial_or_stopped(run.config) for run in runs)
     (plain,) = expand(text_words)
     # such a run keeps the id and the configuration of before
     assert {"fold", "folds"}.isdisjoint(plain.config["task"])
