@@ -217,8 +217,9 @@ def _axes(
 
 
 def grid_of(run: Run, grids: Grids) -> Grid:
-    """The grid of conf/tune.yaml for a run: of the group in its shared recipe that
-    names its row, its class of peft or its kind, or else of its kind."""
+    """The grid of conf/tune.yaml for a run. If its recipe belongs to a set of rows that
+    has grids there, it is the one that lists the run's row, its class of peft or the
+    kind of its method; otherwise that of the kind."""
     method = run.config["method"]
     shared = grids.get(run.recipe.partition("/")[0], {})
     groups = [group for group in shared.values() if "rows" in group]

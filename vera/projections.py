@@ -8,7 +8,7 @@ default scheme uses nothing else: no log and no cos (their last bits differ betw
 processors), as kaiming_normal does, and no torch generator (not guaranteed across
 versions and devices), as init="peft" does.
 
-Element (i, j) is a pure function of (seed, matrix, i, j): a smaller matrix is the
+Element (i, j) is a pure function of (seed, matrix_key, i, j): a smaller matrix is the
 leading slice of a larger one. Only the scale depends on the shape, so adapters of any
 rank and width can share one stored pair."""
 
@@ -32,34 +32,34 @@ INITS: tuple[Init, ...] = get_args(Init)
 A, B = 0, 1
 
 
-def unit_uniform(seed: int, matrix: int, rows: int, columns: int) -> Matrix:
+def unit_uniform(seed: int, matrix_key: int, rows: int, columns: int) -> Matrix:
     """Uniform numbers in (-1, 1), float32, shape (rows, columns).
 
-    Row i starts at counter (0, i, 0, 0) under the key (seed, matrix). The top 24 bits k
+    Row i starts at counter (0, i, 0, 0) under the key (seed, matrix_key). The top 24 bits k
     of a word become (2k + 1 - 2^24) / 2^24: symmetric, never 0, and exact in float32.
 
     Raises ValueError for a seed outside [0, 2^64).
     """
     if not 0 <= seed < 2**64:
         raise ValueError(f"projection_seed must be in [0, 2^64), got {seed}")
-    key = np.array([seed, matrix], dtype=np.uint64)
-    matrix_values = np.empty((rows, columns), dtype=np.float32)
+    key = np.array([seed, matrix_key], dtype=np.uint64)
+    values = np.empty((rows, columns), dtype=np.float32)
     for i in range(rows):
         counter = np.array([0, i, 0, 0], dtype=np.uint64)
         words = np.random.Philox(counter=counter, key=key).random_raw(columns)
         odd = (words >> np.uint64(40)).astype(np.int64) * 2 + 1 - 2**24
-        matrix_values[i] = odd.astype(np.float32) * np.float32(2.0**-24)
-    return matrix_values
+        values[i] = odd.astype(np.float32) * np.float32(2.0**-24)
+    return values
 
 
-def unit_normal(seed: int, matrix: int, rows: int, columns: int) -> Matrix:
+def unit_normal(seed: int, matrix_key: int, rows: int, columns: int) -> Matrix:
     """Standard normal numbers, float32, shape (rows, columns), by Box and Muller from
     two words each.
 
     log and cos differ in the last bits of float64 between processors. Rounding to
     float32 hides nearly all of these differences; the fingerprint in the adapter file
     shows the rest."""
-    words = unit_uniform(seed, matrix, rows, 2 * columns).astype(np.float64)
+    words = unit_uniform(seed, matrix_key, rows, 2 * columns).astype(np.float64)
     # (u + 1) / 2 is in (0, 1): u is never -1
     radius = np.sqrt(-2 * np.log((words[:, 0::2] + 1) / 2))
     return (radius * np.cos(np.pi * words[:, 1::2])).astype(np.float32)
@@ -105,12 +105,12 @@ class ProjectionSpec:
         digest = (
             hashlib.sha256(self.pair.encode()).digest()[:8] if self.pair else bytes(8)
         )
-        matrix = 2 * (int.from_bytes(digest, "little") >> 1) + factor
+        matrix_key = 2 * (int.from_bytes(digest, "little") >> 1) + factor
         if self.init == "kaiming_normal":
-            return unit_normal(self.seed, matrix, rows, fan_in) * np.float32(
+            return unit_normal(self.seed, matrix_key, rows, fan_in) * np.float32(
                 math.sqrt(2 / fan_in)
             )
-        unit = unit_uniform(self.seed, matrix, rows, fan_in)
+        unit = unit_uniform(self.seed, matrix_key, rows, fan_in)
         if self.init == "uniform":
             return (unit + np.float32(1)) * np.float32(0.05)
         return unit * np.float32(math.sqrt(6 / fan_in))

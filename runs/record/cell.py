@@ -441,8 +441,8 @@ def kept_epoch(keep: str, reported: str) -> str:
 
 
 def scored_texts(record: Record) -> DecodedScores | None:
-    """The scores of the last epoch's texts by the protocol's variant, the first; None
-    without texts."""
+    """The scores of the last epoch's texts. If they were decoded in several ways, those of
+    the first, which is the protocol's. None without texts."""
     texts = record.get("texts")
     for scores in texts["scores"] if texts else []:
         if scores["which"] == "last":

@@ -262,9 +262,8 @@ class VeRA(Method, kind="vera"):
         for parent, paths in same_input(targets):
             layers: list[Any] = [model.get_submodule(path) for path in paths]
             group = Group(layers, self.path, self.weights)
-            group.reason_for_factors(
-                layers
-            )  # refuses a path that the layers cannot take
+            # Raises AdapterError for a path that the layers cannot take
+            group.reason_for_factors(layers)
             if len(layers) > 1:
                 group.attach(model.get_submodule(parent))
 
