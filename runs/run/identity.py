@@ -246,7 +246,7 @@ def final_ids(runs: Sequence[Run]) -> list[str]:
     if None in ids:
         run = runs[ids.index(None)]
         raise UserError(
-            f"{run.label}: the revision of its data cannot be told. Name one: "
+            f"{run.label}: the revision of its data is not known. Name one: "
             "task.revision= or model.revision="
         )
     return [*filter(None, ids)]
