@@ -120,9 +120,9 @@ def read_list(path: Path, model: type[T]) -> Iterator[tuple[str, T]]:
 
 
 def placeholders(template: str) -> set[str]:
-    """The placeholders of a template of str.format, as they stand in their braces, so
-    that a format or an attribute is no known name. A text that is no template is its
-    own placeholder, which is unknown, too."""
+    """The placeholders of a template of str.format, so that the caller can refuse unknown
+    ones. One with a format, a conversion or an attribute is returned as it stands in its
+    braces, and so is unknown. A text that is no template is returned itself."""
     names = set()
     try:
         for _, name, form, conversion in string.Formatter().parse(template):
