@@ -174,7 +174,7 @@ def test_a_cross_validation_ends_with_the_command_that_joins_it(text_words, caps
         jobs = [Job(run.label, run, run_id(run)) for run in runs]
         commanded = Sweep(jobs, Tracking())
         commanded.pending = [jobs[number] for number in pending]
-        sweep._name_suspects(commanded)
+        sweep._point_to_suspect_labels(commanded)
         return capsys.readouterr().out
 
     runs = expand([*text_words, "task.folds=3"])

@@ -149,7 +149,7 @@ def test_a_run_that_failed_is_not_said_to_be_stopped_early(
     done = pool.Sweep(jobs, Tracking("off"))
     done.pending = []
     done.failed = [(jobs[index], "out of luck") for index in failed]
-    sweep._summary(done, 1.0)
+    sweep._print_summary(done, 1.0)
     lines = capsys.readouterr().out.splitlines()
     told = [line for line in lines if "train.max_steps" in line]
     assert [line.startswith(said) for line in told] == ([True] if said else [])

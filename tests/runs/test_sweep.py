@@ -531,7 +531,7 @@ def test_the_summary_of_a_command_says_how_many_of_its_runs_are_done(words, caps
     commanded.done, commanded.skipped = 2, 1
     commanded.pending = jobs[3:4]
     commanded.failed = [(jobs[4], "no luck")]
-    sweep._summary(commanded, 5.0)
+    sweep._print_summary(commanded, 5.0)
     first, *_ = capsys.readouterr().out.splitlines()
     records = jobs[0].record.parent
     assert first == (

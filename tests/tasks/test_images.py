@@ -20,7 +20,7 @@ from runs.record.spreadsheet import csv_text
 from runs.run.identity import data_content
 from runs.training.predictions import illustrate, prediction_table
 from tasks.images.pixels import Preprocessing
-from tasks.images.sets import _cells
+from tasks.images.sets import _read_images_at
 
 pytestmark = pytest.mark.properties
 
@@ -157,9 +157,9 @@ def test_of_parquet_files_only_those_with_a_wanted_row_are_read(tmp_path):
     content = paths[0].read_bytes()
     # its rows; the last is no file
     paths[0].write_bytes(content[:4] + b"\xff" * 40 + content[44:])
-    assert list(_cells(paths, "image", [2])) == [b"1.parquet"]
+    assert list(_read_images_at(paths, "image", [2])) == [b"1.parquet"]
     with refused(str(paths[0])):
-        list(_cells(paths, "image", [0]))
+        list(_read_images_at(paths, "image", [0]))
 
 
 def test_parquet_files_without_class_names_take_the_labels_words(tmp_path):
