@@ -76,20 +76,20 @@ def open_ledger(
     return ledger
 
 
-def open_rows(settings: Selection, may_be_of_conf: bool = False) -> Ledger:
+def open_rows(settings: Selection, allows_unrun: bool = False) -> Ledger:
     """`open_selection` with a row of `frame.runs` in the place of each record, for
     commands that need no more: tens of thousands of records fit."""
-    return open_selection(settings, RowMaker(), may_be_of_conf)
+    return open_selection(settings, RowMaker(), allows_unrun)
 
 
 def open_selection(
     settings: Selection,
     make_row: MakesRows | None = None,
-    may_be_of_conf: bool = False,
+    allows_unrun: bool = False,
 ) -> Ledger:
     """The part of the records that the settings select. Raises UserError for a name
-    that no record has. make_row: as of `read_ledger`. may_be_of_conf: a model or task
-    of conf/ without records is noted on stderr instead."""
+    that no record has. make_row: as of `read_ledger`. allows_unrun: instead of raising,
+    notes on stderr a model or task of conf/ that has not run yet."""
     ledger = open_ledger(settings.output, settings.published, make_row)
     if settings.sweep:
         ledger = _select_sweep(ledger, settings.output, settings.sweep)
@@ -107,7 +107,7 @@ def open_selection(
             if name in existing:
                 continue
             message = f"no records of {key} {name!r}"
-            if not (may_be_of_conf and _is_in_conf(key, name)):
+            if not (allows_unrun and _is_in_conf(key, name)):
                 raise _unknown_name_error(f"{message}.", name, sorted(existing))
             print(f"note: {message} yet", file=sys.stderr)
 

@@ -116,7 +116,8 @@ def check_account() -> None:
     try:
         urllib.request.urlopen(url, timeout=10).close()
     except (OSError, ValueError) as error:
-        if getattr(error, "code", 500) >= 500:  # below: an answer, such as "not found"
+        # A status below 500, such as 404, shows that the server answers.
+        if getattr(error, "code", 500) >= 500:
             raise UserError(
                 f"{url} cannot be reached ({getattr(error, 'reason', error)})"
             ) from None
@@ -135,15 +136,15 @@ def save_workspace(
         raise ValueError("no entity: name one: entity=NAME")
     tables = logged_tables(ledger)
     url_file = Path(output) / "wandb" / "dashboard.url"
-    saved = workspace(ledger, tables, entity, project)
+    current = workspace(ledger, tables, entity, project)
     with contextlib.suppress(Exception):  # none was saved, or it has been deleted
         previous = ws.Workspace.from_url(url_file.read_text().strip())
         if (previous.entity, previous.project) == (entity, project):
-            previous.name = saved.name
-            previous.sections = saved.sections
-            previous.settings = saved.settings
-            previous.runset_settings = saved.runset_settings
-            saved = previous
+            previous.name = current.name
+            previous.sections = current.sections
+            previous.settings = current.settings
+            previous.runset_settings = current.runset_settings
+            current = previous
     if tables:  # always in one run of W&B: a panel would join the tables of several
         run_settings: dict[str, Any] = {
             "id": TABLES_RUN,
@@ -159,9 +160,9 @@ def save_workspace(
             for key, table in tables.items():
                 logged[key] = wandb.Table([*table.header], table.texts)
             run.log(logged)
-    saved.save()
-    write_atomically(url_file, f"{saved.url}\n")
-    return str(saved.url)
+    current.save()
+    write_atomically(url_file, f"{current.url}\n")
+    return str(current.url)
 
 
 @dataclass(frozen=True)

@@ -49,21 +49,21 @@ def main(arguments: list[str]) -> int:
     settings = read_command_line(arguments, Settings).settings
     ledger = open_rows(settings)
     measures = ledger.measures.values()
-    compared = findings(runs(ledger), measures, WholeRecords(ledger))
-    if not compared:
+    every_finding = findings(runs(ledger), measures, WholeRecords(ledger))
+    if not every_finding:
         raise UserError("no two rows of a claim have run on one task (make demo)")
-    tables = [claims_table(compared)]
+    tables = [claims_table(every_finding)]
     if settings.claim is not None:
-        tables = tables_by_task(compared, settings.claim)
+        tables = tables_by_task(every_finding, settings.claim)
     print(render(tables, settings.format))
     return 0
 
 
-def claims_table(compared: Sequence[Finding]) -> Table:
+def claims_table(every_finding: Sequence[Finding]) -> Table:
     """A line for each claim, and for each of its comparisons where it has several."""
-    numbers = claim_numbers(compared)
+    numbers = claim_numbers(every_finding)
     lines = list[dict[str, Entry]]()
-    for finding in compared:
+    for finding in every_finding:
         number = numbers[finding.claim.finding]
         label = finding.claim.name
         if finding.name:
@@ -79,7 +79,7 @@ def claims_table(compared: Sequence[Finding]) -> Table:
     return Table.of("The paper's claims on these runs", lines, [note, NOTE_ON_P])
 
 
-def tables_by_task(compared: Sequence[Finding], number: int) -> list[Table]:
+def tables_by_task(every_finding: Sequence[Finding], number: int) -> list[Table]:
     """A claim's mean differences on each task, a table for each of its comparisons.
 
     Raises:
@@ -87,8 +87,8 @@ def tables_by_task(compared: Sequence[Finding], number: int) -> list[Table]:
     """
     if not 1 <= number <= len(claims()):
         raise UserError(f"claim={number}: there are {len(claims())}")
-    numbers = claim_numbers(compared)
-    of_claim = [item for item in compared if numbers[item.claim.finding] == number]
+    numbers = claim_numbers(every_finding)
+    of_claim = [item for item in every_finding if numbers[item.claim.finding] == number]
     if not of_claim:
         name = claims()[number - 1].name
         existing = ", ".join(map(str, numbers.values()))

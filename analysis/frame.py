@@ -164,24 +164,27 @@ def _unequal_phrases(phrases: pd.DataFrame) -> pd.Series:
     return described.apply(lambda texts: ", ".join(filter(None, texts)), axis=1)
 
 
-def place_in_columns(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells with `place`, the key of the table's column in which each stands. It is
-    the cell's `column`; where rows were measured in several ways, those that were
-    measured otherwise than most have a column of their own for each way."""
-    ways = cells.measured_apart
+def assign_table_columns(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells with `table_column`, the key of the column in which a table shows each of
+    them.
+
+    The key is the cell's `column`, such as sst2. Most rows of a task were measured in
+    the same way. A cell that was measured in another way gets another key, which says
+    how: "sst2, 1,000 training rows"."""
+    ways = cells.measurement_text
     if cells.empty:
-        return cells.assign(place=cells.column)
+        return cells.assign(table_column=cells.column)
     usual = ways.groupby([cells.model, cells.task]).transform(lambda way: way.mode()[0])
-    places = cells.column.where(ways == usual, cells.column + ", " + ways)
-    return cells.assign(place=places)
+    keys = cells.column.where(ways == usual, cells.column + ", " + ways)
+    return cells.assign(table_column=keys)
 
 
 def tasks_by_way(frame: pd.DataFrame, column: str = "task") -> pd.Series:
     """The task of each cell and, where the task was measured in several ways, how: "sst2,
-    1,000 training rows". frame: cells, or runs with `measured_apart`. column: which name
+    1,000 training rows". frame: cells, or runs with `measurement_text`. column: which name
     of the task, "task" or "task_label"."""
-    suffix = ", " + frame.measured_apart
-    return frame[column] + suffix.where(frame.measured_apart != "", "")
+    suffix = ", " + frame.measurement_text
+    return frame[column] + suffix.where(frame.measurement_text != "", "")
 
 
 #: What two costs must share to be compared, besides the task.
@@ -253,8 +256,8 @@ def cells(
     - runs; n, how many have the number; wanted, complete.
     - values, seeds, ids: tuples by seed. median, mean, spread (sample standard
       deviation). best, last, crossfit, half, optimism: medians.
-    - measured_apart: how it was measured, where rows of the task were not all measured
-      on the same (`measurement_texts`). conditions: what its costs depend on; None
+    - measurement_text: how it was measured; "" where all rows of the task were measured
+      in the same way (`measurement_texts`). conditions: what its costs depend on; None
       where seeds differ in it.
     - diverged, a count; one_class, the seeds that predict one class; class_share, its
       share of the rows in words; deviations; presets; origins.
@@ -265,7 +268,7 @@ def cells(
     results = runs[runs.kind == "result"]
     members = results[results.left_out == ""]
     members = members.sort_values([*CELL_KEY, "seed"], kind="stable")
-    members["measured_apart"] = measurement_texts(members)
+    members["measurement_text"] = measurement_texts(members)
     key = CELL_KEY
     if callable(value):
         key = [*CELL_KEY, "variant", "column"]
@@ -308,7 +311,7 @@ def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     with_costs = members.assign(**members[MEDIANS].where(cost_counts))
     predicts_one_class = members.one_class.map(lambda share: isinstance(share, str))
     collapsed_groups = members[predicts_one_class.astype(bool)].groupby(key)
-    first_columns = (*FIRSTS, "is_nearest", "measured_apart", *REPORTED_COLUMNS)
+    first_columns = (*FIRSTS, "is_nearest", "measurement_text", *REPORTED_COLUMNS)
     statistics = {
         "runs": sizes,
         "n": scores.count(),

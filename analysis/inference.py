@@ -100,11 +100,14 @@ def sign_test(differences: Iterable[float]) -> float:
     return min(1.0, 2 * float(special().bdtr(rarer, len(signs), 0.5)))
 
 
-def improvement(x: Iterable[float], y: Iterable[float]) -> float:
-    """P(X > Y) + P(X = Y) / 2 over all pairs of the runs of X and of Y."""
-    column = np.array([*x])[:, None]
-    line = np.array([*y])
-    return float(((column > line) + (column == line) / 2).mean())
+def probability_of_improvement(x: Iterable[float], y: Iterable[float]) -> float:
+    """How often a run of X scores above a run of Y: P(X > Y) + P(X = Y) / 2 over all
+    pairs of a run of X and a run of Y."""
+    x_column = np.array([*x])[:, None]
+    y_line = np.array([*y])
+    is_above = x_column > y_line
+    is_equal = x_column == y_line
+    return float((is_above + is_equal / 2).mean())
 
 
 # --- means and their intervals
@@ -267,19 +270,21 @@ def random_effects(means: ArrayLike, variances: ArrayLike) -> Mean:
     means = np.where(is_mean, means, 0.0)
     variances = np.where(is_mean, np.maximum(variances, 1e-12), np.inf)
     between_variance = np.zeros(freedom.shape)
-    spread = np.zeros(freedom.shape)
-    # Newton's steps from 0 rise to the solution (DerSimonian and Kacker 2007)
+    weighted_squares = np.zeros(freedom.shape)
+    # Solves weighted_squares = freedom for the variance between the means. Newton's
+    # steps from 0 rise to the solution (DerSimonian and Kacker 2007).
     for _ in range(50):
         weights = 1 / (variances + between_variance[..., None])
         mean = (weights * means).sum(axis=-1) / weights.sum(axis=-1)
         squares = weights * (means - mean[..., None]) ** 2
-        spread = squares.sum(axis=-1)
+        weighted_squares = squares.sum(axis=-1)
         slope = (weights * squares).sum(axis=-1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            step = np.where(slope > 0, (spread - freedom) / slope, 0)
+            excess = weighted_squares - freedom
+            step = np.where(slope > 0, excess / slope, 0)
         between_variance = np.maximum(0, between_variance + step)
     with np.errstate(invalid="ignore", divide="ignore"):
-        error = np.sqrt(spread / freedom / weights.sum(axis=-1))
+        error = np.sqrt(weighted_squares / freedom / weights.sum(axis=-1))
     return Mean(mean, error, freedom, np.sqrt(between_variance))
 
 
@@ -370,11 +375,11 @@ def over_seeds_and_items(
     residuals = differences - seed_means[:, None] - item_means + mean
     freedoms = np.array([seeds - 1, items - 1, (seeds - 1) * (items - 1)])
     squares = float((residuals**2).sum())
-    of_seeds = seed_means.var(ddof=1) / seeds
-    of_items = item_means.var(ddof=1) / items
-    of_residuals = squares / freedoms[2] / (seeds * items)
-    parts = np.array([of_seeds, of_items, of_residuals])
-    variance = float(of_seeds + of_items - of_residuals)
+    seed_part = seed_means.var(ddof=1) / seeds
+    item_part = item_means.var(ddof=1) / items
+    residual_part = squares / freedoms[2] / (seeds * items)
+    parts = np.array([seed_part, item_part, residual_part])
+    variance = float(seed_part + item_part - residual_part)
     larger = int(parts[:2].argmax())
     if variance <= parts[larger]:
         return Mean(mean, math.sqrt(parts[larger]), float(freedoms[larger]))
@@ -417,16 +422,17 @@ def two_way(values: ArrayLike) -> TwoWay:
     rows, seeds = values.shape
     seed_means = values.mean(axis=0)
     row_means = values.mean(axis=1, keepdims=True)
-    seed_variance = rows * seed_means.var(ddof=1)
-    residual = values - row_means - seed_means + values.mean()
+    seed_mean_square = rows * seed_means.var(ddof=1)
+    residuals = values - row_means - seed_means + values.mean()
     freedom = (rows - 1) * (seeds - 1)
-    variance = (residual**2).sum() / freedom
-    between = (seed_variance - variance) / rows
+    residual_variance = (residuals**2).sum() / freedom
+    seed_variance = (seed_mean_square - residual_variance) / rows
+    f_ratio = seed_mean_square / residual_variance
     return TwoWay(
-        deviation=math.sqrt(variance),
+        deviation=math.sqrt(residual_variance),
         freedom=freedom,
-        correlation=float(between / (between + variance)),
-        p=float(special().fdtrc(seeds - 1, freedom, seed_variance / variance)),
+        correlation=float(seed_variance / (seed_variance + residual_variance)),
+        p=float(special().fdtrc(seeds - 1, freedom, f_ratio)),
     )
 
 

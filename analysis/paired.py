@@ -14,7 +14,13 @@ from analysis.frame import (
     reported,
     tasks_by_way,
 )
-from analysis.inference import Mean, holm, improvement, mean_of, sign_test
+from analysis.inference import (
+    Mean,
+    holm,
+    mean_of,
+    probability_of_improvement,
+    sign_test,
+)
 from analysis.notes import enumeration
 from analysis.render import Entry, Number, Table, of_runs
 from runs.record.intervals import median_interval
@@ -70,7 +76,7 @@ def paired_differences(
     texts_by_id = pd.Series([*measurement_texts(scored)], scored.id, dtype=object)
     joined = pairs(scored, row)
     joined = joined.sort_values(["model", "row_other"], kind="stable")
-    joined = joined.assign(measured_apart=joined.id.map(texts_by_id).astype(object))
+    joined = joined.assign(measurement_text=joined.id.map(texts_by_id).astype(object))
     joined["task_by_way"] = tasks_by_way(joined)
     if as_reference:
         swapped = {"x": "y", "y": "x", "label": "label_other", "label_other": "label"}
@@ -101,7 +107,7 @@ def _lines_by_task(joined: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "pairs": len(differences),
             "differences": differences,
             **_mean_columns(mean_of(differences)),
-            "better": improvement(group.x, group.y),
+            "better": probability_of_improvement(group.x, group.y),
             "digits": int(group.digits.min()),
             "ids": (*group.id, *group.id_other),
         }

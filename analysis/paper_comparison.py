@@ -79,7 +79,7 @@ def compare_with_paper(table: str, cells: pd.DataFrame, part: str = "") -> pd.Da
     )
     rows["ran"] = rows.runs.notna()
     rows["same_size"] = [*map(_is_same_size, rows.itertuples())]
-    judged = verdict_on(rows.difference, rows.half_width, has_spread, rows.margin)
+    verdicts = verdict_on(rows.difference, rows.half_width, has_spread, rows.margin)
     reasons = {
         "quoted": rows.quoted & (~rows.ran | rows.table.isin(["table4", "table13"])),
         "not run": ~rows.ran,
@@ -87,7 +87,7 @@ def compare_with_paper(table: str, cells: pd.DataFrame, part: str = "") -> pd.Da
         "incomplete": (n < SEEDS) | (n != rows.runs),
     }
     names = [*map(np.array, reasons)]
-    rows["verdict"] = np.select([*reasons.values()], names, judged)
+    rows["verdict"] = np.select([*reasons.values()], names, verdicts)
     return rows
 
 
@@ -137,7 +137,7 @@ def verdict_on(difference: Any, half_width: Any, has_spread: Any, margin: Any) -
     return np.where(has_spread, with_spread, np.where(contains_0, *WITHOUT_SPREAD))
 
 
-def _are_judged(rows: pd.DataFrame) -> bool:
+def _all_have_verdict(rows: pd.DataFrame) -> bool:
     return bool(rows.verdict.isin([*WITH_SPREAD, *WITHOUT_SPREAD]).all())
 
 
@@ -155,7 +155,7 @@ def mean_over_tasks(rows: pd.DataFrame) -> MeanVerdict | None:
     Where one cell of the paper has no spread, the paper's spreads are left out of the
     interval."""
     count = len(rows)
-    if count < 2 or not _are_judged(rows):
+    if count < 2 or not _all_have_verdict(rows):
         return None
     has_spread = bool(rows.spread.notna().all())
     paper_variance = rows.paper_variance if has_spread else 0 * rows.variance
@@ -185,7 +185,7 @@ def verdict_summary(verdicts: Iterable[str]) -> str:
 def status(rows: pd.DataFrame, with_mean: bool = True) -> str:
     """The verdicts on the cells of a row of ours, and on their mean; "" where a cell
     has no verdict yet. rows: of `compare_with_paper`, those of this row."""
-    if rows.empty or not _are_judged(rows):
+    if rows.empty or not _all_have_verdict(rows):
         return ""
     text = verdict_summary(rows.verdict)
     mean = mean_over_tasks(rows) if with_mean else None

@@ -107,7 +107,7 @@ def number(
     if cell is None:
         return NONE
     if skips_missing:
-        return _known_number(cell, decimals, verdict)
+        return _number_of_scored_seeds(cell, decimals, verdict)
     if cell.n == 0 and cell.runs == 0:
         return NONE
     return Number(
@@ -122,8 +122,8 @@ def number(
     )
 
 
-def _known_number(cell: Cell, decimals: int, verdict: str) -> Entry:
-    """The median of the seeds of a cell that have a number."""
+def _number_of_scored_seeds(cell: Cell, decimals: int, verdict: str) -> Entry:
+    """A cell's median over the seeds that have a score; "-" where none has."""
     scores = pd.Series(cell.values, cell.ids, dtype=float).dropna()
     if scores.empty:
         return NONE

@@ -96,32 +96,37 @@ def page(ledger: Ledger) -> str:
     """The whole page. jinja2 escapes every label."""
     frame = runs(ledger)
     frames = own_and_published(ledger, frame)
-    judged = tables.verdicts(frame)
-    cells = [*cell_views(ledger, every_variant(frame, keep_nearest_name=True), judged)]
+    paper_verdicts = tables.verdicts(frame)
+    variants = every_variant(frame, keep_nearest_name=True)
+    cells = [*cell_views(ledger, variants, paper_verdicts)]
     html = results_environment(Path(__file__).parent, autoescape=True)
     html.tests["number"] = lambda entry: isinstance(entry, Number)
     return html.get_template("report.html").render(
         date=date.today(),
         runs=frame,
         findings=findings(frame, ledger.measures.values(), WholeRecords(ledger)),
-        verdicts=verdicts_by_table(judged),
+        verdicts=verdicts_by_table(paper_verdicts),
         half_width=LARGEST_HALF_WIDTH,
         half_width_by_score=LARGEST_HALF_WIDTH_BY_SCORE,
         seeds=SEEDS,
         tables=all_tables(ledger, frames),
         figures=all_figures(ledger, frames),
-        statistics=statistics_tables(frame, judged=judged),
+        statistics=statistics_tables(frame, paper_verdicts=paper_verdicts),
         cells=cells,
         anchors=anchors_of(cells),
         problems=ledger.problems,
     )
 
 
-def verdicts_by_table(judged: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The verdicts of each table and model, under a title. Those with a number that has
-    run come first."""
+def verdicts_by_table(
+    paper_verdicts: pd.DataFrame,
+) -> list[tuple[str, pd.DataFrame]]:
+    """The verdicts (`tables.verdicts`) of each table and model, under a title. Tables with
+    a number that has run come first."""
     groups = list[tuple[str, pd.DataFrame]]()
-    for (table, model), verdicts in judged.groupby(["table", "model"], sort=False):
+    for (table, model), verdicts in paper_verdicts.groupby(
+        ["table", "model"], sort=False
+    ):
         title = f"Table {table.removeprefix('table')}, {NAMED[model]}"
         columns = verdicts.column.replace(NAMED)
         groups.append((title, verdicts.assign(column=columns)))

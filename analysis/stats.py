@@ -39,19 +39,19 @@ Verdicts = dict[tuple[str, ...], str]
 def statistics_tables(
     runs: pd.DataFrame,
     row: str = "vera",
-    judged: pd.DataFrame | None = None,
+    paper_verdicts: pd.DataFrame | None = None,
     own_cells_only: bool = False,
     with_details: bool = False,
 ) -> list[Table]:
     """For each model its cells (interval, best against last epoch, what choosing it
     adds), and a row minus the others ("": none).
 
-    judged: the verdicts beside the paper (`tables.verdicts`), where they are at hand.
+    paper_verdicts: the verdicts beside the paper (`tables.verdicts`), where they are at hand.
     own_cells_only: of the cells, only those of the row. with_details: see
     `comparison_table`."""
     cells = reported_cells(runs)
     statistics = list[Table]()
-    verdicts = verdicts_by_runs(runs, judged) if len(cells) else {}
+    verdicts = verdicts_by_runs(runs, paper_verdicts) if len(cells) else {}
     compared = paired_differences(runs, row)
     for model, of_model in cells.groupby("model"):
         shown_cells = of_model[of_model.row == row] if own_cells_only else of_model
@@ -81,12 +81,14 @@ def median_interval_entry(
 
 
 def verdicts_by_runs(
-    runs: pd.DataFrame, judged: pd.DataFrame | None = None
+    runs: pd.DataFrame, paper_verdicts: pd.DataFrame | None = None
 ) -> Verdicts:
     """The verdict on each cell that the paper has or, if it has several numbers, how
     many of them are reproduced."""
-    judged = tables.verdicts(runs) if judged is None else judged
-    by_cell = judged[judged.ran].groupby("ids", sort=False).verdict.agg(list)
+    paper_verdicts = tables.verdicts(runs) if paper_verdicts is None else paper_verdicts
+    by_cell = (
+        paper_verdicts[paper_verdicts.ran].groupby("ids", sort=False).verdict.agg(list)
+    )
     return {ids: _one_verdict(verdicts) for ids, verdicts in by_cell.items()}
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.figures.figure import HEIGHT, WIDTH, Figure, Part
-from analysis.frame import place_in_columns
+from analysis.frame import assign_table_columns
 from analysis.notes import notes
 from analysis.paper import GLUE, numbers, paper
 from runs.record.ledger import in_conf
@@ -101,13 +101,13 @@ class Panel:
 
 def panels(part: Part, cells: pd.DataFrame) -> Iterator[Panel]:
     """A panel for each model, task and way in which these cells were measured."""
-    placed = place_in_columns(cells.assign(column=cells.task))
-    for (model, place), group in placed.groupby(["model", "place"]):
+    in_columns = assign_table_columns(cells.assign(column=cells.task))
+    for (model, key), group in in_columns.groupby(["model", "table_column"]):
         first = group.iloc[0]
         is_same = (part.runs.model == model) & (part.runs.task == first.task)
-        parts = [GLUE[first.task], first.measured_apart]
+        parts = [GLUE[first.task], first.measurement_text]
         yield Panel(
-            model_and_task=(model, re.sub(r"\W+", "_", place.replace(",", ""))),
+            model_and_task=(model, re.sub(r"\W+", "_", key.replace(",", ""))),
             data=group.assign(source=part.source, runs=group.ids),
             model_label=first.model_label,
             task_label=", ".join(filter(None, parts)),

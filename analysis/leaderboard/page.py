@@ -64,7 +64,7 @@ def page_text(results: pd.DataFrame) -> str:
         latest=every_board[-1],
         labels={board.name: board.label for board in every_board},
         shifts=every_shift,
-        falls=largest_fall(every_shift, results),
+        falls=fall_by_sampling(every_shift, results),
         simulation=yaml.safe_load(SIMULATION.read_text()),
         sources=sources_table(every_board),
     )
@@ -78,15 +78,17 @@ def untitled_markdown(table: Table) -> str:
     ).rstrip()
 
 
-def largest_fall(every_shift: Sequence[Shift], results: pd.DataFrame) -> list[Shift]:
-    """Of the shifts from a greedy to a sampled set the one over the most rows, alone in
-    a list; empty where there is none."""
+def fall_by_sampling(
+    every_shift: Sequence[Shift], results: pd.DataFrame
+) -> list[Shift]:
+    """The shift from a set with greedy answers to one with sampled answers: of several
+    the one over the most rows, alone in a list. The list is empty where there is
+    none."""
     decoding = results.groupby("set").decoding.first()
-    falls = [
-        shift
-        for shift in every_shift
-        if (decoding[shift.before], decoding[shift.after]) == ("greedy", "sampled")
-    ]
+    falls = list[Shift]()
+    for shift in every_shift:
+        if decoding[shift.before] == "greedy" and decoding[shift.after] == "sampled":
+            falls.append(shift)
     return sorted(falls, key=lambda shift: -shift.rows)[:1]
 
 

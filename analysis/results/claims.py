@@ -10,7 +10,6 @@ from functools import cache, cached_property
 import numpy as np
 
 from analysis.inference import (
-    EQUIVALENCE_MARGIN,
     FIRM_PAIRS,
     UNKNOWN,
     Mean,
@@ -303,7 +302,7 @@ class Finding:
         return mean_of([mean.mean for name, mean in self.tasks.items() if name != task])
 
     @cached_property
-    def farthest_task(self) -> str:
+    def most_influential_task(self) -> str:
         """The task without which the mean changes most."""
         return max(
             self.tasks,
@@ -356,6 +355,3 @@ def claim_numbers(findings: Sequence[Finding]) -> dict[str, int]:
     return {
         finding.claim.finding: numbers[finding.claim.finding] for finding in findings
     }
-
-
-MARGIN_TEXT = f"{EQUIVALENCE_MARGIN:g}"

@@ -357,13 +357,13 @@ def mean_over_seeds_and_rows(
     for runs in (left[is_trained], right[is_trained]):
         # Texts are scored at the last epoch
         epoch = runs.reported.where(runs.text_score.isna(), "last").iloc[0]
-        right_by_run = list[Bits]()
+        bits_by_run = list[Bits]()
         for run in runs.id:
             bits = right_items(records[run], epoch) if run in records else None
             if bits is None:
                 return None
-            right_by_run.append(bits)
-        sides.append(right_by_run)
+            bits_by_run.append(bits)
+        sides.append(bits_by_run)
     units = groups_of_items(records[left.id.iloc[0]])
     return over_seeds_and_items(np.array(sides[0]), np.array(sides[1]), units)
 

@@ -44,10 +44,11 @@ def forest(findings: Sequence[Finding]) -> Figure | None:
         return None
     data = pd.DataFrame(lines, columns=COLUMNS)
     starts_line = data.label != data.label.shift()
-    data = data.assign(place=starts_line.cumsum() - 1)
-    height = FRAME_HEIGHT + LINE_HEIGHT * (data.place.max() + 1)
+    data = data.assign(height=starts_line.cumsum() - 1)
+    line_count = data.height.max() + 1
+    size = (WIDTH, FRAME_HEIGHT + LINE_HEIGHT * line_count)
     title = "VeRA minus the other row, with 95% intervals"
-    return Figure("forest", title, data, [], _draw, size=(WIDTH, height))
+    return Figure("forest", title, data, [], _draw, size=size)
 
 
 def _lines(finding: Finding) -> Iterator[Line]:
@@ -77,17 +78,17 @@ def _draw(axes: Axes, data: pd.DataFrame) -> None:
         dash = "dotted" if kind == "prediction" else "solid"
         low = lines.low.clip(lower=-AXIS_END)
         high = lines.high.clip(upper=AXIS_END)
-        axes.hlines(lines.place, low, high, color=colour, linestyle=dash)
+        axes.hlines(lines.height, low, high, color=colour, linestyle=dash)
         face = "none" if kind == "paper" else colour
         axes.plot(
-            lines.difference, lines.place, marker, markersize=5, mfc=face, color=colour
+            lines.difference, lines.height, marker, markersize=5, mfc=face, color=colour
         )
         _draw_arrowheads(axes, lines, colour)
-    names = data.drop_duplicates("place")
+    names = data.drop_duplicates("height")
     axes.set_xlim(-AXIS_END, AXIS_END)
     axes.set_xlabel(AXIS_LABEL, fontsize=8)
-    axes.set_yticks(names.place, names.label)
-    axes.set_ylim(names.place.max() + 0.5, -0.5)
+    axes.set_yticks(names.height, names.label)
+    axes.set_ylim(names.height.max() + 0.5, -0.5)
     axes.tick_params(labelsize=9)
     axes.tick_params(axis="y", length=0)
     for label, kind in zip(axes.get_yticklabels(), names.kind, strict=True):
@@ -109,7 +110,7 @@ def _draw_arrowheads(axes: Axes, lines: pd.DataFrame, colour: str) -> None:
         if len(lines_beyond):
             axes.plot(
                 [tip] * len(lines_beyond),
-                lines_beyond.place,
+                lines_beyond.height,
                 marker=marker,
                 markersize=6,
                 color=colour,

@@ -22,7 +22,6 @@ from analysis.frame import reported
 from analysis.frame import runs as all_runs
 from analysis.inference import Mean, TwoWay, two_way
 from analysis.paper import numbers
-from analysis.results.claims import MARGIN_TEXT
 from analysis.results.comparisons import CHANCE, mark_collapsed
 from analysis.results.rates import regret_of_search
 from analysis.results.scores import FILTERS, SeedDifferences, SeedScores, listed
@@ -427,7 +426,6 @@ def row_error(percent: float, rows: int) -> float:
 HELPERS = {
     "listed": listed,
     "paper": paper_number,
-    "margin": MARGIN_TEXT,
     "row_error": row_error,
     "larger_class": larger_class,
     "width": width,

@@ -156,11 +156,11 @@ def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
     """Every number that the paper prints of a trained model, beside our cell, with the
     verdict: `compare_with_paper` of each table, in the order of a page."""
     view = View(runs, seeds=SEEDS)
-    judged = list[pd.DataFrame]()
+    frames = list[pd.DataFrame]()
     for name in TABLES_WITH_VERDICTS:
         for spec in specs()[name]:
             (part,) = spec.parts(view)
             _, numbers = cells_and_printed(spec, part)
             keys = ["model", "method", "size", "column"]
-            judged.append(numbers.drop_duplicates(keys))
-    return pd.concat(judged, ignore_index=True)
+            frames.append(numbers.drop_duplicates(keys))
+    return pd.concat(frames, ignore_index=True)

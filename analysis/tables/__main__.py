@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> int:
     ledger = Ledger()
     if name not in WITHOUT_RECORDS:
         # The paper's rows need no records; differences do.
-        ledger = open_rows(settings, may_be_of_conf=bool(name and not against))
+        ledger = open_rows(settings, allows_unrun=bool(name and not against))
     if against:
         selected = [*map(row_name, split_names(settings.method))]
         if selected and against not in selected:

@@ -26,7 +26,7 @@ Line = dict[str, Entry]
 def cells_and_printed(spec: TableSpec, view: View) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The cells of a table, and the paper's numbers beside them
     (`compare_with_paper`); no numbers where the paper does not have the table."""
-    cells = spec.placed_cells(view)
+    cells = spec.cells_in_columns(view)
     printed = numbers()
     if spec.name not in {*printed.table}:
         empty = {
@@ -82,7 +82,7 @@ class Column(NamedTuple):
 class ModelTable:
     """A table of one model.
 
-    runs: of the table and model. cells: theirs (`TableSpec.placed_cells`). printed: the
+    runs: of the table and model. cells: theirs (`TableSpec.cells_in_columns`). printed: the
     paper's numbers of the model, beside these cells (`compare_with_paper`). lines: of
     the table; `table` adds them."""
 
@@ -97,7 +97,7 @@ class ModelTable:
     def __post_init__(self) -> None:
         self.cells = comparable_costs(self.cells)
         if not self.spec.tasks:
-            self.cells = self.cells[self.cells.place.isin(self.columns)]
+            self.cells = self.cells[self.cells.table_column.isin(self.columns)]
 
     # --- columns
 
@@ -122,23 +122,21 @@ class ModelTable:
             labels |= GLUE | IMAGES
         labels |= spec.columns
         order = [*labels]
-        columns_by_place = {
-            column: Column(labels[column], column) for column in printed
-        }
-        for cell in ran.drop_duplicates("place").itertuples():
+        columns_by_key = {column: Column(labels[column], column) for column in printed}
+        for cell in ran.drop_duplicates("table_column").itertuples():
             label = labels.get(cell.column, cell.column_label)
-            if cell.measured_apart:
-                label += f", {cell.measured_apart}"
-            columns_by_place[cell.place] = Column(label, cell.column)
+            if cell.measurement_text:
+                label += f", {cell.measurement_text}"
+            columns_by_key[cell.table_column] = Column(label, cell.column)
 
         def order_key(place: str) -> tuple[Any, ...]:
-            base = columns_by_place[place].base
+            base = columns_by_key[place].base
             order_of_base = order.index(base) if base in order else len(order)
             return order_of_base, base, place != base, place
 
         return {
-            place: columns_by_place[place]
-            for place in sorted(columns_by_place, key=order_key)
+            place: columns_by_key[place]
+            for place in sorted(columns_by_key, key=order_key)
         }
 
     def _printed_columns(self) -> list[str]:
@@ -175,7 +173,7 @@ class ModelTable:
         for cell in self.cells.itertuples():
             line_key = ("", "", cell.variant)
             if self.spec.tasks:
-                line_key = (cell.task, cell.measured_apart, cell.variant)
+                line_key = (cell.task, cell.measurement_text, cell.variant)
             lines = lines_by_row.setdefault(cell.row, {})
             lines.setdefault(line_key, []).append(cell)
         return {row: [*lines.values()] for row, lines in lines_by_row.items()}
@@ -278,7 +276,9 @@ class ModelTable:
             by_task = dict(self.spec.tasks)
             by_task |= zip(self.cells.task, self.cells.task_label, strict=True)
             return {label: task for task, label in by_task.items()}
-        tasks = dict[str, str](zip(self.cells.place, self.cells.task, strict=True))
+        tasks = dict[str, str](
+            zip(self.cells.table_column, self.cells.task, strict=True)
+        )
         return {
             column.label: tasks.get(place) or column.base
             for place, column in self.columns.items()
@@ -407,7 +407,7 @@ class ModelTable:
         line: Line = {base: "missing" for base in required if base not in ran}
         for cell in own_cells:
             verdict = verdicts.get((cell.column, cell.ids), "")
-            line[cell.place] = self.spec.entry(cell, verdict)
+            line[cell.table_column] = self.spec.entry(cell, verdict)
         variant = own_cells[0].variant if not self.spec.quoted else ""
         if variant:
             return line | {"source": f"{self.view.origin}, {variant}", "status": ""}
@@ -453,8 +453,8 @@ class ModelTable:
         """Table 2's mean over tasks of the medians over seeds; None unless every task
         is there with all its seeds, measured as most rows were."""
         # The `place` of a cell that was measured in another way is no name of a task.
-        averaged = [cell for cell in own_cells if cell.place in GLUE]
-        complete = {cell.place for cell in averaged if cell.complete}
+        averaged = [cell for cell in own_cells if cell.table_column in GLUE]
+        complete = {cell.table_column for cell in averaged if cell.complete}
         if not self.has_average or complete != {*GLUE}:
             return None
         ids = tuple(run for cell in averaged for run in cell.ids)
@@ -473,7 +473,7 @@ class ModelTable:
         average: of our line. starts_from_mnli: whether it takes tasks from another row."""
         if compared.empty:
             return []
-        places = {(cell.column, cell.ids): cell.place for cell in own_cells}
+        places = {(cell.column, cell.ids): cell.table_column for cell in own_cells}
         complete = [row for row in compared.itertuples() if row.complete and row.n]
         if not complete or not compared.same_size.all():
             return []

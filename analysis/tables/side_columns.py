@@ -67,7 +67,7 @@ class SideColumns:
             runs=table_runs[list(dict.fromkeys(run_columns))],
             with_forgetting=with_forgetting,
             labels_on_other_text=list(dict.fromkeys(on_other_text.label)),
-            rows_on_same_tasks=rows_sharing(cells, ["measured_apart"]),
+            rows_on_same_tasks=rows_sharing(cells, ["measurement_text"]),
             rows_of_same_costs=rows_sharing(cells, ["conditions"]),
         )
 

@@ -11,9 +11,9 @@ import pandas as pd
 from analysis.frame import (
     CELL_KEY,
     MEDIANS,
+    assign_table_columns,
     cells,
     in_cells,
-    place_in_columns,
 )
 from analysis.notes import SELECTED
 from analysis.paper import DECIMALS, GLUE, LLAMAS
@@ -89,14 +89,15 @@ class TableSpec:
         kinds split the runs that may not share a table."""
         return [replace(view, runs=self.select_runs(view.runs))]
 
-    def placed_cells(self, view: View) -> pd.DataFrame:
-        """The cells of the table, each with the column that it stands in (`place`)."""
-        return place_in_columns(self.cells(view))
+    def cells_in_columns(self, view: View) -> pd.DataFrame:
+        """The cells of the table, each with its `table_column`
+        (`frame.assign_table_columns`)."""
+        return assign_table_columns(self.cells(view))
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells of the view's runs with two columns: `column`, which is the task
-        where no formulas name columns, and `variant`, which is empty where a row has one
-        line."""
+        """The cells of the view's runs. `column` names the column of the table: one of
+        the part's formulas or, without formulas, the task. `variant` tells the lines of
+        a row apart; it is "" where a row has one line."""
         seeds = view.seeds or self.seeds
         if self.formulas:
             frame = cells(view.runs, self.numbers, seeds)

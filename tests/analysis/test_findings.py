@@ -383,7 +383,7 @@ def test_a_new_task_lies_in_a_wider_interval_than_the_mean():
     low, high = near.mean.prediction()
     half = 3.182 * deviation * math.sqrt(1 + 1 / 4)
     assert (low, high) == pytest.approx((-1.75 - half, -1.75 + half), abs=2e-3)
-    assert near.farthest_task == "MiniLM, cola"
+    assert near.most_influential_task == "MiniLM, cola"
     assert near.mean_without("MiniLM, cola").mean == pytest.approx(-2.0)
 
 

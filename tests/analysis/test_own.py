@@ -367,13 +367,13 @@ def test_what_holds_for_every_row_of_a_task_is_said_once():
 def test_rows_that_were_not_measured_on_the_same_have_columns_of_their_own():
     bitfit = seeds("bitfit")
     made = [*seeds("vera"), *seeds("lora"), *bitfit]
-    assert {*cells(runs(ledger(*made))).measured_apart} == {""}
+    assert {*cells(runs(ledger(*made))).measurement_text} == {""}
     for one in bitfit:
         one["data"]["dev_rows"] = 20
         one["config"]["train"]["evaluate_every"] = 3  # of three epochs
     texts = ["10 dev rows, best epoch", "20 dev rows, last epoch"]
     for order in (made, made[::-1]):
-        apart = cells(runs(ledger(*order))).set_index("row").measured_apart
+        apart = cells(runs(ledger(*order))).set_index("row").measurement_text
         assert apart[["vera", "lora", "bitfit"]].tolist() == [texts[0]] * 2 + texts[1:]
         # In CSV both columns belong to the task.
         (table,) = tables.tables_of_ledger("", ledger(*order))
@@ -384,7 +384,7 @@ def test_rows_that_were_not_measured_on_the_same_have_columns_of_their_own():
     for one in bitfit:
         one["data"] |= {"dev_rows": 10, "content": "sha256:other"}
         del one["config"]["train"]["evaluate_every"]
-    apart = cells(runs(ledger(*made))).set_index("row").measured_apart
+    apart = cells(runs(ledger(*made))).set_index("row").measurement_text
     assert apart[["vera", "bitfit"]].tolist() == ["data hash", "data other"]
 
 

@@ -163,7 +163,7 @@ def test_the_headline_of_the_published_records(published):
     low, high = near.mean.interval()
     assert (near.mean.mean, low, high) == pytest.approx((-1.70, -3.07, -0.32), abs=0.01)
     assert near.verdict == "contradicted"
-    assert near.farthest_task == "SmolLM2-135M, sums"
+    assert near.most_influential_task == "SmolLM2-135M, sums"
     without = near.mean_without("SmolLM2-135M, sums")
     assert (without.mean, *without.interval()) == pytest.approx(
         (-1.22, -2.18, -0.25), abs=0.01
@@ -235,7 +235,7 @@ def test_an_interval_that_leaves_the_frame_ends_in_an_arrowhead():
     beyond = data[(data.low < -AXIS_END) | (data.high > AXIS_END)]
     assert len(beyond) > 0
     axes = Axes()
-    axes.get_yticklabels = lambda: [Axes()] * data.place.nunique()
+    axes.get_yticklabels = lambda: [Axes()] * data.height.nunique()
     _draw(axes, data)
     assert axes.markers.count(CARETLEFT) == (data.low < -AXIS_END).sum()
     assert axes.markers.count(CARETRIGHT) == (data.high > AXIS_END).sum()

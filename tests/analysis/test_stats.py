@@ -40,7 +40,7 @@ def unjudged():
 
 def told(*records, **settings):
     """The tables, without verdicts."""
-    return statistics_tables(of(*records), judged=unjudged(), **settings)
+    return statistics_tables(of(*records), paper_verdicts=unjudged(), **settings)
 
 
 def test_the_interval_is_scipys_percentile_bootstrap_of_the_median_of_the_values_that_are_known():
@@ -84,7 +84,7 @@ def test_the_sign_test_and_the_probability_of_improvement_are_scipys():
     assert (inference.sign_test([]), inference.sign_test([1] * 5)) == (1.0, 0.0625)
     x, y = [80.0, 81.0, 79.0, 80.0], [79.0, 80.0, 78.0]
     u = scipy.stats.mannwhitneyu(x, y).statistic / (len(x) * len(y))
-    assert inference.improvement(x, y) == pytest.approx(u)
+    assert inference.probability_of_improvement(x, y) == pytest.approx(u)
 
 
 def test_runs_are_paired_by_task_and_seed():

@@ -176,7 +176,7 @@ def test_figures(name, ledgers, frames):
 
 
 def test_notes_of_statistics_are_short(whole, judged):
-    made = statistics_tables(whole["published"], judged=judged["published"])
+    made = statistics_tables(whole["published"], paper_verdicts=judged["published"])
     assert len(made) > 5
     assert too_long(made) == []
 

@@ -154,8 +154,8 @@ def test_a_table_says_where_rows_have_other_base_weights():
     for record in lines[2:]:
         record["config"]["model"] = {**record["config"]["model"], "dtype": "bf16"}
     cells = frame.cells(frame.runs(ledger(*lines))).set_index("row")
-    assert cells.measured_apart["lora"] == "bf16 base weights"
-    assert cells.measured_apart["vera"] == ""
+    assert cells.measurement_text["lora"] == "bf16 base weights"
+    assert cells.measurement_text["vera"] == ""
     assert cells.cell["vera"] != cells.cell["lora"]
     costs = frame.comparable_costs(cells.reset_index())
     assert costs.seconds.isna().all()
