@@ -44,8 +44,10 @@ def notes(
 ) -> list[str]:
     """The notes of a table whose numbers are these cells.
 
-    runs: all of its models and tasks, among which its cells are. extra: further ways in
-    which it differs from the paper. description: what its numbers are."""
+    runs: every run of the table's models and tasks, whether or not it is in one of its
+    cells. reference: what the runs are compared with, the paper or their recipe. extra:
+    further ways in which they differ from it. description: what the table's numbers
+    are."""
     notices = {
         f"Differs from the {reference}": [*extra, *deviation_notes(cells)],
         "Note": [

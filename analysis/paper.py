@@ -58,7 +58,7 @@ def recipes() -> Content:
 
 
 #: The tables with numbers of trained models, with their model ("": the file names it).
-_TABLES = {
+_MODEL_BY_TABLE = {
     "table2": "",
     "table3": "",
     "table5": "",
@@ -69,7 +69,12 @@ _TABLES = {
     "table13": "llama-7b",
 }
 #: Tables of one task, whose columns are scores or costs of it.
-_TASKS = {"table3": "e2e", "table4": "alpaca", "table12": "alpaca", "table13": "alpaca"}
+_TASK_BY_TABLE = {
+    "table3": "e2e",
+    "table4": "alpaca",
+    "table12": "alpaca",
+    "table13": "alpaca",
+}
 
 
 @cache
@@ -84,7 +89,7 @@ def numbers() -> pd.DataFrame:
     work. like: our row that it is compared with: where the paper's started from an
     adapter of MNLI, only one that did so, too."""
     lines = list[Content]()
-    for table in _TABLES:
+    for table in _MODEL_BY_TABLE:
         # the first entry of a table has its columns, each further one a group of rows
         (_, columns), *groups = paper()[table].items()
         for group, rows in groups:
@@ -98,7 +103,7 @@ def _numbers_of_row(table: str, group: str, cells: Content) -> Iterator[Content]
     """The numbers of a row. group: a model or, in table 6, the part of the table.
     cells: by column; those that are no numbers are taken out of it."""
     names = printed_file("names.yaml")
-    model = _TABLES[table] or str(cells.pop("model", group))
+    model = _MODEL_BY_TABLE[table] or str(cells.pop("model", group))
     model = model.replace("-", "_")
     first_column = next(iter(cells))
     method = str(cells.pop(first_column))
@@ -118,7 +123,7 @@ def _numbers_of_row(table: str, group: str, cells: Content) -> Iterator[Content]
         "quoted": row in names["quoted"].get(table, ()),
     }
     for column, cell in cells.items():
-        task = _TASKS.get(table, "" if column == "avg" else column)
+        task = _TASK_BY_TABLE.get(table, "" if column == "avg" else column)
         from_mnli = table == "table2" and task in FROM_MNLI.get((model, row), ())
         value, spread = value_and_spread(cell)
         yield {

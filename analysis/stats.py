@@ -170,7 +170,7 @@ def main(arguments: list[str]) -> int:
         folder = f"{settings.output}/records"
         raise UserError(f"no records{of_name} in {folder} yet ({hint})")
     if settings.row:
-        selected = _beside_row(selected, row)
+        selected = _row_with_others(selected, row)
     shown_tables = list[Table]()
     for frame, mark in zip(frames, ("", " (published)"), strict=True):
         statistics = statistics_tables(
@@ -191,9 +191,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _beside_row(runs: pd.DataFrame, row: str) -> pd.DataFrame:
-    """The runs of a row, and of all others if it has a result. Raises UserError for a
-    row that no run has."""
+def _row_with_others(runs: pd.DataFrame, row: str) -> pd.DataFrame:
+    """The runs of a row with those of all other rows; its own alone if it has no result
+    to compare. Raises UserError for a row that no run has."""
     require_known("row", row, sorted(set(runs.row)))
     own_runs = runs[runs.row == row]
     return runs if (own_runs.kind == "result").any() else own_runs

@@ -39,7 +39,7 @@ def commands(full: bool) -> list[Row]:
             output = Path(folder, "outputs")
             write_records(output, size)
             work = {
-                name: Measured(words, output, Path(folder, "cache"))
+                name: MeasuredCommand(words, output, Path(folder, "cache"))
                 for name, words in COMMANDS.items()
             }
             about: Row = {"part": "commands", "records": size}
@@ -50,7 +50,7 @@ def commands(full: bool) -> list[Row]:
     return rows
 
 
-class Measured:
+class MeasuredCommand:
     """A command that is measured each time it is called.
 
     cache: the user's cache folder, which all commands of a size share. seconds: the CPU
@@ -82,7 +82,7 @@ class Measured:
 
 
 def write_records(output: Path, count: int) -> None:
-    """Writes so many records below a folder: copies of the published ones, with other
+    """Writes `count` records below a folder: copies of the published ones, with other
     ids and other seeds."""
     texts: list[bytes] = []
     for folder in study_folders():

@@ -26,7 +26,7 @@ from runs.machine.processes import process_environment
 WORDS = ["good", "kind", "calm", "bright", "bad", "rude", "loud", "dull"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 #: How many seconds lie between two samples of the processes.
-LOOK_S = 0.1
+SAMPLING_INTERVAL_S = 0.1
 MB = 2**20
 
 
@@ -51,8 +51,9 @@ class Sample:
 
 
 def many_runs(number: int) -> list[Row]:
-    """Does so many runs of one step in one command, one after another. Returns a row
-    for each mark: what a run cost since the mark before, and the memory there."""
+    """Does `number` runs of one step in one command, one after another. Returns a row
+    for each mark (`marks_up_to`): what a run cost since the mark before, and the memory
+    at the mark."""
     with tempfile.TemporaryDirectory() as folder:
         samples = list(_samples(Path(folder), number))
         training_seconds = _training_seconds(Path(folder))
@@ -128,8 +129,8 @@ def _write_model(folder: Path) -> None:
 
 
 def _samples(folder: Path, number: int) -> Iterator[Sample]:
-    """Runs the command. Gives a sample at its start, and one at each mark. Raises
-    UserError where it fails."""
+    """Runs the command. Yields a sample at its start, and one at each mark
+    (`marks_up_to`). Raises UserError if the command fails."""
     command = _command(folder, number)
     log = folder / "log.txt"
     marks = marks_up_to(number)
@@ -151,7 +152,7 @@ def _samples(folder: Path, number: int) -> Iterator[Sample]:
             if marks and latest.runs >= marks[0]:
                 yield latest
                 marks = [mark for mark in marks if mark > latest.runs]
-            time.sleep(LOOK_S)
+            time.sleep(SAMPLING_INTERVAL_S)
     if process.returncode:
         last_line = log.read_text().strip().splitlines()[-1:]
         raise UserError(f"the runs that are timed failed: {last_line}")

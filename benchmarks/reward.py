@@ -30,7 +30,7 @@ ROUNDS = 5
 #: completion.
 SIZES = ((4, 8, 16), (4, 8, 1))
 MORE_SIZES = ((4, 8, 64), (16, 16, 1))
-RATE = 1e-4
+LEARNING_RATE = 1e-4
 
 
 def reward(full: bool) -> list[Row]:
@@ -76,20 +76,20 @@ class OwnStep:
         vera.LoRA(rank=8, alpha=8, sites=("all-linear",)).adapt(self.model)
         self.model.to(DEVICE).eval()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=RATE)
+        self.optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE)
         self.samples, self.tokens = samples, tokens
         self.step = 0
 
     def __call__(self) -> None:
-        numbers = np.array(
-            [
-                [
-                    uniform_numbers(Position(0, self.step, row, sample), self.tokens)
-                    for sample in range(self.samples)
-                ]
-                for row in range(len(self.prompts))
+        numbers_of_prompts = []
+        for row in range(len(self.prompts)):
+            positions = [
+                Position(0, self.step, row, sample) for sample in range(self.samples)
             ]
-        )
+            numbers_of_prompts.append(
+                [uniform_numbers(position, self.tokens) for position in positions]
+            )
+        numbers = np.array(numbers_of_prompts)
         # Without end tokens, so that every completion has the same length
         groups = sample_completions(self.model, self.prompts, numbers, 1.0, [])
         rewards = torch.tensor(
@@ -153,7 +153,7 @@ class TrlStep:
                 num_generations=samples,
                 max_completion_length=tokens,
                 generation_kwargs={"min_new_tokens": tokens},
-                learning_rate=RATE,
+                learning_rate=LEARNING_RATE,
                 max_steps=1,
                 use_cpu=DEVICE == "cpu",
                 bf16=False,

@@ -82,8 +82,8 @@ class Registry:
     method.
 
     alone: the base model without an adapter. models: the models by method, settings and
-    number of labels. residents: the adapters by name. computing: the one thread that uses
-    the models, which take one call at a time."""
+    number of labels. residents: the adapters by name. compute_thread: the one thread that
+    uses the models, which take one call at a time."""
 
     def __init__(
         self,
@@ -110,17 +110,18 @@ class Registry:
         self.models: dict[str, vera.Adapters] = {}
         self.residents: dict[str, Resident] = {}
         self.folders_put: dict[str, Path] = {}
-        self.changing = threading.RLock()  # one change of the adapters at a time
-        self.computing = ThreadPoolExecutor(1)
-        # Held while an adapter is looked up and its texts are submitted, and while one
-        # is replaced: the old one leaves after the texts that are meant for it
-        self.ordering = threading.Lock()
+        self.change_lock = threading.RLock()  # one change of the adapters at a time
+        self.compute_thread = ThreadPoolExecutor(1)
+        # Held while an adapter is looked up and its texts are submitted, and while an
+        # adapter is replaced. So the old one leaves after the texts that were meant for
+        # it.
+        self.order_lock = threading.Lock()
 
     def read(self) -> None:
         """Reads the folders: adds new and changed adapters, removes those that are
         gone. One that cannot be read leaves what was there, and a line on stderr says
         why."""
-        with self.changing:
+        with self.change_lock:
             residents_before = self.residents
             folders = self._folders()
             for name in residents_before:
@@ -176,7 +177,7 @@ class Registry:
         paths = resolved, (resolved / ADAPTER).resolve(), (resolved / HEAD).resolve()
         if not all(root in path.parents for path in paths):
             raise vera.AdapterError("folder: not below --adapters-root")
-        with self.changing:
+        with self.change_lock:
             self.add(name, resolved)
             self.folders_put[name] = resolved
 
@@ -223,7 +224,7 @@ class Registry:
             adapters.add(key, file, head)
             self.models[kind] = adapters
         else:
-            self.computing.submit(adapters.add, key, file, head).result()
+            self.compute_thread.submit(adapters.add, key, file, head).result()
         self.replace(name, Resident(adapters, key, classes, hashes))
 
     def replace(self, name: str, successor: Resident | None = None) -> bool:
@@ -237,13 +238,13 @@ class Registry:
         Returns:
             Whether there was an adapter of this name.
         """
-        with self.changing, self.ordering:
+        with self.change_lock, self.order_lock:
             predecessor = self.residents.get(name)
             residents = self.residents | {name: successor}
             self.residents = {n: r for n, r in residents.items() if r}
             self.folders_put.pop(name, None)
             if predecessor:
-                self.computing.submit(predecessor.adapters.remove, predecessor.key)
+                self.compute_thread.submit(predecessor.adapters.remove, predecessor.key)
         return predecessor is not None
 
 

@@ -53,8 +53,9 @@ def count(suspects: Path) -> list[str]:
     selections[f"{len(differing)} rows predicted otherwise"] = differing
     lines = []
     for name, selected in selections.items():
-        found = planted & {int(row["row"]) for row in selected}
-        lines.append(f"{name}: {len(found)} of {PLANTED} planted labels")
+        planted_in_selection = planted & {int(row["row"]) for row in selected}
+        count_in_selection = len(planted_in_selection)
+        lines.append(f"{name}: {count_in_selection} of {PLANTED} planted labels")
     return lines
 
 

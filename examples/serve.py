@@ -149,14 +149,14 @@ class Batches:
     def __init__(self, registry: Registry, tokenizer: Any) -> None:
         self.registry = registry
         self.tokenizer = tokenizer
-        self.longest_text = _longest_text(registry.base, tokenizer)
+        self.max_input_tokens = _max_input_tokens(registry.base, tokenizer)
         self.waiting: deque[Waiting] = deque()
         self.sizes: deque[int] = deque(maxlen=BATCHES_REMEMBERED)
 
     def submit(self, waiting: Waiting) -> None:
         """Makes a text wait, and answers it in a batch of those that wait then."""
         self.waiting.append(waiting)
-        self.registry.computing.submit(self._answer_waiting)
+        self.registry.compute_thread.submit(self._answer_waiting)
 
     def _answer_waiting(self) -> None:
         """Answers a batch of the texts that wait. Each text submits one such call, so that
@@ -195,7 +195,7 @@ class Batches:
             text, pair = item.asked.text, item.asked.text_pair
             tokens.append(
                 self.tokenizer(
-                    text, pair, truncation=True, max_length=self.longest_text
+                    text, pair, truncation=True, max_length=self.max_input_tokens
                 )
             )
         batch = self.tokenizer.pad(tokens, return_tensors="pt")
@@ -208,7 +208,7 @@ class Batches:
             return logits.float().cpu()
 
 
-def _longest_text(base: Any, tokenizer: Any) -> int:
+def _max_input_tokens(base: Any, tokenizer: Any) -> int:
     """The most tokens that the model reads."""
     # RoBERTa's and MPNet's positions begin after the padding index
     first_position = 0
@@ -341,7 +341,7 @@ def _add_questions(app: FastAPI, registry: Registry, batches: Batches) -> None:
             )
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Answer]] = []
-        with registry.ordering:
+        with registry.order_lock:
             resident = registry.alone if name is None else registry.residents.get(name)
             if resident is None:
                 raise HTTPException(
@@ -360,10 +360,10 @@ def _add_questions(app: FastAPI, registry: Registry, batches: Batches) -> None:
 
 def read_options() -> argparse.Namespace:
     """The command line."""
-    form = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = form.add_argument
+    add = parser.add_argument
     add(
         "folders",
         nargs="*",
@@ -377,27 +377,27 @@ def read_options() -> argparse.Namespace:
         "--adapters-root",
         type=Path,
         metavar="FOLDER",
-        help="where PUT may name folders (none: no PUT)",
+        help="the folder below which PUT may read adapters (default: PUT is refused)",
     )
     add(
         "--token-file",
         type=Path,
         metavar="FILE",
-        help="of PUT and DELETE (else VERA_SERVE_TOKEN)",
+        help="has the token that PUT and DELETE need (default: VERA_SERVE_TOKEN)",
     )
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU, if any)")
     add(
         "--host",
         default="127.0.0.1",
-        help="listen at (127.0.0.1: this machine alone)",
+        help="the address to listen at (default: 127.0.0.1, this machine alone)",
     )
     add(
         "--port",
         type=int,
         default=8000,
-        help="listen at (8000; 0: a free one)",
+        help="the port to listen at (default: 8000; 0: a free one)",
     )
-    return form.parse_args()
+    return parser.parse_args()
 
 
 def main() -> None:

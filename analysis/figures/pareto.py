@@ -323,10 +323,13 @@ def outer_fences(values: pd.Series) -> tuple[float, float]:
 
 
 def _has_failed(data: pd.DataFrame, score: pd.Series) -> pd.Series:
-    """Which rows have failed, and so far from the others that they would squeeze the
-    picture. They are worse than each row that trains nothing but a head, or most of
-    their seeds diverged or predict one class; and they are below the outer fence.
-    score: the metric, such that more is better."""
+    """Which rows have failed and are so far below the others that they would squeeze the
+    picture.
+
+    A row has failed if it is worse than every row that trains nothing but a head, or if
+    most of its seeds diverged or predict one class. It is far below the others if its
+    score is below Tukey's lower outer fence. score: the metric, such that more is
+    better."""
     # If no row trains a head alone, the minimum is NaN, and no score is below it.
     is_below_head = score < score[data.parameters == 0].min()
     mostly_broken = (data.diverged + data.one_class.map(len)) * 2 > data.runs

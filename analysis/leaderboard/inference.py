@@ -52,10 +52,11 @@ def rerun_variance(results: pd.DataFrame) -> Variance | None:
     Returns:
         None where no two environments share enough rows."""
     row_names = results.row + " " + results.settings
-    repeated = results[row_names.groupby(row_names).transform("size") > 1]
+    is_repeated = row_names.groupby(row_names).transform("size") > 1
+    repeated = results[is_repeated]
     if repeated.empty:
         return None
-    rows = pd.get_dummies((repeated.row + " " + repeated.settings), dtype=float)
+    rows = pd.get_dummies(row_names[is_repeated], dtype=float)
     environments = pd.get_dummies(repeated.environment, dtype=float)
     design = np.hstack([rows.to_numpy(), environments.to_numpy()])
     scores = repeated.score.to_numpy(dtype=float)

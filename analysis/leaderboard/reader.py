@@ -47,6 +47,8 @@ NO_SETTINGS = {
 #: open from the model's own, and Llama's says that texts are sampled.
 SAMPLES_FROM = 5
 
+#: How many characters the reason has at most why a file is no result.
+LONGEST_ERROR = 300
 #: The columns of what is published.
 COLUMNS = [
     "set",
@@ -171,9 +173,8 @@ def read_result(path: Path) -> PeftResult:
 def error_text(error: Exception) -> str:
     """Why a file is no result, in one line."""
     if isinstance(error, ValidationError):
-        return f"no result of peft's method comparison ({describe_mistake(error)})"[
-            :300
-        ]
+        text = f"no result of peft's method comparison ({describe_mistake(error)})"
+        return text[:LONGEST_ERROR]
     return str(error).partition("\n")[0]
 
 

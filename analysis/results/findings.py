@@ -222,16 +222,16 @@ def _analyses(frame: pd.DataFrame, trained: Array) -> dict[str, Mean]:
 
 def _collapses_by_row(counted_pairs: Sequence[Pairs]) -> tuple[Collapses, ...]:
     """How many runs of each row collapsed. A run in several pairs counts once."""
-    runs_by_row = dict[str, dict[str, bool]]()
+    collapsed_by_row = dict[str, dict[str, bool]]()  # of each run, by its id
     labels = dict[str, str]()
     for pairs in counted_pairs:
         for row, runs in pairs.collapsed_runs().items():
-            runs_by_row.setdefault(row, {}).update(runs)
+            collapsed_by_row.setdefault(row, {}).update(runs)
         for side in (pairs.left, pairs.right):
             labels.setdefault(side.row, side.label)
     return tuple(
         Collapses(_method_name(labels[row]), sum(runs.values()), len(runs))
-        for row, runs in runs_by_row.items()
+        for row, runs in collapsed_by_row.items()
     )
 
 

@@ -10,7 +10,7 @@ from analysis.figures.fits import fit_errors, shown_fit
 from analysis.figures.layers import PAIRS, measured_values
 from analysis.frame import reported
 from analysis.inference import Verdict, mean_of, superiority_verdict
-from analysis.results.claims import Claim, Comparison, claims, joint_verdict
+from analysis.results.claims import Comparison, claims, joint_verdict
 from analysis.results.comparisons import paper_epochs, side_of
 from runs.record.schema import Measure
 
@@ -125,8 +125,8 @@ def null_band(cosines: pd.DataFrame) -> float:
 
 
 def _comparisons_of_fit(fit: Measure) -> Iterator[Comparison]:
-    """The claim of figure 6. It is about every parameter count: one count at which the
-    errors of VeRA and LoRA differ contradicts it."""
+    """The claim of figure 6: VeRA and LoRA fit equally well at every parameter count. One
+    count at which their errors differ contradicts it."""
     errors = fit_errors(fit)
     finite = errors[errors.n > 0].drop_duplicates(["kind", "parameters"], keep="last")
     by_count = finite.pivot(index="parameters", columns="kind", values="mean")
@@ -144,22 +144,16 @@ def _comparisons_of_fit(fit: Measure) -> Iterator[Comparison]:
     }
     for claim in claims():
         if claim.kind == "fit":
-            yield _comparison_of_fit(claim, verdict, numbers)
-
-
-def _comparison_of_fit(
-    claim: Claim, verdict: Verdict, numbers: Mapping[str, float]
-) -> Comparison:
-    return Comparison(
-        claim=claim,
-        model="",
-        task="",
-        model_label="10 x 10 matrices",
-        task_label="",
-        family="",
-        sides=(),
-        verdict=verdict,
-        numbers=numbers,
-        unit="",
-        size=1,
-    )
+            yield Comparison(
+                claim=claim,
+                model="",
+                task="",
+                model_label="10 x 10 matrices",
+                task_label="",
+                family="",
+                sides=(),
+                verdict=verdict,
+                numbers=numbers,
+                unit="",
+                size=1,
+            )

@@ -312,13 +312,14 @@ class StudyNumbers:
         raise ValueError(f"no row {label} with {filters}")
 
     def over_tasks(self, *tasks: str, share_of_gain: bool = False) -> OverTasks:
-        """The rows over these tasks (labels; by default all). share_of_gain: whether
-        scores are replaced as `gains` of `rows_over_tasks` says."""
-        gains = self.rows.cells if share_of_gain else None
-        compared = rows_over_tasks(self.rows.poolable, tasks, gains)
-        if compared is None:
+        """The rows over these tasks (labels; by default all). share_of_gain: whether each
+        score is replaced by its share of the gain from the head alone to LoRA, in
+        percent."""
+        reference_cells = self.rows.cells if share_of_gain else None
+        over_tasks = rows_over_tasks(self.rows.poolable, tasks, reference_cells)
+        if over_tasks is None:
             raise ValueError(f"too few rows or tasks: {tasks}")
-        return compared
+        return over_tasks
 
     def rank_correlation(self, left: str, right: str) -> tuple[float, int]:
         """Spearman's correlation of the rows' means on two tasks (labels), and of how
@@ -331,8 +332,9 @@ class StudyNumbers:
     def two_way_of(
         self, rows: str, columns: str, score: str = "number", **filters: Any
     ) -> TwoWay:
-        """The analysis of variance of scores by two columns or settings of the runs,
-        whose values are the rows and the columns of its table."""
+        """The analysis of variance of a table of scores. rows, columns: the names of two
+        columns or settings of the runs, such as "row" and "seed". Each value of the first
+        is a line of the table, each value of the second a column."""
         chosen = self.select(**filters)
         for name in (rows, columns):
             chosen = chosen.assign(**{name: column_or_setting(chosen, name)})

@@ -86,7 +86,7 @@ class StudyRows:
 def study_rows(runs: pd.DataFrame) -> StudyRows:
     """Each row of a study on each task beside VeRA. runs: every variant as a row."""
     cells = reported_cells(runs)
-    places = tasks_by_way(cells)
+    task_keys = tasks_by_way(cells)
     cells["task_label"] = tasks_by_way(cells, "task_label")
     results = mark_collapsed(reported(mark_left_out(runs)))
     trials = reported(runs[runs.kind == "trial"])
@@ -95,7 +95,9 @@ def study_rows(runs: pd.DataFrame) -> StudyRows:
     pooled = dict[str, PooledVariance]()
     lines = list[tuple[Any, Mean, Mean, float]]()
     poolable = list[int]()
-    for (model, place), cells_on_task in cells.groupby(["model", places], sort=False):
+    for (model, task_key), cells_on_task in cells.groupby(
+        ["model", task_keys], sort=False
+    ):
         runs_on_task = in_cells(results, cells_on_task)
         outliers = rows_not_pooled(runs_on_task)
         is_outlier = cells_on_task.row.isin(outliers)
@@ -108,7 +110,7 @@ def study_rows(runs: pd.DataFrame) -> StudyRows:
         ordered = cells_on_task.sort_values("parameters", kind="stable")
         for cell in comparable_costs(ordered).itertuples():
             paired, paired_p = mean_of([]), math.nan
-            key = (model, place, cell.row)
+            key = (model, task_key, cell.row)
             if key in paired_by_row.index:
                 paired = mean_of(paired_by_row.differences[key])
                 paired_p = float(paired_by_row.holm[key])
@@ -232,17 +234,22 @@ class OverTasks:
 
 
 def rows_over_tasks(
-    cells: pd.DataFrame, tasks: tuple[str, ...] = (), gains: pd.DataFrame | None = None
+    cells: pd.DataFrame,
+    tasks: tuple[str, ...] = (),
+    reference_cells: pd.DataFrame | None = None,
 ) -> OverTasks | None:
-    """The rows of a study over its tasks, by a mixed model in which rows are fixed, and
-    tasks, what a row gains on one of them and seeds are random: the analysis of
-    variance of the rows' means over seeds.
+    """The rows of a study over its tasks, by a mixed model.
+
+    Rows are fixed effects. Tasks, seeds, and what a row gains on one task are random
+    effects. The model is fitted by the analysis of variance of the rows' means over
+    seeds.
 
     Args:
         cells: of rows with similar variances (`StudyRows.poolable`).
         tasks: labels of tasks; by default all.
-        gains: cells of the study, where a score is replaced by the row's share of the
-            gain from the head alone to LoRA, in percent.
+        reference_cells: cells of the study with the head alone and LoRA on each task.
+            If they are given, each score is replaced by its share of the gain from the
+            head alone to LoRA, in percent.
 
     Returns:
         Of the rows that have all tasks; None where rows or tasks are few.
@@ -254,8 +261,8 @@ def rows_over_tasks(
         ~trained.lower_is_better.astype(bool), -trained["mean"]
     )
     trained = trained.assign(score=score)
-    if gains is not None:
-        trained = trained.assign(score=_share_of_gain(trained, gains))
+    if reference_cells is not None:
+        trained = trained.assign(score=_share_of_gain(trained, reference_cells))
     means = trained.pivot_table(
         index="row", columns=["model_label", "task_label"], values="score", sort=False
     )
@@ -282,13 +289,13 @@ def rows_over_tasks(
     )
 
 
-def _share_of_gain(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.Series:
+def _share_of_gain(rows: pd.DataFrame, reference_cells: pd.DataFrame) -> pd.Series:
     """Where each row's score lies between that of the head alone (0) and LoRA's (100) on
-    the same model and task. rows, cells: cells; those of `cells` have both."""
-    by_task = cells.pivot_table(
+    the same model and task. rows: cells. reference_cells: those of the head and LoRA."""
+    by_task = reference_cells.pivot_table(
         index=["model_label", "task_label"], columns="row", values="mean"
     )
-    places = pd.MultiIndex.from_frame(rows[["model_label", "task_label"]])
-    head = by_task["head"].reindex(places).to_numpy()
-    lora = by_task["lora"].reindex(places).to_numpy()
+    models_and_tasks = pd.MultiIndex.from_frame(rows[["model_label", "task_label"]])
+    head = by_task["head"].reindex(models_and_tasks).to_numpy()
+    lora = by_task["lora"].reindex(models_and_tasks).to_numpy()
     return 100 * (rows["mean"] - head) / (lora - head)

@@ -34,10 +34,11 @@ def results_environment(*folders: Path, autoescape: bool = False) -> jinja2.Envi
     return environment
 
 
-def rendered(page: str, **gaps: Any) -> str:
-    """The text of a page. page: the name of its template. gaps: what the template calls,
-    by name."""
-    return without_gaps(results_environment().get_template(page).render(gaps))
+def rendered(page: str, **context: Any) -> str:
+    """The text of a page. page: the name of its template. context: the values and
+    functions that the template uses, by name."""
+    template = results_environment().get_template(page)
+    return without_gaps(template.render(context))
 
 
 def macros(page: str) -> Any:

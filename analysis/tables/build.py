@@ -108,15 +108,15 @@ class ModelTable:
 
     @cached_property
     def columns(self) -> dict[str, Column]:
-        """The columns of numbers, by the `place` of the cells in them: the paper's, and
-        those of the runs, in order."""
+        """The columns of numbers in order: the paper's, and those of the runs. They are
+        by the `table_column` of the cells in them."""
         spec, ran = self.spec, self.cells
         if spec.tasks:
             ran = ran[ran.column.isin(spec.columns)]
         elif spec.is_ablation:
             ran = ran[:0] if self.has_paper_model else ran[ran.row != "vera"]
         printed = self._printed_columns()
-        # Of two labels for one key the later one counts, at the place of the first.
+        # A key that comes twice keeps its first position and takes the later label.
         labels = dict(spec.columns) if self.has_paper_model else {}
         if spec.models and not spec.tasks:
             labels |= GLUE | IMAGES
@@ -129,15 +129,13 @@ class ModelTable:
                 label += f", {cell.measurement_text}"
             columns_by_key[cell.table_column] = Column(label, cell.column)
 
-        def order_key(place: str) -> tuple[Any, ...]:
-            base = columns_by_key[place].base
+        def order_key(key: str) -> tuple[Any, ...]:
+            base = columns_by_key[key].base
             order_of_base = order.index(base) if base in order else len(order)
-            return order_of_base, base, place != base, place
+            return order_of_base, base, key != base, key
 
-        return {
-            place: columns_by_key[place]
-            for place in sorted(columns_by_key, key=order_key)
-        }
+        ordered_keys = sorted(columns_by_key, key=order_key)
+        return {key: columns_by_key[key] for key in ordered_keys}
 
     def _printed_columns(self) -> list[str]:
         """The paper's columns that are shown whether or not they have run."""
@@ -237,7 +235,7 @@ class ModelTable:
         them."""
         spec = self.spec
         header = {name: name for name in spec.head}
-        header |= {place: column.label for place, column in self.columns.items()}
+        header |= {key: column.label for key, column in self.columns.items()}
         if self.has_average:
             header["avg"] = "Avg"
         header |= {f"+{name}": name for name in self.side_columns.column_names}
@@ -258,14 +256,15 @@ class ModelTable:
     def _notes(self) -> list[str]:
         spec, cells = self.spec, self._row_cells
         deviations = spec.deviations(self.runs, cells) if spec.models else ()
+        notes_on_runs = notes(
+            self.runs,
+            cells,
+            deviations,
+            description=spec.describe(self.view, cells),
+            reference="paper" if spec.models else "recipe",
+        )
         return [
-            *notes(
-                self.runs,
-                cells,
-                deviations,
-                spec.describe(self.view, cells),
-                "paper" if spec.models else "recipe",
-            ),
+            *notes_on_runs,
             *forgetting_notes(self.side_columns),
             *self.side_columns.cost_notes(),
         ]
@@ -280,8 +279,8 @@ class ModelTable:
             zip(self.cells.table_column, self.cells.task, strict=True)
         )
         return {
-            column.label: tasks.get(place) or column.base
-            for place, column in self.columns.items()
+            column.label: tasks.get(key) or column.base
+            for key, column in self.columns.items()
         }
 
     # --- the paper's rows
@@ -299,9 +298,9 @@ class ModelTable:
         for printed in group.itertuples():
             mark = "*" if printed.like != printed.row else ""
             decimals = DECIMALS.get(printed.column, 1)
-            for place, column in self.columns.items():
+            for key, column in self.columns.items():
                 if column.base == printed.column:
-                    line[place] = Number(
+                    line[key] = Number(
                         printed.value, printed.spread, decimals=decimals, mark=mark
                     )
         if self.has_average:
@@ -452,7 +451,7 @@ class ModelTable:
     def _average(self, own_cells: list[Cell]) -> Number | None:
         """Table 2's mean over tasks of the medians over seeds; None unless every task
         is there with all its seeds, measured as most rows were."""
-        # The `place` of a cell that was measured in another way is no name of a task.
+        # The `table_column` of a cell that was measured in another way is no name of a task.
         averaged = [cell for cell in own_cells if cell.table_column in GLUE]
         complete = {cell.table_column for cell in averaged if cell.complete}
         if not self.has_average or complete != {*GLUE}:
@@ -473,13 +472,13 @@ class ModelTable:
         average: of our line. starts_from_mnli: whether it takes tasks from another row."""
         if compared.empty:
             return []
-        places = {(cell.column, cell.ids): cell.table_column for cell in own_cells}
+        key_by_cell = {(cell.column, cell.ids): cell.table_column for cell in own_cells}
         complete = [row for row in compared.itertuples() if row.complete and row.n]
         if not complete or not compared.same_size.all():
             return []
         line: Line = {"source": "difference"}
         for row in complete:
-            line[places[row.column, row.ids]] = Number(
+            line[key_by_cell[row.column, row.ids]] = Number(
                 row.difference,
                 # An interval over fewer seeds is not shown.
                 row.half_width if row.n >= SEEDS else float("nan"),

@@ -95,15 +95,19 @@ class SideColumns:
         return {f"+{name}": entry for name, entry in entry_by_name.items()}
 
     def _entry_of_row(self, runs: pd.DataFrame, name: str, form: str = "") -> Entry:
-        """What a row has in a column: the median over seeds in each of its cells, and
-        of these the mean.
+        """What a row has in a column: the mean over its cells, of each of which it takes
+        the median over seeds.
 
-        It is "-" where it cannot be compared: for one of CONSTANTS that differs between
-        the row's cells, and for other numbers if the row is not among those with the
-        same tasks or, of costs, the same hardware and data. 0 bytes are "-", too.
+        The entry is "-" where rows cannot be compared in the column:
 
-        runs: of the row. name: of a column of theirs. form: how the number is written;
-        by default that of the fact."""
+        - one of CONSTANTS, if the row's cells differ in it;
+        - a cost, if the row ran on other hardware, tasks or data than most rows;
+        - another number, if the row ran on other tasks than most rows.
+
+        0 bytes are "-", too.
+
+        runs: those of the row. name: a column of `runs`. form: how the number is written
+        (render.FORMS); by default as FACTS says."""
         median_by_cell = _medians_by_cell(runs, name)
         if name in CONSTANTS:
             is_shown = median_by_cell.nunique() == 1

@@ -105,9 +105,12 @@ class Judged(TableSpec):
         return pd.concat([judged, unjudged])
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells with columns of their own: the interval over questions (of one run
-        alone), the median score of each turn, how many judgements could be read (valid),
-        and the row's state where nobody has judged it. Its n is the number of its runs."""
+        """The cells with four columns more.
+
+        - interval: over questions, where a cell has one run.
+        - turns: the median score of each turn.
+        - valid: how many judgements could be read.
+        - state: of a cell that nobody has judged; its n is the number of its runs."""
         frame = super().cells(view)
         judgements = self.judgements(view.runs)
         lines = [_judged_columns(cell, judgements) for cell in frame.itertuples()]
@@ -138,8 +141,8 @@ class Judged(TableSpec):
         return " ".join(sentences)
 
     def deviations(self, runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
-        """How answers were made where that is not FastChat's way, with the labels of
-        the rows."""
+        """A phrase for each setting of the answers that differs from FastChat's, with
+        the labels of the rows that differ in it."""
         labels = dict[str, dict[str, None]]()
         for judgement in self.judgements(in_cells(runs, cells)).itertuples():
             for key, usual in FASTCHAT.items():
