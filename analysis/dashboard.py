@@ -56,12 +56,12 @@ def workspace(
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.reports.v2 import interface as wr
 
-    low = wr.Layout(w=24, h=2)
-    high = wr.Layout(w=24, h=10)
+    title_layout = wr.Layout(w=24, h=2)
+    table_layout = wr.Layout(w=24, h=10)
     panels = list[Any]()
     for key, table in tables.items():
-        panels.append(wr.MarkdownPanel(markdown=table.title, layout=low))
-        panels.append(wr.WeavePanelSummaryTable(table_name=key, layout=high))
+        panels.append(wr.MarkdownPanel(markdown=table.title, layout=title_layout))
+        panels.append(wr.WeavePanelSummaryTable(table_name=key, layout=table_layout))
     models_and_tasks = sorted(
         {(record["cell"]["model"], record["cell"]["task"]) for record in ledger}
     )
@@ -183,11 +183,10 @@ def main(arguments: list[str]) -> int:
     check_account()
     ledger = open_ledger(settings.output, published=False)  # as W&B has them
     try:
-        print(
-            f"Dashboard: {save_workspace(ledger, settings.entity, project, settings.output)}"
-        )
+        url = save_workspace(ledger, settings.entity, project, settings.output)
     except Exception as error:
         raise UserError(f"the dashboard was not saved ({first_line(error)})") from error
+    print(f"Dashboard: {url}")
     return 0
 
 

@@ -86,8 +86,8 @@ def difference_table(first: Record, second: Record, origins: tuple[str, str]) ->
 
 
 def leaves(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a record by dotted keys; a list of plain values, such as a curve,
-    is one of them."""
+    """The values of a record by dotted keys. A list of plain values, such as a curve,
+    counts as one value."""
     flat = dict[str, Any]()
     for key, value in record.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):

@@ -65,12 +65,15 @@ def paired_differences(
     as_reference: every other row minus it instead. Positive: the first is better, also
     for scores of which lower is better.
 
-    Columns: model; task, with how it was measured where there are several ways ("" over
-    tasks); other, the other row; left, right, the labels; differences, a tuple by seed
-    (or by task); pairs, how many these are; mean, low, high and p, their mean with its
-    95% interval and p by Student's t; holm, p by Holm's correction for all comparisons
-    of the model (those over tasks are corrected on their own); better, P(left > right);
-    digits, the decimals of the score; ids, of the runs."""
+    Columns:
+
+    - model; task, with how it was measured where there are several ways ("" over tasks).
+    - other, the other row; left and right, the labels of both.
+    - differences, a tuple by seed (or by task); pairs, how many these are.
+    - mean, low, high, p: the mean difference, its 95% interval, and p by Student's t.
+    - holm: p by Holm's correction for all comparisons of the model. Those over tasks are
+      corrected on their own.
+    - better: P(left > right). digits: the decimals of the score. ids: of the runs."""
     scored = reported(mark_left_out(runs))
     scored = scored[scored.left_out == ""]
     texts_by_id = pd.Series([*measurement_texts(scored)], scored.id, dtype=object)

@@ -134,7 +134,9 @@ def verdict_on(difference: Any, half_width: Any, has_spread: Any, margin: Any) -
     is_narrow = half_width <= margin + 1e-9
     choices = [~contains_0, is_narrow]
     with_spread = np.select(choices, ["not reproduced", "reproduced"], "inconclusive")
-    return np.where(has_spread, with_spread, np.where(contains_0, *WITHOUT_SPREAD))
+    inside, outside = WITHOUT_SPREAD
+    without_spread = np.where(contains_0, inside, outside)
+    return np.where(has_spread, with_spread, without_spread)
 
 
 def _all_have_verdict(rows: pd.DataFrame) -> bool:

@@ -261,17 +261,17 @@ def render(tables: Iterable[Table], form: str = "md") -> str:
     return "\n\n".join(map(write, tables))
 
 
-def to_csv(data: pd.DataFrame, digits: str | None = None) -> str:
-    """A frame as CSV: a tuple with spaces, a text on one line. digits: of its numbers,
-    such as %.10g (None: all)."""
+def to_csv(data: pd.DataFrame, number_format: str | None = None) -> str:
+    """A frame as CSV. The parts of a tuple are joined by spaces, and a text stands on one
+    line. number_format: such as %.10g; None writes every digit."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, tuple):
             return " ".join(str(plain(part)) for part in value)
         if isinstance(value, str):
             return one_line(value)
-        if digits and isinstance(value, float):
-            return digits % value
+        if number_format and isinstance(value, float):
+            return number_format % value
         return value
 
     joined = data.astype(object)

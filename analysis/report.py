@@ -221,15 +221,13 @@ def curve_points(
 
 
 def main(arguments: list[str]) -> int:
-    output = read_command_line(
-        arguments, RecordSettings, module=__name__
-    ).settings.output
+    line = read_command_line(arguments, RecordSettings, module=__name__)
+    output = line.settings.output
     ledger = open_ledger(output, make_row=RowMaker())
     path = Path(output) / "report.html"
     write_atomically(path, page(ledger))
-    print(
-        f"Report: {path} ({len(ledger.records)} records, {megabytes(path.stat().st_size)})"
-    )
+    size = megabytes(path.stat().st_size)
+    print(f"Report: {path} ({len(ledger.records)} records, {size})")
     return 0
 
 

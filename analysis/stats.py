@@ -123,6 +123,11 @@ def _cell_line(cell: Cell, interval_header: str) -> dict[str, Entry]:
     chooses_epoch = cell.reported == "best"
     mark = f"/{cell.wanted}{diverged(cell)}"
     middle = pd.Series(cell.values).median()
+    crossfit: Entry = NONE
+    optimism: Entry = NONE
+    if chooses_epoch:
+        crossfit = of_runs(cell.crossfit, **points)
+        optimism = of_runs(cell.optimism, sign=True, **points)
     return {
         "method": cell.label,
         "task": cell.task,
@@ -132,10 +137,8 @@ def _cell_line(cell: Cell, interval_header: str) -> dict[str, Entry]:
         interval_header: median_interval_entry(cell.values, cell.ids, digits),
         "best": of_runs(cell.best, **points),
         "last": of_runs(cell.last, **points),
-        "cross-fitted": of_runs(cell.crossfit, **points) if chooses_epoch else NONE,
-        "optimism": of_runs(cell.optimism, sign=True, **points)
-        if chooses_epoch
-        else NONE,
+        "cross-fitted": crossfit,
+        "optimism": optimism,
     }
 
 

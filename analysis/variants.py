@@ -24,7 +24,7 @@ def every_variant(runs: pd.DataFrame, keep_nearest_name: bool) -> pd.DataFrame:
     variant_count = results.groupby(CELL_KEY).cell.transform("nunique")
     for _, group in results[variant_count > 1].groupby(CELL_KEY, sort=False):
         settings_by_cell = group.drop_duplicates("cell").set_index("cell").settings
-        for cell, text in distinctions(settings_by_cell.to_dict()).items():
+        for cell, text in unequal_settings(settings_by_cell.to_dict()).items():
             variant = group[group.cell == cell]
             labels[variant.index] = _variant_label(variant.label.iloc[0], text)
             # those of the nearest variant are in a cell, or repeat a seed of it
@@ -36,7 +36,7 @@ def every_variant(runs: pd.DataFrame, keep_nearest_name: bool) -> pd.DataFrame:
 
 def _variant_label(label: str, text: str) -> str:
     """A row's label with those settings of the text that it does not say already. text:
-    of `distinctions`."""
+    of `unequal_settings`."""
     words_of_label = label.replace(",", " ").split()
     missing = [
         setting
@@ -46,11 +46,11 @@ def _variant_label(label: str, text: str) -> str:
     return ", ".join([label, *missing])
 
 
-def distinctions(
+def unequal_settings(
     settings_by_name: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, str]:
-    """What sets several groups of settings apart, by their names: the keys in which
-    they are not all equal, with the values of each: "lr 0.001, rank 4"."""
+    """A text for each of several groups of settings, by its name: its values of the keys
+    in which the groups are not all equal, such as "lr 0.001, rank 4"."""
     every_settings = settings_by_name.values()
     unequal = list[str]()
     for key in sorted({*itertools.chain(*every_settings)}):

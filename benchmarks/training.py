@@ -187,8 +187,8 @@ def variant(name: str, base: nn.Module, shape: Shape) -> nn.Module:
 
 
 def batch_of(shape: Shape, base: nn.Module, tokens: int) -> Tensor:
-    """The embeddings of a random batch with this number of tokens in all. Those of a
-    block in the middle of a stack need a gradient."""
+    """The embeddings of a random batch with this number of tokens in all. A model of one
+    layer stands for a block in the middle of a stack, whose input needs a gradient."""
     sequence = min(shape.sequence, tokens)
     ids = torch.randint(
         3, shape.config["vocab_size"], (tokens // sequence, sequence), device=DEVICE

@@ -70,11 +70,13 @@ def figures_of_ledger(
 
 def _measures_of(ledger: Ledger, source: str) -> list[Measure]:
     """The measures of this machine, or those that are published."""
-    return [
-        measure
-        for name, measure in ledger.measures.items()
-        if (ledger.measure_origin.get(name, "ours") == "ours") == (source == "ours")
-    ]
+    wants_own = source == "ours"
+    selected = list[Measure]()
+    for name, measure in ledger.measures.items():
+        is_own = ledger.measure_origin.get(name, "ours") == "ours"
+        if is_own == wants_own:
+            selected.append(measure)
+    return selected
 
 
 def _as_published(figure: Figure, is_second: bool) -> Figure:

@@ -53,19 +53,21 @@ def shown_fit(measures: Iterable[Measure]) -> list[Measure]:
 
 
 def fit_errors(fit: Measure) -> pd.DataFrame:
-    """The errors of a fit, a line for each method and rank: the mean, spread, lowest and
-    highest over the matrices; how many errors are finite (n) of how many (total); and
-    the mean of the least errors that the rank allows (least)."""
-    columns = ["method", "rank", "parameters", "mse", "best"]
+    """The errors of a fit, a line for each method and rank.
+
+    mean, spread, low, high: of the errors, over the matrices. n, total: how many errors
+    are finite, and how many there are. least: the mean of the smallest errors that a
+    matrix of this rank can have."""
+    columns = ["method", "rank", "parameters", "mse", "smallest_mse"]
     table = pd.DataFrame(fit["values"], columns=columns)
     mse = finite(table.mse.explode()).groupby(level=0)
-    best = finite(table.best.explode()).groupby(level=0)
+    smallest_mse = finite(table.smallest_mse.explode()).groupby(level=0)
     statistics = mse.agg(
         mean="mean", low="min", high="max", spread="std", n="count", total="size"
     )
     table = table.join(statistics)
     return table.assign(
-        least=best.mean(),
+        least=smallest_mse.mean(),
         runs=[(fit["id"],)] * len(table),
         kind=table.method,
         method=table.method.map(NAMES),

@@ -32,19 +32,19 @@ def show_leaderboard(source: str, form: str, folder: Path | None, refresh: bool)
         raise UserError(f"{source}: one result alone has nothing to be compared with")
     text = render(tables, form)
     print(text)
-    written = dict[Path, str]()
+    files = dict[Path, str]()
     if folder is not None:
         ending = {"md": "md", "latex": "tex", "csv": "csv"}[form]
-        written[folder / f"table.{ending}"] = text + "\n"
-        written[folder / "results.csv"] = to_csv(results)
-        written |= page.page_files(results, folder)
+        files[folder / f"table.{ending}"] = text + "\n"
+        files[folder / "results.csv"] = to_csv(results)
+        files |= page.page_files(results, folder)
         page.save_pictures(every_board[-1], folder)
     if refresh:
         if INSTALLED:
             raise UserError("refresh=true writes a clone's files, and this is none")
-        written |= page.page_files(results, ROOT / "docs")
-        written |= page.printed_files(results)
-    for path, content in written.items():
+        files |= page.page_files(results, ROOT / "docs")
+        files |= page.printed_files(results)
+    for path, content in files.items():
         write_atomically(path, content)
         print(f"wrote {path}", file=sys.stderr)
     return 0

@@ -68,9 +68,8 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             "notebooks are not installed: pip install 'vera-bench[notebooks]'"
         )
-    for name in [
-        require_known("notebook", name, NAMES) for name in line.positional
-    ] or NAMES:
+    chosen = [require_known("notebook", name, NAMES) for name in line.positional]
+    for name in chosen or NAMES:
         path = build_notebook(name, Path(line.settings.output))
         print(f"Notebook: {path}, {path.with_suffix('.html').name}")
     return 0

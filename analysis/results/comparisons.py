@@ -88,14 +88,16 @@ NO_RECORDS: Records = MappingProxyType({})
 
 
 def comparisons(runs: pd.DataFrame, records: Records = NO_RECORDS) -> list[Comparison]:
-    """Every claim on rows on every model and task where its rows have run, on a score
-    in points. records: by id, where they are at hand: those that say which test rows
-    are right give an interval over test rows, too.
+    """Every claim that compares rows, on every model and task where these rows have run
+    and have a score in points.
 
-    A row has several variants, such as another number of epochs. First the variants
-    nearest their recipes are compared, as tables show them. Then every other group of
-    runs with equal data, epochs and batches is, where it has a run that was in no
-    comparison so far.
+    A row may have several variants, such as other numbers of epochs. We first compare
+    the variants nearest to their recipes, which tables show. Then we compare every other
+    group of runs with equal data, epochs and batches, if it has a run that no earlier
+    comparison has.
+
+    records: by id, where they are at hand. If they say which test rows are right, the
+    interval covers test rows, too.
     """
     results = runs.loc[runs.kind == "result", [*COLUMNS]]
     scored = reported(results)
@@ -217,7 +219,12 @@ def _comparison_of(claim: Claim, pairs: Sequence[Pairs | None], run: Any) -> Com
         for two_rows in pairs
     ]
     combine = common_verdict if claim.kind == "ranks" else joint_verdict
+    verdict = combine(verdicts)
     excluded = _reason_without_learning(run.task, [*sides.values()])
+    if excluded:
+        verdict = Verdict.INCONCLUSIVE
+    run_counts = {len(side.ids) for side in sides.values()}
+    pair_counts = [len(two_rows.seeds) for two_rows in pairs if two_rows]
     return Comparison(
         claim=claim,
         model=run.model,
@@ -227,9 +234,9 @@ def _comparison_of(claim: Claim, pairs: Sequence[Pairs | None], run: Any) -> Com
         family=run.family,
         sides=(*sides.values(),),
         pairs=(*pairs,),
-        verdict=Verdict.INCONCLUSIVE if excluded else combine(verdicts),
-        counts=tuple(sorted({len(side.ids) for side in sides.values()})),
-        size=min(len(two_rows.seeds) for two_rows in pairs if two_rows),
+        verdict=verdict,
+        counts=tuple(sorted(run_counts)),
+        size=min(pair_counts),
         excluded=excluded,
         paper_epochs=paper_epochs(run.family, run.task),
     )
@@ -324,7 +331,7 @@ def _pair_matched_ranks(
 def compare(
     left: pd.DataFrame, right: pd.DataFrame, records: Records = NO_RECORDS
 ) -> Pairs:
-    """Two rows in pairs of runs of one seed, with differences such that more is better.
+    """Two rows in pairs of runs of one seed. Positive differences: `left` is better.
     left, right: their runs (of `mark_collapsed`), a line for each seed in the same
     order."""
     left_scores = left.number.to_numpy()

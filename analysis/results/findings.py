@@ -144,7 +144,12 @@ def _finding_over_tasks(
     analyses = _analyses(frame, differences)
     weighted = analyses.get("weighted mean")
     pair_sd = _pooled_pair_sd(frame[~frame.collapsed])
-    can_decide = claim.kind in KINDS_WITH_MARGIN and not math.isnan(pair_sd)
+    between_task_sd = math.nan
+    if weighted:
+        between_task_sd = float(weighted.between_task_sd)
+    pairs_to_decide = 0
+    if claim.kind in KINDS_WITH_MARGIN and not math.isnan(pair_sd):
+        pairs_to_decide = seeds_to_decide(pair_sd)
     return Finding(
         claim=claim,
         name=name,
@@ -156,8 +161,8 @@ def _finding_over_tasks(
         analyses=analyses,
         collapses=_collapses_by_row([pairs for _, pairs in counted]),
         pair_sd=pair_sd,
-        between_task_sd=float(weighted.between_task_sd) if weighted else math.nan,
-        pairs_to_decide=seeds_to_decide(pair_sd) if can_decide else 0,
+        between_task_sd=between_task_sd,
+        pairs_to_decide=pairs_to_decide,
         exclusions=exclusions,
     )
 
@@ -195,11 +200,12 @@ def _pooled_pair_sd(frame: pd.DataFrame) -> float:
     return math.sqrt(float((groups.var() * freedom).sum() / freedom.sum()))
 
 
-def _analyses(frame: pd.DataFrame, trained: Array) -> dict[str, Mean]:
+def _analyses(frame: pd.DataFrame, trained_differences: Array) -> dict[str, Mean]:
     """The means beside the rule's, by name (ANALYSES). Those with collapsed runs are left
-    out if no run collapsed, and the weighted ones if there is one task. frame: all pairs
-    (`_difference_frame`). trained: the differences by task and seed of the pairs without
-    a collapsed run."""
+    out if no run collapsed, and the weighted ones if there is one task.
+
+    frame: all pairs (`_difference_frame`). trained_differences: by task and seed, of the
+    pairs without a collapsed run."""
     flags = frame.assign(flag=frame.collapsed.astype(float))
     flags_by_seed = flags.groupby(["place", "seed"], sort=False).flag.max().unstack()
     differences = _differences_by_task(frame)
@@ -207,13 +213,14 @@ def _analyses(frame: pd.DataFrame, trained: Array) -> dict[str, Mean]:
     is_collapsed = flags_by_seed.reindex(**shape).eq(1).to_numpy()
     analyses = dict[str, Mean]()
     for name, (with_collapsed, weighted) in ANALYSES.items():
-        values = differences.to_numpy(float) if with_collapsed else trained
         if with_collapsed and not is_collapsed.any():
             continue
+        values = trained_differences
+        flags_of_values = np.zeros_like(values, dtype=bool)
+        if with_collapsed:
+            values = differences.to_numpy(float)
+            flags_of_values = is_collapsed
         if len(values) > 1:
-            flags_of_values = np.zeros_like(values, dtype=bool)
-            if with_collapsed:
-                flags_of_values = is_collapsed
             analyses[name] = over_tasks(values, flags_of_values, weighted)
         elif not weighted:
             analyses[name] = mean_of(values[0])

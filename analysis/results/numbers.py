@@ -148,7 +148,7 @@ class StudyNumbers:
         trained: bool = False,
         **filters: Any,
     ) -> SeedDifferences:
-        """One row minus another in pairs of one seed, such that more is better.
+        """One row minus another in pairs of runs of one seed. Positive: `left` is better.
 
         Args:
             score: which, as of `score`.
@@ -411,8 +411,8 @@ def width(difference: SeedDifferences) -> float:
 
 def power_of_columns(deviation: float, table: TwoWay, rows: int, columns: int) -> float:
     """The power of the F test at 5% to find that the columns of a table differ, if their
-    true means have this standard deviation. table: the analysis of variance that has the
-    deviation of its residuals."""
+    true means have this standard deviation. table: the analysis of variance that gives
+    the standard deviation of the residuals."""
     freedoms = (columns - 1, (rows - 1) * (columns - 1))
     critical = special.fdtri(*freedoms, 0.95)
     ratio = 1 + rows * (deviation / table.deviation) ** 2

@@ -119,13 +119,11 @@ def study_rows(runs: pd.DataFrame) -> StudyRows:
                 mean = _with_variance(paired, variance)
             lines.append((cell, mean, paired, paired_p))
     corrected = holm([mean.p() for _, mean, _, _ in lines])
-    rows = tuple(
-        RowDifference(
-            cell, mean, paired, float(p), paired_p, is_best_rate_at_end(cell, trials)
-        )
-        for (cell, mean, paired, paired_p), p in zip(lines, corrected, strict=True)
-    )
-    return StudyRows(rows, pooled, cells, cells.loc[poolable])
+    rows = list[RowDifference]()
+    for (cell, mean, paired, paired_p), p in zip(lines, corrected, strict=True):
+        at_end = is_best_rate_at_end(cell, trials)
+        rows.append(RowDifference(cell, mean, paired, float(p), paired_p, at_end))
+    return StudyRows((*rows,), pooled, cells, cells.loc[poolable])
 
 
 def _with_variance(paired: Mean, variance: TwoWay) -> Mean:

@@ -85,7 +85,7 @@ def tables_of_ledger(
             (variants.row == against) & variants.task.isin(in_table.task)
         ]
         compared = pd.concat([in_table, reference]).drop_duplicates("id")
-        return tables + _differences(compared, against, origin)
+        return tables + _difference_tables(compared, against, origin)
 
     tables = list[Table]()
     if len(own_runs) or published.empty:
@@ -133,7 +133,7 @@ def tables_of_runs(
     return [table for spec in specs()[name] for table in build_tables(spec, table_view)]
 
 
-def _differences(runs: pd.DataFrame, against: str, origin: str) -> list[Table]:
+def _difference_tables(runs: pd.DataFrame, against: str, origin: str) -> list[Table]:
     """Each other row minus the row `against`, by pairs of runs, a table for each
     model."""
     suffix = "" if origin == "ours" else f" ({origin})"

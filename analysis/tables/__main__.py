@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
     columns = split_names(settings.columns)
     if settings.leaderboard:
         return _show_leaderboard(settings, {*line.positional, *line.given})
-    _refuse_unfitting(name, settings, columns)
+    _check_names_and_settings(name, settings, columns)
     against = row_name(settings.against or "")
     ledger = Ledger()
     if name not in WITHOUT_RECORDS:
@@ -128,7 +128,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _refuse_unfitting(name: str, settings: Settings, columns: tuple[str, ...]) -> None:
+def _check_names_and_settings(
+    name: str, settings: Settings, columns: tuple[str, ...]
+) -> None:
     """Raises UserError for an unknown table or column, and for settings that choose
     nothing in the table."""
     if not name and not settings.selects:

@@ -429,7 +429,7 @@ class ModelTable:
         spec = self.spec
         origin = self.view.origin
         first = own_cells[0]
-        # What `Judged` and `Exact` say of each of their cells
+        # Only the cells of the kinds `Judged` and `Exact` have a state of their own.
         if state := getattr(first, "state", ""):
             return str(state)
         nearest = [cell for cell in own_cells if cell.is_nearest]
@@ -443,7 +443,9 @@ class ModelTable:
             status = f"{origin}, {spec.incomplete.format(first)}"
         if not compared.same_size.all():
             status = f"{origin}, another size: not compared"
-        diverged = sum({cell.task: int(cell.diverged) for cell in own_cells}.values())
+        # A run with several scores of one task is in several cells, and counts once.
+        diverged_by_task = {cell.task: int(cell.diverged) for cell in own_cells}
+        diverged = sum(diverged_by_task.values())
         if diverged and not first.variant:
             status += f", {diverged} diverged"
         return status

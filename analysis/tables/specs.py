@@ -177,8 +177,8 @@ class RowsByTasks(TableSpec):
     """Rows x tasks: whatever has run."""
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells of the number that each task's table reports, the rows that train
-        most first."""
+        """The cells of the number that each task's table reports. The rows with the most
+        trained parameters come first."""
         seeds = view.seeds or self.seeds
         frame = columns_of_tasks(reported_cells(view.runs, view.select, seeds))
         order = ["parameters", "row", "task"]
@@ -321,8 +321,9 @@ class Demo(TableSpec):
 
     def cells(self, view: View) -> pd.DataFrame:
         """The cells, the best first, with their parameters divided by LoRA's (ratio).
-        Labels of rows whose rate is the lowest or highest that trials on held-out rows
-        tried end with ^."""
+
+        A row's label ends with ^ if trials on held-out rows chose its rate, and it is
+        the lowest or the highest rate that they tried."""
         frame = super().cells(view)
         keys = ["model", "row"]
         rates = ["lr", "lr_head"]
@@ -338,8 +339,8 @@ class Demo(TableSpec):
         frame["ratio"] = (frame.parameters / frame.model.map(lora)).where(trains)
         frame["adapter_bytes"] = frame.adapter_bytes.where(trains)
         frame["head_bytes"] = 4 * frame.head_parameters
-        frame["unknown"] = frame.runs - frame.n
-        return frame.sort_values(["unknown", "median"], ascending=[True, False])
+        frame["missing_scores"] = frame.runs - frame.n
+        return frame.sort_values(["missing_scores", "median"], ascending=[True, False])
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:
         """The note that says what its numbers are, and what ^ means if a label has it."""
