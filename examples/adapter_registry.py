@@ -89,7 +89,7 @@ class Registry:
         self,
         base: Any,
         own_head: bool,
-        words: Sequence[str] = (),
+        patterns: Sequence[str] = (),
         root: Path | None = None,
     ) -> None:
         """Holds no adapter before `read`.
@@ -97,12 +97,12 @@ class Registry:
         Args:
             base: The base model.
             own_head: Whether the base model answers, too.
-            words: [NAME=]FOLDER, for `read`.
+            patterns: [NAME=]FOLDER, for `read`; FOLDER may be a pattern such as runs/*.
             root: The folder below which `put` finds adapters.
         """
         self.base = base
         self.own_head = own_head
-        self.words = words
+        self.patterns = patterns
         self.root = root
         # The name of a parameter of the last layer, (labels, ...)
         self.output = list(head_parameters(base))[-1]
@@ -148,8 +148,8 @@ class Registry:
         """The folder of each name: those of `put`, while they are there, and those of
         the command line."""
         folders = {}
-        for word in self.words:
-            for path in sorted(glob.glob(word)) or [word]:
+        for pattern in self.patterns:
+            for path in sorted(glob.glob(pattern)) or [pattern]:
                 name, folder = named_folder(path)
                 folders[name] = folder
         for name, folder in list(self.folders_put.items()):
@@ -283,12 +283,13 @@ def report(names: Collection[str], where: str) -> None:
     print(f"{len(names)} {noun} {where}: {listed}", flush=True)
 
 
-def named_folder(word: str) -> tuple[str, Path]:
-    """The name and the folder of a word of the command line, NAME=FOLDER or FOLDER."""
-    name, equals, folder = word.partition("=")
-    if equals and name and "/" not in name and not Path(word).exists():
+def named_folder(argument: str) -> tuple[str, Path]:
+    """The name and the folder of NAME=FOLDER, or of FOLDER, whose last part is its
+    name."""
+    name, equals, folder = argument.partition("=")
+    if equals and name and "/" not in name and not Path(argument).exists():
         return name, Path(folder)
-    return Path(os.path.abspath(word)).name, Path(word)
+    return Path(os.path.abspath(argument)).name, Path(argument)
 
 
 def check_record(folder: Path) -> dict[str, str]:

@@ -378,7 +378,7 @@ def test_adapters_are_put_replaced_and_deleted_and_a_damaged_one_leaves_what_was
         assert post(client, adapter="films", text=TEXTS[0]) == new
     for name in ("a%0d%0ab", "a%00", "%e2%80%aea", "%ef%bb%bf", "a" * 256):
         assert "255 printable" in put(client, name, "c", 422).json()["detail"]
-    registry.words = [str(root / "a"), str(root / "loop")]
+    registry.patterns = [str(root / "a"), str(root / "loop")]
     registry.read()
     # the signal leaves it, too
     assert post(client, adapter="films", text=TEXTS[0]) == new
