@@ -189,7 +189,7 @@ def test_a_gain_is_a_share_of_that_from_the_head_to_lora():
             record["parameters"]["adapter"] = 0
         made += heads
     study = study_of(*made)
-    compared = rows_over_tasks(study.poolable, gains=study.cells)
+    compared = rows_over_tasks(study.poolable, reference_cells=study.cells)
     shares = compared.means.loc["row1"]
     heads = {"cola": 30, "mrpc": 50, "sst2": 50}
     for (_, task), share in shares.items():
