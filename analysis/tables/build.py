@@ -436,9 +436,8 @@ class ModelTable:
         complete = {cell.column for cell in nearest if cell.complete}
         status = origin if spec.tasks or self.has_paper_model else "other model"
         if spec.tasks or self.view.select == "paper":
-            status = (
-                paper_comparison.status(compared, with_mean=not spec.tasks) or status
-            )
+            verdicts = paper_comparison.status(compared, with_mean=not spec.tasks)
+            status = verdicts or status
         if not complete.issuperset(required):
             status = f"{origin}, {spec.incomplete.format(first)}"
         if not compared.same_size.all():
