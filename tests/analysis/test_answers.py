@@ -82,7 +82,7 @@ def test_one_task_has_the_numbers_that_its_table_prints_and_both_ps():
     of_ledger = of_rows("mrpc", vera=SCORES, lora=HIGHER, full=(0.5, 0.91, 0.75))
     frame = runs(of_ledger)
     example = single_task(near_lora(of_ledger), frame)
-    (table,) = tables._differences(frame, "lora", "ours")
+    (table,) = tables._difference_tables(frame, "lora", "ours")
     (line,) = [line for line in table.texts if line[0].startswith("VeRA")]
     assert line[2:] == [
         str(example.pairs),

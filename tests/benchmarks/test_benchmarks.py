@@ -225,6 +225,8 @@ def test_commands_are_measured_as_processes_first_and_repeated(run, monkeypatch)
 
 
 def test_a_command_that_fails_is_no_measure(tmp_path):
-    measured = commands.MeasuredCommand(("table", "tabel2"), tmp_path, tmp_path / "cache")
+    measured = commands.MeasuredCommand(
+        ("table", "tabel2"), tmp_path, tmp_path / "cache"
+    )
     with pytest.raises(UserError, match="tabel2"):
         measured()
