@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from analysis.inference import Mean, Verdict, mean_of
+from analysis.inference import Mean, Verdict, holm, mean_of
 
 #: The scores of the seeds of each size of a method, by its trained parameters.
 Scores = Mapping[int, Sequence[float]]
@@ -20,6 +20,8 @@ Scores = Mapping[int, Sequence[float]]
 UNEQUAL_CEILINGS = 5.0
 #: Adapters whose counts differ by at most this factor are of one size.
 SAME_SIZE = 1.5
+#: A bound holds below this p.
+SIGNIFICANCE = 0.05
 #: An adapter is worse than another if its score is lower by more points than this.
 WORSE_MARGIN = 2.0
 
@@ -138,6 +140,43 @@ def answer(ratios: Sequence[Ratio]) -> Answer:
     bounds = {ratio.bound for ratio in known_ratios} - {Bound.EXACT}
     mean = mean_of([ratio.decades for ratio in known_ratios])
     return Answer(mean, _bound_of_sum(bounds), counts)
+
+
+# --- a bound, where demonstrations reach no level of reward
+
+
+@dataclass(frozen=True)
+class SizeBound:
+    """A size that was trained by reward, beside the best that demonstrations reach.
+
+    mean: its mean score minus the reference's, in points. p: by Holm's correction over
+    the sizes. times: how many times as many parameters the largest model has that was
+    trained by demonstrations."""
+
+    parameters: int
+    mean: Mean
+    p: float
+    times: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether demonstrations need at least `times` as many parameters to reach this
+        score."""
+        return self.p < SIGNIFICANCE and self.mean.mean > 0
+
+
+def size_bounds(rewarded: Scores, demonstrated: Scores) -> list[SizeBound]:
+    """The bound that each size trained by reward gives. The reference is the size with
+    the highest mean among those trained by demonstrations, which favours them."""
+    reference = max(demonstrated.values(), key=lambda scores: float(np.mean(scores)))
+    sizes = sorted(rewarded)
+    means = [difference(rewarded[size], reference) for size in sizes]
+    corrected = holm([float(mean.p()) for mean in means])
+    largest = max(demonstrated)
+    return [
+        SizeBound(size, mean, float(p), largest / size)
+        for size, mean, p in zip(sizes, means, corrected, strict=True)
+    ]
 
 
 # --- verdicts on single sizes

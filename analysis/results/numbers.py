@@ -27,6 +27,7 @@ from analysis.results.rates import regret_of_search
 from analysis.results.scores import FILTERS, SeedDifferences, SeedScores, listed
 from analysis.results.study_rows import OverTasks, StudyRows, rows_over_tasks
 from analysis.results.templates import results_environment
+from analysis.sizes import SizeBound, size_bounds
 from runs.command.errors import UserError
 from runs.record.ledger import read_study
 
@@ -77,6 +78,7 @@ CALLS = (
     "over_tasks",
     "two_way_of",
     "rank_correlation",
+    "size_bounds",
     "label",
 )
 
@@ -220,6 +222,21 @@ class StudyNumbers:
             self.select(row, **filters).parameters.iloc[0] for row in (left, right)
         ]
         return float(sizes[0] / sizes[1])
+
+    def size_bounds(
+        self, rewarded: Sequence[str], demonstrated: Sequence[str], **filters: Any
+    ) -> list[SizeBound]:
+        """The bounds that rows trained by reward give (`sizes.size_bounds`), the smallest
+        row first. demonstrated: the rows that were trained by demonstrations."""
+
+        def scores_by_size(rows: Sequence[str]) -> dict[int, tuple[float, ...]]:
+            scores = dict[int, tuple[float, ...]]()
+            for row in rows:
+                size = int(self.select(row, **filters).parameters.iloc[0])
+                scores[size] = self.score(row, **filters).values
+            return scores
+
+        return size_bounds(scores_by_size(rewarded), scores_by_size(demonstrated))
 
     # --- trials
 

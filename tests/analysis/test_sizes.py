@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from analysis.inference import Mean, Verdict
 from analysis.sizes import (
@@ -18,6 +19,7 @@ from analysis.sizes import (
     inferiority_verdict,
     non_decreasing,
     ratio_of,
+    size_bounds,
     smallest_minus_largest,
 )
 
@@ -165,3 +167,29 @@ def test_an_interval_over_seeds_alone_misses_the_true_ratio():
 
 def drawn_again(curve, generator):
     return {size: generator.choice(seeds, len(seeds)) for size, seeds in curve.items()}
+
+
+def test_a_size_that_beats_all_demonstrations_bounds_the_ratio():
+    rewarded = {10: [20.0, 22, 18, 20, 20], 1000: [40.0, 44, 42, 38, 41]}
+    demonstrated = {1000: [20.0, 24, 22, 21, 23], 100_000: [18.0, 19, 21, 17, 20]}
+    small, large = size_bounds(rewarded, demonstrated)
+    # The reference is the better of the demonstrations, not the larger model.
+    assert small.mean.mean == pytest.approx(-2)
+    assert large.mean.mean == pytest.approx(19)
+    assert [small.holds, large.holds] == [False, True]
+    assert [small.times, large.times] == [10_000, 100]
+    # Welch's t as scipy has it, times Holm's factors of two and one.
+    reference = demonstrated[1000]
+    p = [
+        scipy.stats.ttest_ind(scores, reference, equal_var=False).pvalue
+        for scores in rewarded.values()
+    ]
+    assert [small.p, large.p] == pytest.approx([p[0], 2 * p[1]])
+
+
+def test_a_size_that_is_below_demonstrations_gives_no_bound():
+    rewarded = {10: [2.0, 2.1, 1.9]}
+    demonstrated = {100: [20.0, 20.1, 19.9]}
+    (bound,) = size_bounds(rewarded, demonstrated)
+    assert bound.p < 1e-3
+    assert not bound.holds
