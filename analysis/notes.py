@@ -217,8 +217,8 @@ def cautions(cells: pd.DataFrame) -> list[str]:
         verb = "predicts" if count == 1 else "predict"
         in_brackets = f" ({share})" if share else ""
         notices.append(
-            f"collapsed: {plural(count, 'run')} on {task} {verb} one class{in_brackets}: "
-            f"{enumeration(rows, 'rows', '; ')}"
+            f"collapsed: {plural(count, 'run')} on {task} {verb} one class"
+            f"{in_brackets}: {enumeration(rows, 'rows', '; ')}"
         )
     shares_draw = cells.one_draw.astype(bool) & (cells.runs > 1)
     if rows := sorted({*cells.row[shares_draw]}):

@@ -190,9 +190,9 @@ def dev_rows(record: Record, output: str) -> tuple[list[Row], str]:
     missing = [str(fold) for fold in range(folds) if fold not in records]
     if missing:
         print(
-            f"note: without the rows of {plural(len(missing), 'fold')} of {folds}, "
-            f"which nobody has trained yet: {', '.join(missing)}. The same command with "
-            "task.folds trains what is left"
+            f"note: without the rows of fold {', '.join(missing)} (of 0 to {folds - 1}), "
+            "which nobody has trained yet. The same command with task.folds trains "
+            "what is left"
         )
     return rank_by_loss(rows), "training row"
 
@@ -279,8 +279,8 @@ def words_on_own_errors(differing: int, rows: int) -> str:
     if own_errors <= 0:
         return text
     return (
-        f"{text} If {ASSUMED_WRONG_LABELS:.0%} of the labels are wrong "
-        f"({wrong_labels:,}), at least {own_errors:,} of the {differing:,} differ "
+        f"{text} Suppose that {ASSUMED_WRONG_LABELS:.0%} of the labels were wrong "
+        f"({wrong_labels:,}): then at least {own_errors:,} of the {differing:,} differ "
         "because the model is wrong"
     )
 

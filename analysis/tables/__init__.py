@@ -104,11 +104,27 @@ def tables_of_ledger(
                 tables.append(table)
     if tables:
         tables[0].notes += unfinished_notices(stopped)
+    if quoted_models := _quoted_models_left_out(name, tables, view.get("models", ())):
+        models = ",".join([*view["models"], quoted_models[0]])
+        tables[0].notes.append(
+            f"Left out: the paper's rows (model={models} shows them)."
+        )
     if left_out:
         models = ", ".join(dict.fromkeys(left_out))
         note = f"Left out: published runs on {models} (model={left_out[0]} shows them)."
         tables[0].notes.append(note)
     return tables
+
+
+def _quoted_models_left_out(
+    name: str, tables: list[Table], models: Collection[str]
+) -> list[str]:
+    """The models of the paper's rows of a table, if `models` are asked for and none of
+    them is among these."""
+    if not (name and models and tables):
+        return []
+    paper_models = [model for spec in specs()[name] for model in spec.models]
+    return [] if {*models} & {*paper_models} else paper_models
 
 
 def _stopped_without_table(

@@ -15,7 +15,7 @@ MOST_CLASSES = 128
 
 def one_class(record: Record) -> str | None:
     """Says, for a run that is done and predicts one class for every dev row, how large
-    that class is, such as "the larger class is 52.7"; "" if the metric is no accuracy,
+    that class is, such as "52.7% of dev, the larger class"; "" if the metric is no accuracy,
     which does not tell. None for other runs."""
     score = one_class_score(record)
     if score is None:
@@ -23,7 +23,8 @@ def one_class(record: Record) -> str | None:
     if math.isnan(score):
         return ""
     share = ReportedMetric.of_record(record).text(score)
-    return f"the larger class is {share}" if score >= 0.5 else f"a class of {share}"
+    larger = ", the larger class" if score >= 0.5 else ""
+    return f"{share}% of dev{larger}"
 
 
 def one_class_score(record: Record) -> float | None:

@@ -316,7 +316,7 @@ def test_a_run_has_collapsed_that_diverged_gives_one_class_or_is_far_below_its_r
         of_lora = marked[marked.row == "lora"]
         assert list(of_lora[of_lora.collapsed].seed) == wanted
         assert list(marked[marked.row == "vera"].collapsed) == [True, False, False]
-    share = "the larger class is 50"
+    share = "50% of dev, the larger class"
     alike = frame.assign(number=frame.value, lower_is_better=False, one_class=share)
     assert mark_collapsed(alike).collapsed.all()
 

@@ -325,7 +325,8 @@ def test_own_runs_that_deviate_stand_first_and_say_how():
     assert last.title.endswith("(published)")
     assert last.texts[0][1:4] == ["published", "43,008", "78.7 +-1.1"]
     assert "Published by the project in runs/records: 5 of a_study." in notes(last)
-    assert "Left out" not in notes(first) + notes(last)
+    assert "Left out: the paper's rows (model=minilm,roberta_base shows" in notes(first)
+    assert "further from the recipe" not in notes(first) + notes(last)
     assert (
         tables.tables_of_ledger("table2", ledger(*own), models=["minilm"])[0].texts
         == first.texts

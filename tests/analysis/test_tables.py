@@ -146,12 +146,12 @@ def test_seeds_that_answer_one_class_are_told():
     small = answers(record("head", "mrpc", model="minilm", values=[0.335]), [0] * 10)
     found = notes(part("table2", *alike, small, model="minilm"))
     told = (
-        "collapsed: 4 runs on mrpc predict one class (the larger class is 66.5): "
+        "collapsed: 4 runs on mrpc predict one class (66.5% of dev, the larger class): "
         "lora, seed 0, 1; vera, seed 0, 1"
     )
     assert told in found
     assert (
-        "collapsed: 1 run on mrpc predicts one class (a class of 33.5): head, seed 0"
+        "collapsed: 1 run on mrpc predicts one class (33.5% of dev): head, seed 0"
         in found
     )
     assert result_words(alike[0]).endswith(

@@ -129,7 +129,10 @@ def test_every_row_is_judged_by_the_run_that_has_not_seen_it(
     run = records[0]["id"]
     rows, _ = dev_rows(records[1], output)
     assert len(rows) == 24
-    assert "of 1 fold of 3, which nobody has trained yet: 2." in capsys.readouterr().out
+    assert (
+        "the rows of fold 2 (of 0 to 2), which nobody has trained yet."
+        in capsys.readouterr().out
+    )
     records.append(do([*text_words, "task.folds=3", "task.fold=2"]))
     out = tmp_path / "suspects.csv"
     assert mistakes([run, f"output={output}", "limit=3", f"out={out}"]) == 0
@@ -161,8 +164,8 @@ def test_every_row_is_judged_by_the_run_that_has_not_seen_it(
 def test_the_last_line_says_how_many_errors_are_the_models_own():
     text = words_on_own_errors(differing=270, rows=1000)
     assert text == (
-        "The predictions agree with 73.0% of these labels. If 5% of the labels are "
-        "wrong (50), at least 220 of the 270 differ because the model is wrong"
+        "The predictions agree with 73.0% of these labels. Suppose that 5% of the labels "
+        "were wrong (50): then at least 220 of the 270 differ because the model is wrong"
     )
     # as few as there may be wrong labels
     text = words_on_own_errors(differing=20, rows=1000)
