@@ -108,7 +108,7 @@ def test_a_question_that_was_asked_later_is_said_to_be(task, is_said):
     made = findings(frame)
     example = single_task(next(item for item in made if item.opponent == "LoRA"), frame)
     block = " ".join(readme_block(made, example).split())
-    assert ("asked beforehand, which this was not." in block) == is_said
+    assert ("asked beforehand; ours came later" in block) == is_said
     page = overview(made, example=example)
     assert ("before we chose the number of seeds" in page) == is_said
     assert "They leave out that other dev rows, another A and B" in page
