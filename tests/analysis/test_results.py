@@ -182,8 +182,8 @@ def test_the_first_page_begins_with_the_answer_and_has_short_cells(published):
     assert answer.startswith(
         "**Is VeRA as good as LoRA here?** No: by our rule the claim is [contradicted]"
     )
-    assert "The task SmolLM2-135M, sums moves the mean most" in answer
-    assert "each task that no row has learned (MiniLM, RTE)" in page
+    assert "The combination SmolLM2-135M, sums moves the mean most" in answer
+    assert "each combination on which no method learned anything (MiniLM, RTE)" in page
     assert "chose the rule and its words after we had seen these data" in page
     assert (
         "Of the 4 rules that we tried ([first 4 lines](#other-rules)), 3 give a mean"
