@@ -72,8 +72,8 @@ def decided_table(boards: Sequence[Board]) -> Table:
         for question, answer in board.answers.items():
             lines.append(answer_line(board, question, answer))
     notes = [
-        f"Decided: at {ALPHA:.0%} over all pairs of the set, by Holm's correction. "
-        "The two questions are never added up.",
+        f"Decided: significant at {ALPHA:.0%} after Holm's correction over all pairs of "
+        "the set.",
         *dict.fromkeys(f"{note}." for note in variance_notes(boards)),
     ]
     return Table.of("Decided pairs", lines, notes)
@@ -103,21 +103,21 @@ def variance_notes(boards: Sequence[Board]) -> Iterator[str]:
 
 
 def variance_words(variances: dict[str, Variance | None]) -> str:
-    """The standard deviations of both groups of rows as text: "varies (standard
-    deviation) by 0.48 points above 40% (10 degrees of freedom) and by 2.1 points up to
-    40% (8 degrees of freedom)"."""
+    """The standard deviations of both groups of rows as text: "has a standard deviation
+    of 0.48 points above 40% (10 degrees of freedom) and of 2.1 points up to 40% (8
+    degrees of freedom)"."""
     phrases = []
     for group, side in (("upper", "above"), ("lower", "up to")):
         variance = variances[group]
         scores = f"{side} {UPPER_SCORES:.0f}%"
         if variance is None:
-            phrases.append(f"by an unknown amount {scores}, as no two sets share rows")
+            phrases.append(f"of an unknown size {scores}, as no two sets share rows")
         else:
             phrases.append(
-                f"by {math.sqrt(variance.value):.2f} points {scores} "
+                f"of {math.sqrt(variance.value):.2f} points {scores} "
                 f"({variance.freedom} degrees of freedom)"
             )
-    return f"varies (standard deviation) {' and '.join(phrases)}"
+    return f"has a standard deviation {' and '.join(phrases)}"
 
 
 def shift_table(shifts: Iterable[Shift], labels: Mapping[str, str]) -> Table:
@@ -136,7 +136,8 @@ def shift_table(shifts: Iterable[Shift], labels: Mapping[str, str]) -> Table:
         line["training loss"] = Number(round(shift.loss, 4) + 0.0, decimals=4)
         lines.append(line)
     notes = [
-        "In points, paired over rows of equal settings, by Student's t over rows. All "
+        "Differences are in points, over rows with equal settings in both sets, by "
+        "Student's t over rows. All "
         "rows answered the same questions, so the interval holds for these questions."
     ]
     return Table.of("From one set to another", lines, notes)
@@ -161,8 +162,8 @@ def seeds_table(board: Board, power: Sequence[Power]) -> Table:
         f"The {TOP_ROWS} best rows of {board.label}. The standard deviation of a seed is "
         "assumed, because these data have one seed.",
         "Points: the smallest difference between two rows' means over seeds that is "
-        f"found with 80% power among {pairs} pairs. Pairs: how many printed scores differ "
-        "by as much.",
+        f"found with 80% power among {pairs} pairs. Pairs: how many of them differ by at "
+        "least as much in the printed scores.",
         "Hours follow from the published training seconds. More seeds do not answer "
         "question (b), because they are run on the same questions.",
     ]

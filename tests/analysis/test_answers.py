@@ -110,8 +110,8 @@ def test_a_question_that_was_asked_later_is_said_to_be(task, is_said):
     block = " ".join(readme_block(made, example).split())
     assert ("asked beforehand; ours came later" in block) == is_said
     page = overview(made, example=example)
-    assert ("before we chose the number of seeds" in page) == is_said
-    assert "They leave out that other dev rows, another A and B" in page
+    assert ("chose the number of seeds after seeing" in page) == is_said
+    assert "They do not cover other dev rows, another A and B" in page
 
 
 def test_the_page_on_statistics_has_the_p_of_each_selection():

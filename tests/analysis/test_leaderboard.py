@@ -459,7 +459,7 @@ def test_a_note_below_a_table_has_at_most_200_characters(is_published, folders):
     power = power_by_seeds(every_board[-1].rows)
     tables = leaderboard_tables(every_board, shifts(results), power)
     notes = [note for table in tables for note in table.notes]
-    assert any("by an unknown amount" in note for note in notes) is not is_published
+    assert any("of an unknown size" in note for note in notes) is not is_published
     assert [note for note in notes if len(note) > 200] == []
 
 
