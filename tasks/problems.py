@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tasks.answers import Reader, boxed_answer, gsm8k_answer, normal_form, reader
-from tasks.base import DataError, Settings, Source, require_columns
+from tasks.base import DataError, Settings, Source, fixed_subset, require_columns
 from tasks.exact import ExactTask, Tests
 from tasks.files import module_file
 from tasks.text import read_table
@@ -81,6 +81,10 @@ def load(settings: Settings) -> ExactTask:
             row for index, row in enumerate(train) if index % HELD_OUT_INTERVAL
         ]
         notes.append(f"dev: {len(rows['dev'])} of {len(train)} training rows held out")
+    # Absent from the settings of records that came before this key
+    wanted_rows = settings.get("train_rows")
+    indices = fixed_subset(len(rows["train"]), wanted_rows, settings["name"])
+    rows["train"] = [rows["train"][index] for index in indices]
     tests: Tests = {}
     if "test" in rows:
         tests["test"] = [

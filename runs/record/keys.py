@@ -175,7 +175,7 @@ class TaskKeys(ConfigPart):
     forgetting_text: Annotated[str | None, PATH] = None
 
     # Which rows are used
-    train_rows: Annotated[Count | None, RESULT] = None
+    train_rows: Annotated[Count | None, RESULT, AddedLater(None, ("problems",))] = None
     dev_rows: Annotated[Count | None, RESULT] = None
     test_rows: Annotated[Count, RESULT] = 1
     orders: Annotated[Count | None, RESULT, AddedLater(None)] = None

@@ -6,6 +6,7 @@ import pytest
 from running import do, refused, task_of
 
 import tasks
+from runs.config import expand
 from tasks.problems import find_reader
 
 pytestmark = pytest.mark.properties
@@ -39,6 +40,26 @@ def test_rows_of_files_and_a_held_out_tenth(files):
     assert task.items[1] == ("What is 2 + 2?", "4", "test")
     formed = load(files, prompt="Q: {prompt}\nA:")
     assert formed.items[0].prompt == "Q: What is 1 + 1?\nA:"
+
+
+def test_a_fixed_subset_of_the_rows_that_are_left_for_training(files):
+    every = load(files).splits
+    some = load(files, train_rows=5).splits
+    assert some["dev"] == every["dev"]
+    assert len(some["train"]) == 5
+    assert [row for row in every["train"] if row in some["train"]] == some["train"]
+    assert load(files, train_rows=5).splits["train"] == some["train"]
+    assert load(files, train_rows=500).splits["train"] == every["train"]
+
+
+@pytest.mark.parametrize(("preset", "steps"), [("rlmath_peft", 100), ("perl", 1024)])
+def test_a_study_by_reward_ends_by_its_rows_so_that_tables_show_its_runs(preset, steps):
+    words = ["task.train_file=train.jsonl", "task.test_file=test.jsonl"]
+    (run,) = expand([f"experiment={preset}", *words, "method=vera", "seed=0"])
+    train = run.config["train"]
+    assert train["max_steps"] is None
+    rows = run.config["task"]["train_rows"] * train["epochs"]
+    assert rows / train["effective_batch"] == steps
 
 
 @pytest.mark.parametrize(
