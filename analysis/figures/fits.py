@@ -58,10 +58,11 @@ def fit_errors(fit: Measure) -> pd.DataFrame:
     mean, spread, low, high: of the errors, over the matrices. n, total: how many errors
     are finite, and how many there are. least: the mean of the smallest errors that a
     matrix of this rank can have."""
-    columns = ["method", "rank", "parameters", "mse", "smallest_mse"]
+    # "best" is the key of published measures
+    columns = ["method", "rank", "parameters", "mse", "best"]
     table = pd.DataFrame(fit["values"], columns=columns)
     mse = finite(table.mse.explode()).groupby(level=0)
-    smallest_mse = finite(table.smallest_mse.explode()).groupby(level=0)
+    smallest_mse = finite(table.best.explode()).groupby(level=0)
     statistics = mse.agg(
         mean="mean", low="min", high="max", spread="std", n="count", total="size"
     )

@@ -401,7 +401,7 @@ def test_a_killed_command_or_run_and_one_at_its_time_limit_go_on(
         printed = end(process, code)
         assert not re.search("Traceback", printed)
         assert (
-            "interrupted. Finished runs are kept; the same command goes on" in printed
+            "interrupted. Finished runs are kept; the same command resumes" in printed
         ) == (code > 0)
         assert ("was killed" in printed) == (number is None)
         assert number == signal.SIGKILL or not lock.is_held()

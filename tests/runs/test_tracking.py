@@ -317,7 +317,7 @@ def test_the_page_says_that_no_line_appears_without_a_login(monkeypatch, capsys)
     assert ask_before_upload(Tracking(), 1, "there").mode is None
     assert capsys.readouterr() == ("", "")
     page = (ROOT / "docs" / "tracking.md").read_text()
-    assert "If you are not logged in, nothing is sent or printed" in page
+    assert "If you are not logged in, nothing is printed" in page
 
 
 def test_a_command_sends_nothing_and_says_how_to_send(words):
