@@ -120,8 +120,9 @@ def nist(
     """NIST-5 of mteval-13a on lower-case text (Doddington 2002).
 
     The information of an n-gram is log2(count of its first n - 1 words / count of the
-    n-gram), counted in all references. The mean information of the matched n-grams is
-    summed over n, and multiplied by exp(beta log2(min(1, length ratio))), with beta
+    n-gram), counted in all references. For each n, the information of the matched
+    n-grams is summed and divided by the number of the hypotheses' n-grams. The sum of
+    these over n is multiplied by exp(beta log2(min(1, length ratio))), with beta
     such that a ratio of 2/3 halves the score. The reference length is the mean over an
     item's references. The challenge's Python mode agrees with this; its Perl script
     averages differently where the number of references varies."""

@@ -39,7 +39,7 @@ def curve(records: Sequence[Record]) -> Figure:
 
 
 def _curve_data(record: Record) -> pd.DataFrame:
-    """A run's curve, a line for each evaluation. Columns that older records lack are
+    """A run's curve, with a row of the frame for each evaluation. Columns that older records lack are
     NaN."""
     columns = record["curve"]
     unknown = [None] * len(columns["epoch"])

@@ -158,7 +158,8 @@ def finite(values: Iterable[Any]) -> pd.Series:
 
 def count_range(counts: Sequence[int]) -> str:
     """The least and the greatest count as text: "3 to 5", or "5" if they are equal."""
-    return " to ".join(map(str, dict.fromkeys((min(counts), max(counts)))))
+    ends = dict.fromkeys((min(counts), max(counts)))
+    return " to ".join(f"{count:,}" for count in ends)
 
 
 def metric_label(name: str, digits: int = 1) -> str:

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from analysis.figures.figure import count_range
 from analysis.frame import reported
 from analysis.inference import Mean, mean_of
 from analysis.results.rates import SEARCH_COLUMNS
@@ -32,7 +33,7 @@ class Search:
     """The trials that searched one row's rate in one place.
 
     scores: by rate (index) and seed (columns), such that more is better; NaN where
-    nothing was tried. parameters, steps: of a trial."""
+    nothing was tried. parameters, steps, train_rows: of a trial."""
 
     row: str
     label: str
@@ -43,6 +44,7 @@ class Search:
     scores: pd.DataFrame
     parameters: int
     steps: int
+    train_rows: int
 
     @cached_property
     def best_rate(self) -> float:
@@ -93,12 +95,12 @@ class Ratio:
     @property
     def parameters(self) -> str:
         """The smallest and the largest count of its trials: 7,680 to 43,008."""
-        return _range_text(search.parameters for search in self.searches)
+        return count_range([search.parameters for search in self.searches])
 
     @property
     def steps(self) -> str:
         """The fewest and the most steps of its trials."""
-        return _range_text(search.steps for search in self.searches)
+        return count_range([search.steps for search in self.searches])
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,15 @@ class StartingRule:
 
     loss: over rows, each averaged over its tasks. loss_by_task: over the rows of a task.
     loss_without_lora: where the median of a row's own rates on other tasks is taken
-    instead, which needs no rate of LoRA's. compared: the rows that were scored."""
+    instead, which needs no rate of LoRA's. compared: how many rows were scored.
+    train_rows: on how many rows their trials trained."""
 
     ratios: Sequence[Ratio]
     loss: Mean
     loss_by_task: Mapping[str, Mean]
     loss_without_lora: Mean
     compared: int
+    train_rows: str
 
 
 def searches_of(runs: pd.DataFrame) -> list[Search]:
@@ -139,6 +143,7 @@ def searches_of(runs: pd.DataFrame) -> list[Search]:
                 scores=scores,
                 parameters=int(first.parameters),
                 steps=int(first.steps),
+                train_rows=int(first.train_rows),
             )
         )
     return searches
@@ -148,19 +153,21 @@ def starting_rule(runs: pd.DataFrame) -> StartingRule | None:
     """The rule from the trials among some runs; None where no search has LoRA's beside
     it, or none was scored on a task that did not make the rule."""
     searches = searches_of(runs)
-    ratios = _ratios(searches)
     lora_rates = _lora_rates(searches)
+    ratios = _ratios(searches, lora_rates)
+    train_rows = list[int]()
     losses = defaultdict[tuple[str, str], list[float]](list)
     plain_losses = defaultdict[str, list[float]](list)
     for ratio in ratios:
         for search in ratio.searches:
-            others = [other for other in ratio.searches if other.task != search.task]
-            if not (others and search.can_be_scored):
+            on_other_tasks = [s for s in ratio.searches if s.task != search.task]
+            if not (on_other_tasks and search.can_be_scored):
                 continue
-            elsewhere = [ratio.by_place[other.place] for other in others]
+            train_rows.append(search.train_rows)
+            elsewhere = [ratio.by_place[s.place] for s in on_other_tasks]
             rate = lora_rates[search.place] * _geometric_median(elsewhere)
             losses[search.task_label, search.row].append(search.regret(rate))
-            plain_rate = _geometric_median(other.best_rate for other in others)
+            plain_rate = _geometric_median(s.best_rate for s in on_other_tasks)
             plain_losses[search.row].append(search.regret(plain_rate))
     if not losses:
         return None
@@ -175,6 +182,7 @@ def starting_rule(runs: pd.DataFrame) -> StartingRule | None:
         loss_by_task={task: mean_of(values) for task, values in losses_by_task.items()},
         loss_without_lora=_mean_over_rows(plain_losses),
         compared=len(losses_by_row),
+        train_rows=count_range(train_rows),
     )
 
 
@@ -212,25 +220,22 @@ def short_number(number: float) -> str:
     return f"{float(f'{number:.{DIGITS}g}'):g}"
 
 
-def _ratios(searches: Sequence[Search]) -> list[Ratio]:
+def _ratios(
+    searches: Sequence[Search], lora_rates: Mapping[Place, float]
+) -> list[Ratio]:
     """The ratio of each row but LoRA's that was searched beside LoRA."""
-    lora_rates = _lora_rates(searches)
     searches_by_row = defaultdict[str, list[Search]](list)
     for search in searches:
         if search.row != REFERENCE and search.place in lora_rates:
             searches_by_row[search.row].append(search)
-    return [
-        Ratio(
-            row,
-            of_row[0].label,
-            {
-                search.place: search.best_rate / lora_rates[search.place]
-                for search in of_row
-            },
-            of_row,
-        )
-        for row, of_row in searches_by_row.items()
-    ]
+    ratios = list[Ratio]()
+    for row, of_row in searches_by_row.items():
+        by_place = {
+            search.place: search.best_rate / lora_rates[search.place]
+            for search in of_row
+        }
+        ratios.append(Ratio(row, of_row[0].label, by_place, of_row))
+    return ratios
 
 
 def _lora_rates(searches: Iterable[Search]) -> dict[Place, float]:
@@ -238,13 +243,6 @@ def _lora_rates(searches: Iterable[Search]) -> dict[Place, float]:
     return {
         search.place: search.best_rate for search in searches if search.row == REFERENCE
     }
-
-
-def _range_text(counts: Iterable[int]) -> str:
-    """The smallest and the largest count, or the one that all have."""
-    ends = sorted(set(counts))
-    texts = [f"{ends[0]:,}", f"{ends[-1]:,}"]
-    return " to ".join(dict.fromkeys(texts))
 
 
 def _mean_over_rows(losses: Mapping[str, Sequence[float]]) -> Mean:

@@ -286,10 +286,11 @@ class OutputDifference:
 
 
 def dev_outputs(context: "Context") -> np.ndarray:
-    """What the model gives for the first dev rows: logits, or the loss of each row.
+    """What the model gives for the first dev rows.
 
     Returns:
-        (rows, outputs).
+        An array of shape (rows, outputs): logits or, for texts, each row's summed loss
+        and how many tokens it sums.
     """
     import torch
 

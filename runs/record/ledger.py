@@ -367,8 +367,8 @@ class _Reading:
         """The record of a part; None where it cannot be read."""
         try:
             record = read_part(part, text)
-            # Somebody may have copied a record to another name. Which of the two counts
-            # must not depend on their names
+            # Somebody may have copied a record to another name. Only the file that is
+            # named after the record's id counts
             file_name = f"{record['id']}.json"
             if not part.line and not part.path.endswith(f"/{file_name}"):
                 raise ValueError(f"{part}: a record that belongs in {file_name}")

@@ -34,7 +34,7 @@ from runs.sweep.display import SHORTENED, heads
 from runs.sweep.pool import Job, Slots, Sweep, slots_of
 from runs.sweep.preflight import downloads_before, preflight
 from runs.sweep.worker import log_folder, run_by_workers
-from runs.tracking.tracker import Tracking, ask_before_upload, log_file, sync_command
+from runs.tracking.tracker import Tracking, ask_before_upload, log_file, sync_advice
 from runs.training.files import Attempt
 from runs.training.train import Reporter
 
@@ -301,7 +301,7 @@ def _note_unsent(output: str, was_asked_to_send: bool) -> None:
         trouble = "W&B lacks some of these runs, or a part of them"
     print(
         f"note: {trouble} ({log_file(output)} says why). To send what is here: "
-        f"{sync_command(output)}",
+        f"{sync_advice(output)}",
         file=sys.stderr,
     )
 
@@ -310,7 +310,7 @@ def _note_offline(output: str) -> None:
     """Says where runs are that were tracked offline on demand, and how to send them."""
     print(
         f"note: {Path(output, 'wandb')} has these runs for W&B, and nothing was sent. "
-        f"To send all runs there: {sync_command(output)}. To send one: "
+        f"To send all runs there: {sync_advice(output)}. To send one: "
         f"wandb sync {Path(output, 'wandb')}/*-ID",
         file=sys.stderr,
     )

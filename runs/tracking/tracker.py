@@ -90,15 +90,15 @@ def ask_before_upload(settings: Tracking, runs: int, output: str) -> Tracking:
             return replace(settings, mode="online")
     print(
         "note: nothing is sent to W&B without tracking=online or a yes at a terminal."
-        f" To send these runs later: {sync_command(output)}",
+        f" To send these runs later: {sync_advice(output)}",
         file=sys.stderr,
     )
     return replace(settings, mode="offline")
 
 
-def sync_command(output: str) -> str:
-    """What sends all runs of an output folder that have not been sent, with a login
-    before it where nobody is logged in."""
+def sync_advice(output: str) -> str:
+    """What to type to send all runs of an output folder that have not been sent, as a
+    part of a message: it names `wandb login` first where nobody is logged in."""
     command = f"WANDB_DIR={shlex.quote(output)} wandb sync --yes"
     return command if is_logged_in() else f"wandb login, then {command}"
 

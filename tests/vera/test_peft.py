@@ -137,7 +137,7 @@ def test_what_was_drawn_and_then_changed_is_stored(tmp_path):
 def test_a_look_at_what_is_drawn_moves_no_random_number():
     """Whether the second installation was needed or had been done before."""
     starts = []
-    peft_install._REDRAWN.clear()
+    peft_install._REPRODUCED.clear()
     for _ in range(2):
         torch.manual_seed(3)
         model, method = tiny_model(seed=3), vera.Peft("PsoftConfig")

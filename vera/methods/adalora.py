@@ -44,7 +44,8 @@ class TripletChange(LowRankChange):
 
     @torch.no_grad()
     def gather(self, beta1: float, beta2: float) -> None:
-        """Adds a step's gradients to `gathered` (the paper's equations 8 to 10)."""
+        """Updates the running averages of sensitivity and uncertainty in `gathered` by a
+        step's gradients (the paper's equations 8 to 10)."""
         for name, parameter in self.named_parameters():
             gradient = cast(Tensor, parameter.grad)
             importance = (parameter * gradient).abs()

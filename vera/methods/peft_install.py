@@ -18,8 +18,8 @@ from vera.methods.adapted import plain_names
 from vera.sites import head_parameters, head_prefixes
 
 #: By method and base weights, the names of the frozen tensors that a second
-#: installation drew again.
-_REDRAWN: dict[str, frozenset[str]] = {}
+#: installation drew exactly so again.
+_REPRODUCED: dict[str, frozenset[str]] = {}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def install(
 
     Raises:
         AdapterError: peft refuses the model, changes base weights, leaves nothing to
-            train, or draws a tensor that no file could hold otherwise each time.
+            train, or draws differently each time a tensor that no file can hold.
     """
     is_blank = any(p.is_meta for p in model.parameters())
     # Before installing: some methods move a part of the base weights into the adapter
@@ -76,7 +76,7 @@ def install(
     first = next(model.parameters(), torch.empty(0))
     key = json.dumps([settings, base, str(first.dtype), str(first.device)])
     unadapted = None
-    if not is_blank and key not in _REDRAWN:
+    if not is_blank and key not in _REPRODUCED:
         # For a second installation: a copy that shares the weights
         shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
         unadapted = copy.deepcopy(model, shared)
@@ -93,16 +93,20 @@ def install(
         return Installed(wrapper, base, {}, {})
     drawn = _hash_frozen(model, wrapper, names)
     if unadapted is not None:
-        redrawn: frozenset[str] = frozenset()
+        reproduced: frozenset[str] = frozenset()
         if drawn.stored or drawn.hidden:
             _copy_layers(unadapted, _adapted_paths(model))
-            redrawn = _names_drawn_again(unadapted, config_class, config, names, drawn)
-        _REDRAWN[key] = redrawn
-    for name in drawn.hidden.keys() - _REDRAWN[key]:
+            reproduced = _names_drawn_again(
+                unadapted, config_class, config, names, drawn
+            )
+        _REPRODUCED[key] = reproduced
+    for name in drawn.hidden.keys() - _REPRODUCED[key]:
         raise AdapterError(
             f"{owner} draws {name} anew each time, and no file holds it: fix its seed"
         )
-    stored = {name: drawn.stored[name] for name in drawn.stored.keys() & _REDRAWN[key]}
+    stored = {
+        name: drawn.stored[name] for name in drawn.stored.keys() & _REPRODUCED[key]
+    }
     return Installed(wrapper, base, stored, drawn.hidden)
 
 
