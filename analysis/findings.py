@@ -70,7 +70,7 @@ def claims_table(every_finding: Sequence[Finding]) -> Table:
             label += f": {finding.name}"
         line: dict[str, Entry] = {"claim": f"{number}. {label}"}
         line["model-task combinations"] = str(
-            len(finding.tasks) or len(finding.comparisons)
+            len(finding.task_means) or len(finding.comparisons)
         )
         line |= _difference_entries(finding.mean)
         line["verdict"] = str(finding.verdict)
@@ -98,7 +98,7 @@ def tables_by_task(every_finding: Sequence[Finding], number: int) -> list[Table]
     tables = list[Table]()
     for finding in of_claim:
         lines = list[dict[str, Entry]]()
-        for task, mean in finding.tasks.items():
+        for task, mean in finding.task_means.items():
             pairs = Number(finding.pair_counts[task], form="count")
             line: dict[str, Entry] = {"task": task, "pairs": pairs}
             lines.append(line | _difference_entries(mean))

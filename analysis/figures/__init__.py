@@ -20,6 +20,7 @@ from analysis.variants import every_variant
 from runs.record.ledger import Ledger
 from runs.record.schema import Measure
 
+#: The figures that reports and study pages draw, by name.
 FIGURES: dict[str, Callable[[Part], Iterable[Figure]]] = {
     "figure2": figure2,
     "figure3": figure3,
@@ -29,7 +30,8 @@ FIGURES: dict[str, Callable[[Part], Iterable[Figure]]] = {
     "parameters": pareto.parameter_figures,
     "demo": pareto.demo_figures,
 }
-#: The names of all: "pareto", whose axes and rows a user chooses, is in no report.
+#: The names of all figures. "pareto" is not in FIGURES, which reports draw, because a
+#: user chooses its axes and rows.
 NAMES = (*FIGURES, "pareto")
 
 
@@ -40,15 +42,15 @@ def figures_of_ledger(
     frames: Sequence[pd.DataFrame] = (),
     **options: Any,
 ) -> list[Figure]:
-    """A figure's parts by its name: first of what ran on this machine, then of what the
-    project has published.
+    """The figures of a kind, such as one for each model and task: first those of what ran
+    on this machine, then those of what the project has published.
 
     Args:
-        name: one of NAMES.
+        name: of the kind, one of NAMES.
         ledger: records and measures.
-        all_variants: whether each variant of a row is a row.
-        frames: the runs of this machine and the published ones, if they are read
-            already.
+        all_variants: whether each variant of a row is drawn as a row of its own.
+        frames: the runs of this machine and the published ones
+            (`command.own_and_published`), if they are read already.
         options: further fields of Part.
     """
     draw = (FIGURES | {"pareto": pareto.pareto_figures})[name]
@@ -56,7 +58,7 @@ def figures_of_ledger(
     runs_by_source = frames or own_and_published(ledger)
     for runs, source in zip(runs_by_source, ("ours", "published"), strict=True):
         if all_variants:
-            # Figure 2 draws only rows of known names, as the nearest variant has.
+            # Figure 2 finds its rows by their names, which the nearest variant keeps.
             runs = every_variant(runs, keep_nearest_name=name == "figure2")
         measures = _measures_of(ledger, source)
         for figure in draw(Part(runs, measures, source, **options)):
@@ -69,7 +71,7 @@ def figures_of_ledger(
 
 
 def _measures_of(ledger: Ledger, source: str) -> list[Measure]:
-    """The measures of this machine, or those that are published."""
+    """The measures of this machine ("ours") or those that are published ("published")."""
     wants_own = source == "ours"
     selected = list[Measure]()
     for name, measure in ledger.measures.items():
@@ -80,7 +82,7 @@ def _measures_of(ledger: Ledger, source: str) -> list[Measure]:
 
 
 def _as_published(figure: Figure, is_second: bool) -> Figure:
-    """A figure of published runs, which says so in its title. is_second: whether there is
-    one of own runs, too, so that the file needs another name."""
+    """A figure of published runs with a title that says so. is_second: whether own runs
+    have a figure of this name, so that this one's files need another name."""
     name = f"{figure.name}_published" if is_second else figure.name
     return replace(figure, name=name, title=f"{figure.title} (published)")

@@ -35,15 +35,16 @@ from runs.command.errors import UserError
 from runs.command.parser import entry_point, read_command_line, setting
 from runs.command.records import find_record
 
-Name = Literal["metric", "parameters", "bytes", "seconds", "memory", "forgetting"]
+#: The keys of `pareto.AXES`.
+AxisName = Literal["metric", "parameters", "bytes", "seconds", "memory", "forgetting"]
 
 
 @dataclass(frozen=True)
 class Settings(VariantSelection):
     """Which runs are drawn and, for `pareto`, which numbers."""
 
-    x: Name = setting("parameters", "of pareto: the number of its horizontal axis")
-    y: Name = setting("metric", "of pareto: that of its vertical axis")
+    x: AxisName = setting("parameters", "of pareto: the number of its horizontal axis")
+    y: AxisName = setting("metric", "of pareto: that of its vertical axis")
     labels: str | None = setting(
         None, "rows of conf/method that are named beside the frontier's (a,b)"
     )
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> int:
     rows = conf_rows(ledger)
     for label in labels:
         require_known("row labels=", label, rows)
-    options: dict[str, Any] = {
+    part_options: dict[str, Any] = {
         "names_tasks": bool(settings.task or settings.sweep),
         "axes": (settings.x, settings.y) if given_axes else None,
         "labels": labels,
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
     every_variant = settings.all or bool(settings.sweep)
     count = 0
     for name in FIGURES if chosen == "all" else [chosen]:
-        for figure in figures_of_ledger(name, ledger, every_variant, **options):
+        for figure in figures_of_ledger(name, ledger, every_variant, **part_options):
             _save_and_show(figure, Path(settings.output) / name)
             count += 1
     if not count:

@@ -10,13 +10,13 @@ from runs.command.errors import UserError
 from runs.record.cell import ReportedMetric
 from runs.record.schema import Record
 
-#: The columns of a curve's losses, with their lines.
+#: The columns of a curve's losses, each with the style of its line.
 LOSSES = {"train loss": "--", "dev loss": ":"}
 
 
 def curve(records: Sequence[Record]) -> Figure:
-    """The picture of the curves of some runs. Raises UserError for runs whose scores are
-    of different metrics, or that have no curve."""
+    """The picture of the curves of some runs. Raises UserError if their scores are of
+    different metrics, or if none of them was evaluated."""
     metrics = sorted({str(record["result"]["metric"]) for record in records})
     if len(metrics) > 1:
         raise UserError(f"one picture is of one metric, these runs have {metrics}")
@@ -39,8 +39,8 @@ def curve(records: Sequence[Record]) -> Figure:
 
 
 def _curve_data(record: Record) -> pd.DataFrame:
-    """A run's curve, with a row of the frame for each evaluation. Columns that older records lack are
-    NaN."""
+    """A run's curve: a row for each evaluation, with the run's colour keys (kind, row) and
+    label. What older records lack is NaN."""
     columns = record["curve"]
     unknown = [None] * len(columns["epoch"])
     scale = ReportedMetric.of_record(record).scale
@@ -65,26 +65,27 @@ def _curve_data(record: Record) -> pd.DataFrame:
 def _draw_curves(axes: Axes, data: pd.DataFrame, score_label: str) -> None:
     """Draws each run in a colour of its own: its score on the left axis, its losses on
     the right."""
-    losses = axes.twinx()
-    losses.grid(visible=False)
-    losses.spines.right.set_visible(True)
+    loss_axes = axes.twinx()
+    loss_axes.grid(visible=False)
+    loss_axes.spines.right.set_visible(True)
+    # older records have no steps
     x = "epoch" if data.step.isna().any() else "step"
     colours = _colours(data)
-    for name, run in data.groupby("runs", sort=False):
-        colour = colours[name]
+    for run_id, run in data.groupby("runs", sort=False):
+        colour = colours[run_id]
         axes.plot(run[x], run.score, color=colour, marker="o", label=run.label.iloc[0])
-        for column, line in LOSSES.items():
-            losses.plot(run[x], run[column], line, color=colour, alpha=0.6)
+        for column, dash in LOSSES.items():
+            loss_axes.plot(run[x], run[column], dash, color=colour, alpha=0.6)
     axes.set_xlabel(x)
     axes.set_ylabel(score_label)
-    losses.set_ylabel("loss")
-    losses.set_ylim(bottom=0)
+    loss_axes.set_ylabel("loss")
+    loss_axes.set_ylim(bottom=0)
     axes.legend(loc="lower right", fontsize=7)
 
 
 def _colours(data: pd.DataFrame) -> dict[str, str]:
-    """The colour of each run, by its id: that of its method, unless two would be
-    equal."""
+    """The colour of each run, by its id: that of its method or, if two runs would have
+    the same colour, one of matplotlib's for each run."""
     runs = data.drop_duplicates("runs")
     colours = [look(run.kind, run.row)[0] for run in runs.itertuples()]
     if len({*colours}) < len(runs):

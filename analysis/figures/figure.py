@@ -35,8 +35,8 @@ COLOURS = {
     "random": "#999999",
 }
 MARKERS = {"vera": "D", "lora": "o"}
-#: For other methods, chosen by their names: the rest of Okabe and Ito's palette, and
-#: Tol's.
+#: The colours of other methods, which `look` chooses by their names: the rest of Okabe
+#: and Ito's palette, and Tol's.
 OTHER_COLOURS = (
     "#CC79A7",
     "#56B4E9",
@@ -50,19 +50,21 @@ OTHER_MARKERS = ("^", "v", "P", "X", "*", "h", "<", ">")
 #: The size of a picture in inches, unless it has its own: as wide as a paper's text.
 WIDTH, HEIGHT = 5.5, 3.3
 STYLE = Path(__file__).parent / "style.mplstyle"
-#: Other ranks, ablations and other starts, which have figures and tables of their own.
+#: The rows of other ranks, ablations and other starts, which have figures and tables of
+#: their own.
 VARIED = re.compile(
     r"(vera|lora|lora_plus|lora_fa)_r\d+|lora_mnli|\w+_from_|\w+_by_((permuted|expected)_)?reward|\w+_by_demonstrations"
     r"|vera_(only_|kaiming_|uniform|d_init_|unique|by_shape|redrawn)"
 )
-#: What draws a form, and its metadata, without when it was made, and by what.
+#: What draws each file format, and its metadata. None leaves out the date and the name of
+#: the program, so that the same data give the same bytes.
 FORMS: dict[str, tuple[Any, dict[str, None]]] = {
     "svg": (FigureCanvasSVG, {"Date": None, "Creator": None}),
     "pdf": (FigureCanvasPdf, {"CreationDate": None, "ModDate": None}),
     "png": (FigureCanvasAgg, {}),
 }
-#: Parameters at an axis: 50k, 2M.
-PARAMETERS = EngFormatter(sep="")
+#: Formats a count at an axis: 50k, 2M.
+COUNT_FORMATTER = EngFormatter(sep="")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Part:
     runs: of `frame.runs`. measures: of these runs. source: "ours" or "published".
 
     The rest is for the pictures of `pareto` alone. names_tasks: whether the user has
-    named tasks. axes: the names of both. labels: rows that are named at their points."""
+    named tasks. axes: the names (of `pareto.AXES`) of the x and the y axis; None for the
+    usual ones. labels: rows that the legend names beside those on the frontier."""
 
     runs: pd.DataFrame
     measures: Sequence[Measure] = ()
@@ -86,9 +89,10 @@ class Part:
 class Figure:
     """A figure: its name and title, the data behind it, and the notes on them.
 
-    data: in the column "runs" each line has the ids of the runs (or the measure) that it
-    comes from, none where a number is quoted. draw: draws the data on matplotlib's axes.
-    subtitle: below the title. foot: lines below the picture. size: in inches."""
+    name: of its files. data: in the column "runs" each line has the ids of the runs (or
+    the measure) that it comes from, none where a number is quoted. notes: printed with
+    the figure. draw: draws the data on matplotlib's axes. subtitle: below the title.
+    foot: lines below the picture. size: in inches."""
 
     name: str
     title: str
@@ -101,17 +105,20 @@ class Figure:
 
 
 def look(kind: str, row: str = "") -> tuple[str, str]:
-    """The colour and the marker of a method. kind: the method's. row: counts for the
-    methods of PEFT alone, which share one kind."""
+    """The colour and the marker of a method.
+
+    kind: of the method. row: tells the methods of PEFT apart, which share one kind; it
+    does not matter for others."""
     if kind in COLOURS:
         return COLOURS[kind], MARKERS.get(kind, "s")
+    # A hash of the name, so that a method looks the same in every picture.
     name = row if kind == "peft" else kind
     quotient, remainder = divmod(zlib.crc32(name.encode()), len(OTHER_COLOURS))
     return OTHER_COLOURS[remainder], OTHER_MARKERS[quotient % len(OTHER_MARKERS)]
 
 
 def canvas(figure: Figure) -> Canvas:
-    """The figure drawn on a canvas of matplotlib's."""
+    """The figure, drawn as a figure of matplotlib's."""
     drawing = Canvas(figsize=figure.size, layout="constrained")
     if figure.foot:
         drawing.supxlabel("\n".join(figure.foot), fontsize=6, color="#555555")
@@ -121,11 +128,12 @@ def canvas(figure: Figure) -> Canvas:
 
 
 def picture(figure: Figure, form: str) -> bytes:
-    """The figure as svg, pdf or png; the same data give the same bytes."""
+    """The figure as the bytes of a file. form: svg, pdf or png. The same data give the
+    same bytes."""
     content = io.BytesIO()
     backend, metadata = FORMS[form]
     with matplotlib.rc_context({"svg.hashsalt": figure.name}, STYLE):
-        # savefig would draw twice, for the layout first
+        # We call the backend, because savefig would draw twice, for the layout first.
         drawn = backend(canvas(figure))
         getattr(drawn, f"print_{form}")(content, metadata=metadata)
     return content.getvalue()
@@ -138,7 +146,8 @@ def svg(figure: Figure) -> str:
 
 
 def save_figure(figure: Figure, folder: Path) -> list[Path]:
-    """Writes PDF, PNG and CSV, each whole or not at all. Returns the files."""
+    """Writes PDF, PNG and CSV, each whole or not at all. Returns these files in this
+    order."""
     pdf, png, csv = (folder / f"{figure.name}.{form}" for form in ("pdf", "png", "csv"))
     for path in (pdf, png):
         with replacing(path) as unfinished:
@@ -151,7 +160,7 @@ def save_figure(figure: Figure, folder: Path) -> list[Path]:
 
 
 def finite(values: Iterable[Any]) -> pd.Series:
-    """The numbers; NaN where one is none, or infinite."""
+    """The values as numbers; NaN where one is infinite or no number."""
     numbers = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce")
     return numbers.replace([math.inf, -math.inf], math.nan)
 
@@ -163,8 +172,10 @@ def count_range(counts: Sequence[int]) -> str:
 
 
 def metric_label(name: str, digits: int = 1) -> str:
-    """What an axis calls a metric or a score of texts, with its unit. digits: how many
-    decimals it is printed with; a metric with one is a fraction, shown times 100."""
+    """What an axis calls a metric or a score of texts, with its unit.
+
+    name: of the metric or score. digits: the decimals of its numbers in tables. A metric
+    with one decimal is a fraction, which we show times 100."""
     units = {score.name: score.unit for score in TEXT_SCORES.values()}
     if name in units or digits != 1:
         return ", ".join(filter(None, [name, units.get(name)]))
@@ -183,11 +194,18 @@ def draw_lines(
     **labels: Any,
 ) -> None:
     """Draws a line for each value of the column `by`, with a band from the column `low`
-    to `high`. A point is hollow where seeds are missing. What is quoted is a cross, or a
-    horizontal line where it has no x.
+    to `high`. A point is hollow where seeds are missing. A quoted number (a line of the
+    data without runs) is a cross, or a horizontal line where it has no x.
 
-    x, y: the columns of the points. looks: the colour, dash and marker of each line, in
-    the order of the legend. labels: what `axes.set` takes."""
+    Args:
+        axes: to draw on.
+        data: of a figure.
+        x: the column of the points' x.
+        y: the column of their y.
+        by: the column that names the line of a point.
+        looks: the colour, dash and marker of each line, in the order of the legend.
+        labels: what `axes.set` takes, such as xlabel.
+    """
     names = [*looks, *sorted({*data[by]} - {*looks})]
     for index, name in enumerate(names):
         points = data[(data[by] == name) & data[y].notna()].sort_values(x)
@@ -212,7 +230,8 @@ def _draw_line(
     name: str,
     look_of_line: Sequence[Any],
 ) -> None:
-    """Draws a line with its band, and its points, hollow where seeds are missing."""
+    """Draws a line with its band, and its points: hollow where fewer seeds have a number
+    (n) than the cell should have (wanted). name: in the legend."""
     colour, dash, marker = look_of_line
     x_values = points[x].astype(float)
     axes.fill_between(
@@ -236,7 +255,7 @@ def _draw_line(
 def _draw_quoted(
     axes: Axes, point: Mapping[str, Any], x: str, y: str, name: str, colour: str
 ) -> None:
-    """Draws what is quoted: a cross, or a line across the picture if it has no x."""
+    """Draws a quoted number: a cross, or a line across the picture if it has no x."""
     label = f"{name}, {point['source']}"
     if math.isnan(point[x]):
         dotted = (0, (1, 2))

@@ -18,46 +18,57 @@ SETTINGS = ("matrices", "target", "steps", "lr", "optimizer")
 def figure6(part: Part) -> Iterator[Figure]:
     """Mean squared error of fitting random matrices against parameters, LoRA and VeRA
     (VeRA paper, appendix E)."""
-    for fit in shown_fit(part.measures):
-        data = fit_errors(fit)
-        settings = fit["settings"]
-        choices = ", ".join(f"{key} {settings.get(key)}" for key in SETTINGS)
-        notes = [f"Measure {fit['id']}; settings (this project's choice): {choices}."]
-        for point in data[data.n < data.total].itertuples():
-            missing = point.total - point.n
-            notes.append(
-                f"{point.method}, rank {point.rank}: {missing} of {point.total} errors "
-                "not finite."
-            )
-        draw = partial(
-            draw_lines,
-            x="parameters",
-            y="mean",
-            by="method",
-            looks=dict(zip(("VeRA", "LoRA"), LOOKS, strict=False)),
-            xlabel="trained parameters",
-            ylabel="mean squared error",
+    fit = shown_fit(part.measures)
+    if fit is None:
+        return
+    data = fit_errors(fit)
+    settings = fit["settings"]
+    choices = ", ".join(f"{key} {settings.get(key)}" for key in SETTINGS)
+    notes = [f"Measure {fit['id']}; settings (this project's choice): {choices}."]
+    for point in data[data.n < data.total].itertuples():
+        missing = point.total - point.n
+        notes.append(
+            f"{point.method}, rank {point.rank}: {missing} of {point.total} errors "
+            "not finite."
         )
-        count = settings["matrices"]
-        subtitle = f"mean of {count} matrices, bands from the lowest to the highest"
-        size = settings["size"]
-        title = f"fitting random {size} x {size} matrices"
-        yield paper_figure(6, title, data[data.n > 0], notes, draw, subtitle)
+    vera_look, lora_look, _ = LOOKS
+    draw = partial(
+        draw_lines,
+        x="parameters",
+        y="mean",
+        by="method",
+        looks={"VeRA": vera_look, "LoRA": lora_look},
+        xlabel="trained parameters",
+        ylabel="mean squared error",
+    )
+    count = settings["matrices"]
+    size = settings["size"]
+    yield paper_figure(
+        number=6,
+        title=f"fitting random {size} x {size} matrices",
+        subtitle=f"mean of {count} matrices, bands from the lowest to the highest",
+        data=data[data.n > 0],
+        notes=notes,
+        draw=draw,
+    )
 
 
-def shown_fit(measures: Iterable[Measure]) -> list[Measure]:
-    """The fit that is drawn, alone in a list, or none: of several, each of which is
-    complete in itself, the one with the lowest seed."""
+def shown_fit(measures: Iterable[Measure]) -> Measure | None:
+    """The fit of matrices that is drawn; None if there is none. Each fit is complete in
+    itself, so of several we show the one with the lowest seed."""
     fits = [measure for measure in measures if measure["kind"] == "matrix_fit"]
-    return sorted(fits, key=lambda fit: (fit["seeds"]["random"], fit["id"]))[:1]
+    by_seed = sorted(fits, key=lambda fit: (fit["seeds"]["random"], fit["id"]))
+    return by_seed[0] if by_seed else None
 
 
 def fit_errors(fit: Measure) -> pd.DataFrame:
-    """The errors of a fit, a line for each method and rank.
+    """The errors of a fit as a figure's data, a line for each method and rank.
 
-    mean, spread, low, high: of the errors, over the matrices. n, total: how many errors
-    are finite, and how many there are. least: the mean of the smallest errors that a
-    matrix of this rank can have."""
+    Columns:
+
+    - mean, spread, low, high: of the mean squared errors, over the matrices.
+    - n, total: how many errors are finite, and how many there are.
+    - least: the mean of the smallest errors that a matrix of this rank can have."""
     # "best" is the key of published measures
     columns = ["method", "rank", "parameters", "mse", "best"]
     table = pd.DataFrame(fit["values"], columns=columns)

@@ -13,14 +13,14 @@ from analysis.paper import GLUE, NAMES, paper
 
 #: The height of a row's bars, as a share of a row.
 BAR_HEIGHT = 0.8
-#: A row's height in inches, and what stands around the rows.
+#: The height of a row, and of the title and axis around the rows, in inches.
 ROW_HEIGHT, FRAME_HEIGHT = 0.22, 1.0
 
 
 def figure4(part: Part) -> Iterator[Figure]:
     """The gain over the head alone per 1,000 parameters (VeRA paper, appendix B) of table
-    2's rows, on the tasks whose metric is accuracy. Ranks and ablations have figures and
-    tables of their own."""
+    2's rows, on the tasks whose metric is accuracy: a figure for each model and task.
+    Ranks and ablations have figures and tables of their own."""
     cells = cells_with_gain(part.runs)
     quoted = printed_gains()
     for panel in panels(part, cells[cells.gain.notna()]):
@@ -30,22 +30,23 @@ def figure4(part: Part) -> Iterator[Figure]:
         subtitle = f"fewer seeds: {', '.join(incomplete)}" if len(incomplete) else ""
         rows = panel.data.row.nunique()
         yield paper_figure(
-            4,
-            title,
-            panel.data,
-            panel.notes,
-            _draw_gains,
-            subtitle,
-            panel.model_and_task,
-            quoted,
+            number=4,
+            title=title,
+            data=panel.data,
+            notes=panel.notes,
+            draw=_draw_gains,
+            subtitle=subtitle,
+            model_and_task=panel.model_and_task,
+            quoted=quoted,
             height=max(2.0, FRAME_HEIGHT + ROW_HEIGHT * rows),
         )
 
 
 def cells_with_gain(runs: pd.DataFrame) -> pd.DataFrame:
     """The cells of GLUE's tasks with accuracy, each with the accuracy of the head alone
-    (`head`) and the gain over it (`gain`): the accuracy as a share of the head's, in
-    percent, per 1,000 parameters."""
+    (`head`) and, as the paper defines it, the gain over it (`gain`): the accuracy in
+    percent of the head's, divided by thousands of parameters. A cell without one of the
+    head alone is left out."""
     is_accuracy = runs.task.isin([*GLUE]) & (runs.metric == "accuracy")
     cells = reported_cells(runs[is_accuracy], seeds=5)
     is_varied = cells.row.astype(str).str.match(VARIED)
@@ -68,8 +69,8 @@ def cells_with_gain(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def printed_gains() -> pd.DataFrame:
-    """The paper's gains, with the accuracy of the head that follows from each of them and
-    the row's accuracy."""
+    """The paper's gains as lines of figure 4's data. The accuracy of the head is the one
+    that follows from the gain and the row's accuracy."""
     gains = paper()["figure4"]["printed"]
     quoted = printed_rte([*gains])
     has_name = quoted.row.isin(NAMES)

@@ -38,6 +38,7 @@ LOOKS = (
 )
 #: The ranks of the paper's figure 5.
 PAPER_RANKS = [64, 64]
+#: Why measures are left out, for a note.
 WHY_LEFT_OUT = "of other settings, of a run measured before, or of one in no cell"
 #: The columns of a figure's data over measures: each a function of the column "value".
 STATISTICS = {
@@ -52,9 +53,10 @@ STATISTICS = {
 class Measured(NamedTuple):
     """Values of the measures of a model and task.
 
-    model_and_task: by name; place: the same by label. values: a line for each measure (number),
-    site and layer, with the ids of the measure's runs; NaN where a value is not finite.
-    notes: on what is left out.
+    model_and_task: their names. place: their labels, as a text. values: a line for each
+    measure (number), site and layer, with the ids of the measure's runs and a column for
+    each name of a value; NaN where a value is not finite. notes: on the measures that
+    are left out.
     """
 
     model_and_task: tuple[str, str]
@@ -65,8 +67,11 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """A figure's data: STATISTICS of each value by site and layer, over the measures of
-    a model and task. model_and_task, place: as of Measured."""
+    """What a figure of a model and task shows of its measures.
+
+    model_and_task, place: as of Measured. data: the STATISTICS over measures, a line for
+    each name of a value, site and layer. notes: on the runs and measures behind them.
+    subtitle: says over how many measures they are."""
 
     model_and_task: tuple[str, str]
     place: str
@@ -78,23 +83,29 @@ class LayerStatistics:
 def measured_values(
     runs: pd.DataFrame, measures: Iterable[Measure], kind: str, *names: str
 ) -> Iterator[Measured]:
-    """The values that measures of a kind have of some names, such as d, for each model
-    and task.
+    """The values of the measures of a kind, for each model and task.
 
-    Only runs in cells count, each once, and only measures of one setting
-    (`_largest_setting`). Magnitudes are of the row vera alone.
+    Only measures of runs in cells count, and only those of one setting
+    (`_measures_of_one_setting`). Magnitudes are of the row vera alone.
+
+    Args:
+        runs: of `frame.runs`.
+        measures: of any kind.
+        kind: "magnitude" or "similarity".
+        names: of the values, such as d.
     """
     marked = mark_left_out(runs)
     cell_by_run = marked[marked.left_out == ""].set_index("id").cell
     columns = ["site", "layer", *names]
     groups = _measures_by_model_and_task(measures, kind)
     for model_and_task, group in sorted(groups.items()):
-        of_setting = _largest_setting(group, cell_by_run)
+        of_setting = _measures_of_one_setting(group, cell_by_run)
         lines = [
             {"number": number, "runs": ids, **measure["values"]}
             for number, (ids, measure) in enumerate(of_setting.items())
         ]
         values = pd.DataFrame(lines, columns=["number", "runs", *columns])
+        # A measure has lists by site and layer. Empty lists become a line of NaN.
         values = values.explode(columns, ignore_index=True).dropna(subset="layer")
         values = values.assign(**{name: finite(values[name]) for name in names})
         if values.empty:
@@ -123,15 +134,16 @@ def _measures_by_model_and_task(
 
 
 def _seeds_of(measure: Measure) -> list[int]:
+    """The seeds of the runs that a measure is of."""
     return [run["cell"]["seed"] for run in measure["of"]]
 
 
-def _largest_setting(
+def _measures_of_one_setting(
     group: Sequence[Measure], cell_by_run: pd.Series
 ) -> dict[tuple[str, ...], Measure]:
-    """The measures of one setting, by the ids of their runs: of the settings with the
-    paper's ranks, if there are any, the one with the most measures. A run that was
-    measured again has its last measure.
+    """The measures of one setting, by the ids of their runs. We take the setting with the
+    most measures, of those with the paper's ranks if there are any. Runs that were
+    measured again have their last measure.
 
     group: the measures of one model and task. cell_by_run: the cell of each run that is
     in one, by its id."""
@@ -139,7 +151,8 @@ def _largest_setting(
     for measure in group:
         ids = tuple(run["id"] for run in measure["of"])
         settings = measure["settings"]
-        if cell_by_run.index.isin(ids).sum() == len(ids):
+        has_cells = cell_by_run.index.isin(ids).sum() == len(ids)
+        if has_cells:
             has_paper_ranks = settings.get("ranks") == PAPER_RANKS
             setting = (has_paper_ranks, str(settings), *cell_by_run[[*ids]])
             by_setting[setting][ids] = measure
@@ -158,8 +171,8 @@ def layer_statistics(
 ) -> Iterator[LayerStatistics]:
     """The statistics of `measured_values`, for each model and task: the median, lowest
     and highest of the finite values, how many these are (n), and of how many (total).
-    names: of the values. kind: of the measures. unit: what one measure is of, a run or a
-    pair of runs."""
+    names: of the values. kind: of the measures. unit: what one measure is of, "run" or
+    "pair"."""
     for measured in measured_values(part.runs, part.measures, kind, *names):
         values = measured.values
         long = values.melt(["site", "layer", "number", "runs"], var_name="name")
@@ -179,12 +192,14 @@ def layer_statistics(
 
 
 def distinct_runs(groups: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    """The ids of the runs of several measures, each once."""
+    """The ids of the runs of several measures, each once. groups: those of each
+    measure."""
     return tuple(dict.fromkeys(run for ids in groups for run in ids))
 
 
 def notes_on_infinite(data: pd.DataFrame) -> list[str]:
-    """A note for each site and layer that has values which are not finite."""
+    """A note for each site and layer that has values which are not finite. The norm of b
+    has none, since it is not drawn."""
     with_infinite = data[(data.n < data.total) & (data.name != "b")]
     return [
         f"{line.site}, layer {line.layer}: {line.total - line.n} of {line.total} "
@@ -207,11 +222,17 @@ def figure3(part: Part) -> Iterator[Figure]:
         ylim=(0, None),
     )
     for panel in layer_statistics(part, ["d", "b"], kind="magnitude", unit="run"):
+        # The lines of b and of d have the same sites and layers, in the same order.
         norms_of_b = panel.data["median"][panel.data.name == "b"]
         data = panel.data[panel.data.name == "d"].assign(b=[*norms_of_b])
-        title = f"change of d by layer, {panel.place}"
         yield paper_figure(
-            3, title, data, panel.notes, draw, panel.subtitle, panel.model_and_task
+            number=3,
+            title=f"change of d by layer, {panel.place}",
+            data=data,
+            notes=panel.notes,
+            draw=draw,
+            subtitle=panel.subtitle,
+            model_and_task=panel.model_and_task,
         )
 
 
@@ -234,24 +255,26 @@ def figure5(part: Part) -> Iterator[Figure]:
             for name, mean in means.items()
         ]
         yield paper_figure(
-            5,
-            f"cosine of weight differences, {panel.place}",
-            data,
-            [*panel.notes, *mean_notes],
-            _draw_cosines,
-            panel.subtitle,
-            panel.model_and_task,
-            quoted,
+            number=5,
+            title=f"cosine of weight differences, {panel.place}",
+            data=data,
+            notes=[*panel.notes, *mean_notes],
+            draw=_draw_cosines,
+            subtitle=panel.subtitle,
+            model_and_task=panel.model_and_task,
+            quoted=quoted,
         )
 
 
 def queries_of(data: pd.DataFrame) -> pd.DataFrame:
-    """The lines of the query matrices; all lines where there are none."""
+    """The lines of the query matrices; all lines if no query matrix was measured."""
     is_query = data.site == "query"
     return data[is_query | ~is_query.any()]
 
 
 def _draw_cosines(axes: Axes, data: pd.DataFrame) -> None:
+    """Draws the cosines by layer: a line for each pair of methods. The data have every
+    site, and the picture only the query matrices."""
     looks = dict(zip(PAIRS.values(), LOOKS, strict=True))
     queries = queries_of(data)
     labels = {"xlabel": "layer", "ylabel": "cosine"}

@@ -15,7 +15,7 @@ from runs.record.ledger import in_conf
 
 #: The model and task of the paper's figures 2 to 5.
 PAPER_MODEL_AND_TASK = ("roberta_large", "rte")
-#: The columns of the data, in order; a figure has some of them.
+#: The columns of the figures' data, in order; each figure has some of them.
 COLUMNS = (
     "method",
     "row",
@@ -45,6 +45,7 @@ COLUMNS = (
     "runs",
 )
 
+#: Draws a figure's data on matplotlib's axes.
 Draw = Callable[[Axes, pd.DataFrame], object]
 
 
@@ -59,15 +60,27 @@ def paper_figure(
     quoted: pd.DataFrame | None = None,
     height: float = HEIGHT,
 ) -> Figure:
-    """A figure of a model and task. That of the paper's own (PAPER_MODEL_AND_TASK) shows
-    the paper's numbers and finding, too; another one has their names in its own, and a
-    note.
+    """A figure of the paper, drawn for one model and task.
 
-    number: of the paper's figure. quoted: the paper's numbers, lines of the figure's
-    data. height: in inches."""
+    For the model and task of the paper's own figure it has the paper's numbers and
+    finding, too. For any other, their names are in the figure's name, and a note says
+    that they are not in the paper.
+
+    Args:
+        number: of the paper's figure.
+        title: after the number.
+        data: with some of COLUMNS.
+        notes: on the data.
+        draw: draws the data.
+        subtitle: below the title.
+        model_and_task: their names. Figure 6, which has neither, takes the default.
+        quoted: the paper's numbers, as lines of the data.
+        height: in inches.
+    """
     lines = [*notes]
     name = f"figure{number}"
     if model_and_task == PAPER_MODEL_AND_TASK:
+        # pandas leaves out what is None
         data = pd.concat([quoted, data], ignore_index=True)
         printed = paper()[name]
         if "note" in printed:
@@ -89,8 +102,9 @@ def paper_figure(
 class Panel:
     """The cells of a model and task as a figure's data, with notes.
 
-    model_and_task: by name; the task's has how it was measured, unless most rows were
-    measured so. model_label, task_label: the same by label."""
+    model_and_task: their names, for the names of files. Where the task was measured in
+    several ways, its name says how, except for the usual way. model_label, task_label:
+    their labels."""
 
     model_and_task: tuple[str, str]
     data: pd.DataFrame
@@ -100,24 +114,26 @@ class Panel:
 
 
 def panels(part: Part, cells: pd.DataFrame) -> Iterator[Panel]:
-    """A panel for each model, task and way in which these cells were measured."""
+    """A panel for each model, task and way in which these cells were measured. cells: of
+    GLUE's tasks."""
     in_columns = assign_table_columns(cells.assign(column=cells.task))
     for (model, key), group in in_columns.groupby(["model", "table_column"]):
         first = group.iloc[0]
-        is_same = (part.runs.model == model) & (part.runs.task == first.task)
-        parts = [GLUE[first.task], first.measurement_text]
+        is_of_panel = (part.runs.model == model) & (part.runs.task == first.task)
+        label_parts = [GLUE[first.task], first.measurement_text]
         yield Panel(
             model_and_task=(model, re.sub(r"\W+", "_", key.replace(",", ""))),
             data=group.assign(source=part.source, runs=group.ids),
             model_label=first.model_label,
-            task_label=", ".join(filter(None, parts)),
-            notes=notes(part.runs[is_same], group),
+            task_label=", ".join(filter(None, label_parts)),
+            notes=notes(part.runs[is_of_panel], group),
         )
 
 
 def printed_rte(rows: list[str]) -> pd.DataFrame:
-    """Table 2's accuracies on RTE of RoBERTa-large of these rows, with their exact
-    `parameters` and the columns of a figure's data."""
+    """The accuracies that the paper's table 2 prints for these rows of RoBERTa-large on
+    RTE (value), with the exact `parameters` of the rows and the columns of a figure's
+    data."""
     model, task = PAPER_MODEL_AND_TASK
     counts = {
         line["method"]: line["count"]

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
 
 from analysis.figures.figure import (
-    PARAMETERS,
+    COUNT_FORMATTER,
     VARIED,
     Figure,
     Part,
@@ -31,8 +31,8 @@ from runs.record.text import megabytes
 
 
 class Axis(NamedTuple):
-    """What an axis shows: a column of the runs, its label and ticks, whether less is
-    better, and the name in the data."""
+    """What an axis shows: a column of the runs, with its label and whether less is better.
+    tick: makes the text of a number. name: of the column in the figure's data."""
 
     column: str
     label: str = ""
@@ -47,15 +47,16 @@ class Axis(NamedTuple):
 
     @property
     def high(self) -> str:
+        """That of its upper end."""
         return f"{self.name} high"
 
 
-#: The axes by the names that x= and y= take. What the metric is called is in the
-#: records.
+#: The axes by the names that x= and y= take. `_axis` completes them: the label of the
+#: metric is in the records.
 AXES = {
     "metric": Axis("number"),
     "parameters": Axis(
-        "parameters", "trainable parameters, without a head", PARAMETERS
+        "parameters", "trainable parameters, without a head", COUNT_FORMATTER
     ),
     "bytes": Axis("adapter_bytes", "adapter file", megabytes),
     "seconds": Axis("seconds", "seconds of a run: training, evaluation and decoding"),
@@ -67,24 +68,27 @@ MACHINE_AXES = {"seconds", "memory"}
 #: With more rows than this the legend names only the frontier, and the rows that the
 #: reader asks for.
 CROWDED = 25
-#: The x axes of a metric's pictures: all for more than CROWDED rows, otherwise the first.
+#: The x axes of the metric's pictures, a picture each. With CROWDED rows or fewer there
+#: is only the first one.
 COSTS = ("parameters", "bytes", "seconds", "memory")
 #: Columns of a figure's data beside its axes and names.
 DATA_COLUMNS = ["values", "digits", "n", "wanted", "frontier", "failed", "runs"]
-#: How many rows of data a user asked for.
+#: The columns that say how many rows of data a user asked for.
 SIZE_COLUMNS = ["asked_train_rows", "asked_dev_rows"]
-#: Metrics that are named after somebody.
+#: Metrics that are named after people, and have a capital.
 EPONYMS = {"matthews", "pearson", "spearman"}
+#: The line below the picture on rows that have failed.
 WHY_FAILED = "failed (worse than the head alone, diverged, or one class), not drawn"
-#: The width of a picture in inches, and its height with few rows and with many.
+#: The size of a picture in inches; it is higher for more than CROWDED rows.
 WIDTH = 7
-HEIGHTS = (4.4, 6.4)
+HEIGHT = 4.4
+HEIGHT_OF_CROWD = 6.4
 
 
 def parameter_figures(part: Part) -> Iterator[Figure]:
     """The pictures of table 2's and table 5's tasks on which two rows or more have run,
-    without other ranks and ablations. If the user has named tasks, every row of these
-    tasks instead."""
+    without other ranks and ablations. If the user has named tasks, the pictures of these
+    tasks instead, with every row."""
     if part.names_tasks:
         return pareto_figures(part)
     runs = part.runs
@@ -100,8 +104,8 @@ def demo_figures(part: Part) -> Iterator[Figure]:
 
 
 def pareto_figures(part: Part) -> Iterator[Figure]:
-    """A picture for each model and task, for each size of its data and for each two axes
-    (`_axis_names`)."""
+    """A picture for each model, task and size of the data, and for each two axes
+    (`_axis_names`). Where the data have one size, the names of files do not say it."""
     results = part.runs[part.runs.kind == "result"]
     for task_and_model, runs_of_task in results.groupby(["task", "model"]):
         runs_by_size = runs_of_task.groupby(SIZE_COLUMNS)
@@ -115,16 +119,22 @@ def pareto_figures(part: Part) -> Iterator[Figure]:
                     f", {first_run.train_rows:,.0f} training and "
                     f"{first_run.dev_rows:,.0f} dev rows"
                 )
-            runs = reported(runs)
-            row_cells = cells(runs, "number")
-            for x, y in _axis_names(part, runs):
-                file = "_".join(map(str, [y, "by", x, *name_parts]))
-                yield figure_of_rows(runs, row_cells, (x, y), file, part.labels, suffix)
+            scored = reported(runs)
+            row_cells = cells(scored, "number")
+            for x, y in _axis_names(part, scored):
+                yield figure_of_rows(
+                    scored,
+                    row_cells,
+                    axis_names=(x, y),
+                    file_name="_".join(map(str, [y, "by", x, *name_parts])),
+                    labels=part.labels,
+                    suffix=suffix,
+                )
 
 
 def _axis_names(part: Part, runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """The names of both axes of each picture: the part's or, if it has none, the metric
-    by parameters and, of very many rows, by each of COSTS."""
+    """The names of the x and the y axis of each picture: the part's or, if it has none,
+    the metric by parameters (by each of COSTS for more than CROWDED rows)."""
     if part.axes:
         return [part.axes]
     is_crowded = runs.row.nunique() > CROWDED
@@ -136,19 +146,19 @@ def figure_of_rows(
     runs: pd.DataFrame,
     row_cells: pd.DataFrame,
     axis_names: tuple[str, str],
-    file: str,
+    file_name: str,
     labels: Sequence[str] = (),
     suffix: str = "",
 ) -> Figure:
     """The picture of the rows of a model and task.
 
     Args:
-        runs: of the model and task, with what they report.
+        runs: of the model and task (`frame.reported`).
         row_cells: their cells, one for each row.
         axis_names: of AXES, for x and y.
-        file: the name of the figure's files.
-        labels: the rows that the legend names beside the frontier (empty: all or, of
-            very many, none).
+        file_name: of the figure's files, without an ending.
+        labels: the rows that the legend names beside the frontier. If it is empty, the
+            legend names all rows (none for more than CROWDED rows).
         suffix: what the title says of the data's size.
     """
     usual_score = row_cells["name"].mode().iloc[-1]
@@ -173,38 +183,39 @@ def figure_of_rows(
             "compare."
         )
     subtitle = _subtitle(data)
-    ends = [f"{axis.name}{end}" for axis in axes for end in ("", " low", " high")]
+    axis_columns = list[str]()
+    for axis in axes:
+        axis_columns += [axis.name, axis.low, axis.high]
     data = data.assign(kind=data.method, method=data.label, runs=data.ids)
-    data = data[["method", "row", "kind", *ends, *DATA_COLUMNS]]
-    is_crowded = len(data) > CROWDED
+    data = data[["method", "row", "kind", *axis_columns, *DATA_COLUMNS]]
+    height = HEIGHT_OF_CROWD if len(data) > CROWDED else HEIGHT
     return Figure(
-        file,
-        _title(row_cells, axes, suffix),
-        data,
-        [*lines, *foot, *notes(runs, row_cells)],
-        partial(_draw, axes=axes, labels=labels),
-        subtitle,
-        foot,
-        (WIDTH, HEIGHTS[is_crowded]),
+        name=file_name,
+        title=_title(row_cells, axes, suffix),
+        data=data,
+        notes=[*lines, *foot, *notes(runs, row_cells)],
+        draw=partial(_draw, axes=axes, labels=labels),
+        subtitle=subtitle,
+        foot=foot,
+        size=(WIDTH, height),
     )
 
 
 def _title(row_cells: pd.DataFrame, axes: Sequence[Axis], suffix: str) -> str:
+    """The title: the model, the task and the names of both numbers."""
     first = row_cells.iloc[0]
     x, y = (_title_name(axis.name.partition(",")[0]) for axis in axes)
     return f"{first.model_label} on {first.task_label}{suffix}: {y} against {x}"
 
 
 def _title_name(name: str) -> str:
-    """How a title calls a number; a metric that is named after somebody has a
-    capital."""
+    """What a title calls a number. EPONYMS have a capital."""
     text = name.replace("_", " ")
     return text.capitalize() if name in EPONYMS else text
 
 
 def _subtitle(data: pd.DataFrame) -> str:
-    """Over how many seeds a point is, and how to read the lines and bars. The interval of
-    five seeds or fewer is their range (analysis/stats.py)."""
+    """Over how many seeds a point is, and how to read the lines and bars."""
     text = "one seed"
     if data.runs.max() > 1:
         text = f"median of {count_range(data.runs)} seeds; bars: its interval"
@@ -215,8 +226,10 @@ def _subtitle(data: pd.DataFrame) -> str:
 
 
 def _with_frontier(data: pd.DataFrame, axes: Sequence[Axis]) -> pd.DataFrame:
-    """The rows with both numbers, sorted along x, with two flags: `frontier` and
-    `failed`; and with failed_number, the metric, where it is on an axis."""
+    """The rows that have both numbers, sorted along x from the best to the worst, with two
+    flags: `frontier` (`on_frontier`) and `failed` (`_has_failed`, and not on the
+    frontier). If the metric is on an axis, it is in failed_number, too; otherwise no row
+    has failed."""
     names = [axis.name for axis in axes]
     data = data.dropna(subset=names)
     data = data.sort_values(
@@ -238,8 +251,8 @@ def _with_frontier(data: pd.DataFrame, axes: Sequence[Axis]) -> pd.DataFrame:
 
 
 def _failed_rows_foot(data: pd.DataFrame) -> list[str]:
-    """The line below the picture that lists the rows that have failed; none if none
-    has."""
+    """The line below the picture that lists the rows that have failed, alone in a list;
+    an empty list if none has. data: of `_with_frontier`."""
     failed = [
         f"{row.label} ({row.failed_number:.{int(row.digits)}f})"
         for row in data[data.failed].itertuples()
@@ -248,8 +261,8 @@ def _failed_rows_foot(data: pd.DataFrame) -> list[str]:
 
 
 def _axis(name: str, row_cells: pd.DataFrame) -> Axis:
-    """The axis of this name. That of the metric is labelled as the score that the cells
-    report."""
+    """The axis of this name, complete. The metric has the name, label and direction of the
+    score that the cells report."""
     axis = AXES[name]._replace(name=name)
     if name != "metric":
         return axis
@@ -268,11 +281,15 @@ def _axis(name: str, row_cells: pd.DataFrame) -> Axis:
 def _with_axis_numbers(
     row_cells: pd.DataFrame, runs: pd.DataFrame, axis: Axis
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The cells with the numbers of an axis: medians over the seeds that have one, with
-    their intervals; and notes on the seeds that lack it."""
+    """The cells with the columns of an axis: the median over the seeds that have a number
+    (axis.name) and the ends of its interval (axis.low, axis.high). And a note for each
+    row of which runs lack a finite number."""
     # A diverged run ended early, so its costs are not those of the row.
-    counts = (runs.status == "done") | (axis.column in ("number", "parameters"))
-    number_by_run = dict(zip(runs.id, runs[axis.column].where(counts), strict=True))
+    is_cost = axis.column not in ("number", "parameters")
+    run_numbers = runs[axis.column]
+    if is_cost:
+        run_numbers = run_numbers.where(runs.status == "done")
+    number_by_run = dict(zip(runs.id, run_numbers, strict=True))
     numbers = finite(row_cells.ids.explode().map(number_by_run))
     numbers_by_cell = numbers.groupby(level=0)
     ends = numbers_by_cell.agg(interval_or_value)
@@ -293,7 +310,7 @@ def _with_axis_numbers(
 
 
 def interval_or_value(values: pd.Series) -> tuple[float, float]:
-    """The interval of the median of several values; a single value twice."""
+    """The interval of the median of several values; of one value, the value twice."""
     return median_interval([*values.dropna()]) or (values.max(), values.max())
 
 
@@ -314,7 +331,7 @@ def is_better(rival: tuple[float, float], point: tuple[float, float]) -> bool:
 
 def outer_fences(values: pd.Series) -> tuple[float, float]:
     """Tukey's outer fences, below and above: three interquartile ranges outside the
-    quartiles."""
+    quartiles. NaN without values."""
     if values.empty:
         return math.nan, math.nan
     lower, upper = np.percentile(values, [25, 75])
@@ -343,6 +360,7 @@ def _has_failed(data: pd.DataFrame, score: pd.Series) -> pd.Series:
 def _draw(
     plot: Axes, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[str]
 ) -> None:
+    """Draws all rows but those that have failed. labels: as of `figure_of_rows`."""
     drawn = data[~data.failed]
     is_crowded = len(data) > CROWDED
     _set_limits(plot, drawn, axes)
@@ -409,8 +427,9 @@ def _draw_point(
     is_named: bool,
     with_seeds: bool,
 ) -> None:
-    """Draws a row's point, hollow where seeds are missing. with_seeds: whether its seeds
-    have small points of their own, if the metric is on the y axis."""
+    """Draws a row's point, hollow where seeds are missing. is_named: whether the legend
+    names the row. with_seeds: whether each seed has a small point of its own, if the
+    metric is on the y axis."""
     x, y = (axis.name for axis in axes)
     label = point["method"]
     if axes[1].column == "number":
@@ -439,10 +458,11 @@ def _draw_frontier(plot: Axes, best: pd.DataFrame, axes: Sequence[Axis]) -> None
     if best.empty:
         return
     x, y = axes
-    # The line goes from the worst y to the worst x. Where less is better, the worst is
-    # the upper limit, which is the second of both.
-    worst_x = plot.get_xlim()[x.lower_is_better]
-    worst_y = plot.get_ylim()[y.lower_is_better]
+    # The line goes from the worst y to the worst x, which are limits of the picture.
+    left, right = plot.get_xlim()
+    bottom, top = plot.get_ylim()
+    worst_x = right if x.lower_is_better else left
+    worst_y = top if y.lower_is_better else bottom
     best_x = best[x.name]
     best_y = best[y.name]
     plot.step(
@@ -457,8 +477,9 @@ def _draw_frontier(plot: Axes, best: pd.DataFrame, axes: Sequence[Axis]) -> None
 
 
 def _scale(plot: Axes, side: str, values: pd.Series, axis: Axis) -> None:
-    """Sets the label, scale and ticks of an axis. It is logarithmic where costs differ
-    widely, with a linear piece if some are zero. side: x or y. values: along it."""
+    """Sets the label, scale and ticks of an axis. It is logarithmic where costs differ by
+    more than a factor of ten, with a linear piece near zero if some are zero. side: x or
+    y. values: along it."""
     positive = values[values > 0]
     ticks_axis = getattr(plot, f"{side}axis")
     set_scale = getattr(plot, f"set_{side}scale")

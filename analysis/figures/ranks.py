@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator
 
 from analysis.figures.figure import (
-    PARAMETERS,
+    COUNT_FORMATTER,
     Figure,
     Part,
     count_range,
@@ -31,30 +31,35 @@ from runs.record.text import plural
 
 #: The scaling of the rank of LoRA's recipe, which is on both of LoRA's lines.
 BOTH_SCALINGS = "constant and proportional"
-#: What follows a method's name in the legend, by the scaling of alpha.
-ALPHAS = {
+#: What follows LoRA's name in the legend, by the scaling of alpha.
+SCALING_TEXTS = {
     "constant": ", constant alpha",
     "given": ", constant alpha",
     "proportional": ", alpha proportional to r",
 }
 VERA_COLOUR, VERA_MARKER = look("vera")
 LORA_COLOUR, LORA_MARKER = look("lora")
+#: The colour, dash and marker of each line; LoRA without a scaling is only quoted.
 LINES = {
     "VeRA": (VERA_COLOUR, "-", VERA_MARKER),
     "LoRA, constant alpha": (LORA_COLOUR, "-", LORA_MARKER),
     "LoRA, alpha proportional to r": (LORA_COLOUR, "--", LORA_MARKER),
     "LoRA": (LORA_COLOUR, "", ""),
 }
+#: The rows of the figure.
 ROWS = r"(vera|lora)(_r\d+)?(_proportional)?"
-#: What the paper's own figure quotes of table 2, with the ranks of these rows.
+#: The rows of table 2 that we quote in the figure of the paper's model and task, with
+#: their ranks.
 QUOTED = {"vera": 256, "lora": 8}
 MODEL_AND_TASK = ["model", "task"]
 
 
 def figure2(part: Part) -> Iterator[Figure]:
-    """The dev metric against trainable parameters, over VeRA's and LoRA's ranks. Runs
-    whose rank was set on the command line and those of a row of that rank are one
-    point."""
+    """The dev metric against trainable parameters, over VeRA's and LoRA's ranks: a figure
+    for each model and task on which a method has several ranks, and for the paper's.
+
+    A point has all runs of a rank (with one scaling of alpha), whether the rank was set
+    on the command line or by a row of that rank."""
     ranks = runs_by_rank(part.runs)
     comparable = most_common_data(ranks)
     left_out = ranks[~ranks.id.isin(comparable.id)]
@@ -66,23 +71,25 @@ def figure2(part: Part) -> Iterator[Figure]:
         low=cells["values"].map(np.min),  # NaN where a seed has no number
         high=cells["values"].map(np.max),
     )
-    # Besides the paper's, the models and tasks on which a method has several ranks
-    further_ranks = cells[cells.duplicated([*MODEL_AND_TASK, "kind"])]
-    shown = {
+    # A duplicate is a second rank of a method on a model and task.
+    second_ranks = cells[cells.duplicated([*MODEL_AND_TASK, "kind"])]
+    models_and_tasks = {
         PAPER_MODEL_AND_TASK,
-        *pd.MultiIndex.from_frame(further_ranks[MODEL_AND_TASK]),
+        *pd.MultiIndex.from_frame(second_ranks[MODEL_AND_TASK]),
     }
-    cells = cells[pd.MultiIndex.from_frame(cells[MODEL_AND_TASK]).isin(shown)]
+    models_and_tasks_of_cells = pd.MultiIndex.from_frame(cells[MODEL_AND_TASK])
+    cells = cells[models_and_tasks_of_cells.isin(models_and_tasks)]
     for panel in panels(part, cells):
         yield _figure_of_panel(panel, left_out)
 
 
 def runs_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
-    """The results of VeRA and LoRA on GLUE, their rows renamed so that each says its rank
-    (vera_r256), with the columns rank and scaling (of alpha; "" for VeRA)."""
-    is_rank = runs.row.astype(str).str.fullmatch(ROWS)
-    is_shown = (runs.kind == "result") & runs.task.isin(list(GLUE)) & is_rank
-    results = runs[is_shown]
+    """The results of VeRA and LoRA on GLUE. Each row is renamed after its rank (vera_r256)
+    and has the columns `rank` and `scaling` (of alpha, a part of BOTH_SCALINGS; "" for
+    VeRA)."""
+    is_of_figure = runs.row.astype(str).str.fullmatch(ROWS)
+    is_result = (runs.kind == "result") & runs.task.isin(list(GLUE))
+    results = runs[is_result & is_of_figure]
     results = results[results["rank"].notna()]
     rank = results["rank"].astype(int)
     suffix = results.row.astype(str).str.extract("(_proportional)$")[0].fillna("")
@@ -95,9 +102,9 @@ def runs_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def most_common_data(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs on the data that most rows of a model and task have and, of each method,
-    with the number of epochs that most of its rows have. Of equally frequent sizes or
-    epochs the largest are taken."""
+    """The runs on the sizes of data that most rows of a model and task have and, of each
+    method, with the number of epochs that most of its rows have. Of equally frequent
+    sizes or epochs the largest are taken."""
     runs = _with_most_common(runs, ["train_rows", "dev_rows"], MODEL_AND_TASK)
     return _with_most_common(runs, ["epochs"], [*MODEL_AND_TASK, "method"])
 
@@ -135,25 +142,26 @@ def _figure_of_panel(panel: Panel, left_out: pd.DataFrame) -> Figure:
         rank=[*QUOTED.values()], scaling="", source="paper, table 2 (quoted)"
     )
     return paper_figure(
-        2,
-        f"{panel.task_label} by trainable parameters, {panel.model_label}",
-        data,
-        notes,
-        partial(_draw_ranks, ylabel=ylabel),
-        subtitle,
-        panel.model_and_task,
-        quoted,
+        number=2,
+        title=f"{panel.task_label} by trainable parameters, {panel.model_label}",
+        data=data,
+        notes=notes,
+        draw=partial(_draw_ranks, ylabel=ylabel),
+        subtitle=subtitle,
+        model_and_task=panel.model_and_task,
+        quoted=quoted,
     )
 
 
 def _draw_ranks(axes: Axes, data: pd.DataFrame, ylabel: str) -> None:
+    """Draws LINES, with the rank at each of our points."""
     # The rank of LoRA's recipe is on both of its lines (BOTH_SCALINGS).
     lines = data.assign(line=data.scaling.str.split(" and "))
     lines = lines.explode("line", ignore_index=True)
     # If it is the only rank, one line is enough.
     if not (data.scaling == "proportional").any():
         lines = lines[lines.line != "proportional"]
-    suffix = lines.line.map(lambda scaling: ALPHAS.get(scaling, ""))
+    suffix = lines.line.map(lambda scaling: SCALING_TEXTS.get(scaling, ""))
     lines["line"] = lines.method + suffix
     draw_lines(
         axes,
@@ -179,6 +187,6 @@ def _draw_ranks(axes: Axes, data: pd.DataFrame, ylabel: str) -> None:
         )
         label.set_path_effects([withStroke(linewidth=2, foreground="white")])
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(PARAMETERS)
+    axes.xaxis.set_major_formatter(COUNT_FORMATTER)
     axes.minorticks_off()
     axes.margins(x=0.1, y=0.12)

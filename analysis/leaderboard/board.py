@@ -1,5 +1,5 @@
-"""A set of results with everything that is said of it: letters, intervals and decided
-pairs for both questions; and the shift between two sets."""
+"""A set of results with what we conclude from it: letters, intervals and decided pairs
+for both questions (inference.py asks them); and the shift between two sets."""
 
 import itertools
 import math
@@ -26,23 +26,25 @@ from analysis.leaderboard.inference import (
 from analysis.leaderboard.reader import QUESTIONS
 from runs.record.intervals import LEVEL
 
-#: The correlation of the sensitivity beside question (b).
+#: The correlation that we assume between two rows' answers to a question, to see how much
+#: question (b) depends on it.
 CORRELATION = 0.5
 #: Rows above this score are the upper part of the board, which people choose from.
-TOP_SCORES = 44.0
+TOP_SCORE = 44.0
 #: Standard deviations of a seed, in points, that the power table assumes.
 SEED_SDS = (0.5, 1.0, 1.5)
+#: The lines of the power table.
 SEED_COUNTS = (3, 5, 10, 20, 40)
-#: Rows of the power table.
+#: Of how many rows, the best ones, the power table asks for the order.
 TOP_ROWS = 10
 
 
 @dataclass(frozen=True)
 class DecidedPairs:
-    """The pairs of a set that a question decides.
+    """The answer to a question: which pairs of a set's rows are decided.
 
     label: the question's name in tables. decided: whether each pair is, in the order of
-    `pair_indices`. is_known: whether the variance behind the answer is known.
+    `pair_indices`. is_known: whether any variance behind the answer is known.
     """
 
     label: str
@@ -52,22 +54,33 @@ class DecidedPairs:
 
 @dataclass(frozen=True)
 class Board:
-    """One set: its rows from the best to the worst, and answers to both questions.
+    """One set with the answers to both questions.
 
-    variances: of a re-run with this set's way of decoding; any_decoding: from all sets.
-    rows: the reader's columns, and rerun_letters, question_letters, rerun_half, low and
-    high."""
+    Attributes:
+        name: of the set.
+        rows: from the best to the worst, with the reader's columns and these:
+            rerun_letters and question_letters (`letter_groups`), rerun_half (half of
+            the interval over re-runs), low and high (the interval over questions).
+        decoding: how the set's answers were decoded, sampled or greedy.
+        variances: of a re-run, by the sets with this way of decoding
+            (`rerun_variances`).
+        variances_of_all: the same by all sets.
+        answers: the decided pairs by the name of the question: rerun, and with the
+            variances of all sets rerun_any_decoding; questions, and with CORRELATION
+            questions_correlated.
+    """
 
     name: str
     rows: pd.DataFrame
     decoding: str
     variances: dict[str, Variance | None]
-    any_decoding: dict[str, Variance | None]
+    variances_of_all: dict[str, Variance | None]
     answers: dict[str, DecidedPairs]
 
     @property
     def label(self) -> str:
-        """The month of its newest run and, of a folder called DATE-COMMIT, the commit."""
+        """The month of the newest run, with the commit: "May 2025 (0123abc)". A set whose
+        folder is not called DATE-COMMIT has its own name instead."""
         newest = pd.Timestamp(self.rows.date.max())
         commit = re.fullmatch(r"\d{4}-\d\d-\d\d-([0-9a-f]{7,40})(.*)", self.name)
         if commit is None:
@@ -81,27 +94,27 @@ class Board:
 
     @property
     def top_count(self) -> int:
-        """How many rows are above TOP_SCORES. They come first."""
-        return int((self.rows.score > TOP_SCORES).sum())
+        """How many rows are above TOP_SCORE. They come first."""
+        return int((self.rows.score > TOP_SCORE).sum())
 
     @property
     def top_pair_count(self) -> int:
-        """How many pairs these rows make."""
+        """How many pairs the rows above TOP_SCORE make."""
         return math.comb(self.top_count, 2)
 
     def decided_count(self, question: str) -> int:
-        """How many pairs a question decides."""
+        """How many pairs a question (a key of `answers`) decides."""
         return int(self.answers[question].decided.sum())
 
     def decided_top_count(self, question: str) -> int:
-        """How many pairs of two rows above TOP_SCORES a question decides."""
+        """How many pairs of two rows above TOP_SCORE a question decides."""
         _, second = pair_indices(len(self.rows))
         # rows are sorted, so the second row of a pair is the lower one
         return int(self.answers[question].decided[second < self.top_count].sum())
 
     def decided_top_alone_count(self) -> int:
-        """How many pairs question (b) would decide if the rows above TOP_SCORES were a
-        family of their own."""
+        """How many pairs question (b) would decide if we corrected only for the pairs of
+        rows above TOP_SCORE, as a family of their own."""
         correct = self.rows.correct.to_numpy(dtype=float)[: self.top_count]
         return int(decided_pairs(question_p(correct, QUESTIONS)).sum())
 
@@ -113,14 +126,14 @@ def boards(results: pd.DataFrame) -> list[Board]:
 
 
 def board(results: pd.DataFrame, name: str) -> Board:
-    """The board of one set; all results are used for the re-run variance."""
+    """The board of one set. results: of all sets, which the re-run variances need."""
     rows = results[results.set == name]
     rows = rows.sort_values(
         ["score", "row"], ascending=[False, True], ignore_index=True
     )
     decoding = str(rows.decoding.iloc[0])
     variances = rerun_variances(results[results.decoding == decoding])
-    any_decoding = rerun_variances(results)
+    variances_of_all = rerun_variances(results)
     scores = rows.score.to_numpy(dtype=float)
     correct = rows.correct.to_numpy(dtype=float)
     rerun = DecidedPairs(
@@ -130,8 +143,8 @@ def board(results: pd.DataFrame, name: str) -> Board:
     )
     rerun_any_decoding = DecidedPairs(
         "(a) re-run, all sets",
-        decided_pairs(rerun_p(scores, any_decoding)),
-        any(any_decoding.values()),
+        decided_pairs(rerun_p(scores, variances_of_all)),
+        any(variances_of_all.values()),
     )
     questions = DecidedPairs(
         "(b) other questions, upper bound",
@@ -151,7 +164,7 @@ def board(results: pd.DataFrame, name: str) -> Board:
         "questions": questions,
         "questions_correlated": questions_correlated,
     }
-    return Board(name, rows, decoding, variances, any_decoding, answers)
+    return Board(name, rows, decoding, variances, variances_of_all, answers)
 
 
 # --- two sets
@@ -159,11 +172,12 @@ def board(results: pd.DataFrame, name: str) -> Board:
 
 @dataclass(frozen=True)
 class Shift:
-    """The mean difference between two sets over the rows in both, in points, with its
-    95% interval.
+    """The change of scores from one set to another, over the rows in both.
 
-    rows: how many both have; fell: how many of these have a lower score after. loss:
-    the mean difference of their training losses.
+    before, after: the names of the sets. rows: how many both have; fell: how many of
+    these have a lower score after. mean, low, high: the mean difference (after minus
+    before) in points, with its 95% interval. loss: the mean difference of their training
+    losses.
     """
 
     before: str
@@ -210,9 +224,9 @@ def shifts(results: pd.DataFrame) -> list[Shift]:
 class Power:
     """What this many seeds of each of the best rows would show.
 
-    hours: of a GPU. differences: the smallest difference that is found, for each
-    standard deviation of SEED_SDS. pairs: how many pairs of the printed scores differ
-    by as much.
+    hours: of a GPU. differences: the smallest difference in points that is found, for
+    each standard deviation of SEED_SDS. pairs: how many pairs of the printed scores
+    differ by at least as much.
     """
 
     seeds: int
@@ -222,8 +236,9 @@ class Power:
 
 
 def power_by_seeds(rows: pd.DataFrame) -> list[Power]:
-    """The power among the TOP_ROWS best rows of a set. Their printed scores were chosen as
-    the best ones, so that true differences are rather smaller."""
+    """The power among the TOP_ROWS best rows of a set, for each number of seeds of
+    SEED_COUNTS. True differences are probably smaller than the printed ones, since these
+    rows were chosen for their printed scores."""
     best = rows.nlargest(TOP_ROWS, "score", keep="first")
     scores = best.score.to_numpy(dtype=float)
     first, second = pair_indices(len(best))

@@ -5,8 +5,8 @@ that of runs, estimated from rows that were run in several environments.
 (b) Would other questions of this kind keep the order? Its variance is the binomial's,
 which already holds sampled answers and answers that flip.
 
-They are never added up: (b) contains the noise of (a). Each is one family of all pairs
-of a set, with Holm's correction."""
+The two variances are never added up, because that of (b) contains the noise of (a). For
+each question, all pairs of a set are one family of tests, with Holm's correction."""
 
 import string
 from collections.abc import Sequence
@@ -24,14 +24,15 @@ Booleans = NDArray[np.bool_]
 
 #: A pair is decided at this level, over the whole family.
 ALPHA = 0.05
-#: Rows above this score, in points, have a re-run variance of their own: rows near 0
-#: hardly vary, and some weak rows vary by many points.
-UPPER_SCORES = 40.0
+#: Rows above this score, in points, and the others have separate re-run variances. Rows
+#: near 0 hardly vary, and some weak rows vary by many points.
+UPPER_SCORE = 40.0
 
 
 @dataclass(frozen=True)
 class Variance:
-    """A variance in squared points, its degrees of freedom, and the rows behind it."""
+    """A variance in squared points, its degrees of freedom, and how many rows are behind
+    it."""
 
     value: float
     freedom: int
@@ -42,15 +43,15 @@ def rerun_variance(results: pd.DataFrame) -> Variance | None:
     """The variance of one run, from results of rows that were run in several
     environments.
 
-    The residuals of score = row + environment, by least squares: what all rows of an
-    environment share, such as a change of software, is no part of it. Rows whose
-    settings changed count as different rows.
+    It is the residual variance of score = row + environment, by least squares. So what
+    all rows of an environment share, such as a change of software, is no part of it. Rows
+    whose settings changed count as different rows.
 
     Args:
         results: columns row, settings, environment, score.
 
     Returns:
-        None where no two environments share enough rows."""
+        The variance; None where no two environments share enough rows."""
     row_names = results.row + " " + results.settings
     is_repeated = row_names.groupby(row_names).transform("size") > 1
     repeated = results[is_repeated]
@@ -69,10 +70,11 @@ def rerun_variance(results: pd.DataFrame) -> Variance | None:
 
 
 def rerun_variances(results: pd.DataFrame) -> dict[str, Variance | None]:
-    """The re-run variance of rows above UPPER_SCORES ("upper") and of the others
-    ("lower"). A row is in one of them, by its mean score."""
+    """The re-run variance of rows above UPPER_SCORE ("upper") and of the others
+    ("lower"); None where it is unknown. The mean of a row's scores decides in which of
+    the two it is."""
     means = results.groupby(["row", "settings"]).score.transform("mean")
-    upper = means > UPPER_SCORES
+    upper = means > UPPER_SCORE
     return {
         "upper": rerun_variance(results[upper]),
         "lower": rerun_variance(results[~upper]),
@@ -80,13 +82,17 @@ def rerun_variances(results: pd.DataFrame) -> dict[str, Variance | None]:
 
 
 def rerun_p(scores: Floats, variances: dict[str, Variance | None]) -> Floats:
-    """Question (a): p of every pair of rows, rows above the diagonal.
+    """Question (a): p of every pair of rows, in the order of `pair_indices`.
 
-    The difference of two runs has the sum of their variances; Student's t, across the
-    two groups of rows with Satterthwaite's degrees of freedom. NaN where a variance is
-    not known."""
+    By Student's t: the difference of two runs has the sum of their variances. For two
+    rows of different groups it has Satterthwaite's degrees of freedom. NaN where a
+    variance is unknown.
+
+    Args:
+        scores: of each row, in points.
+        variances: of `rerun_variances`."""
     unknown = Variance(np.nan, 1, 0)
-    groups = np.where(scores > UPPER_SCORES, "upper", "lower")
+    groups = np.where(scores > UPPER_SCORE, "upper", "lower")
     row_variances = [variances[group] or unknown for group in groups]
     variance = np.array([row.value for row in row_variances])
     freedom = np.array([row.freedom for row in row_variances], dtype=float)
@@ -95,7 +101,7 @@ def rerun_p(scores: Floats, variances: dict[str, Variance | None]) -> Floats:
     ratio = variance**2 / freedom
     with np.errstate(divide="ignore", invalid="ignore"):
         satterthwaite = total**2 / (ratio[first] + ratio[second])
-        # one variance, estimated once, for two rows of a group
+        # two rows of a group share one estimate of the variance, and its freedom
         same_group = groups[first] == groups[second]
         pair_freedom = np.where(same_group, freedom[first], satterthwaite)
         t = (scores[first] - scores[second]) / np.sqrt(total)
@@ -103,11 +109,12 @@ def rerun_p(scores: Floats, variances: dict[str, Variance | None]) -> Floats:
 
 
 def question_p(correct: Floats, questions: int, correlation: float = 0.0) -> Floats:
-    """Question (b): p of every pair of rows, by the two-sample binomial with the share
-    pooled over the pair, and the normal distribution.
+    """Question (b): p of every pair of rows, in the order of `pair_indices`, by the
+    two-sample binomial with the share pooled over the pair, and the normal distribution.
 
     Args:
-        correct: answers of each row.
+        correct: how many questions each row answered correctly.
+        questions: how many there are.
         correlation: between two rows' answers to one question. All rows answered the
             same questions, so 0 gives an upper bound on the variance of a difference
             wherever rows tend to solve the same questions."""
@@ -117,18 +124,20 @@ def question_p(correct: Floats, questions: int, correlation: float = 0.0) -> Flo
     variance = 2 * pooled * (1 - pooled) / questions * (1 - correlation)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.abs(shares[first] - shares[second]) / np.sqrt(variance)
-    # two rows without any answer, or with all, are equal
+    # two rows that answered no question, or all of them, are equal: 0 / 0 becomes 0
     return np.asarray(2 * special.ndtr(-np.nan_to_num(z, nan=0.0)))
 
 
 def pair_indices(rows: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The first and the second row of every pair."""
+    """The indices of the first and of the second row of every pair: (0, 1), (0, 2), ...
+    (1, 2), ..."""
     first, second = np.triu_indices(rows, k=1)
     return first, second
 
 
 def decided_pairs(p: Floats) -> Booleans:
-    """Which pairs are decided: Holm's correction over all of them."""
+    """Which pairs are decided: those with p up to ALPHA after Holm's correction over all
+    pairs."""
     return np.asarray(holm(p) <= ALPHA)
 
 
@@ -160,8 +169,9 @@ def letter_groups(rows: int, decided: Booleans) -> list[str]:
 def split_groups(
     groups: Sequence[frozenset[int]], left: int, right: int
 ) -> list[frozenset[int]]:
-    """The groups after a pair of rows is decided: a group with both rows is split into
-    one without each of them. A group within another is absorbed."""
+    """The groups after a pair of rows is decided. A group with both rows is replaced by
+    two: one without the left row, and one without the right. A group that is part of
+    another one is absorbed by it."""
     kept_groups = [group for group in groups if not {left, right} <= group]
     halves = list[frozenset[int]]()
     for group in groups:
@@ -186,10 +196,11 @@ def letter_name(index: int) -> str:
 def rerun_half_width(
     scores: Floats, variances: dict[str, Variance | None], level: float
 ) -> Floats:
-    """Half of each row's interval over re-runs, in points; NaN where it is not known."""
+    """Half the width of each row's interval over re-runs, in points; NaN where the
+    variance is unknown. scores, variances: as of `rerun_p`."""
     half_widths = []
     for score in scores:
-        variance = variances["upper" if score > UPPER_SCORES else "lower"]
+        variance = variances["upper" if score > UPPER_SCORE else "lower"]
         if variance is None:
             half_widths.append(np.nan)
         else:
@@ -201,7 +212,8 @@ def rerun_half_width(
 def wilson_interval(
     correct: Floats, questions: int, level: float
 ) -> tuple[Floats, Floats]:
-    """Each row's interval over questions, in points (Wilson 1927)."""
+    """Both ends of each row's interval over questions, in points (Wilson 1927). correct,
+    questions: as of `question_p`."""
     z = float(special.ndtri((1 + level) / 2))
     share = correct / questions
     centre = share + z**2 / (2 * questions)
@@ -211,7 +223,7 @@ def wilson_interval(
 
 
 def mean_interval(differences: Floats, level: float) -> tuple[float, float, float]:
-    """The mean and its interval, by Student's t."""
+    """The mean and both ends of its interval, by Student's t."""
     count = len(differences)
     mean = float(differences.mean())
     error = float(differences.std(ddof=1)) / np.sqrt(count)
@@ -233,11 +245,12 @@ def detectable_difference(
     freedom = rows * (seeds - 1)
     pairs = rows * (rows - 1) / 2
     critical = special.stdtrit(freedom, 1 - ALPHA / pairs / 2)
-    # bisects for the difference in standard errors that is found with this power
+    # We bisect for the difference, in standard errors, that is found with this power.
     low, high = 0.0, 100.0
     while high - low > 1e-6:
         middle = (low + high) / 2
-        # power of the noncentral t; the other side's share is below 1e-9
+        # the power by the noncentral t; a significant difference of the wrong sign has a
+        # probability below 1e-9
         if 1 - special.nctdtr(freedom, middle, critical) < power:
             low = middle
         else:

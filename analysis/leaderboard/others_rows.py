@@ -12,19 +12,23 @@ PRINTED = PUBLISHED.with_name("others.yaml")
 #: The lines of others.yaml between which the rows stand.
 BEGIN = "  # the next parts: written by vera-bench table leaderboard= refresh=true\n"
 END = "  # to here\n"
-#: The sets that others.yaml has: complete ones, each of one commit. Others hold a few
-#: rows beside older ones.
+#: others.yaml takes sets of at least so many rows: the complete ones. The other sets hold
+#: a few rows that a commit added to older ones.
 FEWEST_ROWS = 38
 
 
 class Experiment(NamedTuple):
-    """A row of conf/method or printed/names.yaml, and what its experiment sets."""
+    """What others.yaml says of an experiment of the leaderboard.
+
+    row: of conf/method or printed/names.yaml. settings: what the experiment sets, as
+    keys and values of YAML."""
 
     row: str
     settings: str = ""
 
 
-#: By the name of the experiment. Query and value are adapted where sites is qv.
+#: The experiments that others.yaml has, by their names. sites: the adapted modules, qv
+#: for query and value.
 EXPERIMENTS = {
     "vera/llama-3.2-3B-default": Experiment("vera", "rank: 256, sites: qv"),
     "lora/llama-3.2-3B-rank32": Experiment("lora", "rank: 32, sites: qv"),
@@ -45,7 +49,8 @@ EXPERIMENTS = {
 
 
 def with_rows(text: str, results: pd.DataFrame) -> str:
-    """others.yaml with the leaderboard's parts replaced."""
+    """The text of others.yaml, with new parts between BEGIN and END. text: of the file.
+    results: of all sets."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     lines = list[str]()
@@ -55,7 +60,8 @@ def with_rows(text: str, results: pd.DataFrame) -> str:
 
 
 def part_lines(board: Board) -> Iterator[str]:
-    """The lines of others.yaml of a set with enough rows; none of another one."""
+    """The part of others.yaml on one set, as lines; no line for a set of fewer than
+    FEWEST_ROWS rows."""
     if len(board.rows) < FEWEST_ROWS:
         return
     versions = ", ".join(sorted({*board.rows.transformers}))
@@ -74,11 +80,12 @@ def part_lines(board: Board) -> Iterator[str]:
     rows = board.rows.set_index("row", drop=False)
     for name, experiment in EXPERIMENTS.items():
         if name in rows.index:
-            yield others_row_line(rows.loc[name], experiment, month)
+            yield others_row_text(rows.loc[name], experiment, month)
 
 
-def others_row_line(result: pd.Series, experiment: Experiment, month: str) -> str:
-    """The lines of others.yaml of one result. month: when it was run."""
+def others_row_text(result: pd.Series, experiment: Experiment, month: str) -> str:
+    """The row of others.yaml of one result, which has two lines. month: when it was
+    run."""
     parts = ["model: llama3_2_3b", f"row: {experiment.row}"]
     if experiment.settings:
         parts.append(experiment.settings)

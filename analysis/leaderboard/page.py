@@ -9,14 +9,14 @@ import yaml
 from analysis.figures.figure import save_figure, svg
 from analysis.leaderboard.board import (
     CORRELATION,
-    TOP_SCORES,
+    TOP_SCORE,
     Board,
     Shift,
     boards,
     power_by_seeds,
     shifts,
 )
-from analysis.leaderboard.inference import UPPER_SCORES
+from analysis.leaderboard.inference import UPPER_SCORE
 from analysis.leaderboard.others_rows import PRINTED, with_rows
 from analysis.leaderboard.picture import pareto_figures, score_figure
 from analysis.leaderboard.reader import COLUMNS, PUBLISHED, QUESTIONS
@@ -45,14 +45,14 @@ TABLES = {
 NUMBERS = {
     "url": URL,
     "questions": QUESTIONS,
-    "top_scores": f"{TOP_SCORES:.0f}",
-    "upper_scores": f"{UPPER_SCORES:.0f}",
+    "top_scores": f"{TOP_SCORE:.0f}",
+    "upper_scores": f"{UPPER_SCORE:.0f}",
     "correlation": CORRELATION,
 }
 
 
 def page_text(results: pd.DataFrame) -> str:
-    """The page as Markdown. Its sets are the boards; the last one is shown in full."""
+    """The page as Markdown: every board, of which it shows the last one's best rows."""
     every_board = boards(results)
     environment = template_environment(Path(__file__).parent)
     environment.filters["markdown"] = untitled_markdown
@@ -72,7 +72,7 @@ def page_text(results: pd.DataFrame) -> str:
 
 
 def untitled_markdown(table: Table) -> str:
-    """A table of the page, with its notes below and without its title."""
+    """A table as Markdown, with its notes below and without its title."""
     return "\n".join(
         [*markdown_grid(table.header, table.texts), "", *table.notes]
     ).rstrip()
@@ -111,7 +111,7 @@ def sources_table(every_board: Sequence[Board]) -> Table:
 
 
 def page_files(results: pd.DataFrame, folder: Path) -> dict[Path, str]:
-    """The page and the picture that it shows."""
+    """The page and the picture that it shows, by their paths in a folder."""
     return {
         folder / "leaderboard.md": page_text(results),
         folder / "leaderboard.svg": svg(score_figure(boards(results)[-1])),
@@ -119,14 +119,15 @@ def page_files(results: pd.DataFrame, folder: Path) -> dict[Path, str]:
 
 
 def save_pictures(board: Board, folder: Path) -> list[Path]:
-    """Score by each cost, as PDF, PNG and CSV."""
+    """Writes the pictures of score by each cost, as PDF, PNG and CSV. Returns the
+    files."""
     return [
         path for figure in pareto_figures(board) for path in save_figure(figure, folder)
     ]
 
 
 def printed_files(results: pd.DataFrame) -> dict[Path, str]:
-    """The numbers that the project publishes, and others.yaml with its rows of them."""
+    """The texts of leaderboard.csv and others.yaml in analysis/printed, by path."""
     return {
         PUBLISHED: to_csv(results[COLUMNS]),
         PRINTED: with_rows(PRINTED.read_text(), results),

@@ -2,8 +2,8 @@
 
 A folder holds the files of one commit of
 https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQA/results, or
-results of your own in that format. A file that is none is named in one line, and the
-others are read."""
+results of your own in that format. A file in another format is left out, with one line
+that says why."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ from runs.command.errors import UserError
 #: What the project publishes: facts read from peft's files at the commits that the
 #: column `set` names.
 PUBLISHED = Path(__file__).parents[1] / "printed" / "leaderboard.csv"
-#: Test questions of GSM8K, of which every score is a share.
+#: How many test questions GSM8K has. Every score is the share that was answered correctly.
 QUESTIONS = 1319
 #: Parts of a configuration that say nothing about the training that was asked for:
 #: versions, where the model is, and what training itself writes there (AdaLoRA's ranks).
@@ -47,9 +47,9 @@ NO_SETTINGS = {
 #: open from the model's own, and Llama's says that texts are sampled.
 SAMPLES_FROM = 5
 
-#: How many characters the reason has at most why a file is no result.
+#: The reason why a file is left out is cut after so many characters.
 LONGEST_ERROR = 300
-#: The columns of what is published.
+#: The columns of the published results.
 COLUMNS = [
     "set",
     "row",
@@ -72,10 +72,14 @@ COLUMNS = [
     "decoding",
 ]
 
+#: What a run was asked to do, by flat keys such as train.seed.
 Settings = dict[str, JsonValue]
 
 
 class PeftTrainConfig(BaseModel):
+    """How a run trained. Further keys are kept: they decide which rows were trained
+    alike."""
+
     model_config = ConfigDict(extra="allow")
     model_id: str
     seed: int
@@ -129,8 +133,11 @@ class PeftResult(BaseModel):
 def read_leaderboard(source: str) -> tuple[pd.DataFrame, list[str]]:
     """The results of folders, and a line for each file or row that is left out.
 
+    The results have COLUMNS, and those that `with_environments` adds.
+
     Args:
-        source: folders, with commas between them, or "published".
+        source: folders, with commas between them, or "published" for the results in
+            analysis/printed.
 
     Raises:
         UserError: a folder does not exist, or no file in any of them is a result.
@@ -166,12 +173,12 @@ def read_published() -> pd.DataFrame:
 
 
 def read_result(path: Path) -> PeftResult:
-    """One result file. Raises ValueError for anything else."""
+    """A result file. Raises ValueError for a file in another format."""
     return PeftResult.model_validate_json(path.read_bytes())
 
 
 def error_text(error: Exception) -> str:
-    """Why a file is no result, in one line."""
+    """Why a file is left out, in one line."""
     if isinstance(error, ValidationError):
         text = f"no result of peft's method comparison ({describe_mistake(error)})"
         return text[:LONGEST_ERROR]
@@ -179,16 +186,18 @@ def error_text(error: Exception) -> str:
 
 
 def result_columns(result: PeftResult, folder: str) -> dict[str, JsonValue]:
-    """A result as columns of the frame. Raises ValueError if its score is no share of
-    GSM8K's questions."""
+    """A result as columns of the frame, but for `settings`. folder: the name of the set.
+    Raises ValueError if the run has no score, or one that is no share of GSM8K's
+    questions."""
     run = result.run_info
     train = result.train_info
     packages = result.meta_info.package_info
-    last = train.metrics[-1]
-    if last.test_accuracy is None:
+    last_metrics = train.metrics[-1]
+    accuracy = last_metrics.test_accuracy
+    if accuracy is None:
         raise ValueError("no test accuracy: the run did not reach its end")
-    correct = round(last.test_accuracy * QUESTIONS)
-    if abs(last.test_accuracy - correct / QUESTIONS) > 1e-6:
+    correct = round(accuracy * QUESTIONS)
+    if abs(accuracy - correct / QUESTIONS) > 1e-6:
         raise ValueError(f"its score is no share of GSM8K's {QUESTIONS:,} questions")
     method = "full" if run.peft_config is None else run.peft_config.get("peft_type")
     columns: dict[str, JsonValue] = {"set": folder, "row": run.experiment_name}
@@ -197,8 +206,8 @@ def result_columns(result: PeftResult, folder: str) -> dict[str, JsonValue]:
     columns["seed"] = run.train_config.seed
     columns["parameters"] = train.num_trainable_params
     columns["correct"] = correct
-    columns["train_loss"] = last.train_loss
-    columns["forgetting"] = last.forgetting
+    columns["train_loss"] = last_metrics.train_loss
+    columns["forgetting"] = last_metrics.forgetting
     columns["memory_bytes"] = train.memory
     columns["seconds"] = round(train.train_time, 1)
     columns["file_bytes"] = train.file_size
@@ -209,9 +218,8 @@ def result_columns(result: PeftResult, folder: str) -> dict[str, JsonValue]:
 
 
 def decoding_of(config: PeftTrainConfig, transformers: str) -> str:
-    """How answers were decoded (sampled or greedy): as the run says or, where it leaves
-    that open, as its version of transformers does for a model that asks to be
-    sampled."""
+    """How answers were decoded, "sampled" or "greedy". If the run's configuration does not
+    say it, the version of transformers decides (SAMPLES_FROM)."""
     do_sample = config.generation_kwargs.get("do_sample")
     if do_sample is None:
         major = transformers.partition(".")[0]
@@ -223,7 +231,7 @@ def decoding_of(config: PeftTrainConfig, transformers: str) -> str:
 
 
 def flat_settings(result: PeftResult) -> Settings:
-    """What a run was asked to do, by flat keys such as train.seed."""
+    """What a run was asked to do, without NO_SETTINGS."""
     parts: dict[str, Settings] = {
         "train": result.run_info.train_config.model_dump(),
         "peft": result.run_info.peft_config or {},
@@ -242,23 +250,29 @@ def flat_settings(result: PeftResult) -> Settings:
 def settings_digests(rows: Iterable[str], settings: Sequence[Settings]) -> list[str]:
     """A digest for each result, equal for results of a row that were trained alike.
 
-    Compared are the keys that all results of the row have: a newer peft adds keys."""
-    keys_by_row = dict[str, set[str]]()
-    for row, of_result in zip(rows, settings, strict=True):
-        shared_keys = keys_by_row.get(row, {*of_result})
-        keys_by_row[row] = shared_keys & of_result.keys()
+    It covers the keys that all results of the row have, because a newer peft adds keys.
+
+    Args:
+        rows: the row of each result.
+        settings: of each result (`flat_settings`)."""
+    shared_keys = dict[str, set[str]]()  # by row
+    for row, result_settings in zip(rows, settings, strict=True):
+        earlier_keys = shared_keys.get(row, {*result_settings})
+        shared_keys[row] = earlier_keys & result_settings.keys()
     digests = []
-    for row, of_result in zip(rows, settings, strict=True):
-        common = {key: of_result[key] for key in sorted(keys_by_row[row])}
-        text = json.dumps(common, sort_keys=True)
+    for row, result_settings in zip(rows, settings, strict=True):
+        shared_settings = {key: result_settings[key] for key in shared_keys[row]}
+        text = json.dumps(shared_settings, sort_keys=True)
         digests.append(hashlib.sha256(text.encode()).hexdigest()[:8])
     return digests
 
 
 def without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Each result once, in the first folder that has it, and a line for each that is
-    left out. A commit that replaces some results still holds the others; the same row
-    twice in a folder is a mistake."""
+    """Each result once, in the first folder that has it, and lines on those that are left
+    out.
+
+    A commit that replaces some results still holds the others, so later folders repeat
+    them. A row that is twice in a folder is a mistake, of which we keep the first."""
     is_copy = frame.duplicated(["row", "date", "correct"])
     problems = []
     for name, count in frame[is_copy].set.value_counts(sort=False).items():
@@ -272,8 +286,8 @@ def without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 def with_environments(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with `score`, in points, and `environment`, the folder and the version
-    of transformers. A set that mixes both ways of decoding becomes two, whose names end
-    in theirs."""
+    of transformers. A set with both ways of decoding becomes two sets, whose names end in
+    "(sampled)" and "(greedy)"."""
     frame = frame.assign(
         score=100 * frame.correct / QUESTIONS,
         environment=frame.set + " transformers " + frame.transformers,

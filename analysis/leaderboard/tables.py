@@ -6,17 +6,17 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from analysis.leaderboard.board import (
     SEED_SDS,
     TOP_ROWS,
-    TOP_SCORES,
+    TOP_SCORE,
     Board,
     DecidedPairs,
     Power,
     Shift,
 )
-from analysis.leaderboard.inference import ALPHA, UPPER_SCORES, Variance
+from analysis.leaderboard.inference import ALPHA, UPPER_SCORE, Variance
 from analysis.render import NONE, Entry, Number, Table
 
-#: What a compact letter display is often misread as.
-LETTERS = (
+#: The note on letters, which says how they are often misread.
+NOTE_ON_LETTERS = (
     "Two rows share a letter if their pair is not decided; "
     "a shared letter does not mean equal."
 )
@@ -38,20 +38,20 @@ def leaderboard_tables(
 
 
 def board_table(board: Board, limit: int | None = None) -> Table:
-    """The rows of a set. limit: only this many, the best ones."""
+    """The rows of a set. limit: of so many rows, the best ones; None for all."""
     rows = board.rows if limit is None else board.rows.head(limit)
     versions = ", ".join(sorted({*board.rows.transformers}))
     title = f"{board.label}: {board.decoding} answers, transformers {versions}"
     notes = [
         "Score: percent of the test questions, one seed. +-: half of the 95% interval "
         "of a re-run with the same seed on the same questions.",
-        LETTERS,
+        NOTE_ON_LETTERS,
     ]
     return Table.of(title, [row_line(row) for row in rows.to_dict("records")], notes)
 
 
 def row_line(row: Mapping[Hashable, float]) -> dict[str, Entry]:
-    """The line of one result."""
+    """The line of one row, by the headers of the table. row: of `Board.rows`."""
     line: dict[str, Entry] = {"row": str(row["row"])}
     line["parameters"] = Number(row["parameters"], form="count")
     line["score"] = Number(row["score"], row["rerun_half"])
@@ -80,14 +80,15 @@ def decided_table(boards: Sequence[Board]) -> Table:
 
 
 def answer_line(board: Board, question: str, answer: DecidedPairs) -> dict[str, Entry]:
-    """How many pairs of a set a question decides."""
+    """How many pairs of a set a question decides, as a line of the table. question: a key
+    of `Board.answers`; answer: its value."""
     line: dict[str, Entry] = {"set": board.label, "question": answer.label}
     decided: Entry = NONE
     decided_top: Entry = NONE
     if answer.is_known:
         decided = Number(board.decided_count(question), form="count")
         decided_top = Number(board.decided_top_count(question), form="count")
-    above = f"above {TOP_SCORES:.0f}"
+    above = f"above {TOP_SCORE:.0f}"
     line["decided"] = decided
     line["pairs"] = Number(board.pair_count, form="count")
     line[f"decided {above}"] = decided_top
@@ -96,10 +97,11 @@ def answer_line(board: Board, question: str, answer: DecidedPairs) -> dict[str, 
 
 
 def variance_notes(boards: Sequence[Board]) -> Iterator[str]:
-    """The re-run standard deviations behind question (a), in words."""
+    """The re-run standard deviations behind question (a), a sentence for each set and one
+    for all sets, without a full stop."""
     for board in boards:
         yield f"A re-run of {board.decoding} sets {variance_words(board.variances)}"
-    yield f"A re-run of all sets {variance_words(boards[-1].any_decoding)}"
+    yield f"A re-run of all sets {variance_words(boards[-1].variances_of_all)}"
 
 
 def variance_words(variances: dict[str, Variance | None]) -> str:
@@ -109,7 +111,7 @@ def variance_words(variances: dict[str, Variance | None]) -> str:
     phrases = []
     for group, side in (("upper", "above"), ("lower", "up to")):
         variance = variances[group]
-        scores = f"{side} {UPPER_SCORES:.0f}%"
+        scores = f"{side} {UPPER_SCORE:.0f}%"
         if variance is None:
             phrases.append(f"of an unknown size {scores}, as no two sets share rows")
         else:
@@ -121,7 +123,8 @@ def variance_words(variances: dict[str, Variance | None]) -> str:
 
 
 def shift_table(shifts: Iterable[Shift], labels: Mapping[str, str]) -> Table:
-    """The mean difference between sets over the rows in both. labels: of the sets."""
+    """The mean difference between sets over the rows in both. labels: of the sets, by
+    their names."""
     lines = []
     for shift in shifts:
         line: dict[str, Entry] = {
@@ -144,15 +147,17 @@ def shift_table(shifts: Iterable[Shift], labels: Mapping[str, str]) -> Table:
 
 
 def seeds_table(board: Board, power: Sequence[Power]) -> Table:
-    """How many seeds would settle the order of the best rows. power: by the number of
-    seeds."""
+    """How many seeds would settle the order of the best rows: a line for each number of
+    seeds. power: of `power_by_seeds`."""
     lines = []
-    for with_seeds in power:
+    for power_of_seeds in power:
         line: dict[str, Entry] = {
-            "seeds": Number(with_seeds.seeds, form="count"),
-            "GPU hours": Number(with_seeds.hours, decimals=0),
+            "seeds": Number(power_of_seeds.seeds, form="count"),
+            "GPU hours": Number(power_of_seeds.hours, decimals=0),
         }
-        cases = zip(SEED_SDS, with_seeds.differences, with_seeds.pairs, strict=True)
+        cases = zip(
+            SEED_SDS, power_of_seeds.differences, power_of_seeds.pairs, strict=True
+        )
         for sd, difference, pairs in cases:
             line[f"sd {sd}: points"] = Number(difference)
             line[f"sd {sd}: pairs"] = Number(pairs, form="count")

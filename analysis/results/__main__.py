@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.results.pages import near_lora, pages, readme_with_block
+from analysis.results.pages import pages, readme_block, readme_with_block
 from runs.command.errors import UserError
 from runs.command.parser import CommonSettings, entry_point, read_command_line, setting
 from runs.record.files import write_atomically
@@ -24,7 +24,7 @@ README = ROOT / "README.md"
 
 @dataclass(frozen=True)
 class Settings(CommonSettings):
-    """What is written, or only compared."""
+    """Which files are written, or only compared with the records."""
 
     docs: Path = setting(README.parent / "docs", "where results.md and results/ go")
     readme: Path = setting(
@@ -50,12 +50,12 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             "no published records in runs/records yet (make publish STUDY=name)"
         )
-    written = pages(ledgers, settings.docs)
-    files = {settings.docs / path: text for path, text in written.files.items()}
-    block = near_lora(written.findings, written.example)
+    generated = pages(ledgers, settings.docs)
+    files = {settings.docs / path: text for path, text in generated.files.items()}
+    block = readme_block(generated.findings, generated.example)
     files[settings.readme] = readme_with_block(settings.readme.read_text(), block)
-    if written.rates:
-        files[settings.rates] = written.rates
+    if generated.rates:
+        files[settings.rates] = generated.rates
     obsolete = obsolete_pages(settings.docs / "results", files)
     if settings.check:
         stale = obsolete + stale_pages(files)
@@ -71,15 +71,16 @@ def main(arguments: list[str]) -> int:
 
 
 def obsolete_pages(folder: Path, files: Mapping[Path, str]) -> list[Path]:
-    """The pages and pictures in a folder that belong to no study any more. files: those
-    that are written now."""
-    pages_there = [path for path in folder.glob("*") if path.suffix in (".md", ".svg")]
-    return [path for path in pages_there if path not in files]
+    """The pages and pictures in a folder that are no longer generated. files: those that
+    are."""
+    existing = [path for path in folder.glob("*") if path.suffix in (".md", ".svg")]
+    return [path for path in existing if path not in files]
 
 
 def stale_pages(files: Mapping[Path, str]) -> list[Path]:
-    """The files that are missing or have another text. A picture is only looked for,
-    since its bytes depend on matplotlib's version."""
+    """The files that are missing or have another text than they should. files: the text
+    of each. Pictures only have to exist, since their bytes depend on matplotlib's
+    version."""
     return [
         path
         for path, text in files.items()

@@ -1,6 +1,5 @@
 """What the first page of the results answers besides the findings: how VeRA differs on
-one task, what it costs next to another row, and how adapters of about its size
-compare."""
+one task, what it costs next to another row, and which small adapters are better."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from analysis.paired import paired_differences
 from analysis.results.claims import Comparison, Finding
 from analysis.results.study_rows import SIGNIFICANCE, OverTasks
 
-#: How many rows with the highest means the page names.
-TOP = 3
+#: How many adapters the page names at most: those with the highest means.
+NAMED_ADAPTERS = 3
 
 
 @dataclass(frozen=True)
@@ -23,13 +22,14 @@ class SingleTask:
     """The difference of two rows on one task, as `vera-bench table against=ROW` prints it
     for that model and task.
 
-    against: the row that is subtracted. pairs: how many. p: of this comparison alone;
-    holm: corrected for all `comparisons` of the table.
+    against: the row that is subtracted. pairs: how many pairs of runs. mean, interval:
+    of their differences, with its 95% CI. p: of this comparison alone; holm: p
+    corrected for all `comparisons` of the table.
     """
 
-    #: The comparisons, by model and task, whose pages say that some of their seeds had
-    #: been seen when the others were chosen.
-    CHOSEN_LATER: ClassVar[set[tuple[str, str]]] = {("minilm", "mrpc")}
+    #: The models and tasks on which we chose the number of seeds after seeing some of
+    #: the pairs. The pages of their studies say how it went.
+    SEEDS_CHOSEN_LATER: ClassVar[set[tuple[str, str]]] = {("minilm", "mrpc")}
 
     comparison: Comparison
     against: str
@@ -41,22 +41,25 @@ class SingleTask:
     comparisons: int
 
     @property
-    def chosen_later(self) -> bool:
-        """Whether the question was asked after some of its pairs had been seen."""
-        return (self.comparison.model, self.comparison.task) in self.CHOSEN_LATER
+    def seeds_chosen_later(self) -> bool:
+        """Whether we chose the number of seeds after seeing some of the pairs."""
+        model_and_task = (self.comparison.model, self.comparison.task)
+        return model_and_task in self.SEEDS_CHOSEN_LATER
 
 
 def single_task(finding: Finding, runs: pd.DataFrame) -> SingleTask | None:
-    """The comparison of a finding with the most pairs; None where there is none, or its
-    rows were measured in several ways. runs: of `frame.runs`."""
+    """The first two rows of the finding's comparison with the most pairs. None where
+    there is none, or where these rows were measured in several ways. runs: of
+    `frame.runs`."""
     comparison = finding.largest_comparison
     if comparison is None or comparison.pairs[0] is None:
         return None
     left = comparison.pairs[0].left.row
     right = comparison.pairs[0].right.row
-    is_compared = (runs.model == comparison.model) & (runs.task == comparison.task)
-    compared = runs[is_compared].drop_duplicates("id")
-    lines = paired_differences(compared, right, as_reference=True)
+    is_of_task = (runs.model == comparison.model) & (runs.task == comparison.task)
+    runs_of_task = runs[is_of_task].drop_duplicates("id")
+    # Every row of the task minus the right one: Holm's correction is for all of them.
+    lines = paired_differences(runs_of_task, right, as_reference=True)
     lines_of_left = lines[lines.other == left]
     if len(lines_of_left) != 1:  # measured in several ways
         return None
@@ -77,44 +80,46 @@ def single_task(finding: Finding, runs: pd.DataFrame) -> SingleTask | None:
 class Costs:
     """VeRA's costs divided by another row's.
 
-    seconds: the ratio of the times of training, by model and task: the median over pairs
-    of runs of one seed on one kind of processor. bytes: the lowest and the highest ratio
+    time_ratios: of the training times, by model and task: the median over pairs of runs
+    of one seed on one kind of processor. size_range: the lowest and the highest ratio
     of the sizes of adapter files.
     """
 
-    seconds: Mapping[str, float]
-    bytes: tuple[float, float]
+    time_ratios: Mapping[str, float]
+    size_range: tuple[float, float]
 
     @property
-    def median_ratio(self) -> float:
-        """The ratio of the times of training: the median over tasks."""
-        return median(self.seconds.values())
+    def median_time_ratio(self) -> float:
+        """The ratio of the training times: the median over models and tasks."""
+        return median(self.time_ratios.values())
 
     @property
     def extreme_tasks(self) -> tuple[str, str]:
-        """The tasks on which VeRA is fastest and slowest, relative to the other row."""
-        by_ratio = sorted(self.seconds, key=lambda task: self.seconds[task])
+        """The tasks on which VeRA is fastest and slowest, relative to the other row: keys
+        of `time_ratios`."""
+        by_ratio = sorted(self.time_ratios, key=lambda task: self.time_ratios[task])
         return by_ratio[0], by_ratio[-1]
 
 
 def costs_of(finding: Finding, runs: pd.DataFrame) -> Costs | None:
-    """The costs of a finding's left row next to its right row; None where no pair ran
-    on one kind of processor. runs: of `frame.runs`, a line for each run."""
+    """The costs of a finding's left row divided by those of its right row; None where
+    no pair ran on one kind of processor. runs: of `frame.runs`; a run may be in it for
+    each study that has published it."""
     facts = runs.drop_duplicates("id").set_index("id")
-    byte_ratios = list[float]()
-    second_ratios = dict[str, list[float]]()
+    size_ratios = list[float]()
+    time_ratios = dict[str, list[float]]()
     for comparison in finding.comparisons:
         if comparison.excluded:
             continue
         for left, right in _pairs_of_ids(comparison):
-            byte_ratios.append(facts.adapter_bytes[left] / facts.adapter_bytes[right])
+            size_ratios.append(facts.adapter_bytes[left] / facts.adapter_bytes[right])
             if facts.device[left] == facts.device[right]:
                 ratio = facts.train_seconds[left] / facts.train_seconds[right]
-                second_ratios.setdefault(comparison.place, []).append(ratio)
-    if not second_ratios:
+                time_ratios.setdefault(comparison.place, []).append(ratio)
+    if not time_ratios:
         return None
-    seconds = {task: median(ratios) for task, ratios in second_ratios.items()}
-    return Costs(seconds, (min(byte_ratios), max(byte_ratios)))
+    medians = {task: median(ratios) for task, ratios in time_ratios.items()}
+    return Costs(medians, (min(size_ratios), max(size_ratios)))
 
 
 def _pairs_of_ids(comparison: Comparison) -> Iterator[tuple[str, str]]:
@@ -125,31 +130,34 @@ def _pairs_of_ids(comparison: Comparison) -> Iterator[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class RowOfSize:
-    """An adapter of about VeRA's size, over the tasks of a study: its difference from
-    VeRA, and p after Holm's correction for all rows of the study."""
+class SmallAdapter:
+    """A row of a study with at most twice VeRA's parameters.
+
+    difference: from VeRA, over the tasks of the study. p: of the difference, after
+    Holm's correction for all rows of the study, large ones too."""
 
     label: str
     parameters: float
-    mean: Mean
+    difference: Mean
     p: float
 
     @property
     def is_above(self) -> bool:
-        return self.p < SIGNIFICANCE and self.mean.mean > 0
+        return self.p < SIGNIFICANCE and self.difference.mean > 0
 
     @property
     def is_below(self) -> bool:
-        return self.p < SIGNIFICANCE and self.mean.mean < 0
+        return self.p < SIGNIFICANCE and self.difference.mean < 0
 
 
 @dataclass(frozen=True)
-class RowsOfSize:
-    """The rows of a study of at most twice VeRA's parameters, the highest mean first."""
+class SmallAdapters:
+    """Every small adapter of a study, the highest mean first. tasks: the labels of the
+    study's tasks."""
 
     tasks: tuple[str, ...]
     vera_parameters: float
-    rows: tuple[RowOfSize, ...]
+    rows: tuple[SmallAdapter, ...]
 
     @property
     def parameters(self) -> tuple[float, float]:
@@ -158,33 +166,39 @@ class RowsOfSize:
         return min(counts), max(counts)
 
     @property
-    def top(self) -> tuple[RowOfSize, ...]:
-        """Of the TOP rows with the highest means those whose mean is above VeRA's."""
-        return tuple(row for row in self.rows[:TOP] if row.mean.mean > 0)
+    def top(self) -> tuple[SmallAdapter, ...]:
+        """Those of the first NAMED_ADAPTERS rows whose mean is above VeRA's,
+        significantly or not."""
+        first_rows = self.rows[:NAMED_ADAPTERS]
+        return tuple(row for row in first_rows if row.difference.mean > 0)
 
     @property
-    def above(self) -> tuple[RowOfSize, ...]:
+    def above(self) -> tuple[SmallAdapter, ...]:
         return tuple(row for row in self.rows if row.is_above)
 
     @property
-    def below(self) -> tuple[RowOfSize, ...]:
+    def below(self) -> tuple[SmallAdapter, ...]:
         return tuple(row for row in self.rows if row.is_below)
 
 
-def rows_of_size(compared: OverTasks | None, runs: pd.DataFrame) -> RowsOfSize | None:
-    """The rows of about VeRA's size; None if there is none. compared: the rows of the
-    study over its tasks. runs: of the study."""
-    if compared is None:
+def small_adapters(
+    over_tasks: OverTasks | None, runs: pd.DataFrame
+) -> SmallAdapters | None:
+    """The rows of a study with at most twice VeRA's parameters; None if there is none.
+    over_tasks: the study's rows over its tasks; None where it has too few. runs: of the
+    study."""
+    if over_tasks is None:
         return None
     parameters_by_id = runs.drop_duplicates("id").set_index("id").parameters
     vera_parameters = float(runs[runs.row == "vera"].parameters.iloc[0])
-    rows = list[RowOfSize]()
-    for row, mean, p in compared.lines():
-        first_id = compared.ids[row][0]
+    rows = list[SmallAdapter]()
+    for row, difference, p in over_tasks.lines():
+        first_id = over_tasks.ids[row][0]
         parameters = float(parameters_by_id[first_id])
         if parameters <= 2 * vera_parameters:
-            rows.append(RowOfSize(compared.labels[row], parameters, mean, p))
+            label = over_tasks.labels[row]
+            rows.append(SmallAdapter(label, parameters, difference, p))
     if not rows:
         return None
-    rows.sort(key=lambda row: -row.mean.mean)
-    return RowsOfSize(compared.tasks, vera_parameters, (*rows,))
+    rows.sort(key=lambda row: -row.difference.mean)
+    return SmallAdapters(over_tasks.tasks, vera_parameters, (*rows,))

@@ -24,8 +24,9 @@ from analysis.inference import (
 )
 from analysis.paper import printed_file
 
-#: The kinds of claims that compare rows by pairs of runs, and the kinds with a margin.
+#: The kinds of claims that compare rows by pairs of runs.
 PAIRED_KINDS = ("near", "equal", "above", "ranks")
+#: Of these, the kinds that the equivalence margin decides.
 KINDS_WITH_MARGIN = ("near", "equal")
 #: True mean differences at which a finding's power is stated, in points.
 EFFECTS = (-1.2, -2.0)
@@ -33,7 +34,15 @@ EFFECTS = (-1.2, -2.0)
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper. The head of printed/findings.yaml explains the fields."""
+    """A claim of the paper, as printed/findings.yaml has it.
+
+    finding: the claim as a sentence, which identifies it; name: a shorter one for
+    tables. kind: what decides it (the head of the file lists the kinds). source: where
+    the paper makes it. rows: the compared rows, or patterns of rows, each with its name
+    in tables. paper: the paper's averages of both rows, by source and size of the
+    model. larger: the measured numbers that should be larger, each with the one that
+    should be smaller.
+    """
 
     finding: str
     name: str
@@ -44,7 +53,8 @@ class Claim:
     larger: Mapping[str, str] = field(default_factory=dict)
 
     def verdict(self, mean: Mean) -> Verdict:
-        """What the mean difference of two rows says about the claim."""
+        """What the mean difference of two rows (the first minus the second) says about a
+        claim of PAIRED_KINDS."""
         if self.kind == "near":
             return equivalence_verdict(mean)
         if self.kind == "equal":
@@ -52,7 +62,8 @@ class Claim:
         return superiority_verdict(mean)
 
     def paper_differences(self) -> dict[str, float]:
-        """The paper's own differences, by source and size of the model."""
+        """The first row's average minus the second row's in the paper, by source and
+        size of the model: {"table 2 BASE": -1.4}."""
         return {
             f"{source} {size}": left - right
             for source, averages in self.paper.items()
@@ -71,9 +82,9 @@ def claims() -> tuple[Claim, ...]:
 class Side:
     """One side of a comparison: the runs of one row on one task.
 
-    ids: in the order of seeds. median, mean: of their scores. epochs: how long they
-    trained, each number once. curves: how many runs have more than one evaluation.
-    best_is_last: in how many of these the best epoch is the last one.
+    ids: in the order of seeds. median, mean: of their scores. epochs: how many epochs
+    they trained, each number once. curve_count: how many runs have more than one
+    evaluation. best_at_end_count: in how many of these the best epoch is the last one.
     """
 
     row: str
@@ -84,18 +95,20 @@ class Side:
     median: float
     mean: float
     epochs: tuple[float, ...] = ()
-    curves: int = 0
-    best_is_last: int = 0
+    curve_count: int = 0
+    best_at_end_count: int = 0
 
     @property
     def still_rising(self) -> bool:
-        """Whether most curves have their best epoch at the end, so that more may help."""
-        return 2 * self.best_is_last > self.curves
+        """Whether most curves have their best epoch at the end, so that more epochs may
+        help."""
+        return self.best_at_end_count > self.curve_count / 2
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two rows on one task in pairs of runs of one seed.
+    """Two rows on one task in pairs of runs of one seed. All sequences are in the order
+    of `seeds`.
 
     differences: of each pair; positive means that the left row is better.
     left_collapsed, right_collapsed: which runs of each side collapsed.
@@ -113,7 +126,8 @@ class Pairs:
 
     @property
     def task_mean(self) -> Mean:
-        """The mean difference that decides on this task alone."""
+        """The mean difference that decides the verdict on this task: its interval covers
+        test rows, too, where that is known."""
         return self.mean_over_seeds_and_rows or self.mean
 
     @property
@@ -134,13 +148,9 @@ class Pairs:
 
     @cached_property
     def mean(self) -> Mean:
-        """The mean difference of the pairs in which both runs trained."""
+        """The mean difference of the pairs in which both runs trained, with an interval
+        over seeds."""
         return mean_of(np.where(self.collapsed, math.nan, self.differences))
-
-    @cached_property
-    def mean_of_all(self) -> Mean:
-        """The mean difference of all pairs, with those that have a collapsed run."""
-        return mean_of(self.differences)
 
     def collapsed_runs(self) -> dict[str, dict[str, bool]]:
         """Whether each run has collapsed, by row and id."""
@@ -153,14 +163,22 @@ class Pairs:
 class Comparison:
     """A claim on one model and task.
 
-    sides: each row that it compares, once. pairs: an entry for each two rows; None where
-    one of them has not run. numbers: what was measured, of a claim on measures. table,
-    mean: the scores by rank and rate, and the regret, of a claim on rates
-    (`rates.regret`). counts: how many seeds, runs or pairs (unit) it rests on; several
-    numbers where rows differ in it. size: how many pairs, seeds or runs the verdict
-    rests on. excluded: why it counts in no mean over tasks ("": it counts). crossfit:
-    the verdict by cross-fitted epochs, where epochs are chosen. paper_epochs: how long
-    the paper trains, by the model's size. origins: the studies of its runs.
+    Attributes:
+        sides: each row that it compares, once.
+        pairs: of a claim that compares rows, an entry for each two rows; None where one
+            of them has not run.
+        numbers: of a claim on measures, what was measured, by name.
+        table: of a claim on rates, the mean scores by rank and rate, as texts; the
+            first line is the header.
+        mean: of a claim on rates, the regret (`rates.regret`).
+        counts: how many runs each row has, each number once; of a claim on measures or
+            rates, how many runs, pairs of runs or seeds there are.
+        sample_size: how many pairs, seeds or runs the verdict rests on.
+        excluded: why it counts in no mean over tasks; "" if it counts.
+        crossfit: the verdict by the scores of cross-fitted epochs; None where no epoch
+            is chosen.
+        paper_epochs: how many epochs the paper trains, by the model's size.
+        origins: the studies of its runs.
     """
 
     claim: Claim
@@ -175,9 +193,8 @@ class Comparison:
     numbers: Mapping[str, float] = field(default_factory=dict)
     table: Sequence[Sequence[str]] = ()
     mean: Mean = UNKNOWN
-    unit: str = "seed"
     counts: tuple[int, ...] = ()
-    size: int = 0
+    sample_size: int = 0
     excluded: str = ""
     crossfit: Verdict | None = None
     paper_epochs: Mapping[str, int] = field(default_factory=dict)
@@ -185,7 +202,7 @@ class Comparison:
 
     @property
     def place(self) -> str:
-        """The model and task, as a text."""
+        """The labels of the model and task: "MiniLM, mrpc"."""
         return ", ".join(filter(None, (self.model_label, self.task_label)))
 
     @property
@@ -198,8 +215,8 @@ class Comparison:
 
     @property
     def is_firm(self) -> bool:
-        """Whether it rests on enough pairs or runs that one more hardly changes it."""
-        return self.size >= FIRM_PAIRS
+        """Whether it rests on so many pairs or runs that one more hardly changes it."""
+        return self.sample_size >= FIRM_PAIRS
 
 
 @dataclass(frozen=True)
@@ -228,19 +245,29 @@ class Exclusion:
 class Finding:
     """A claim over all of its tasks.
 
-    name: which two rows it compares, where the claim compares several. tasks: by model
-    and task, the mean difference of the pairs in which both runs trained; pair_counts:
-    of how many seeds. mean: what decides the verdict. analyses: other means, by name, which do not change the
-    verdict. pair_sd: the standard deviation of a pair's difference within a task;
-    between_task_sd: that of the tasks' true differences. pairs_to_decide: how many pairs of one
-    task show equivalence (0: unknown).
+    Attributes:
+        name: the name of the second row, where the claim compares several pairs of rows
+            and each pair has a finding; "" otherwise.
+        comparisons: on each model and task.
+        task_means: by model and task (`Comparison.place`), the mean difference of the
+            pairs in which both runs trained. Of a claim on rates, the regret. Empty
+            where nothing was averaged.
+        pair_counts: over how many seeds each of them is.
+        mean: over the tasks, which decides the verdict.
+        analyses: other means over the tasks, by name, which do not change the verdict.
+        collapses: of each row.
+        pair_sd: the standard deviation of a pair's difference within a task.
+        between_task_sd: the standard deviation of the tasks' true differences.
+        pairs_to_decide: how many pairs of one task show equivalence, if the rows are
+            equal (`inference.seeds_to_decide`); 0 where that is unknown.
+        exclusions: the runs that are in no pair.
     """
 
     claim: Claim
     name: str
     comparisons: tuple[Comparison, ...]
     verdict: Verdict
-    tasks: Mapping[str, Mean] = field(default_factory=dict)
+    task_means: Mapping[str, Mean] = field(default_factory=dict)
     pair_counts: Mapping[str, int] = field(default_factory=dict)
     mean: Mean = UNKNOWN
     analyses: Mapping[str, Mean] = field(default_factory=dict)
@@ -256,7 +283,8 @@ class Finding:
 
     @property
     def opponent(self) -> str:
-        """The row that VeRA is compared with, of a claim that it is near another row."""
+        """The name of the row that VeRA is compared with. Only for claims of the kind
+        near, whose sentences all have the same form."""
         name = self.claim.finding.removeprefix("VeRA is near ")
         return name.removesuffix(" with fewer parameters")
 
@@ -272,7 +300,8 @@ class Finding:
 
     @property
     def direction(self) -> str:
-        """On which side of 0 the 95% interval lies."""
+        """On which side of 0 the 95% interval lies: "above" or "below"; "" if it
+        contains 0."""
         return {1: "above", -1: "below"}.get(int(self.mean.sign()), "")
 
     @cached_property
@@ -286,9 +315,9 @@ class Finding:
 
     @cached_property
     def power(self) -> dict[float, float]:
-        """How often the rule would find that the left row is below the right one, by
-        the true mean difference (EFFECTS), with this finding's pairs and standard
-        deviations; empty where these are unknown."""
+        """How often the rule would find that the left row is below the right one, for
+        each true mean difference of EFFECTS: the share of simulated studies with this
+        finding's pairs and standard deviations. Empty where these are unknown."""
         if math.isnan(self.between_task_sd) or math.isnan(self.pair_sd):
             return {}
         counts = [*self.pair_counts.values()]
@@ -299,32 +328,39 @@ class Finding:
 
     def mean_without(self, task: str) -> Mean:
         """The mean over all tasks but one."""
-        return mean_of([mean.mean for name, mean in self.tasks.items() if name != task])
+        remaining = [
+            mean.mean for name, mean in self.task_means.items() if name != task
+        ]
+        return mean_of(remaining)
 
     @cached_property
     def most_influential_task(self) -> str:
         """The task without which the mean changes most."""
         return max(
-            self.tasks,
+            self.task_means,
             key=lambda task: abs(self.mean_without(task).mean - self.mean.mean),
         )
 
     @property
     def largest_comparison(self) -> Comparison | None:
-        """The comparison with the most pairs."""
+        """The comparison with the most pairs, of those that are not excluded."""
         counted = [
             item for item in self.comparisons if item.pairs and not item.excluded
         ]
-        return max(counted, key=lambda item: item.size, default=None)
+        return max(counted, key=lambda item: item.sample_size, default=None)
 
     def verdict_counts(self) -> dict[Verdict, int]:
-        """How many comparisons have each verdict."""
+        """How many comparisons have each verdict, without verdicts that none has."""
         verdicts = [comparison.verdict for comparison in self.comparisons]
-        return {name: verdicts.count(name) for name in Verdict if name in verdicts}
+        return {
+            verdict: verdicts.count(verdict)
+            for verdict in Verdict
+            if verdict in verdicts
+        }
 
     def agreeing_analyses(self) -> list[str]:
-        """The analyses beside the rule whose interval lies on the same side of 0 as that
-        of the rule, or contains 0 as that one does."""
+        """The names of the analyses whose 95% interval lies on the same side of 0 as that
+        of `mean`, or contains 0 as that one does."""
         sign = int(self.mean.sign())
         return [
             name for name, mean in self.analyses.items() if int(mean.sign()) == sign
@@ -349,8 +385,8 @@ def common_verdict(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def claim_numbers(findings: Sequence[Finding]) -> dict[str, int]:
-    """The number of each claim that has a finding, counted over all of the paper's
-    claims, whichever runs are selected."""
+    """The number of each claim that has a finding, by its sentence. We count over all of
+    the paper's claims, so that a claim keeps its number whichever runs are selected."""
     numbers = {claim.finding: number for number, claim in enumerate(claims(), 1)}
     return {
         finding.claim.finding: numbers[finding.claim.finding] for finding in findings

@@ -3,6 +3,7 @@ the pairs of runs of one seed that do it."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -25,10 +26,11 @@ from analysis.results.claims import (
 from runs.record.items import Bits, groups_of_items, right_items
 from runs.record.schema import TEXT_SCORES, Record
 
-#: A run has collapsed, too, if its score is below this share of its row's median.
+#: A run whose score is below this share of its row's median has collapsed, even if it
+#: neither diverged nor predicts one class.
 COLLAPSED_SHARE = 2 / 3
-#: The share of the larger class in GLUE's dev sets, in percent, which is the accuracy
-#: of one answer for every row. The other tasks are scored by a correlation: 0.
+#: The score in percent of the same answer for every example of GLUE's dev sets: the
+#: share of the larger class where the score is accuracy, and 0 for a correlation.
 CHANCE = {
     "sst2": 50.9,
     "mrpc": 68.4,
@@ -37,12 +39,13 @@ CHANCE = {
     "cola": 0.0,
     "stsb": 0.0,
 }
-#: Scores of texts that are in points from 0 to 100.
+#: The keys of TEXT_SCORES whose scores are in points from 0 to 100.
 TEXT_SCORES_IN_POINTS = ("exact_match", "bleu", "meteor", "rouge_l")
-#: What must agree between two rows of a comparison.
+#: The columns in which the runs of two rows must agree before we compare them.
 SHARED_COLUMNS = ["model", "task", "measured", "epochs", "length_grouped"]
 
-#: The columns that these comparisons read. Rows of a narrow frame are selected faster.
+#: The columns of `frame.runs` that these comparisons read. Selecting rows is faster in
+#: such a narrow frame.
 COLUMNS = (
     "id",
     "origin",
@@ -83,6 +86,7 @@ COLUMNS = (
 
 #: The runs of each row on one model and task, by the row.
 RunsByRow = Mapping[str, pd.DataFrame]
+#: Records by the ids of their runs.
 Records = Mapping[str, Record]
 NO_RECORDS: Records = MappingProxyType({})
 
@@ -96,12 +100,14 @@ def comparisons(runs: pd.DataFrame, records: Records = NO_RECORDS) -> list[Compa
     group of runs with equal data, epochs and batches, if it has a run that no earlier
     comparison has.
 
-    records: by id, where they are at hand. If they say which test rows are right, the
-    interval covers test rows, too.
+    records: of the runs. If they say which test rows are right, the interval covers test
+    rows, too.
     """
     results = runs.loc[runs.kind == "result", [*COLUMNS]]
     scored = reported(results)
     compared = _compare_groups(scored[in_points(scored)], records)
+    # Where a table reports the best epoch, each run gets a second score, by an epoch
+    # that was chosen on other rows. Texts are scored at the last epoch alone.
     cross_fitted = reported(results[results.reported == "best"], "crossfit")
     cross_fitted = cross_fitted[cross_fitted.text_score.isna()]
     verdicts = dict[tuple[str, tuple[str, ...]], Verdict]()
@@ -116,12 +122,12 @@ def _with_crossfit(
     """The comparison with its verdict by cross-fitted epochs. verdicts: by the claim's
     finding and the ids of the compared runs."""
     verdict = verdicts.get((comparison.claim.finding, comparison.ids))
-    return Comparison(**{**vars(comparison), "crossfit": verdict})
+    return replace(comparison, crossfit=verdict)
 
 
 def _compare_groups(runs: pd.DataFrame, records: Records) -> list[Comparison]:
-    """The comparisons in each comparable group, without those whose runs their claim has
-    all compared in an earlier group."""
+    """The comparisons in each comparable group. One is left out if an earlier comparison
+    of the same claim has all of its runs."""
     comparisons = list[Comparison]()
     compared_runs = set[tuple[str, str]]()
     for group in comparable_groups(runs):
@@ -134,16 +140,19 @@ def _compare_groups(runs: pd.DataFrame, records: Records) -> list[Comparison]:
 
 
 def in_points(runs: pd.DataFrame) -> pd.Series:
-    """Which runs (of `reported`) have a score that is in points from 0 to 100."""
+    """Whether each run's score is in points from 0 to 100. runs: of `frame.reported`."""
     has_text_points = runs.text_score.isin(TEXT_SCORES_IN_POINTS)
     has_metric_points = runs.text_score.isna() & (runs.scale == 100)
     return has_text_points | has_metric_points
 
 
 def comparable_groups(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The results whose rows may be compared, as frames in which a row has one variant:
-    first those that tables show, by the way in which they were measured, then those of
-    equal data, epochs and batches."""
+    """The groups of results whose rows may be compared. In a group a row has one variant
+    (`mark_left_out`).
+
+    First come the variants that tables show, a group for each way of measuring. Then come
+    the results that agree in SHARED_COLUMNS, which are the same data, epochs and batches:
+    in such a group another variant of a row may be the nearest to its recipe."""
     runs = mark_left_out(runs)
     for _, group in _runs_in_cells(runs).groupby("way"):
         yield group
@@ -152,20 +161,23 @@ def comparable_groups(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:
     )
     runs = runs.assign(length_grouped=length_grouped)
     for _, group in runs.groupby(SHARED_COLUMNS, sort=False):
+        # A group in which tables show every run has no further comparison.
         if (group.left_out != "").any():
             yield _runs_in_cells(mark_left_out(group))
 
 
 def _runs_in_cells(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that are in a cell (of `mark_left_out`), sorted by seed."""
+    """The runs that are in a cell, sorted by model, task and seed. runs: of
+    `mark_left_out`."""
     return runs[runs.left_out == ""].sort_values(
         ["model", "task", "seed"], kind="stable"
     )
 
 
 def mark_collapsed(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs (of `reported`) with `collapsed`: whether a run diverged, predicts one
-    class for every row, or is far below its row's median."""
+    """The runs with a column `collapsed`: whether a run diverged, predicts one class for
+    every row, or scores below COLLAPSED_SHARE of its row's median. runs: of
+    `frame.reported`."""
     ratio = runs.number / runs.groupby(CELL_KEY).number.transform("median")
     share_of_median = (1 / ratio).where(runs.lower_is_better, ratio)
     is_broken = runs.diverged.astype(bool) | runs.one_class.notna()
@@ -176,8 +188,8 @@ def mark_collapsed(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _compare_rows(runs: pd.DataFrame, records: Records) -> Iterator[Comparison]:
-    """Each claim that compares rows, on each model and task. runs: one variant of each
-    row."""
+    """Each claim that compares rows, on each model and task where rows can be paired.
+    runs: one variant of each row, of `mark_collapsed`."""
     # Only runs of one block, of one seed and measured on the same, may be paired.
     blocks = [*zip(runs.seed, runs.measured, strict=True)]
     runs_by_task = [
@@ -197,19 +209,33 @@ def _compare_rows(runs: pd.DataFrame, records: Records) -> Iterator[Comparison]:
 def _pairs_of_claim(
     claim: Claim, runs_by_row: RunsByRow, records: Records
 ) -> list[Pairs | None]:
-    """The pairs of each two rows that a claim compares; None where one of them has not
-    run."""
+    """The pairs of each two rows that a claim compares on one model and task; None where
+    one of the two has not run. runs_by_row: the runs of the model and task."""
     if claim.kind == "ranks":
-        compared = _pair_matched_ranks(runs_by_row, [*claim.rows])
+        rows_to_pair = _matched_ranks(runs_by_row, [*claim.rows])
     else:
-        compared = _pair_first_with_others(runs_by_row, [*claim.rows])
-    return [compare(*sides, records) if sides else None for sides in compared]
+        rows_to_pair = _first_row_with_others(runs_by_row, [*claim.rows])
+    pairs = list[Pairs | None]()
+    for two_rows in rows_to_pair:
+        if two_rows is None:
+            pairs.append(None)
+        else:
+            left, right = two_rows
+            pairs.append(pairs_of_rows(left, right, records))
+    return pairs
 
 
 def _comparison_of(claim: Claim, pairs: Sequence[Pairs | None], run: Any) -> Comparison:
-    """A claim on one model and task. It is inconclusive if no row's median is two
-    standard errors of the dev set above chance, because then no row has learned
-    anything. run: any run of the model and task."""
+    """A claim on one model and task.
+
+    The verdict is inconclusive if no row has learned anything
+    (`_reason_without_learning`).
+
+    Args:
+        claim: the claim.
+        pairs: of each two rows (`_pairs_of_claim`).
+        run: any run of the model and task, a line of `frame.runs`.
+    """
     sides = dict[str, Side]()
     for two_rows in filter(None, pairs):
         for side in (two_rows.left, two_rows.right):
@@ -236,16 +262,20 @@ def _comparison_of(claim: Claim, pairs: Sequence[Pairs | None], run: Any) -> Com
         pairs=(*pairs,),
         verdict=verdict,
         counts=tuple(sorted(run_counts)),
-        size=min(pair_counts),
+        sample_size=min(pair_counts),
         excluded=excluded,
         paper_epochs=paper_epochs(run.family, run.task),
     )
 
 
 def _reason_without_learning(task: str, sides: Sequence[Side]) -> str:
-    """The reason to leave out a comparison in which no row has learned; "" where one
-    has. Only GLUE's tasks have a known score of chance."""
-    chance = CHANCE.get(task, math.nan)
+    """The reason to leave out a comparison in which no row has learned: no row's median
+    is two standard errors of the dev set above chance. "" where one is, and for a task
+    whose score by chance is unknown."""
+    if task not in CHANCE:
+        return ""
+    chance = CHANCE[task]
+    # Of one answer, in squared points. A correlation has chance 0, and about variance 1.
     variance = chance * (100 - chance) if chance else 100.0**2
     error = math.sqrt(variance / sides[0].dev_rows)
     if all(side.median <= chance + 2 * error for side in sides):
@@ -254,8 +284,9 @@ def _reason_without_learning(task: str, sides: Sequence[Side]) -> str:
 
 
 def paper_epochs(family: str, task: str) -> dict[str, int]:
-    """How many epochs the paper trains VeRA on a task, by the size of its model; the
-    size is "" where it does not matter."""
+    """How many epochs the paper trains VeRA on a task, by the size of its model ("BASE"
+    and "LARGE", or "" where all sizes train equally long). Empty for tasks that are not
+    the paper's. family: of the task."""
     if task in GLUE:
         task_index = [*GLUE].index(task)
         settings = recipes()["glue"]["vera"]
@@ -271,18 +302,18 @@ def paper_epochs(family: str, task: str) -> dict[str, int]:
 # --- rows side by side
 
 
-#: The runs of two rows; None where one of them has not run.
+#: The runs of two rows, in pairs line by line; None where one of them has not run.
 TwoRows = tuple[pd.DataFrame, pd.DataFrame] | None
 
 
-def _pair_first_with_others(
+def _first_row_with_others(
     runs_by_row: RunsByRow, names: Sequence[str]
 ) -> list[TwoRows]:
-    """The runs of the first of these rows beside those of each other one; nothing unless
-    each row has run, and each run has a number.
+    """The runs of the first of these rows beside those of each other one. The list is
+    empty unless each row has run, each run has a number, and all report the same score.
 
-    Only the blocks (seeds, measured on the same data) that all rows have are left, since
-    medians over other seeds could contradict the pairs.
+    We keep the runs of the blocks (seed and data) that all rows have, since medians over
+    other seeds could contradict the pairs.
     """
     for name in names:
         if name not in runs_by_row or runs_by_row[name].number.isna().any():
@@ -293,18 +324,19 @@ def _pair_first_with_others(
     for name in names:
         runs = runs_by_row[name]
         frames.append(runs[runs.block.isin(shared_blocks)])
-    # A BLEU and a perplexity cannot be compared
+    # The name of the score: a BLEU and a perplexity cannot be compared.
     if pd.concat(frames)["name"].nunique() != 1:
         return []
     return [(frames[0], frame) for frame in frames[1:]]
 
 
-def _pair_matched_ranks(
-    runs_by_row: RunsByRow, patterns: Sequence[str]
-) -> list[TwoRows]:
+def _matched_ranks(runs_by_row: RunsByRow, patterns: Sequence[str]) -> list[TwoRows]:
     """The runs of VeRA's largest rank beside those of the LoRA rank that trains about as
-    many parameters: of two or more ranks the nearest one, which is at most twice as
-    large or small; None for a pattern without one.
+    many parameters, for each pattern of LoRA's rows.
+
+    An entry is None if the pattern has fewer than two ranks, or if its nearest rank
+    trains more than twice or less than half as many parameters. The list is empty if
+    VeRA has fewer than two ranks.
 
     patterns: of LoRA's rows, one for each convention of its alpha."""
     counts = dict[str, float]()
@@ -322,21 +354,20 @@ def _pair_matched_ranks(
         nearest = str(np.log(ratios).abs().idxmin()) if len(ratios) > 1 else ""
         if nearest and 0.5 <= ratios[nearest] <= 2:
             rows = [str(vera.idxmax()), nearest]
-            matched += _pair_first_with_others(runs_by_row, rows) or [None]
+            matched += _first_row_with_others(runs_by_row, rows) or [None]
         else:
             matched.append(None)
     return matched
 
 
-def compare(
-    left: pd.DataFrame, right: pd.DataFrame, records: Records = NO_RECORDS
-) -> Pairs:
-    """Two rows in pairs of runs of one seed. Positive differences: `left` is better.
-    left, right: their runs (of `mark_collapsed`), a line for each seed in the same
-    order."""
+def pairs_of_rows(left: pd.DataFrame, right: pd.DataFrame, records: Records) -> Pairs:
+    """Two rows in pairs of runs of one seed, with their differences. Positive: `left` is
+    better. left, right: their runs (of `mark_collapsed`), a line for each seed in the
+    same order."""
     left_scores = left.number.to_numpy()
     right_scores = right.number.to_numpy()
-    with np.errstate(invalid="ignore"):  # of two infinite numbers
+    # Two diverged runs may both be infinite. Their difference is 0, not inf - inf.
+    with np.errstate(invalid="ignore"):
         differences = left_scores - right_scores
     if left.lower_is_better.iloc[0]:
         differences = -differences
@@ -355,13 +386,16 @@ def compare(
 def mean_over_seeds_and_rows(
     left: pd.DataFrame, right: pd.DataFrame, records: Records
 ) -> Mean | None:
-    """The mean difference over seeds and test rows of the pairs in which both runs
-    trained; None where a record does not say which test rows are right."""
+    """The mean difference of the pairs in which both runs trained, with an interval over
+    seeds and test rows. None for fewer than two such pairs, and where a record does not
+    say which test rows are right. left, right: as of `pairs_of_rows`."""
     is_trained = ~(left.collapsed.to_numpy() | right.collapsed.to_numpy())
     if is_trained.sum() < 2:
         return None
+    left = left[is_trained]
+    right = right[is_trained]
     sides = list[list[Bits]]()
-    for runs in (left[is_trained], right[is_trained]):
+    for runs in (left, right):
         # Texts are scored at the last epoch
         epoch = runs.reported.where(runs.text_score.isna(), "last").iloc[0]
         bits_by_run = list[Bits]()
@@ -376,7 +410,7 @@ def mean_over_seeds_and_rows(
 
 
 def side_of(runs: pd.DataFrame) -> Side:
-    """The runs of one row on one task (of `frame.reported`)."""
+    """A side of a comparison. runs: of one row on one task (`frame.reported`)."""
     runs = runs.sort_values(["seed", "id"])
     first_run = runs.iloc[0]
     curves = runs[runs.evaluations > 1]
@@ -389,6 +423,6 @@ def side_of(runs: pd.DataFrame) -> Side:
         median=float(runs.number.median()),
         mean=float(runs.number.mean()),
         epochs=tuple(sorted(set(runs.epochs))),
-        curves=len(curves),
-        best_is_last=int((curves.best_epoch == curves.last_epoch).sum()),
+        curve_count=len(curves),
+        best_at_end_count=int((curves.best_epoch == curves.last_epoch).sum()),
     )

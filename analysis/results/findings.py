@@ -4,7 +4,7 @@ page, the README and the report print. `findings` is their one source."""
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -41,12 +41,21 @@ from analysis.results.measured import comparisons_of_measures
 from analysis.results.rates import comparisons_of_rates
 from runs.record.schema import Measure
 
-#: The means that are computed beside the rule's, by name: whether pairs with a collapsed
-#: run count, and whether tasks have weights.
+
+class Analysis(NamedTuple):
+    """How a mean over tasks is computed: whether pairs with a collapsed run count, and
+    whether tasks have weights."""
+
+    with_collapsed: bool
+    weighted: bool
+
+
+#: The means that are computed beside the one that decides the verdict, which has neither
+#: collapsed runs nor weights.
 ANALYSES = {
-    "weighted mean": (False, True),
-    "plain mean with collapsed runs": (True, False),
-    "weighted mean with collapsed runs": (True, True),
+    "weighted mean": Analysis(with_collapsed=False, weighted=True),
+    "plain mean with collapsed runs": Analysis(with_collapsed=True, weighted=False),
+    "weighted mean with collapsed runs": Analysis(with_collapsed=True, weighted=True),
 }
 
 
@@ -70,8 +79,8 @@ def findings(
         *comparisons_of_rates(runs),
         *comparisons_of_measures(runs, [*measures]),
     ]
-    study_of = runs.set_index("id").origin
-    compared = [replace(item, origins=_origins(item, study_of)) for item in compared]
+    study_by_id = runs.set_index("id").origin
+    compared = [replace(item, origins=_origins(item, study_by_id)) for item in compared]
     compared.sort(key=lambda item: (item.place.casefold(), item.origins, item.epochs))
     every_finding = list[Finding]()
     for claim in claims():
@@ -81,33 +90,41 @@ def findings(
     return every_finding
 
 
-def _origins(comparison: Comparison, origins: pd.Series) -> tuple[str, ...]:
-    """The studies whose runs a comparison has, sorted. origins: the study of each run,
-    by its id."""
-    ids = [run for run in comparison.ids if run in origins.index]
-    return tuple(sorted({*comparison.origins, *origins[ids]}))
+def _origins(comparison: Comparison, study_by_id: pd.Series) -> tuple[str, ...]:
+    """The studies whose runs a comparison has, sorted."""
+    ids = [run for run in comparison.ids if run in study_by_id.index]
+    return tuple(sorted({*comparison.origins, *study_by_id[ids]}))
 
 
 def _findings_of_claim(
     claim: Claim, compared: Sequence[Comparison], runs: pd.DataFrame
 ) -> Iterator[Finding]:
-    """A claim as one finding, or as one for each two rows that it compares."""
+    """A claim as one finding, or as one for each two rows that it compares. compared: the
+    comparisons of the claim. runs: all, from which we list those that are in no pair."""
     if claim.kind not in PAIRED_KINDS:
-        verdict = common_verdict(item.verdict for item in compared)
-        tasks = {
-            item.place: item.mean for item in compared if not math.isnan(item.mean.mean)
-        }
-        mean = mean_of([task_mean.mean for task_mean in tasks.values()])
-        if len(tasks) == 1:
-            (mean,) = tasks.values()
-        yield Finding(claim, "", (*compared,), verdict, tasks=tasks, mean=mean)
+        yield _finding_without_pairs(claim, compared)
         return
     exclusions = (*_exclusions(claim, compared, runs),)
     count = len(compared[0].pairs)
-    # The rows of a claim end with the second row of each comparison.
-    names = [*claim.rows.values()][-count:] if count > 1 else [""]
+    names = [""]
+    if count > 1:
+        # A pair is named after its second row. These are the last rows of the claim.
+        names = [*claim.rows.values()][-count:]
     for pair_index, name in enumerate(names):
         yield _finding_over_tasks(claim, name, compared, pair_index, exclusions)
+
+
+def _finding_without_pairs(claim: Claim, compared: Sequence[Comparison]) -> Finding:
+    """The finding on a claim that compares no pairs of runs. Of a claim on rates it has
+    the mean regret over tasks; a claim on measures has no mean."""
+    means = {
+        item.place: item.mean for item in compared if not math.isnan(item.mean.mean)
+    }
+    mean = mean_of([task_mean.mean for task_mean in means.values()])
+    if len(means) == 1:  # one task: its interval over seeds
+        (mean,) = means.values()
+    verdict = common_verdict(item.verdict for item in compared)
+    return Finding(claim, "", (*compared,), verdict, task_means=means, mean=mean)
 
 
 # --- over tasks
@@ -120,9 +137,16 @@ def _finding_over_tasks(
     pair_index: int,
     exclusions: tuple[Exclusion, ...],
 ) -> Finding:
-    """A claim over its tasks. A task on which it was compared several times counts
-    once, with the mean of each seed's differences. pair_index: which two rows of each
-    comparison are meant."""
+    """The finding on two rows of a claim, over its tasks. A task on which they were
+    compared several times counts once, with the mean of each seed's differences.
+
+    Args:
+        claim: the claim.
+        name: of the finding.
+        compared: the comparisons of the claim.
+        pair_index: of the two rows, in `Comparison.pairs`.
+        exclusions: the runs in no pair.
+    """
     counted = list[tuple[Comparison, Pairs]]()
     for item in compared:
         pairs = item.pairs[pair_index] if pair_index < len(item.pairs) else None
@@ -155,7 +179,7 @@ def _finding_over_tasks(
         name=name,
         comparisons=(*compared,),
         verdict=claim.verdict(mean),
-        tasks=task_means,
+        task_means=task_means,
         pair_counts=trained.notna().sum(axis=1).to_dict(),
         mean=mean,
         analyses=analyses,
@@ -170,9 +194,9 @@ def _finding_over_tasks(
 def _difference_frame(
     counted: Sequence[tuple[Comparison, Pairs]],
 ) -> pd.DataFrame:
-    """The differences as a frame: a line for each pair, with its model and task
-    (`place`), the index of its comparison, its seed, and whether one of its runs
-    collapsed."""
+    """The differences as a frame: a line for each pair of runs, with its model and task
+    (`place`), the index of its comparison in `counted`, its seed, its difference, and
+    whether one of its runs collapsed."""
     lines = list[tuple[Any, ...]]()
     for index, (comparison, pairs) in enumerate(counted):
         differences = zip(pairs.seeds, pairs.differences, pairs.collapsed, strict=True)
@@ -184,7 +208,7 @@ def _difference_frame(
 
 def _differences_by_task(frame: pd.DataFrame) -> pd.DataFrame:
     """The differences by task (index) and seed (columns), averaged over comparisons of
-    one task."""
+    one task. frame: of `_difference_frame`."""
     means = frame.groupby(["place", "seed"], sort=False).difference.mean()
     order = [*dict.fromkeys(frame.place)]
     return means.unstack().reindex(order)
@@ -201,29 +225,30 @@ def _pooled_pair_sd(frame: pd.DataFrame) -> float:
 
 
 def _analyses(frame: pd.DataFrame, trained_differences: Array) -> dict[str, Mean]:
-    """The means beside the rule's, by name (ANALYSES). Those with collapsed runs are left
-    out if no run collapsed, and the weighted ones if there is one task.
+    """The means of ANALYSES, by name. Those with collapsed runs are left out if no run
+    collapsed, and the weighted ones if there is one task.
 
     frame: all pairs (`_difference_frame`). trained_differences: by task and seed, of the
     pairs without a collapsed run."""
-    flags = frame.assign(flag=frame.collapsed.astype(float))
-    flags_by_seed = flags.groupby(["place", "seed"], sort=False).flag.max().unstack()
-    differences = _differences_by_task(frame)
-    shape = {"index": differences.index, "columns": differences.columns}
-    is_collapsed = flags_by_seed.reindex(**shape).eq(1).to_numpy()
+    all_differences = _differences_by_task(frame)
+    groups = frame.groupby(["place", "seed"], sort=False)
+    flags = groups.collapsed.any().unstack(fill_value=False)
+    # in the order of the differences
+    flags = flags.loc[all_differences.index, all_differences.columns]
+    is_collapsed = flags.to_numpy(bool)
     analyses = dict[str, Mean]()
     for name, (with_collapsed, weighted) in ANALYSES.items():
         if with_collapsed and not is_collapsed.any():
             continue
-        values = trained_differences
-        flags_of_values = np.zeros_like(values, dtype=bool)
+        differences = trained_differences
+        has_collapsed_run = np.zeros_like(differences, dtype=bool)
         if with_collapsed:
-            values = differences.to_numpy(float)
-            flags_of_values = is_collapsed
-        if len(values) > 1:
-            analyses[name] = over_tasks(values, flags_of_values, weighted)
+            differences = all_differences.to_numpy(float)
+            has_collapsed_run = is_collapsed
+        if len(differences) > 1:
+            analyses[name] = over_tasks(differences, has_collapsed_run, weighted)
         elif not weighted:
-            analyses[name] = mean_of(values[0])
+            analyses[name] = mean_of(differences[0])
     return analyses
 
 
@@ -255,7 +280,8 @@ def _exclusions(
 ) -> Iterator[Exclusion]:
     """For each study, model and task whose results are in no pair of a claim, why they
     are in none. Your own runs are listed only if all rows of the claim have run:
-    otherwise they were no attempt at it."""
+    otherwise they were no attempt at it. (A claim on ranks has patterns in place of
+    rows, so it lists none of your own.)"""
     counted_ids = set[str]()
     reason_by_id = dict[str, str]()
     for item in compared:
@@ -267,8 +293,9 @@ def _exclusions(
     results = results.assign(in_points=in_points(results))
     places = ["origin", "model_label", "task_label"]
     for (study, model, task), group in results.groupby(places, sort=False):
-        is_no_attempt = study == "ours" and not {*claim.rows} <= {*group.row}
-        if not is_no_attempt and not counted_ids & {*group.id}:
+        is_attempt = study != "ours" or {*claim.rows} <= {*group.row}
+        has_pair = bool(counted_ids & {*group.id})
+        if is_attempt and not has_pair:
             reason = _reason_without_pair(claim, group, reason_by_id)
             yield Exclusion(str(study), f"{model}, {task}", reason)
 
@@ -276,8 +303,9 @@ def _exclusions(
 def _reason_without_pair(
     claim: Claim, group: pd.DataFrame, reason_by_id: Mapping[str, str]
 ) -> str:
-    """Why none of these results is in a pair of the claim. reason_by_id: why a run of an
-    excluded comparison is excluded."""
+    """Why none of these results is in a pair of the claim. group: the results of a study
+    on one model and task. reason_by_id: why each run of an excluded comparison is
+    excluded."""
     if not group.in_points.any():
         # The name says the epoch, too: "perplexity, last epoch"
         score = group["name"].iloc[0].partition(",")[0]

@@ -3,6 +3,7 @@ task and over tasks, next to the paper's own averages."""
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from analysis.figures.figure import COLOURS, Figure
 from analysis.inference import EQUIVALENCE_MARGIN, Mean
 from analysis.results.claims import Finding
 
-#: Where the axis ends on both sides, in points. An interval that goes on beyond it ends
+#: Where the axis ends on both sides, in points. An interval that extends beyond it ends
 #: in an arrowhead.
 AXIS_END = 11.0
 #: The marker and colour of each kind of line; a prediction interval has no marker.
@@ -23,28 +24,37 @@ LOOKS = {
     "prediction": ("", COLOURS["vera"]),
 }
 AXIS_LABEL = "VeRA worse \N{LEFTWARDS ARROW} points \N{RIGHTWARDS ARROW} VeRA better"
-COLUMNS = ["kind", "label", "difference", "low", "high"]
-#: The height of a line and of what stands around them, in inches.
+#: The height of a line, and of the title and axis around the lines, in inches.
 LINE_HEIGHT = 0.2
 FRAME_HEIGHT = 0.75
 #: The width, in inches: narrow, so that a telephone shows it at its size.
 WIDTH = 4.2
 
-Line = tuple[str, str, float, float, float]
+
+class Line(NamedTuple):
+    """A line of the plot. kind: title, or a key of LOOKS. A title is only a label, so it
+    has no numbers; one of the paper's averages has no interval."""
+
+    kind: str
+    label: str
+    difference: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
 
 
 def forest(findings: Sequence[Finding]) -> Figure | None:
     """The forest plot of the near claims that were compared on several tasks; None
-    where there is none. The paper's averages of a claim share one height."""
+    where there is none."""
     lines = list[Line]()
     for finding in findings:
-        if finding.claim.kind == "near" and len(finding.tasks) > 1:
+        if finding.claim.kind == "near" and len(finding.task_means) > 1:
             lines += _lines(finding)
     if not lines:
         return None
-    data = pd.DataFrame(lines, columns=COLUMNS)
-    starts_line = data.label != data.label.shift()
-    data = data.assign(height=starts_line.cumsum() - 1)
+    data = pd.DataFrame(lines)
+    # The paper's averages of a claim follow each other with one label, and share a height.
+    has_new_label = data.label != data.label.shift()
+    data = data.assign(height=has_new_label.cumsum() - 1)
     line_count = data.height.max() + 1
     size = (WIDTH, FRAME_HEIGHT + LINE_HEIGHT * line_count)
     title = "VeRA minus the other row, with 95% intervals"
@@ -55,22 +65,25 @@ def _lines(finding: Finding) -> Iterator[Line]:
     """The lines of a finding: its title, the paper's averages, each task, the mean over
     tasks, and the prediction for a new task."""
     title = f"VeRA minus {finding.opponent}"
-    yield "title", title, math.nan, math.nan, math.nan
+    yield Line("title", title)
     for difference in finding.claim.paper_differences().values():
-        yield "paper", "the paper's averages", difference, math.nan, math.nan
-    for task, mean in finding.tasks.items():
+        yield Line("paper", "the paper's averages", difference)
+    for task, mean in finding.task_means.items():
         yield _line_of_mean("task", task, mean)
     yield _line_of_mean("mean", "mean over tasks", finding.mean)
     low, high = finding.mean.prediction()
-    yield "prediction", "a new task (prediction)", math.nan, float(low), float(high)
+    label = "a new task (prediction)"
+    yield Line("prediction", label, low=float(low), high=float(high))
 
 
 def _line_of_mean(kind: str, label: str, mean: Mean) -> Line:
     low, high = mean.interval()
-    return kind, label, float(mean.mean), float(low), float(high)
+    return Line(kind, label, float(mean.mean), float(low), float(high))
 
 
 def _draw(axes: Axes, data: pd.DataFrame) -> None:
+    """Draws the lines from top to bottom, over the band of the equivalence margin. data:
+    lines, each with its height."""
     axes.axvspan(-EQUIVALENCE_MARGIN, EQUIVALENCE_MARGIN, color="#dddddd", zorder=0)
     axes.axvline(0, color="#777777", linewidth=0.8)
     for kind, (marker, colour) in LOOKS.items():
@@ -97,7 +110,7 @@ def _draw(axes: Axes, data: pd.DataFrame) -> None:
 
 
 def _draw_arrowheads(axes: Axes, lines: pd.DataFrame, colour: str) -> None:
-    """Draws an arrowhead at the end of the axis for each interval that goes on beyond
+    """Draws an arrowhead at the end of the axis for each interval that extends beyond
     it."""
     beyond_left = lines[lines.low < -AXIS_END]
     beyond_right = lines[lines.high > AXIS_END]

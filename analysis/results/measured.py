@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -23,19 +24,21 @@ EQUAL_SHARE = 0.1
 def comparisons_of_measures(
     runs: pd.DataFrame, measures: Sequence[Measure]
 ) -> Iterator[Comparison]:
-    """The claims of three figures: of figure 3 over runs, of which the figure shows the
-    median; of figure 5 over pairs of runs, on the query matrices; and of figure 6."""
+    """The paper's claims on figures 3, 5 and 6, one by one: on how far d has moved, over
+    runs; on how alike the changes of query matrices are, over pairs of runs; and on how
+    well random matrices are fitted."""
     for magnitudes in measured_values(runs, measures, "magnitude", "d"):
-        means = means_of_layers(magnitudes.values)
-        yield from _comparisons_of_means(runs, magnitudes.values, means, "run", {})
+        values = magnitudes.values
+        yield from _comparisons_of_means(runs, values, means_of_layers(values))
     for similarities in measured_values(runs, measures, "similarity", *PAIRS):
         values = similarities.values
         cosines = values.query("site == 'query'")
         # A pair without a query matrix, or with a change that is zero, has no cosine
         means = cosines.groupby("number")[["lora_vera", "lora_random"]].mean().dropna()
         band = {"band": null_band(cosines)}
-        yield from _comparisons_of_means(runs, values, means, "pair", band)
-    for fit in shown_fit(measures):
+        yield from _comparisons_of_means(runs, values, means, band)
+    fit = shown_fit(measures)
+    if fit is not None:
         yield from _comparisons_of_fit(fit)
 
 
@@ -43,15 +46,20 @@ def _comparisons_of_means(
     runs: pd.DataFrame,
     values: pd.DataFrame,
     means: pd.DataFrame,
-    unit: str,
-    extra: Mapping[str, float],
+    further_numbers: Mapping[str, float] = MappingProxyType({}),
 ) -> Iterator[Comparison]:
-    """The claims that one column of `means` is larger than another one.
+    """The claims that one column of `means` is larger than another one, on one model and
+    task.
 
-    means: a line for each run or pair of runs. values: what they are means of, with the
-    ids of the runs. unit: run or pair. extra: further numbers of the comparisons."""
+    Args:
+        runs: of `frame.runs`.
+        values: of `layers.measured_values`.
+        means: of these values, a line for each run or pair of runs.
+        further_numbers: of each comparison, besides the medians of the means.
+    """
     if means.empty:
         return
+    # The runs in the order of the measures, so that the sides are in their order, too.
     ids = [*dict.fromkeys(itertools.chain(*values.runs))]
     position_by_id = {run: position for position, run in enumerate(ids)}
     measured_runs = reported(runs[runs.id.isin(ids)])
@@ -64,8 +72,8 @@ def _comparisons_of_means(
     of_first_row = measured_runs[measured_runs.conf_row == first_row]
     first_run = of_first_row.sort_values(["seed", "id"]).iloc[0]
     for claim in claims():
-        if not claim.larger or not {*claim.larger} <= {*means}:
-            continue
+        if not claim.larger or not {*claim.larger} <= {*means.columns}:
+            continue  # the claim is on other measures
         verdicts = [
             superiority_verdict(mean_of(means[larger] - means[smaller]))
             for larger, smaller in claim.larger.items()
@@ -79,17 +87,18 @@ def _comparisons_of_means(
             family=first_run.family,
             sides=(*sides,),
             verdict=joint_verdict(verdicts),
-            numbers={**means.median().to_dict(), **extra},
-            unit=unit,
+            numbers={**means.median().to_dict(), **further_numbers},
             counts=(len(means),),
-            size=len(means),
+            sample_size=len(means),
             paper_epochs=paper_epochs(first_run.family, first_run.task),
         )
 
 
 def means_of_layers(values: pd.DataFrame) -> pd.DataFrame:
-    """The means of d over some layers or one kind of matrix (the columns), a line for
-    each run; no line at all if a run has no finite d of query or of value."""
+    """The mean changes of d in each run (a line each): over the matrices of a kind, the
+    first and second half of the layers, and the first and last layer (the columns). No
+    line at all if a run has no finite change in query or in value. values: of
+    `layers.measured_values`, named d."""
     finite = values.dropna()
     is_late = finite.layer >= finite.layer.drop_duplicates().median()
     parts = {
@@ -114,8 +123,9 @@ def means_of_layers(values: pd.DataFrame) -> pd.DataFrame:
 
 def null_band(cosines: pd.DataFrame) -> float:
     """Half the width of the band around 0 that holds 95% of the means over layers of
-    cosines with a random matrix: 1.96 standard errors of such a mean, from the spread of
-    all these cosines. NaN for fewer than two."""
+    cosines with a random matrix. It is 1.96 standard errors of such a mean, from the mean
+    square of all these cosines; NaN for fewer than two. cosines: values of PAIRS, a line
+    for each pair of runs (number) and layer."""
     with_random = cosines[["lora_random", "vera_random"]]
     layers = with_random.groupby(cosines.number).count().max(axis=None)
     finite = with_random.stack().dropna()
@@ -154,6 +164,5 @@ def _comparisons_of_fit(fit: Measure) -> Iterator[Comparison]:
                 sides=(),
                 verdict=verdict,
                 numbers=numbers,
-                unit="",
-                size=1,
+                sample_size=1,
             )

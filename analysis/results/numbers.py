@@ -8,7 +8,7 @@ Everything is computed from the study's own records when `make results` writes i
 docs/stats.md lists the calls."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,19 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from analysis.frame import reported
+from analysis.frame import SELECTIONS, reported
 from analysis.frame import runs as all_runs
 from analysis.inference import Mean, TwoWay, two_way
 from analysis.paper import numbers
 from analysis.results.comparisons import CHANCE, mark_collapsed
 from analysis.results.rates import regret_of_search
 from analysis.results.scores import FILTERS, SeedDifferences, SeedScores, listed
-from analysis.results.study_rows import OverTasks, StudyRows, rows_over_tasks
+from analysis.results.study_rows import (
+    OverTasks,
+    RowDifference,
+    StudyRows,
+    rows_over_tasks,
+)
 from analysis.results.templates import results_environment
 from analysis.sizes import SizeBound, size_bounds
 from runs.command.errors import UserError
@@ -35,7 +40,12 @@ NOTES = "NOTES.md"
 
 
 def rendered_notes(folder: Path, runs: pd.DataFrame, rows: StudyRows) -> str:
-    """A study's notes with their numbers; "" where the study has none.
+    """A study's notes with their numbers; "" where the study has no notes.
+
+    Args:
+        folder: of the study.
+        runs: of the study (`frame.runs`).
+        rows: of the study, beside VeRA.
 
     Raises:
         UserError: a call fails, with the file.
@@ -86,11 +96,12 @@ CALLS = (
 class StudyNumbers:
     """What a study's notes can ask for (CALLS).
 
-    runs: of the study, with scores. rows: its rows beside VeRA. studies: the folder of
-    all studies: a call asks another one with `study=`.
+    runs: of the study, with scores (`scored_runs`). rows: its rows beside VeRA. studies:
+    the folder of all studies, from which a call with `study=` reads another study.
 
-    Each call takes filters: columns of `frame.runs` or settings, with a value or a list
-    of values, such as task="mrpc"."""
+    Filters choose runs: they are columns of `frame.runs` or settings, each with a value
+    or a list of values, such as task="mrpc". A call that matches no run raises
+    ValueError."""
 
     def __init__(self, runs: pd.DataFrame, rows: StudyRows, studies: Path) -> None:
         self.runs = scored_runs(runs)
@@ -98,7 +109,7 @@ class StudyNumbers:
         self.studies = studies
 
     def calls(self) -> dict[str, Any]:
-        """The names that a template knows."""
+        """What a template may use, by name: the calls, two counts and HELPERS."""
         methods = {name: getattr(self, name) for name in CALLS}
         counts = {
             "comparisons": self.rows.comparisons,
@@ -111,8 +122,17 @@ class StudyNumbers:
     def select(
         self, row: str = "", kind: str = "result", study: str = "", **filters: Any
     ) -> pd.DataFrame:
-        """The runs of a row ("": of any) and kind that the filters choose. Raises
-        ValueError for none."""
+        """The runs that the filters choose, of this study or another one.
+
+        Args:
+            row: of these runs; "" for any.
+            kind: result or trial.
+            study: the name of another study.
+            filters: see StudyNumbers.
+
+        Raises:
+            ValueError: there is no such run.
+        """
         chosen = runs_of_study(self.studies / study) if study else self.runs
         chosen = chosen[chosen.kind == kind]
         if row:
@@ -127,16 +147,17 @@ class StudyNumbers:
     def _runs_by_seed(
         self, row: str, column: str, filters: dict[str, Any]
     ) -> pd.DataFrame:
-        """The results that the filters choose, sorted by seed, with `number`: the values
-        of the column. Raises ValueError unless they have one run of each seed."""
+        """The results that the filters choose, sorted by seed, with the values of a
+        column as `number`. Raises ValueError if a model and task has several runs of one
+        seed."""
         chosen = self.select(row, **filters).sort_values("seed")
         if chosen.duplicated(["model", "task", "seed"]).any():
             raise ValueError(f"{row} with {filters} is several runs of one seed")
         return chosen.assign(number=chosen[column].astype(float))
 
     def score(self, row: str, score: str = "number", **filters: Any) -> SeedScores:
-        """A row's scores. score: best, last, crossfit, or a column of `frame.runs`; by
-        default what the task's table reports."""
+        """A row's scores. score: a column of `frame.runs`, such as best, last or
+        crossfit; by default what the task's table reports (`frame.reported`)."""
         chosen = self._runs_by_seed(row, score, filters)
         return SeedScores(
             tuple(chosen.seed), tuple(chosen.number), int(chosen.collapsed.sum())
@@ -153,8 +174,8 @@ class StudyNumbers:
         """One row minus another in pairs of runs of one seed. Positive: `left` is better.
 
         Args:
-            score: which, as of `score`.
-            trained: only the pairs in which both runs trained.
+            score: the column that is compared, as for `score`.
+            trained: whether to keep only the pairs in which both runs trained.
             filters: of both rows; with the prefix left_ or right_, of one of them.
         """
         sides = []
@@ -164,30 +185,33 @@ class StudyNumbers:
             sides.append(runs.set_index("seed"))
         if trained:
             sides = [side[~side.collapsed] for side in sides]
-        shared = sides[0].index.intersection(sides[1].index)
-        difference = sides[0].number[shared] - sides[1].number[shared]
-        if is_cost(sides[0], score):
-            difference = -difference
-        return SeedDifferences(tuple(shared), tuple(difference))
+        left_runs, right_runs = sides
+        seeds = left_runs.index.intersection(right_runs.index)
+        differences = left_runs.number[seeds] - right_runs.number[seeds]
+        if is_cost(left_runs, score):
+            differences = -differences
+        return SeedDifferences(tuple(seeds), tuple(differences))
 
     def change(
-        self, rows: str | list[str], left: str, right: str, **filters: Any
+        self, rows: str | list[str], score: str, minus_score: str, **filters: Any
     ) -> SeedDifferences:
         """One score of some runs minus another score of the same runs, such as best minus
-        last, by seed; of several rows the mean."""
+        last, by seed. Of several rows each seed has the mean. It keeps its sign where
+        less of a score is better."""
         names = [rows] if isinstance(rows, str) else rows
-        by_row = [
-            self._runs_by_seed(row, left, filters).set_index("seed") for row in names
-        ]
-        changes = [runs[left].astype(float) - runs[right] for runs in by_row]
-        mean = pd.concat(changes, axis=1).mean(axis=1)
-        return SeedDifferences(tuple(mean.index), tuple(mean))
+        changes = list[pd.Series]()
+        for row in names:
+            runs = self._runs_by_seed(row, score, filters).set_index("seed")
+            changes.append(runs[score].astype(float) - runs[minus_score])
+        means = pd.concat(changes, axis=1).mean(axis=1)
+        return SeedDifferences(tuple(means.index), tuple(means))
 
     def spread(
         self, row: str, score: str = "number", within: str = "", **filters: Any
     ) -> float:
-        """The standard deviation of a row's scores. within: a column or setting; the
-        deviation within the runs of one value is pooled over its values."""
+        """The standard deviation of a row's scores. within: a column or setting. If it is
+        given, we take the deviation among the runs with the same value of it, pooled
+        over its values."""
         chosen = self.select(row, **filters)
         scores = chosen[score].astype(float)
         if not within:
@@ -227,7 +251,8 @@ class StudyNumbers:
         self, rewarded: Sequence[str], demonstrated: Sequence[str], **filters: Any
     ) -> list[SizeBound]:
         """The bounds that rows trained by reward give (`sizes.size_bounds`), the smallest
-        row first. demonstrated: the rows that were trained by demonstrations."""
+        row first. rewarded: the rows that were trained by reward; demonstrated: those
+        that were trained by demonstrations."""
 
         def scores_by_size(rows: Sequence[str]) -> dict[int, tuple[float, ...]]:
             scores = dict[int, tuple[float, ...]]()
@@ -241,7 +266,7 @@ class StudyNumbers:
     # --- trials
 
     def rates(self, row: str, **filters: Any) -> list[float]:
-        """The learning rates that trials of a row tried."""
+        """The learning rates that trials of a row tried, the lowest first."""
         column = rate_column(row)
         return sorted(self.select(row, "trial", **filters)[column].unique())
 
@@ -250,12 +275,12 @@ class StudyNumbers:
         column = rate_column(row)
         trials = self.select(row, "trial", **filters)
         means = trials.groupby(column).number.mean()
-        return float(
-            means.idxmin() if trials.lower_is_better.iloc[0] else means.idxmax()
-        )
+        if trials.lower_is_better.iloc[0]:
+            return float(means.idxmin())
+        return float(means.idxmax())
 
     def trial(self, row: str, lr: float, **filters: Any) -> float:
-        """The mean score of the trials at a rate."""
+        """The mean score of a row's trials at a learning rate."""
         column = rate_column(row)
         trials = self.select(row, "trial", **filters)
         return float(trials[np.isclose(trials[column], lr)].number.mean())
@@ -273,17 +298,15 @@ class StudyNumbers:
         return self.seeds(row, "result", **filters)
 
     def at_end(self, **filters: Any) -> list[str]:
-        """The labels of the rows whose best rate is at an end of those tried."""
+        """The labels of the rows whose best rate is the lowest or the highest that was
+        tried. filters: columns of the row's cell."""
         cells = [row.cell for row in self.rows.rows if row.at_end]
-        return [
-            cell.label
-            for cell in cells
-            if all(getattr(cell, key) == value for key, value in filters.items())
-        ]
+        return [cell.label for cell in cells if cell_matches(cell, filters)]
 
     def rank_regret(self, **filters: Any) -> Mean:
-        """How much VeRA's score changes at the rate that is best for another rank;
-        unknown (NaN) where trials are too few."""
+        """How much the score of a rank of VeRA changes at the rate that is best for
+        another rank (`rates.regret`); NaN where trials are too few. The filters must
+        choose the trials of one search."""
         trials = self.select("", "trial", method="vera", **filters)
         return regret_of_search(trials)
 
@@ -302,36 +325,41 @@ class StudyNumbers:
         **filters: Any,
     ) -> list[str]:
         """The labels of the rows that are above (sign 1) or below (-1) VeRA after Holm's
-        correction. pairs: whether by the variance of their own pairs, in place of the
-        pooled one. excluded: labels to leave out. filters: columns of the row's cell."""
-        names = list[str]()
+        correction.
+
+        Args:
+            sign: 1 or -1.
+            pairs: whether to test each row by the variance of its own pairs, in place of
+                the pooled one.
+            excluded: labels to leave out.
+            filters: columns of the row's cell.
+        """
+        labels = list[str]()
         for row in self.rows.rows:
-            cell: Any = row.cell
             is_firm = row.is_firm_by_pairs if pairs else row.is_firm
-            matches = all(getattr(cell, key) == value for key, value in filters.items())
             mean = row.paired if pairs else row.mean
-            if is_firm and matches and np.sign(mean.mean) == sign:
-                names.append(cell.label)
-        return [name for name in names if name not in excluded]
+            has_sign = np.sign(mean.mean) == sign
+            if is_firm and has_sign and cell_matches(row.cell, filters):
+                labels.append(row.cell.label)
+        return [label for label in labels if label not in excluded]
 
     def row_labels(self, task: str) -> list[str]:
-        """The rows that have results on a task (label)."""
+        """The rows of conf/method that have results on a task. task: its label."""
         cells = self.rows.cells
         return sorted({*cells[cells.task_label == task].conf_row})
 
-    def difference_of(self, label: str, **filters: Any) -> Any:
-        """A row on one task (`study_rows.RowDifference`), by its label."""
+    def difference_of(self, label: str, **filters: Any) -> RowDifference:
+        """A row's difference from VeRA on one task, by the row's label. filters: columns
+        of the row's cell. Raises ValueError for an unknown row."""
         for row in self.rows.rows:
-            cell: Any = row.cell
-            matches = all(getattr(cell, key) == value for key, value in filters.items())
-            if cell.label == label and matches:
+            if row.cell.label == label and cell_matches(row.cell, filters):
                 return row
         raise ValueError(f"no row {label} with {filters}")
 
     def over_tasks(self, *tasks: str, share_of_gain: bool = False) -> OverTasks:
         """The rows over these tasks (labels; by default all). share_of_gain: whether each
         score is replaced by its share of the gain from the head alone to LoRA, in
-        percent."""
+        percent. Raises ValueError where rows or tasks are too few."""
         reference_cells = self.rows.cells if share_of_gain else None
         over_tasks = rows_over_tasks(self.rows.poolable, tasks, reference_cells)
         if over_tasks is None:
@@ -339,8 +367,8 @@ class StudyNumbers:
         return over_tasks
 
     def rank_correlation(self, left: str, right: str) -> tuple[float, int]:
-        """Spearman's correlation of the rows' means on two tasks (labels), and of how
-        many rows."""
+        """Spearman's correlation of the rows' means on two tasks, and over how many rows
+        it is. left, right: the labels of the tasks."""
         cells = self.rows.cells[self.rows.cells.parameters > 0]
         means = cells.pivot_table(index="row", columns="task_label", values="mean")
         pairs = means[[left, right]].dropna()
@@ -359,8 +387,14 @@ class StudyNumbers:
         return two_way(table.to_numpy())
 
 
+def cell_matches(cell: Any, filters: Mapping[str, Any]) -> bool:
+    """Whether a cell (a line of `frame.cells`) has these values, by column."""
+    return all(getattr(cell, key) == value for key, value in filters.items())
+
+
 def rate_column(row: str) -> str:
-    """The column with the learning rate that counts for a row."""
+    """The column with the learning rate of a row: that of the head if it trains nothing
+    else."""
     return "lr_head" if row == "head" else "lr"
 
 
@@ -376,22 +410,25 @@ def filters_of_side(filters: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def is_cost(runs: pd.DataFrame, score: str) -> bool:
-    """Whether less of a score is better. Scores of texts other than the reported one
-    are all better where they are higher."""
+    """Whether less of a score is better. score: a column of the runs. The reported score
+    ("number") and the metric by any choice of the epoch say it themselves. We take every
+    other column to be better where it is higher, as all scores of texts are."""
     if score == "number":
         return bool(runs.lower_is_better.iloc[0])
-    return score == "value" and not runs.higher_is_better.iloc[0]
+    is_metric = score in ("value", *SELECTIONS)
+    return is_metric and not runs.higher_is_better.iloc[0]
 
 
 def column_or_setting(runs: pd.DataFrame, name: str) -> pd.Series:
-    """A column of the runs, or what each has for a setting."""
+    """A column of the runs, or each run's value of a setting (None where it has none)."""
     if name in runs:
         return runs[name]
     return runs.settings.map(lambda settings: settings.get(name))
 
 
 def scored_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """The finished runs with their scores, and which results have collapsed."""
+    """The runs that did not fail, with their scores (`reported`), and `collapsed`, which
+    is False for trials and stopped runs. runs: of `frame.runs`."""
     finished = reported(runs[runs.kind != "failed"])
     is_result = finished.kind == "result"
     results = mark_collapsed(finished[is_result])
@@ -400,12 +437,13 @@ def scored_runs(runs: pd.DataFrame) -> pd.DataFrame:
 
 @cache
 def runs_of_study(folder: Path) -> pd.DataFrame:
-    """The runs of another study."""
+    """The runs of a published study, with their scores. folder: of the study."""
     return scored_runs(all_runs(read_study(folder)))
 
 
 def paper_number(table: str, model: str, row: str, column: str) -> str:
-    """A number that the paper prints. Raises ValueError if it prints several."""
+    """A number that the paper prints, as text. Raises ValueError if a table prints
+    several different ones, and KeyError if it prints none."""
     frame = numbers()
     by_key = frame.set_index(["table", "model", "row", "column"]).sort_index()
     lines = by_key.loc[[(table, model, row, column)]]
@@ -421,17 +459,19 @@ def larger_class(task: str) -> str:
 
 
 def width(difference: SeedDifferences) -> float:
-    """How wide the 95% interval of a mean difference is."""
+    """The width of the 95% interval of a mean difference."""
     low, high = difference.ends()
     return high - low
 
 
 def power_of_columns(deviation: float, table: TwoWay, rows: int, columns: int) -> float:
     """The power of the F test at 5% to find that the columns of a table differ, if their
-    true means have this standard deviation. table: the analysis of variance that gives
-    the standard deviation of the residuals."""
+    true means are normal with this standard deviation. table: the analysis of variance
+    that gives the standard deviation of the residuals."""
     freedoms = (columns - 1, (rows - 1) * (columns - 1))
     critical = special.fdtri(*freedoms, 0.95)
+    # The expected mean square of the columns, divided by that of the residuals. The test
+    # statistic divided by it has the F distribution.
     ratio = 1 + rows * (deviation / table.deviation) ** 2
     return float(special.fdtrc(*freedoms, critical / ratio))
 
@@ -441,7 +481,7 @@ def row_error(percent: float, rows: int) -> float:
     return math.sqrt(percent * (100 - percent) / rows)
 
 
-#: The functions that a template knows.
+#: The functions that a template may call, besides CALLS.
 HELPERS = {
     "listed": listed,
     "paper": paper_number,

@@ -14,36 +14,38 @@ from runs.record.ledger import Ledger
 
 #: The marker of each source in the picture.
 MARKS = dict(zip(reported_sources(), "osDv^Xp*P<>hd8H.", strict=True))
-#: What identifies a cell of the paper's tables.
+#: The columns that identify a number of the paper, and one that others report of it.
 CELL = ["model", "row", "column"]
-#: Tables that have rows of others.
+#: The paper's tables to which others have reported rows.
 TABLES = ("table2", "table3", "table4", "table5")
-#: Columns of others that are no score of texts.
-NO_TEXTS = [*GLUE, "DINO similarity", "drift"]
-#: How the columns of numbers after training by reward end.
-BY_REWARD = " by reward"
+#: Columns of `others` that are no score of texts.
+COLUMNS_WITHOUT_TEXTS = [*GLUE, "DINO similarity", "drift"]
+#: The ending of the columns that have numbers after training by reward.
+REWARD_SUFFIX = " by reward"
 
 
 def others_pages() -> dict[str, str]:
     """The page and its picture, by their paths in docs/."""
     differences = vera_minus_lora()
+    # NAMED has the models and columns of the paper, but also the sets of EXACT.
     is_paper_column = differences.column.isin(NAMED.keys() - EXACT.keys())
     is_in_paper = differences.model.isin(NAMED) & is_paper_column
     glue = differences[is_in_paper & (differences.column == "avg")]
-    is_by_reward = differences.column.str.endswith(BY_REWARD)
-    is_text = ~is_in_paper & ~is_by_reward & ~differences.column.isin(NO_TEXTS)
-    texts = differences[is_text].difference
+    is_by_reward = differences.column.str.endswith(REWARD_SUFFIX)
+    has_no_text = differences.column.isin(COLUMNS_WITHOUT_TEXTS)
+    on_texts = differences[~is_in_paper & ~is_by_reward & ~has_no_text]
     page = rendered(
         "others.md",
         sources=reported_sources(),
-        said=texts_of_others().__getitem__,
+        # Functions, by which the template looks up a cell: {{ paper((table, ...)) }}
+        reports=texts_of_others().__getitem__,
         paper=paper_numbers().__getitem__,
         names=NAMED,
         epochs=EPOCHS,
         differences=glue.to_dict("records"),
         tables=tables_of_others(),
-        texts=len(texts),
-        below=int((texts < 0).sum()),
+        text_scores=len(on_texts),
+        lower_text_scores=int((on_texts.difference < 0).sum()),
         by_reward=", ".join(numbers_by_reward(differences[is_by_reward])),
         setting=setup_text,
     )
@@ -51,8 +53,9 @@ def others_pages() -> dict[str, str]:
 
 
 def vera_minus_lora() -> pd.DataFrame:
-    """VeRA minus LoRA of each source, by model and column: of the best score of each
-    where a source reports several."""
+    """VeRA's score minus LoRA's in each source: a line for each source, model and column,
+    with both scores (vera, lora) and their `difference`. Where a source reports several
+    scores of a row, we take the highest."""
     keys = ["row", "label", "model", "column"]
     best = others().groupby(keys, sort=False).value.max()
     scores = pd.DataFrame({row: best[row] for row in ("vera", "lora")}).dropna()
@@ -87,7 +90,8 @@ def paper_numbers() -> dict[tuple[str, ...], str]:
 
 
 def tables_of_others() -> list[tuple[str, list[str]]]:
-    """The paper's tables that have rows of others, as titles and lines of Markdown."""
+    """The paper's tables to which others have reported rows: each with its title and its
+    lines of Markdown. They have the paper's numbers, too, and none of our runs."""
     no_runs = runs(Ledger())
     labels = {*others().label}
     tables = list[tuple[str, list[str]]]()
@@ -102,11 +106,12 @@ def tables_of_others() -> list[tuple[str, list[str]]]:
 
 
 def others_picture() -> Figure:
-    """VeRA and LoRA of others minus the paper's, task by task; where the paper's LoRA
-    started from MNLI there is no point."""
+    """The scores of VeRA and LoRA that others report minus the paper's, task by task;
+    where the paper's LoRA started from MNLI there is no point."""
     paper = numbers()
     is_shown = (
         paper.table.isin(["table2", "table5"])
+        # `like` is lora_mnli where the paper's LoRA started from MNLI.
         & (paper.like == paper.row)
         & paper.row.isin(["vera", "lora"])
         & (paper.task != "")
@@ -120,7 +125,8 @@ def others_picture() -> Figure:
 
 
 def _draw_others(axes: Axes, data: pd.DataFrame) -> None:
-    """The cells of the paper side by side, in its order."""
+    """Draws each source's differences. The cells of the paper stand side by side, in its
+    order. data: CELL, source, same and difference."""
     cells = dict.fromkeys(zip(data.model, data.column, strict=True))
     position_of_cell = {cell: position for position, cell in enumerate(cells)}
     groups = data.groupby(["source", "row", "same"], sort=False)

@@ -13,6 +13,7 @@ import pandas as pd
 from analysis import figures
 from analysis.figures.figure import Figure, Part, svg
 from analysis.frame import runs
+from analysis.inference import Mean
 from analysis.notes import cautions
 from analysis.render import (
     NONE,
@@ -25,11 +26,11 @@ from analysis.render import (
 )
 from analysis.results.answers import (
     Costs,
-    RowsOfSize,
     SingleTask,
+    SmallAdapters,
     costs_of,
-    rows_of_size,
     single_task,
+    small_adapters,
 )
 from analysis.results.claims import Finding, claim_numbers
 from analysis.results.findings import findings as findings_on
@@ -60,7 +61,7 @@ END = "<!-- results of all studies: end -->"
 
 @dataclass(frozen=True)
 class PublishedStudy:
-    """A folder of published records. runs: those of its ledger, as a frame."""
+    """A folder of published records. runs: of its ledger, as `frame.runs` makes them."""
 
     folder: Path
     runs: pd.DataFrame
@@ -72,21 +73,26 @@ class PublishedStudy:
 
     @property
     def finished(self) -> pd.DataFrame:
+        """The runs that did not fail, trials included."""
         return self.runs[self.runs.kind != "failed"]
 
     @property
-    def trials(self) -> int:
+    def trial_count(self) -> int:
         return int((self.finished.kind == "trial").sum())
 
     @property
     def hours(self) -> float:
+        """How long these runs took together."""
         return float(self.finished.seconds.sum() / 3600)
 
 
 @dataclass(frozen=True)
 class Pages:
-    """Every page and picture by its path in docs/, the findings behind them, and VeRA
-    next to LoRA on one task. rates: conf/rates.yaml; "" if no trials give it."""
+    """What `make results` writes, and what the README's block is made from.
+
+    files: the text of every page and picture, by its path in docs/. findings: behind
+    them. example: VeRA next to LoRA on one task; None if no task has both. rates: the
+    text of conf/rates.yaml; "" if the trials are too few for it."""
 
     files: dict[str, str] = field(default_factory=dict)
     findings: Sequence[Finding] = ()
@@ -108,15 +114,16 @@ def all_runs(studies: Sequence[PublishedStudy]) -> pd.DataFrame:
 
 
 def near_claims(findings: Sequence[Finding]) -> list[Finding]:
-    """The findings on the claims that VeRA is as good as another row, if any task has
-    runs of both."""
-    return [item for item in findings if item.claim.kind == "near" and item.tasks]
+    """The findings on the claims that VeRA is as good as another row, without those for
+    which no task has runs of both."""
+    return [item for item in findings if item.claim.kind == "near" and item.task_means]
 
 
 def findings_of(studies: Sequence[PublishedStudy]) -> list[Finding]:
     """The findings over the runs of all studies. A run that several studies have
     published counts once, for the study whose preset started it."""
     frame = all_runs(studies)
+    # Copies of a run in a study that did not start it come last, and are dropped.
     is_foreign = frame.preset != frame.origin
     frame = frame.assign(foreign=is_foreign).sort_values("foreign", kind="stable")
     measures = dict[str, Measure]()
@@ -129,7 +136,7 @@ def findings_of(studies: Sequence[PublishedStudy]) -> list[Finding]:
 
 def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
     """The pages of some studies. ledgers: of the studies, by their folders. docs: the
-    folder of the pages, which link those that docs/bench has already."""
+    folder of the pages; results.md links the pages that its bench/ already has."""
     studies = studies_of(ledgers)
     every_finding = findings_of(studies)
     costs: Costs | None = None
@@ -142,16 +149,20 @@ def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
     plot = forest(every_finding)
     if plot:
         files["results/forest.svg"] = svg(plot)
-    rows_by_study = dict[str, RowsOfSize]()
+    adapters_by_study = dict[str, SmallAdapters]()
     for study in studies:
         page = StudyPage(study)
         files |= page.files()
-        small_rows = rows_of_size(page.over_tasks, study.runs)
-        if small_rows:
-            rows_by_study[study.name] = small_rows
-    benches = sorted(docs.glob("bench/*/*.md"))
+        adapters = small_adapters(page.over_tasks, study.runs)
+        if adapters:
+            adapters_by_study[study.name] = adapters
     files["results.md"] = overview(
-        every_finding, studies, benches, rows_by_study, costs, example
+        every_finding,
+        studies,
+        benches=sorted(docs.glob("bench/*/*.md")),
+        adapters_by_study=adapters_by_study,
+        costs=costs,
+        example=example,
     )
     files["results/comparisons.md"] = comparisons_page(every_finding)
     rates = ""
@@ -165,28 +176,29 @@ def overview(
     findings: Sequence[Finding],
     studies: Sequence[PublishedStudy] = (),
     benches: Sequence[Path] = (),
-    rows_by_study: Mapping[str, RowsOfSize] = MappingProxyType({}),
+    adapters_by_study: Mapping[str, SmallAdapters] = MappingProxyType({}),
     costs: Costs | None = None,
     example: SingleTask | None = None,
 ) -> str:
-    """The page of all studies. benches: pages in docs/bench/NAME. rows_by_study: rows of
-    about VeRA's size, of each study that compares many rows over tasks. costs: VeRA's
-    divided by LoRA's. example: VeRA and LoRA on one task."""
+    """The page of all studies. benches: pages in docs/bench/NAME. adapters_by_study: the
+    small adapters of each study that compares many rows over tasks. costs: VeRA's,
+    divided by those of the row in the first finding. example: VeRA and that row on one
+    task."""
     return rendered(
         "results.md",
         findings=findings,
         numbers=claim_numbers(findings),
         studies=studies,
         benches=benches,
-        rows_by_study=rows_by_study,
+        adapters_by_study=adapters_by_study,
         costs=costs,
         example=example,
-        drawn=forest(findings) is not None,
+        has_forest=forest(findings) is not None,
     )
 
 
 def comparisons_page(findings: Sequence[Finding]) -> str:
-    """The page of every comparison, and of what is left out."""
+    """The text of comparisons.md: every comparison, and what is left out."""
     numbers = claim_numbers(findings)
     return rendered("comparisons.md", findings=findings, numbers=numbers)
 
@@ -194,19 +206,19 @@ def comparisons_page(findings: Sequence[Finding]) -> str:
 # --- the README's block
 
 
-def near_lora(findings: Sequence[Finding], example: SingleTask | None = None) -> str:
-    """The README's sentences on VeRA beside LoRA over all tasks, and on one."""
-    beside_lora = [
+def readme_block(findings: Sequence[Finding], example: SingleTask | None = None) -> str:
+    """The README's sentences on VeRA and LoRA over all tasks, and on one (example)."""
+    findings_on_lora = [
         finding
         for finding in findings
         if finding.claim.kind == "near" and finding.opponent == "LoRA"
     ]
-    return str(macros("readme.md").near_lora(beside_lora, example)).strip()
+    return str(macros("readme.md").near_lora(findings_on_lora, example)).strip()
 
 
 def readme_with_block(text: str, block: str) -> str:
-    """The README's text with this block between its two marks. Raises UserError where a
-    mark is missing."""
+    """The README's text with this block between the lines BEGIN and END. Raises UserError
+    where one of them is missing."""
     pattern = f"{re.escape(BEGIN)}.*?{re.escape(END)}"
     previous = re.search(pattern, text, re.DOTALL)
     if not previous:
@@ -233,7 +245,7 @@ class StudyPage:
         }
         notes = rendered_notes(self.study.folder, self.study.runs, self.rows)
         title, notes = _split_title(notes.strip(), name)
-        # NOTES.md has the answer, what would change it, and details.
+        # NOTES.md has the answer (one paragraph), what would change it, and details.
         answer, _, rest = notes.partition("\n\n")
         change, _, details = rest.partition("\n## Details\n")
         tables, equal = _tables_by_task(rows_table(self.rows))
@@ -247,9 +259,9 @@ class StudyPage:
             equal=equal,
             metrics=self._metrics(),
             rows=self.rows,
-            ends=any(row.at_end for row in self.rows.rows),
+            has_rate_at_end=any(row.at_end for row in self.rows.rows),
             cautions=cautions(self.rows.cells),
-            over=self._over_tasks_lines(),
+            over_tasks_lines=self._over_tasks_lines(),
             over_tasks=self.over_tasks,
             pictures=[
                 (one_line(figure.title), path)
@@ -276,6 +288,7 @@ class StudyPage:
         return [*zip(cells.task_label, cells["name"], strict=True)]
 
     def _over_tasks_lines(self) -> list[str]:
+        """The table over tasks as lines of Markdown; none if rows or tasks are few."""
         if not self.over_tasks:
             return []
         table = over_tasks_table(self.over_tasks)
@@ -283,7 +296,8 @@ class StudyPage:
 
 
 def _split_title(notes: str, name: str) -> tuple[str, str]:
-    """The title of a study's notes, or else its name; and the notes without it."""
+    """The title of a study's notes (or, without one, the study's name), and the notes
+    after it."""
     if not notes.startswith("# "):
         return name, notes
     title, _, rest = notes.partition("\n")
@@ -293,8 +307,12 @@ def _split_title(notes: str, name: str) -> tuple[str, str]:
 def _tables_by_task(
     table: Table,
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """A table with all tasks as one for each task (lines of Markdown), without the
-    columns in which all of its rows are equal; and for each task what these say."""
+    """A table of all tasks, split by the column "task".
+
+    Returns:
+        By task, the lines of its table in Markdown, without the columns in which all of
+        its rows are equal. And by task, what these columns say: "model MiniLM".
+    """
     columns = table.header or ["task"]
     texts = pd.DataFrame(table.texts, columns=columns).set_index("task")
     tables = dict[str, list[str]]()
@@ -322,6 +340,7 @@ def rows_table(rows: StudyRows) -> Table:
 
 
 def _row_line(row: RowDifference) -> dict[str, Entry]:
+    """The line of a row on one task, by the headers of the table."""
     cell: Any = row.cell
     decimals = int(cell.digits)
     mark = "^" if row.at_end else ""
@@ -339,10 +358,10 @@ def _row_line(row: RowDifference) -> dict[str, Entry]:
 
 
 def difference_columns(
-    mean: Any, is_firm: bool, ids: tuple[str, ...], decimals: int = 1
+    mean: Mean, is_firm: bool, ids: tuple[str, ...], decimals: int = 1
 ) -> dict[str, Entry]:
-    """The entries of two columns: a difference from VeRA, bold if it is firm, and its
-    interval. ids: of the runs behind it."""
+    """The entries of two columns: a mean difference from VeRA, bold if it is firm, and
+    its interval. ids: of the runs behind it."""
     low, high = mean.interval()
     value = of_runs(mean.mean, ids, sign=True, decimals=decimals)
     ends = of_runs(low, ids, high=high, sign=True, decimals=decimals)
@@ -350,7 +369,8 @@ def difference_columns(
 
 
 def over_tasks_table(rows: OverTasks) -> Table:
-    """The differences from VeRA over tasks, and which rows are equivalent."""
+    """Each row's mean difference from VeRA over tasks, and whether the two are
+    equivalent."""
     lines = list[dict[str, Entry]]()
     for row, mean, p in rows.lines():
         line: dict[str, Entry] = {"method": rows.labels[row]}

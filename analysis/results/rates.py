@@ -12,8 +12,9 @@ from analysis.frame import reported
 from analysis.inference import Array, Mean, equivalence_verdict, mean_of
 from analysis.results.claims import Claim, Comparison, claims
 
-#: What the trials of one search share. Scores of other searches are measured on other
-#: rows.
+#: The columns of `frame.runs` that the trials of one search share. The scores of
+#: different searches do not compare: they are measured on other data, or after other
+#: numbers of epochs.
 SEARCH_COLUMNS = ["model", "task", "measured", "epochs"]
 
 
@@ -24,8 +25,9 @@ def comparisons_of_rates(runs: pd.DataFrame) -> Iterator[Comparison]:
         if claim.kind != "rates":
             continue
         for pattern in claim.rows:
-            of_claim = trials[trials.row.astype(str).str.fullmatch(pattern)]
-            for _, search in of_claim.groupby(SEARCH_COLUMNS, sort=False):
+            is_of_claim = trials.row.astype(str).str.fullmatch(pattern)
+            searches = trials[is_of_claim].groupby(SEARCH_COLUMNS, sort=False)
+            for _, search in searches:
                 if search["rank"].nunique() > 1 and search.lr.nunique() > 1:
                     yield _comparison_of_search(claim, search)
 
@@ -48,7 +50,7 @@ def _comparison_of_search(claim: Claim, search: pd.DataFrame) -> Comparison:
         mean=mean,
         table=_table_lines(scores, int(first_trial.digits)),
         counts=(seeds,),
-        size=seeds,
+        sample_size=seeds,
         origins=(*dict.fromkeys(search.origin),),
     )
 
@@ -65,7 +67,7 @@ def score_table(search: pd.DataFrame) -> pd.DataFrame:
 
 
 def regret_of_search(search: pd.DataFrame) -> Mean:
-    """The regret of the trials of one search, over seeds (`regret`)."""
+    """The regret (`regret`) of a search. search: its trials."""
     scores = score_table(search)
     seeds = search.seed.nunique()
     return regret(scores.to_numpy().reshape(len(scores), -1, seeds))
@@ -91,9 +93,9 @@ def regret(scores: Array) -> Mean:
     for seed in range(seeds):
         means = np.delete(scores, seed, axis=2).mean(axis=2)
         best_rates = means.argmax(axis=1)
-        # of each rank (line) at the best rate of each rank (column)
+        # the score of each rank (line) at the best rate of each rank (column)
         at_best_rates = scores[:, best_rates, seed]
-        # 0 on the diagonal, where the rate is the rank's own
+        # minus its score at its own best rate: 0 on the diagonal
         changes = at_best_rates - np.diag(at_best_rates)[:, None]
         mean_by_seed.append(float(changes.sum() / (ranks * (ranks - 1))))
     return mean_of(mean_by_seed)

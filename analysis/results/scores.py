@@ -12,14 +12,15 @@ from analysis.results.templates import distance, interval_text
 
 
 def fixed(value: float | Sequence[float], decimals: int = 1) -> str:
-    """A number with this many decimals; several as prose lists them."""
+    """A number as text; several as prose lists them: 1.2, 3.4 and 5.6."""
     if isinstance(value, int | float | np.floating):
         return f"{value:,.{decimals}f}"
     return listed([f"{number:,.{decimals}f}" for number in value])
 
 
 def gap(difference: "SeedDifferences", row: str = "", decimals: int = 1) -> str:
-    """A difference in words: 1.2 points below LoRA (95% CI -2.3 to -0.1)."""
+    """A difference in words: 1.2 points below LoRA (95% CI -2.3 to -0.1). row: the name
+    of the row that was subtracted; "" to leave it out."""
     ends = interval_text(difference.mean, decimals)
     words = distance(difference.mean, row, decimals)
     return words if ends == "-" else f"{words} (95% CI {ends})"
@@ -37,12 +38,14 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+#: The filters of a study's notes, by name.
 FILTERS = {"gap": gap, "distance_of": distance_of, "fixed": fixed}
 
 
 @dataclass(frozen=True)
 class SeedScores:
-    """The scores of some runs, by seed."""
+    """The scores of some runs in the order of their seeds. collapsed: how many of these
+    runs collapsed."""
 
     seeds: tuple[int, ...]
     values: tuple[float, ...]
@@ -83,7 +86,8 @@ class SeedScores:
 
 @dataclass(frozen=True)
 class SeedDifferences:
-    """Differences of pairs of one seed; positive: the first row is better."""
+    """The differences of pairs of runs of one seed, in the order of seeds. Positive: the
+    first row (or score) is better."""
 
     seeds: tuple[int, ...]
     values: tuple[float, ...]
@@ -111,6 +115,7 @@ class SeedDifferences:
 
     @property
     def below(self) -> int:
+        """In how many pairs the first row is worse."""
         return sum(value < 0 for value in self.values)
 
     @property
@@ -120,6 +125,7 @@ class SeedDifferences:
 
     @property
     def largest(self) -> float:
+        """The largest difference of a pair, without its sign."""
         return max(map(abs, self.values))
 
     def ends(self, level: float = 0.95) -> tuple[float, float]:

@@ -18,29 +18,32 @@ from analysis.inference import Mean, mean_of
 from analysis.results.rates import SEARCH_COLUMNS
 from analysis.results.templates import rendered
 
+#: The row whose rates the ratios are multiples of.
 REFERENCE = "lora"
 #: A search of fewer rates says little about where the best one is.
 FEWEST_RATES = 3
-#: Of a ratio: it tells 12.5 from 12, and more would be false precision.
+#: The significant digits of a printed ratio. Three distinguish 12.5 from 12, and more
+#: would be false precision.
 DIGITS = 3
 
-#: What the trials of one search share: their rows are the same.
-Place = tuple[object, ...]
+#: The values of SEARCH_COLUMNS: searches of two rows compare if these are equal.
+Setup = tuple[object, ...]
 
 
 @dataclass(frozen=True)
 class Search:
-    """The trials that searched one row's rate in one place.
+    """The trials that searched the learning rate of one row in one setup.
 
     scores: by rate (index) and seed (columns), such that more is better; NaN where
-    nothing was tried. parameters, steps, train_rows: of a trial."""
+    nothing was tried. parameters, steps, train_rows: of one trial: how many parameters
+    it trains, for how many steps, on how many rows of data."""
 
     row: str
     label: str
     model: str
     task: str
     task_label: str
-    place: Place
+    setup: Setup
     scores: pd.DataFrame
     parameters: int
     steps: int
@@ -57,71 +60,78 @@ class Search:
         return self.scores.shape[1] > 1 and not self.scores.isna().to_numpy().any()
 
     def regret(self, rate: float) -> float:
-        """How many points a rate loses to the search's own. Each seed is scored at the
-        rate that is best on all other seeds, minus its score at the tried rate that is
-        nearest to `rate`."""
-        rates = np.log10(self.scores.index.to_numpy(float))
-        nearest = int(np.abs(rates - math.log10(rate)).argmin())
-        values = self.scores.to_numpy(float)
+        """How many points a rate loses to the search's own best one, as a mean over
+        seeds. A seed's loss is its score at the rate that is best on all other seeds,
+        minus its score at the tried rate that is nearest to `rate`."""
+        log_rates = np.log10(self.scores.index.to_numpy(float))
+        nearest = int(np.abs(log_rates - math.log10(rate)).argmin())
+        scores = self.scores.to_numpy(float)
         losses = list[float]()
-        for seed in range(values.shape[1]):
-            chosen = np.delete(values, seed, axis=1).mean(axis=1).argmax()
-            losses.append(float(values[chosen, seed] - values[nearest, seed]))
+        for seed in range(scores.shape[1]):
+            other_seeds = np.delete(scores, seed, axis=1)
+            best = other_seeds.mean(axis=1).argmax()
+            losses.append(float(scores[best, seed] - scores[nearest, seed]))
         return statistics.fmean(losses)
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A row's rates over LoRA's. by_place: of each search beside one of LoRA's."""
+    """A row's best rates divided by LoRA's. by_setup: in each setup in which both were
+    searched. searches: of the row, in these setups."""
 
     row: str
     label: str
-    by_place: Mapping[Place, float]
+    by_setup: Mapping[Setup, float]
     searches: Sequence[Search]
 
     @property
     def median(self) -> float:
-        """The middle ratio, geometric where there are two."""
-        return _geometric_median(self.by_place.values())
+        """The median ratio; of an even number of them, the geometric mean of the middle
+        two."""
+        return _geometric_median(self.by_setup.values())
 
     @property
     def range_text(self) -> str:
         """The smallest and the largest ratio; "-" for one search."""
         if len(self.searches) == 1:
             return "-"
-        low, high = min(self.by_place.values()), max(self.by_place.values())
+        low = min(self.by_setup.values())
+        high = max(self.by_setup.values())
         return f"{short_number(low)} to {short_number(high)}"
 
     @property
     def parameters(self) -> str:
-        """The smallest and the largest count of its trials: 7,680 to 43,008."""
+        """The smallest and the largest count of trained parameters among its searches:
+        "7,680 to 43,008"."""
         return count_range([search.parameters for search in self.searches])
 
     @property
     def steps(self) -> str:
-        """The fewest and the most steps of its trials."""
+        """The fewest and the most steps among its searches, as text."""
         return count_range([search.steps for search in self.searches])
 
 
 @dataclass(frozen=True)
 class StartingRule:
-    """The rule, and what it loses on tasks that did not make it.
+    """The rule, and how many points it loses to a search, on tasks whose ratios did not
+    make it.
 
-    loss: over rows, each averaged over its tasks. loss_by_task: over the rows of a task.
-    loss_without_lora: where the median of a row's own rates on other tasks is taken
-    instead, which needs no rate of LoRA's. compared: how many rows were scored.
-    train_rows: on how many rows their trials trained."""
+    loss: the mean over rows, each averaged over its tasks. loss_by_task: the mean over
+    the rows of each task. loss_without_lora: the loss if we take the median of a row's
+    own rates on other tasks instead, which needs no rate of LoRA's. scored_rows: over
+    how many rows these means are. train_rows: on how many rows of data the scored
+    trials trained, as text."""
 
     ratios: Sequence[Ratio]
     loss: Mean
     loss_by_task: Mapping[str, Mean]
     loss_without_lora: Mean
-    compared: int
+    scored_rows: int
     train_rows: str
 
 
 def searches_of(runs: pd.DataFrame) -> list[Search]:
-    """The searches among runs that tried FEWEST_RATES or more."""
+    """Every search that tried FEWEST_RATES or more. runs: of `frame.runs`."""
     trials = reported(runs[runs.kind == "trial"])
     searches = list[Search]()
     keys = [*SEARCH_COLUMNS, "row", "rank"]
@@ -139,7 +149,7 @@ def searches_of(runs: pd.DataFrame) -> list[Search]:
                 model=first.model,
                 task=first.task,
                 task_label=first.task_label,
-                place=tuple(first[column] for column in SEARCH_COLUMNS),
+                setup=tuple(first[column] for column in SEARCH_COLUMNS),
                 scores=scores,
                 parameters=int(first.parameters),
                 steps=int(first.steps),
@@ -150,25 +160,35 @@ def searches_of(runs: pd.DataFrame) -> list[Search]:
 
 
 def starting_rule(runs: pd.DataFrame) -> StartingRule | None:
-    """The rule from the trials among some runs; None where no search has LoRA's beside
-    it, or none was scored on a task that did not make the rule."""
+    """The rule from the trials among some runs. None where no row was searched in the
+    same setup as LoRA, or none of them on two tasks, so that we cannot say what the rule
+    loses."""
     searches = searches_of(runs)
     lora_rates = _lora_rates(searches)
     ratios = _ratios(searches, lora_rates)
     train_rows = list[int]()
-    losses = defaultdict[tuple[str, str], list[float]](list)
-    plain_losses = defaultdict[str, list[float]](list)
+    losses = defaultdict[tuple[str, str], list[float]](list)  # by task and row
+    losses_without_lora = defaultdict[str, list[float]](list)  # by row
     for ratio in ratios:
         for search in ratio.searches:
-            on_other_tasks = [s for s in ratio.searches if s.task != search.task]
+            # Each search is scored at the rate that its row's other tasks suggest.
+            on_other_tasks = [
+                other_search
+                for other_search in ratio.searches
+                if other_search.task != search.task
+            ]
             if not (on_other_tasks and search.can_be_scored):
                 continue
             train_rows.append(search.train_rows)
-            elsewhere = [ratio.by_place[s.place] for s in on_other_tasks]
-            rate = lora_rates[search.place] * _geometric_median(elsewhere)
+            other_ratio = _geometric_median(
+                ratio.by_setup[other_search.setup] for other_search in on_other_tasks
+            )
+            rate = lora_rates[search.setup] * other_ratio
             losses[search.task_label, search.row].append(search.regret(rate))
-            plain_rate = _geometric_median(s.best_rate for s in on_other_tasks)
-            plain_losses[search.row].append(search.regret(plain_rate))
+            other_rate = _geometric_median(
+                other_search.best_rate for other_search in on_other_tasks
+            )
+            losses_without_lora[search.row].append(search.regret(other_rate))
     if not losses:
         return None
     losses_by_row = defaultdict[str, list[float]](list)
@@ -180,14 +200,14 @@ def starting_rule(runs: pd.DataFrame) -> StartingRule | None:
         ratios=ratios,
         loss=_mean_over_rows(losses_by_row),
         loss_by_task={task: mean_of(values) for task, values in losses_by_task.items()},
-        loss_without_lora=_mean_over_rows(plain_losses),
-        compared=len(losses_by_row),
+        loss_without_lora=_mean_over_rows(losses_without_lora),
+        scored_rows=len(losses_by_row),
         train_rows=count_range(train_rows),
     )
 
 
 def starting_rates_files(rule: StartingRule) -> tuple[str, str]:
-    """docs/starting_rates.md, and conf/rates.yaml."""
+    """The texts of docs/starting_rates.md and of conf/rates.yaml."""
     ratios = sorted(rule.ratios, key=lambda ratio: (-ratio.median, ratio.row))
     page = rendered(
         "starting_rates.md",
@@ -221,34 +241,36 @@ def short_number(number: float) -> str:
 
 
 def _ratios(
-    searches: Sequence[Search], lora_rates: Mapping[Place, float]
+    searches: Sequence[Search], lora_rates: Mapping[Setup, float]
 ) -> list[Ratio]:
-    """The ratio of each row but LoRA's that was searched beside LoRA."""
+    """The ratio of each row but LoRA that was searched in a setup of lora_rates."""
     searches_by_row = defaultdict[str, list[Search]](list)
     for search in searches:
-        if search.row != REFERENCE and search.place in lora_rates:
+        if search.row != REFERENCE and search.setup in lora_rates:
             searches_by_row[search.row].append(search)
     ratios = list[Ratio]()
-    for row, of_row in searches_by_row.items():
-        by_place = {
-            search.place: search.best_rate / lora_rates[search.place]
-            for search in of_row
+    for row, searches_of_row in searches_by_row.items():
+        by_setup = {
+            search.setup: search.best_rate / lora_rates[search.setup]
+            for search in searches_of_row
         }
-        ratios.append(Ratio(row, of_row[0].label, by_place, of_row))
+        label = searches_of_row[0].label
+        ratios.append(Ratio(row, label, by_setup, searches_of_row))
     return ratios
 
 
-def _lora_rates(searches: Iterable[Search]) -> dict[Place, float]:
-    """LoRA's best rate in each place where it was searched."""
+def _lora_rates(searches: Iterable[Search]) -> dict[Setup, float]:
+    """LoRA's best rate in each setup in which it was searched."""
     return {
-        search.place: search.best_rate for search in searches if search.row == REFERENCE
+        search.setup: search.best_rate for search in searches if search.row == REFERENCE
     }
 
 
 def _mean_over_rows(losses: Mapping[str, Sequence[float]]) -> Mean:
-    """The mean over rows of their mean losses. losses: in points, by row."""
+    """The mean over rows of each row's mean loss. losses: in points, by row."""
     return mean_of([statistics.fmean(values) for values in losses.values()])
 
 
 def _geometric_median(values: Iterable[float]) -> float:
+    """The median; of an even number of values, the geometric mean of the middle two."""
     return 10 ** statistics.median(math.log10(value) for value in values)

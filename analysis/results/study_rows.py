@@ -3,7 +3,7 @@ tasks by a mixed model."""
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from analysis.paired import paired_differences
 from analysis.results.comparisons import mark_collapsed
 from runs.record.intervals import LEVEL
 
-#: How many rows of similar variances it takes to pool the variance over them.
+#: We pool the variance over the rows of a task if at least so many vary alike.
 MANY_ROWS = 10
 #: A difference is firm if its p is below this, after Holm's correction.
 SIGNIFICANCE = 1 - LEVEL
@@ -32,11 +32,13 @@ SIGNIFICANCE = 1 - LEVEL
 class RowDifference:
     """A row of a study on one task, and its mean difference from VeRA.
 
-    cell: its line of `frame.reported_cells`. mean: by the pooled variance where there
-    is one; p: of this mean, after Holm's correction over the whole study. paired,
-    paired_p: the same by the differences of its own pairs alone
+    cell: its line of `frame.reported_cells`. mean: the difference, with an error from
+    the pooled variance where there is one. p: of this mean, after Holm's correction over
+    the whole study. paired, paired_p: the same by the differences of its own pairs alone
     (`paired.paired_differences`). at_end: whether its best learning rate is the lowest
     or the highest that was tried.
+
+    VeRA itself and rows without a pair have unknown means (NaN).
     """
 
     cell: Any
@@ -57,8 +59,9 @@ class RowDifference:
 
 @dataclass(frozen=True)
 class PooledVariance:
-    """The variance of a run on one task, pooled over rows. outliers: the labels of the
-    rows that are left out, because one of their runs collapsed or they vary more."""
+    """The variance of a run on one task, pooled over rows. variance: the analysis of rows
+    by seeds, whose residual deviation is that of a run. outliers: the labels of the rows
+    that are left out, because one of their runs collapsed or they vary more."""
 
     variance: TwoWay
     outliers: tuple[str, ...]
@@ -68,9 +71,9 @@ class PooledVariance:
 class StudyRows:
     """Every row of a study on every task.
 
-    rows: beside VeRA. pooled: by the labels of the tasks on which it is pooled, the
-    variance of a run. cells: of the study (`frame.reported_cells`). poolable: the cells
-    without the rows of `rows_not_pooled`."""
+    rows: with their differences from VeRA. pooled: the variance of a run, by the label
+    of each task on which there is one. cells: of the study (`frame.reported_cells`).
+    poolable: the cells without the rows of `rows_not_pooled`."""
 
     rows: tuple[RowDifference, ...]
     pooled: Mapping[str, PooledVariance]
@@ -84,16 +87,17 @@ class StudyRows:
 
 
 def study_rows(runs: pd.DataFrame) -> StudyRows:
-    """Each row of a study on each task beside VeRA. runs: every variant as a row."""
+    """Each row of a study on each task beside VeRA. runs: of the study, every variant as
+    a row of its own (`variants.every_variant`)."""
     cells = reported_cells(runs)
     task_keys = tasks_by_way(cells)
     cells["task_label"] = tasks_by_way(cells, "task_label")
     results = mark_collapsed(reported(mark_left_out(runs)))
     trials = reported(runs[runs.kind == "trial"])
-    compared = paired_differences(runs, "vera", as_reference=True)
-    paired_by_row = compared.set_index(["model", "task", "other"])
+    differences = paired_differences(runs, "vera", as_reference=True)
+    paired_by_row = differences.set_index(["model", "task", "other"])
     pooled = dict[str, PooledVariance]()
-    lines = list[tuple[Any, Mean, Mean, float]]()
+    rows = list[RowDifference]()
     poolable = list[int]()
     for (model, task_key), cells_on_task in cells.groupby(
         ["model", task_keys], sort=False
@@ -117,27 +121,37 @@ def study_rows(runs: pd.DataFrame) -> StudyRows:
             mean = paired
             if variance and cell.row not in outliers:
                 mean = _with_variance(paired, variance)
-            lines.append((cell, mean, paired, paired_p))
-    corrected = holm([mean.p() for _, mean, _, _ in lines])
-    rows = list[RowDifference]()
-    for (cell, mean, paired, paired_p), p in zip(lines, corrected, strict=True):
-        at_end = is_best_rate_at_end(cell, trials)
-        rows.append(RowDifference(cell, mean, paired, float(p), paired_p, at_end))
-    return StudyRows((*rows,), pooled, cells, cells.loc[poolable])
+            row = RowDifference(
+                cell=cell,
+                mean=mean,
+                paired=paired,
+                p=float(mean.p()),
+                paired_p=paired_p,
+                at_end=is_best_rate_at_end(cell, trials),
+            )
+            rows.append(row)
+    corrected = holm([row.p for row in rows])
+    corrected_rows = [
+        replace(row, p=float(p)) for row, p in zip(rows, corrected, strict=True)
+    ]
+    return StudyRows((*corrected_rows,), pooled, cells, cells.loc[poolable])
 
 
 def _with_variance(paired: Mean, variance: TwoWay) -> Mean:
     """A mean over pairs, with the error that follows from the pooled standard deviation
-    of a run."""
+    of a run; unchanged for fewer than two pairs, whose mean is unknown."""
     if not paired.freedom > 0:
         return paired
-    error = variance.deviation * math.sqrt(2 / (paired.freedom + 1))
+    pair_count = paired.freedom + 1
+    # A difference of two runs has twice the variance of a run.
+    error = variance.deviation * math.sqrt(2 / pair_count)
     return Mean(paired.mean, error, variance.freedom)
 
 
 def rows_not_pooled(runs: pd.DataFrame) -> list[str]:
     """The rows of one task whose variance is not pooled: those with a collapsed run,
-    and those that vary more than the others (`outlying_variances`)."""
+    and those that vary more than the others (`outlying_variances`). runs: results of the
+    task, of `mark_collapsed`."""
     has_collapsed = runs.groupby("row").collapsed.any()
     numbers = runs[~runs.row.map(has_collapsed)].groupby("row").number
     variances = numbers.var()
@@ -146,9 +160,11 @@ def rows_not_pooled(runs: pd.DataFrame) -> list[str]:
 
 
 def pooled_variance(runs: pd.DataFrame) -> TwoWay | None:
-    """The variance of a run pooled over the rows of one task; None if rows are few. Only
-    rows that have all of the seeds can be in it, so it takes the number of seeds that
-    leaves the most degrees of freedom."""
+    """The variance of a run, pooled over the rows of one task that train an adapter; None
+    if fewer than MANY_ROWS remain.
+
+    The analysis takes only rows that have all of its seeds, so more seeds mean fewer
+    rows. We choose the number of seeds that leaves the most degrees of freedom."""
     by_row = runs[runs.parameters > 0].pivot_table(
         index="row", columns="seed", values="number"
     )
@@ -168,8 +184,10 @@ def residual_freedom(table: pd.DataFrame) -> int:
 
 def is_best_rate_at_end(cell: Any, trials: pd.DataFrame) -> bool:
     """Whether the best learning rate of a cell's trials is the lowest or the highest
-    that they tried. Rates are compared by their means over seeds, each at the rate of
-    the head that is best for it."""
+    that they tried; False if they tried one rate.
+
+    A rate's score is its mean over seeds, at the learning rate of the head that suits it
+    best. cell: of `frame.reported_cells`. trials: of the study, with their scores."""
     is_of_row = (
         (trials.conf_row == cell.conf_row)
         & (trials.task == cell.task)
@@ -199,10 +217,10 @@ def is_best_rate_at_end(cell: Any, trials: pd.DataFrame) -> bool:
 class OverTasks:
     """The rows of a study over its tasks, beside VeRA.
 
-    tasks: their labels. means: of the rows that have all tasks (lines), by model and
-    task (columns). variance: of this table. rows: these rows without VeRA, by size;
-    labels, ids: by row. difference: each row's mean over tasks minus VeRA's, as an array
-    in the order of `rows`; p: of each, after Holm's correction.
+    tasks: their labels. means: the scores of the rows that have all tasks (lines), by
+    model and task (columns). variance: the analysis of this table. rows: these rows
+    without VeRA, by size; labels, ids: by row. difference: each row's mean over tasks
+    minus VeRA's, an array in the order of `rows`; p: of each, after Holm's correction.
     """
 
     tasks: tuple[str, ...]
@@ -215,7 +233,7 @@ class OverTasks:
     p: Any
 
     def lines(self) -> Iterator[tuple[str, Mean, float]]:
-        """Each row with its difference and corrected p."""
+        """Each row with its difference from VeRA and the corrected p."""
         error, freedom = self.difference.error, self.difference.freedom
         for row, difference, p in zip(
             self.rows, self.difference.mean, self.p, strict=True
@@ -289,7 +307,10 @@ def rows_over_tasks(
 
 def _share_of_gain(rows: pd.DataFrame, reference_cells: pd.DataFrame) -> pd.Series:
     """Where each row's score lies between that of the head alone (0) and LoRA's (100) on
-    the same model and task. rows: cells. reference_cells: those of the head and LoRA."""
+    the same model and task. That is also right for scores of which less is better, since
+    both differences change their sign.
+
+    rows: cells. reference_cells: among others, those of the head and of LoRA."""
     by_task = reference_cells.pivot_table(
         index=["model_label", "task_label"], columns="row", values="mean"
     )

@@ -47,6 +47,7 @@ def macros(page: str) -> Any:
 
 
 def is_unknown(value: float | None) -> bool:
+    """Whether a number is missing: None or NaN."""
     return value is None or math.isnan(value)
 
 
@@ -74,9 +75,9 @@ def with_interval(mean: Mean, decimals: int = 1) -> str:
 
 
 def distance(mean: Mean, row: str = "", decimals: int = 1) -> str:
-    """A mean difference from a row in words: 1.2 points below LoRA, or without a name
-    1.2 points below. One that rounds to 0 has no side: less than 0.05 points from LoRA,
-    or away."""
+    """A mean difference from a row in words: "1.2 points below LoRA", or "1.2 points
+    below" without the row's name. One that rounds to 0 has no side: "less than 0.05
+    points from LoRA", or "less than 0.05 points away"."""
     points = f"{abs(mean.mean):.{decimals}f}"
     if float(points) == 0:
         half_digit = 0.5 / 10**decimals
@@ -87,12 +88,13 @@ def distance(mean: Mean, row: str = "", decimals: int = 1) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in percent, without decimals from 10% on."""
+    """A share in percent, with one decimal below 10%: 0.5%, 25%."""
     decimals = 0 if share >= 0.1 or share == 0 else 1
     return f"{100 * share:.{decimals}f}%"
 
 
-WORDS = [
+#: The counts from 0 to 20 in words.
+COUNT_WORDS = [
     "no",
     "one",
     "two",
@@ -118,5 +120,5 @@ WORDS = [
 
 
 def spoken(count: int) -> str:
-    """A count in words up to twenty, as prose has it."""
-    return WORDS[count] if count < len(WORDS) else f"{count:,}"
+    """A count as prose has it: in words up to twenty, then in figures."""
+    return COUNT_WORDS[count] if count < len(COUNT_WORDS) else f"{count:,}"

@@ -12,16 +12,15 @@ from analysis.inference import Verdict
 from analysis.paired import paired_differences
 from analysis.render import p_value
 from analysis.results.answers import (
-    RowOfSize,
-    RowsOfSize,
+    SmallAdapter,
+    SmallAdapters,
     costs_of,
-    rows_of_size,
     single_task,
+    small_adapters,
 )
 from analysis.results.claims import Comparison, Finding, claims
 from analysis.results.findings import findings
-from analysis.results.pages import near_lora as readme_block
-from analysis.results.pages import overview
+from analysis.results.pages import overview, readme_block
 from analysis.results.study_rows import rows_over_tasks, study_rows
 from analysis.results.templates import interval_text, signed
 from runs.command.errors import UserError
@@ -66,10 +65,10 @@ def records_with_costs(device="cpu"):
 def test_costs_are_medians_over_pairs_of_one_kind_of_processor():
     of_ledger = records_with_costs()
     costs = costs_of(near_lora(of_ledger), runs(of_ledger))
-    assert sorted(costs.seconds.values()) == [0.5, 1.5]
-    assert costs.median_ratio == 1.0
-    assert [costs.seconds[task] for task in costs.extreme_tasks] == [0.5, 1.5]
-    assert costs.bytes == (0.25, 0.25)
+    assert sorted(costs.time_ratios.values()) == [0.5, 1.5]
+    assert costs.median_time_ratio == 1.0
+    assert [costs.time_ratios[task] for task in costs.extreme_tasks] == [0.5, 1.5]
+    assert costs.size_range == (0.25, 0.25)
 
 
 def test_costs_of_different_processors_are_unknown():
@@ -155,15 +154,15 @@ def test_rows_of_about_veras_size_are_ordered_by_their_means():
         record["parameters"]["adapter"] = 9_000 if large else 1_000
     frame = runs(of_ledger)
     compared = rows_over_tasks(study_rows(frame).poolable)
-    small = rows_of_size(compared, frame)
+    small = small_adapters(compared, frame)
     assert small.vera_parameters == 1_000
     assert small.parameters == (1_000, 1_000)
-    means = [row.mean.mean for row in small.rows]
+    means = [row.difference.mean for row in small.rows]
     assert len(means) == 9
     assert means == sorted(means, reverse=True)
     assert means[0] == pytest.approx(0.9)
     assert len(small.top) == 3
-    assert rows_of_size(None, frame) is None
+    assert small_adapters(None, frame) is None
 
 
 def test_a_row_is_above_or_below_only_after_correction():
@@ -173,9 +172,9 @@ def test_a_row_is_above_or_below_only_after_correction():
     def row(p, sign=1):
         difference = Difference()
         difference.mean = float(sign)
-        return RowOfSize("a", 1, difference, p)
+        return SmallAdapter("a", 1, difference, p)
 
-    rows_of_both = RowsOfSize((), 1, (row(0.01), row(0.2), row(0.01, sign=-1)))
+    rows_of_both = SmallAdapters((), 1, (row(0.01), row(0.2), row(0.01, sign=-1)))
     assert [len(rows_of_both.above), len(rows_of_both.below)] == [1, 1]
 
 

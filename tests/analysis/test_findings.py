@@ -67,7 +67,7 @@ def test_vera_is_near_lora_by_pairs_of_one_seed(vera, differences, verdict):
     assert (near.verdict, near.crossfit) == (verdict, verdict)
     assert [side.median for side in near.sides] == pytest.approx([100 * vera[1], 42])
     assert near.ids == tuple(record["id"] for record in made)
-    assert (near.model, near.task, near.size, near.epochs) == (
+    assert (near.model, near.task, near.sample_size, near.epochs) == (
         "minilm",
         "cola",
         3,
@@ -87,13 +87,14 @@ def test_pairs_are_of_seeds_that_both_rows_have_on_the_same_data():
     assert found_on(*made[:2], *made[4:]) == []
     made[2]["data"]["dev_rows"] = 500
     near = compared(*made)
-    assert (near.size, near.verdict) == (1, INCONCLUSIVE)  # one pair decides nothing
+    # one pair decides nothing
+    assert (near.sample_size, near.verdict) == (1, INCONCLUSIVE)
 
 
 def test_pairs_that_all_collapsed_decide_nothing():
     made = [*small("vera", "cola", (0.9, 0.1)), *small("lora", "cola", (0.1, 0.9))]
     near = the(found_on(*made))
-    assert (near.tasks, near.verdict) == ({}, INCONCLUSIVE)
+    assert (near.task_means, near.verdict) == ({}, INCONCLUSIVE)
 
 
 def test_a_pair_that_the_difference_leaves_out_is_not_counted_on_the_page():
@@ -126,11 +127,11 @@ def test_rows_that_may_have_learned_nothing_are_left_out(task, border, chance, o
         finding = the(found_on(*made, origin="mine"), name)
         (near,) = finding.comparisons
         if shift > 0:
-            assert (near.excluded, len(finding.tasks)) == ("", 1)
+            assert (near.excluded, len(finding.task_means)) == ("", 1)
         else:
             reason = f"no row has learned (chance is {chance})"
             assert (near.excluded, near.verdict) == (reason, INCONCLUSIVE)
-            assert (finding.tasks, finding.verdict) == ({}, INCONCLUSIVE)
+            assert (finding.task_means, finding.verdict) == ({}, INCONCLUSIVE)
             assert [one.reason for one in finding.exclusions] == [reason]
 
 
@@ -272,11 +273,31 @@ def test_an_interval_covers_test_rows_where_the_records_say_which_are_right():
     assert expected.error > pairs.mean.error
     assert near.comparisons[0].verdict == near.claim.verdict(expected)
     # over tasks seeds alone are needed
-    assert near.tasks["MiniLM, mrpc"].error == pairs.mean.error
+    assert near.task_means["MiniLM, mrpc"].error == pairs.mean.error
     del made[0]["right"]
     near = the(findings(runs(of_ledger), records=of_ledger.records))
     pairs = near.comparisons[0].pairs[0]
     assert (pairs.covers, pairs.task_mean) == ("seeds only", pairs.mean)
+
+
+def test_a_collapsed_first_run_does_not_hide_which_test_rows_belong_together():
+    """Such a run may have no texts, which say it."""
+    made = rows("mrpc", vera=(0.0, 0.80, 0.81, 0.82), lora=(0.84, 0.83, 0.84, 0.82))
+    bits = with_items(made, np.random.default_rng(2))
+    groups = [item // 2 for item in range(1000)]
+    records = {
+        record["id"]: record | {"texts": {"groups": groups, "scores": []}}
+        for record in made
+        if record["result"]["protocols"]["paper"]["best"]
+    }
+    near = the(findings(runs(ledger(*made)), records=records))
+    pairs = near.comparisons[0].pairs[0]
+    assert pairs.left_collapsed == (True, False, False, False)
+    assert pairs.task_mean == over_seeds_and_items(
+        np.array([bits[run] for run in pairs.left.ids[1:]]),
+        np.array([bits[run] for run in pairs.right.ids[1:]]),
+        groups,
+    )
 
 
 # --- measures
@@ -391,7 +412,7 @@ def test_tasks_of_chance_are_out_of_the_mean_and_a_task_compared_twice_counts_on
     made = rows("cola", vera=(0.4, 0.41), lora=(0.4, 0.41))
     made += rows("rte", vera=(0.5, 0.51), lora=(0.1, 0.1))
     near = the(found_on(*made))
-    assert [*near.tasks] == ["MiniLM, cola"]
+    assert [*near.task_means] == ["MiniLM, cola"]
     assert (len(near.comparisons), near.verdict) == (2, SUPPORTED)
     longer = rows("cola", vera=(0.44, 0.45), lora=(0.4, 0.41))
     for record in longer:
@@ -400,7 +421,7 @@ def test_tasks_of_chance_are_out_of_the_mean_and_a_task_compared_twice_counts_on
         record["config"]["train"]["epochs"] = 9
     near = the(found_on(*made, *longer))
     assert len(near.comparisons) == 3
-    assert near.tasks["MiniLM, cola"].mean == pytest.approx(2.0)
+    assert near.task_means["MiniLM, cola"].mean == pytest.approx(2.0)
 
 
 def test_every_pair_of_a_task_in_points_counts_whatever_its_family():
@@ -412,7 +433,7 @@ def test_every_pair_of_a_task_in_points_counts_whatever_its_family():
             *small("lora", "mine", (0.8, 0.8), family=family),
         ]
         near = the(found_on(*counted, *made))
-        assert near.tasks["MiniLM, mine"].mean == pytest.approx(-10)
+        assert near.task_means["MiniLM, mine"].mean == pytest.approx(-10)
         assert near.exclusions == ()
 
 
@@ -422,7 +443,7 @@ def test_a_score_that_is_not_in_points_is_left_out_with_its_reason():
         record["result"] |= {"metric": "perplexity", "scale": 1.0}
     alone = rows("mrpc", vera=(0.8, 0.8)) + rows("sst2", vera=(0.8,), lora=(0.8,))
     near = the(found_on(*made, *alone, origin="mine"))
-    assert [*near.tasks] == ["MiniLM, sst2"]
+    assert [*near.task_means] == ["MiniLM, sst2"]
     reasons = {one.place: (one.study, one.reason) for one in near.exclusions}
     assert reasons == {
         "MiniLM, cola": ("mine", "perplexity is not in points"),
@@ -485,7 +506,7 @@ def test_trials_that_are_added_to_a_grid_join_it_and_the_pages_say_what_they_giv
     first = [record for record in whole if is_first(record)]
     (before,) = found_on(*first)
     assert before.verdict == INCONCLUSIVE
-    assert before.tasks == {}
+    assert before.task_means == {}
     assert "too few" in str(macros("words.md").regret(before.comparisons[0]))
     (after,) = found_on(*first, *(one for one in whole if not is_first(one)))
     (comparison,) = after.comparisons

@@ -200,6 +200,14 @@ def test_the_best_epoch_is_compared_with_another_of_the_same_runs(study):
     assert change.mean.mean == pytest.approx((best + other) / 2)
 
 
+@pytest.mark.parametrize("score", ["number", "value", "best", "last", "crossfit"])
+def test_a_difference_is_positive_where_the_first_row_is_better(study, score):
+    """With a score of which lower is better, VeRA's lower ones are."""
+    study.runs = study.runs.assign(lower_is_better=True, higher_is_better=False)
+    study.runs[score] = study.runs.number
+    assert study.minus("vera", "lora", score=score).above == 3
+
+
 def test_an_error_in_a_template_names_its_file(tmp_path, study):
     (tmp_path / "NOTES.md").write_text("{{ score('bitfit').median }}")
     with pytest.raises(UserError, match=r"NOTES\.md: no result of bitfit"):

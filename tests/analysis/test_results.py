@@ -22,8 +22,8 @@ from analysis.results.pages import (
     BEGIN,
     END,
     comparisons_page,
-    near_lora,
     overview,
+    readme_block,
     studies_of,
 )
 from analysis.results.scores import SeedDifferences, distance_of, gap
@@ -98,7 +98,7 @@ def test_the_page_the_report_and_the_readme_print_the_same_comparisons(monkeypat
     assert len(on_page) == 5
     assert on_page == in_report
     headline = f"{-made[0].mean.mean:.1f} points below LoRA"
-    assert headline in " ".join(near_lora(made).split())
+    assert headline in " ".join(readme_block(made).split())
     assert headline in overview(made)
 
 
@@ -118,7 +118,7 @@ def test_a_difference_that_rounds_to_0_has_no_side(mean):
 
 
 def test_a_page_without_findings_says_so():
-    texts = overview([]) + near_lora([])
+    texts = overview([]) + readme_block([])
     assert "No published run can be compared" in texts
     assert "Nothing was compared" in texts
     assert not any(mark in texts for mark in ("nan", "{{", "{%"))

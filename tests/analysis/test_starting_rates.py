@@ -55,7 +55,7 @@ def test_a_ratio_is_that_of_the_best_rates_in_one_place():
 
 def test_a_rule_that_moves_with_lora_loses_nothing_where_medians_lose():
     rule = rule_of(*LORA, *VERA)
-    assert rule.compared == 1
+    assert rule.scored_rows == 1
     assert rule.loss.mean == pytest.approx(0)
     # The best rate of mrpc, 1e-2, costs 35 and 25 points less on sst2 than its own,
     # and that of sst2, 1e-1, ten and twenty on mrpc.

@@ -321,7 +321,7 @@ def findings(frame: pd.DataFrame, measures: Iterable[Record]) -> Lines:
             "claim": ": ".join(filter(None, [finding.claim.finding, finding.name])),
             "verdict": str(finding.verdict),
             "mean": of_mean(finding.mean),
-            "tasks": {task: of_mean(mean) for task, mean in finding.tasks.items()},
+            "tasks": {task: of_mean(mean) for task, mean in finding.task_means.items()},
             "beside": {name: of_mean(mean) for name, mean in finding.analyses.items()},
             "collapses": [[one.count, one.total] for one in finding.collapses],
             "pairs to decide": finding.pairs_to_decide,
@@ -348,7 +348,7 @@ def trained(one: Any) -> str:
         paper = [f"{count} {size}".strip() for size, count in one.paper_epochs.items()]
         text += f" (paper: {', '.join(paper)})" if paper else ""
     rising = [
-        f"{side.label} ({side.best_is_last} of {side.curves})"
+        f"{side.label} ({side.best_at_end_count} of {side.curve_count})"
         for side in one.sides
         if side.still_rising
     ]
