@@ -1,6 +1,7 @@
 """The learning curves of single runs: their score and their losses over the steps."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -24,17 +25,13 @@ def curve(records: Sequence[Record]) -> Figure:
     if data.empty:
         names = ", ".join(record["id"] for record in records)
         raise UserError(f"{names}: stopped before the first evaluation, so no curve")
-
-    def draw(axes: Axes, data: pd.DataFrame) -> None:
-        _draw_curves(axes, data, metric_label(metrics[0]))
-
     labels = " and ".join(dict.fromkeys(data.label))
     return Figure(
         name="curve_" + "_".join(record["id"] for record in records),
         title="Score (solid) and losses on training (dashed) and dev rows (dotted)",
         data=data,
         notes=[f"Runs: {labels}"],
-        draw=draw,
+        draw=partial(_draw_curves, score_label=metric_label(metrics[0])),
     )
 
 

@@ -112,12 +112,12 @@ def most_common_data(runs: pd.DataFrame) -> pd.DataFrame:
 def _with_most_common(
     runs: pd.DataFrame, columns: list[str], keys: list[str]
 ) -> pd.DataFrame:
-    """The runs with the values of `columns` that most rows have among the runs of the
-    same `keys`."""
-    values = runs.groupby([*keys, *columns], as_index=False).row.nunique()
-    values = values.sort_values(["row", *columns])
-    most_common = values.drop_duplicates(keys, keep="last")[[*keys, *columns]]
-    return runs.merge(most_common)
+    """The runs with the values of `columns` that most rows have among the runs with the
+    same values of `keys`."""
+    row_counts = runs.groupby([*keys, *columns], as_index=False).row.nunique()
+    row_counts = row_counts.sort_values(["row", *columns])
+    most_common = row_counts.drop_duplicates(keys, keep="last")
+    return runs.merge(most_common[[*keys, *columns]], on=[*keys, *columns])
 
 
 def _figure_of_panel(panel: Panel, left_out: pd.DataFrame) -> Figure:

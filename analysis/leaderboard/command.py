@@ -14,13 +14,14 @@ from runs.record.ledger import INSTALLED, ROOT
 
 
 def show_leaderboard(source: str, form: str, folder: Path | None, refresh: bool) -> int:
-    """Prints all tables of a leaderboard.
+    """Prints all tables of a leaderboard, and writes files if it is told to. Returns the
+    exit code.
 
     Args:
         source: see `read_leaderboard`.
         form: md, latex or csv.
         folder: where tables, pictures, the page and the results go; None: nowhere.
-        refresh: write the project's own page and printed numbers.
+        refresh: whether to write the project's own page and printed numbers.
     """
     results, problems = read_leaderboard(source)
     for problem in problems:
@@ -41,7 +42,9 @@ def show_leaderboard(source: str, form: str, folder: Path | None, refresh: bool)
         page.save_pictures(every_board[-1], folder)
     if refresh:
         if INSTALLED:
-            raise UserError("refresh=true writes a clone's files, and this is none")
+            raise UserError(
+                "refresh=true writes files of a clone, and this is an installed package"
+            )
         files |= page.page_files(results, ROOT / "docs")
         files |= page.printed_files(results)
     for path, content in files.items():

@@ -42,8 +42,8 @@ def main(arguments: list[str]) -> int:
     settings = read_command_line(arguments, Settings).settings
     if INSTALLED and settings.readme == README:
         raise UserError(
-            "the pages are a clone's, and this is none: docs=, readme= and rates= "
-            "name others"
+            "the pages to write are in a clone, and this is an installed package: name "
+            "other files with docs=, readme= and rates="
         )
     ledgers = {folder: read_study(folder) for folder in study_folders()}
     if not ledgers:

@@ -190,7 +190,8 @@ def mark_collapsed(runs: pd.DataFrame) -> pd.DataFrame:
 def _compare_rows(runs: pd.DataFrame, records: Records) -> Iterator[Comparison]:
     """Each claim that compares rows, on each model and task where rows can be paired.
     runs: one variant of each row, of `mark_collapsed`."""
-    # Only runs of one block, of one seed and measured on the same, may be paired.
+    # A block is a seed and the data that a run was measured on. Only runs of one block may
+    # be paired.
     blocks = [*zip(runs.seed, runs.measured, strict=True)]
     runs_by_task = [
         dict([*group.groupby("row")])

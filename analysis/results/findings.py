@@ -216,7 +216,7 @@ def _differences_by_task(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _pooled_pair_sd(frame: pd.DataFrame) -> float:
     """The standard deviation of a pair's difference within a comparison, pooled over
-    comparisons; NaN where none has two pairs."""
+    comparisons; NaN where none has two pairs. frame: of `_difference_frame`."""
     groups = frame.groupby(["place", "comparison"]).difference
     freedom = (groups.count() - 1).clip(lower=0)
     if not freedom.sum():

@@ -377,9 +377,15 @@ class StudyNumbers:
     def two_way_of(
         self, rows: str, columns: str, score: str = "number", **filters: Any
     ) -> TwoWay:
-        """The analysis of variance of a table of scores. rows, columns: the names of two
-        columns or settings of the runs, such as "row" and "seed". Each value of the first
-        is a line of the table, each value of the second a column."""
+        """The analysis of variance of a table of scores.
+
+        Args:
+            rows: a column or setting of the runs, such as "row". Each of its values is a
+                line of the table.
+            columns: another one, such as "seed". Each of its values is a column.
+            score: as for `score`. Of several runs in a cell we take the mean.
+            filters: see StudyNumbers.
+        """
         chosen = self.select(**filters)
         for name in (rows, columns):
             chosen = chosen.assign(**{name: column_or_setting(chosen, name)})
