@@ -37,7 +37,7 @@ from runs.command.advice import require_known
 from runs.command.errors import UserError, check_new_file
 from runs.command.parser import RecordSettings, entry_point, read_command_line, setting
 from runs.evaluate import find_finished, kept_file
-from runs.record.cell import reported_text_score, scored_texts
+from runs.record.cell import key_of_text_score, scored_texts
 from runs.record.files import write_atomically
 from runs.record.folds import records_of_folds
 from runs.record.schema import Record
@@ -108,7 +108,7 @@ def answers(record: Record, output: str) -> dict[int, ReadAnswer]:
     whose texts were not read for an answer, or whose file is missing, changed or
     damaged."""
     run = record["id"]
-    if reported_text_score(record) != "exact_match":
+    if key_of_text_score(record) != "exact_match":
         raise UserError(
             f"run {run} has no answers: {record['label']['task']} reads none from "
             "decoded texts"

@@ -87,7 +87,7 @@ def outline(run: Run) -> Outline:
     dev_length = dev.padded_mean(evaluated, math.ceil(dev.rows / evaluated))
     flops_of_dev_row = dev_length / length * row_flops.forward
     # where nothing trains there is one evaluation
-    evaluations = sum(map(plan.evaluates, range(plan.epochs))) or 1
+    evaluations = sum(map(plan.evaluates_after_epoch, range(plan.epochs))) or 1
     flops_of_evaluation = evaluations * dev.rows * flops_of_dev_row
     work = Outline(
         steps=plan.total_steps,

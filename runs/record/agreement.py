@@ -11,35 +11,36 @@ from runs.record.schema import Record
 REGRESSION_METRICS = ("pearson", "spearman")
 #: Scores of a regression that differ by less agree. Two processors differed by 2e-8.
 REGRESSION_TOLERANCE = 1e-6
-#: What commands add to a result after the run.
-ADDED_LATER = ("lm_eval",)
+#: The keys of a result that commands add after the run.
+KEYS_ADDED_LATER = ("lm_eval",)
 
 
 def difference_of_results(first: Record, second: Record) -> float | None:
-    """By how much two results of a run differ: None where they agree, and infinity where
-    not only numbers differ.
+    """How far the results of two records of one run lie apart: the largest difference
+    between their numbers; infinity if anything but numbers differs; None if they agree.
 
     The hash of the predictions is not compared: for a regression it differs with the
     last bits."""
-    results = [_comparable(record) for record in (first, second)]
-    if results[0] == results[1]:
+    first_result = _result_of_run(first)
+    second_result = _result_of_run(second)
+    if first_result == second_result:
         return None
-    difference = _largest_difference(*results)
+    difference = _largest_difference(first_result, second_result)
     metric = (first.get("result") or {}).get("metric")
     if metric in REGRESSION_METRICS and difference < REGRESSION_TOLERANCE:
         return None
     return difference
 
 
-def _comparable(record: Record) -> dict[str, Any]:
-    """A record's result without what commands added later."""
+def _result_of_run(record: Record) -> dict[str, Any]:
+    """A record's result without KEYS_ADDED_LATER."""
     result = record.get("result") or {}
-    return {key: value for key, value in result.items() if key not in ADDED_LATER}
+    return {key: value for key, value in result.items() if key not in KEYS_ADDED_LATER}
 
 
 def _largest_difference(first: Any, second: Any) -> float:
-    """The largest difference of two numbers that have the same keys and indices;
-    infinity if anything but numbers differs."""
+    """The largest difference between the numbers at the same keys and indices of two
+    JSON values; infinity if anything but numbers differs."""
     if isinstance(first, dict) and isinstance(second, dict):
         if first.keys() != second.keys():
             return math.inf
@@ -56,11 +57,13 @@ def _largest_difference(first: Any, second: Any) -> float:
 
 
 def conflict_note(conflicts: Mapping[str, float], origins: Iterable[str]) -> str:
-    """A note that runs have another result than in the ledger, and by how much.
+    """A note that records of some runs have another result than the ledger's records of
+    the same runs, and by how much.
 
     Args:
-        conflicts: the difference of each run (`difference_of_results`), by its id.
-        origins: where the ledger's records of these runs come from.
+        conflicts: by the run's id, how much the two results differ
+            (`difference_of_results`).
+        origins: where the ledger's records of these runs come from: "ours", or a study.
     """
     runs_have = f"{len(conflicts)} runs have"
     if len(conflicts) == 1:

@@ -15,8 +15,8 @@ from runs.record.ledger import run_folder
 
 @dataclass(frozen=True)
 class BegunRun:
-    """A run by its id, with the names that tables have for its model and task, and the
-    command that continues it."""
+    """A run that has begun and has no record. model, task: as tables name them.
+    command: what you type to continue the run."""
 
     id: str
     model: str
@@ -25,11 +25,11 @@ class BegunRun:
 
 
 def begun_runs(output: str | Path) -> list[BegunRun]:
-    """The runs that have begun and have no record, by their ids. A run whose files
-    cannot be read is left out."""
-    recorded = {Path(name).stem for name in _names(Path(output, "records"))}
+    """The runs of an output folder that have begun and have no record, sorted by id. A
+    run whose files cannot be read is left out."""
+    recorded_ids = {Path(name).stem for name in _file_names(Path(output, "records"))}
     runs = list[BegunRun]()
-    for run_id in sorted(_names(Path(output, "runs")) - recorded):
+    for run_id in sorted(_file_names(Path(output, "runs")) - recorded_ids):
         folder = run_folder(output, run_id)
         if not (folder / "attempts").is_dir():
             continue
@@ -48,5 +48,6 @@ def begun_runs(output: str | Path) -> list[BegunRun]:
     return runs
 
 
-def _names(folder: Path) -> set[str]:
+def _file_names(folder: Path) -> set[str]:
+    """The names of what is in a folder; none if there is no such folder."""
     return {*os.listdir(folder)} if folder.is_dir() else set()

@@ -55,10 +55,14 @@ def keys_of_group(group: str) -> dict[str, Key]:
 
 
 def defining_settings(config: Configuration, with_seeds: bool = True) -> dict[str, Any]:
-    """The settings that define a run's result, besides its row and the contents of
-    model and data: what the roles of runs/record/keys.py say.
+    """The settings that define a run's result, as the roles of runs/record/keys.py say.
+    The row, the contents of model and data, and the seeds `seed` and `data_seed` define
+    it, too, and are not among them.
 
-    with_seeds: False leaves out what differs between the seeds of one cell."""
+    with_seeds: False leaves out what differs between the seeds of one cell.
+
+    Returns a mapping of settings for each of HASHED_GROUPS that the run has; and, under
+    "model NAME", each declared setting of the model."""
     family = config["task"].get("family")
     settings = dict[str, Any]()
     for group in HASHED_GROUPS:
@@ -71,8 +75,8 @@ def defining_settings(config: Configuration, with_seeds: bool = True) -> dict[st
         settings["method"].pop("projection_seed", None)  # A and B follow the seed
     model_settings = _hashed_settings("model", config["model"], family, with_seeds)
     for name, value in model_settings.items():
-        is_declared = f"model.{name}" in KEYS
-        if is_declared and value:  # an empty mapping counts as no setting
+        # Undeclared keys of a model do not change ids, and {} counts as no setting
+        if f"model.{name}" in KEYS and value:
             settings[f"model {name}"] = value
     return settings
 
@@ -80,8 +84,9 @@ def defining_settings(config: Configuration, with_seeds: bool = True) -> dict[st
 def _hashed_settings(
     group: str, values: Mapping[str, object], family: str | None, with_seeds: bool
 ) -> dict[str, object]:
-    """The settings of a group that ids hold. Undeclared keys are among them, since they
-    are settings of somebody's own method or task."""
+    """The settings of a group that define the result, each with the value that ids
+    hold. Undeclared keys are among them, since they are settings of somebody's own
+    method or task. with_seeds: whether keys with the role SEED are among them, too."""
     hashed = dict[str, object]()
     keys = keys_of_group(group)
     for name, value in values.items():
@@ -147,19 +152,21 @@ def recorded_start(record: MeasuredRecord) -> str | None:
 
 
 def protocol_of(record: MeasuredRecord) -> int:
-    """The version of the task family's protocol that a run followed."""
+    """The version of the task family's protocol that a run followed. Records that name
+    none followed the first."""
     return record.get("protocol") or 1
 
 
 def other_data_seed(record: MeasuredRecord) -> int | None:
-    """The seed of the order of the rows; None where it is the run's own seed."""
+    """A run's data_seed, which orders its rows; None where it is the same as its
+    seed."""
     data_seed = record["config"].get("data_seed")
     return None if data_seed == record["config"]["seed"] else data_seed
 
 
 def cell_id(record: Record) -> str:
-    """The id of a finished record's cell. A ledger has put it into the records that it
-    read."""
+    """The id of a finished record's cell: the one that a ledger has put into the record,
+    or else computed."""
     if "cell_id" in record:
         return record["cell_id"]
     return computed_cell_id(record)
@@ -196,8 +203,8 @@ def hash_of(value: object) -> str:
 
 
 def from_recipe(config: Configuration, key: str, default: object = None) -> Any:
-    """The recipe's value of a key: for the task, else for all tasks. A null is a value
-    (`clip: null`)."""
+    """The recipe's value of a key for the run's task: the task's own, else that for all
+    tasks, else `default`. A null is a value (`clip: null`)."""
     recipe = config.get("recipe")
     if not recipe:
         return default
@@ -215,15 +222,18 @@ def lora_scaling(config: Configuration) -> str | None:
     if method.get("kind") != "lora":
         return None
     # Without a recipe: the values of conf/method/lora.yaml
-    recipe = (from_recipe(config, "rank", 8), from_recipe(config, "alpha", 8))
-    chosen = (method.get("rank"), method.get("alpha"))
-    are_numbers = all(isinstance(value, int | float) for value in (*recipe, *chosen))
-    if chosen == recipe or not are_numbers:
+    recipe_rank = from_recipe(config, "rank", 8)
+    recipe_alpha = from_recipe(config, "alpha", 8)
+    rank = method.get("rank")
+    alpha = method.get("alpha")
+    values = (recipe_rank, recipe_alpha, rank, alpha)
+    if not all(isinstance(value, int | float) for value in values):
         return None
-    rank, alpha = recipe
-    if method["rank"] != rank and method["alpha"] == alpha:
+    if rank == recipe_rank and alpha == recipe_alpha:
+        return None
+    if alpha == recipe_alpha:
         return "constant"
-    if method["alpha"] * rank == method["rank"] * alpha:
+    if alpha * recipe_rank == rank * recipe_alpha:
         return "proportional"
     return "given"
 
@@ -262,9 +272,9 @@ def row_label(config: Configuration) -> str:
     peft's classes are spelt as in papers."""
     method = config["method"]
     label = str(method["label"])
-    class_name = str(method.get("config_class")).removesuffix("Config")
-    # a label that was made from the name of the class
-    if re.split("[ ,]", label)[0] == class_name:
+    class_name = str(method.get("config_class") or "").removesuffix("Config")
+    # A label that was made from the name of peft's class gets the papers' spelling
+    if class_name and re.split("[ ,]", label)[0] == class_name:
         spelling = SPELLING_BY_CLASS.get(class_name.lower(), class_name)
         label = spelling + label.removeprefix(class_name)
     scaling = lora_scaling(config)
@@ -309,7 +319,7 @@ class ReportedMetric:
         """The decimals of a value in a table."""
         return 1 if self.scale == 100 else 2
 
-    def best(self, values: Sequence[float]) -> int:
+    def index_of_best(self, values: Sequence[float]) -> int:
         """Index of the best of these values, the earliest of equals; 0 where there are
         none."""
         if not values:
@@ -326,8 +336,8 @@ class ReportedMetric:
 
 
 def dev_halves(rows: int) -> tuple[Any, Any]:
-    """The dev rows of the halves A and B for cross-fitted selection: the same for every
-    run and seed."""
+    """The indices of the dev rows in the halves A and B for cross-fitted selection: two
+    sorted arrays, the same for every run and seed. rows: how many dev rows there are."""
     import numpy as np
 
     order = np.random.Generator(np.random.Philox(key=[0, rows])).permutation(rows)
@@ -351,9 +361,9 @@ def crossfit(curve: Curve, dev_rows: int, metric: ReportedMetric) -> Selected | 
     scores = complete_scores(curve["metric"])
     if not scores:
         return None
-    chosen_on_a = metric.best(half_a)
-    chosen_on_b = metric.best(half_b)
-    chosen_on_all = metric.best(scores)
+    chosen_on_a = metric.index_of_best(half_a)
+    chosen_on_b = metric.index_of_best(half_b)
+    chosen_on_all = metric.index_of_best(scores)
     share = (dev_rows // 2) / dev_rows
 
     def mean(score_a: float, score_b: float) -> float:
@@ -370,9 +380,11 @@ def crossfit(curve: Curve, dev_rows: int, metric: ReportedMetric) -> Selected | 
 
 
 def complete_scores(scores: list[Number] | None) -> list[float]:
-    """The scores of all evaluations; none where one of them is missing."""
-    complete = [score for score in scores or [] if score is not None]
-    return complete if len(complete) == len(scores or []) else []
+    """The scores of all evaluations, in order; an empty list if one of them is missing,
+    or if there are none."""
+    if scores is None or None in scores:
+        return []
+    return [score for score in scores if score is not None]
 
 
 def best_and_last(record: Record, select: str) -> Selected:
@@ -381,15 +393,15 @@ def best_and_last(record: Record, select: str) -> Selected:
     if select == "paper":
         protocols = record["result"].get("protocols") or {}
         return protocols.get("paper") or {}
-    selected = crossfit_of(record)
-    if selected is None or select == "crossfit":
-        return selected or {}
-    curve = record["curve"]
-    chosen_on_a = ReportedMetric.of_record(record).best(
-        complete_scores(curve["metric_select"])
-    )
-    scores = curve["metric_report"]
-    return {"best": scores[chosen_on_a], "last": scores[-1]}
+    by_crossfit = crossfit_of(record)
+    if by_crossfit is None:  # scores of dev or of a half are missing
+        return {}
+    if select == "crossfit":
+        return by_crossfit
+    half_a = complete_scores(record["curve"]["metric_select"])
+    half_b = complete_scores(record["curve"]["metric_report"])
+    chosen_on_a = ReportedMetric.of_record(record).index_of_best(half_a)
+    return {"best": half_b[chosen_on_a], "last": half_b[-1]}
 
 
 def crossfit_of(record: Record) -> Selected | None:
@@ -398,14 +410,17 @@ def crossfit_of(record: Record) -> Selected | None:
     return crossfit(record["curve"], record["data"]["dev_rows"], metric)
 
 
-# --- the seeds of one cell
+# --- what tables show of a run
 
 
 def seed_value(
     record: Record, epoch: str | None = None, select: str = "paper"
 ) -> float:
-    """The score of a finished record, unscaled; NaN for a run that finished without
-    one. epoch: best or last; by default the one that the task's table reports."""
+    """The score of a finished record, unscaled. A diverged run without a score has the
+    worst one of its metric; a run that is done without a score has NaN.
+
+    epoch: best or last; by default the one that the task's table reports. select: the
+    protocol, as in `best_and_last`."""
     selected = best_and_last(record, select)
     reported = epoch or record["result"]["reported"]
     score = selected.get("best") if reported == "best" else selected.get("last")
@@ -429,30 +444,37 @@ def epoch_of_table(train: TrainConfig, reported: str) -> str:
     """best or last: the epoch that a table reports of runs with these settings. It is
     `reported`, the epoch of the task's table, or the last if a run has one evaluation
     only and so cannot choose."""
-    is_chosen = train["epochs"] > (train.get("evaluate_every") or 1)
-    return reported if is_chosen or train.get("evaluate_steps") else "last"
+    has_one_evaluation = train["epochs"] <= (train.get("evaluate_every") or 1)
+    if has_one_evaluation and not train.get("evaluate_steps"):
+        return "last"
+    return reported
 
 
 def kept_epoch(keep: str, reported: str) -> str:
-    """best or last: the epoch whose adapter and predictions a run keeps. With
-    keep=both it is the best; with keep=none there are only predictions, of the epoch
-    that the task's table reports."""
-    return {"none": reported, "both": "best"}.get(keep, keep)
+    """best or last: the epoch whose predictions a run keeps, and its adapter with them.
+    keep=both also keeps the last epoch's adapter. keep=none keeps predictions alone.
+
+    keep: the run's setting. reported: best or last, whichever the task's table shows."""
+    if keep == "both":
+        return "best"
+    return reported if keep == "none" else keep
 
 
 def scored_texts(record: Record) -> DecodedScores | None:
     """The scores of the last epoch's texts. If they were decoded in several ways, those of
     the first, which is the protocol's. None without texts."""
     texts = record.get("texts")
-    for scores in texts["scores"] if texts else []:
+    if not texts:
+        return None
+    for scores in texts["scores"]:
         if scores["which"] == "last":
             return scores
     return None
 
 
-def reported_text_score(record: Record) -> str | None:
-    """The key of the text score that tables show of a run, the first of TEXT_SCORES
-    that it has; None for a run without texts."""
+def key_of_text_score(record: Record) -> str | None:
+    """The key of the text score that tables show of a run: the first of TEXT_SCORES
+    that it has. None for a run without texts."""
     scores: Mapping[str, Any] = scored_texts(record) or {}
     return next((key for key in TEXT_SCORES if scores.get(key) is not None), None)
 

@@ -14,9 +14,9 @@ MOST_CLASSES = 128
 
 
 def one_class(record: Record) -> str | None:
-    """Says, for a run that is done and predicts one class for every dev row, how large
-    that class is, such as "52.7% of dev, the larger class"; "" if the metric is no accuracy,
-    which does not tell. None for other runs."""
+    """How many dev rows have the one class that a run predicts for all of them, in words:
+    "52.7% of dev, the larger class". "" if the metric is no accuracy, which would tell.
+    None for a run that predicts several classes, or is not done."""
     score = one_class_score(record)
     if score is None:
         return None
@@ -28,16 +28,16 @@ def one_class(record: Record) -> str | None:
 
 
 def one_class_score(record: Record) -> float | None:
-    """The accuracy of a run that is done and predicts one class for every dev row: the
-    share of rows with that class. NaN if the metric is no accuracy, which does not
-    tell; None for other runs. The epoch is the one that tables report.
+    """The accuracy of a run that is done and predicts one class for every dev row, at the
+    epoch that tables report: it is the share of rows with that class. NaN if the metric
+    is no accuracy, which would tell that share. None for other runs.
 
-    Records have a hash of the predictions (runs/training/loop.py), which are int64."""
+    A record has a hash of its predictions, and not the predictions themselves."""
     result = record["result"]
     epoch = epoch_of_table(record["config"]["train"], result["reported"])
-    predictions = (record.get("predictions") or {}).get(epoch)
+    prediction_hash = (record.get("predictions") or {}).get(epoch)
     hashes = _hashes_of_one_class(record["data"]["dev_rows"])
-    if record["status"] != "done" or predictions not in hashes:
+    if record["status"] != "done" or prediction_hash not in hashes:
         return None
     if result["metric"] != "accuracy":
         return math.nan
@@ -46,7 +46,10 @@ def one_class_score(record: Record) -> float | None:
 
 @cache
 def _hashes_of_one_class(rows: int) -> frozenset[str]:
-    answers = (
-        number.to_bytes(8, sys.byteorder) * rows for number in range(MOST_CLASSES)
-    )
-    return frozenset(hashlib.sha256(answer).hexdigest()[:16] for answer in answers)
+    """The hashes that records would have of so many predictions of class 0, of class 1
+    and so on (runs/training/loop.py hashes them as int64)."""
+    hashes = set()
+    for number in range(MOST_CLASSES):
+        predictions = number.to_bytes(8, sys.byteorder) * rows
+        hashes.add(hashlib.sha256(predictions).hexdigest()[:16])
+    return frozenset(hashes)

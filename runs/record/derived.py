@@ -59,16 +59,16 @@ RANGES = {
     "pearson": (-1.0, 1.0),
     "perplexity": (1.0, math.inf),
 }
-#: A record of more epochs is refused without a look at the rest, which would take
-#: forever.
+#: A record with more epochs than this is refused at once: listing the steps of all its
+#: evaluations would take forever.
 MOST_EPOCHS = 100_000
 #: What `derived_keys` and `contradictions` cannot check.
 NOT_PROVABLE = ("curve", "predictions", "files", "cost", "texts", "judged", "lm_eval")
 
 
 def derived_keys(record: MeasuredRecord) -> DerivedKeys:
-    """The keys of a finished record that follow from its other keys: from config, curve,
-    the hashes of model and data, and the names of row, recipe and start."""
+    """The keys of a finished record that follow from what the run measured, each as the
+    record should have it. `contradictions` compares them with what a record says."""
     config = record["config"]
     data = record["data"]
     trains = config["method"]["kind"] != "none"
@@ -115,7 +115,7 @@ def derived_keys(record: MeasuredRecord) -> DerivedKeys:
 
 
 def _recipe(record: MeasuredRecord) -> Recipe:
-    """The record's `recipe`."""
+    """The record's `recipe`: its name as recorded, the rest from the configuration."""
     recipe = record["config"].get("recipe") or {}
     return {
         "name": record["recipe"]["name"],
@@ -188,18 +188,18 @@ def summarise(
     scores = complete_scores(curve["metric"])
     if not scores:
         return result
-    selected = metric.best(scores)
-    paper: Selected = {
-        "best": scores[selected],
-        "best_epoch": curve["epoch"][selected],
+    best_index = metric.index_of_best(scores)
+    by_paper: Selected = {
+        "best": scores[best_index],
+        "best_epoch": curve["epoch"][best_index],
         "last": scores[-1],
     }
     by_crossfit = crossfit(curve, dev_rows, metric) or {}
-    chosen = paper if select == "paper" else by_crossfit
-    result["best"] = chosen.get("best")
-    result["best_epoch"] = paper["best_epoch"]
-    result["last"] = chosen.get("last")
-    result["protocols"] = {"paper": paper, "crossfit": by_crossfit}
+    selected = by_paper if select == "paper" else by_crossfit
+    result["best"] = selected.get("best")
+    result["best_epoch"] = by_paper["best_epoch"]
+    result["last"] = selected.get("last")
+    result["protocols"] = {"paper": by_paper, "crossfit": by_crossfit}
     return result
 
 
@@ -207,13 +207,13 @@ def summarise(
 
 
 def contradictions(record: Record) -> Iterator[str]:
-    """A sentence for each thing that a finished record says and that cannot be so by its
-    own other keys."""
+    """A sentence for each statement of a finished record that contradicts its other
+    keys."""
     if record["config"]["train"]["epochs"] > MOST_EPOCHS:
         yield f"more than {MOST_EPOCHS:,} epochs"
         return
     for key in _differing_keys(record, derived_keys(record)):
-        if key == "label.row" and _is_own_label(record):
+        if key == "label.row" and _has_unspelt_label(record):
             continue
         yield f"{key} does not follow from the configuration, curve and hashes"
     yield from _impossible_scores(record)
@@ -221,9 +221,9 @@ def contradictions(record: Record) -> Iterator[str]:
     yield from _wrong_groups(record)
 
 
-def _is_own_label(record: Record) -> bool:
-    """Whether the row has its method's own label, as in older records, which spell
-    peft's classes as peft does."""
+def _has_unspelt_label(record: Record) -> bool:
+    """Whether the record's row has the label of the configuration's method, unchanged.
+    Older records have it: `row_label` did not spell peft's classes as papers do."""
     return bool(record["label"]["row"] == record["config"]["method"]["label"])
 
 
@@ -238,29 +238,25 @@ def _differing_keys(
             if key in stated:
                 inner = f"{key_path}.{key}" if key_path else key
                 yield from _differing_keys(stated[key], value, inner)
-        return
-    if isinstance(computed, list) and isinstance(stated, list):
-        is_same = len(computed) == len(stated) and not any(
-            list(_differing_keys(*pair, key_path))
-            for pair in zip(stated, computed, strict=True)
-        )
-    else:
-        is_same = _equal(stated, computed)
-    if not is_same:
+    elif not _agree(stated, computed):
         yield key_path
 
 
-def _equal(stated: object, computed: object) -> bool:
+def _agree(stated: object, computed: object) -> bool:
     """Whether two values are the same, numbers within TOLERANCE."""
+    if isinstance(stated, dict) and isinstance(computed, dict):
+        return not any(True for _ in _differing_keys(stated, computed))
+    if isinstance(stated, list) and isinstance(computed, list):
+        return len(stated) == len(computed) and all(map(_agree, stated, computed))
     if isinstance(stated, float | int) and isinstance(computed, float | int):
         return math.isclose(stated, computed, rel_tol=0, abs_tol=TOLERANCE)
     return bool(stated == computed)
 
 
 def _impossible_scores(record: Record) -> Iterator[str]:
-    """A sentence for each score that is outside the metric's range, or an accuracy that
-    no number of right rows gives; and for a score that is not the mean of its two
-    halves."""
+    """A sentence for each score in the curve that is outside the metric's range, or is
+    an accuracy that no number of right rows gives; and one if an accuracy is not the mean
+    of those of its two halves."""
     metric = record["result"]["metric"]
     curve = record["curve"]
     rows = record["data"]["dev_rows"]
@@ -283,8 +279,9 @@ def _impossible_scores(record: Record) -> Iterator[str]:
 def _impossible_scores_in_column(
     metric: str, column: str, scores: list[Number] | None, rows: int
 ) -> Iterator[str]:
-    """A sentence for each impossible score in a column of the curve. rows: how many it
-    was measured on; an accuracy is the share, from 0 to 1, of those that were right."""
+    """A sentence for each impossible score in a column of the curve. metric: its name.
+    rows: how many rows the scores were measured on; an accuracy is the share of those,
+    from 0 to 1, that were right."""
     for score in scores or []:
         if score is None:
             yield f"curve.{column} has an evaluation without a score"
@@ -300,6 +297,8 @@ def _is_in_range(score: float, bounds: tuple[float, float]) -> bool:
 
 
 def _is_close(first: float, second: float) -> bool:
+    """Whether two counts of rows, shares of them or percentages are the same but for
+    rounding."""
     return math.isclose(first, second, abs_tol=1e-4)
 
 
@@ -308,8 +307,8 @@ def _is_whole(number: float) -> bool:
 
 
 def _wrong_bits(record: Record) -> Iterator[str]:
-    """A sentence for each list of right rows (`items.pack`) that cannot be read, or that
-    gives another score than the record states."""
+    """A sentence for each list of right rows (`items.pack`), of dev or of the texts, that
+    cannot be read or that gives another score than the record states."""
     by_paper = best_and_last(record, "paper")
     stated_scores = {"best": by_paper.get("best"), "last": by_paper.get("last")}
     for epoch in record.get("right") or {}:
@@ -329,7 +328,9 @@ def _wrong_bits(record: Record) -> Iterator[str]:
             continue
         bits = right_items(record, entry["which"])
         exact_match = entry.get("exact_match")
-        if bits is None or exact_match is None or len(entry.get("parts") or {}) != 1:
+        # The exact match of several test sets is not the share of all right texts
+        has_one_part = len(entry.get("parts") or {}) == 1
+        if bits is None or exact_match is None or not has_one_part:
             continue
         if not _is_close(100 * float(bits.mean()), exact_match):
             yield "texts: the right texts are not those of the exact match"

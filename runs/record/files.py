@@ -1,5 +1,5 @@
-"""How files are written, whole or not at all: no reader sees half of one, whenever this
-process is killed. And how YAML is read.
+"""How files are written: whole or not at all, so that no reader sees half of one, even
+if this process is killed. And how YAML is read.
 
 vera and tasks have a writer each, because neither may import from runs."""
 
@@ -14,16 +14,17 @@ from typing import Any
 
 import yaml
 
-#: libyaml reads a file eight times as fast; a PyYAML built without it has the other.
+#: libyaml's loader is eight times as fast. A PyYAML that was built without libyaml has
+#: only the other.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-#: What file systems without hard links say, and those that have no more for a file.
+#: The errors of file systems that have no hard links, or no more of them for a file.
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to. It becomes `path` at the end, or is removed
-    where writing fails."""
+    """Gives a temporary path beside `path` to write to. At the end of the with block that
+    file takes the place of `path`; if the block raises an error, it is removed."""
     with _temporary(path) as partial:
         yield partial
         os.replace(partial, path)
@@ -37,7 +38,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def link_or_fail(path: Path, text: str) -> None:
     """Creates a file whole, or raises FileExistsError: of many processes that try at
-    once, one succeeds."""
+    once, one succeeds. A hard link does both; a rename would replace the file."""
     with _temporary(path) as partial:
         _write_safely(partial, text)
         try:
@@ -55,8 +56,8 @@ def link_or_fail(path: Path, text: str) -> None:
 
 
 def _write_safely(path: Path, text: str) -> None:
-    """Writes a text to the disk itself: a machine that loses power may otherwise keep
-    the name and not the text."""
+    """Writes a text and waits until it is on the disk: a machine that loses power might
+    otherwise keep the file's name and not its text."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -65,8 +66,8 @@ def _write_safely(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A file beside `path` whose name no other process or thread uses; removed at the
-    end, unless renamed."""
+    """Gives a path beside `path` whose name no other process or thread uses. At the end a
+    file there is removed, unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(
         f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"

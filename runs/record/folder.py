@@ -1,5 +1,5 @@
-"""The records of an output folder, or of a ledger of rows, each read when somebody
-asks for it.
+"""The records of an output folder, or of a ledger of rows, each read only when it is
+asked for.
 
 A command that needs a few runs opens a few files, however many thousand records the
 folder holds. `read_ledger` reads them all, for tables."""
@@ -17,7 +17,7 @@ from runs.record.text import error_line
 class RecordFolder:
     """The records of this machine in an output folder.
 
-    problems: files that could not be read, a line each."""
+    problems: a line for each file that could not be read, as far as it was asked for."""
 
     def __init__(self, output: str | Path) -> None:
         self.output = output
@@ -34,12 +34,13 @@ class RecordFolder:
         return self._records[run_id]
 
     def ids_that_begin_with(self, prefix: str) -> list[str]:
-        """The ids of runs that begin so, without opening a file."""
+        """The ids with this prefix of all runs with a record. It opens no file."""
         folder = record_path(self.output, "any").parent
         return sorted(path.stem for path in folder.glob(f"{prefix}*.json"))
 
     def newest(self, count: int) -> list[Record]:
-        """The records that were written last, the newest first."""
+        """The records in the `count` files that were written last, the newest first,
+        without those that cannot be read."""
         folder = record_path(self.output, "any").parent
         if not folder.is_dir():
             return []
@@ -52,10 +53,10 @@ class RecordFolder:
         return [record for record in records if record is not None]
 
     def _read(self, path: Path) -> Record | None:
+        """The record in a file; None if there is none, or if it cannot be read, which is
+        then one of the problems."""
         try:
             return read_record(path)
-        except FileNotFoundError:
-            return None
         except ValueError as error:
             if path.exists():
                 self.problems.append(error_line(str(error)))
@@ -63,7 +64,8 @@ class RecordFolder:
 
 
 class WholeRecords(Mapping[str, Record]):
-    """The records of a ledger by run id, each read when somebody asks for it."""
+    """The records of a ledger of rows (`read_ledger` with make_row), by run id. Each is
+    read from its file when it is asked for."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -82,4 +84,5 @@ class WholeRecords(Mapping[str, Record]):
 
 
 def _is_record(entry: "os.DirEntry[str]") -> bool:
+    """Whether a file of records/ is a record, and not a temporary file."""
     return entry.name.endswith(".json") and entry.name[0] != "."

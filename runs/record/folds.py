@@ -4,13 +4,15 @@ from runs.record.cell import defining_settings, hash_of, recorded_start
 from runs.record.folder import RecordFolder
 from runs.record.schema import Record
 
-#: At most so many records are searched, from the newest on.
+#: How many records are searched at most: the newest ones.
 MOST_RECORDS = 10_000
 
 
 def records_of_folds(record: Record, output: str) -> dict[int, Record]:
-    """The finished records of the folds of a run's cross-validation, by fold, the run's
-    own among them."""
+    """The records of all done folds of the cross-validation that a run belongs to, by the
+    number of the fold. The run's own record is among them.
+
+    record: of a run with task.folds. output: the folder that is searched."""
     own_fold = record["config"]["task"].get("fold")
     assert own_fold is not None, "a run without task.folds has no cross-validation"
     validation_hash = _hash_without_fold(record)

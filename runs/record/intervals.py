@@ -1,11 +1,13 @@
-"""The interval of a median over the seeds of a cell, and its name in a table."""
+"""The interval of a median over the seeds of a cell, and what tables call it."""
 
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
+#: The confidence level of intervals.
 LEVEL = 0.95
+#: How often the bootstrap resamples the seeds.
 RESAMPLES = 9999
 #: With fewer seeds the interval of a median is no more than their range, and is called
 #: so.
@@ -13,8 +15,10 @@ INTERVAL_SEEDS = 5
 
 
 def interval_name(counts: Iterable[int], unit: str = "seeds") -> str:
-    """What a table calls intervals over so many seeds: "95%", below INTERVAL_SEEDS
-    "range of 2 seeds"."""
+    """What a table calls its intervals: "95%", or "range of 2 seeds" if its cells have
+    fewer seeds than INTERVAL_SEEDS.
+
+    counts: how many seeds each cell has. unit: what is counted, if not seeds."""
     with_spread = sorted(count for count in counts if count > 1)
     if not with_spread or with_spread[0] >= INTERVAL_SEEDS:
         return f"{LEVEL:.0%}"
@@ -61,12 +65,14 @@ def median_interval(
 
 @lru_cache(maxsize=10_000)  # the tables and figures of a report ask for the same ones
 def _resampled_interval(values: tuple[float, ...], level: float) -> tuple[float, float]:
+    """The bootstrap of `median_interval`. A percentile between two resampled medians is
+    interpolated linearly; between two equal ones it is their value."""
     import numpy as np
 
     low_ranks, high_ranks = _middle_ranks(len(values))
     ordered = np.sort(values)
     percents = 50 * (1 - level), 50 * (1 + level)
-    # interpolating between two infinities gives NaN, which is replaced below
+    # Interpolating between two infinities gives NaN, which is replaced below
     with np.errstate(invalid="ignore"):
         medians = (ordered[low_ranks] + ordered[high_ranks]) / 2
         lower = np.percentile(medians, percents, method="lower")

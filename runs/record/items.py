@@ -22,8 +22,8 @@ Bits = npt.NDArray[np.bool_]
 
 
 def pack(right: Sequence[bool] | Bits) -> str | None:
-    """Whether each row is right, as a text of base64; None for more than MOST_ITEMS
-    rows."""
+    """Packs one bit for each row, whether it is right, into a text of base64. None for
+    more than MOST_ITEMS rows."""
     if len(right) > MOST_ITEMS:
         return None
     bits = np.packbits(np.asarray(right, dtype=bool))
@@ -31,8 +31,8 @@ def pack(right: Sequence[bool] | Bits) -> str | None:
 
 
 def unpack(text: str, rows: int) -> Bits:
-    """Whether each of so many rows is right, (rows,). Raises ValueError for a text of
-    another number of rows, or that is no base64."""
+    """Whether each row is right, (rows,), from a text of `pack`. Raises ValueError for a
+    text of another number of rows, or that is no base64."""
     data = base64.b64decode(text, validate=True)
     if len(data) != (rows + 7) // 8:
         raise ValueError(f"{len(data)} bytes do not hold {rows} bits")
@@ -40,8 +40,9 @@ def unpack(text: str, rows: int) -> Bits:
 
 
 def right_items(record: Record, epoch: str) -> Bits | None:
-    """Whether each test row is right at an epoch (best or last): the rows behind the
-    record's number, dev rows or texts. None for a record without bits."""
+    """Whether each row behind a record's score is right, (rows,): each text that it
+    decoded at this epoch or, without any, each dev row. epoch: best or last. None for a
+    record without bits."""
     texts = record.get("texts")
     if texts:
         for scores in texts["scores"]:

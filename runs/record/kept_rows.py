@@ -4,16 +4,17 @@ the records that have changed since the last one.
 A folder of records, or a study's file, has a folder in the cache. Each of its files has
 some rows, and is written whole or not at all. Rows depend on the code that makes them,
 so another version of it has folders of its own. A file that is damaged, and a row whose
-record has changed, count for nothing.
+record has changed, are ignored.
 
 A file has {"values": [...], "rows": [...]}: each different value once, as a text of
-JSON, and rows in which a whole number stands for the value of that place. A fraction
+JSON, and rows in which a whole number stands for the value at that index. A float
 stands for itself."""
 
 import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 import time
@@ -24,22 +25,24 @@ from typing import Any, NamedTuple, Protocol
 from runs.record.files import write_atomically
 from runs.record.schema import Record
 
-#: Fewer new rows than this are made again sooner than a file of them is read.
+#: Fewer new rows than this are not kept: making them again is faster than reading them.
 FEWEST_ROWS = 100
-#: The most rows of a file: so many are in memory twice while it is read.
+#: The most rows of a file. While a file is read, its rows are in memory twice.
 MOST_ROWS = 2_000
-#: A record that was written within so many seconds may change again within one tick of
-#: its file system's clock. Its row is made again.
+#: The row of a record that is younger than so many seconds is not kept. The record might
+#: change again within one tick of its file system's clock, and then have the same stamp.
 SETTLED_S = 2.0
 #: Rows of other code, or of a folder that has gone, are removed after so many seconds.
 MONTH_S = 30 * 24 * 3600.0
-#: Stands for a tuple in the JSON of a value. No record has a key without a name.
+#: The key of {TUPLE: [...]}, which stands for a tuple in the JSON of a value. No mapping
+#: in a record has the empty text as a key.
 TUPLE = ""
 
 
 class RecordText(NamedTuple):
-    """The text of one record: a file or, where line is not 0, a line of a file that
-    starts at this byte."""
+    """Where the text of one record is: a whole file, or one line of it.
+
+    line: its number, from 1 on; 0 for a whole file. start, size: of the line, in bytes."""
 
     path: str
     line: int = 0
@@ -52,7 +55,7 @@ class RecordText(NamedTuple):
 
 class MakesRows(Protocol):
     """Makes a row from a record: a tuple of numbers, texts, and lists and mappings of
-    them, which has the run's id as `id`.
+    them. Its attribute `id` is the run's id.
 
     code: the hash of all code that a row depends on."""
 
@@ -62,16 +65,19 @@ class MakesRows(Protocol):
     def __call__(self, record: Record) -> Any: ...
 
     def restore(self, values: Iterable[Any]) -> Any:
-        """The row with these values."""
+        """The row with these values, which were read from the cache."""
         ...
 
 
-#: When a file was last changed, and its size and place on the disk.
+#: When a file was last changed, in nanoseconds, its size and its inode.
 Stamp = tuple[int, int, int]
 
 
 class KeptRows:
-    """The kept rows of a folder of records, or of a study's file."""
+    """The kept rows of a folder of records, or of a study's file (`place`).
+
+    Ask for each row with `get`. Where it returns None, make the row and hand it to `add`;
+    after the last row, `save`."""
 
     def __init__(self, place: Path, make_row: MakesRows) -> None:
         self.place = place
@@ -83,22 +89,24 @@ class KeptRows:
         self._settled_ns = (time.time() - SETTLED_S) * 1e9
         self._is_study = place.suffix == ".jsonl"
         self._stamp_of_study = _stamp_of(place) if self._is_study else None
-        self._used_count = 0
-        # rows that are not kept yet, and the stamps of their records
+        self._used_count = 0  # rows that `get` has returned
+        # Rows to be saved, and the stamps that their files had before they were read
         self._new_rows = list[tuple[RecordText, Any]]()
         self._stamps = dict[RecordText, Stamp | None]()
         self._kept = self._read_files()
 
-    def parts(self) -> dict[RecordText, bytes]:
-        """The parts of a study's file, without their lines; empty unless the file is
-        unchanged since all its rows were kept, and for a folder."""
+    def parts_of_study(self) -> dict[RecordText, bytes]:
+        """The records of a study's file, as `parts_of` returns them, but each with an
+        empty text: the file need not be read, since all its rows are kept. Empty if the
+        file has changed, and for a folder."""
         if not self._is_study:
             return {}
         current = self._stamp_of_study
         return {part: b"" for part, stamp in self._kept if stamp == current}
 
     def get(self, part: RecordText) -> Any:
-        """The row of a record; None where its file has changed, or has none yet."""
+        """The kept row of a record; None where its file has changed, or no row is kept
+        yet. Remembers the file's stamp then, for `add`."""
         stamp = self._stamp_of_study if self._is_study else _stamp_of(part.path)
         if stamp and (part, stamp) in self._kept:
             self._used_count += 1
@@ -107,58 +115,64 @@ class KeptRows:
         return None
 
     def add(self, part: RecordText, row: Any) -> None:
-        """Keeps a row, whose record was read after `get` was asked for it."""
+        """Keeps a new row. Call `get` before you read its record: if the file changes in
+        between, its stamp is another one, and the row is made again."""
         self._new_rows.append((part, row))
 
     def save(self) -> None:
         """Writes the new rows. A cache that cannot be written costs time, no more."""
-        lines = list[list[Any]]()
+        sources = list[list[Any]]()
         rows = list[Any]()
         for part, row in self._new_rows:
             stamp = self._stamps[part]
             if stamp and stamp[0] < self._settled_ns:
                 name = "" if self._is_study else os.path.basename(part.path)
-                lines.append([[name, *part[1:]], stamp])
+                named_part = [name, part.line, part.start, part.size]
+                sources.append([named_part, stamp])
                 rows.append(row)
         if len(rows) < FEWEST_ROWS:
             return
         with contextlib.suppress(OSError):
-            # rows of a study's file as it was, or of records that have changed
+            # Most kept rows are of files that have changed since
             if len(self._kept) > 2 * self._used_count:
                 shutil.rmtree(self.folder, ignore_errors=True)
             for first in range(0, len(rows), MOST_ROWS):
                 chosen = slice(first, first + MOST_ROWS)
-                text = encode_rows(lines[chosen], rows[chosen])
+                text = encode_rows(sources[chosen], rows[chosen])
                 write_atomically(self.folder / f"{_hash_of(text)}.json", text)
             remove_unused(self.folder.parent)
 
     def _read_files(self) -> dict[tuple[RecordText, Stamp], Any]:
-        """The rows by record and stamp: a changed record has an older row, too."""
+        """The kept rows, by record and stamp. A record that has changed since may have
+        several rows, of which one has its present stamp."""
         values = dict[str, Any]()
         rows = dict[tuple[RecordText, Stamp], Any]()
         for path in sorted(self.folder.glob("*.json")):
+            # A file that is damaged, or of another form, is ignored from there on
             with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
                 text = path.read_text(encoding="utf-8")
                 if path.stem != _hash_of(text):
                     continue
-                for (name, *span), (changed_ns, size, inode), row in decode_rows(
-                    text, values
-                ):
+                for named_part, stamp, row in decode_rows(text, values):
+                    name, line, start, size = named_part
                     place = os.path.join(self.place, name) if name else str(self.place)
-                    stamp = changed_ns, size, inode
-                    rows[RecordText(place, *span), stamp] = self.make_row.restore(row)
+                    part = RecordText(place, line, start, size)
+                    changed_ns, file_size, inode = stamp
+                    key = part, (changed_ns, file_size, inode)
+                    rows[key] = self.make_row.restore(row)
         return rows
 
 
 def rows_cache_folder() -> Path:
-    """The folder of kept rows in the user's cache (`tasks.fetch.cache_folder`, which
-    readers of records do not import)."""
+    """The folder of kept rows in the user's cache. It is in `tasks.fetch.cache_folder`,
+    whose rule stands here again because runs/record may not import tasks."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(caches) / "vera-bench" / "rows"
 
 
 def remove_unused(cache: Path) -> None:
-    """Removes the folders of a cache to which nothing was added for MONTH_S."""
+    """Removes the folders of a cache to which nothing was added for MONTH_S: their code
+    or their records have probably gone."""
     for folder in cache.iterdir():
         if time.time() - folder.stat().st_mtime > MONTH_S:
             shutil.rmtree(folder, ignore_errors=True)
@@ -180,17 +194,19 @@ def _hash_of(text: str) -> str:
 # --- rows as JSON
 
 
-def encode_rows(lines: list[list[Any]], rows: list[Any]) -> str:
-    """The text of a file of rows. A row is a list of numbers: each float stands for
-    itself, and any other value for its index in the list of values, which are written
-    once. lines: what the file has before each row, its part and stamp."""
+def encode_rows(sources: list[list[Any]], rows: list[Any]) -> str:
+    """The text of a file of rows, in the form that the module describes.
+
+    sources: for each row, what identifies its record: a part, [file name, line, start,
+    size], and the stamp of the file."""
     index_by_key = dict[Any, int]()
     values = list[str]()
     encoded = list[list[Any]]()
-    for line, row in zip(lines, rows, strict=True):
+    for source, row in zip(sources, rows, strict=True):
         numbers = list[Any]()
         for value in row:
-            if type(value) is float and value == value:
+            # NaN, which stands for a missing value in many rows, is written once
+            if type(value) is float and not math.isnan(value):
                 numbers.append(value)
                 continue
             key = _key_of(value)
@@ -198,28 +214,32 @@ def encode_rows(lines: list[list[Any]], rows: list[Any]) -> str:
                 index_by_key[key] = len(values)
                 values.append(_as_json(value))
             numbers.append(index_by_key[key])
-        encoded.append([*line, numbers])
+        encoded.append([*source, numbers])
     return json.dumps({"values": values, "rows": encoded}, separators=(",", ":"))
 
 
 def _key_of(value: Any) -> Any:
-    """A key that is the same for equal values of one type. The maker of rows gives
-    equal mappings as one object, so a mapping's address is enough."""
+    """A key that is the same for equal values of one type, by which `encode_rows` writes
+    each value once."""
     if isinstance(value, str):
         return value
-    return type(value), id(value) if isinstance(value, dict) else repr(value)
+    if isinstance(value, dict):
+        # MakesRows has one object for equal mappings, so that its address is enough
+        return dict, id(value)
+    return type(value), repr(value)
 
 
 def _as_json(value: Any) -> str:
+    """A value as JSON, a tuple as {TUPLE: [...]}."""
     return json.dumps({TUPLE: value} if isinstance(value, tuple) else value)
 
 
 def decode_rows(
     text: str, shared_values: dict[str, Any]
 ) -> Iterator[tuple[Any, Any, list[Any]]]:
-    """What `encode_rows` was given: part, stamp and row, one after another.
-    shared_values: the values of other files by their texts, so that equal ones are in
-    memory once; new values are added."""
+    """The part, the stamp and the row of each row that `encode_rows` was given, one
+    after another. shared_values: the values that other files have had, by their JSON, so
+    that equal ones are in memory once. It gets the new values, too."""
     content = json.loads(text)
     values = list[Any]()
     for value_text in content["values"]:
@@ -232,6 +252,7 @@ def decode_rows(
 
 
 def _from_json(text: str) -> Any:
+    """The value of a text of `_as_json`."""
     value = json.loads(text)
     if isinstance(value, dict) and [*value] == [TUPLE]:
         return tuple(value[TUPLE])
@@ -239,8 +260,8 @@ def _from_json(text: str) -> Any:
 
 
 def parts_of(place: Path) -> dict[RecordText, bytes]:
-    """The parts of a folder of records, by name, or of a study's file, with their
-    lines."""
+    """The records of a folder, sorted by file name, each with an empty text; or those of
+    a study's file, in its order, each with its line. Empty if there is no such place."""
     if place.suffix == ".jsonl":
         return _lines_of(place) if place.is_file() else {}
     names = sorted(os.listdir(place)) if place.is_dir() else []
@@ -249,6 +270,7 @@ def parts_of(place: Path) -> dict[RecordText, bytes]:
 
 
 def _lines_of(place: Path) -> dict[RecordText, bytes]:
+    """The lines of a file that are not empty, each with where it stands."""
     lines = place.read_bytes().splitlines(keepends=True)
     starts = itertools.accumulate(map(len, lines), initial=0)
     parts = dict[RecordText, bytes]()

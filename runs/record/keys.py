@@ -97,10 +97,10 @@ Unchecked = object
 
 
 class ConfigPart(BaseModel):
-    """A part of the configuration: an unknown key is refused, a number for a name is a
-    name."""
+    """A part of the configuration. It refuses unknown keys, and takes a number as a text
+    where it expects one (name=2026)."""
 
-    # Who reads records needs the declarations and validates no configuration
+    # Code that reads records needs the declarations and validates no configuration
     model_config = ConfigDict(
         extra="forbid",
         allow_inf_nan=False,
@@ -143,6 +143,7 @@ class TaskKeys(ConfigPart):
     """A task. Keys beyond these are the task's own (conf/task), and define the
     result."""
 
+    # Its other settings come from ConfigPart: pydantic merges the two
     model_config = ConfigDict(extra="allow", coerce_numbers_to_str=False)
 
     name: Annotated[str, RESULT]
@@ -238,7 +239,7 @@ class TaskKeys(ConfigPart):
     top_p: Annotated[float, Field(gt=0, le=1), OUTCOME] = 1.0
     top_k: Annotated[Count | None, OUTCOME] = None
 
-    # Keys that no file has any more, and published records have
+    # Keys that no file has any more; published records still have them
     cache_dir: Annotated[str | None, PATH] = None
     bad_images: Annotated[Literal["refuse"], COMPUTING] = "refuse"
     augment: Annotated[Literal["none"], RESULT] = "none"
@@ -390,8 +391,8 @@ GROUP_KEYS: dict[str, type[ConfigPart]] = {
 
 @dataclass(frozen=True)
 class Key:
-    """A declared key. name: with its group, such as train.lr. values: its type, as
-    docs/keys.md prints it."""
+    """A declared key. name: with its group, such as train.lr. values: what it takes, as
+    docs/keys.md prints it. added, hashed_as and also_evaluation: its marks, if any."""
 
     name: str
     role: Role
@@ -418,7 +419,8 @@ class Key:
 
 
 def keys_of_part(part: type[ConfigPart], group: str = "") -> Iterator[Key]:
-    """The keys of a group. Raises TypeError for one without a role."""
+    """The keys that a part of the configuration declares, except its groups. group: the
+    name of the part; "" for RunKeys. Raises TypeError for a key without a role."""
     for name, field in part.model_fields.items():
         if name in GROUP_KEYS:
             continue
@@ -427,6 +429,7 @@ def keys_of_part(part: type[ConfigPart], group: str = "") -> Iterator[Key]:
 
 
 def _key(name: str, field: FieldInfo) -> Key:
+    """The declaration of one field. Raises TypeError unless it has one role."""
     roles = [item for item in field.metadata if isinstance(item, Role)]
     if len(roles) != 1:
         raise TypeError(f"{name}: declare one role, Annotated[..., ROLE]")
@@ -438,7 +441,9 @@ def _key(name: str, field: FieldInfo) -> Key:
         values=_values(field.annotation),
         added=added[0] if added else None,
         hashed_as=hashed_as[0] if hashed_as else None,
-        also_evaluation=any(isinstance(m, AlsoEvaluation) for m in field.metadata),
+        also_evaluation=any(
+            isinstance(item, AlsoEvaluation) for item in field.metadata
+        ),
     )
 
 
@@ -478,15 +483,15 @@ def names_with_role(role: Role, group: str) -> tuple[str, ...]:
 
 
 def nearest_key(name: str) -> Key | None:
-    """The declared key that a dotted name is, or lies in: model.settings for
-    model.settings.dropout. None for a key that is not declared."""
+    """The declared key with this dotted name, or the one that it is inside of:
+    model.settings for model.settings.dropout. None if nothing of it is declared."""
     while name and name not in KEYS:
         name = name.rpartition(".")[0]
     return KEYS.get(name)
 
 
 def is_own_setting(name: str) -> bool:
-    """Whether this key of the group method is a setting of the method itself. The other
-    keys are its label, or defaults of the harness's own keys."""
+    """Whether a key of the group method, without "method.", is a setting of the method
+    itself. The others are its label, or defaults of the harness's own keys."""
     key = KEYS.get(f"method.{name}")
     return key is None or key.role in (Role.RESULT, Role.COMPUTING)

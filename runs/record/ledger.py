@@ -1,15 +1,15 @@
 """The files of records: where they are; how they are written, whole or not at all; and
-how they are read: one, a study's, or all that a folder and the published studies
-hold."""
+how they are read: one, those of a study, or all of a folder and the published
+studies."""
 
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import orjson
 
@@ -39,10 +39,20 @@ INSTALLED = (ROOT / "runs" / "conf").is_dir()
 CONF = ROOT / "runs" / "conf" if INSTALLED else ROOT / "conf"
 #: Studies that the project publishes.
 PUBLISHED = ROOT / "runs" / "records"
-#: What a file or a line holds: its oldest and newest schema, and what checks it.
-KINDS = {
-    "record": (2, SCHEMA, check_record),
-    "measure": (MEASURE_SCHEMA, MEASURE_SCHEMA, check_measure),
+
+
+class FileKind(NamedTuple):
+    """What a file or a line may hold. check: raises ValueError for a value that is not of
+    the newest schema. Older ones are brought into it when they are read."""
+
+    oldest_schema: int
+    newest_schema: int
+    check: Callable[[dict[str, Any]], None]
+
+
+FILE_KINDS = {
+    "record": FileKind(2, SCHEMA, check_record),
+    "measure": FileKind(MEASURE_SCHEMA, MEASURE_SCHEMA, check_measure),
 }
 
 
@@ -54,8 +64,8 @@ def in_conf(name: str) -> Any:
 
 
 def built_from() -> Code:
-    """The commit of an installed wheel's code, and whether files differed (dirty); None
-    outside of git."""
+    """The commit that an installed wheel was built from, and whether files differed from
+    it then (dirty). Both are None if the wheel does not say so."""
     with contextlib.suppress(OSError):
         text = (ROOT / "runs" / "build.json").read_text(encoding="utf-8")
         return cast(Code, json.loads(text))
@@ -67,7 +77,7 @@ def read_regular(path: str | Path, max_bytes: int = 64 * 2**20) -> bytes:
     ValueError, naming the file, for one that is missing, unreadable or of more than
     `max_bytes`, a folder, a pipe, a device."""
     try:
-        # before it is opened: a pipe would block, a device may do something
+        # Before it is opened, since a pipe would block and a device might act
         if not os.path.isfile(path):
             if os.path.lexists(path):
                 raise ValueError(f"{path}: not a regular file")
@@ -80,29 +90,29 @@ def read_regular(path: str | Path, max_bytes: int = 64 * 2**20) -> bytes:
 
 
 def record_path(output: str | Path, run_id: str) -> Path:
-    """The record of a run of this machine."""
+    """Where the record of a run of this machine is."""
     return Path(output, "records", f"{run_id}.json")
 
 
 def run_folder(output: str | Path, run_id: str) -> Path:
-    """A run's log, checkpoint, adapter and head."""
+    """The folder of a run's log, checkpoint, adapter and head."""
     return Path(output) / "runs" / run_id
 
 
 def record_text(record: FailedRecord | Measure, kind: str = "record") -> str:
-    """The text of a record's file, hidden characters of labels and errors as
-    `printable` writes them. Raises ValueError for one that could not be read again: of
-    another shape, or with NaN or infinity."""
+    """The text of a record's file, one line, with hidden characters as `printable` writes
+    them. kind: one of FILE_KINDS. Raises ValueError for a record that could not be read
+    again: of another shape, or with NaN or infinity."""
     text = json.dumps(printable(record), separators=(",", ":"), allow_nan=False) + "\n"
-    KINDS[kind][2](orjson.loads(text))
+    FILE_KINDS[kind].check(orjson.loads(text))
     return text
 
 
 def write_record(
     output: str | Path, record: FailedRecord | Measure, kind: str = "record"
 ) -> Path:
-    """Writes a record, or a measure, below outputs, atomically. Raises ValueError as
-    `record_text` does."""
+    """Writes a record, or a measure, atomically into its file in an output folder, and
+    returns the file's path. Raises ValueError as `record_text` does."""
     path = Path(output, f"{kind}s", f"{record['id']}.json")
     write_atomically(path, record_text(record, kind))
     return path
@@ -111,8 +121,8 @@ def write_record(
 def write_study(
     folder: Path, records: Sequence[Record], measures: Sequence[Measure] = ()
 ) -> None:
-    """Adds records and measures to a study's files, a line each, sorted by id, in the
-    place of one of its id; other lines stay as they are. Raises ValueError as
+    """Adds records and measures to a study's files, a line for each, sorted by id. A line
+    with the same id is replaced; the other lines stay as they are. Raises ValueError as
     `record_text` does."""
     by_kind: dict[str, Sequence[Record | Measure]] = {
         "record": records,
@@ -145,22 +155,24 @@ def read_measure(path: str | Path, line: bytes = b"") -> Measure:
 
 
 def _read_checked(path: str | Path, kind: str, line: bytes) -> dict[str, Any]:
+    """The record or measure of a file or, if it is not empty, of a line: see
+    `read_record`. kind: one of FILE_KINDS."""
     content = line or read_regular(path)
-    oldest, newest, check = KINDS[kind]
+    oldest_schema, newest_schema, check = FILE_KINDS[kind]
     try:
         record: dict[str, Any] = orjson.loads(content)
         has_id = isinstance(record, dict) and isinstance(record.get("id"), str)
         if not has_id or type(record.get("schema")) is not int:
             raise ValueError("it has no id and no schema")
-        if not oldest <= record["schema"] <= newest:
+        if not oldest_schema <= record["schema"] <= newest_schema:
             raise ValueError(
                 f"schema {record['schema']} is not known here; a newer version may "
                 "read it"
             )
         # Most records are ASCII without escapes, and so without control characters:
-        # this look saves the slow one at each value.
-        plain = content.isascii() and b"\\" not in content and b"\x7f" not in content
-        if not plain:
+        # this look at the bytes saves the slow one at each value.
+        is_plain = content.isascii() and b"\\" not in content and b"\x7f" not in content
+        if not is_plain:
             for key, value in record.items():
                 if printable([key, value]) != [key, value]:
                     raise ValueError(f"{printable(key)}: holds a control character")
@@ -171,10 +183,10 @@ def _read_checked(path: str | Path, kind: str, line: bytes) -> dict[str, Any]:
 
 
 def read_part(part: RecordText, text: bytes = b"") -> Record:
-    """The record at a part; a finished one with its cell_id. Raises ValueError as
+    """The record at a place; a finished one has its cell_id. Raises ValueError as
     `read_record` does.
 
-    text: the part's line, if the caller has it; otherwise it is read."""
+    text: the line at `part`, if the caller has read it already."""
     if part.line and not text:
         with open(part.path, "rb") as file:
             file.seek(part.start)
@@ -186,10 +198,11 @@ def read_part(part: RecordText, text: bytes = b"") -> Record:
 
 @dataclass
 class Ledger:
-    """Records by run id (or the row that `make_row` of `read_ledger` made of each), and
-    measures (which figures are drawn from) by their own ids."""
+    """Records by run id, and measures (which figures are drawn from) by their own ids.
 
-    # rows in place of records, if read_ledger was given make_row: see whole_record
+    In a ledger of rows, the values of `records` are not records but the rows that the
+    `make_row` of `read_ledger` made of them; `whole_record` gives the record."""
+
     records: dict[str, Record] = field(default_factory=dict)
     # where each record comes from: "ours", or the study's name
     origin: dict[str, str] = field(default_factory=dict)
@@ -198,11 +211,12 @@ class Ledger:
     measures: dict[str, Measure] = field(default_factory=dict)
     # where each measure comes from, as `origin` says it of records
     measure_origin: dict[str, str] = field(default_factory=dict)
-    #: For each run that was done here and is published too: the study, and its record.
+    # for each run that was done here and is published too: the study, and its record
+    # (in a ledger of rows, its row)
     published: dict[str, tuple[str, Record]] = field(default_factory=dict)
-    #: In a ledger of rows: where each run's record stands, and those records to which a
-    #: result of lm-eval was added.
+    # in a ledger of rows: where each run's record stands
     places: dict[str, RecordText] = field(default_factory=dict)
+    # in a ledger of rows: the records to which a result of lm-eval was added
     amended: dict[str, Record] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Record]:
@@ -222,8 +236,8 @@ def read_ledger(
     published: bool = True,
     make_row: MakesRows | None = None,
 ) -> Ledger:
-    """All records of this machine and, unless switched off, the published ones. This
-    machine's own come first.
+    """All records of this machine's output folder and, unless `published` is False, the
+    published ones. This machine's own come first.
 
     A run may have two records, such as this machine's and the published one. The first
     one counts. If their results differ (another machine, other versions), the ledger's
@@ -288,8 +302,8 @@ def study_folders() -> list[Path]:
 
 @dataclass
 class _RecordEntry:
-    """A record that is being read, or its row. The record of a row from the cache is
-    read when somebody asks for it."""
+    """A record that is being read into a ledger. row: its row, in a ledger of rows.
+    record: None as long as only the row has been read, from the cache."""
 
     part: RecordText
     row: Any = None
@@ -300,7 +314,7 @@ class _RecordEntry:
         return str(self.row.id if self.record is None else self.record["id"])
 
     def whole_record(self) -> Record:
-        """The record."""
+        """The record, read now if only its row was."""
         if self.record is None:
             self.record = read_part(self.part)
         return self.record
@@ -308,15 +322,17 @@ class _RecordEntry:
 
 @dataclass
 class _Reading:
-    """A ledger that is being read. make_row: makes the row that it keeps in place of a
-    record; None to keep records."""
+    """A ledger that is being read. output: this machine's output folder; "" for a study
+    alone. make_row: makes the row that the ledger has in place of a record; None for a
+    ledger of records."""
 
     output: str | Path = ""
     make_row: MakesRows | None = None
     ledger: Ledger = field(default_factory=Ledger)
 
     def add_folder(self, origin: str, folder: Path, ending: str) -> None:
-        """Adds the records and measures of an output folder or of a study's files."""
+        """Adds the records and measures of an output folder or of a study. origin: "ours",
+        or the study's name. ending: ".jsonl" for a study's files, "" for folders."""
         ledger = self.ledger
         records = folder / f"records{ending}"
         conflicts = dict[str, float]()
@@ -348,8 +364,8 @@ class _Reading:
                     yield _RecordEntry(part, record=record)
             return
         kept_rows = KeptRows(records, self.make_row)
-        problems = len(self.ledger.problems)
-        for part, text in (kept_rows.parts() or parts_of(records)).items():
+        problems_before = len(self.ledger.problems)
+        for part, text in (kept_rows.parts_of_study() or parts_of(records)).items():
             row = kept_rows.get(part)
             record = None
             if row is None:
@@ -360,11 +376,13 @@ class _Reading:
                 kept_rows.add(part, row)
             yield _RecordEntry(part, row, record)
         # A study's file with unreadable lines is read again each time, to report them
-        if records.suffix != ".jsonl" or len(self.ledger.problems) == problems:
+        has_new_problems = len(self.ledger.problems) > problems_before
+        if records.suffix != ".jsonl" or not has_new_problems:
             kept_rows.save()
 
     def _read(self, part: RecordText, text: bytes) -> Record | None:
-        """The record of a part; None where it cannot be read."""
+        """The record at a place (see `read_part`); None if it cannot be read, which is
+        then a problem of the ledger."""
         try:
             record = read_part(part, text)
             # Somebody may have copied a record to another name. Only the file that is
@@ -378,7 +396,8 @@ class _Reading:
         return record
 
     def add_lm_eval(self) -> None:
-        """Adds what lm-eval has measured of runs to their records."""
+        """Adds lm-eval's results, which the ledger's measures have, to the records of the
+        runs that were measured."""
         for measure in self.ledger.measures.values():
             if measure["kind"] != "lm_eval":
                 continue
@@ -400,42 +419,46 @@ class _Reading:
             self._amend(record)
 
     def _add(self, origin: str, entry: _RecordEntry) -> float | None:
-        """Adds a record, unless the ledger has one of that run, which then counts.
-        Returns by how much their results differ; None if they agree."""
+        """Adds a record, unless the ledger has one of that run: the first one counts, and
+        gets the second one's results of lm-eval if both have the same scores. Returns
+        how much the two results differ; None if they agree, or if there is only one."""
         ledger = self.ledger
-        name = entry.id
+        run = entry.id
         content = entry.whole_record() if self.make_row is None else entry.row
-        if name not in ledger.records:
-            ledger.records[name] = content
-            ledger.origin[name] = origin
+        if run not in ledger.records:
+            ledger.records[run] = content
+            ledger.origin[run] = origin
             if self.make_row:
-                ledger.places[name] = entry.part
+                ledger.places[run] = entry.part
             return None
-        first = ledger.whole_record(name)
-        record = entry.whole_record()
-        difference = difference_of_results(first, record)
-        is_same = difference is None
-        if ledger.origin[name] == "ours":
-            # Publishing takes paths out, and a run of this machine leaves a folder: the
-            # first one is a copy
-            is_better_origin = (
-                first == record and not run_folder(self.output, name).exists()
-            )
-        else:
-            # the study of the preset that the run was started by
-            is_better_origin = origin == record["cell"]["paper"]
-        if is_same and is_better_origin:
-            ledger.origin[name] = origin
-        results = lm_eval_results(record)
-        if is_same and results:
-            first["result"] = with_lm_eval(first, results, lm_eval_results(first))
-            self._amend(first)
-        if ledger.origin[name] == "ours":
-            ledger.published.setdefault(name, (origin, content))
+        first = ledger.whole_record(run)
+        second = entry.whole_record()
+        difference = difference_of_results(first, second)
+        if difference is None:
+            if self._belongs_to(origin, first, second):
+                ledger.origin[run] = origin
+            results = lm_eval_results(second)
+            if results:
+                first["result"] = with_lm_eval(first, results, lm_eval_results(first))
+                self._amend(first)
+        if ledger.origin[run] == "ours":
+            ledger.published.setdefault(run, (origin, content))
         return difference
 
+    def _belongs_to(self, study: str, first: Record, published: Record) -> bool:
+        """Whether a run whose record the ledger has (`first`) belongs to a study that has
+        the same result of it (`published`), and not to where `first` was read."""
+        run = first["id"]
+        if self.ledger.origin[run] == "ours":
+            # Publishing takes paths out, and a run of this machine leaves a folder. So
+            # an equal record without a folder is a copy of the published one
+            return first == published and not run_folder(self.output, run).exists()
+        # two studies have it: it belongs to that of the preset that it was started by
+        return study == published["cell"]["paper"]
+
     def _amend(self, record: Record) -> None:
-        """Keeps what has been added to a record of the ledger."""
+        """Keeps a changed record of a ledger of rows, and its row. In a ledger of records
+        it is the ledger's own, and nothing has to be done."""
         if self.make_row:
             self.ledger.amended[record["id"]] = record
             self.ledger.records[record["id"]] = self.make_row(record)

@@ -38,11 +38,12 @@ class Override:
 
     def with_value(self, value: str) -> "Override":
         """The override with another value, in the quotes that this one has."""
-        before = self.text.partition("=")[0]
-        return Override(f"{before}={self._quote}{value}{self._quote}")
+        key_with_prefix = self.text.partition("=")[0]
+        return Override(f"{key_with_prefix}={self._quote}{value}{self._quote}")
 
     @property
     def _quote(self) -> str:
+        """The quote that the value begins with, or ""."""
         return self.value[0] if self.value.startswith(("'", '"')) else ""
 
     def __str__(self) -> str:
@@ -50,7 +51,8 @@ class Override:
 
 
 def split_seeds(text: str) -> tuple[str, ...]:
-    """The seeds that a list names, as Hydra reads it: 0,1,2 or range(20)."""
+    """The seeds in the value of `seed=`, a list or an interval as Hydra reads it:
+    "0,1,2" and "range(3)" are both ("0", "1", "2")."""
     without_spaces = text.replace(" ", "")
     interval = _RANGE.fullmatch(without_spaces)
     if interval is None:
@@ -60,7 +62,7 @@ def split_seeds(text: str) -> tuple[str, ...]:
 
 
 def as_override_value(value: object) -> str:
-    """A value as an override has it: true, null, [a,b] or {key:1}."""
+    """A value as text that Hydra reads in an override: true, null, [a,b] or {key:1}."""
     if isinstance(value, dict):
         entries = [f"{key}:{as_override_value(entry)}" for key, entry in value.items()]
         return "{" + ",".join(entries) + "}"

@@ -16,8 +16,8 @@ PUBLISHED_OUTPUT = "outputs"
 
 
 def without_paths(record: Record) -> Record:
-    """The record with only the last part of local paths (runs/record/keys.py says which
-    keys hold some): where files lay is private, and proves nothing."""
+    """A copy of the record with only the last part of local paths (runs/record/keys.py
+    says which keys hold some): where files lay is private, and proves nothing."""
     clean = record.copy()
     clean["config"] = config_without_paths(record["config"])
     start = record.get("start")
@@ -28,47 +28,50 @@ def without_paths(record: Record) -> Record:
     clean["error"] = hide_paths(error) if error else None
     clean["tries"] = [hide_paths(end) for end in record.get("tries", [])]
     if "overrides" in record:
-        clean["overrides"] = [_without_path(text) for text in record["overrides"]]
+        clean["overrides"] = [_shorten_override(text) for text in record["overrides"]]
     return clean
 
 
 def config_without_paths(config: Configuration) -> Configuration:
-    """The configuration with only the last part of local paths."""
+    """A copy of the configuration with only the last part of local paths."""
     clean = config.copy()
-    clean["model"] = cast(ModelConfig, _with_names("model", config["model"]))
-    clean["task"] = cast(TaskConfig, _with_names("task", config["task"]))
+    clean["model"] = cast(ModelConfig, _shorten_paths("model", config["model"]))
+    clean["task"] = cast(TaskConfig, _shorten_paths("task", config["task"]))
     source = config.get("init_from")
     if source:
-        clean["init_from"] = _name(source)
+        clean["init_from"] = _last_part(source)
     clean["output"] = PUBLISHED_OUTPUT
     return clean
 
 
-def _with_names(group: str, values: Mapping[str, object]) -> dict[str, object]:
-    """A group of the configuration with names in the place of paths."""
+def _shorten_paths(group: str, values: Mapping[str, object]) -> dict[str, object]:
+    """The values of a group of the configuration, such as task, with only the last part
+    of local paths."""
     clean = dict(values)
     for key in names_with_role(PATH, group):
         path = values.get(key)
         if path:
-            clean[key] = _name(str(path))
+            clean[key] = _last_part(str(path))
     return clean
 
 
-def _without_path(text: str) -> str:
+def _shorten_override(text: str) -> str:
+    """An override with only the last part of its value, if that is a local path."""
     override = Override(text)
     key = KEYS.get(override.key)
     if key is None or key.role != PATH:
         return text
-    return override.with_value(_name(override.unquoted_value)).text
+    return override.with_value(_last_part(override.unquoted_value)).text
 
 
-def _name(path: str) -> str:
-    """The last part of a local path; a file on the hub (tasks/forgetting.py) keeps its
-    name."""
+def _last_part(path: str) -> str:
+    """The last part of a local path. The name of a file on the hub, hub:..., stays whole
+    (tasks/forgetting.py)."""
     return path if path.startswith("hub:") else Path(path).name
 
 
-#: A path in an error: an absolute one, or one that begins with . or ~.
+#: A path in an error: an absolute one, or one that begins with . or ~. The group is its
+#: last part.
 _PATH = re.compile(r"(?<![\w/:.~])[.~]*/(?:[^\s/:;,'\"()]+/)*([^\s/:;,'\"()]*)")
 
 

@@ -13,7 +13,7 @@ from typing_extensions import ReadOnly, TypedDict
 from runs.record.configuration import Configuration, Count, Positive
 
 SCHEMA = 3
-#: The status of a run that is not done again: a diverged run is a result, too.
+#: The statuses of runs that have a result and are not repeated. Divergence is a result.
 FINISHED = ("done", "diverged")
 
 #: How a run ended.
@@ -186,7 +186,7 @@ class DecodedScores(TypedDict):
     cider: NotRequired[Number]
     parts: NotRequired[dict[str, float]]  # of exact_match, by test set
     unread: NotRequired[float]  # percent of the texts in which no answer was found
-    right: NotRequired[str]  # which texts are right, one bit each (items.py)
+    right: NotRequired[str]  # which texts are right, one bit for each (items.pack)
     unavailable: NotRequired[dict[str, str]]  # why a score is missing, by its key
     hash: NotRequired[str]  # of the texts
 
@@ -195,9 +195,9 @@ class Texts(TypedDict):
     """Texts that a run decoded."""
 
     split: str
-    items: Count
+    items: Count  # rows, each of which got a text
     decoding: NotRequired[dict[str, Any]]  # the settings of decoding
-    # of each item, where some belong together: they are right or wrong together
+    # the group of each item, where some resemble each other (items.groups_of_items)
     groups: NotRequired[list[int]]
     scores: list[DecodedScores]
 
@@ -208,9 +208,9 @@ class Judgement(TypedDict):
     bench: str
     judge: str
     passes: Count
-    n: Count  # scores that are wanted
-    judged: Count  # replies among them
-    n_valid: Count  # ratings among those
+    n: Count  # judgments if all are made
+    judged: Count  # those with a reply
+    n_valid: Count  # replies with a rating
     mean: Number
     low: Number
     high: Number
@@ -256,8 +256,9 @@ class Code(TypedDict):
 
     commit: str | None
     dirty: bool | None
-    upstream: NotRequired[str | None]  # the newest commit that the project has
-    altered: NotRequired[list[str] | None]  # files of that commit that differ
+    # the newest commit of the checkout's history that the project itself has
+    upstream: NotRequired[str | None]
+    altered: NotRequired[list[str] | None]  # files that differ from `upstream`
     sources: NotRequired[dict[str, CodeSource]]
 
 
@@ -332,12 +333,12 @@ class OptimizerGroup(TypedDict):
 
 
 class Reach(TypedDict):
-    """How far trained values can move, and what that changes
+    """How far a trained value can move at most, and what that changes
     (runs/training/effect.py)."""
 
-    constant: float
-    adam: float
-    effect: float
+    constant: float  # if its gradient stays the same: the sum of the learning rates
+    adam: float  # whatever its gradients are
+    effect: float  # the most that the objective changes, to first order, in `unit`
     unit: str
 
 
@@ -354,7 +355,7 @@ class Cost(TypedDict):
 
 
 class RightRows(TypedDict, total=False):
-    """Which dev rows are right, one bit each (items.py)."""
+    """Which dev rows are right at an epoch, one bit for each (items.pack)."""
 
     best: str
     last: str
@@ -421,7 +422,7 @@ class FailedRecord(TypedDict):
     overrides: NotRequired[list[str]]  # that compose the run, without its seed
     config: Configuration
     config_hash: NotRequired[str]
-    claim: NotRequired[str]  # which attempt failed
+    claim: NotRequired[str]  # the token of the attempt that failed
 
 
 class Record(FailedRecord):

@@ -26,7 +26,8 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def read_own_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a file of `csv_text`, by column, as they were given."""
+    """The rows of a file that `csv_text` made. Each maps a column to its text, without
+    the apostrophes that the writer put there."""
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, strict=True)
         return [
@@ -36,6 +37,7 @@ def read_own_csv(path: Path) -> list[dict[str, str]]:
 
 
 def _cell(value: Any) -> Any:
+    """A value as the CSV writer gets it: "" for NaN, an apostrophe before a formula."""
     if isinstance(value, float) and math.isnan(value):
         return ""
     if isinstance(value, str) and _is_formula(value):
@@ -44,6 +46,7 @@ def _cell(value: Any) -> Any:
 
 
 def _original(cell: str) -> str:
+    """The text that `_cell` was given."""
     if cell and cell[0] == "'" and _is_formula(cell[1:]):
         return cell[1:]
     return cell

@@ -10,8 +10,9 @@ from runs.record.configuration import TrainConfig
 class StepPlan:
     """The number of a run's epochs and steps, and when it evaluates.
 
-    batch: rows of a step. evaluate_every: epochs between two evaluations.
-    evaluate_steps: in place of these, steps."""
+    epochs: how many begin, the last one perhaps cut short by train.max_steps. batch: rows
+    of a step. evaluate_every: it evaluates after so many epochs. evaluate_steps: if this
+    is set, it evaluates after so many steps instead. It always does at its end."""
 
     epochs: int
     steps_per_epoch: int
@@ -39,15 +40,15 @@ class StepPlan:
             evaluate_steps=train.get("evaluate_steps"),
         )
 
-    def evaluates(self, epoch: int) -> bool:
+    def evaluates_after_epoch(self, epoch: int) -> bool:
         """Whether an epoch, counted from 0, ends with an evaluation."""
         if self.evaluate_steps:
             return epoch + 1 == self.epochs
         return (epoch + 1) % self.evaluate_every == 0 or epoch + 1 == self.epochs
 
     def evaluated_steps(self) -> list[int]:
-        """The number of steps before each evaluation. Where nothing trains, the
-        pretrained model is evaluated once."""
+        """For each evaluation, after how many steps it is. Where nothing trains, the
+        pretrained model is evaluated once, after 0 steps."""
         if not self.total_steps:
             return [0]
         if self.evaluate_steps:
@@ -55,37 +56,41 @@ class StepPlan:
             return [*between, self.total_steps]
         steps = []
         for epoch in range(self.epochs):
-            if self.evaluates(epoch):
+            if self.evaluates_after_epoch(epoch):
                 steps.append(min((epoch + 1) * self.steps_per_epoch, self.total_steps))
         return steps
 
-    def evaluates_step(self, step: int) -> bool:
-        """Whether an evaluation follows so many steps, besides the one at the end."""
+    def evaluates_after_step(self, step: int) -> bool:
+        """Whether an evaluation follows so many steps because of evaluate_steps. The one
+        at the end of the run does not count."""
         return bool(self.evaluate_steps and step and step % self.evaluate_steps == 0)
 
 
 # --- the learning rates
 
 
-def rate_factor(step: int, kind: str, warmup: int, total: int) -> float:
-    """The rates' factor at a step: from 0 to 1 over the warm-up, then linear or cosine
-    to 0, or constant.
+def rate_factor(step: int, schedule: str, warmup: int, total: int) -> float:
+    """What the learning rates are multiplied by at a step, counted from 0: it rises from
+    0 to 1 over the warm-up, and then falls to 0 or stays.
+
+    schedule: linear or cosine, which fall, or constant. warmup, total: the number of the
+    warm-up's steps, and of all.
 
     The same to the bit as transformers' get_scheduler, whose import takes seconds
     (peft, bitsandbytes)."""
     if step < warmup:
         return step / warmup
-    if kind == "constant":
+    if schedule == "constant":
         return 1.0
     span = max(1, total - warmup)
-    if kind == "linear":
+    if schedule == "linear":
         return max(0.0, (total - step) / span)
     progress = (step - warmup) / span
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def warmup_of(train: TrainConfig, total: int) -> int:
-    """The steps of the warm-up. total: all steps."""
+def count_warmup_steps(train: TrainConfig, total: int) -> int:
+    """How many of a run's steps, `total`, are its warm-up."""
     if train["warmup_steps"] is not None:
         return train["warmup_steps"]
     return math.ceil(train["warmup_ratio"] * total)

@@ -1,5 +1,5 @@
-"""Which runs a sweep has: OUTPUT/sweeps/NAME.json. The folder NAME beside it, of a
-launcher's logs, can go."""
+"""Which runs a sweep has: OUTPUT/sweeps/NAME.json. You can delete the folder NAME beside
+it, which has the logs of a launcher."""
 
 import json
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ def write_sweep(output: str | Path, name: str, ids: Sequence[str]) -> None:
 
 
 def read_sweep(output: str | Path, name: str) -> list[str]:
-    """The ids of a sweep's runs."""
+    """The ids of a sweep's runs, in its order."""
     content = Path(output, "sweeps", f"{name}.json").read_bytes()
     return list(orjson.loads(content)["runs"])
 
 
 def sweep_names(output: str | Path) -> list[str]:
-    """The sweeps of a folder, the newest first."""
+    """The names of the sweeps in an output folder, the newest first."""
     folder = Path(output) / "sweeps"
     files = [path for path in folder.glob("*.json") if not path.name.startswith(".")]
     return [

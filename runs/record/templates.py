@@ -18,10 +18,10 @@ CELL_WIDTH = 40
 def template_environment(
     *folders: Path, autoescape: bool = False
 ) -> jinja2.Environment:
-    """Templates of these folders; a name that they use and nobody has defined is an
-    error. autoescape: for HTML. In Markdown the filters `cell` and `folded` escape a
-    label. `in_words` shows a record's sentence."""
-    loaded = jinja2.Environment(
+    """The environment of the templates in these folders. A name that a template uses and
+    nobody has defined is an error. autoescape: for HTML; in Markdown the filters `cell`
+    and `folded` escape a label."""
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders]),
         autoescape=autoescape,
         undefined=jinja2.StrictUndefined,
@@ -29,24 +29,26 @@ def template_environment(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    loaded.filters["megabytes"] = megabytes
-    loaded.filters["cell"] = table_cell
-    loaded.filters["folded"] = folded_cell
-    loaded.filters["in_words"] = in_words
-    loaded.globals["plural"] = plural
-    return loaded
+    environment.filters["megabytes"] = megabytes
+    environment.filters["cell"] = table_cell
+    environment.filters["folded"] = folded_cell
+    environment.filters["in_words"] = in_words
+    environment.globals["plural"] = plural
+    return environment
 
 
 def table_cell(text: object) -> str:
-    """A text as a cell of a Markdown table."""
+    """A text as a cell of a Markdown table: on one line, and escaped."""
     return one_line(str(text)).replace("|", "\\|").replace("<", "&lt;")
 
 
 def folded_cell(text: object) -> str:
-    """A list as a cell of a Markdown table, on several lines where it is long."""
+    """A list of names, separated by commas, as a cell of a Markdown table. A long one is
+    broken into lines of CELL_WIDTH characters."""
     return "<br>".join(map(table_cell, folded(str(text), CELL_WIDTH)))
 
 
 def without_gaps(text: str) -> str:
-    """A page without the blank lines that empty parts of a template leave."""
+    """A page with one blank line at most between two others: empty parts of a template
+    leave more."""
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -41,7 +41,7 @@ def megabytes(size: float | None) -> str:
 
 
 def rounded(count: float) -> str:
-    """A large count in two or three digits: 310, 9.1k, 42k, 1.4M, 1,213M."""
+    """A large count in few digits: 310, 9.1k, 42k, 310k, 1.4M, 1,213M."""
     for unit, scale in (("M", 1e6), ("k", 1e3)):
         if count >= 0.9995 * scale:
             decimals = 1 if count < 9.95 * scale else 0
@@ -60,15 +60,19 @@ def one_line(text: str) -> str:
 
 
 def folded(text: str, width: int, separator: str = ", ") -> list[str]:
-    """A list of names broken into lines of at most this width, between two names."""
-    lines = list[str]()
-    for name in text.split(separator):
-        longer = f"{lines[-1]}{separator}{name}" if lines else name
-        if lines and len(longer) + len(separator) > width:
+    """A list of names broken into lines of at most this width, between two names. A
+    longer name has a line of its own.
+
+    text: the names, with the separator between them."""
+    first, *names = text.split(separator)
+    lines = [first]
+    for name in names:
+        longer = f"{lines[-1]}{separator}{name}"
+        if len(longer) + len(separator) > width:
             lines[-1] += separator.rstrip()
             lines.append(name)
         else:
-            lines[-1:] = [longer]
+            lines[-1] = longer
     return lines
 
 
@@ -80,8 +84,8 @@ def is_hidden(character: str) -> bool:
 
 
 def printable(value: Any) -> Any:
-    """A text, or all texts of a JSON value, with hidden characters as Python writes
-    them: \\x1b, \\u202e."""
+    """A text, or a JSON value with all its texts and keys, with hidden characters as
+    Python writes them: \\x1b, \\u202e."""
     if isinstance(value, str):
         return value if value.isprintable() else _escaped(value)
     if isinstance(value, dict):
@@ -92,6 +96,7 @@ def printable(value: Any) -> Any:
 
 
 def _escaped(text: str) -> str:
+    """The text with hidden characters as Python writes them."""
     return "".join(
         ascii(character)[1:-1] if is_hidden(character) else character
         for character in text
@@ -123,14 +128,14 @@ def describe(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; the name of its class where it says
-    nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error's message; the name of its class if that is empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def count_problem(formula: int, trained: int) -> str:
-    """What is said of a method whose count() gives another number than what trains,
-    without the head."""
+    """What a note says of a method whose count() gives another number (`formula`) than
+    that of the parameters that train (`trained`, without the head)."""
     problem = "is something not frozen?"
     if trained < formula:
         problem = "is something frozen that should train?"

@@ -1,5 +1,5 @@
 """Compares a record or a measure with the types of runs/record/schema.py when it is
-read, and brings an older record into today's form."""
+read, and brings an older record into the present schema."""
 
 from functools import cache
 from typing import Any, NotRequired, get_origin, get_type_hints
@@ -13,28 +13,28 @@ from runs.record.schema import FINISHED, FailedRecord, Measure, Record
 
 
 def migrate(record: dict[str, Any]) -> dict[str, Any]:
-    """A record of schema 2 in this one: it lacks the direction and scale of the metric,
-    and the epoch that tables report."""
-    if record["schema"] == 2:
-        record["schema"] = 3
-        result = record.get("result")
-        config = record.get("config")
-        task = config.get("task") if isinstance(config, dict) else None
-        if isinstance(result, dict) and isinstance(task, dict):
-            fraction = result.get("metric") != "perplexity"
-            last = task.get("family") in ("images", "instruct", "e2e")
-            result |= {
-                "higher_is_better": fraction,
-                "scale": 100.0 if fraction else 1.0,
-            }
-            result["reported"] = "last" if last else "best"
+    """Brings a record of schema 2 into schema 3, in place, and returns it. It lacks the
+    direction and scale of the metric, and which epoch tables report: all follow from its
+    metric and task. A record of schema 3 stays as it is."""
+    if record["schema"] != 2:
+        return record
+    record["schema"] = 3
+    result = record.get("result")
+    config = record.get("config")
+    task = config.get("task") if isinstance(config, dict) else None
+    if isinstance(result, dict) and isinstance(task, dict):
+        is_fraction = result.get("metric") != "perplexity"
+        reports_last = task.get("family") in ("images", "instruct", "e2e")
+        result["higher_is_better"] = is_fraction
+        result["scale"] = 100.0 if is_fraction else 1.0
+        result["reported"] = "last" if reports_last else "best"
     return record
 
 
 @cache
 def _unfinished_record() -> type:
-    """What the record of a failed run is checked against: it may have the other keys of
-    a record too, and then they have the same types."""
+    """The type of a failed run's record. All keys of a finished record are allowed in it,
+    with the same types, and only those of FailedRecord are required."""
     keys = get_type_hints(FailedRecord, include_extras=True)
     for key, kind in get_type_hints(Record, include_extras=True).items():
         if key not in keys:
@@ -43,14 +43,14 @@ def _unfinished_record() -> type:
     return TypedDict("UnfinishedRecord", keys)  # type: ignore[operator]
 
 
-# as it is asked for: the one of a record takes 0.1 s
+# Cached and built when it is first needed, since building that of Record takes 0.1 s
 _adapter: Any = cache(TypeAdapter)
 
 
 def check_record(record: dict[str, Any]) -> None:
-    """Raises ValueError, in one line, for a value that is not a record of this schema:
-    a key is missing, a value has another type, or the curve's columns differ in
-    length."""
+    """Raises ValueError, in one line, for a value that is not a record of this schema: a
+    key is missing, a value has another type, or the curve has columns of several lengths
+    or, in a run that is done, none with an entry."""
     if record.get("status") not in FINISHED:
         validate(_unfinished_record(), record)
         return
@@ -70,8 +70,8 @@ def check_record(record: dict[str, Any]) -> None:
 
 
 def validate(kind: type, value: object) -> None:
-    """Raises ValueError for a value's first key that is missing or of another type than
-    the TypedDict `kind` says."""
+    """Raises ValueError if a value is not of a TypedDict (`kind`). The message names the
+    first key that is missing or has another type, and counts the others."""
     try:
         _adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:

@@ -7,12 +7,18 @@ from typing import NamedTuple
 
 
 class Rule(NamedTuple):
-    """A stored sentence, and how it is shown: {name} is a group of the pattern, and
-    {name:,} a whole number of it. is_difference: whether it says how a run differs from
-    its recipe, and not merely what you should know of it."""
+    """How a stored sentence is shown.
+
+    Attributes:
+        pattern: A regular expression of the whole stored sentence.
+        template: What is shown. {name} stands for a group of the pattern, and {name:,}
+            for one that is a whole number.
+        is_difference: Whether it says how a run differs from its recipe, and not merely
+            what you should know of it.
+    """
 
     pattern: str
-    shown: str
+    template: str
     is_difference: bool = True
 
 
@@ -145,12 +151,11 @@ def in_words(sentence: str) -> str:
     rule, match = _rule_of(sentence)
     if rule is None or match is None:
         return sentence
-    groups = match.groupdict()
-    numbers = {
-        name: int(text) if f"{{{name}:,}}" in rule.shown else text
-        for name, text in groups.items()
-    }
-    return rule.shown.format(**numbers)
+    values = dict[str, str | int]()
+    for name, text in match.groupdict().items():
+        is_number = f"{{{name}:,}}" in rule.template
+        values[name] = int(text) if is_number else text
+    return rule.template.format(**values)
 
 
 def is_difference(sentence: str) -> bool:
@@ -160,6 +165,8 @@ def is_difference(sentence: str) -> bool:
 
 
 def _rule_of(sentence: str) -> tuple[Rule | None, re.Match[str] | None]:
+    """The rule of a stored sentence and the match of its pattern; None for both if it has
+    no rule."""
     for rule in RULES:
         match = re.fullmatch(rule.pattern, sentence)
         if match:

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from runs.command.errors import process_rank
-from runs.record.cell import ReportedMetric, kept_epoch, reported_text_score, text_score
+from runs.record.cell import ReportedMetric, kept_epoch, key_of_text_score, text_score
 from runs.record.collapse import one_class_score
 from runs.record.ledger import read_regular, run_folder
 from runs.record.schema import TEXT_SCORES, Record
@@ -247,7 +247,7 @@ def result_words(record: Record, output: str | Path | None = None) -> str:
     formula = parameters.get("formula", parameters["adapter"])
     if formula != parameters["adapter"]:
         text += f", {count_problem(formula, parameters['adapter'])}"
-    key = reported_text_score(record)
+    key = key_of_text_score(record)
     texts = record.get("texts")
     if key and texts:
         score = TEXT_SCORES[key]

@@ -33,7 +33,7 @@ from runs.command.errors import DeviceError, UserError
 from runs.record.configuration import Configuration, TrainConfig
 from runs.record.files import replacing
 from runs.record.schema import CURVE_COLUMNS, Curve, Reach, RightRows, Status
-from runs.record.steps import rate_factor, warmup_of
+from runs.record.steps import count_warmup_steps, rate_factor
 from runs.run.methods import patterns_by_name
 from runs.run.provenance import Conditions
 
@@ -394,7 +394,7 @@ def make_optimizer(
 def set_rates(optimizer: Optimizer, train: TrainConfig, step: int, total: int) -> None:
     """Sets the learning rates for a step: the warm-up, then the schedule. step:
     counted from 0. total: the number of all steps."""
-    warmup = warmup_of(train, total)
+    warmup = count_warmup_steps(train, total)
     for group in optimizer.param_groups:
         rate = group.setdefault("initial_lr", group["lr"])
         group["lr"] = rate * rate_factor(step, train["schedule"], warmup, total)

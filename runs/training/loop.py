@@ -205,7 +205,7 @@ class Training(Context):
             for rows in batches[first_batch : first_batch + remaining_steps]:
                 # Before the next step, so that a run that was stopped between the two
                 # still has the evaluation.
-                if self.plan.evaluates_step(self.state.step):
+                if self.plan.evaluates_after_step(self.state.step):
                     self._evaluate_once()
                 if self.state.has_diverged:
                     break
@@ -217,7 +217,7 @@ class Training(Context):
                 if seconds_since_save > 60 * self.config["checkpoint_minutes"]:
                     self._save()
             self._read_losses()
-            if self.state.status == "done" and self.plan.evaluates(epoch):
+            if self.state.status == "done" and self.plan.evaluates_after_epoch(epoch):
                 self.evaluate_and_keep()
             if self.state.status == "done":
                 # Without an evaluation, the training loss of the next one includes this
@@ -405,7 +405,7 @@ class Training(Context):
 
     def best_evaluation(self) -> int:
         """Index of the best evaluation so far."""
-        return self.metric.best(complete_scores(self.state.curve["metric"]))
+        return self.metric.index_of_best(complete_scores(self.state.curve["metric"]))
 
     def _keep_right_rows(self, predictions: Outputs, labels: Outputs) -> None:
         """Keeps which dev rows are right, at the best evaluation so far and the last.

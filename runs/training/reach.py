@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from runs.record.configuration import TrainConfig
-from runs.record.steps import rate_factor, warmup_of
+from runs.record.steps import count_warmup_steps, rate_factor
 from runs.run.definition import Run
 
 #: Adam's first beta, which is the optimizer's default.
@@ -24,7 +24,7 @@ class RateReach(NamedTuple):
 
 def factors_of(train: TrainConfig, total: int) -> list[float]:
     """The factor of the learning rates at each step. total: the number of steps."""
-    warmup = warmup_of(train, total)
+    warmup = count_warmup_steps(train, total)
     return [
         rate_factor(step, train["schedule"], warmup, total) for step in range(total)
     ]
