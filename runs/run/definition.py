@@ -23,10 +23,11 @@ METHODS_OF_SHORT_RUNS = frozenset({"head", "none"})
 class Run:
     """One run: its cell, its seed, and its resolved configuration as plain values.
 
-    start: the run whose adapter this one starts from (init_from=ROW@TASK), which has to
-    be done first. changed: the overrides that set the method, the training or the model
-    differently from their files. overrides: a command line for this run without its
-    seed; it does not tell runs apart."""
+    row, model, task, recipe: their names in conf/. experiment: the preset that it was
+    started by. start: the run whose adapter this one starts from (init_from=ROW@TASK),
+    which has to be done first. changed: the overrides that set the method, the training
+    or the model differently from their files. overrides: a command line for this run
+    without its seed, which runs are not compared by."""
 
     row: str
     model: str
@@ -76,7 +77,7 @@ class Run:
 
     @property
     def recipe_keys(self) -> set[str]:
-        """The settings that the recipe has for the run's task."""
+        """The names of the settings that the recipe has for the run's task."""
         recipe = self.config.get("recipe")
         if not recipe:
             return set()
@@ -88,21 +89,21 @@ class Run:
 
     @property
     def recipe_gap(self) -> str:
-        """A sentence that says which settings are the harness's defaults because there is
-        no recipe, or none with a rate and epochs for the task; "" if there is one."""
-        rate = "lr_head" if self.method["kind"] == "head" else "lr"
-        changed = {override.key for override in self.changed}
-        if self.method["kind"] == "none":
+        """A sentence that says that the learning rate, the epochs or both are the harness's
+        defaults, because no recipe and no override sets them; "" if they are not."""
+        if self.method["kind"] == "none":  # nothing trains
             return ""
         if self.recipe == "defaults":
             return "no recipe for this method and model: the harness's defaults"
-        lacking = []
+        rate = "lr_head" if self.method["kind"] == "head" else "lr"
+        changed_keys = {override.key for override in self.changed}
+        missing = []
         for key in sorted({"epochs", rate} - self.recipe_keys):
-            if f"train.{key}" not in changed:
-                lacking.append(key)
-        if not lacking:
+            if f"train.{key}" not in changed_keys:
+                missing.append(key)
+        if not missing:
             return ""
-        keys = " and ".join(lacking)
+        keys = " and ".join(missing)
         return f"the recipe has no {keys} for this task: the harness's defaults"
 
     @property
@@ -112,7 +113,7 @@ class Run:
 
 
 def check_dev_rows(rows: int) -> None:
-    """Raises UserError for a dev set of one row."""
+    """Raises UserError for a dev set of fewer than two rows. rows: how many it has."""
     if rows < 2:
         reason = "two are needed, since an epoch is also chosen on each half of it"
         raise UserError(f"the dev set has {rows} row: {reason}")
@@ -121,12 +122,13 @@ def check_dev_rows(rows: int) -> None:
 def epoch_batches(
     lengths: Sequence[int], size: int, seed: int, epoch: int, block: int = 8
 ) -> list[list[int]]:
-    """The rows of each effective batch of an epoch, by their indices. They depend on the
-    arguments alone, so that a resumed run has the same batches.
+    """The effective batches of an epoch, each a list of indices of rows. They depend on
+    the arguments alone, so that a resumed run has the same batches.
 
-    lengths: of all rows. size: rows of a batch. seed: data_seed. block: how many batches
-    are filled from rows that are sorted by length (tasks.Task). Which rows share a batch
-    still differs between epochs."""
+    lengths: of all training rows, in tokens. size: rows of a batch. seed: data_seed.
+    epoch: its number, from 0 on. block: the rows of so many batches are drawn at random,
+    and then sorted by length, so that rows of a batch are of similar length and differ
+    between epochs (tasks.Task); 1 for random batches."""
     import numpy as np
 
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
@@ -137,12 +139,12 @@ def epoch_batches(
         if block > 1:
             block_rows.sort(key=lambda row: lengths[row])
         batches += [block_rows[i : i + size] for i in range(0, len(block_rows), size)]
-    # The batches of a block are sorted, too, and must not follow each other.
+    # Sorting has put the batches of each block in order of length, too: shuffle them
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
 def runs_started_from(runs: list[Run]) -> list[Run]:
-    """The runs whose adapters some of these runs start from, each once."""
+    """The runs whose adapters these runs start from (Run.start), each once."""
     started_from: list[Run] = []
     for run in runs:
         if run.start and run.start not in started_from:
@@ -151,27 +153,30 @@ def runs_started_from(runs: list[Run]) -> list[Run]:
 
 
 def with_starts(runs: list[Run]) -> list[Run]:
-    """The runs, in an order in which they can be done: first those that others start
-    from, which need not be among `runs`."""
-    first = runs_started_from(runs)
-    return [*first, *(run for run in runs if run not in first)]
+    """These runs and those that they start from, in an order in which they can be done:
+    first those that others start from, which need not be among `runs`."""
+    started_from = runs_started_from(runs)
+    return [*started_from, *(run for run in runs if run not in started_from)]
 
 
 def overrides_of(record: Record) -> list[str]:
-    """The overrides with which `vera-bench run` repeats a record's run. Empty if there are
-    none, as for an unpublished run of an older version. In those of a published run only
-    the last part of a local path is left."""
-    words = _published_overrides().get(record["id"]) or record.get("overrides")
-    return [*words, f"seed={record['cell']['seed']}"] if words else []
+    """The overrides with which `vera-bench run` repeats a record's run, its seed among
+    them. Empty if they are not known, as for an unpublished run of an older version. In
+    those of a published run only the last part of a local path is left."""
+    overrides = _published_overrides().get(record["id"]) or record.get("overrides")
+    if not overrides:
+        return []
+    return [*overrides, f"seed={record['cell']['seed']}"]
 
 
 @cache
 def _published_overrides() -> dict[str, list[str]]:
     """Overrides without the seed, by run id, for published records that have none of
     their own, or whose own now compose another run because a recipe has changed."""
-    lines = (PUBLISHED / "overrides.jsonl").read_text(encoding="utf-8").splitlines()
-    return {
-        run: line["overrides"]
-        for line in map(json.loads, lines)
-        for run in line["runs"].split()
-    }
+    text = (PUBLISHED / "overrides.jsonl").read_text(encoding="utf-8")
+    overrides_by_id = dict[str, list[str]]()
+    for line in text.splitlines():
+        entry = json.loads(line)
+        for run_id in entry["runs"].split():  # runs that differ in their seed alone
+            overrides_by_id[run_id] = entry["overrides"]
+    return overrides_by_id

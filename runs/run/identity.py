@@ -33,7 +33,11 @@ from tasks.files import stamp
 
 #: With fewer files than this the cache has a hash of each; otherwise one hash of all.
 FEW_FILES = 16
-#: The contents of the models and data sets that were read, by their settings.
+#: What a hash begins with that must not be cached, because a file could not be read. No
+#: text that begins so matches the pattern of hashes in the cache.
+NOT_CACHED = "not cached "
+#: The contents of the models and data sets that were read, by the JSON of their
+#: settings. None: only the network knows the content.
 Contents = dict[str, str | None]
 #: The part of a configuration that names a model or a data set.
 Settings = TypeVar("Settings", bound=Mapping[str, object])
@@ -68,6 +72,8 @@ def run_id(run: Run) -> str | None:
 
 
 def _identify(run: Run, contents: Contents) -> str | None:
+    """The id of a run; see `identify`. contents: what was read for other runs. It gets
+    what is read for this one."""
     config = run.config
     model = _content_of_model(run, contents)
     data = _read_once(contents, config["task"], data_content)
@@ -90,13 +96,15 @@ def _identify(run: Run, contents: Contents) -> str | None:
 
 
 def _content_of_model(run: Run, contents: Contents) -> str | None:
-    """See `model_content`. If its error advises to name another model, the advice also
-    names the run's present recipe, which otherwise would change with the model."""
+    """The content of a run's model (`model_content`), read once. If this raises an error
+    that advises to name another model, the advice also names the run's present recipe,
+    which otherwise would change with the model."""
     try:
         return _read_once(contents, run.config["model"], model_content)
     except models.OtherArchitectureError as error:
         _, _, model_of_recipe = run.recipe.partition("/")
-        if model_of_recipe != run.model:  # no recipe, or the command names one already
+        # Otherwise there is no recipe, or the command names one already
+        if model_of_recipe != run.model:
             raise
         remedy = f"{error.remedy} recipe={model_of_recipe}"
         raise models.OtherArchitectureError(error.problem, remedy) from None
@@ -105,9 +113,10 @@ def _content_of_model(run: Run, contents: Contents) -> str | None:
 def _read_once(
     contents: Contents, settings: Settings, read: Callable[[Settings], str | None]
 ) -> str | None:
-    """The content of a model or data set; `read` reads it the first time, and adds it to
-    `contents`. Data sets that differ in draw_seed alone share one content, because
-    draw_seed chooses among the rows that are read."""
+    """The content of the model or data set with these settings: from `contents` or, the
+    first time, from `read`, whose answer is added to `contents`. Data sets that differ in
+    draw_seed alone share one content, because draw_seed chooses among the rows that are
+    read."""
     shared = {name: value for name, value in settings.items() if name != "draw_seed"}
     key = json.dumps(shared, sort_keys=True)
     if key not in contents:
@@ -119,9 +128,10 @@ def _read_once(
 
 
 def start_id(run: Run, contents: Contents | None = None) -> str | None:
-    """The part of the identity that stands for the adapter that a run starts from: the
-    other run's id and which epoch it kept, or the file's hash. None if the other run's
-    id is not known.
+    """What stands in a run's identity for the adapter that it starts from: the hash of a
+    file, or the id of another run. To the id are added that run's keep, select and
+    adapter_precision, unless it keeps the best epoch unrounded. None if the id is not
+    known.
 
     contents: what `identify` has read so far. Raises UserError for a missing file."""
     source = run.config["init_from"] or ""
@@ -138,9 +148,9 @@ def start_id(run: Run, contents: Contents | None = None) -> str | None:
         config = record["config"]
     if config is None:
         return run_id
-    # These keys are no part of the other run's identity, but change which values it
-    # keeps. An older record may have select=unbiased, which kept the epoch chosen on
-    # one half of dev; others keep the best epoch.
+    # These keys are no part of the other run's id, but change which values it keeps. An
+    # older record may have select=unbiased, which kept the epoch chosen on one half of
+    # dev; others keep the best epoch. keep=none has no adapter to start from.
     keep = config.get("keep", "best")
     select = config.get("select", "paper")
     precision = config.get("adapter_precision", "fp32")
@@ -158,8 +168,9 @@ def _id_of_start(run: Run, contents: Contents | None) -> str | None:
 
 
 def start_file(run: Run, contents: Contents | None = None) -> Path:
-    """The adapter file that a run starts from. Raises UserError, saying what the run
-    waits for, if it is not there yet. contents: what `identify` has read so far."""
+    """The adapter file that a run starts from: of init_from=FILE, or of another run. If
+    that is not there yet, raises UserError, which says what the run waits for. contents:
+    what `identify` has read so far."""
     source = run.config["init_from"] or ""
     if source.endswith(".safetensors"):
         return Path(source)
@@ -188,7 +199,8 @@ def start_file(run: Run, contents: Contents | None = None) -> Path:
 
 
 def model_content(model: ModelConfig) -> str | None:
-    """The pinned revision, or the hash over the files of a local folder."""
+    """What identifies a model's files: the pinned revision, or the hash over the files of
+    a wheel or local folder. None if only the hub knows the revision."""
     if not model["path"] and model.get("wheel"):
         return f"sha256:{models.content_hash(model)}"
     if not model["path"] and not model["package"]:
@@ -199,49 +211,53 @@ def model_content(model: ModelConfig) -> str | None:
 
 
 def data_content(settings: Mapping[str, Any]) -> str | None:
-    """The pinned revision, or the hash over the local files."""
+    """What identifies a task's rows: the pinned revision, or the hash over the local
+    files. None if only the hub knows the revision. settings: the task's."""
     source = tasks.source(settings)
     return source.pinned or (hash_files(source.files) if source.files else None)
 
 
 def functions_content(config: Configuration) -> str | None:
     """The hash over the files of the user's own reward functions; None without any.
-    Raises UserError for one without a file."""
+    Raises UserError for a function whose file is missing."""
     reward = config.get("reward")
     files = function_files(reward["function"]) if reward else {}
     return hash_files(files) if files else None
 
 
 def hash_files(files: Mapping[str, Path]) -> str:
-    """One hash over the names and contents of files, wherever they lie."""
-    hashes = dict[str, str]()
+    """One hash over the names and contents of files, wherever they lie. files: by name. A
+    file that cannot be read counts as MISSING."""
     if len(files) < FEW_FILES:
-        for name, path in files.items():
-            hashes[name] = file_hash(path)
+        hashes = {name: file_hash(path) for name, path in files.items()}
         return f"sha256:{hash_of(hashes)}"
-
-    def read() -> str:
-        bar = tqdm(files.items(), "reading the data, once", leave=False, disable=None)
-        hashes.update((name, files_sha256(path)) for name, path in bar)
-        return MISSING if MISSING in hashes.values() else hash_of(hashes)
-
     # For thousands of images the cache has one entry, under the sizes and times of all,
     # since one small file for each would be slow to read.
     stamps = [
         [name, str(path.absolute()), *stamp(path)] for name, path in files.items()
     ]
-    content_hash = cached_value("sha256", stamps, read)
-    if content_hash == MISSING:
-        content_hash = hash_of(hashes)
-    return f"sha256:{content_hash}"
+    content_hash: str = cached_value("sha256", stamps, lambda: _hash_of_many(files))
+    return f"sha256:{content_hash.removeprefix(NOT_CACHED)}"
+
+
+def _hash_of_many(files: Mapping[str, Path]) -> str:
+    """Reads all files, and returns their one hash, after NOT_CACHED if one of them could
+    not be read: later it may be readable, at the same size and time of change."""
+    hashes = dict[str, str]()
+    bar = tqdm(files.items(), "reading the data, once", leave=False, disable=None)
+    for name, path in bar:
+        hashes[name] = files_sha256(path)
+    if MISSING in hashes.values():
+        return NOT_CACHED + hash_of(hashes)
+    return hash_of(hashes)
 
 
 # --- the runs of a command
 
 
 def final_ids(runs: Sequence[Run]) -> list[str]:
-    """The ids of runs, which must all be known. Raises UserError for a run whose data or
-    model has no known revision."""
+    """The ids of runs, once their models and data have been fetched. Raises UserError for
+    a run whose data or model still has no known revision."""
     ids = identify(runs)
     if None in ids:
         run = runs[ids.index(None)]
@@ -253,7 +269,8 @@ def final_ids(runs: Sequence[Run]) -> list[str]:
 
 
 def check_ids(runs: Sequence[Run], ids: Sequence[str | None]) -> None:
-    """Raises UserError if two runs have the same id."""
+    """Raises UserError if two runs have the same id. ids: of the runs, in their order;
+    None where one is not known."""
     counts = Counter(filter(None, ids))
     for run, run_id in zip(runs, ids, strict=True):
         if counts[run_id or ""] > 1:

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
 
 def method_of_settings(settings: dict[str, Any]) -> "vera.Method":
-    """The method with these settings (Run.method). Raises UserError where its class
-    cannot be imported, or is no method."""
+    """The method with these settings (Run.method): one of vera's or, where kind has a
+    dot, of the user's own class. Raises UserError where that cannot be imported, or is no
+    method."""
     import vera
 
     kind = settings["kind"]
@@ -50,20 +51,21 @@ def method_of_settings(settings: dict[str, Any]) -> "vera.Method":
         return vera.make_method(**settings)
     module, _, name = kind.rpartition(".")
     try:
-        method = getattr(importlib.import_module(module), name)
+        method_class = getattr(importlib.import_module(module), name)
     except Exception as error:  # of the module's own code, too
         reason = f"{type(error).__name__}: {one_line(str(error))}"
         raise UserError(
             f"method.kind={kind}: cannot be imported ({reason}). Its package has to be "
             "installed, or the folder that it is in on PYTHONPATH"
         ) from None
-    is_method = inspect.isclass(method) and issubclass(method, vera.Method)
-    if not is_method or "kind" not in vars(method):
+    is_method = inspect.isclass(method_class) and issubclass(method_class, vera.Method)
+    if not is_method or "kind" not in vars(method_class):
         raise UserError(
             f"method.kind={kind}: should be a method such as class "
             f'{name}(vera.Method, kind="{name.lower()}")'
         )
-    return vera.make_method(**settings | {"kind": method.kind})
+    # Importing it has registered the class under its own kind
+    return vera.make_method(**settings | {"kind": method_class.kind})
 
 
 # --- rates and weight decays by patterns of parameters' names (train.lr_by, train.decay_by)
@@ -71,7 +73,7 @@ def method_of_settings(settings: dict[str, Any]) -> "vera.Method":
 
 #: An error message lists so many names at most.
 MAX_LISTED_NAMES = 12
-#: The keys of such mappings, and the setting that a factor in them, such as 16x,
+#: For lr_by and decay_by: the setting of training that a factor in them, such as 16x,
 #: multiplies.
 MULTIPLIED_SETTINGS = {"lr_by": "lr", "decay_by": "weight_decay"}
 
@@ -79,15 +81,16 @@ MULTIPLIED_SETTINGS = {"lr_by": "lr", "decay_by": "weight_decay"}
 def read_rates(
     setting: object, base: float, key: str = "lr_by"
 ) -> dict[str, float] | None:
-    """A mapping such as train.lr_by with numbers in the place of factors.
+    """The value of train.lr_by or train.decay_by, checked, with numbers in place of
+    factors.
 
     Args:
-        setting: The mapping, of patterns to numbers or to factors such as 16x.
+        setting: A mapping of patterns to numbers or to factors such as 16x.
         base: What the factors multiply: train.lr for lr_by.
-        key: A key of MULTIPLIED_SETTINGS, for messages.
+        key: lr_by or decay_by.
 
     Returns:
-        None for an empty mapping, as if it were not there.
+        The numbers by pattern; None for an empty mapping, as if it were not there.
 
     Raises:
         UserError: For what is no mapping of names to numbers.
@@ -101,8 +104,10 @@ def read_rates(
         )
     numbers = dict[str, float]()
     for pattern, rate in setting.items():
+        number = rate
         factor = re.fullmatch(r"(\d+(?:\.\d+)?)x", str(rate))
-        number = float(factor[1]) * base if factor else rate
+        if factor:
+            number = float(factor[1]) * base
         if type(number) not in (int, float) or not 0 <= number < float("inf"):
             raise UserError(
                 f"train.{key}.{pattern}={rate}: should be a number that is not "
@@ -115,16 +120,16 @@ def read_rates(
 def patterns_by_name(
     names: Iterable[str], rates: Mapping[str, float], key: str = "lr_by"
 ) -> dict[str, str]:
-    """The pattern of `rates` that each parameter's name matches, for the names that
-    match one. The others have the rate of their group.
+    """The pattern of `rates` that matches each parameter, by the parameter's name.
+    Parameters that no pattern matches are left out.
 
     A pattern is the end of a name, from a dot on, and may have wildcards: B, query*.B,
     classifier.*.
 
     Args:
         names: The names of the trained parameters.
-        rates: By pattern.
-        key: A key of MULTIPLIED_SETTINGS, for messages.
+        rates: The value of lr_by or decay_by, as of `read_rates`.
+        key: lr_by or decay_by, for messages.
 
     Raises:
         UserError: For a pattern that no name matches, and for two that match one name.
@@ -149,13 +154,13 @@ def patterns_by_name(
 
 
 def _listed_names(names: Iterable[str]) -> str:
-    """The names of parameters for a message. Those that differ in the number of their
-    layer only are listed once, with a * for it."""
-    without_numbers = [re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names]
-    kinds = list(dict.fromkeys(without_numbers))
-    text = ", ".join(kinds[:MAX_LISTED_NAMES]) or "none"
-    if len(kinds) > MAX_LISTED_NAMES:
-        text += f" and {len(kinds) - MAX_LISTED_NAMES} more"
+    """The names of parameters for a message, MAX_LISTED_NAMES at most. Those that differ
+    in the number of their layer only are listed once, with a * for it."""
+    with_wildcards = [re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names]
+    distinct_names = list(dict.fromkeys(with_wildcards))
+    text = ", ".join(distinct_names[:MAX_LISTED_NAMES]) or "none"
+    if len(distinct_names) > MAX_LISTED_NAMES:
+        text += f" and {len(distinct_names) - MAX_LISTED_NAMES} more"
     return text
 
 
@@ -164,8 +169,8 @@ def _listed_names(names: Iterable[str]) -> str:
 # this check, and may fail in the run
 
 
-#: Methods that need more of a model than linear layers: those of peft differ; ssf needs a
-#: patch embedding that it knows, lora_xs enough rows and columns.
+#: Methods that need more of a model than linear layers. What peft's classes need differs;
+#: ssf needs a patch embedding that it knows, lora_xs enough rows and columns.
 CHECKED_METHODS = ("peft", "ssf", "lora_xs")
 #: How many labels a skeleton has, by modality. The task's own number needs its data.
 SKELETON_LABELS = {"text": 2, "image": 100, "text generation": 0}
@@ -200,6 +205,7 @@ def method_problem(run: Run) -> str | None:
     if arguments is None:
         return None
     label = run.config["model"]["label"]
+    # As text, because the arguments of a cached function have to be hashable
     return _cached_problem(json.dumps([arguments, run.method, rates, label]))
 
 
@@ -227,36 +233,37 @@ def skeleton_arguments(run: Run) -> SkeletonArguments | None:
 
 @cache
 def _cached_problem(content: str) -> str | None:
-    """`_find_problem`, from the user's cache where it is there, so that a later plan
-    does not import torch. Not for a class of the user's own, whose code may change."""
-    model, method, _, _ = json.loads(content)
-    if "." in method["kind"]:
+    """What `_find_problem` returns. It is kept in the user's cache, so that a later plan
+    does not import torch, except for a class of the user's own, whose code may change."""
+    arguments, method_settings, _, _ = json.loads(content)
+    if "." in method_settings["kind"]:
         return _find_problem(content)
-    architecture = _architecture_key(model)
-    key = [content, *architecture, _code_of_methods(), *_library_versions()]
+    architecture = _architecture_key(arguments)
+    key = [content, *architecture, _hash_of_methods(), *_library_versions()]
     problem: str | None = cached_value("refusals", key, lambda: _find_problem(content))
     return problem
 
 
 @cache
-def _code_of_methods() -> str:
-    """A hash of the source files of vera."""
+def _hash_of_methods() -> str:
+    """A hash of the source files of vera, whose methods decide which models fit."""
     return files_sha256(*sorted((ROOT / "vera").rglob("*.py")))
 
 
 @cache
 def _library_versions() -> list[str]:
+    """The versions of the libraries that decide what a cached value is."""
     return [version(name) for name in ("torch", "transformers", "peft")]
 
 
 def _find_problem(content: str) -> str | None:
-    """Adapts a model without weights, to find out whether that raises an error: see
-    `method_problem`. content: the JSON of SkeletonArguments, the method's settings, the
-    rates and the model's label."""
-    model, settings, rates, label = json.loads(content)
+    """The message of the user's mistake that adapting a model without weights raises;
+    None if it raises none. See `method_problem`. content: the JSON of SkeletonArguments,
+    the method's settings, the values of lr_by and decay_by, and the model's label."""
+    arguments, method_settings, rates, label = json.loads(content)
     try:
-        method = method_of_settings(settings)
-        network = adapt_quietly(models.skeleton(**model), method)
+        method = method_of_settings(method_settings)
+        network = adapt_quietly(models.skeleton(**arguments), method)
         names = list[str]()
         for parameters in method.parameter_groups(network).values():
             names += parameters
@@ -287,7 +294,8 @@ def count_flops(
     run: Run, rows: int, length: int, predicted: int
 ) -> tuple[float, float] | None:
     """The FLOPs of a forward pass, and those of a training pass (forward and backward),
-    as torch's counter counts them: products and attention, nearly everything.
+    as torch's counter counts them: matrix products, convolutions and attention, which are
+    nearly all.
 
     The count is cached for the user, so that a later plan does not import torch.
 
@@ -295,10 +303,11 @@ def count_flops(
         run: The run whose model and method are counted.
         rows: Rows of the batch.
         length: Tokens of a row, padding included.
-        predicted: For how many tokens of a row a language model computes logits.
+        predicted: For how many tokens at the end of a row a language model computes
+            logits; 0 for all of them.
 
     Returns:
-        None where torch cannot count them.
+        Both counts; None where torch cannot count them.
     """
     arguments = skeleton_arguments(run)
     settings = run.method | COUNTED_SETTINGS.get(run.method["kind"], {})
@@ -326,16 +335,16 @@ def count_flops(
         return None
 
     key = [*_architecture_key(arguments), settings, size, *_library_versions()]
-    counted = cached_value("flops", key, count)
-    if not counted:
+    counts = cached_value("flops", key, count)
+    if not counts:
         return None
-    forward, training = counted
+    forward, training = counts  # a list, if it comes from the cache
     return forward, training
 
 
 def count_weights(run: Run) -> int:
-    """How many weights a run's base model has; `skeleton_arguments` has to know its
-    architecture."""
+    """How many weights a run's base model has. Call it only if `skeleton_arguments` knows
+    the model's architecture. The count is cached for the user."""
     arguments = skeleton_arguments(run)
     assert arguments is not None
 
@@ -347,26 +356,27 @@ def count_weights(run: Run) -> int:
 
 
 def _architecture_key(arguments: SkeletonArguments | None) -> list[object]:
-    """What names an architecture in the cache. Another model may take the place of the
-    one in a folder, so that the file that describes it is a part of it."""
+    """The part of a cache's key that stands for an architecture: the arguments, and the
+    size and time of the folder's config.json, since another model may take the place of
+    the one in the folder."""
     folder = arguments["folder"] if arguments else None
     return [arguments, stamp(Path(folder, "config.json")) if folder else None]
 
 
 def run_forward(
-    network: Any, rows: int, length: int, predicted: int, image: int | None
+    network: Any, rows: int, length: int, predicted: int, image_size: int | None
 ) -> "torch.Tensor":
-    """The logits for random rows, on the network's device. image: pixels of an image's
-    side, None for the model's own; the rest as for `count_flops`."""
+    """The logits for random rows, on the network's device. image_size: pixels of an
+    image's side, None for the model's own; the others are as for `count_flops`."""
     import torch
 
     config = network.config
     device = next(network.parameters()).device
     arguments = dict[str, Any]()
     if hasattr(config, "image_size"):
-        side = image or models.image_side(config.model_type, config.image_size)
+        side = image_size or models.image_side(config.model_type, config.image_size)
         arguments["pixel_values"] = torch.randn(rows, 3, side, side, device=device)
-        if config.model_type == "vit" and image:
+        if config.model_type == "vit" and image_size:
             arguments["interpolate_pos_encoding"] = True
     else:
         size = (rows, length)

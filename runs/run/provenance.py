@@ -32,23 +32,28 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def git_output(*words: str) -> str | None:
-    """The output of a git command in this checkout; None outside of one, or where the
+def git_output(*arguments: str) -> str | None:
+    """What `git ARGUMENTS` prints in this checkout; None outside of one, or where the
     command fails."""
     if INSTALLED:  # a repository around it, if any, is another project's
         return None
     try:
         finished = subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+            ["git", "-C", str(ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
     return finished.stdout.strip()
 
 
-#: What may change a run's numbers without being part of its identity.
+#: What may change a run's numbers without being part of its identity, by name: see
+#: `conditions_of_attempt`.
 Conditions = dict[str, object]
-#: An import statement, with all that follows in parentheses.
+#: An import statement. The group is all that it names, also in parentheses over several
+#: lines.
 IMPORT_STATEMENT = re.compile(
     r"^ *(?:import|from) ([^(\n]*(?:\([^)]*\))?)", re.MULTILINE
 )
@@ -89,37 +94,43 @@ def upstream_commit() -> str | None:
     """The newest commit of this checkout's history that the project itself has; None
     without a git checkout. The project is the remote "upstream", else the main branch
     of origin; without either, every commit counts as the project's."""
+    # the commits of all its branches, one a line
     refs = git_output("for-each-ref", "--format=%(objectname)", "refs/remotes/upstream")
     if not refs:
         main = "refs/remotes/origin/HEAD"
         refs = git_output("rev-parse", "--verify", "--quiet", main) or "HEAD"
+    # The newest common ancestor of HEAD and of any of these commits
     return git_output("merge-base", "HEAD", *refs.split())
 
 
 def altered_files() -> list[str]:
-    """The files in CODE_FOLDERS that `upstream_commit` has, and that differ from it or
-    are gone."""
+    """The files in CODE_FOLDERS that `upstream_commit` has and that now differ from it, or
+    are gone; none if there is no such commit."""
+    commit = upstream_commit()
+    if commit is None:
+        return []
+    # --diff-filter=a: without files that the commit lacks. -z: names are not quoted
     options = ("--name-only", "-z", "--no-renames", "--diff-filter=a")
     paths = (*CODE_FOLDERS, ":!runs/records")
-    output = git_output("diff", *options, f"{upstream_commit()}", "--", *paths) or ""
+    output = git_output("diff", *options, commit, "--", *paths) or ""
     return [name for name in output.split("\0") if name]
 
 
 def _short_hash(path: Path) -> str:
-    """The first 16 hex digits of the SHA-256 of a file, or of all files of a
-    package."""
+    """The first 16 hex digits of the SHA-256 of a file, or of a package's files one after
+    another."""
     return files_sha256(*_files_of(path))[:16]
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The file, or the files of a package."""
+    """The .py files of a package's folder; for a file, that file alone."""
     return sorted(path.glob("*.py")) if path.is_dir() else [path]
 
 
 #: The files and packages that a method's class or a task's family may be in.
 SOURCE_PATTERNS = ("vera/methods/*.py", "tasks/*.py", "tasks/*/")
-#: Their hashes when this process, or the one that it was forked from, started. It runs
-#: the code of that moment, even where a file has been edited since.
+#: Their `_short_hash` when this process, or the one that it was forked from, started. It
+#: runs the code of that moment, even where a file has been edited since.
 HASHES_AT_START = {}
 for _pattern in SOURCE_PATTERNS:
     for _path in ROOT.glob(_pattern):
@@ -141,9 +152,10 @@ def _describe_source(path: Path) -> CodeSource:
     """What a record says of a source file or package.
 
     Returns:
-        file: its name. sha256: the first 16 hex digits, when this process started.
-        imports: one hash of the modules beside it that it imports. uncommitted: whether
-        it or one of them differs from the last commit; None outside of a checkout.
+        file: its path from the checkout on, or its name if it lies elsewhere. sha256: the
+        first 16 hex digits, when this process started. imports: one hash of the modules
+        beside it that it imports. uncommitted: whether it or one of them differs from the
+        last commit; None if it lies outside of a checkout.
     """
     files = [path, *imports_of(path)]
     current = [_short_hash(file) for file in files]
@@ -168,8 +180,9 @@ def _describe_source(path: Path) -> CodeSource:
 
 @cache
 def _is_uncommitted(names: tuple[str, ...], hashes: tuple[str, ...]) -> bool | None:
-    """Whether one of these files differs from the last commit, or is not in it. hashes:
-    of the files, so that the cached answer holds for these contents only."""
+    """Whether one of these files differs from the commit of `code_state`, or is not in
+    it; None outside of a checkout. hashes: of the files. They are not read here, but make
+    the cached answer hold for these contents only."""
     commit = str(code_state()["commit"])
     changed_files = git_output("diff", "--name-only", commit, "--", *names)
     if changed_files is None:
@@ -182,7 +195,7 @@ def imports_of(path: Path) -> list[Path]:
     """The modules beside a file that it imports, directly or through one of them; none
     for a package, whose files all count as its own."""
     modules = [path] if path.is_file() else []
-    for module in modules:  # the list grows in the loop
+    for module in modules:  # the list grows in the loop, so that all are searched
         text = module.read_text(encoding="utf-8", errors="replace")
         for imported in IMPORT_STATEMENT.findall(text):
             for name in re.findall(r"[\w.]+", imported):
@@ -194,7 +207,8 @@ def imports_of(path: Path) -> list[Path]:
 
 
 def is_committed(record: Record) -> bool:
-    """Whether the commit that a record names has the code that made it."""
+    """Whether the commit that a record names has the code that made it: no file of the
+    checkout, of the method or of the task differed from it."""
     if record["code"]["dirty"]:
         return False
     sources = record["code"].get("sources", {}).values()
@@ -202,7 +216,8 @@ def is_committed(record: Record) -> bool:
 
 
 def changed_sources(record: Record) -> list[str]:
-    """The source files of a record that have changed since, or whose imports have.
+    """What has changed since a record was made, for messages: a source file of its method
+    or task by its name, or "a module that FILE imports".
 
     A file that was committed then and is committed now does not count: the commit
     of the record says which code it was. Neither does one that has moved. Older records
@@ -217,8 +232,8 @@ def changed_sources(record: Record) -> list[str]:
         if not path.exists():
             continue
         current = _describe_source(path)
-        is_committed_twice = not source["uncommitted"] and not current["uncommitted"]
-        if is_committed_twice and not user_file:
+        has_uncommitted_code = source["uncommitted"] or current["uncommitted"]
+        if not has_uncommitted_code and not user_file:
             continue
         if current["sha256"] != source.get("sha256", current["sha256"]):
             names.append(source["file"])
@@ -228,8 +243,9 @@ def changed_sources(record: Record) -> list[str]:
 
 
 def difference_if_run_again(record: Record, run: Run) -> str:
-    """How a finished run would differ if it were run again now, in words: in its source
-    files and in the adapter that it keeps; "" if in neither."""
+    """What of a finished run's record differs from the run as it would be done now, in
+    words: its source files, and the settings of the adapter that it kept; "" if neither
+    does."""
     settings = list[str]()
     keys: tuple[Literal["keep", "adapter_precision"], ...] = (
         "keep",
@@ -299,7 +315,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_device(device: "torch.device") -> Device:
-    """The device and the system. It never has the machine's name."""
+    """The record's `device`: the device and the system, without the machine's name."""
     import torch
 
     on_gpu = device.type == "cuda"
@@ -328,7 +344,8 @@ def make_provenance(code: Code, device: "torch.device") -> Provenance:
 def conditions_of_attempt(
     code: Code, accelerator: "Accelerator", micro_batch: int | None
 ) -> Conditions:
-    """What of an attempt may change a run's numbers, without being part of its id."""
+    """The conditions of an attempt that starts now, by name. code: of this process.
+    micro_batch: the run's setting."""
     import torch
 
     commit = str(code["commit"])[:12]
@@ -345,7 +362,7 @@ def conditions_of_attempt(
 
 
 def changed_conditions(earlier: Conditions, later: Conditions) -> str:
-    """What differs between the conditions of two attempts, in words."""
+    """What differs between the conditions of two attempts, in words; "" if nothing."""
     texts = []
     for key in {**earlier, **later}:
         if earlier.get(key) != later.get(key):

@@ -27,8 +27,8 @@ Functions = str | Mapping[str, float]
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """A function with its weight in the reward. function: None for the exact answer, which
-    the task checks."""
+    """A function with its weight in the reward. name: as reward.function has it.
+    function: None for exact_match, which the task checks."""
 
     name: str
     weight: float
@@ -57,7 +57,7 @@ class RewardFunction:
 
 
 def weights_by_name(functions: Functions) -> dict[str, float]:
-    """The weight of each function; 1 where only a name is given."""
+    """The weight of each function, by its name; 1 where only a name is given."""
     if isinstance(functions, str):
         return {functions: 1.0}
     return dict(functions)
@@ -82,8 +82,8 @@ def function_files(functions: Functions) -> dict[str, Path]:
 
 
 def load_functions(functions: Functions, task: ExactTask) -> list[RewardFunction]:
-    """The reward functions of a run. Raises UserError for one that cannot be imported.
-    task: of the run."""
+    """Imports the reward functions of a run, whose task is `task`. Raises UserError for
+    one that cannot be imported."""
     loaded = []
     for name, weight in weights_by_name(functions).items():
         function: Callable[[str, str, str | None], object] | None = None
@@ -102,7 +102,8 @@ def load_functions(functions: Functions, task: ExactTask) -> list[RewardFunction
 
 def check_functions(functions: list[RewardFunction], task: ExactTask) -> None:
     """Has each function score an empty completion and the right one of the first training
-    row, so that a mistake ends the run before its first step. Raises UserError."""
+    row, so that a function's mistake ends the run before its first step. Raises UserError
+    as RewardFunction.score does."""
     exercise = task.exercises("train")[0]
     first_row = task.kept_rows["train"][0]
     _, right_completion = task.splits["train"][first_row]
@@ -119,16 +120,17 @@ def completion_limit(config: Configuration) -> int:
 
 def prompts_of_block(config: Configuration) -> int:
     """How many prompts have their completions sampled together: as many as SAMPLING_BLOCK
-    rows hold. All completions of one token share the row of their prompt."""
+    rows hold, where each completion takes a row."""
     if completion_limit(config) == 1:
+        # All first tokens of a prompt are drawn from the logits of one row
         return SAMPLING_BLOCK
     return max(1, SAMPLING_BLOCK // config["reward"]["samples"])
 
 
 def rows_of_step(config: Configuration) -> int:
     """How many rows a step computes, which micro-batches divide among them: its training
-    rows or, in training by reward, the completions of its prompts. All completions of
-    one token share the row of their prompt."""
+    rows or, in training by reward, the completions of its prompts. If a completion is one
+    token, all of a prompt are computed in the prompt's row."""
     rows = int(config["train"]["effective_batch"])
     if "reward" in config and completion_limit(config) > 1:
         rows *= config["reward"]["samples"]
