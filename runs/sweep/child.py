@@ -28,31 +28,34 @@ def run_in_child(
     Args:
         failures, is_only_run: as in `attempt_run`.
         gpu: the GPU that it may use; None for all that are visible.
-        sender: the end of a pipe, which gets how the process has ended.
+        sender: the end of a pipe to the command, which gets an End: how the process has
+            ended, and why.
     """
     end_with_parent()
-    # the command handles Ctrl-C and a closed terminal, and ends this process
+    # The command handles Ctrl-C and a closed terminal, and ends this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     stop = Stop()
-    lock = run_lock(run.config["output"], run_id)
     for number in STOP_SIGNALS:
-        handler = signal.SIG_IGN if number == signal.SIGHUP else stop.request
-        signal.signal(number, handler)
+        if number != signal.SIGHUP:
+            signal.signal(number, stop.request)
     if gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    lock = run_lock(run.config["output"], run_id)
     try:
-        _log_into(run, run_id)
+        _redirect_output_to_log(run, run_id)
         end = BUSY, ""
         if lock.take():  # the process keeps it to its end
             end = attempt_run(run, run_id, failures, stop, tracking, is_only_run)
     except Exception as error:  # such as a log that cannot be written
-        cause, text = cause_of(error)
-        end = (end_on_full_disk(failures) if cause == "disk" else FAILED), text
+        cause, message = cause_of(error)
+        ending = end_on_full_disk(failures) if cause == "disk" else FAILED
+        end = ending, message
     sender.send(end)
 
 
-def _log_into(run: Run, run_id: str) -> None:
-    """Opens the run's log at its end, as this process's output."""
+def _redirect_output_to_log(run: Run, run_id: str) -> None:
+    """Appends what this process prints from now on to the run's log."""
     path = run_folder(run.config["output"], run_id) / "log.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

@@ -29,7 +29,8 @@ from runs.record.spreadsheet import read_own_csv
 from runs.record.text import count_problem, duration, one_line, plural, printable
 from runs.run.definition import Run
 
-#: The last event of a run's training: phase, epoch, metric, seconds_left ...
+#: The last event of a run's training, from its progress.json: phase, epoch, metric,
+#: seconds_left and so on (runs.training.train.Reporter). Empty before the first one.
 Event = Mapping[str, Any]
 #: Without a terminal: the seconds until the first line, and between later ones.
 FIRST_LINE_S = 10.0
@@ -45,7 +46,7 @@ SHORTENED = (
 
 @dataclass(frozen=True)
 class SweepState:
-    """How far a sweep is: runs that have ended, of a total. words: the same as text,
+    """How far a sweep is: how many of all its runs have ended. words: the same as text,
     with the time that is left."""
 
     ended: int
@@ -54,20 +55,25 @@ class SweepState:
 
 
 class Display:
-    """Shows running runs, and lines that stay."""
+    """Shows running runs, and lines that stay. A run's lines begin with its head (see
+    `heads`), which stands for the run here.
+
+    live: whether lines on a terminal are drawn again and again. due: otherwise, when the
+    next line of a running run is due."""
 
     def __init__(self) -> None:
         self.live = sys.stderr.isatty() and not process_rank()
         self.due = time.monotonic() + FIRST_LINE_S
-        self._drawn = 0  # live lines on the screen
+        self._drawn_lines = 0  # how many live lines are on the screen
         self._warned: set[str] = set()  # the heads of runs whose problems were shown
         self._begun: set[str] = set()  # the heads of runs that have had an event
 
     def show(
         self, running: Sequence[tuple[str, Event]], sweep: SweepState | None = None
     ) -> None:
-        """Shows the running runs, each by its head and last event. Without any, the
-        live lines go. sweep: how far the sweep is, if it has several runs."""
+        """Shows the running runs: on a terminal all of them, elsewhere the first if a
+        line is due. running: the head and last event of each; without any, the live lines
+        are removed. sweep: how far the sweep is, if it has several runs."""
         for head, event in running:
             if event.get("problems") and head not in self._warned:
                 self._warned.add(head)
@@ -75,25 +81,30 @@ class Display:
                     self._print(f"{head}  note: {problem}")
         stages = [(head, self._stage(head, event)) for head, event in running]
         if self.live:
-            bars = [
+            lines = [
                 f"{head}  {bar(event)}{event_words(event)}" for head, event in stages
             ]
-            self._draw([sweep_bar(sweep), *bars] if sweep and bars else bars)
+            if sweep and lines:
+                lines.insert(0, sweep_bar(sweep))
+            self._draw(lines)
         elif time.monotonic() >= self.due and stages:
             head, event = stages[0]
             line = f"{head}  {event_words(event)}"
             if len(stages) > 1:
                 line += f"  and {plural(len(stages) - 1, 'other')}"
-            self._print(f"{line}  ({sweep.words})" if sweep else line)
+            if sweep:
+                line += f"  ({sweep.words})"
+            self._print(line)
 
     def started(self, head: str) -> None:
-        """A line for a run that starts; a terminal shows it anyway."""
+        """Prints a line for a run that starts, except on a terminal, whose live lines show
+        it anyway."""
         if not self.live:
             self.line(f"{head}  starts")
 
     def _stage(self, head: str, event: Event) -> Event:
-        """The event to show for a run. One that has had events and has none any more is
-        about to end: its files are being moved."""
+        """The event to show for a run. A run that has had events and has none any more is
+        about to end: its files, and progress.json with them, are being moved."""
         if event:
             self._begun.add(head)
         elif head in self._begun:
@@ -101,23 +112,27 @@ class Display:
         return event
 
     def line(self, text: str) -> None:
-        """A line that stays, such as of a run that has ended, or is tried again."""
+        """Prints a line that stays, such as of a run that has ended, or is tried again.
+        If it begins with a run's head, the run's next event counts as its first."""
         self._begun = {head for head in self._begun if not text.startswith(head)}
         self._print(text)
 
     def _print(self, text: str) -> None:
+        """Prints a line in the place of the live lines, which `show` draws again."""
         self._draw([])
         _show(text + "\n", sys.stdout)
         self.due = time.monotonic() + LINE_INTERVAL_S
 
     def _draw(self, lines: list[str]) -> None:
-        """Replaces the live lines."""
-        if lines or self._drawn:
-            width = shutil.get_terminal_size().columns - 1
-            to_first_line = f"\x1b[{self._drawn}A\r" if self._drawn else ""
-            drawn = "".join(f"{line[:width]}\n" for line in lines)
-            _show(f"{to_first_line}\x1b[J{drawn}", sys.stderr)
-            self._drawn = len(lines)
+        """Replaces the live lines by these."""
+        if not lines and not self._drawn_lines:
+            return
+        width = shutil.get_terminal_size().columns - 1
+        # Terminals move up so many lines at [nA, and clear what is below at [J
+        to_first_line = f"\x1b[{self._drawn_lines}A\r" if self._drawn_lines else ""
+        text = "".join(f"{line[:width]}\n" for line in lines)
+        _show(f"{to_first_line}\x1b[J{text}", sys.stderr)
+        self._drawn_lines = len(lines)
 
 
 def _show(text: str, stream: TextIO) -> None:
@@ -137,13 +152,14 @@ def leave_terminal() -> None:
     would end the command before its runs have saved."""
     null_device = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
+        # A file or pipe stays open: only a terminal is a character device
         if stat.S_ISCHR(os.fstat(stream).st_mode):
             os.dup2(null_device, stream)
     os.close(null_device)
 
 
 def bar(event: Event) -> str:
-    """The bar of a run that is training, or ""."""
+    """The bar of a run that is training, with two spaces after it; "" for other events."""
     steps = event.get("steps")
     if not steps:
         return ""
@@ -162,7 +178,8 @@ def sweep_bar(sweep: SweepState) -> str:
 
 
 def heads(names: Sequence[str]) -> list[str]:
-    """How the lines of each run begin: its number, and its name."""
+    """How the lines of each run begin: its number among all, and its name. For two runs
+    a and b: "[1/2] a" and "[2/2] b"."""
     width = len(str(len(names)))
     return [
         f"[{number:>{width}}/{len(names)}] {name}"
@@ -175,6 +192,7 @@ def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
     try:
         path = run_folder(output, run_id) / "progress.json"
         event = dict(json.loads(read_regular(path, 2**20)))
+        # Tried here, since another version of the code may have written the event
         event_words(event)
         bar(event)
     except (
@@ -190,8 +208,9 @@ def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
 
 
 def event_words(event: Event) -> str:
-    """An event in words: phase and epoch, the time that is left, step, loss and metric,
-    and the pace, which is last because it does not fit into 80 columns."""
+    """An event in words: the phase, except of training, and epoch; the time that is left;
+    step, loss and metric; and the pace, which is last because it does not fit into 80
+    columns."""
     phase = event.get("phase", "starting")
     seconds_left = event.get("seconds_left")
     position = [phase if phase != "training" else ""]
@@ -223,18 +242,19 @@ def event_words(event: Event) -> str:
 
 
 def reward_words(metrics: Mapping[str, float]) -> str:
-    """What the last step of a run by reward has measured."""
-    signal = 100 * (1 - metrics["frac_reward_zero_std"])
+    """What the last step of a run by reward has measured, in words. metrics: by TRL's
+    names. A prompt has a signal if its completions have different rewards."""
+    percent_with_signal = 100 * (1 - metrics["frac_reward_zero_std"])
     length = metrics["completions/mean_length"]
     return (
-        f"reward {metrics['reward']:.3f} ({signal:.0f}% with a signal, "
+        f"reward {metrics['reward']:.3f} ({percent_with_signal:.0f}% with a signal, "
         f"{length:.1f} tokens, entropy {metrics['entropy']:.2f})"
     )
 
 
 def result_words(record: Record, output: str | Path | None = None) -> str:
-    """A record's result in a few words. output: where its run's files are; a run that
-    predicts one class is then said to predict which."""
+    """The result of a finished record in a few words. output: the folder with its run's
+    files; if it is given and the run predicts one class, the words say which."""
     result = record["result"]
     if record["status"] == "diverged":
         return f"diverged: {record['error']}"
@@ -258,8 +278,8 @@ def result_words(record: Record, output: str | Path | None = None) -> str:
 
 
 def _words_on_one_class(record: Record, output: str | Path | None) -> str:
-    """Of a run that predicts one class for every dev row, which one and how many rows
-    have it; "" of other runs."""
+    """For a run that predicts one class for every dev row: which class, if `output` is
+    given, and what share of the rows has it. "" for other runs."""
     score = one_class_score(record)
     if score is None:
         return ""
@@ -277,43 +297,42 @@ def _only_prediction(folder: Path) -> str:
     several, as at another epoch than the table's, or there is no such file."""
     try:
         rows = read_own_csv(folder / "predictions.csv")
-        (name,) = {row["predicted"] for row in rows}
+        (name,) = {row["predicted"] for row in rows}  # or ValueError for several
     except (OSError, ValueError, LookupError):
         return ""
     return repr(one_line(printable(name)))
 
 
 def _score_text(record: Record, epoch: str, score: float | None) -> str:
-    """The score of an epoch, best or last, and whether its adapter or its predictions
-    are kept."""
+    """A score as text, and whether the adapter or the predictions of its epoch are kept.
+    epoch: best or last, whichever has the score."""
     text = "-" if score is None else ReportedMetric.of_record(record).text(score)
     keep = record["config"]["keep"]
-    kept_epochs: tuple[str, ...] = ("best", "last")
-    if keep != "both":
-        kept_epochs = (kept_epoch(keep, record["result"]["reported"]),)
-    if epoch not in kept_epochs:
-        return text
-    if keep != "none":
+    is_kept = epoch == kept_epoch(keep, record["result"]["reported"])
+    if keep == "both" or (keep != "none" and is_kept):
         return f"{text} (kept)"
-    return f"{text} (predictions kept)" if record["parameters"]["head"] else text
+    has_predictions = record["parameters"]["head"] > 0
+    if keep == "none" and is_kept and has_predictions:
+        return f"{text} (predictions kept)"
+    return text
 
 
 # --- how long a sweep still takes
 
 
-#: What runs of like duration share.
-Cell = tuple[str, str, str]
+#: The row, model and task of runs that take about as long as each other.
+DurationKey = tuple[str, str, str]
 
 
-def cell_of(run: Run) -> Cell:
-    """The cell of a run, without its seed."""
+def duration_key(run: Run) -> DurationKey:
+    """The row, model and task of a run."""
     return run.row, run.model, run.task
 
 
 @dataclass(frozen=True)
 class RunningRun:
-    """A running run. elapsed: its seconds so far, over all attempts. seconds_left: those
-    that it still expects to take; None if it does not know yet."""
+    """A running run. elapsed: the seconds that it has taken so far, over all attempts.
+    seconds_left: those that it still expects to take; None if it does not know yet."""
 
     run: Run
     elapsed: float
@@ -324,44 +343,46 @@ class TimeLeft:
     """Estimates how long a sweep still takes, from how long its ended runs took."""
 
     def __init__(self) -> None:
-        self._durations = defaultdict[Cell, list[float]](list)
+        self._durations = defaultdict[DurationKey, list[float]](list)
 
     def add(self, run: Run, seconds: float) -> None:
-        """Counts a run that has ended."""
-        self._durations[cell_of(run)].append(seconds)
+        """Takes a run that has ended, and how long it took, into account."""
+        self._durations[duration_key(run)].append(seconds)
 
     def of_sweep(
         self, waiting: Iterable[Run], running: Sequence[RunningRun]
     ) -> float | None:
         """The seconds until all runs have ended, if as many run at once as now. None
         while no run has ended or knows how long it takes."""
-        durations = {cell: [*values] for cell, values in self._durations.items()}
+        durations = {key: [*values] for key, values in self._durations.items()}
         for entry in running:
             if entry.seconds_left is not None:
                 seconds = entry.elapsed + entry.seconds_left
-                durations.setdefault(cell_of(entry.run), []).append(seconds)
+                durations.setdefault(duration_key(entry.run), []).append(seconds)
         if not durations:
             return None
-        left = [self._left_of(entry, durations) for entry in running]
-        total = sum(left) + sum(_expected(run, durations) for run in waiting)
-        return max([total / max(len(running), 1), *left])
+        remaining = [self._remaining_seconds(entry, durations) for entry in running]
+        total = sum(remaining) + sum(_expected(run, durations) for run in waiting)
+        # Shared among the slots; but no sooner than the last of the running runs
+        return max([total / max(len(running), 1), *remaining])
 
-    def _left_of(
-        self, entry: RunningRun, durations: Mapping[Cell, Sequence[float]]
+    def _remaining_seconds(
+        self, entry: RunningRun, durations: Mapping[DurationKey, Sequence[float]]
     ) -> float:
+        """What a running run says or, while it does not, what runs like it took minus
+        what it has taken."""
         if entry.seconds_left is not None:
             return entry.seconds_left
         return max(_expected(entry.run, durations) - entry.elapsed, 0.0)
 
 
-def _expected(run: Run, durations: Mapping[Cell, Sequence[float]]) -> float:
-    """The expected duration of a run: the mean over runs of its cell; without any, over
-    those of its task and model; without any, over all."""
-    cell = cell_of(run)
-    similar: list[float] = [*durations.get(cell, ())]
+def _expected(run: Run, durations: Mapping[DurationKey, Sequence[float]]) -> float:
+    """The expected duration of a run: the mean over runs of its row, model and task;
+    without any, over those of its model and task; without any, over all."""
+    similar: list[float] = [*durations.get(duration_key(run), ())]
     if not similar:
         for (_, model, task), values in durations.items():
-            if (model, task) == cell[1:]:
+            if (model, task) == (run.model, run.task):
                 similar += values
     if not similar:
         similar = [value for values in durations.values() for value in values]
@@ -369,7 +390,8 @@ def _expected(run: Run, durations: Mapping[Cell, Sequence[float]]) -> float:
 
 
 def sweep_words(ended: int, total: int, seconds: float | None) -> str:
-    """How far a sweep is: 3 of 180 runs, about 2.0h left."""
+    """How far a sweep is: "3 of 180 runs, about 2.0h left". seconds: the time that is
+    left; None if it is not known."""
     words = f"{ended} of {total} runs"
     return words if seconds is None else f"{words}, about {duration(seconds)} left"
 
@@ -386,3 +408,10 @@ def seconds_spent(event: Mapping[str, Any]) -> float:
     its last event."""
     seconds = event.get("seconds")
     return float(seconds) if isinstance(seconds, int | float) else 0.0
+
+
+def seconds_of_record(record: Record) -> float:
+    """The seconds that a finished run took, by its record."""
+    cost = record["cost"]
+    decoding = cost.get("decode_seconds", 0.0)
+    return cost["train_seconds"] + cost["evaluate_seconds"] + decoding

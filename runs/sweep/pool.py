@@ -37,6 +37,7 @@ from runs.sweep.display import (
     read_progress,
     result_words,
     seconds_left_of,
+    seconds_of_record,
     seconds_spent,
     sweep_words,
 )
@@ -71,9 +72,10 @@ class Job:
         earlier_claim: the attempt whose failed record was there before the command.
         failures: how processes have failed since one last saved more: the error of a
             full disk, or "" for any other end.
-        saved: what attempts had saved when a process last failed.
-        ready: what multiprocessing.connection.wait waits for.
-        started_at: when its process was started.
+        saved: what attempts had saved when a process last failed (`saved_progress`).
+        child: its process.
+        ready: a pipe from it, which has something to read when the process ends.
+        started_at: when it was started, by time.monotonic(); None if it was not.
     """
 
     def __init__(self, head: str, run: Run, run_id: str) -> None:
@@ -100,17 +102,17 @@ class Job:
     def start(
         self, gpu: gpus.TakenGpu | None, tracking: Tracking, is_only_run: bool
     ) -> None:
-        """Starts its process. is_only_run: whether the command has no other run; a user's
-        mistake then leaves no record."""
+        """Starts its process, on `gpu` if there is one. is_only_run: whether the command
+        has no other run; a user's mistake then leaves no record."""
         self.gpu = gpu
         self.read_earlier_seconds()
         self.started_at = time.monotonic()
         context = multiprocessing.get_context("forkserver")
         self.ready, sender = context.Pipe(duplex=False)
         name = gpu.name if gpu else None
-        work = (self.run, self.id, self.failures, name, tracking, is_only_run, sender)
-        self.child = context.Process(target=run_in_child, args=work, daemon=True)
-        # the fork server may have been killed; `wait_for_end` then reports it
+        args = (self.run, self.id, self.failures, name, tracking, is_only_run, sender)
+        self.child = context.Process(target=run_in_child, args=args, daemon=True)
+        # The fork server may have been killed; `wait_for_end` then reports it
         with contextlib.closing(sender), contextlib.suppress(OSError, EOFError):
             self.child.start()
 
@@ -146,7 +148,7 @@ class Job:
 
 
 class Slots(NamedTuple):
-    """How many runs this machine does at once (total), and on which GPUs.
+    """How many runs this command does at once on this machine (total), and on which GPUs.
 
     gpus: the names of the GPUs. Each run takes one that fewer than `share` runs use,
     counted over all commands of this machine. Empty on a CPU, or if a scheduler has
@@ -158,7 +160,7 @@ class Slots(NamedTuple):
 
 
 def slots_of(device: str, share: int, all_devices: bool) -> Slots:
-    """The slots for runs with this `device=`; only one unless all_devices."""
+    """The slots for runs with this `device=`: `share` a device, or 1 in all."""
     names = gpus.devices(device)
     has_gpus = not {"cpu", "mps"} & set(names)
     return Slots(
@@ -172,8 +174,10 @@ class Sweep:
     """The runs of one command, which it does in processes of their own, and how they
     have ended. Paths begin at the command's folder.
 
-    diverged, failed: these jobs, each with its error. signal: the number of the signal
-    that asked for an end, or 0."""
+    pending: the jobs that have not ended, here or elsewhere. running: those that have a
+    process of this command. done, skipped: how many it has done, and how many were done
+    before. diverged, failed: these jobs, each with its error. signal: the number of the
+    signal that asked for an end, or 0."""
 
     def __init__(self, jobs: list[Job], tracking: Tracking) -> None:
         self.jobs = jobs
@@ -213,26 +217,27 @@ class Sweep:
         return f"{preset}-{content[:8]}"
 
     def tracking_of(self, job: Job) -> Tracking:
-        """W&B's settings of a run."""
+        """The settings for sending a run to W&B."""
         runs = [entry.run for entry in self.jobs]
         return tracking_of_run(self.tracking, job.run, runs)
 
     # --- how a run ends
 
     def finish(self, job: Job, seconds: float | None, error: str = "") -> bool:
-        """Counts, shows and tidies up a job that has ended. Returns False if it has
-        neither a record nor an error, and so has not ended.
+        """Counts, shows and tidies up a job, if it has ended: if it has a finished
+        record, or has failed. Otherwise returns False, and the job stays pending.
 
         Args:
             seconds: how long its process took; 0 if another command did the run, None
-                if it was done before this command.
-            error: why its process wrote no record.
+                for the look before this command does its first run.
+            error: why its process wrote no record; "" if it may still be tried again.
         """
         record = self._read_record(job, is_first_look=seconds is None)
         if record and record["status"] not in FINISHED:
             claim = record.get("claim")
             if seconds is None:
                 job.earlier_claim = claim
+            # A failure from before this command does not count: the run is tried again
             if claim != job.earlier_claim:
                 error = record["error"] or ""
             record = None
@@ -257,7 +262,7 @@ class Sweep:
             return None
 
     def _count(self, job: Job, record: Record, seconds: float | None) -> None:
-        """Counts and shows a job with a finished record."""
+        """Counts and shows a job with a finished record. seconds: as in `finish`."""
         line = result_words(record, job.output)
         if seconds is None:
             self.skipped += 1
@@ -274,7 +279,7 @@ class Sweep:
             self.done += 1
         # if another command did it, the record says how long it took
         total_seconds = (
-            job.earlier_seconds + seconds if seconds else _seconds_of(record)
+            job.earlier_seconds + seconds if seconds else seconds_of_record(record)
         )
         if record["status"] == "done":
             line += f"  {duration(total_seconds)}"
@@ -292,19 +297,18 @@ class Sweep:
         running: the jobs that are running now, here or elsewhere."""
         if len(self.jobs) == 1:
             return None
-        now_s = time.monotonic()
         entries = list[RunningRun]()
         for job in running:
             seconds_left = seconds_left_of(read_progress(job.output, job.id))
             elapsed = job.earlier_seconds
             if job.started_at is not None:
-                elapsed += now_s - job.started_at
+                elapsed += time.monotonic() - job.started_at
             entries.append(RunningRun(job.run, elapsed, seconds_left))
         waiting = [job.run for job in self.pending if job not in running]
-        seconds = self._time_left.of_sweep(waiting, entries)
+        seconds_left = self._time_left.of_sweep(waiting, entries)
         total = len(self.jobs)
         ended = total - len(self.pending)
-        return SweepState(ended, total, sweep_words(ended, total, seconds))
+        return SweepState(ended, total, sweep_words(ended, total, seconds_left))
 
     def send_to_agent(self, job: Job) -> None:
         """Sends the record of a run that this command did not do to W&B, if `wandb agent`
@@ -330,8 +334,8 @@ class Sweep:
         Args:
             is_only_run: whether the command has no other run. A user's mistake is then
                 raised (UserError) and leaves no record.
-            waits_for_others: asked in each round: whether to stay for the runs that
-                other processes do now. By default the command stays.
+            waits_for_others: tells in each round whether to stay although this process
+                has nothing to do, for the runs that others do now. By default it stays.
         """
         self.slots = slots
         self.is_only_run = is_only_run
@@ -341,6 +345,7 @@ class Sweep:
                 waits = True
                 while self.pending and not self.signal:
                     is_busy = self._fill_slots()
+                    # After the last wait for others it looks once more what they did
                     if not is_busy and not waits:
                         break
                     waits = waits_for_others()
@@ -351,8 +356,8 @@ class Sweep:
             self.display.show([])
 
     def _finish_runs_of_others(self) -> None:
-        """Finishes pending runs that another process has done. Without slots that was a
-        worker of this command, which has sent its runs to W&B itself."""
+        """Finishes pending runs that other processes have done. A command without slots
+        watches its workers, which have sent their runs to W&B themselves."""
         for job in [job for job in self.pending if job not in self.running]:
             if self.finish(job, 0.0) and self.slots.total:
                 self.send_to_agent(job)
@@ -386,6 +391,7 @@ class Sweep:
         return None
 
     def _wait_for_gpu(self) -> None:
+        """Says, the first time, that every GPU is in use."""
         if not self._waits_for_gpu:
             names = ", ".join(self.slots.gpus)
             shared = f"launcher.runs_per_device={self.slots.share + 1} shares them"
@@ -396,7 +402,8 @@ class Sweep:
         self._waits_for_gpu = True
 
     def _await_ends(self, seconds: float) -> None:
-        """Waits for the end of a process, and shows how far the runs are."""
+        """Waits for the end of a process, so many seconds at most, and shows how far the
+        runs are: this command's own or, without slots, those of its workers."""
         ended = connection.wait([job.ready for job in self.running], seconds)
         for job in [job for job in self.running if job.ready in ended]:
             self.running.remove(job)
@@ -412,7 +419,7 @@ class Sweep:
             self._note_long_wait()
 
     def _note_long_wait(self) -> None:
-        """Says once which process this command has been waiting for."""
+        """Says, once and after PATIENCE_S, which process this command waits for."""
         if time.monotonic() - self._idle_since > PATIENCE_S:
             self._idle_since = float("inf")
             job = self.pending[0]
@@ -420,14 +427,14 @@ class Sweep:
             self.display.line(f"{job.head}  is being done by {holder}: waiting for it")
 
     def _handle_end(self, job: Job) -> None:
-        """Finishes a run whose process has ended, or leaves it pending for a retry."""
+        """Finishes a run whose process has ended, or leaves it pending for a retry. Raises
+        UserError for a user's mistake in the only run of a command."""
         ending, error = job.wait_for_end()
         if ending == FAILED and self.is_only_run and not job.record.exists():
             raise UserError(error)
         seconds = time.monotonic() - (job.started_at or 0.0)
         finished = self.finish(job, seconds, error if ending == FAILED else "")
-        # another process had the lock, and has finished the run
-        if finished and ending == BUSY:
+        if finished and ending == BUSY:  # another process had the lock, and did the run
             self.send_to_agent(job)
         if finished or ending not in (KILLED, DISK_FULL, BATCH_HALVED) or self.signal:
             return
@@ -456,7 +463,8 @@ class Sweep:
             job.failures = [*job.failures, error]
 
     def _give_up(self, job: Job, error: str) -> None:
-        """Writes the failed record of a job that is not retried any more."""
+        """Writes the failed record of a job that is not retried any more. The next look
+        at the pending jobs (`finish`) counts it as failed."""
         lock = job.lock
         if lock.take():
             # a full disk may refuse this record, too: the run then stays pending
@@ -473,8 +481,8 @@ class Sweep:
             job.signal(signal.SIGTERM)
 
     def _end_processes(self) -> None:
-        """Ends the running processes, which may save first. A second Ctrl-C ends them at
-        once."""
+        """Asks the running processes to save, and ends them after GRACE_S seconds or, by a
+        KeyboardInterrupt, at a second Ctrl-C."""
         deadline = time.monotonic() + GRACE_S
         if self.running and not self.signal:
             print(
@@ -484,16 +492,9 @@ class Sweep:
             )
         try:
             while self.running and time.monotonic() < deadline:
-                # again, for a process that had not set its handler yet
+                # Again, for a process that had not set its handlers yet
                 self._pass_signal_on(self.signal)
                 self._await_ends(LOOK_INTERVAL_S)
         finally:
             for job in self.running:
                 job.signal(signal.SIGKILL)
-
-
-def _seconds_of(record: Record) -> float:
-    """The seconds that a finished run took, by its record."""
-    cost = record["cost"]
-    decoding = cost.get("decode_seconds", 0.0)
-    return cost["train_seconds"] + cost["evaluate_seconds"] + decoding

@@ -33,7 +33,7 @@ class Loaded(NamedTuple):
 
 def preflight(runs: list[Run]) -> None:
     """Fetches and checks the model, the data and the method of every run, and prints
-    notes. Raises UserError with everything that is missing."""
+    notes. Raises one UserError that names everything that is missing."""
     for run in runs:
         _check_start(run)
     loaded = _load(runs)
@@ -46,14 +46,14 @@ def preflight(runs: list[Run]) -> None:
         raise UserError("; ".join(dict.fromkeys(errors)))
     notes = [*_notes_of_tasks(runs, loaded), *_notes_on_changed_code()]
     notes += _notes_on_recipes(runs)
-    # the image tasks of all seeds have the same notes
+    # The tasks of several seeds may have the same notes: print each once
     for note in dict.fromkeys(notes):
         print(f"note: {note}")
 
 
 def downloads_before(runs: Sequence[Run]) -> list[str]:
-    """What may be downloaded before these runs: the models that are not on this machine,
-    and the data sets that are no local files."""
+    """What may be downloaded before these runs, such as "model minilm" and "data of sst2":
+    models that are not on this machine, and data sets that are no local files."""
     names = dict[str, None]()
     for run in runs:
         if models.locate(run.config["model"]) is None:
@@ -101,23 +101,23 @@ def _load(runs: list[Run]) -> Loaded:
 
 
 def _follower_prefix(run: Run, runs: Sequence[Run]) -> str:
-    """What to put before an error of the run's task where another run starts from it,
-    such as "vera starts from LoRA on MNLI, seed 0: "; else ""."""
+    """What to put before an error of a run's task if a run of another task starts from
+    a run of this one: "vera starts from LoRA on MNLI, seed 0: ". Otherwise "", since the
+    command names the task itself."""
     for follower in runs:
-        if follower.task == run.task:
-            continue
-        if follower.start and follower.start.task == run.task:
+        start = follower.start
+        if start and start.task == run.task and follower.task != run.task:
             return f"{follower.row} starts from {run.label}: "
     return ""
 
 
 def _notes_of_tasks(runs: list[Run], loaded: Loaded) -> list[str]:
-    """The tasks' notes and advice. Evaluation images are preprocessed on the way."""
+    """The tasks' notes and advice. Prepares each task of images on the way."""
     notes = list[str]()
     for run in _distinct(runs, "task", "model"):
         task = loaded.tasks[hash_of(run.config["task"])]
         if run.config["model"]["modality"] == "image":
-            # once for all runs; it also shows that the images can be read
+            # Prepared images are kept for all runs, and an unreadable one is found
             folder = loaded.models[hash_of(run.config["model"])]
             task.prepare(preprocessing(folder), 0)
         notes += [*task.notes, *task.advice]
@@ -137,7 +137,7 @@ def _notes_on_changed_code() -> list[str]:
 
 
 def _notes_on_recipes(runs: list[Run]) -> list[str]:
-    """What is missing of recipes, with the rows and tasks that it concerns."""
+    """What recipes lack (`Run.recipe_gap`), each with the rows and tasks concerned."""
     rows_by_gap = defaultdict[str, list[str]](list)
     for run in runs:
         row = f"{run.row} on {run.task}"
@@ -147,8 +147,8 @@ def _notes_on_recipes(runs: list[Run]) -> list[str]:
 
 
 def _distinct(runs: list[Run], *parts: str) -> list[Run]:
-    """One run for each content of these parts of the configuration, in the order in
-    which the contents first occur. It is the last run with that content."""
+    """One run for each content of these parts of the configuration, such as "task", in
+    the order in which the contents first occur."""
     runs_by_content = dict[str, Run]()
     for run in runs:
         config: Mapping[str, object] = run.config

@@ -42,8 +42,8 @@ from runs.training.train import Reporter
 def sweep(
     runs: list[Run], launch: Launch | None = None, runs_to_repeat: Sequence[Run] = ()
 ) -> Sweep:
-    """Does every run that has no record yet. Raises a user's error (is_user_error) before
-    anything starts.
+    """Does every run that has no finished record yet, and returns how they ended. Raises
+    a user's error (is_user_error) before anything starts.
 
     Args:
         launch: where and how they are done; by default one after another, here.
@@ -57,8 +57,9 @@ def sweep(
     # torchrun's processes train themselves, and a debugger cannot follow into a child
     in_this_process = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
     plan = _check_and_plan(runs, launch.launcher, runs_to_repeat, in_this_process)
+    # W&B's trouble is written into this file: it grows if this command has some
     tracking_log = log_file(output)
-    log_bytes = _size(tracking_log)
+    bytes_before = _size(tracking_log)
     for folder in ("records", "sweeps"):
         remove_leftovers(Path(output) / folder)
     if plan.replaced and is_first:
@@ -69,7 +70,7 @@ def sweep(
         with contextlib.suppress(OSError):  # a full disk: the runs wait for space
             write_sweep(output, this_sweep.name, [job.id for job in plan.jobs])
     _run_all(this_sweep, launch.launcher, plan.slots, in_this_process)
-    if is_first and _size(tracking_log) not in (0, log_bytes):
+    if is_first and _size(tracking_log) not in (0, bytes_before):
         _note_unsent(output, this_sweep.tracking.mode == "online")
     elif is_first and todo and launch.tracking.mode == "offline":
         _note_offline(output)
@@ -84,12 +85,12 @@ def _run_all(
     this_sweep: Sweep, launcher: Launcher, available: Slots, in_this_process: bool
 ) -> None:
     """Does the runs, in this process or through the launcher. available: the slots of
-    this machine."""
+    this machine; none if the launcher has workers."""
     if in_this_process:
         # Nothing is skipped here: torchrun's processes might not see the same records.
         _do_in_this_process(this_sweep)
         return
-    for job in this_sweep.jobs:
+    for job in this_sweep.jobs:  # those that were done before
         this_sweep.finish(job, None)
     if isinstance(launcher, ByWorkers):
         run_by_workers(this_sweep, launcher)
@@ -98,8 +99,8 @@ def _run_all(
 
 
 def dry_run(runs: list[Run], launcher: ByScript) -> str:
-    """The script of the runs that are left, without fetching, checking or submitting
-    anything."""
+    """The text that launcher.dry_run=true prints: the script of the runs that are left,
+    with notes as comments. It fetches, checks and submits nothing."""
     output = runs[0].config["output"]
     ids = identify(runs)
     todo = sum(not finished_record(output, run_id) for run_id in ids)
@@ -123,7 +124,7 @@ def dry_run(runs: list[Run], launcher: ByScript) -> str:
         )
     notes += [f"# {remark}" for remark in launcher.remarks]
     folder = log_folder(Sweep(jobs, Tracking("off")))
-    # the first line of the script has to stay the first
+    # The notes go below the first line, which names the shell
     shebang, _, rest = launcher.script(folder, workers).partition("\n")
     return "\n".join([shebang, *notes, rest]).rstrip()
 
@@ -132,8 +133,9 @@ def dry_run(runs: list[Run], launcher: ByScript) -> str:
 
 
 class SweepPlan(NamedTuple):
-    """What a command will do. replaced: the jobs that are done again, each with the
-    record that is archived. slots: of this machine; none if the launcher has others."""
+    """What a command will do. jobs: all runs. replaced: those that are done again, each
+    with the record that is archived. slots: of this machine; none if nothing is left to
+    do, or if the launcher has workers."""
 
     jobs: list[Job]
     replaced: list[tuple[Job, Record]]
@@ -146,7 +148,8 @@ def _check_and_plan(
     runs_to_repeat: Sequence[Run],
     in_this_process: bool,
 ) -> SweepPlan:
-    """Checks all that can be checked before the first run. Raises UserError."""
+    """Checks all that can be checked before the first run, and fetches models and data.
+    Raises UserError. in_this_process: whether no other process does the runs."""
     if in_this_process and launcher.name != "serial":
         raise UserError(
             f"launcher={launcher.name} has its own processes: "
@@ -176,11 +179,11 @@ def _check_and_plan(
             if not in_this_process:
                 start_fork_server(len(todo) > 1)
         preflight(todo)
-    jobs = [
-        Job(*job)
-        for job in zip(heads(_run_names(runs)), runs, final_ids(runs), strict=True)
-    ]
-    # now, so that a file in the place of a folder is noticed before the first run
+    run_heads = heads(_run_names(runs))
+    jobs = []
+    for head, run, run_id in zip(run_heads, runs, final_ids(runs), strict=True):
+        jobs.append(Job(head, run, run_id))
+    # Now, so that a file in the place of a folder is noticed before the first run
     for name in ("locks", "runs", "sweeps", "records"):
         Path(output, name).mkdir(parents=True, exist_ok=True)
     replaced = list[tuple[Job, Record]]()
@@ -191,29 +194,33 @@ def _check_and_plan(
 
 
 def _run_names(runs: Sequence[Run]) -> list[str]:
-    """For each run its label, and the overrides that the others lack."""
+    """For each run its label, and its overrides that not all runs have, except those
+    that the label shows."""
     common = set.intersection(*(set(run.overrides) for run in runs))
-    in_label = ("method", "method.config_class", "model", "task", "recipe", "seed")
+    keys_of_label = ("method", "method.config_class", "model", "task", "recipe", "seed")
     names = []
     for run in runs:
         parts = [run.label]
         for override in run.overrides:
-            if override not in common and override.partition("=")[0] not in in_label:
+            key = override.partition("=")[0]
+            if override not in common and key not in keys_of_label:
                 parts.append(override)
         names.append(", ".join(parts))
     return names
 
 
 def _archive_all(replaced: Sequence[tuple[Job, Record]], output: str) -> None:
+    """Archives the records of these jobs for redo=true, and says so."""
     count = sum(archive(job, record) for job, record in replaced)
     folder = Path(output) / "replaced"
     print(f"redo: {plural(count, 'record')} archived in {folder}", flush=True)
 
 
 def archive(job: Job, record: Record) -> bool:
-    """Moves a finished run's record, folder and measures to OUTPUT/replaced/ID.TIME,
-    under the run's lock, for redo=true. Returns False if another command was first. The
-    record goes last, so that a kill in between loses nothing."""
+    """Moves a finished run's record, folder and measures to OUTPUT/replaced/ID.TIME.PID,
+    under the run's lock, for redo=true. Returns False if the run no longer has this
+    record, because another command was first. The record goes last: if the command is
+    killed before, redo=true archives the rest."""
     output = Path(job.output)
     run_files = Path(job.log).parent
     with holding(job.lock, job.head):
@@ -248,9 +255,8 @@ def _do_in_this_process(this_sweep: Sweep) -> None:
     too."""
     for job in this_sweep.jobs:
         started = time.monotonic()
-        with (
-            contextlib.nullcontext() if process_rank() else holding(job.lock, job.head)
-        ):
+        is_first = not process_rank()
+        with holding(job.lock, job.head) if is_first else contextlib.nullcontext():
             job.read_earlier_seconds()
             attempt = _shared_attempt(job)
             if attempt:
@@ -259,7 +265,8 @@ def _do_in_this_process(this_sweep: Sweep) -> None:
 
 
 def _shared_attempt(job: Job) -> Attempt | None:
-    """The attempt that all of torchrun's processes work on; None for a finished run."""
+    """The attempt that all of torchrun's processes work on; None for a finished run. The
+    first process decides, and the others are told: they might not see its files yet."""
     from accelerate.utils import broadcast_object_list
 
     from runs.training.context import make_accelerator
@@ -274,10 +281,12 @@ def _shared_attempt(job: Job) -> Attempt | None:
 
 
 def _train_here(job: Job, attempt: Attempt, tracking: Tracking) -> None:
+    """Trains a run in this process. If that raises an error, the attempt is saved as one
+    that has stopped, so that the same command resumes it."""
     from runs.training.loop import Training
     from runs.training.train import train
 
-    # a micro-batch may have been halved, since memory ran out
+    # An earlier attempt may have halved its batch, because memory ran out
     config = cast(Configuration, {**job.run.config, **attempt.settings})
     run = dataclasses.replace(job.run, config=config)
     try:
@@ -291,11 +300,13 @@ def _train_here(job: Job, attempt: Attempt, tracking: Tracking) -> None:
 
 
 def _size(path: Path) -> int:
+    """A file's size in bytes; 0 if there is none."""
     return path.stat().st_size if path.exists() else 0
 
 
 def _note_unsent(output: str, was_asked_to_send: bool) -> None:
-    """Says that something went wrong with W&B, and how to send what is here."""
+    """Says that something went wrong with W&B, and how to send what is here.
+    was_asked_to_send: whether the runs were to be sent at once (tracking=online)."""
     trouble = "W&B did not write all of these runs"
     if was_asked_to_send:
         trouble = "W&B lacks some of these runs, or a part of them"
@@ -307,7 +318,7 @@ def _note_unsent(output: str, was_asked_to_send: bool) -> None:
 
 
 def _note_offline(output: str) -> None:
-    """Says where runs are that were tracked offline on demand, and how to send them."""
+    """Says where the runs of tracking=offline are, and how to send them."""
     print(
         f"note: {Path(output, 'wandb')} has these runs for W&B, and nothing was sent. "
         f"To send all runs there: {sync_advice(output)}. To send one: "
@@ -317,6 +328,8 @@ def _note_offline(output: str) -> None:
 
 
 def _print_summary(this_sweep: Sweep, seconds: float) -> None:
+    """Prints how many runs ended how, and a line for each that diverged or failed.
+    seconds: how long the command took."""
     total = plural(len(this_sweep.jobs), "run")
     summary = f"{this_sweep.done} of {total} done in {duration(seconds)}"
     counts = {
@@ -332,7 +345,7 @@ def _print_summary(this_sweep: Sweep, seconds: float) -> None:
     unfinished = [*this_sweep.pending, *(job for job, _ in this_sweep.failed)]
     finished = [job for job in this_sweep.jobs if job not in unfinished]
     limits = [job.run.config["train"].get("max_steps") for job in finished]
-    if limits and None not in limits:
+    if limits and None not in limits:  # every finished run was stopped early
         which_runs = "the others" if unfinished else "all"
         print(f"  {which_runs} {SHORTENED}")
     for job, error in this_sweep.diverged:
@@ -343,9 +356,9 @@ def _print_summary(this_sweep: Sweep, seconds: float) -> None:
         print(interruption_message(), file=sys.stderr)
 
 
-def _point_to_table(this_sweep: Sweep, runs: list[Run], is_wanted: bool) -> None:
-    """Prints the command of the table that the runs are in and, if it is wanted, the
-    table of a sweep. Trials and stopped runs are in no table."""
+def _point_to_table(this_sweep: Sweep, runs: list[Run], prints_table: bool) -> None:
+    """Prints the command of the table that the runs are in; after several runs, also the
+    table itself if prints_table. Trials and stopped runs are in no table."""
     is_sweep = len(runs) > 1
     if this_sweep.signal or (this_sweep.failed and not is_sweep):
         return
@@ -355,7 +368,7 @@ def _point_to_table(this_sweep: Sweep, runs: list[Run], is_wanted: bool) -> None
     selection = [f"model={runs[0].model}", f"task={task}"]
     if is_sweep:
         selection = [f"sweep={this_sweep.name}"]
-    _show_table(runs[0].config["output"], selection, is_wanted and is_sweep)
+    _show_table(runs[0].config["output"], selection, prints_table and is_sweep)
 
 
 def _point_to_suspect_labels(this_sweep: Sweep) -> None:
@@ -377,14 +390,16 @@ def _point_to_suspect_labels(this_sweep: Sweep) -> None:
         return
 
 
-def _show_table(output: str, selection: list[str], is_wanted: bool) -> None:
-    """Prints the command of a table; and the table, made by another process (runs does
-    not import analysis)."""
+def _show_table(output: str, selection: list[str], prints_table: bool) -> None:
+    """Prints the command of a table. If prints_table, another process first prints the
+    table: runs may not import analysis.
+
+    selection: the command's arguments without the output folder."""
     words = [*selection]
     if output != "outputs":
         words.append(f"output={output}")
     command = f"vera-bench table {shlex.join(words)}"
-    if not is_wanted:
+    if not prints_table:
         print(f"Its table: {command}")
         return
     result = subprocess.run(

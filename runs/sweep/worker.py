@@ -17,27 +17,31 @@ from runs.sweep.pool import Job, Slots, Sweep
 
 
 def log_folder(sweep: Sweep) -> Path:
-    """The folder of a sweep's logs."""
+    """The folder of the logs of a sweep's workers."""
     return (Path(sweep.jobs[0].output) / "sweeps" / sweep.name).resolve()
 
 
 def run_by_workers(sweep: Sweep, launcher: ByWorkers) -> None:
-    """Has workers do the runs, and shows what they do."""
+    """Has workers do the pending runs of a sweep, and shows how far they are until all
+    have ended. A run that is then left has failed."""
     folder = log_folder(sweep)
-    pending = sweep.pending
+    pending = sweep.pending  # the sweep takes out runs that end
     folder.mkdir(parents=True, exist_ok=True)
     sweep.display.line(f"{sweep.skipped} already done, {len(pending)} to do")
     if pending:
         count = launcher.count_workers(len(pending))
-        with launcher.start(SweepWorker(sweep, folder, count)) as count_workers:
+        worker = SweepWorker(sweep, folder, count)
+        with launcher.start(worker) as count_living_workers:
 
             def waits_for_others() -> bool:
-                return bool(count_workers()) or any(
-                    job.lock.is_held() for job in pending
-                )
+                """Whether a worker lives, or another command does one of the runs."""
+                if count_living_workers():
+                    return True
+                return any(job.lock.is_held() for job in pending)
 
             workers = plural(count, "worker")
             sweep.display.line(f"{workers} of {folder.name}. Logs: {folder}")
+            # Without slots, since this command only watches
             sweep.do_pending_runs(Slots(), waits_for_others=waits_for_others)
     if sweep.signal:
         return
@@ -49,8 +53,8 @@ def run_by_workers(sweep: Sweep, launcher: ByWorkers) -> None:
 class SweepWorker:
     """What each worker does; see runs.launchers.contract.Worker.
 
-    A run has as many threads everywhere: as OMP_NUM_THREADS said where the command was
-    given, or as torch chooses for the cores that it sees."""
+    A worker takes the command's folder and its OMP_NUM_THREADS, so that a run has as many
+    threads everywhere; without that variable, as many as torch chooses there."""
 
     def __init__(self, sweep: Sweep, folder: Path, workers: int) -> None:
         self.sweep = sweep
@@ -64,13 +68,14 @@ class SweepWorker:
         return not self.sweep.pending
 
     def __call__(self, number: int) -> int:
-        """Does the runs that no other worker does. Each worker begins at another run,
-        by its number. Returns the exit code."""
+        """Does the runs that no other worker does, one after another, beginning at another
+        run than the other workers. number: of the worker, from 0 on. Returns the exit
+        code."""
         os.chdir(self.directory)
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets one
         if self.threads:
             os.environ["OMP_NUM_THREADS"] = self.threads
-        # Read here, inside the job: the sweep then sets a handler of its own
+        # Read before the sweep sets a handler of its own
         handler_of_submitit = signal.getsignal(signal.SIGUSR2)
         log_file = self.folder / f"worker-{socket.gethostname()}-{os.getpid()}.log"
         with open(log_file, "a", buffering=1) as log, contextlib.redirect_stdout(log):
@@ -79,21 +84,22 @@ class SweepWorker:
             sweep.do_pending_runs(Slots(1), waits_for_others=lambda: False)
         at_time_limit = sweep.signal in (signal.SIGUSR1, signal.SIGUSR2)
         if at_time_limit and callable(handler_of_submitit):
-            # the job goes back into the queue
+            # submitit puts the job back into the queue; see `checkpoint`
             handler_of_submitit(sweep.signal, None)
         return sweep.exit_code
 
     def _jobs_from(self, number: int) -> list[Job]:
-        """The jobs in the order of a worker. Copies: a job that goes back into the
-        queue is pickled, and no process of a run can be."""
+        """Copies of the jobs, in a worker's order. Copies, because a Slurm job that goes
+        back into the queue pickles this object, and started processes cannot be
+        pickled."""
         first = number * len(self.sweep.jobs) // self.workers
         in_order = [*self.sweep.jobs[first:], *self.sweep.jobs[:first]]
         return [copy.copy(job) for job in in_order]
 
     def checkpoint(self, number: int) -> Any:
-        """The job that submitit puts into the queue when this one's time is over: the
-        same. submitit asks the object that it calls, so Slurm's part is here, and not
-        in its launcher."""
+        """The job that submitit puts into the queue when the time of this one is over: the
+        same again. It is here, and not in Slurm's launcher, since submitit asks the
+        object that it calls."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, number)

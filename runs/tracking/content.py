@@ -15,8 +15,8 @@ LONGEST_NAME = 128
 
 
 def cell_key(model: str, task: str) -> str:
-    """The prefix of the names of a cell's numbers in W&B. A workspace's panels select
-    numbers by their names, and not by their runs."""
+    """The prefix in W&B of the names of all numbers for a model and task. A workspace's
+    panels select numbers by their names, and not by their runs."""
     return f"cells/{model}/{task}"
 
 
@@ -25,15 +25,9 @@ def describe_run(run: Run, run_id: str, provenance: Provenance) -> dict[str, Any
     of this machine is in them."""
     config = run.config
     cell = run.cell
-    trial = "trial" if is_trial_or_stopped(config) else None
-    tags = [
-        run.row,
-        run.model,
-        cell["task"],
-        config["method"]["kind"],
-        run.experiment,
-        trial,
-    ]
+    tags = [run.row, run.model, cell["task"], config["method"]["kind"], run.experiment]
+    if is_trial_or_stopped(config):
+        tags.append("trial")
     settings: dict[str, Any] = {**config_without_paths(config)}
     settings |= {"cell": cell, "run_id": run_id, "recipe_name": run.recipe}
     settings |= provenance_of(provenance)
@@ -63,8 +57,8 @@ def provenance_of(source: Provenance | Record) -> dict[str, object]:
 
 
 def epoch_points(curve: Curve, metric: str, cell: str) -> list[dict[str, object]]:
-    """A point for each epoch of a record's curve. metric: its name. cell: the prefix of
-    `cell_key`."""
+    """What W&B gets of each evaluation of a record's curve, numbers by their names.
+    metric: the name of the curve's metric. cell: the prefix that `cell_key` returns."""
     all_columns = cast(Mapping[str, Sequence[object]], curve)
     columns: dict[str, Sequence[object]] = {
         "epoch": curve["epoch"],
@@ -75,16 +69,16 @@ def epoch_points(curve: Curve, metric: str, cell: str) -> list[dict[str, object]
     }
     # W&B gets the columns of training by reward under TRL's names
     for key in set(all_columns) - set(CURVE_COLUMNS):
-        part = "dev" if key == "sampled_exact_match" else "train"
-        columns[f"{part}/{key}"] = all_columns[key]
+        prefix = "dev" if key == "sampled_exact_match" else "train"
+        columns[f"{prefix}/{key}"] = all_columns[key]
     rows = zip(*columns.values(), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def summary_of(record: Record) -> dict[str, object]:
-    """The summary of a finished run: status, result, parameters, cost, and the scores
-    of its texts by the protocol. The numbers that tables show are there a second time,
-    under the prefix of the cell."""
+    """The summary of a finished run in W&B, values by their names: status, result,
+    parameters, cost, and the scores of its texts. The numbers that tables show are there
+    a second time, under the prefix of `cell_key`. What is None is left out."""
     result = record["result"]
     cost = record["cost"]
     numbers: dict[str, object] = {
@@ -110,7 +104,6 @@ def summary_of(record: Record) -> dict[str, object]:
         "train_seconds": cost["train_seconds"],
         "peak_memory_bytes": cost.get("peak_memory_bytes"),
     }
-    # the last epoch's, and the best one's where it is another
     for epoch, scores in _scores_of_texts(record).items():
         for key, score in scores.items():
             numbers[f"texts/{epoch}/{key}"] = score
@@ -123,8 +116,9 @@ def summary_of(record: Record) -> dict[str, object]:
 
 
 def _scores_of_texts(record: Record) -> dict[str, dict[str, float]]:
-    """The scores of a run's texts for the epochs "last" and "best", by the variant that
-    the protocol names, which is the first one."""
+    """The scores of a run's texts by their names, for the last epoch and, if it is another
+    one and has texts, the best: under "last" and "best". Texts of the protocol's variant
+    of decoding count, which is the first; other variants are left out."""
     texts = record.get("texts")
     entries = texts["scores"] if texts else []
     scores_of_epoch = dict[str, dict[str, float]]()

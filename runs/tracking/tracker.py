@@ -35,7 +35,8 @@ from runs.tracking.content import (
 
 PROJECT = "vera-bench"
 #: Environment variables that `wandb agent` sets for a command.
-AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
+AGENT_SWEEP = "WANDB_SWEEP_ID"
+AGENT_VARIABLES = (AGENT_SWEEP, "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
 
 @dataclass
@@ -59,13 +60,13 @@ class Tracking:
 
 
 def ask_before_upload(settings: Tracking, runs: int, output: str) -> Tracking:
-    """The settings of a command's runs. Where tracking= says nothing, the user is asked
-    at the terminal: after a yes the runs are uploaded, otherwise a line says how to send
-    them later. Users who are not logged in to W&B, or have switched it off or offline,
-    are not asked. If they want uploads without being logged in, a note says so before
-    the first run.
+    """The settings of a command's runs, with the mode that the user wants. Where tracking=
+    says nothing, the user is asked at the terminal: after a yes the runs are uploaded,
+    otherwise a line says how to send them later. Users who are not logged in to W&B, or
+    have switched it off or offline, are not asked. With tracking=online and nobody logged
+    in, a note says so before the first run.
 
-    runs: how many are left to do."""
+    runs: how many are left to do. output: their folder."""
     if process_rank() or not runs:
         return settings
     if settings.mode == "online" and not is_logged_in():
@@ -97,15 +98,15 @@ def ask_before_upload(settings: Tracking, runs: int, output: str) -> Tracking:
 
 
 def sync_advice(output: str) -> str:
-    """What to type to send all runs of an output folder that have not been sent, as a
-    part of a message: it names `wandb login` first where nobody is logged in."""
+    """The command that sends all unsent runs of an output folder to W&B, as a part of a
+    message: "wandb login, then ..." where nobody is logged in."""
     command = f"WANDB_DIR={shlex.quote(output)} wandb sync --yes"
     return command if is_logged_in() else f"wandb login, then {command}"
 
 
 def is_logged_in() -> bool:
-    """Whether W&B has a key of this user. wandb takes a second to import, so it is asked
-    only where a file or variable may have a key."""
+    """Whether wandb has a key of this user. Importing wandb takes a second, so it is asked
+    only if a file or variable may have a key."""
     variables = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
     files = (os.environ.get("NETRC"), "~/.netrc", "~/_netrc")
     has_file = any(Path(file).expanduser().is_file() for file in files if file)
@@ -113,7 +114,7 @@ def is_logged_in() -> bool:
     if not has_file and not has_variable:
         return False
     os.environ["WANDB_SILENT"] = "true"
-    # whatever is wrong with wandb or its files, nobody is logged in
+    # Whatever is wrong with wandb or its files counts as nobody logged in
     with contextlib.suppress(Exception):
         import wandb
 
@@ -124,18 +125,19 @@ def is_logged_in() -> bool:
 
 
 def tracking_of_run(settings: Tracking, run: Run, runs: list[Run]) -> Tracking:
-    """The settings for one of a command's runs. Under `wandb agent` it is the agent's
-    run if it is the only one from which no other run starts."""
+    """The settings for one of a command's runs. Under `wandb agent`, this run is the
+    agent's (`agent`) if it is the only one from which no other run of the command
+    starts."""
     started_from = runs_started_from(runs)
     last_runs = [entry for entry in runs if entry not in started_from]
-    has_agent = AGENT_VARIABLES[0] in os.environ
+    has_agent = AGENT_SWEEP in os.environ
     return replace(settings, agent=has_agent and last_runs == [run])
 
 
 def agent_note(runs: list[Run]) -> str | None:
     """A line for a command of `wandb agent` that has too many runs for W&B to attach
     one to the agent's sweep; else None."""
-    sweep = os.environ.get(AGENT_VARIABLES[0])
+    sweep = os.environ.get(AGENT_SWEEP)
     if not sweep or any(tracking_of_run(Tracking(), run, runs).agent for run in runs):
         return None
     return (
@@ -146,8 +148,8 @@ def agent_note(runs: list[Run]) -> str | None:
 
 # --- sending a run
 
-#: Seconds that W&B's server has to answer when a run begins and when it ends. After
-#: that the run is written offline.
+#: Seconds that W&B's server has to answer when a run begins, and when it ends. After that
+#: the run is written offline.
 INIT_TIMEOUT = 10.0
 FINISH_TIMEOUT = 10.0
 #: Seconds that a run waits at its end until wandb has started, on a busy machine.
@@ -156,7 +158,15 @@ START_TIMEOUT = 20.0
 
 class Tracker:
     """Sends one run. Whatever goes wrong with W&B does not fail the run, nor delay it by
-    more than 30 seconds."""
+    more than 30 seconds.
+
+    Attributes:
+        log: the file that says what went wrong.
+        wandb: wandb's run; None before it has begun, and after wandb has failed.
+        points_sent: how many points of the curve it has.
+        is_off: whether nothing is sent.
+        start: the thread that starts wandb's run.
+    """
 
     def __init__(
         self,
@@ -172,12 +182,12 @@ class Tracker:
         self.run_id = run_id
         self.provenance = provenance
         self.log = log_file(run.config["output"])
-        self.wandb: Any = None  # wandb's run, once it has begun
+        self.wandb: Any = None
         self.points_sent = 0
         disabled = settings.mode is None and os.environ.get("WANDB_MODE") == "disabled"
         # under torchrun only the first process sends
         self.is_off = settings.mode == "off" or disabled or bool(process_rank())
-        # in a thread: wandb takes a second to import, and INIT_TIMEOUT without its server
+        # In a thread: wandb takes a second to import, and INIT_TIMEOUT without its server
         self.start = threading.Thread(
             target=self._begin, args=(settings.mode,), daemon=True
         )
@@ -185,16 +195,17 @@ class Tracker:
             self.start.start()
 
     def send_epochs(self, curve: Curve, metric: str) -> None:
-        """Sends the epochs of a record's curve that have not been sent. metric: its
-        name."""
+        """Sends the points of a record's curve that have not been sent; none while wandb
+        is starting. metric: the name of the curve's metric."""
         if self.wandb and not self.start.is_alive():
             self._safely(self._send, curve, metric)
 
     def finish(self, record: Record | None, error: BaseException | None = None) -> None:
-        """Ends the run in W&B. record: None where an error has ended the run."""
+        """Sends what has not been sent, and ends the run in W&B. record: None where an
+        error has ended the run."""
         if self.is_off:
             return
-        # if wandb fails, once more offline
+        # Twice, since a run with which wandb fails is sent once more, offline
         for _ in range(2):
             self.start.join(START_TIMEOUT)
             if self.start.is_alive():
@@ -213,8 +224,8 @@ class Tracker:
             )
 
     def _safely(self, step: Callable[..., None], *arguments: object) -> bool:
-        """Takes a step with wandb. Returns whether it went well; if not, the run of
-        wandb is given up, and the next one sends everything from the start."""
+        """Calls a function that uses wandb. Returns whether it went well; if not, wandb's
+        run is given up, and the next one gets everything from the start."""
         try:
             step(*arguments)
         except Exception as error:
@@ -232,11 +243,12 @@ class Tracker:
             self._safely(self._init, "offline")
 
     def _init(self, mode: str | None) -> None:
-        """Starts wandb's run. mode: as in Tracking."""
+        """Starts wandb's run, unless the user has disabled W&B: then `is_off` is set.
+        mode: as in Tracking."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         has_agent = self.settings.agent
         if not has_agent:
-            # this run is not the one that an agent's sweep waits for
+            # Otherwise wandb would take this run for the one that an agent waits for
             for key in AGENT_VARIABLES:
                 os.environ.pop(key, None)
         os.environ["WANDB_SILENT"] = "true"
@@ -258,7 +270,7 @@ class Tracker:
             project = os.environ.get("WANDB_PROJECT") or PROJECT
             arguments |= {"id": self.run_id, "project": project, "config": config}
         arguments["mode"] = config["mode"]
-        # in the run's own folder, where `wandb sync` does not find it before its end
+        # In the run's own folder, where `wandb sync` does not find it before its end
         arguments["dir"] = run_folder(self.run.config["output"], self.run_id)
         settings = quiet_settings(
             init_timeout=INIT_TIMEOUT,
@@ -269,7 +281,7 @@ class Tracker:
         run: Any = wandb.init(**arguments, resume="allow", settings=settings)
         if has_agent:
             # W&B's search needs the sweep's own parameters (method=vera), so our
-            # settings of the same name get another one
+            # settings of the same names get other names, such as method_config
             sweep_parameters = run.config.as_dict()
             for key, value in config.items():
                 if key not in sweep_parameters:
@@ -281,14 +293,15 @@ class Tracker:
         self.wandb = run
 
     def _send(self, curve: Curve, metric: str) -> None:
-        """Sends the points of epochs that have not been sent."""
+        """Sends the points of a curve that have not been sent."""
         cell = cell_key(self.run.model, self.run.config["task"]["name"])
         for point in epoch_points(curve, metric, cell)[self.points_sent :]:
             self.wandb.log(point)
             self.points_sent += 1
 
     def _end(self, record: Record | None, error: BaseException | None) -> None:
-        """Sends the summary, and ends wandb's run. See `finish`."""
+        """Sends the rest of the curve and the summary, and ends wandb's run as finished,
+        failed or interrupted. See `finish` for the arguments."""
         failed = isinstance(error, Exception)
         status = "failed" if failed else "interrupted"
         summary: dict[str, object] = {
@@ -309,7 +322,7 @@ class Tracker:
         offline = self.wandb.offline
         finished = self._safely(self.wandb.finish, 0 if status == "done" else 1)
         if finished:
-            # the next run of this process reads the environment again
+            # Without it the next run of this process would not read the environment again
             sys.modules["wandb"].teardown()
         # `wandb sync` finds the folder by this name, and sends what is in it
         if offline or not finished:
@@ -317,8 +330,8 @@ class Tracker:
             folder.rename(self.log.with_name(f"offline-{name}"))
 
     def _upload(self, record: Record) -> None:
-        """Uploads the kept adapters with the head, as an artifact; nothing where no
-        adapter is kept."""
+        """Uploads the kept adapters and the head as one artifact; nothing if no adapter
+        is kept."""
         folder = run_folder(record["config"]["output"], self.run_id)
         adapters = sorted(folder.glob("adapter*.safetensors"))
         if not adapters:
@@ -339,19 +352,19 @@ class Tracker:
             name[:LONGEST_NAME], "model", metadata=metadata
         )
         for path in [*adapters, *folder.glob("head.safetensors")]:
-            # without copies
+            # wandb reads the file where it is, without a copy
             artifact.add_file(str(path), policy="immutable", skip_cache=True)
         self.wandb.log_artifact(artifact, aliases=["latest", self.run_id])
 
 
 def log_file(output: str) -> Path:
-    """The log of what went wrong with W&B."""
+    """The log of what went wrong with W&B, of all runs in an output folder."""
     return Path(output, "wandb", "tracking.log")
 
 
 def quiet_settings(**settings: Any) -> Any:
-    """wandb.Settings of a run that sends our data and nothing else: no code, no
-    console, no paths."""
+    """wandb.Settings of a run that sends our data and nothing else: no code, no console,
+    no paths. settings: further ones, which win over these."""
     import wandb
 
     quiet: dict[str, Any] = {

@@ -320,7 +320,7 @@ def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch, c
     """The log, then all from the first checkpoint on, also what tells the next process
     why; then each checkpoint."""
     room, log = (Path(f"{output_of(words)}-{name}") for name in ("room", "log"))
-    fsync, into = os.fsync, child._log_into
+    fsync, into = os.fsync, child._redirect_output_to_log
     full = OSError(errno.ENOSPC, "No space left on device")
     first = []  # in the process whose checkpoint was the first one
 
@@ -343,7 +343,7 @@ def test_a_full_disk_is_waited_for_and_then_one_line(words, fork, monkeypatch, c
             raise full
 
     monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(child, "_log_into", log_into)
+    monkeypatch.setattr(child, "_redirect_output_to_log", log_into)
     for module in (pool, tries_of_a_run):
         monkeypatch.setattr(module, "DISK_PAUSES_S", (0.1, 0.1))
     # As a worker: it waits for room, and for no other process
@@ -480,7 +480,7 @@ def test_a_stage_never_goes_backwards(monkeypatch, capsys):
 
 def test_the_time_left_of_a_sweep_is_of_runs_that_are_like_those_to_come():
     runs = expand(["method=vera,lora", "task=rte,mrpc", "seed=0,1"])
-    by_cell = {display.cell_of(run): run for run in runs}
+    by_cell = {display.duration_key(run): run for run in runs}
     vera_rte, vera_mrpc, lora_rte, lora_mrpc = by_cell.values()
     left = display.TimeLeft()
     assert left.of_sweep(runs, []) is None
