@@ -175,9 +175,9 @@ def cell_id(record: Record) -> str:
 def computed_cell_id(record: MeasuredRecord) -> str:
     """A hash of all that defines a finished record's result, except the seed.
 
-    Unlike a run's id it holds the recipe's name and not the row: tables look for the
-    cells of one row, where runs by another recipe differ from that recipe in other
-    settings, and so are no further seeds of the cell."""
+    Unlike a run's id it holds the recipe's name and not the row. Tables form the cells of
+    one row at a time. There, runs by two recipes differ from their recipes in different
+    settings, so they are not seeds of one cell even if their own settings agree."""
     settings = defining_settings(record["config"], with_seeds=False)
     parts = [
         settings,

@@ -269,6 +269,7 @@ def _impossible_scores(record: Record) -> Iterator[str]:
     if metric != METRIC_OF_ITEMS:
         return
     scores = complete_scores(curve["metric"])
+    # strict=False: a record may lack the columns of the halves
     halves = zip(complete_scores(scores_a), complete_scores(scores_b), strict=False)
     for score, (score_a, score_b) in zip(scores, halves, strict=False):
         if not _is_close(score * rows, score_a * rows_a + score_b * rows_b):

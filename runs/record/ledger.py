@@ -169,8 +169,8 @@ def _read_checked(path: str | Path, kind: str, line: bytes) -> dict[str, Any]:
                 f"schema {record['schema']} is not known here; a newer version may "
                 "read it"
             )
-        # Most records are ASCII without escapes, and so without control characters:
-        # this look at the bytes saves the slow one at each value.
+        # A terminal would obey control characters. Most records are ASCII without
+        # escapes and so have none: looking at the bytes saves looking at each value
         is_plain = content.isascii() and b"\\" not in content and b"\x7f" not in content
         if not is_plain:
             for key, value in record.items():

@@ -160,7 +160,7 @@ class Slots(NamedTuple):
 
 
 def slots_of(device: str, share: int, all_devices: bool) -> Slots:
-    """The slots for runs with this `device=`: `share` a device, or 1 in all."""
+    """The slots for runs with this `device=`: `share` a device; 1 without all_devices."""
     names = gpus.devices(device)
     has_gpus = not {"cpu", "mps"} & set(names)
     return Slots(
@@ -345,7 +345,7 @@ class Sweep:
                 waits = True
                 while self.pending and not self.signal:
                     is_busy = self._fill_slots()
-                    # After the last wait for others it looks once more what they did
+                    # waits is of the last round: what others did by then was counted
                     if not is_busy and not waits:
                         break
                     waits = waits_for_others()

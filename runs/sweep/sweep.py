@@ -149,7 +149,7 @@ def _check_and_plan(
     in_this_process: bool,
 ) -> SweepPlan:
     """Checks all that can be checked before the first run, and fetches models and data.
-    Raises UserError. in_this_process: whether no other process does the runs."""
+    Raises UserError. in_this_process: whether the command trains itself."""
     if in_this_process and launcher.name != "serial":
         raise UserError(
             f"launcher={launcher.name} has its own processes: "
