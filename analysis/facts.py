@@ -19,11 +19,11 @@ from runs.record.cell import (
     protocol_of,
     recorded_start,
     row_label,
-    seed_value,
+    score_of_record,
     shown_model,
     text_score,
 )
-from runs.record.collapse import one_class
+from runs.record.collapse import describe_one_class
 from runs.record.ledger import CONF
 from runs.record.lm_eval import lm_eval_results
 from runs.record.schema import FINISHED, TEXT_SCORES, DecodedScores, Record
@@ -174,7 +174,7 @@ def metric(record: Record, epoch: str | None = None, select: str = "paper") -> f
     """A record's metric as tables print it, such as an accuracy in percent. epoch: best
     or last; by default the one that tables report. select: how the best one is chosen
     (paper, crossfit or half)."""
-    return float(record["result"]["scale"] * seed_value(record, epoch, select))
+    return float(record["result"]["scale"] * score_of_record(record, epoch, select))
 
 
 def crossfit_metric(record: Record) -> float:
@@ -328,7 +328,7 @@ NUMBERS: dict[str, Fact] = {
     **{key: Fact(partial(text_score_or_nan, key)) for key in (*TEXT_SCORES, "unread")},
     "forgetting": Fact(forgetting),
     "diverged": Fact(lambda record: record["status"] == "diverged"),
-    "one_class": Fact(one_class),  # the share of rows that the class has, in words
+    "one_class": Fact(describe_one_class),
     "evaluations": Fact(lambda record: len(record["curve"]["epoch"])),
     "texts": Fact(scores_of_texts),
     "judged": Fact(lambda record: record.get("judged") or []),

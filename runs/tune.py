@@ -43,8 +43,8 @@ from runs.command.parser import (
 )
 from runs.config import Files, Launch, read_command
 from runs.config.grid import split_override
-from runs.record.cell import ReportedMetric, epoch_of_table, hash_of, seed_value
-from runs.record.collapse import one_class
+from runs.record.cell import ReportedMetric, epoch_of_table, hash_of, score_of_record
+from runs.record.collapse import describe_one_class
 from runs.record.files import write_atomically
 from runs.record.ledger import finished_record, in_conf
 from runs.record.override import as_override_value
@@ -263,10 +263,10 @@ def trial_results(search: GridSearch) -> tuple[pd.DataFrame, list[Record]]:
         }
         if record:
             records.append(record)
-            row["value"] = seed_value(record)
+            row["value"] = score_of_record(record)
             row["done"] = True
             row["diverged"] = record["status"] == "diverged"
-            row["one_class"] = one_class(record) is not None
+            row["one_class"] = describe_one_class(record) is not None
         rows.append(row)
     trials = pd.DataFrame(rows).groupby("trial")
     numbers = trials.agg(value=("value", fmean), spread=("value", _spread))

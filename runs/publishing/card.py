@@ -18,7 +18,7 @@ from runs.record.cell import (
     ReportedMetric,
     cell_id,
     row_label,
-    seed_value,
+    score_of_record,
     text_score,
 )
 from runs.record.intervals import interval_name, median_interval
@@ -108,7 +108,7 @@ def _card_score(
     is_text_score = name in TEXT_SCORES
     scores = dict[int, float]()
     for seed, run in cell_runs.items():
-        score = text_score(run, name) if is_text_score else seed_value(run)
+        score = text_score(run, name) if is_text_score else score_of_record(run)
         if score is not None:
             scores[seed] = score
     own_seed = record["cell"]["seed"]

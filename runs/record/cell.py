@@ -413,7 +413,7 @@ def crossfit_of(record: Record) -> Selected | None:
 # --- what tables show of a run
 
 
-def seed_value(
+def score_of_record(
     record: Record, epoch: str | None = None, select: str = "paper"
 ) -> float:
     """The score of a finished record, unscaled. A diverged run without a score has the
@@ -422,8 +422,9 @@ def seed_value(
     epoch: best or last; by default the one that the task's table reports. select: the
     protocol, as in `best_and_last`."""
     selected = best_and_last(record, select)
-    reported = epoch or record["result"]["reported"]
-    score = selected.get("best") if reported == "best" else selected.get("last")
+    if epoch is None:
+        epoch = record["result"]["reported"]
+    score = selected.get("best") if epoch == "best" else selected.get("last")
     if score is not None and math.isfinite(score):
         return float(score)
     if record["status"] == "diverged":

@@ -5,7 +5,7 @@ import math
 import sys
 from functools import cache
 
-from runs.record.cell import ReportedMetric, epoch_of_table, seed_value
+from runs.record.cell import ReportedMetric, epoch_of_table, score_of_record
 from runs.record.schema import Record
 
 #: Predictions of one class are recognised for the classes 0 to 127. The paper's data
@@ -13,7 +13,7 @@ from runs.record.schema import Record
 MOST_CLASSES = 128
 
 
-def one_class(record: Record) -> str | None:
+def describe_one_class(record: Record) -> str | None:
     """How many dev rows have the one class that a run predicts for all of them, in words:
     "52.7% of dev, the larger class". "" if the metric is no accuracy, which would tell.
     None for a run that predicts several classes, or is not done."""
@@ -41,7 +41,7 @@ def one_class_score(record: Record) -> float | None:
         return None
     if result["metric"] != "accuracy":
         return math.nan
-    return seed_value(record, epoch)
+    return score_of_record(record, epoch)
 
 
 @cache
