@@ -118,9 +118,10 @@ class StartingRule:
 
     loss: the mean over rows, each averaged over its tasks. loss_by_task: the mean over
     the rows of each task. loss_without_lora: the loss if we take the median of a row's
-    own rates on other tasks instead, which needs no rate of LoRA's. scored_rows: over
-    how many rows these means are. train_rows: on how many rows of data the scored
-    trials trained, as text."""
+    own rates on other tasks instead, which needs no rate of LoRA's; each row is averaged
+    over its searches, of which a task may have several. scored_rows: over how many rows
+    these means are. train_rows: on how many rows of data the scored trials trained, as
+    text."""
 
     ratios: Sequence[Ratio]
     loss: Mean
