@@ -26,8 +26,9 @@ def curve(records: Sequence[Record]) -> Figure:
         names = ", ".join(record["id"] for record in records)
         raise UserError(f"{names}: stopped before the first evaluation, so no curve")
     labels = " and ".join(dict.fromkeys(data.label))
+    name = "curve_" + "_".join(record["id"] for record in records)
     return Figure(
-        name="curve_" + "_".join(record["id"] for record in records),
+        name=name,
         title="Score (solid) and losses on training (dashed) and dev rows (dotted)",
         data=data,
         notes=[f"Runs: {labels}"],

@@ -43,14 +43,9 @@ def figure6(part: Part) -> Iterator[Figure]:
     )
     count = settings["matrices"]
     size = settings["size"]
-    yield paper_figure(
-        number=6,
-        title=f"fitting random {size} x {size} matrices",
-        subtitle=f"mean of {count} matrices, bands from the lowest to the highest",
-        data=data[data.n > 0],
-        notes=notes,
-        draw=draw,
-    )
+    subtitle = f"mean of {count} matrices, bands from the lowest to the highest"
+    title = f"fitting random {size} x {size} matrices"
+    yield paper_figure(6, title, data[data.n > 0], notes, draw, subtitle)
 
 
 def shown_fit(measures: Iterable[Measure]) -> Measure | None:

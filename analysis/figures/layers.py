@@ -225,9 +225,10 @@ def figure3(part: Part) -> Iterator[Figure]:
         # The lines of b and of d have the same sites and layers, in the same order.
         norms_of_b = panel.data["median"][panel.data.name == "b"]
         data = panel.data[panel.data.name == "d"].assign(b=[*norms_of_b])
+        title = f"change of d by layer, {panel.place}"
         yield paper_figure(
             number=3,
-            title=f"change of d by layer, {panel.place}",
+            title=title,
             data=data,
             notes=panel.notes,
             draw=draw,
@@ -254,11 +255,12 @@ def figure5(part: Part) -> Iterator[Figure]:
             f"{name}: mean over layers of what is drawn {mean:.1e}."
             for name, mean in means.items()
         ]
+        title = f"cosine of weight differences, {panel.place}"
         yield paper_figure(
             number=5,
-            title=f"cosine of weight differences, {panel.place}",
+            title=title,
             data=data,
-            notes=[*panel.notes, *mean_notes],
+            notes=panel.notes + mean_notes,
             draw=_draw_cosines,
             subtitle=panel.subtitle,
             model_and_task=panel.model_and_task,

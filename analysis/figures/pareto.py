@@ -122,13 +122,9 @@ def pareto_figures(part: Part) -> Iterator[Figure]:
             scored = reported(runs)
             row_cells = cells(scored, "number")
             for x, y in _axis_names(part, scored):
+                file_name = "_".join(map(str, [y, "by", x, *name_parts]))
                 yield figure_of_rows(
-                    scored,
-                    row_cells,
-                    axis_names=(x, y),
-                    file_name="_".join(map(str, [y, "by", x, *name_parts])),
-                    labels=part.labels,
-                    suffix=suffix,
+                    scored, row_cells, (x, y), file_name, part.labels, suffix
                 )
 
 

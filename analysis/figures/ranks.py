@@ -141,12 +141,14 @@ def _figure_of_panel(panel: Panel, left_out: pd.DataFrame) -> Figure:
     quoted = quoted.assign(
         rank=[*QUOTED.values()], scaling="", source="paper, table 2 (quoted)"
     )
+    title = f"{panel.task_label} by trainable parameters, {panel.model_label}"
+    draw = partial(_draw_ranks, ylabel=ylabel)
     return paper_figure(
         number=2,
-        title=f"{panel.task_label} by trainable parameters, {panel.model_label}",
+        title=title,
         data=data,
         notes=notes,
-        draw=partial(_draw_ranks, ylabel=ylabel),
+        draw=draw,
         subtitle=subtitle,
         model_and_task=panel.model_and_task,
         quoted=quoted,

@@ -35,7 +35,7 @@ TOP_SCORE = 44.0
 SEED_SDS = (0.5, 1.0, 1.5)
 #: The lines of the power table.
 SEED_COUNTS = (3, 5, 10, 20, 40)
-#: Of how many rows, the best ones, the power table asks for the order.
+#: How many rows the power table covers: the best ones.
 TOP_ROWS = 10
 
 

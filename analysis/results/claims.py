@@ -26,7 +26,7 @@ from analysis.paper import printed_file
 
 #: The kinds of claims that compare rows by pairs of runs.
 PAIRED_KINDS = ("near", "equal", "above", "ranks")
-#: Of these, the kinds that the equivalence margin decides.
+#: The kinds among them that the equivalence margin decides.
 KINDS_WITH_MARGIN = ("near", "equal")
 #: True mean differences at which a finding's power is stated, in points.
 EFFECTS = (-1.2, -2.0)

@@ -276,7 +276,8 @@ def _reason_without_learning(task: str, sides: Sequence[Side]) -> str:
     if task not in CHANCE:
         return ""
     chance = CHANCE[task]
-    # Of one answer, in squared points. A correlation has chance 0, and about variance 1.
+    # The variance of one answer's score, in squared points. A correlation has chance 0,
+    # and times n about the variance 1.
     variance = chance * (100 - chance) if chance else 100.0**2
     error = math.sqrt(variance / sides[0].dev_rows)
     if all(side.median <= chance + 2 * error for side in sides):

@@ -141,7 +141,7 @@ def _comparisons_of_fit(fit: Measure) -> Iterator[Comparison]:
     Its numbers: at how many counts the errors are equal, and at how many VeRA's error is
     lower, of how many counts in all."""
     errors = fit_errors(fit)
-    # Of several ranks of a method with one count we take the last.
+    # If several ranks of a method have one count, we take the last.
     finite = errors[errors.n > 0].drop_duplicates(["kind", "parameters"], keep="last")
     by_count = finite.pivot(index="parameters", columns="kind", values="mean")
     by_count = by_count.reindex(columns=["vera", "lora"]).dropna()

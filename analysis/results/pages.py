@@ -156,10 +156,11 @@ def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
         adapters = small_adapters(page.over_tasks, study.runs)
         if adapters:
             adapters_by_study[study.name] = adapters
+    benches = sorted(docs.glob("bench/*/*.md"))
     files["results.md"] = overview(
         every_finding,
         studies,
-        benches=sorted(docs.glob("bench/*/*.md")),
+        benches=benches,
         adapters_by_study=adapters_by_study,
         costs=costs,
         example=example,

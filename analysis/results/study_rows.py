@@ -121,15 +121,9 @@ def study_rows(runs: pd.DataFrame) -> StudyRows:
             mean = paired
             if variance and cell.row not in outliers:
                 mean = _with_variance(paired, variance)
-            row = RowDifference(
-                cell=cell,
-                mean=mean,
-                paired=paired,
-                p=float(mean.p()),
-                paired_p=paired_p,
-                at_end=is_best_rate_at_end(cell, trials),
-            )
-            rows.append(row)
+            p = float(mean.p())
+            at_end = is_best_rate_at_end(cell, trials)
+            rows.append(RowDifference(cell, mean, paired, p, paired_p, at_end))
     corrected = holm([row.p for row in rows])
     corrected_rows = [
         replace(row, p=float(p)) for row, p in zip(rows, corrected, strict=True)
