@@ -279,7 +279,7 @@ def _with_axis_numbers(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The cells with the columns of an axis: the median over the seeds that have a number
     (axis.name) and the ends of its interval (axis.low, axis.high). And a note for each
-    row of which runs lack a finite number."""
+    row that has runs without a finite number."""
     # A diverged run ended early, so its costs are not those of the row.
     is_cost = axis.column not in ("number", "parameters")
     run_numbers = runs[axis.column]

@@ -276,8 +276,8 @@ def _reason_without_learning(task: str, sides: Sequence[Side]) -> str:
     if task not in CHANCE:
         return ""
     chance = CHANCE[task]
-    # The variance of one answer's score, in squared points. A correlation has chance 0,
-    # and times n about the variance 1.
+    # The standard error of a score at chance, in points: of an accuracy by the binomial;
+    # of a correlation, whose chance is 0, about 100 / sqrt(rows).
     variance = chance * (100 - chance) if chance else 100.0**2
     error = math.sqrt(variance / sides[0].dev_rows)
     if all(side.median <= chance + 2 * error for side in sides):

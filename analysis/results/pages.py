@@ -334,7 +334,8 @@ def _tables_by_task(
 
 def rows_table(rows: StudyRows) -> Table:
     """Each row of a study on each task: its score, and its difference from VeRA with the
-    95% interval. The difference is bold if it is firm (`RowDifference.is_firm`)."""
+    95% interval. The difference is bold if it is significant after Holm's correction
+    (`RowDifference.is_firm`)."""
     if not rows.rows:
         return Table("", [], [])
     return Table.of("", [_row_line(row) for row in rows.rows])

@@ -235,7 +235,8 @@ class OverTasks:
             yield row, Mean(difference, error, freedom), float(p)
 
     def firm_rows(self, sign: int) -> list[str]:
-        """The labels of the rows that are firmly above (1) or below (-1) VeRA."""
+        """The labels of the rows that are significantly above (sign 1) or below (-1) VeRA,
+        after Holm's correction."""
         return [
             self.labels[row]
             for row, mean, p in self.lines()
