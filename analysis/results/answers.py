@@ -152,12 +152,20 @@ class SmallAdapter:
 
 @dataclass(frozen=True)
 class SmallAdapters:
-    """Every small adapter of a study, the highest mean first. tasks: the labels of the
-    study's tasks."""
+    """Every small adapter of a study, the highest mean first.
+
+    Attributes:
+        tasks: The labels of the study's tasks.
+        vera_parameters: How many VeRA trains.
+        rows: The adapters that are compared over the tasks.
+        unpooled: The labels of other small adapters that ran on every task. The
+            comparison leaves them out (`study_rows.rows_not_pooled`).
+    """
 
     tasks: tuple[str, ...]
     vera_parameters: float
     rows: tuple[SmallAdapter, ...]
+    unpooled: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> tuple[float, float]:
@@ -182,23 +190,30 @@ class SmallAdapters:
 
 
 def small_adapters(
-    over_tasks: OverTasks | None, runs: pd.DataFrame
+    over_tasks: OverTasks | None, cells: pd.DataFrame
 ) -> SmallAdapters | None:
     """The rows of a study with at most twice VeRA's parameters; None if there is none.
-    over_tasks: the study's rows over its tasks; None where it has too few. runs: of the
-    study."""
+    over_tasks: the study's rows over its tasks; None where it has too few. cells: of
+    the study (`frame.reported_cells`)."""
     if over_tasks is None:
         return None
-    parameters_by_id = runs.drop_duplicates("id").set_index("id").parameters
-    vera_parameters = float(runs[runs.row == "vera"].parameters.iloc[0])
+    parameters_by_row = cells.groupby("row").parameters.first()
+    vera_parameters = float(parameters_by_row["vera"])
     rows = list[SmallAdapter]()
     for row, difference, p in over_tasks.lines():
-        first_id = over_tasks.ids[row][0]
-        parameters = float(parameters_by_id[first_id])
+        parameters = float(parameters_by_row[row])
         if parameters <= 2 * vera_parameters:
             label = over_tasks.labels[row]
             rows.append(SmallAdapter(label, parameters, difference, p))
     if not rows:
         return None
     rows.sort(key=lambda row: -row.difference.mean)
-    return SmallAdapters(over_tasks.tasks, vera_parameters, (*rows,))
+    unpooled = list[str]()
+    for row, cells_of_row in cells.groupby("row", sort=False):
+        is_small = 0 < parameters_by_row[row] <= 2 * vera_parameters
+        ran_on_all_tasks = {*over_tasks.tasks} <= {*cells_of_row.task_label}
+        if is_small and ran_on_all_tasks and row not in over_tasks.means.index:
+            unpooled.append(str(cells_of_row.label.iloc[0]))
+    return SmallAdapters(
+        over_tasks.tasks, vera_parameters, (*rows,), (*sorted(unpooled),)
+    )

@@ -110,7 +110,9 @@ def studies_of(ledgers: Mapping[Path, Ledger]) -> list[PublishedStudy]:
 def all_runs(studies: Sequence[PublishedStudy]) -> pd.DataFrame:
     """The runs of all studies, with the study that published them as origin."""
     frames = [study.runs.assign(origin=study.name) for study in studies]
-    return pd.concat(frames, ignore_index=True)
+    # A study without records has columns of Python objects, which would spread.
+    with_runs = [frame for frame in frames if len(frame)]
+    return pd.concat(with_runs or frames, ignore_index=True)
 
 
 def near_claims(findings: Sequence[Finding]) -> list[Finding]:
@@ -153,7 +155,7 @@ def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
     for study in studies:
         page = StudyPage(study)
         files |= page.files()
-        adapters = small_adapters(page.over_tasks, study.runs)
+        adapters = small_adapters(page.over_tasks, page.rows.cells)
         if adapters:
             adapters_by_study[study.name] = adapters
     benches = sorted(docs.glob("bench/*/*.md"))

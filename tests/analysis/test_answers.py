@@ -1,6 +1,9 @@
 """What the first page of the results answers besides the findings, and the command that
 prints the findings."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from ledgers import ledger
 from small import rows
@@ -20,7 +23,7 @@ from analysis.results.answers import (
 )
 from analysis.results.claims import Comparison, Finding, claims
 from analysis.results.findings import findings
-from analysis.results.pages import overview, readme_block
+from analysis.results.pages import PublishedStudy, all_runs, overview, readme_block
 from analysis.results.study_rows import rows_over_tasks, study_rows
 from analysis.results.templates import interval_text, signed
 from runs.command.errors import UserError
@@ -94,7 +97,7 @@ def test_one_task_has_the_numbers_that_its_table_prints_and_both_ps():
     assert example.p < example.holm
     text = readme_block(findings(frame), example)
     assert f"p {line[5]}), a mean over 3 pairs of runs" in " ".join(text.split())
-    assert f"p is {line[6]} (Holm)" in " ".join(text.split())
+    assert f"two rows (Holm), it is {line[6]}" in " ".join(text.split())
     page = overview(findings(frame), example=example)
     assert f"Holm's correction, which is {line[6]} here" in page
 
@@ -107,9 +110,9 @@ def test_a_question_that_was_asked_later_is_said_to_be(task, is_said):
     made = findings(frame)
     example = single_task(next(item for item in made if item.opponent == "LoRA"), frame)
     block = " ".join(readme_block(made, example).split())
-    assert ("asked beforehand; ours came later" in block) == is_said
+    assert ("chosen beforehand, and we chose ours later" in block) == is_said
     page = overview(made, example=example)
-    assert ("chose the number of seeds after seeing" in page) == is_said
+    assert ("added seeds after seeing" in page) == is_said
     assert "They do not cover other dev rows, another A and B" in page
 
 
@@ -153,8 +156,9 @@ def test_rows_of_about_veras_size_are_ordered_by_their_means():
         large = record["cell"]["row"] == "lora_r10"
         record["parameters"]["adapter"] = 9_000 if large else 1_000
     frame = runs(of_ledger)
-    compared = rows_over_tasks(study_rows(frame).poolable)
-    small = small_adapters(compared, frame)
+    rows = study_rows(frame)
+    compared = rows_over_tasks(rows.poolable)
+    small = small_adapters(compared, rows.cells)
     assert small.vera_parameters == 1_000
     assert small.parameters == (1_000, 1_000)
     means = [row.difference.mean for row in small.rows]
@@ -162,7 +166,10 @@ def test_rows_of_about_veras_size_are_ordered_by_their_means():
     assert means == sorted(means, reverse=True)
     assert means[0] == pytest.approx(0.9)
     assert len(small.top) == 3
-    assert small_adapters(None, frame) is None
+    assert small.unpooled == ()
+    without_highest = replace(compared, means=compared.means.drop("lora_r9"))
+    assert small_adapters(without_highest, rows.cells).unpooled == ("lora_r9",)
+    assert small_adapters(None, rows.cells) is None
 
 
 def test_a_row_is_above_or_below_only_after_correction():
@@ -262,3 +269,14 @@ def test_a_claim_that_is_measured_without_pairs_shows_what_was_measured():
 def test_without_two_rows_the_command_says_what_to_run(tmp_path):
     with pytest.raises(UserError, match=r"no two rows .*make demo"):
         main([f"output={tmp_path}", "published=false"])
+
+
+def test_a_study_without_records_changes_no_column():
+    studies = [
+        PublishedStudy(Path(name), runs(of_ledger), of_ledger)
+        for name, of_ledger in (
+            ("a", of_rows("mrpc", vera=SCORES, lora=HIGHER)),
+            ("empty", ledger()),
+        )
+    ]
+    assert all_runs(studies).dtypes.equals(all_runs(studies[:1]).dtypes)

@@ -181,6 +181,8 @@ BESIDE = {
 }
 BESIDE |= {"peers_minilm": (364, 0), "glue_minilm": (30, 8)}
 BESIDE |= {"glue_more_minilm": (0, 12), "glue_mpnet": (2, 9), "sums_digit": (11, 0)}
+# Full fine-tuning and LoRA by demonstrations, which its comment names.
+BESIDE |= {"how_small": (10, 0)}
 
 
 def records_are_among(study, runs, monkeypatch):
