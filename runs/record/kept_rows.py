@@ -97,12 +97,16 @@ class KeptRows:
 
     def parts_of_study(self) -> dict[RecordText, bytes]:
         """The records of a study's file, as `parts_of` returns them, but each with an
-        empty text: the file need not be read, since all its rows are kept. Empty if the
-        file has changed, and for a folder."""
-        if not self._is_study:
-            return {}
+        empty text: the file need not be read, since all its rows are kept. Empty if they
+        are not, or the file has changed; and for a folder."""
         current = self._stamp_of_study
-        return {part: b"" for part, stamp in self._kept if stamp == current}
+        if current is None:
+            return {}
+        parts = [part for part, stamp in self._kept if stamp == current]
+        parts.sort(key=lambda part: part.start)
+        _, file_size, _ = current
+        # Some rows are missing if one of their files is damaged, or was not written
+        return dict.fromkeys(parts, b"") if _cover_file(parts, file_size) else {}
 
     def get(self, part: RecordText) -> Any:
         """The kept row of a record; None where its file has changed, or no row is kept
@@ -187,7 +191,19 @@ def _stamp_of(path: str | Path) -> Stamp | None:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
+def _cover_file(lines: Iterable[RecordText], file_size: int) -> bool:
+    """Whether these lines, in their order, are all of a file, apart from line breaks."""
+    line_break = 2  # bytes at most
+    end = 0
+    for line in lines:
+        if line.start - end > line_break:
+            return False
+        end = line.start + line.size
+    return file_size - end <= line_break
+
+
 def _hash_of(text: str) -> str:
+    """The name of a file of rows, which shows whether the file is whole."""
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 

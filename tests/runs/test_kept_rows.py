@@ -229,6 +229,21 @@ def test_a_study_is_read_again_once_its_file_has_changed(tmp_path, study, opened
     assert read_studies().records[run].value == 75
 
 
+@pytest.mark.parametrize("lost", range(3))
+def test_a_study_with_a_lost_file_of_rows_has_all_its_records(
+    tmp_path, study, opened, cache, monkeypatch, lost
+):
+    monkeypatch.setattr(kept_rows, "MOST_ROWS", 2)
+    first = read_ledger(tmp_path / "none", make_row=RowMaker())
+    files = sorted(cache.rglob("*.json"))
+    assert len(files) == 3
+    files[lost].unlink()
+    opened.clear()
+    second = read_ledger(tmp_path / "none", make_row=RowMaker())
+    assert repr(second.records) == repr(first.records)
+    assert len(opened) in (1, 2)
+
+
 def test_a_damaged_line_of_a_study_is_a_problem_each_time(tmp_path, study):
     path = study / "records.jsonl"
     path.write_text(path.read_text() + "{\n")
