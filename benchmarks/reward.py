@@ -23,7 +23,7 @@ from runs.training.policy_gradient import (
     group_advantages,
     policy_loss,
 )
-from runs.training.sampling import Position, sample_completions, uniform_numbers
+from runs.training.sampling import CompletionKey, sample_completions, uniform_numbers
 
 ROUNDS = 5
 #: How many prompts a step has, how many samples a prompt, and how many tokens a
@@ -84,7 +84,8 @@ class OwnStep:
         numbers_of_prompts = []
         for row in range(len(self.prompts)):
             positions = [
-                Position(0, self.step, row, sample) for sample in range(self.samples)
+                CompletionKey(0, self.step, row, sample)
+                for sample in range(self.samples)
             ]
             numbers_of_prompts.append(
                 [uniform_numbers(position, self.tokens) for position in positions]

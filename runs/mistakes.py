@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
         rows = labelled_rows(record, files[0], settings)
         return show_by_loss(rank_by_loss(rows), "row", settings)
     has_head = record["parameters"]["head"] and not record.get("texts")
-    if has_head or predictions.NAME in record.get("files", {}):
+    if has_head or predictions.FILE_NAME in record.get("files", {}):
         rows, row_name = dev_rows(record, settings.output)
         return show_by_loss(rows, row_name, settings)
     if settings.out:
@@ -199,7 +199,7 @@ def dev_rows(record: Record, output: str) -> tuple[list[Row], str]:
 
 def _kept_rows(record: Record, output: str) -> list[Row]:
     """A run's predictions.csv. Raises UserError where it is missing or damaged."""
-    path = kept_file(predictions.NAME, record, output)
+    path = kept_file(predictions.FILE_NAME, record, output)
     try:
         rows = read_own_csv(path)
         rank_by_loss(rows)

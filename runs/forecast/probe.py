@@ -103,7 +103,7 @@ def busy_words(run: Run, other_cores: float) -> str:
     """How many cores other processes used while a run was measured, in words; "" where
     that did not slow it. A run on a GPU needs one core, a run on the CPU all of them."""
     cores = os.cpu_count() or 1
-    on_gpu = run.config["device"] != "cpu" and gpus.cards("Name")
+    on_gpu = run.config["device"] != "cpu" and gpus.attribute_of_all("Name")
     spare_cores = cores - 1 if on_gpu else SPARE_SHARE * cores
     if other_cores <= spare_cores:
         return ""
@@ -190,7 +190,7 @@ def _do_step(training: "Training", batch: list[int]) -> None:
 def device_names(run: Run) -> list[str]:
     """The names of the GPUs of this machine that a run may compute on, or else of its
     processor."""
-    names = gpus.cards("Name") if run.config["device"] != "cpu" else []
+    names = gpus.attribute_of_all("Name") if run.config["device"] != "cpu" else []
     return names or [gpus.processor()]
 
 

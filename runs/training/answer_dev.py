@@ -10,10 +10,11 @@ from accelerate.utils import gather_object
 import vera
 from runs.record.configuration import Configuration
 from runs.run.reward_functions import completion_limit
+from runs.training.batches import batches_of
 from runs.training.sampling import (
     EVALUATION_STEP,
     GREEDY,
-    Position,
+    CompletionKey,
     sample_completions,
     uniform_numbers,
 )
@@ -27,42 +28,57 @@ def answer_dev_rows(
     config: Configuration,
     check_stop: Callable[[], None],
 ) -> np.ndarray[Any, Any]:
-    """Whether the model answers the dev rows exactly (rows, 1 + samples): greedily, and
-    with completions sampled at the training's temperature, one or task.pass_at of them.
-    Processes share the work.
+    """Whether the model's answers to the dev rows are right, as 1.0 and 0.0 (rows, 1 +
+    samples). Column 0 is the greedy answer. The others are completions sampled at the
+    training's temperature: task.pass_at of them, or one. Processes share the work.
 
     check_stop: called before each batch; raises where the run has to stop."""
     exercises = task.exercises("dev")
-    limit = config["task"]["max_new_tokens"]
-    temperature = 1.0
+    max_length = config["task"]["max_new_tokens"]
+    temperature = 1.0  # for a run without a reward, which does not sample in training
     if "reward" in config:
-        limit = completion_limit(config)
+        max_length = completion_limit(config)
         temperature = config["reward"]["temperature"]
     order = sorted(
         range(len(exercises)), key=lambda row: len(exercises[row].prompt_ids)
     )
     samples = config["task"].get("pass_at") or 1
     size = max(1, config["eval_batch"] // (1 + samples))
-    blocks = [order[i : i + size] for i in range(0, len(order), size)]
-    right_by_row: list[tuple[int, list[bool]]] = []
-    first, processes = accelerator.process_index, accelerator.num_processes
-    for block in blocks[first::processes]:
+    batches = batches_of(order, size)
+    row_outcomes: list[tuple[int, list[bool]]] = []
+    for batch in batches[accelerator.process_index :: accelerator.num_processes]:
         check_stop()
-        prompts = [exercises[row].prompt_ids for row in block]
-        numbers = np.full((len(block), 1 + samples, limit), GREEDY)
-        for index, row in enumerate(block):
+        prompts = [exercises[row].prompt_ids for row in batch]
+        uniform = np.full((len(batch), 1 + samples, max_length), GREEDY)
+        for index, row in enumerate(batch):
             for sample in range(samples):
-                position = Position(config["seed"], EVALUATION_STEP, row, sample)
-                numbers[index, 1 + sample] = uniform_numbers(position, limit)
+                key = CompletionKey(config["seed"], EVALUATION_STEP, row, sample)
+                uniform[index, 1 + sample] = uniform_numbers(key, max_length)
         with vera.unchanged(model), accelerator.autocast():
             completions = sample_completions(
-                model, prompts, numbers, temperature, task.ends
+                model, prompts, uniform, temperature, task.ends
             )
-        for row, row_completions in zip(block, completions, strict=True):
+        for row, row_completions in zip(batch, completions, strict=True):
             exercise = exercises[row]
             is_right = [
                 task.is_right(exercise, task.text(ids)) for ids in row_completions
             ]
-            right_by_row.append((row, is_right))
-    gathered = dict(gather_object(right_by_row))
-    return np.array([gathered[row] for row in range(len(exercises))], dtype=float)
+            row_outcomes.append((row, is_right))
+    # accelerate joins the processes' lists
+    outcomes_by_row = dict(gather_object(row_outcomes))
+    return np.array(
+        [outcomes_by_row[row] for row in range(len(exercises))], dtype=float
+    )
+
+
+def sampled_scores(
+    outcomes: np.ndarray[Any, Any], pass_at: int | None
+) -> dict[str, float]:
+    """The curve's columns on sampled answers: the share of rows whose first sample is
+    right and, with task.pass_at, of those with any right sample.
+
+    outcomes: of `answer_dev_rows`."""
+    scores = {"sampled_exact_match": float(outcomes[:, 1].mean())}
+    if pass_at:
+        scores[f"pass@{pass_at}"] = float(outcomes[:, 1:].any(1).mean())
+    return scores

@@ -23,7 +23,7 @@ import tasks
 import vera
 from runs import models
 from runs.command.errors import Stop, UserError
-from runs.machine.gpus import check_usable
+from runs.machine.gpus import uses_cuda
 from runs.record.cell import ReportedMetric
 from runs.record.configuration import Configuration
 from runs.record.files import write_atomically
@@ -37,6 +37,7 @@ from runs.run.methods import method_of_settings
 from runs.tracking.tracker import Tracker
 from runs.training import predictions
 from runs.training.answer_dev import answer_dev_rows
+from runs.training.batches import batches_of
 from runs.training.determinism import set_flags, train_in_float32
 from tasks.exact import ExactTask
 from vera.sites import head_parameters
@@ -45,16 +46,16 @@ from vera.sites import head_parameters
 Report = Callable[[dict[str, Any]], None]
 #: What a model answers for rows, (rows, ...).
 Outputs = np.ndarray[Any, Any]
-#: torch's dtype of each adapter_precision and model.dtype; None: values stay as they
-#: are.
-DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+#: torch's dtype of each setting in half precision; fp32 is not among them.
+HALF_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Context:
     """A run's task, model, method, accelerator and folder.
 
-    raw_model: the adapted model on the device, without the wrapper of data parallel.
-    report: called with the events to be shown."""
+    config: the run's configuration. settings: its part `train`. raw_model: the adapted
+    model on the device, without the wrapper of data parallel. folder: where files are
+    written. report: called with the events to be shown."""
 
     tracker: Tracker | None = None
 
@@ -105,19 +106,20 @@ class Context:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, Outputs]:
-        """Mean loss and outputs (rows, ...) of the dev rows, in their order; processes
-        share the work."""
+        """The mean loss of the dev rows, and their outputs (rows, ...) in their order, as
+        Task.predict takes them. Of a task that answers dev rows the outputs are those
+        of `answer_dev_rows`. Processes share the work."""
         self.raw_model.eval()
         lengths = self.task.lengths("dev")
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
         size = self.config["eval_batch"]
-        batches = [order[i : i + size] for i in range(0, len(order), size)]
-        first = self.accelerator.process_index
-        processes = self.accelerator.num_processes
+        batches = batches_of(order, size)
+        own_number = self.accelerator.process_index
+        own_batches = batches[own_number :: self.accelerator.num_processes]
         loss_sum = 0.0
         row_outputs = list[tuple[int, Outputs]]()
         with vera.unchanged(self.raw_model), self.accelerator.autocast():
-            for rows in batches[first::processes]:
+            for rows in own_batches:
                 self.stop.check()
                 loss, outputs = self.task.answers(
                     self.raw_model, self.batch("dev", rows)
@@ -125,7 +127,7 @@ class Context:
                 loss_sum += loss * self.task.weight("dev", rows)
                 row_outputs += zip(rows, outputs, strict=True)
         # accelerate joins the processes' lists
-        by_row = dict(gather_object(row_outputs))
+        outputs_by_row = dict(gather_object(row_outputs))
         total_weight = self.task.weight("dev", range(len(lengths)))
         mean_loss = sum(gather_object([loss_sum])) / total_weight
         if self.task.answers_dev:
@@ -136,7 +138,8 @@ class Context:
                 self.config,
                 self.stop.check,
             )
-        return mean_loss, np.stack([by_row[row] for row in range(len(lengths))])
+        outputs_in_order = [outputs_by_row[row] for row in range(len(lengths))]
+        return mean_loss, np.stack(outputs_in_order)
 
     @property
     def best_file(self) -> Path:
@@ -146,18 +149,19 @@ class Context:
 
     def score(self) -> float:
         """The dev score of the model with its current values."""
-        return self.task.score(
-            self.task.predict(self.evaluate()[1]), self.task.labels("dev")
-        )
+        _, outputs = self.evaluate()
+        return self.task.score(self.task.predict(outputs), self.task.labels("dev"))
 
-    def write(self, adapter: Path, precision: str | None = None) -> None:
-        """Writes the adapter's values to this file, and the head's to head.safetensors.
-        precision: of the adapter's values; by default adapter_precision."""
+    def write_adapter(self, file: Path, precision: str | None = None) -> None:
+        """Writes the adapter's values to this file, and the head's to head.safetensors
+        in the run's folder. precision: of the adapter's values; by default the run's
+        adapter_precision."""
         if not self.accelerator.is_main_process:
             return
         if self.method.adapter_parameters(self.raw_model):
-            dtype = DTYPES[precision or self.config["adapter_precision"]]
-            vera.save(self.raw_model, self.method, adapter, dtype)
+            # None in fp32: the values are saved as they are
+            dtype = HALF_DTYPES.get(precision or self.config["adapter_precision"])
+            vera.save(self.raw_model, self.method, file, dtype)
         if self.task.num_labels:
             head = self.folder / "head.safetensors"
             vera.save_head(
@@ -168,13 +172,13 @@ class Context:
             )
 
     def write_predictions(self, outputs: Outputs) -> None:
-        """Writes what the outputs of the dev rows predict (runs/training/predictions.py),
-        if the model has a head."""
+        """Writes what the outputs of the dev rows predict to predictions.csv, if the
+        model has a head."""
         if self.task.num_labels and self.accelerator.is_main_process:
-            rows = predictions.prediction_table(
+            table = predictions.prediction_table(
                 self.task, self.task.about("dev"), outputs, self.task.labels("dev")
             )
-            write_atomically(self.folder / predictions.NAME, csv_text(rows))
+            write_atomically(self.folder / predictions.FILE_NAME, csv_text(table))
 
     def text_loss(self) -> float | None:
         """The model's current cross-entropy on the task's fixed text
@@ -195,8 +199,9 @@ class Context:
         switched off. None for a task without a fixed text."""
         if not self.task.fixed_text:
             return None
-        # peft's switch also freezes the adapter, and afterwards unfreezes every adapter
-        flags = [
+        # peft's switch also freezes the adapter, and afterwards unfreezes every adapter,
+        # so what trains is restored below.
+        trains = [
             (parameter, parameter.requires_grad)
             for parameter in self.raw_model.parameters()
         ]
@@ -205,8 +210,8 @@ class Context:
             return self.text_loss()
         finally:
             vera.disable(self.raw_model, False)
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
+            for parameter, requires_grad in trains:
+                parameter.requires_grad_(requires_grad)
 
     def measure_forgetting(self, before: float | None) -> Forgetting | None:
         """The record's `forgetting`, with the model's current values. before: what
@@ -233,6 +238,15 @@ class Context:
         }
 
 
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a model that train, by name."""
+    parameters = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameters[name] = parameter
+    return parameters
+
+
 def on_device(
     arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device
 ) -> dict[str, Tensor]:
@@ -251,11 +265,12 @@ def on_device(
 
 
 def make_accelerator(run: Run) -> Accelerator:
-    """Device, precision and data parallel of a run. Raises UserError for a device that
-    is not available."""
+    """The accelerator with a run's device, precision and data parallel; torch's flags
+    are set, too. Raises UserError for a device that is not available, or that does not
+    compute in this precision."""
     device = run.config["device"]
     precision = run.config["train"]["precision"]
-    on_gpu = check_usable(device)
+    on_gpu = uses_cuda(device)
     if precision == "tf32" and not on_gpu:
         raise UserError(
             "train.precision=tf32: only a GPU computes so. Here it would be fp32"
@@ -295,30 +310,28 @@ def load_adapted_model(
     seed (transformers issue 11965).
 
     start: whether to fill the adapter from the run or file that init_from names. False
-    is for filling it from the files of a finished run. Another seed then draws the
-    initial values: with the same seed, a value that the files lack would be drawn
-    again and nobody would notice."""
+    is for a caller that fills it from the files of a finished run. The initial values
+    then come from another seed: from the same one, a value that the files lack would be
+    what it was in training, and nobody would notice. task: in place of the run's."""
     config = run.config
     method = method_of_settings(run.method)
     task = task or tasks.load(config["task"])
     seed = config["seed"]
-    # Where nothing trains, no file holds the head
+    # Without training no file holds the head, so it has to be drawn from the run's seed.
     if not start and method.kind != "none":
         seed += 1
     model, preprocessor = load_base(config, device, seed, task.num_labels, task.problem)
     if config["model"]["modality"] == "image":
-        task.prepare(preprocessor, 0)
+        task.prepare(preprocessor, max_length=0)  # images have no tokens to truncate
     else:
         table_size = getattr(model.config, "max_position_embeddings", 512)
-        max_positions = table_size - _first_position(model)
-        length = min(
-            config["train"]["max_length"],
-            max_positions,
-            preprocessor.model_max_length,
+        positions = table_size - _first_position(model)
+        max_length = min(
+            config["train"]["max_length"], positions, preprocessor.model_max_length
         )
         if isinstance(task, ExactTask):
             task.chat_variables = config["model"].get("chat") or {}
-        task.prepare(preprocessor, length, max_positions)
+        task.prepare(preprocessor, max_length, positions)
     if task.scaling:
         # Raises AdapterError where the head has no bias to take the labels' mean.
         vera.output_layer(model)
@@ -340,33 +353,36 @@ def load_base(
     problem: str = "",
 ) -> tuple[Any, Any]:
     """A configuration's model before a method adapts it (on the CPU, or in 4 bit on
-    `device`), and its tokenizer or image preprocessing. seed: what all generators are
-    seeded with before it is loaded."""
+    `device`), and its tokenizer or image preprocessing.
+
+    seed: what all generators are seeded with before it is loaded. num_labels, problem:
+    of the new head, as `models.load` takes them; 0 for a language model."""
     model = config["model"]
     folder = models.fetch(model)
     models.check_memory(folder, config, device)
     seed_everything(seed)
     dtype = models.dtype_of(config)
-    quantise = None
+    nf4_compute_dtype = None
     if model.get("quantise"):
         # 4-bit layers compute in autocast's dtype, or else in that of the other weights.
-        precision = config["train"]["precision"]
-        quantise = DTYPES.get(precision) or DTYPES[dtype] or torch.float32
+        autocast_dtype = HALF_DTYPES.get(config["train"]["precision"])
+        weights_dtype = HALF_DTYPES.get(dtype, torch.float32)
+        nf4_compute_dtype = autocast_dtype or weights_dtype
     return models.load(
         folder,
         num_labels,
         problem,
-        model.get("settings"),
-        model["modality"],
-        quantise,
-        device,
-        dtype,
+        settings=model.get("settings"),
+        modality=model["modality"],
+        nf4_compute_dtype=nf4_compute_dtype,
+        device=device,
+        dtype=dtype,
     )
 
 
 def _first_position(model: Any) -> int:
-    """The first position of a model's table of positions: in RoBERTa, MPNet and
-    CamemBERT the one after the padding index."""
+    """The index of a text's first token in the model's table of positions: in RoBERTa,
+    MPNet and CamemBERT the one after the padding index, elsewhere 0."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings"):
             padding = getattr(module, "padding_idx", None)
@@ -382,7 +398,8 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_process(seed: int, step: int, process: int) -> None:
-    """Seeds torch's generators in one of several processes, for a step."""
+    """Seeds torch's generators in one of several processes, for a step, so that each
+    draws its own numbers. process: the number of the process, from 0."""
     sequence = np.random.SeedSequence([seed, step, process])
     (state,) = sequence.generate_state(1, np.uint64)
     torch.manual_seed(int(state >> 1))  # torch takes 63 bits
@@ -393,7 +410,7 @@ def checkpoint_gradients(model: nn.Module) -> None:
     where it cannot."""
     transformer: Any = model
     try:
-        # Before transformers 5.24 it has the second name
+        # transformers 5.24 renamed the method
         if hasattr(transformer, "activation_checkpointing_enable"):
             enable = transformer.activation_checkpointing_enable
         else:
@@ -412,24 +429,27 @@ LARGE_SHARE = 0.05
 
 
 def number_of_parameters(model: nn.Module) -> int:
-    """How many parameters a model has; a byte of 4-bit weights holds two."""
-    return sum(
-        p.numel() * (1 if p.is_floating_point() else 2) for p in model.parameters()
-    )
+    """How many parameters a model has. 4-bit weights are stored in bytes, which hold two
+    each."""
+    count = 0
+    for parameter in model.parameters():
+        values_of_element = 1 if parameter.is_floating_point() else 2
+        count += parameter.numel() * values_of_element
+    return count
 
 
 def count_notes(method: vera.Method, model: nn.Module) -> list[str]:
     """A note if another number of parameters trains (without the head) than the
     method's count() says, for example because a random basis was not frozen."""
     head = head_parameters(model).keys()
-    trained = 0
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and name not in head:
-            trained += parameter.numel()
-    formula = method.count(model)
-    if formula == trained:
+    trained_count = 0
+    for name, parameter in trained_parameters(model).items():
+        if name not in head:
+            trained_count += parameter.numel()
+    expected_count = method.count(model)
+    if expected_count == trained_count:
         return []
-    return [count_problem(formula, trained)]
+    return [count_problem(expected_count, trained_count)]
 
 
 def large_share_notes(method: vera.Method, model: nn.Module) -> list[str]:

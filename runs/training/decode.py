@@ -22,8 +22,9 @@ import vera
 from runs.record.files import write_atomically
 from runs.record.items import pack
 from runs.record.schema import DecodedScores, Texts
+from runs.training.batches import batches_of
 from runs.training.checkpoint import checkpoint_sha256
-from runs.training.context import Context
+from runs.training.context import Context, trained_parameters
 from runs.training.files import Attempt
 from tasks.base import prompts_at_once
 from tasks.continuations import Written
@@ -37,11 +38,13 @@ Answer = TypeVar("Answer")
 def decode_epochs(
     context: Context, epochs: Sequence[float], best: int, attempt: Attempt
 ) -> Texts | None:
-    """Decodes with the last and with the best epoch's adapter, and scores the texts. The
-    model has the best epoch's adapter at the end.
+    """Decodes with the last and with the best epoch's adapter, scores the texts, and
+    writes the adapter that `keep` asks for. The model has the best epoch's adapter at
+    the end.
 
     Args:
-        epochs: the epochs of all evaluations.
+        context: its model has the last epoch's adapter.
+        epochs: the epoch of each evaluation, such as 1.0 and 2.0.
         best: the index of the best evaluation.
         attempt: counts the seconds that decoding takes.
 
@@ -51,18 +54,18 @@ def decode_epochs(
     task = cast(Written, context.task)
     last = len(epochs) - 1
     keep = context.config["keep"]
-    adapter = context.folder / "adapter.safetensors"
-    # The seconds that earlier attempts spent count as well.
-    started = time.monotonic() - attempt.decoding
+    adapter_file = context.folder / "adapter.safetensors"
+    # As if it had started earlier by the seconds that earlier attempts spent.
+    started_s = time.monotonic() - attempt.decoding
 
     def count_seconds() -> None:
-        attempt.decoding = time.monotonic() - started
+        attempt.decoding = time.monotonic() - started_s
         if context.accelerator.is_main_process:
             attempt.save()
 
     texts = {"last": _decode_texts(context, "last", count_seconds)}
     if keep in ("last", "both"):
-        context.write(adapter)
+        context.write_adapter(adapter_file)
     if best == last:
         texts["best"] = texts["last"]
         (context.folder / "decoded_best.jsonl").unlink(missing_ok=True)
@@ -70,7 +73,7 @@ def decode_epochs(
         vera.start_from(context.raw_model, context.best_file)
         texts["best"] = _decode_texts(context, "best", count_seconds)
     if keep == "best":
-        context.write(adapter)
+        context.write_adapter(adapter_file)
     context.report({"phase": "scoring"})
     if not context.accelerator.is_main_process:  # the main process writes the record
         return None
@@ -90,7 +93,7 @@ def decode_epochs(
 
 
 def _summary(entry: DecodedScores) -> str:
-    """The scores of an epoch's texts in one line."""
+    """The scores of an epoch's texts and of the test set's parts, in one line."""
     scores = dict[str, float]()
     for key, value in entry.items():
         if isinstance(value, float) and key != "epoch":
@@ -111,22 +114,24 @@ def rehearse(context: Context) -> None:
 def score_entries(
     task: Written, texts: Mapping[str, TextsByVariant], epochs: Mapping[str, float]
 ) -> list[DecodedScores]:
-    """An entry for each epoch (last, best) and variant; the protocol's variant of the
-    last epoch is first."""
+    """The record's entry for each epoch (last, best) and variant of decoding; the
+    protocol's variant of the last epoch is first.
+
+    texts: by "last" and "best". epochs: which epoch each of these is."""
     # Equal texts are scored once: METEOR takes a while.
-    by_hash = dict[str, dict[str, Any]]()
+    scores_by_hash = dict[str, dict[str, Any]]()
     entries = list[DecodedScores]()
     for epoch_name, by_variant in texts.items():
         for variant in task.variants:
             written = json.dumps(by_variant[variant]).encode()
             digest = hashlib.sha256(written).hexdigest()[:16]
-            if digest not in by_hash:
-                by_hash[digest] = _scores_and_bits(task, by_variant[variant])
+            if digest not in scores_by_hash:
+                scores_by_hash[digest] = _scores_and_bits(task, by_variant[variant])
             entry = {
                 "which": epoch_name,
                 "epoch": epochs[epoch_name],
                 "variant": variant,
-                **by_hash[digest],
+                **scores_by_hash[digest],
                 "hash": digest,
             }
             entries.append(cast(DecodedScores, entry))
@@ -134,11 +139,16 @@ def score_entries(
 
 
 def _scores_and_bits(task: Written, texts: Sequence[str]) -> dict[str, Any]:
-    """The scores of texts and, where each is right or wrong, which ones are right."""
-    entry = dict(task.scores(texts))
+    """The scores of texts, by their names; under "right" which texts are right, for a
+    task whose texts are right or wrong."""
+    entry: dict[str, Any] = dict(task.scores(texts))
     is_right = task.right(texts)
-    bits = None if is_right is None else pack(is_right)
-    return entry if bits is None else {**entry, "right": bits}
+    if is_right is None:
+        return entry
+    bits = pack(is_right)
+    if bits is not None:  # not too many for a record
+        entry["right"] = bits
+    return entry
 
 
 def write_text_files(
@@ -162,7 +172,9 @@ def read_texts(task: Written, folder: Path) -> dict[str, TextsByVariant]:
 
 
 def _read_epoch(task: Written, path: Path) -> TextsByVariant:
-    by_item = {line["item"]: line["texts"] for line in _lines(path)[1:]}
+    """The texts in a file of `decode_missing`, whose first line is its header. Raises
+    ValueError where one is missing."""
+    by_item = {line["item"]: line["texts"] for line in _read_lines(path)[1:]}
     missing = set(range(len(task.items))) - by_item.keys()
     if missing:
         raise ValueError(
@@ -174,7 +186,8 @@ def _read_epoch(task: Written, path: Path) -> TextsByVariant:
 def _by_variant(
     task: Written, by_item: Mapping[int, Mapping[str, str]]
 ) -> TextsByVariant:
-    """The texts of all items in their order, by variant of decoding."""
+    """The texts of all items in their order, by variant of decoding. by_item: each
+    item's texts by variant."""
     items = [by_item[index] for index in range(len(task.items))]
     return {variant: [item[variant] for item in items] for variant in task.variants}
 
@@ -182,7 +195,8 @@ def _by_variant(
 def _decode_texts(
     context: Context, epoch_name: str, after_batch: Callable[[], None]
 ) -> TextsByVariant:
-    """Decodes every item; texts that an earlier attempt saved are read.
+    """The texts of every item; those that an earlier attempt saved are not decoded
+    again.
 
     Args:
         epoch_name: "last" or "best", the epoch whose adapter the model has.
@@ -195,6 +209,7 @@ def _decode_texts(
         after_batch()
         return texts
 
+    # by the length of the prompt, which saves padding
     order = sorted(range(len(task.items)), key=lambda i: len(task.items[i][0]))
     on_gpu = context.accelerator.device.type == "cuda"
     beams = task.settings()["beams"]
@@ -209,7 +224,7 @@ def _decode_texts(
         context,
         context.folder / f"decoded_{epoch_name}.jsonl",
         header,
-        [order[i : i + size] for i in range(0, len(order), size)],
+        batches_of(order, size),
         decode,
         f"decoding ({epoch_name} epoch)",
     )
@@ -244,13 +259,15 @@ def decode_missing(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         # The whole file: a kill may have cut off the last line.
-        lines = [_line(header)]
-        lines += [_line({"item": item, "texts": saved[item]}) for item in saved]
+        lines = [_json_line(header)]
+        for item, answer in saved.items():
+            lines.append(_json_line({"item": item, "texts": answer}))
         write_atomically(path, "".join(lines))
     total = sum(map(len, batches))
-    missing = [batch for batch in batches if not saved.keys() >= set(batch)]
-    rounds = math.ceil(len(missing) / accelerator.num_processes)
-    started = time.monotonic()
+    # A batch without all of its answers is decoded as a whole.
+    missing_batches = [batch for batch in batches if not saved.keys() >= set(batch)]
+    rounds = math.ceil(len(missing_batches) / accelerator.num_processes)
+    started_s = time.monotonic()
     if saved:
         print(f"{len(saved)} of {total} are there already ({path.name})", flush=True)
 
@@ -267,20 +284,21 @@ def decode_missing(
     context.raw_model.eval()
     output_file = path if accelerator.is_main_process else os.devnull
     with _merged_adapter(context), open(output_file, "a", encoding="utf-8") as file:
-        for done in range(rounds):
+        for past_rounds in range(rounds):
             seconds_left = None
-            if done:
-                seconds_left = (time.monotonic() - started) / done * (rounds - done)
+            if past_rounds:
+                seconds_per_round = (time.monotonic() - started_s) / past_rounds
+                seconds_left = seconds_per_round * (rounds - past_rounds)
             report(seconds_left)
             # In the last round a process may have no batch.
-            index = done * accelerator.num_processes + accelerator.process_index
-            batch = missing[index] if index < len(missing) else []
+            index = past_rounds * accelerator.num_processes + accelerator.process_index
+            batch = missing_batches[index] if index < len(missing_batches) else []
             with accelerator.autocast():
                 answers = decode(batch) if batch else []
             own_answers = list(zip(batch, answers, strict=True))
             for item, answer in gather_object(own_answers):
                 saved[item] = answer
-                file.write(_line({"item": item, "texts": answer}))
+                file.write(_json_line({"item": item, "texts": answer}))
             file.flush()
     report(None)
     return saved
@@ -290,16 +308,22 @@ def decode_missing(
 def _merged_adapter(context: Context) -> Iterator[None]:
     """Merges the adapter for the time of a with block, if the method can: a step of
     decoding then costs as much as without an adapter."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(vera.AdapterError):
-            context.method.merge(context.raw_model)
-            stack.callback(context.method.unmerge, context.raw_model)
+    is_merged = False
+    # raised by a method that cannot merge
+    with contextlib.suppress(vera.AdapterError):
+        context.method.merge(context.raw_model)
+        is_merged = True
+    try:
         yield
+    finally:
+        if is_merged:
+            context.method.unmerge(context.raw_model)
 
 
 def _saved_answers(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
-    """The answers in a file that begins with this header, by item."""
-    lines = _lines(path)
+    """The answers that a file has, by item; none for a file with another header: its
+    answers come from other weights or settings."""
+    lines = _read_lines(path)
     if not lines or lines[0] != header:
         return {}
     return {line["item"]: line["texts"] for line in lines[1:]}
@@ -307,20 +331,19 @@ def _saved_answers(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
 
 def hash_of_trained(context: Context) -> str:
     """A hash of the trained values. Saved texts count only if they come from these."""
-    trained = {}
-    for name, parameter in context.raw_model.named_parameters():
-        if parameter.requires_grad:
-            trained[name] = parameter.detach().cpu()
-    return checkpoint_sha256("", trained)[:16]
+    tensors = {}
+    for name, parameter in trained_parameters(context.raw_model).items():
+        tensors[name] = parameter.detach().cpu()
+    return checkpoint_sha256("", tensors)[:16]
 
 
-def _line(value: Mapping[str, Any]) -> str:
+def _json_line(value: Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-def _lines(path: Path) -> list[Any]:
-    """A file's JSON lines up to the first damaged one (a kill cuts off the last); none
-    without a file."""
+def _read_lines(path: Path) -> list[Any]:
+    """The values of a file's JSON lines up to the first damaged one (a kill cuts off the
+    last); none without a file."""
     values: list[Any] = []
     with contextlib.suppress(OSError, ValueError):
         # a kill may have cut a character of several bytes

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import vera
+from runs.training.batches import batches_of
 from runs.training.context import Context
 from runs.training.policy import log_probabilities_at
 from runs.training.policy_gradient import STD_FLOOR, Scale, token_entropies
@@ -33,7 +34,8 @@ class ExpectedReward(RewardObjective):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        #: The completion that each token of the vocabulary is; empty before a step.
+        #: The text of each token of the vocabulary, as a completion of one token; empty
+        #: until the first step.
         self.texts: list[str] = []
 
     def begin(self, rows: list[int], step: int) -> Sequence[ExpectedRow]:
@@ -58,31 +60,30 @@ class ExpectedReward(RewardObjective):
     def add_gradient(self, rows: list[int]) -> None:
         model = self.context.raw_model
         use_policy_mode(model)
-        items = self._expected_rows(rows, "none")
+        items = self._expected_rows(rows, scale="none")
         size = self.context.config["micro_batch"] or len(items)
-        for start in range(0, len(items), size):
-            micro_batch = items[start : start + size]
+        for micro_batch in batches_of(items, size):
             loss = self.loss(model, micro_batch) * self.share(micro_batch, items)
             torch.autograd.backward(loss)
 
     # --- rewards and advantages of all tokens
 
     def _expected_rows(self, rows: list[int], scale: Scale) -> list[ExpectedRow]:
-        """A step's rows in their order. Each process computes all of them."""
+        """A step's prompts with the advantages of their tokens, in the order of `rows`.
+        Each process computes all of them. scale: see `group_advantages`."""
         prompts = [self.exercises[row].prompt_ids for row in rows]
         size = self.context.config["micro_batch"] or len(prompts)
-        probability_blocks = []
+        batch_probabilities = []
         with (
             torch.no_grad(),
             vera.unchanged(self.context.raw_model),
             self.context.accelerator.autocast(),
         ):
-            for start in range(0, len(prompts), size):
+            for batch in batches_of(prompts, size):
                 self.context.stop.check()
-                block = prompts[start : start + size]
-                log_p = self._log_probabilities(self.context.raw_model, block)
-                probability_blocks.append(log_p.exp())
-        probabilities = torch.cat(probability_blocks)
+                log_p = self._log_probabilities(self.context.raw_model, batch)
+                batch_probabilities.append(log_p.exp())
+        probabilities = torch.cat(batch_probabilities)
         scores = self._scores(rows, probabilities)
         rewards = self._rewards(scores)
         self._measure_expectation(probabilities, rewards, scores)
@@ -129,10 +130,13 @@ class ExpectedReward(RewardObjective):
     def _measure_expectation(
         self, probabilities: Tensor, rewards: Tensor, scores: Tensor
     ) -> None:
-        """Fills the step's metrics, under TRL's names."""
+        """Fills the step's metrics, under TRL's names, with the expectations of what it
+        measures on samples. A token that does not end a completion counts as
+        truncated."""
         end_probabilities = probabilities[:, [*self.task.ends]].sum(1)
         means = (probabilities * rewards).sum(1)
         variances = (probabilities * rewards.square()).sum(1) - means.square()
+        # over all answers to all prompts: the variance within prompts and between them
         total_variance = variances.mean() + means.var(correction=0)
         rewards_agree = torch.isclose(
             variances, torch.zeros_like(variances), atol=1e-12

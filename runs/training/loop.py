@@ -32,6 +32,8 @@ from runs.run.provenance import (
     write_configuration,
 )
 from runs.training import determinism
+from runs.training.answer_dev import sampled_scores
+from runs.training.batches import batches_of
 from runs.training.checkpoint import (
     Checkpoint,
     State,
@@ -47,20 +49,16 @@ from runs.training.context import (
     count_notes,
     large_share_notes,
     seed_process,
+    trained_parameters,
 )
 from runs.training.decode import decode_epochs, rehearse
 from runs.training.effect import effect_note, estimate_effect
 from runs.training.files import CHECKPOINT, Attempt
 from runs.training.leaks import refuse_leaked_start
 from runs.training.objective import make_objective
+from runs.training.progress import progress_event
+from runs.training.reward import NO_SIGNAL
 from tasks.exact import ExactTask
-
-#: The note after steps by reward that cannot have taught anything.
-NO_SIGNAL = (
-    "since the last evaluation no prompt had completions of different rewards, so "
-    "nothing was learned. Try a larger reward.samples, or start from a supervised run "
-    "(init_from=)"
-)
 
 
 class Training(Context):
@@ -77,7 +75,7 @@ class Training(Context):
         stop: Stop | None = None,
     ) -> None:
         """Loads everything. attempt: by default a new one; all of torchrun's processes
-        work on the first one's."""
+        work on that of the first process."""
         if not process_rank():
             write_configuration(run, run_id)
         self.attempt = attempt or Attempt(run.config["output"], run_id)
@@ -90,21 +88,20 @@ class Training(Context):
         self.code: Code = code_state().copy()
         family = tasks.family(self.config["task"])
         self.code["sources"] = code_sources(self.method, family)
-        self.base_loss = self.base_text_loss()  # before a checkpoint changes values
+        # Read now, before a checkpoint changes the values that a method trains in place.
+        self.text_loss_before = self.base_text_loss()
         self.forgetting: Forgetting | None = None
-        self.parameters = {
-            name: parameter
-            for name, parameter in self.raw_model.named_parameters()
-            if parameter.requires_grad
-        }
+        self.parameters = trained_parameters(self.raw_model)
         # Adapter and head have rates of their own. Without groups nothing trains
         # (method=none).
         self.groups = optimizer_groups(self.method, self.raw_model, self.settings)
         optimizer = make_optimizer(self.groups, self.settings, self.accelerator.device)
         # The method works on raw_model, without the wrapper of data parallel.
         self.model, self.optimizer = self.accelerator.prepare(self.raw_model, optimizer)
-        path, device = self.folder / CHECKPOINT, self.accelerator.device
-        self.checkpoint = Checkpoint(path, run_id, self.parameters, optimizer, device)
+        device = self.accelerator.device
+        self.checkpoint = Checkpoint(
+            self.folder / CHECKPOINT, run_id, self.parameters, optimizer, device
+        )
         self.lengths = self.task.lengths("train")
         check_dev_rows(len(self.task.lengths("dev")))
         self.plan = StepPlan.of_run(self.settings, len(self.lengths), bool(self.groups))
@@ -126,12 +123,13 @@ class Training(Context):
             ),
         )
         self.objective = make_objective(self, bool(self.groups))
-        #: Number, loss and weight of steps whose loss has not been read from the device.
+        #: The steps whose loss has not been read from the device yet: the step's number,
+        #: its loss, and the rows or tokens that the loss is a mean over.
         self.pending_losses: list[tuple[int, Tensor, float]] = []
-        # Reading a loss waits for the GPU, so one step is sent there ahead. Several
-        # processes wait for each other at every loss anyway.
+        # Reading a loss waits for the GPU, so on a single one the next step is sent there
+        # before. Several processes wait for each other at every loss anyway.
         is_one_gpu = device.type == "cuda" and self.accelerator.num_processes == 1
-        self.max_pending_losses = int(is_one_gpu)
+        self.max_pending_losses = 1 if is_one_gpu else 0
         self.saved_at = time.monotonic()  # of the last checkpoint
 
     # --- the run
@@ -155,10 +153,10 @@ class Training(Context):
         self.stop.is_deferred = False
         # Everything is saved, and decoding may take as long as training.
         self.stop.check()
-        if self.state.status != "done":  # the texts of a diverged model are no result
+        if self.state.has_diverged:  # its texts would be no result
             return None
         # now: decoding replaces the last epoch's values by the best epoch's
-        self.forgetting = self.measure_forgetting(self.base_loss)
+        self.forgetting = self.measure_forgetting(self.text_loss_before)
         if not self.task.decodes:
             return None
         return decode_epochs(
@@ -192,17 +190,8 @@ class Training(Context):
         if determinism.is_slow_in_bf16(device.type, self.settings["precision"]):
             phase += ", slow in bf16 on this CPU"
         self.report({"phase": phase, "problems": self.problems})
-        while self.state.epoch < self.plan.epochs and self.state.status == "done":
-            epoch, size = self.state.epoch, self.settings["effective_batch"]
-            # Batches depend on seed and epoch alone, so a checkpoint does not keep them.
-            batches = epoch_batches(
-                self.lengths, size, self.config["data_seed"], epoch, self.task.block
-            )
-            # The rest of the epoch. train.max_steps may end in the middle of one, which
-            # is then evaluated like a complete one.
-            first_batch = self.state.step - epoch * self.plan.steps_per_epoch
-            remaining_steps = self.plan.total_steps - self.state.step
-            for rows in batches[first_batch : first_batch + remaining_steps]:
+        while self.state.epoch < self.plan.epochs and not self.state.has_diverged:
+            for rows in self._remaining_batches():
                 # Before the next step, so that a run that was stopped between the two
                 # still has the evaluation.
                 if self.plan.evaluates_after_step(self.state.step):
@@ -217,11 +206,10 @@ class Training(Context):
                 if seconds_since_save > 60 * self.config["checkpoint_minutes"]:
                     self._save()
             self._read_losses()
-            if self.state.status == "done" and self.plan.evaluates_after_epoch(epoch):
+            is_evaluated = self.plan.evaluates_after_epoch(self.state.epoch)
+            if is_evaluated and not self.state.has_diverged:
                 self.evaluate_and_keep()
-            if self.state.status == "done":
-                # Without an evaluation, the training loss of the next one includes this
-                # epoch.
+            if not self.state.has_diverged:
                 self.state.epoch += 1
             # So a run that is killed in the next epoch does not repeat this evaluation.
             self._save()
@@ -229,25 +217,43 @@ class Training(Context):
         if not self.plan.total_steps:
             self.evaluate_and_keep()
 
+    def _remaining_batches(self) -> list[list[int]]:
+        """The batches of the current epoch that have not been trained on, as indices of
+        rows. train.max_steps may end the run in the middle of an epoch, which is then
+        evaluated like a complete one."""
+        # Batches depend on seed and epoch alone, so a checkpoint does not keep them.
+        batches = epoch_batches(
+            self.lengths,
+            self.settings["effective_batch"],
+            self.config["data_seed"],
+            self.state.epoch,
+            self.task.block,
+        )
+        first_batch = self.state.step - self.state.epoch * self.plan.steps_per_epoch
+        remaining_steps = self.plan.total_steps - self.state.step
+        return batches[first_batch : first_batch + remaining_steps]
+
     def _evaluate_once(self) -> None:
         """Evaluates, unless the curve has this step already, as in a resumed run."""
         self._read_losses()
         steps = self.state.curve["step"]
-        if self.state.status == "done" and self.state.step not in steps[-1:]:
+        is_evaluated = bool(steps) and steps[-1] == self.state.step
+        if not is_evaluated and not self.state.has_diverged:
             self.evaluate_and_keep()
 
     def _one_step(self, rows: list[int]) -> None:
-        """Trains one step. It does not wait for a GPU: the loss is read after the next
-        step has been sent there, and a loss that is not finite ends the run a step
-        late."""
+        """Trains one step. On a single GPU it does not wait for the step's end: the loss
+        is read after the next step has been sent there, so a loss that is not finite
+        ends the run a step late."""
         state = self.state
         start_s = time.monotonic()
         loss = self.step(rows)
-        # before the report, which includes this step
+        # Counted in two parts: reading the losses reports the seconds so far, and takes
+        # some itself.
         step_end_s = time.monotonic()
         state.seconds["train"] += step_end_s - start_s
-        # A batch's loss is a mean over rows or tokens; so is an epoch's, which needs
-        # these weights.
+        # A batch's loss is a mean over rows or tokens; the mean over several batches
+        # weighs each by their number.
         self.pending_losses.append((state.step, loss, self.task.weight("train", rows)))
         if self.task.unit == "img":
             state.units += len(rows)
@@ -260,10 +266,10 @@ class Training(Context):
         """Adds the pending losses to the state, except the last `keep` ones, and
         reports progress."""
         state = self.state
-        while len(self.pending_losses) > keep and state.status == "done":
-            step, loss, weight = self.pending_losses.pop(0)
+        while len(self.pending_losses) > keep and not state.has_diverged:
+            step, loss_share, weight = self.pending_losses.pop(0)
             # each process has a share of the loss
-            value = float(sum(gather_object([float(loss)])))
+            value = float(sum(gather_object([float(loss_share)])))
             if step == 1:
                 print("the first step is done", flush=True)
             if not math.isfinite(value):
@@ -285,16 +291,14 @@ class Training(Context):
         """
         process_count = self.accelerator.num_processes
         items = self.objective.begin(rows, self.state.step)
-        items_at_once = self.config["micro_batch"] or len(items)
         own_items = items[self.accelerator.process_index :: process_count]
-        micro_batches = [
-            own_items[i : i + items_at_once]
-            for i in range(0, len(own_items), items_at_once)
-        ]
+        size = self.config["micro_batch"] or len(items)
+        micro_batches = batches_of(own_items, size)
         # A process without rows still runs a backward pass (weight 0); otherwise the
         # others would wait for it.
-        is_empty = not micro_batches
-        micro_batches = micro_batches or [items[:1]]
+        is_without_rows = not micro_batches
+        if is_without_rows:
+            micro_batches = [items[:1]]
         # Each process and each step draws its own dropout, also after a resume.
         if process_count > 1:
             seed_process(
@@ -307,13 +311,15 @@ class Training(Context):
         # Between two optimizer steps merged weights serve every micro-batch.
         with vera.unchanged(self.raw_model):
             for number, micro_batch in enumerate(micro_batches):
-                weight = 0.0 if is_empty else self.objective.share(micro_batch, items)
+                weight = 0.0
+                if not is_without_rows:
+                    weight = self.objective.share(micro_batch, items)
                 is_last = number == len(micro_batches) - 1
                 loss = self._gradient(micro_batch, weight * process_count, is_last)
                 loss_share += loss.to(loss_share.dtype) * weight
+        step = self.state.step + 1
         total = self.plan.total_steps
         if self.objective.has_signal:
-            step = self.state.step + 1
             check_gradient(self.method, self.raw_model, self.optimizer, step, total)
         if self.settings["clip"] is not None:
             self.accelerator.clip_grad_norm_(
@@ -322,23 +328,26 @@ class Training(Context):
         self.optimizer.step()
         # fp16's scaler skips a step whose gradients overflowed.
         if not self.accelerator.optimizer_step_was_skipped:
-            self.method.after_step(self.raw_model, self.state.step + 1)
+            self.method.after_step(self.raw_model, step)
         self.optimizer.zero_grad()
-        self.state.step += 1
+        self.state.step = step
         self.state.add_metrics(self.objective.finish())
-        set_rates(self.optimizer, self.settings, self.state.step, total)
+        set_rates(self.optimizer, self.settings, step, total)
         return loss_share
 
     def _gradient(
         self, micro_batch: Sequence[Any], scale: float, is_last: bool
     ) -> Tensor:
-        """Adds the gradient of a micro-batch's loss, times `scale`; returns that loss.
-        Data parallel averages over processes, which exchange gradients with the last
-        micro-batch alone."""
-        exchange = contextlib.nullcontext()
+        """Adds the gradient of a micro-batch's loss, times `scale`; returns the loss
+        without that factor, ().
+
+        scale: includes the number of processes, over which data parallel averages.
+        is_last: whether this is the step's last micro-batch, the only one whose backward
+        pass exchanges gradients between the processes."""
+        gradient_exchange = contextlib.nullcontext()
         if not is_last:
-            exchange = self.accelerator.no_sync(self.model)
-        with exchange:
+            gradient_exchange = self.accelerator.no_sync(self.model)
+        with gradient_exchange:
             with self.accelerator.autocast():
                 loss = self.objective.loss(self.model, micro_batch)
                 penalty = self.method.penalty(self.raw_model)
@@ -358,12 +367,15 @@ class Training(Context):
         if not math.isfinite(dev_loss):
             state.diverge(f"dev loss became {dev_loss} at step {state.step}")
             return
-        predictions, labels = self.task.predict(outputs), self.task.labels("dev")
+        predictions = self.task.predict(outputs)
+        labels = self.task.labels("dev")
         point = self._point_of_curve(dev_loss, predictions, labels)
-        if self.task.answers_dev:
-            predictions = np.ascontiguousarray(predictions[:, :2])  # as without pass_at
         if point.get("frac_reward_zero_std") == 1:
             print(f"note: {NO_SIGNAL}", flush=True)
+        if self.task.answers_dev:
+            # The greedy answer and one sample, the columns of a run without task.pass_at,
+            # so that both runs get one hash.
+            predictions = np.ascontiguousarray(predictions[:, :2])
         # A hash is enough to see whether another run predicts the same for every row.
         state.add_point(point, hashlib.sha256(predictions.tobytes()).hexdigest()[:16])
         self._keep_right_rows(predictions, labels)
@@ -380,8 +392,9 @@ class Training(Context):
     def _point_of_curve(
         self, dev_loss: float, predictions: Outputs, labels: Outputs
     ) -> dict[str, Any]:
-        """The curve's columns for an evaluation now."""
-        state, score = self.state, self.task.score
+        """An evaluation's values of the curve's columns, by column."""
+        state = self.state
+        score = self.task.score
         point: dict[str, Any] = {
             "epoch": round(state.step / self.plan.steps_per_epoch, 4),
             "step": state.step,
@@ -397,15 +410,17 @@ class Training(Context):
         point["lr"] = [group["lr"] for group in self.optimizer.param_groups]
         point |= state.mean_metrics()
         if self.task.answers_dev:
-            point["sampled_exact_match"] = float(predictions[:, 1].mean())
-            samples = self.config["task"].get("pass_at")
-            if samples:
-                point[f"pass@{samples}"] = float(predictions[:, 1:].any(1).mean())
+            point |= sampled_scores(predictions, self.config["task"].get("pass_at"))
         return point
 
     def best_evaluation(self) -> int:
         """Index of the best evaluation so far."""
         return self.metric.index_of_best(complete_scores(self.state.curve["metric"]))
+
+    @property
+    def latest_is_best(self) -> bool:
+        """Whether the last evaluation is the best one so far."""
+        return self.best_evaluation() == len(self.state.curve["epoch"]) - 1
 
     def _keep_right_rows(self, predictions: Outputs, labels: Outputs) -> None:
         """Keeps which dev rows are right, at the best evaluation so far and the last.
@@ -413,33 +428,36 @@ class Training(Context):
         if self.metric.name != METRIC_OF_ITEMS:
             return
         bits = pack(predictions == labels)
-        if bits is None:
+        if bits is None:  # too many rows for a record
             return
         self.state.right["last"] = bits
-        if self.best_evaluation() == len(self.state.curve["epoch"]) - 1:
+        if self.latest_is_best:
             self.state.right["best"] = bits
 
     def _write_kept_files(self, outputs: Outputs) -> None:
         """After an evaluation, writes the adapter if `keep` asks for it, and what these
-        outputs of the dev rows predict. A task that decodes writes only the best
-        epoch's adapter here, and the other after decoding."""
+        outputs of the dev rows predict.
+
+        For a task that decodes, this writes only the best epoch's adapter, which is
+        decoded with; `decode_epochs` writes the adapter that `keep` asks for."""
         keep = self.config["keep"]
-        is_best = self.best_evaluation() == len(self.state.curve["epoch"]) - 1
+        is_best = self.latest_is_best
         is_kept = keep in ("last", "both") or (keep == "best" and is_best)
-        # Texts are decoded with the trained values, whatever precision is kept.
-        if is_best and self.task.decodes:
-            self.write(self.best_file, "fp32")
-        elif is_kept and not self.task.decodes:
-            self.write(self.folder / "adapter.safetensors")
+        if self.task.decodes:
+            # Texts are decoded with the trained values, whatever precision is kept.
+            if is_best:
+                self.write_adapter(self.best_file, "fp32")
+        elif is_kept:
+            self.write_adapter(self.folder / "adapter.safetensors")
             if is_best and keep == "both":
-                self.write(self.best_file)
+                self.write_adapter(self.best_file)
         if is_best or kept_epoch(keep, self.task.reported) == "last":
             self.write_predictions(outputs)
 
     # --- checkpoints
 
     def _save(self) -> None:
-        """Writes the checkpoint."""
+        """Writes the checkpoint, in the main process."""
         self._read_losses()
         self.saved_at = time.monotonic()
         scaler = self.accelerator.scaler
@@ -475,26 +493,7 @@ class Training(Context):
 
     def _report_progress(self, loss: float, phase: str = "training") -> None:
         """Reports how far the run has come, with the loss of the last step."""
-        state, plan = self.state, self.plan
-        scores, seconds = state.curve["metric"], state.seconds
-        event: dict[str, Any] = {
-            "phase": phase,
-            "epoch": math.ceil(state.step / plan.steps_per_epoch),
-            "epochs": plan.epochs,
-            "step": state.step,
-            "steps": plan.total_steps,
-            "loss": loss,
-        }
-        event["metric_name"] = self.metric.name
-        event["scale"] = self.metric.scale
-        event["metric"] = scores[-1] if scores else None
-        event["best"] = scores[self.best_evaluation()] if scores else None
-        event["metrics"] = state.metrics
-        event["pace"] = state.units / max(seconds["train"], 1e-9)
-        event["unit"] = self.task.unit
-        event["seconds"] = sum(seconds.values())  # over all attempts
-        seconds_per_step = event["seconds"] / max(state.step, 1)
-        event["seconds_left"] = seconds_per_step * (plan.total_steps - state.step)
-        # how many are decoded after training
-        event["texts"] = len(getattr(self.task, "items", ()))
-        self.report(event)
+        event = progress_event(
+            self.state, self.plan, self.task, self.metric, self.best_evaluation()
+        )
+        self.report({"phase": phase, "loss": loss, **event})

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from runs.training.batches import batches_of
 from runs.training.context import Context
 from runs.training.expected_reward import ExpectedReward
 from runs.training.reward import Reward
@@ -15,8 +16,9 @@ from runs.training.reward import Reward
 class Objective(Protocol):
     """What the training loop asks of an objective.
 
-    Its items are what `begin` returns: row numbers, or rows of sampled tokens.
-    has_signal: whether the step that has begun can have a gradient."""
+    Its items are what `begin` returns: row numbers, rows of sampled tokens, or prompts
+    with the advantage of each token. has_signal: whether the step that has begun can
+    have a gradient."""
 
     has_signal: bool
 
@@ -25,8 +27,8 @@ class Objective(Protocol):
         micro-batches. rows: indices of training rows. step: counted from 0."""
 
     def share(self, micro_batch: Sequence[Any], items: Sequence[Any]) -> float:
-        """The factor of a micro-batch's loss. The weighted losses add up to the loss of
-        the step, which trains on all `items`."""
+        """The factor of a micro-batch's loss: with it the losses of a step's
+        micro-batches add up to the loss of the step. items: all of the step."""
 
     def loss(self, model: Any, micro_batch: Sequence[Any]) -> Tensor:
         """The loss of a micro-batch, a scalar."""
@@ -37,8 +39,8 @@ class Objective(Protocol):
 
     @property
     def unit(self) -> tuple[str, float]:
-        """The unit in which `estimate_effect` reports a change, and the factor to it: a
-        change of 1 in the mean reward is 100 points."""
+        """The unit in which `estimate_effect` reports a change, and the factor that
+        converts to it: a change of 1 in the mean reward is 100 points."""
 
     def finish(self) -> dict[str, float]:
         """Ends a step, and returns the metrics that it measured besides its loss, by
@@ -46,7 +48,8 @@ class Objective(Protocol):
 
 
 class Likelihood:
-    """The task's own loss on its training rows."""
+    """The objective of supervised training, the task's own loss on its training rows;
+    see Objective for its methods."""
 
     has_signal = True
 
@@ -70,8 +73,7 @@ class Likelihood:
     def add_gradient(self, rows: list[int]) -> None:
         model = self.context.raw_model.eval()
         size = self.context.config["micro_batch"] or len(rows)
-        for start in range(0, len(rows), size):
-            micro_batch = rows[start : start + size]
+        for micro_batch in batches_of(rows, size):
             loss = self.loss(model, micro_batch) * self.share(micro_batch, rows)
             torch.autograd.backward(loss)
 

@@ -37,19 +37,24 @@ def policy_rows(
     """The rows of a prompt's completions. All completions of one token share a row,
     which is the prompt: only the token after it has to be predicted.
 
-    advantages, weights: of each completion."""
+    completions: the token ids of each. advantages, weights: of each completion."""
     last = len(prompt) - 1
     if all(len(completion) == 1 for completion in completions):
-        tokens = [completion[0] for completion in completions]
-        positions = [last] * len(tokens)
-        return [PolicyRow(prompt, positions, tokens, [*advantages], [*weights])]
+        row = PolicyRow(
+            ids=prompt,
+            positions=[last] * len(completions),
+            tokens=[completion[0] for completion in completions],
+            advantages=[*advantages],
+            weights=[*weights],
+        )
+        return [row]
     rows = []
     for completion, advantage, weight in zip(
         completions, advantages, weights, strict=True
     ):
         count = len(completion)
         row = PolicyRow(
-            ids=prompt + completion[:-1],
+            ids=prompt + completion[:-1],  # nothing is predicted from the last token
             positions=list(range(last, last + count)),
             tokens=completion,
             advantages=[advantage] * count,
@@ -75,7 +80,8 @@ def token_tensors(
 ) -> TokenTensors:
     """The log-probabilities and entropies of the rows' tokens at a temperature. model:
     see `log_probabilities_at`."""
-    # Tokens that the same position of a row predicts share its output.
+    # Each pair of a row and a position is computed once: all tokens that it predicts
+    # share its output.
     output_indices: dict[tuple[int, int], int] = {}
     output_of_token = []
     for number, row in enumerate(rows):
@@ -115,10 +121,8 @@ def log_probabilities_at(
 
     Args:
         model: a causal language model of transformers, which data parallel may wrap.
-            Its output layer gets these positions alone: it is half of a small model's
-            work.
         inputs: token ids of each input.
-        positions: pairs of an input's number and an index in that input.
+        positions: pairs of an input's index in `inputs` and a token's index in it.
         temperature: what the logits are divided by.
 
     Returns:
@@ -129,11 +133,14 @@ def log_probabilities_at(
         ids[number, : len(tokens)] = torch.tensor(tokens)
     row_index, position_index = torch.tensor(positions, device=device).T
 
-    def select(module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
+    def select_positions(module: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (arguments[0][row_index, position_index],)
 
+    # The output layer is half of a small model's work, so it gets these positions alone.
+    # transformers' logits_to_keep would take the same ones of every input. Data parallel
+    # keeps the model in `module`.
     head = getattr(model, "module", model).get_output_embeddings()
-    hook = head.register_forward_pre_hook(select)
+    hook = head.register_forward_pre_hook(select_positions)
     try:
         # No mask is needed: padding stands to the right, where no token looks.
         logits = model(input_ids=ids.to(device), use_cache=False).logits

@@ -21,7 +21,7 @@ def group_advantages(rewards: Tensor, scale: Scale) -> Tensor:
     Args:
         rewards: (prompts, samples), of the whole step.
         scale: what the differences from the group's mean are divided by: the standard
-            deviation of the group or of all raw rewards (both with Bessel's
+            deviation of the group or, for batch, of all raw rewards (both with Bessel's
             correction), or nothing.
 
     Returns:
@@ -88,5 +88,5 @@ def policy_loss(
 
 
 def token_entropies(log_probabilities: Tensor) -> Tensor:
-    """The entropy of each row's distribution in nats. Args: (rows, vocabulary)."""
+    """The entropy of each row's distribution over the vocabulary, in nats (rows,)."""
     return -(log_probabilities.exp() * log_probabilities).sum(-1)

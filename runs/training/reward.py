@@ -23,7 +23,8 @@ from runs.run.reward_functions import (
     load_functions,
     prompts_of_block,
 )
-from runs.training.context import Context
+from runs.training.batches import batches_of
+from runs.training.context import Context, trained_parameters
 from runs.training.policy import PolicyRow, policy_rows, token_tensors
 from runs.training.policy_gradient import (
     completion_weights,
@@ -32,13 +33,19 @@ from runs.training.policy_gradient import (
     policy_loss,
 )
 from runs.training.sampling import (
-    Position,
+    CompletionKey,
     sample_completions,
     uniform_numbers,
 )
 from tasks.exact import ExactTask
 
-#: Of each step's groups, those whose prompts and completions samples.jsonl shows.
+#: The note after steps by reward that cannot have taught anything.
+NO_SIGNAL = (
+    "since the last evaluation no prompt had completions of different rewards, so "
+    "nothing was learned. Try a larger reward.samples, or start from a supervised run "
+    "(init_from=)"
+)
+#: Of how many of a step's groups samples.jsonl shows the prompts and completions.
 SHOWN_GROUPS = 2
 #: In place of a step's number, for completions that are sampled before training.
 BEFORE_TRAINING = 2**63 + 1
@@ -52,8 +59,8 @@ TOKENS, ENTROPY, DIVERGENCE = range(3)
 
 @dataclass(frozen=True)
 class CompletionGroup:
-    """A prompt's completions. row: of the prompt, in the training rows. completions:
-    their token ids. scores: by completion and function."""
+    """A prompt's completions. row: the prompt's index in the training rows. completions:
+    the token ids of each. scores: of each completion by each reward function."""
 
     row: int
     completions: list[list[int]]
@@ -62,7 +69,11 @@ class CompletionGroup:
 
 
 class RewardObjective:
-    """What training by sampled rewards and training by expected rewards share."""
+    """What training by sampled rewards and training by expected rewards share.
+
+    settings: the run's configuration of the reward, config["reward"]. max_length: the
+    most tokens of a completion. metrics: what the current step has measured, by the
+    metric's name."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -101,7 +112,7 @@ class Reward(RewardObjective):
         if self.settings["kl"]:
             self.reference = {
                 name: parameter.detach().clone()
-                for name, parameter in self._trained_parameters().items()
+                for name, parameter in trained_parameters(context.raw_model).items()
             }
 
     # --- a step
@@ -127,27 +138,28 @@ class Reward(RewardObjective):
         ).view(lengths.shape)
         self._measure(groups, rewards, lengths)
         self._write_samples(groups, rewards, step)
-        policy = []
+        items: list[PolicyRow] = []
         for group, advantages_of_group, weights_of_group in zip(
             groups, advantages.tolist(), weights.tolist(), strict=True
         ):
             prompt = self.exercises[group.row].prompt_ids
-            policy += policy_rows(
+            items += policy_rows(
                 prompt, group.completions, advantages_of_group, weights_of_group
             )
         if self.settings["kl"]:
-            policy = self._with_reference(policy)
-        return policy
+            items = self._with_reference(items)
+        return items
 
     def share(
         self, micro_batch: Sequence[PolicyRow], items: Sequence[PolicyRow]
     ) -> float:
-        """See Objective. The weights of tokens are already those of the whole step."""
+        """See Objective. The tokens' weights make the losses add up already: they are
+        those of the whole step."""
         return 1.0
 
     def loss(self, model: Any, micro_batch: Sequence[PolicyRow]) -> Tensor:
-        temperature, kl = self.settings["temperature"], self.settings["kl"]
-        tokens = token_tensors(model, micro_batch, temperature)
+        kl = self.settings["kl"]
+        tokens = token_tensors(model, micro_batch, self.settings["temperature"])
         reference_log_p = None
         if kl:
             values = [value for row in micro_batch for value in row.reference]
@@ -173,18 +185,18 @@ class Reward(RewardObjective):
         groups = self._sample(rows, BEFORE_TRAINING)
         rewards = self._rewards(groups)
         samples = rewards.shape[1]
-        advantages = group_advantages(rewards, "none") * samples / (samples - 1)
-        weight = 1 / rewards.numel()
-        policy = []
+        # A group's mean includes the completion's own reward, which makes its difference
+        # from the mean too small by this factor.
+        advantages = group_advantages(rewards, scale="none") * samples / (samples - 1)
+        weights = [1 / rewards.numel()] * samples
+        items: list[PolicyRow] = []
         for group, advantages_of_group in zip(groups, advantages.tolist(), strict=True):
             prompt = self.exercises[group.row].prompt_ids
-            weights = [weight] * samples
-            policy += policy_rows(
+            items += policy_rows(
                 prompt, group.completions, advantages_of_group, weights
             )
-        size = self.context.config["micro_batch"] or len(policy)
-        for start in range(0, len(policy), size):
-            micro_batch = policy[start : start + size]
+        size = self.context.config["micro_batch"] or len(items)
+        for micro_batch in batches_of(items, size):
             tokens = token_tensors(model, micro_batch, self.settings["temperature"])
             loss = policy_loss(tokens.log_p, tokens.advantages, tokens.weights)
             torch.autograd.backward(loss)
@@ -193,11 +205,10 @@ class Reward(RewardObjective):
 
     @torch.no_grad()
     def _sample(self, rows: list[int], step: int) -> list[CompletionGroup]:
-        """Samples and scores the step's groups, in the order of the rows. Processes
-        share the blocks."""
+        """Samples and scores completions of these rows' prompts: a group for each, in
+        the order of the rows. Processes share the blocks of prompts."""
         accelerator = self.context.accelerator
-        size = prompts_of_block(self.context.config)
-        blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
+        blocks = batches_of(rows, prompts_of_block(self.context.config))
         groups = []
         for block in blocks[accelerator.process_index :: accelerator.num_processes]:
             self.context.stop.check()
@@ -215,15 +226,16 @@ class Reward(RewardObjective):
                 self._score(row, row_completions)
                 for row, row_completions in zip(block, completions, strict=True)
             ]
-        by_row = {group.row: group for group in gather_object(groups)}
-        return [by_row[row] for row in rows]
+        # accelerate joins the processes' lists
+        group_by_row = {group.row: group for group in gather_object(groups)}
+        return [group_by_row[row] for row in rows]
 
     def _uniform_numbers(self, row: int, step: int) -> np.ndarray:
-        """The random numbers (samples, tokens) of a row's completions."""
+        """The random numbers of the completions of a row's prompt (samples, tokens)."""
         seed = self.context.config["seed"]
         return np.array(
             [
-                uniform_numbers(Position(seed, step, row, sample), self.max_length)
+                uniform_numbers(CompletionKey(seed, step, row, sample), self.max_length)
                 for sample in range(self.settings["samples"])
             ]
         )
@@ -239,8 +251,8 @@ class Reward(RewardObjective):
         return CompletionGroup(row, completions, texts, scores)
 
     def _rewards(self, groups: Sequence[CompletionGroup]) -> Tensor:
-        """The weighted sum of the scores, or the penalty of a truncated completion
-        (prompts, samples)."""
+        """The reward of each completion (prompts, samples): the weighted sum of its
+        scores or, if it is truncated and reward.truncated is set, that penalty."""
         scores = torch.tensor([group.scores for group in groups])
         weights = torch.tensor([function.weight for function in self.functions])
         rewards = (scores * weights).sum(-1)
@@ -255,10 +267,6 @@ class Reward(RewardObjective):
 
     # --- the reference model
 
-    def _trained_parameters(self) -> dict[str, nn.Parameter]:
-        parameters = self.context.raw_model.named_parameters()
-        return {name: p for name, p in parameters if p.requires_grad}
-
     @torch.no_grad()
     def _with_reference(self, rows: Sequence[PolicyRow]) -> list[PolicyRow]:
         """Adds to this process's rows the log-probabilities of their tokens under the
@@ -267,17 +275,18 @@ class Reward(RewardObjective):
         The start's values take the place of the trained ones meanwhile. That happens
         before the step's micro-batches, which may share a merged weight."""
         accelerator = self.context.accelerator
-        trained = self._trained_parameters()
-        first, processes = accelerator.process_index, accelerator.num_processes
-        size = self.context.config["micro_batch"] or len(rows)
+        trained = trained_parameters(self.context.raw_model)
         current = {name: p.detach().clone() for name, p in trained.items()}
         for name, parameter in trained.items():
             parameter.copy_(self.reference[name])
         complete_rows = list(rows)
-        own_indices = range(first, len(rows), processes)
+        # The loop gives each process these items of a step, too.
+        own_indices = range(
+            accelerator.process_index, len(rows), accelerator.num_processes
+        )
+        size = self.context.config["micro_batch"] or len(rows)
         with accelerator.autocast():
-            for start in range(0, len(own_indices), size):
-                indices = own_indices[start : start + size]
+            for indices in batches_of(own_indices, size):
                 micro_batch = [rows[index] for index in indices]
                 tokens = token_tensors(
                     self.context.raw_model, micro_batch, self.settings["temperature"]
@@ -296,7 +305,8 @@ class Reward(RewardObjective):
     def _measure(
         self, groups: Sequence[CompletionGroup], rewards: Tensor, lengths: Tensor
     ) -> None:
-        """Fills the step's metrics, under TRL's names."""
+        """Fills the step's metrics, under TRL's names. lengths: of each completion in
+        tokens (prompts, samples), as the rewards are."""
         last_tokens = [ids[-1] for group in groups for ids in group.completions]
         is_truncated = [token not in self.task.ends for token in last_tokens]
         rewards_agree = torch.isclose(rewards.std(1), torch.zeros(()))
@@ -321,12 +331,16 @@ class Reward(RewardObjective):
         reward.samples_every steps."""
         interval = self.settings["samples_every"]
         is_main = self.context.accelerator.is_main_process
-        if not interval or step % interval or not is_main:
+        if not is_main or not interval or step % interval:
             return
-        # A resumed run repeats the steps after its checkpoint: their lines are replaced.
         path = self.folder / SAMPLES_FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        lines = [line for line in lines if json.loads(line)["step"] <= step]
+        lines = []
+        if path.exists():
+            # A resumed run repeats the steps after its checkpoint: their lines, which
+            # count steps from 1, are replaced.
+            for line in path.read_text(encoding="utf-8").splitlines():
+                if json.loads(line)["step"] <= step:
+                    lines.append(line)
         for group, group_rewards in zip(groups[:SHOWN_GROUPS], rewards, strict=False):
             exercise = self.exercises[group.row]
             for text, reward in zip(group.texts, group_rewards.tolist(), strict=True):

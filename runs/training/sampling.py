@@ -13,21 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runs.training.batches import batches_of
 from tasks.beam import left_padded
 
 #: Separates these numbers from other uses of Philox with the same key (the order of
 #: rows).
 SAMPLING_STREAM = 1
-#: A row of `uniform_numbers` that stands for greedy decoding.
+#: In place of a completion's uniform numbers: each token is the most probable one.
 GREEDY = float("nan")
 #: In place of the step's number where dev rows are answered: the same numbers each time,
 #: which are those of no step.
 EVALUATION_STEP = 2**63
 
 
-class Position(NamedTuple):
-    """What a completion's random numbers depend on, besides its tokens' positions.
-    prompt: the row of the split."""
+class CompletionKey(NamedTuple):
+    """What the random numbers of a completion are computed from: the run's seed, the
+    step's number, the prompt's row in its split, and the sample's number."""
 
     seed: int
     step: int
@@ -35,12 +36,12 @@ class Position(NamedTuple):
     sample: int
 
 
-def uniform_numbers(position: Position, tokens: int) -> np.ndarray:
-    """Numbers in [0, 1) for the tokens of one completion, by the counter-based
+def uniform_numbers(key: CompletionKey, tokens: int) -> np.ndarray:
+    """Numbers in [0, 1) for the tokens of one completion (tokens,), by the counter-based
     generator Philox."""
     bits = np.random.Philox(
-        key=[position.seed, position.step],
-        counter=[0, SAMPLING_STREAM, position.sample, position.prompt],
+        key=[key.seed, key.step],
+        counter=[0, SAMPLING_STREAM, key.sample, key.prompt],
     )
     return np.random.Generator(bits).random(tokens)
 
@@ -53,15 +54,16 @@ def draw_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
 
     Args:
         logits: (rows, vocabulary).
-        uniform: (rows, draws); NaN draws the most probable token.
+        uniform: numbers in [0, 1) (rows, draws); GREEDY takes the most probable token.
 
     Returns:
         Token ids (rows, draws)."""
-    exact = torch.float32 if logits.device.type == "mps" else torch.float64
-    probabilities = (logits.to(exact) / temperature).softmax(-1)
+    # Apple's GPUs have no float64.
+    dtype = torch.float32 if logits.device.type == "mps" else torch.float64
+    probabilities = (logits.to(dtype) / temperature).softmax(-1)
     cumulative = probabilities.cumsum(-1)
     # The last sum may miss 1 by a rounding error, and no draw may lie above it.
-    targets = uniform.to(exact).nan_to_num(0.0) * cumulative[:, -1:]
+    targets = uniform.to(dtype).nan_to_num(0.0) * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, targets.contiguous(), right=True)
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
     return torch.where(uniform.isnan(), logits.argmax(-1, keepdim=True), tokens)
@@ -75,13 +77,16 @@ def sample_completions(
     temperature: float,
     ends: Sequence[int],
 ) -> list[list[list[int]]]:
-    """Completions of each prompt. The samples of a prompt share its forward pass.
+    """Samples completions of each prompt. The samples of a prompt share its forward
+    pass.
 
     Args:
         model: a causal language model of transformers in evaluation mode.
-        prompts: token ids.
-        uniform: (prompts, samples, tokens); its last axis is the maximal length.
-        ends: the tokens that end a completion, which belong to it.
+        prompts: token ids of each.
+        uniform: a number for each token, as `draw_tokens` takes it (prompts, samples,
+            tokens). Its last axis sets the maximal length of a completion.
+        temperature: what the logits are divided by.
+        ends: the tokens that end a completion. It keeps the one that ended it.
 
     Returns:
         Token ids by prompt and sample. A completion without an end token is
@@ -96,40 +101,43 @@ def sample_completions(
     numbers = numbers.to(device)
     ids, mask = left_padded(prompts, device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    call: dict[str, Any] = {"use_cache": max_length > 1, "logits_to_keep": 1}
+    arguments: dict[str, Any] = {"use_cache": max_length > 1, "logits_to_keep": 1}
     if max_length > 1:
         cache = DynamicCache(config=model.config)
-        # Its name before transformers 5.24
-        arguments = signature(model.forward).parameters
-        call["cache" if "cache" in arguments else "past_key_values"] = cache
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, **call)
-    tokens = draw_tokens(logits.logits[:, -1].float(), numbers[:, :, 0], temperature)
-    sampled = [tokens.flatten()]
+        # transformers 5.24 renamed the argument past_key_values
+        takes_cache = "cache" in signature(model.forward).parameters
+        arguments["cache" if takes_cache else "past_key_values"] = cache
+    outputs = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, **arguments
+    )
+    tokens = draw_tokens(outputs.logits[:, -1].float(), numbers[:, :, 0], temperature)
+    # From here on each sample of each prompt is a row of its own.
+    sampled = [tokens.flatten()]  # the tokens (rows,) at each position
     end_tokens = torch.tensor(ends, device=device)
-    ended = torch.isin(sampled[0], end_tokens)
+    has_ended = torch.isin(sampled[0], end_tokens)
     if max_length > 1:
         cache.batch_repeat_interleave(samples)
     mask = mask.repeat_interleave(samples, 0)
     positions = positions[:, -1:].repeat_interleave(samples, 0)
-    for length in range(1, max_length):
-        if bool(ended.all()):
+    for index in range(1, max_length):
+        if bool(has_ended.all()):
             break
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         positions = positions + 1
-        last = sampled[-1].unsqueeze(1)
-        logits = model(
-            input_ids=last, attention_mask=mask, position_ids=positions, **call
+        outputs = model(
+            input_ids=sampled[-1].unsqueeze(1),
+            attention_mask=mask,
+            position_ids=positions,
+            **arguments,
         )
-        number = numbers[:, :, length].reshape(-1, 1)
-        tokens = draw_tokens(logits.logits[:, -1].float(), number, temperature)
+        number = numbers[:, :, index].reshape(-1, 1)
+        tokens = draw_tokens(outputs.logits[:, -1].float(), number, temperature)
         sampled.append(tokens.flatten())
-        ended |= torch.isin(sampled[-1], end_tokens)
+        has_ended |= torch.isin(sampled[-1], end_tokens)
     rows = torch.stack(sampled, 1).tolist()
     completions = [_until_end(row, ends) for row in rows]
-    return [
-        completions[start : start + samples]
-        for start in range(0, len(completions), samples)
-    ]
+    # Back to the samples of each prompt.
+    return [list(batch) for batch in batches_of(completions, samples)]
 
 
 def _until_end(ids: list[int], ends: Sequence[int]) -> list[int]:

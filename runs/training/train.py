@@ -176,7 +176,7 @@ def train(training: "Training", tracking: Tracking | None = None) -> Record:
 
 def _illustrate(training: "Training") -> None:
     """Draws the predictions that the run keeps, where its model has a head."""
-    if not (training.folder / predictions.NAME).is_file():
+    if not (training.folder / predictions.FILE_NAME).is_file():
         return
     epoch_name = kept_epoch(training.state.keep, training.task.reported)
     index = training.best_evaluation() if epoch_name == "best" else -1

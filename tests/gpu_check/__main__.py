@@ -136,9 +136,9 @@ def main(arguments: list[str]) -> int:
     parts = [require_known("part", name, PARTS) for name in words] or list(PARTS)
     device, output = line.settings.device, Path(line.settings.output)
     if device == "cuda":
-        from runs.machine.gpus import check_usable
+        from runs.machine.gpus import uses_cuda
 
-        check_usable(device)
+        uses_cuda(device)  # raises DeviceError where torch cannot use the GPU
     return check(
         [HERE / f"test_{part}.py" for part in parts], device, output, LIMITS[device]
     )

@@ -69,7 +69,7 @@ def test_a_check_that_crashes_or_hangs_fails_and_leaves_the_others(
 
 
 def test_a_wrong_part_or_device_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr("runs.machine.gpus.cards", lambda what: [])
+    monkeypatch.setattr("runs.machine.gpus.attribute_of_all", lambda what: [])
     monkeypatch.setattr("runs.machine.gpus.DEVICE_FILES", str(tmp_path / "none"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -35,7 +35,7 @@ def test_tf32_in_products_and_convolutions_is_on_in_tf32_alone_and_determinism_i
 @GPU_ONLY
 def test_torch_and_the_driver_see_the_same_cards(found):
     """By UUID; of slices (MIG) torch names the card that they are of."""
-    driver = [uuid.lower() for uuid in gpus.visible()]
+    driver = [uuid.lower() for uuid in gpus.visible_uuids()]
     seen = [
         torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())
     ]

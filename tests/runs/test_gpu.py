@@ -97,7 +97,11 @@ def test_devices_are_those_that_are_visible_and_a_driver_is_asked_and_let_go(
     machine.cards(), machine.visible("0,1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert gpus.devices("auto") == ["0", "1"]
-    assert (gpus.free_bytes("GPU-aaaa"), gpus.driver_version(), gpus.cards("UUID")) == (
+    assert (
+        gpus.free_bytes("GPU-aaaa"),
+        gpus.driver_version(),
+        gpus.attribute_of_all("UUID"),
+    ) == (
         0,
         None,
         [],
@@ -116,7 +120,7 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_training_on_the_cpu(
     for words in ("GPU-cccc", "0"):  # given by a sweep, or by Slurm
         machine.visible(words)
         with pytest.raises(DeviceError, match=f"CUDA_VISIBLE_DEVICES={words}"):
-            gpus.check_usable("auto")
+            gpus.uses_cuda("auto")
     for nothing in ("", "-1"):  # the user hides them
         machine.visible(nothing)
         assert gpus.devices("auto") == ["cpu"]

@@ -18,7 +18,7 @@ from runs.training.policy_gradient import (
 )
 from runs.training.sampling import (
     GREEDY,
-    Position,
+    CompletionKey,
     draw_tokens,
     sample_completions,
     uniform_numbers,
@@ -48,7 +48,7 @@ def numbers_for(prompts, samples, tokens, seed=3, step=2):
     return np.array(
         [
             [
-                uniform_numbers(Position(seed, step, prompt, sample), tokens)
+                uniform_numbers(CompletionKey(seed, step, prompt, sample), tokens)
                 for sample in range(samples)
             ]
             for prompt in range(len(prompts))
@@ -60,10 +60,10 @@ def numbers_for(prompts, samples, tokens, seed=3, step=2):
 
 
 def test_a_number_depends_on_its_place_alone():
-    whole = uniform_numbers(Position(seed=3, step=2, prompt=7, sample=1), 9)
-    assert np.array_equal(whole[:4], uniform_numbers(Position(3, 2, 7, 1), 4))
+    whole = uniform_numbers(CompletionKey(seed=3, step=2, prompt=7, sample=1), 9)
+    assert np.array_equal(whole[:4], uniform_numbers(CompletionKey(3, 2, 7, 1), 4))
     for other in ((4, 2, 7, 1), (3, 3, 7, 1), (3, 2, 8, 1), (3, 2, 7, 2)):
-        assert not np.intersect1d(whole, uniform_numbers(Position(*other), 9)).size
+        assert not np.intersect1d(whole, uniform_numbers(CompletionKey(*other), 9)).size
 
 
 def test_draws_have_the_probabilities_of_the_softmax_at_the_temperature():
