@@ -18,14 +18,15 @@ CountWorkers = Callable[[], int]
 class Worker(Protocol):
     """What each worker of a sweep does; runs/sweep/worker.py implements it.
 
-    folder: of the sweep's logs, with the sweep's name. workers: how many there are."""
+    folder: the folder of the sweep's logs; its name is the sweep's. workers: how many
+    there are."""
 
     folder: Path
     workers: int
 
     def __call__(self, number: int) -> int:
         """Does runs of the sweep until none is left for this worker. Returns an exit
-        code."""
+        code. number: the worker's, from 0."""
 
     def all_done(self) -> bool:
         """Whether every run of the sweep has ended."""

@@ -33,8 +33,8 @@ class Ray(ByWorkers):
 
     @contextlib.contextmanager
     def start(self, worker: Worker) -> Iterator[CountWorkers]:
-        """Starts tasks on the cluster that `init` names, or on this machine. Raises
-        UserError where a task fails or Ray refuses."""
+        """Starts the workers as tasks, on the cluster that `init` names or on this machine.
+        Raises UserError where a task fails or Ray refuses."""
         import ray
 
         variables = {"PYTHONPATH": process_environment()["PYTHONPATH"]}
@@ -49,16 +49,17 @@ class Ray(ByWorkers):
             raise UserError(f"Ray: {last_line(error)}") from None
 
         def count_workers(seconds: float = 0) -> int:
-            """The tasks that are alive after waiting up to `seconds` for them to end."""
+            """How many tasks are alive after waiting up to `seconds` for all to end."""
             nonlocal tasks
             if tasks:
                 count = len(tasks)
                 ended, tasks = ray.wait(tasks, num_returns=count, timeout=seconds)
-                ray.get(ended)
+                ray.get(ended)  # raises the error of a task that has failed
             return len(tasks)
 
         try:
             yield count_workers
+            # Ray's shutdown below would kill workers that are about to end.
             count_workers(ENDING_S if worker.all_done() else 0)
         except ray.exceptions.RayError as error:
             raise UserError(f"Ray: {last_line(error)}") from None

@@ -68,6 +68,7 @@ class Slurm(ByScript):
                 )
 
     def _submit(self, worker: Worker) -> None:
+        """Submits one array with a job for each worker."""
         # sbatch passes this process's environment on to the jobs
         os.environ["PYTHONPATH"] = process_environment()["PYTHONPATH"]
         try:
@@ -79,8 +80,8 @@ class Slurm(ByScript):
             raise UserError(f"Slurm takes no job: {last_line(error)}") from None
 
     def script(self, folder: Path, workers: int) -> str:
-        """What sbatch would get. Raises UserError for a setting that submitit does not
-        take."""
+        """See ByScript: the script that sbatch would get. Raises UserError for a setting
+        that submitit does not take."""
         try:
             executor = self._executor(folder, needs_slurm=False)
         except Exception as error:
@@ -98,6 +99,8 @@ class Slurm(ByScript):
         class Executor(submitit.SlurmExecutor):
             @classmethod
             def affinity(cls) -> int:
+                """submitit refuses an executor of affinity -1, which is what it finds on a
+                machine without Slurm."""
                 return int(super().affinity()) if needs_slurm else 1
 
         settings = dict(self.model_extra or {})
@@ -120,9 +123,9 @@ class _Jobs:
         self.last_count = 0
 
     def count(self) -> int:
-        """How many are in the queue; the last known number where Slurm does not answer,
-        as a busy controller does. sacct would miss killed jobs on a cluster without
-        accounting."""
+        """How many are in the queue, waiting or running; the last known number where Slurm
+        does not answer, which happens when its controller is busy. sacct would miss killed
+        jobs on a cluster without accounting."""
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             flags = ("--noheader", "--array", f"--name={self.name}", "--format=%T")
             self.last_count = len(output_of("squeue", *flags).split())

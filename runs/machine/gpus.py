@@ -11,7 +11,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import pynvml
 
@@ -23,60 +23,64 @@ T = TypeVar("T")
 DEVICE_FILES = "/dev/nvidia[0-9]*"
 
 
-def cards(attribute: str) -> list[str]:
-    """The UUID or Name of each of NVIDIA's GPUs, in PCI order; empty where the driver
-    does not answer."""
+def attribute_of_all(attribute: Literal["UUID", "Name"]) -> list[str]:
+    """This attribute of each of NVIDIA's GPUs, in PCI order; empty where the driver does
+    not answer."""
     read_attribute = getattr(pynvml, f"nvmlDeviceGet{attribute}")
 
     def read_all() -> list[str]:
-        handles = map(
-            pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount())
-        )
+        numbers = range(pynvml.nvmlDeviceGetCount())
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, numbers)
         return [str(read_attribute(handle)) for handle in handles]
 
     return _ask_driver(read_all, [])
 
 
-def visible() -> list[str]:
+def visible_uuids() -> list[str]:
     """The UUIDs of the GPUs that CUDA_VISIBLE_DEVICES names, in its order; of all GPUs
     where it is not set. MIG slices keep the names that they have there."""
-    uuids = cards("UUID")
+    uuids = attribute_of_all("UUID")
     names = gpus_of_environment()
     if names is None:
         return uuids
+    # the variable may have numbers or UUIDs
     uuid_by_number = {str(number): uuid for number, uuid in enumerate(uuids)}
     return [uuid_by_number.get(name, name) for name in names]
 
 
-def free_bytes(name: str) -> float:
+def free_bytes(uuid: str) -> float:
     """How many bytes are free on the GPU with this UUID; 0 where the driver does not
     answer."""
 
     def read_free() -> float:
-        handle = pynvml.nvmlDeviceGetHandleByUUID(name)
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
         return float(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
 
     return _ask_driver(read_free, 0.0)
 
 
 class TakenGpu(NamedTuple):
-    """A GPU that a run may use, and the lock that this process holds on it."""
+    """A GPU that a run may use, by its UUID or number, and the lock that this process
+    holds for it."""
 
     name: str
     lock: Lock
 
 
 def take(names: Sequence[str], share: int) -> TakenGpu | None:
-    """Takes the least shared of these GPUs for a run. None where there are none, and
-    while each has `share` runs, those of all commands of this machine. Raises UserError
-    where no GPU can be locked."""
+    """Takes the GPU with the fewest runs of these for another run. None where there are
+    none, and while each is full.
+
+    share: how many runs of all commands of this machine may share a GPU. Raises
+    UserError where no GPU can be locked."""
     if not names:
         return None
     folder = lock_folder()
     errors = list[OSError]()
     # another user's program may have filled one
     emptiest_first = sorted(names, key=free_bytes, reverse=True)
-    # one lock for each run that may share a GPU: first the first lock of every GPU
+    # Each GPU has a lock for each run that may share it. They are tried in this order:
+    # the first lock of every GPU, then the second of every GPU, and so on.
     slots = list(itertools.product(range(share), emptiest_first))
     for number, name in slots:
         # a slice's name may have a slash
@@ -109,9 +113,11 @@ def lock_folder() -> Path:
 
 
 def _make_folder(folder: Path, mode: int) -> OSError | None:
-    """Creates a folder where it is missing. Returns why it cannot be used, if so: it
-    cannot be created, or another user owns it and may rename files in it."""
+    """Creates a folder where it is missing. Returns None where it can be used, or else
+    why not: it cannot be created, or another user owns it and may rename files in
+    it."""
     try:
+        # nobody else can use it until it has its mode, which a umask would change here
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -154,6 +160,7 @@ def processor_model() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
+            # the first core's: each core repeats them
             if values.get(name.strip()) == "":
                 values[name.strip()] = value.strip()
     if not all(values.values()):  # not Linux, or not x86
@@ -168,8 +175,8 @@ def driver_version() -> str | None:
 
 
 def _ask_driver(question: Callable[[], T], default: T) -> T:
-    """What a function that calls NVIDIA's library returns; `default` where there is no
-    driver or no GPU."""
+    """What `question`, a function that calls NVIDIA's library, returns; `default` where
+    there is no driver or no GPU."""
     try:
         pynvml.nvmlInit()
         try:
@@ -190,21 +197,24 @@ def gpus_of_environment() -> list[str] | None:
     return [name for name in names if name not in ("", "-1")]
 
 
-def check_usable(device: str) -> bool:
+def uses_cuda(device: str) -> bool:
     """Whether a device (auto, cuda, mps or cpu) means a CUDA GPU on this machine.
-    Raises DeviceError where there is a GPU, or CUDA_VISIBLE_DEVICES names one, that
-    torch cannot use: a run would train on the CPU for months."""
+    Raises DeviceError for mps or cuda where torch can use none, and for auto where there
+    is a GPU, or CUDA_VISIBLE_DEVICES names one, that torch cannot use: a run would train
+    on the CPU for months."""
     import torch
 
     if device == "mps" and not torch.backends.mps.is_available():
         raise DeviceError(
             "device=mps: torch sees no GPU of Apple's here. device=auto takes what there is"
         )
-    if device in ("cpu", "mps") or torch.cuda.is_available():
-        return device not in ("cpu", "mps")
+    if device in ("cpu", "mps"):
+        return False
+    if torch.cuda.is_available():
+        return True
     chosen_gpus = gpus_of_environment()
     if chosen_gpus is None:
-        chosen_gpus = cards("UUID") or glob.glob(DEVICE_FILES)
+        chosen_gpus = attribute_of_all("UUID") or glob.glob(DEVICE_FILES)
     if device == "auto" and not chosen_gpus:
         return False
     build = f"torch {torch.__version__} (CUDA {torch.version.cuda or 'none'})"
@@ -218,11 +228,14 @@ def check_usable(device: str) -> bool:
 
 
 def devices(device: str) -> list[str]:
-    """The devices that `device=` may mean here: CUDA devices by their UUIDs where
-    NVIDIA's driver names them, or cpu, or mps. Raises DeviceError where torch cannot
-    use a GPU that is here, or asked for."""
-    if not check_usable(device):
+    """The devices that `device=` may mean here: CUDA devices by their UUIDs, or by
+    numbers where NVIDIA's driver does not name them, or cpu, or mps. Raises DeviceError
+    where torch cannot use a GPU that is here, or asked for."""
+    if not uses_cuda(device):
         return ["mps" if device == "mps" else "cpu"]
     import torch
 
-    return visible() or [str(index) for index in range(torch.cuda.device_count())]
+    uuids = visible_uuids()
+    if uuids:
+        return uuids
+    return [str(number) for number in range(torch.cuda.device_count())]

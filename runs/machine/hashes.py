@@ -19,7 +19,8 @@ from tasks.files import stamp
 
 #: Stands for the hash of a file that cannot be read.
 MISSING = "missing"
-#: The kinds of values in the cache, and a pattern that the JSON of a sound one matches.
+#: The kinds of values in the cache, each in a folder of this name, and a pattern that the
+#: JSON of a sound one matches.
 VALUE_PATTERNS = {
     "sha256": r'"[0-9a-f]{64}"',
     "flops": r"null|\[[\d.e+]+, [\d.e+]+\]",
@@ -28,16 +29,18 @@ VALUE_PATTERNS = {
     "commands": r'\{"launch": .*, "runs": \[.*\]\}',
 }
 #: Seconds after which a composed command is removed from the cache.
-MONTH = 30 * 24 * 3600.0
-#: The values that this process has read or computed, by their files in the cache, which
-#: it may be unable to write.
+COMMAND_LIFETIME_S = 30 * 24 * 3600.0
+#: The values that this process has read or computed, by their files in the cache. It may
+#: be unable to write those.
 PROCESS_CACHE: dict[Path, Any] = {}
 
 
 def cached_value(kind: str, key: Any, compute: Callable[[], Any]) -> Any:
     """The value that `compute` returns, as JSON has it; from the user's cache where it
     was computed before. A value that does not match its kind's pattern, such as
-    MISSING, is not kept. Without a cache that can be written it only takes longer."""
+    MISSING, is not kept. Without a cache that can be written it only takes longer.
+
+    kind: a key of VALUE_PATTERNS. key: what the value depends on, as JSON has it."""
     path = cache_folder() / kind / f"{hash_of(key)[:24]}.json"
     if path in PROCESS_CACHE:
         return PROCESS_CACHE[path]
@@ -51,16 +54,16 @@ def cached_value(kind: str, key: Any, compute: Callable[[], Any]) -> Any:
         return value
     with contextlib.suppress(OSError):
         write_atomically(path, text)
-        _remove_unused(path.parent)
+        _remove_old_commands(path.parent)
     return PROCESS_CACHE.setdefault(path, json.loads(text))
 
 
-def _remove_unused(folder: Path) -> None:
-    """Removes the composed commands that are older than MONTH from the cache: nothing
-    reads them after a change of conf/."""
+def _remove_old_commands(folder: Path) -> None:
+    """If this is the cache's folder of composed commands, removes those that are older
+    than COMMAND_LIFETIME_S: nothing reads them after a change of conf/."""
     if folder.name == "commands":
         for path in folder.iterdir():
-            if time.time() - path.stat().st_mtime > MONTH:
+            if time.time() - path.stat().st_mtime > COMMAND_LIFETIME_S:
                 path.unlink(missing_ok=True)
 
 
@@ -83,7 +86,7 @@ def check_unchanged(record: Record, path: Path) -> None:
 
 
 def files_sha256(*paths: Path) -> str:
-    """SHA-256 of the current content of a file, or of several one after another.
+    """One SHA-256 of the current content of a file, or of several one after another.
     MISSING where one of them is not there or is no regular file: the task decides
     whether it needs it."""
     content = hashlib.sha256()
@@ -92,7 +95,7 @@ def files_sha256(*paths: Path) -> str:
             return MISSING
         try:
             with open(path, "rb") as file:
-                hashlib.file_digest(file, lambda: content)
+                hashlib.file_digest(file, lambda: content)  # adds the file to it
         except OSError:
             return MISSING
     return content.hexdigest()

@@ -46,8 +46,11 @@ class Lock:
 
     def take(self, seconds: float = 1.0) -> bool:
         """Tries to take the lock. Returns whether the caller may go on: this process
-        has the lock, or the file system has no locks. seconds: how long it tries;
-        another process may have the lock for a moment, to see whether it is held."""
+        has the lock, or the file system has no locks (see `is_locked`). Raises OSError
+        where the file cannot be locked for another reason.
+
+        seconds: how long it tries. Another process may have the lock for a moment, to see
+        whether it is held."""
         deadline = time.monotonic() + seconds
         try:
             while not self._take_at_once():
@@ -105,22 +108,23 @@ class Lock:
         return name
 
     def _take_at_once(self) -> bool:
-        """Takes the lock if it is free. Raises OSError where no file can be locked."""
+        """Takes the lock if it is free, and returns whether this process has it. Raises
+        OSError where the file cannot be locked."""
         if self.is_locked:
             return True
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _open_or_create(self.path, self._mode)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # a file that was removed while we opened it has no name, and locks nobody out
             if os.fstat(descriptor).st_nlink:
-                self._descriptor, descriptor = descriptor, -1
+                self._descriptor = descriptor
                 HELD_LOCKS.add(self)
-        except BlockingIOError:
-            return False
+        except BlockingIOError:  # another process has it
+            pass
         finally:
-            if descriptor >= 0:
+            if not self.is_locked:
                 os.close(descriptor)
-        # a file that was removed while we opened it has no name, and locks nobody out
         return self.is_locked
 
     def _write_holder(self) -> None:
@@ -175,8 +179,8 @@ def _open_regular(path: Path, flags: int) -> int:
 
 
 def _close_locks_of_parent() -> None:
-    """Closes the copies of its parent's locks that a forked process gets. They would
-    hold the locks after the parent has died."""
+    """Closes the copies of its parent's locks that a forked process gets, in that
+    process. They would hold the locks after the parent has died."""
     for lock in list(HELD_LOCKS):
         lock._close()
 
@@ -191,9 +195,11 @@ def run_lock(output: str | Path, name: str) -> Lock:
 
 @contextlib.contextmanager
 def holding(lock: Lock, doing: str) -> Iterator[bool]:
-    """Holds a lock for a block. While another process has it, this one waits, and after
-    a while says so. doing: what both do, such as "fetching MiniLM". Gives False where
-    the file system has no locks, so that nobody waits."""
+    """Holds a lock for a with block. While another process has it, this one waits, and
+    after a while says so. Gives the block whether the lock is held: False where the file
+    system has no locks, so that nobody waits.
+
+    doing: what both processes do, such as "fetching MiniLM"."""
     seconds_waited = 0
     while not lock.take(seconds=1):
         if seconds_waited == PATIENCE_S:

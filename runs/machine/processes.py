@@ -49,12 +49,13 @@ def last_line(error: Exception | str) -> str:
 
 
 def is_dead(name: str) -> bool:
-    """Whether HOST.PID.TOKEN names a process of this machine that has ended."""
+    """Whether HOST.PID.TOKEN, in the name of a file or folder, names a process of this
+    machine that has ended."""
     process, _, _ = name.rpartition(".")
     host, _, pid = process.rpartition(".")
     try:
         if host == socket.gethostname() and pid.isdecimal() and len(pid) < 10:
-            os.kill(int(pid), 0)
+            os.kill(int(pid), 0)  # sends nothing, and raises where there is no process
     except OSError as error:
         # another user's process raises PermissionError, and /proc may hide it
         return isinstance(error, ProcessLookupError)
@@ -64,8 +65,8 @@ def is_dead(name: str) -> bool:
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files that killed processes of this machine left in a
     folder. A process that lives keeps its own."""
+    # .NAME.json.HOST.PID.TOKEN, where NAME has no dot
     for path in folder.glob(".*.*.*.*.*"):
-        # .NAME.json.HOST.PID.TOKEN
         process = path.name.split(".", 3)[3]
         if is_dead(process):
             path.unlink(missing_ok=True)
@@ -85,9 +86,9 @@ LAUNCHERS_HERE = ("launcher=serial", "launcher=local")
 def handling_signals(
     handler: Any, signals: Sequence[int] = STOP_SIGNALS
 ) -> Iterator[None]:
-    """Sets the handler of signals for a block. It changes nothing in another thread than
-    the main one, the only one in which Python allows it. Under nohup SIGHUP stays
-    ignored."""
+    """Sets the handler of signals for a with block. It changes nothing in another thread
+    than the main one, the only one in which Python allows it. Under nohup SIGHUP stays
+    ignored. handler: as signal.signal takes it."""
     previous_handlers = dict[int, Any]()
     if threading.current_thread() is threading.main_thread():
         for number in signals:

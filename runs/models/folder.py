@@ -38,17 +38,17 @@ ATTENTION_KINDS = (None, "eager", "sdpa", "flex_attention")
 MAX_LAYERS = 1000
 #: Settings by which transformers reads weights of another name or place.
 REDIRECTING_SETTINGS = ("transformers_weights", "checkpoint_path")
-#: The keys of timm's setting model_args that do so.
+#: The keys in the setting model_args by which timm does so.
 REDIRECTING_TIMM_SETTINGS = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 )
-#: By modality: the model= that takes any architecture.
+#: The model= that takes any architecture, by modality.
 GENERIC_MODELS = {"text": "encoder", "text generation": "decoder", "image": "vision"}
 
 
 class OtherArchitectureError(UserError):
-    """A folder holds another model than the configuration names. remedy: the override
-    with which any architecture can be used."""
+    """A folder holds another model than the configuration names. problem: in a sentence.
+    remedy: the override with which any architecture can be used."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem, remedy)  # pickle calls the class with these
@@ -120,7 +120,8 @@ def fetch(model: ModelConfig) -> Path:
 
 
 def _source_of(model: ModelConfig) -> str:
-    """The first of path, package, wheel and hub that a model has."""
+    """Where a model comes from: the first of path, package, wheel and hub that its
+    configuration has."""
     if model["path"]:
         return "path"
     if model["package"]:
@@ -162,7 +163,7 @@ def _remedy(model: ModelConfig) -> str:
 def _check_hashes(folder: Path, model: ModelConfig) -> None:
     """Raises UserError for a file of the folder that is not the published one, for a
     missing file, and for one that transformers would read although the published model
-    has no such file."""
+    has no such file. Without published hashes it checks nothing."""
     published = _published_hashes(model)
     hashes = published | _hash_of_weights(model)
     for name, sha256 in hashes.items():
@@ -209,8 +210,8 @@ def _hash_of_weights(model: ModelConfig) -> dict[str, str]:
 
 
 def _checked_folder(folder: Path, model: ModelConfig) -> Path:
-    """The folder, if it holds a model of the expected architecture; UserError
-    otherwise."""
+    """The same folder, after checks that it holds a model of the expected architecture
+    that is safe to load. Raises UserError where it does not."""
     _check_permissions(folder)
     problem = _problem_of_folder(folder, model["modality"])
     if problem:
@@ -238,7 +239,8 @@ def _check_permissions(folder: Path) -> None:
 
 
 def _problem_of_folder(folder: Path, modality: str) -> str | None:
-    """Why a folder holds no model that can be loaded, with what to do about it."""
+    """Why a folder holds no model that can be loaded, with what to do about it; None where
+    it holds one."""
     if not folder.is_dir():
         return "no such folder (model.path)"
     if not (folder / "config.json").is_file():
@@ -272,7 +274,8 @@ def _check_architecture(
     from the architecture in conf/model."""
     expected = dict(model["architecture"] or {})
     actual = settings
-    # instead of most settings, timm has a name such as vit_base_patch16_224
+    # Instead of most settings, timm has a name such as vit_base_patch16_224. conf/model
+    # calls this model vit_base.
     name_in_timm = settings.get("architecture")
     if expected and isinstance(name_in_timm, str):
         expected = {
@@ -295,8 +298,8 @@ def _read_mapping(path: Path) -> TransformersSettings:
 
 
 def _check_settings(node: Mapping[str, object] | list[object], path: Path) -> None:
-    """Raises UserError for settings, at any depth, that would run foreign code, read
-    other files or take too long."""
+    """Raises UserError for settings of the config.json at `path`, at any depth, that would
+    run foreign code, read other files or take too long."""
     entries = node.items() if isinstance(node, Mapping) else enumerate(node)
     for key, value in entries:
         if isinstance(value, dict | list):

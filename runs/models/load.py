@@ -34,12 +34,12 @@ def load(
     problem: str,
     settings: Mapping[str, Any] | None = None,
     modality: str = "text",
-    quantise: "torch.dtype | None" = None,
+    nf4_compute_dtype: "torch.dtype | None" = None,
     device: "torch.device | None" = None,
     dtype: str = "fp32",
 ) -> tuple[Any, Any]:
-    """The backbone and its tokenizer. It has a new classification head, initialised from
-    torch's seed, or is a language model with its own head.
+    """A model, and its tokenizer or image preprocessing. The model has a new head,
+    initialised from torch's seed, or is a language model with its own head.
 
     Args:
         folder: The folder of the model.
@@ -49,8 +49,8 @@ def load(
             ones.
         modality: "image" for an image model, whose preprocessing is returned in the
             place of a tokenizer.
-        quantise: The compute dtype of linear layers in 4 bit (NF4 with double
-            quantisation, as in QLoRA); None for no quantisation.
+        nf4_compute_dtype: The dtype that linear layers in 4 bit compute in (NF4 with
+            double quantisation, as in QLoRA); None for no quantisation.
         device: Where a quantised model is loaded.
         dtype: A key of DTYPES, for all weights that are not quantised.
 
@@ -73,10 +73,10 @@ def load(
         head = {"num_labels": num_labels, "problem_type": problem}
         config_settings = head | config_settings
         arguments["ignore_mismatched_sizes"] = True
-    if quantise is not None:
+    if nf4_compute_dtype is not None:
         arguments["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
-            bnb_4bit_compute_dtype=quantise,
+            bnb_4bit_compute_dtype=nf4_compute_dtype,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
         )
@@ -103,10 +103,11 @@ def load(
         if settings:
             remedy = "Leave model.settings out, or get the folder again"
         raise UserError(f"{folder}: cannot be loaded ({reason}). {remedy}") from None
-    if quantise:
-        _dequantise_to(model, quantise)
+    if nf4_compute_dtype is not None:
+        _dequantise_to(model, nf4_compute_dtype)
     not_loaded = set(info["missing_keys"])
-    not_loaded |= {key for key, *_ in info["mismatched_keys"]}
+    # each is a name, the shape in the file and the shape in the model
+    not_loaded |= {name for name, *_ in info["mismatched_keys"]}
     if modality == "image":
         _renew_head(model, folder, not_loaded)
     head_names = set(head_parameters(model)) if num_labels else set()
@@ -199,7 +200,8 @@ def _renew_head(model: "PreTrainedModel", folder: Path, not_loaded: set[str]) ->
 def skeleton(
     model: ModelConfig, num_labels: int, folder: str | Path | None = None
 ) -> Any:
-    """The model without weights, on the meta device, for counting parameters.
+    """The model that a configuration names, with a new head but without weights, on the
+    meta device, for counting parameters.
 
     Args:
         model: Its configuration.
@@ -254,21 +256,22 @@ def check_memory(folder: Path, config: Configuration, device: "torch.device") ->
             for name in file.keys():  # noqa: SIM118 - it is no mapping
                 weight_count += math.prod(file.get_slice(name).get_shape())
     content, bytes_of_value = memory_of_weights(config)
-    needed = weight_count * bytes_of_value
-    free = free_memory(device)
-    if needed <= free:
+    needed_bytes = weight_count * bytes_of_value
+    free_bytes = free_memory(device)
+    if needed_bytes <= free_bytes:
         return
     label = config["model"]["label"]
     choices = [*_smaller_weights(config), "a smaller model"]
     raise UserError(
-        f"{label}: its {content} take {megabytes(needed)}, and {megabytes(free)} are "
+        f"{label}: its {content} take {megabytes(needed_bytes)}, and {megabytes(free_bytes)} are "
         f"free on {device.type}. Choose {', '.join(choices)}, or another device "
         "(device=)"
     )
 
 
 def _smaller_weights(config: Configuration) -> list[str]:
-    """The overrides with which a run's base weights take less memory."""
+    """The overrides with which a run's base weights would take less memory; none where
+    they are small already or nothing smaller works."""
     model = config["model"]
     if model["modality"] != "text generation" or model.get("quantise"):
         return []
@@ -290,8 +293,9 @@ def memory_of_weights(config: Configuration) -> tuple[str, float]:
     """What of a model is held in memory whatever the batch is.
 
     Returns:
-        A description of it, and its bytes for each weight of the model. Full fine-tuning
-        also holds gradients and two moments; activations are not counted.
+        A description of it for a message, and its bytes for each weight of the model.
+        Full fine-tuning also holds a gradient and two moments for each; activations are
+        not counted.
     """
     bytes_of_value = bytes_of_weight(config)
     if config["method"]["kind"] == "full":

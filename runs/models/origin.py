@@ -32,8 +32,8 @@ def find_origin(
 
     Args:
         model: its configuration.
-        content: what the record says of the model's content: a hash, or
-            OWNER/NAME@COMMIT.
+        content: what the record says of the model's content (its key `model`): a hash,
+            or OWNER/NAME@COMMIT.
         user_choice: OWNER/NAME or OWNER/NAME@REVISION, in place of what the record
             says.
 

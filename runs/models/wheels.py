@@ -59,7 +59,7 @@ def model_files(folder: Path) -> list[Path]:
 
 def hashes_of_wheels(model: ModelConfig) -> dict[str, str]:
     """The SHA-256 of each of a model's wheels, by requirement (name==version), in the
-    order of the parts."""
+    order of the parts; empty for a model that has none."""
     wheels = model.get("wheel") or []
     if isinstance(wheels, str):
         return {wheels: str(model["sha256"])}
@@ -79,8 +79,9 @@ def package_names(model: ModelConfig) -> list[str]:
 
 
 def mention_original(problem: str, model: ModelConfig) -> str:
-    """A message about a package that is not available, with how to use the model's
-    original on the hub instead, where that is known."""
+    """The problem, a sentence without a full stop about a package that is not available,
+    followed by how to use the model's original on the hub instead, where that is
+    known."""
     origins = in_conf("origins.yaml")
     packages = package_names(model)
     known_origin = origins["packages"].get(packages[0]) if packages else None
@@ -111,7 +112,8 @@ def converted_folder(model: ModelConfig) -> Path:
 
 def recorded_hashes(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file of a converted model, by name, as they were when it was
-    converted; empty where the folder is missing or incomplete."""
+    converted; empty where the folder is missing or incomplete. So a model is there where
+    this is not empty."""
     if not (folder / HASH_FILE).is_file():
         return {}
     hashes = {}
@@ -122,8 +124,8 @@ def recorded_hashes(folder: Path) -> dict[str, str]:
 
 
 def convert(model: ModelConfig) -> None:
-    """Fetches a model's wheels and writes its `converted_folder`, unless another process
-    does so meanwhile.
+    """Fetches a model's wheels and writes its `converted_folder`. If another process is
+    doing so, this one waits for it instead.
 
     Raises:
         DataError: where a wheel cannot be fetched.
@@ -133,6 +135,7 @@ def convert(model: ModelConfig) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = Lock(fetch.cache_folder() / "locks" / folder.name)
     with holding(lock, f"fetching {model['label']}") as is_locked:
+        # without the lock another process may be writing one of these
         if is_locked:
             _remove_unfinished(folder)
         if recorded_hashes(folder):
@@ -275,7 +278,8 @@ def _dinov2_weights(path: Path) -> "dict[str, np.ndarray]":
             layer = node.name.removeprefix("/backbone/").removesuffix("/MatMul")
             weights[f"{layer.replace('/', '.')}.weight"] = arrays[node.input[1]].T
     # The export split the position embeddings, to resample them: the class token's row
-    # is an input of Concat, and the rows of the grid are one of Reshape.
+    # is an input of Concat, and the rows of the grid are one of Reshape. They are joined
+    # in this order.
     parts = []
     for prefix_of_input in ("onnx::Concat_", "onnx::Reshape_"):
         for name, array in arrays.items():

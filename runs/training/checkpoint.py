@@ -64,7 +64,7 @@ class State:
     keep: str
     adapter_precision: str = "fp32"
     epoch: int = 0  # the current one, from 0
-    step: int = 0
+    step: int = 0  # how many steps have been done
     loss_sum: float = 0.0  # since the last evaluation
     rows: float = 0  # how many rows (language models: tokens) loss_sum is over
     curve: Curve = field(default_factory=empty_curve)
@@ -81,22 +81,25 @@ class State:
         default_factory=lambda: {"train": 0.0, "evaluate": 0.0}
     )
     units: int = 0  # tokens or images
-    status: Status = "done"
-    error: str | None = None
+    status: Status = "done"  # from the start, unless the run diverges
+    error: str | None = None  # why the run diverged
     scaler: dict[str, Any] | None = None  # fp16's
-    # of the attempt that trains now
+    # the software, hardware and micro-batch of the attempt that trains now
     conditions: Conditions = field(default_factory=dict)
-    # where an attempt had others than the one before
+    # the steps at which an attempt went on under other conditions, in words
     resumed: list[str] = field(default_factory=list)
 
     def add_point(self, point: Mapping[str, object], predictions_hash: str) -> None:
-        """Adds an evaluation to the curve, and starts the sums since the last one anew."""
+        """Adds an evaluation to the curve, and starts the sums since the last one anew.
+        point: the value of each column."""
         columns = cast(dict[str, list[object]], self.curve)
-        for key, value in point.items():
-            columns.setdefault(key, []).append(value)
+        for column, value in point.items():
+            columns.setdefault(column, []).append(value)
         self.predictions.append(predictions_hash)
-        self.loss_sum, self.rows = 0.0, 0
-        self.metric_sums, self.metric_steps = {}, 0
+        self.loss_sum = 0.0
+        self.rows = 0
+        self.metric_sums = {}
+        self.metric_steps = 0
 
     def add_metrics(self, metrics: dict[str, float]) -> None:
         """Adds what the objective has measured in a step."""
@@ -114,12 +117,17 @@ class State:
     def check_settings(self, config: Configuration, checkpoint: Path) -> None:
         """Raises UserError if a resumed run would keep something else than when it
         began: its adapter would be of another epoch or precision than the record
-        says."""
-        settings = {
-            "keep": (self.keep, config["keep"]),
-            "adapter_precision": (self.adapter_precision, config["adapter_precision"]),
+        says. checkpoint: its file, for the message."""
+        settings_at_start = {
+            "keep": self.keep,
+            "adapter_precision": self.adapter_precision,
         }
-        for key, (at_start, setting) in settings.items():
+        settings_now = {
+            "keep": config["keep"],
+            "adapter_precision": config["adapter_precision"],
+        }
+        for key, setting in settings_now.items():
+            at_start = settings_at_start[key]
             if at_start != setting:
                 raise UserError(
                     f"{key}={setting}: this run was begun with {key}={at_start}: go on "
@@ -134,7 +142,8 @@ class State:
     def diverge(self, reason: str) -> None:
         """Ends the run as diverged, which is a result: another attempt would end the
         same way."""
-        self.status, self.error = "diverged", reason
+        self.status = "diverged"
+        self.error = reason
 
 
 # --- the checkpoint
@@ -145,8 +154,9 @@ class Checkpoint:
     """A run's checkpoint.
 
     Attributes:
+        path: of the file.
         parameters: those that train, by name.
-        device: whose generator the checkpoint has.
+        device: the run's. The checkpoint has its generator, beside that of the CPU.
     """
 
     path: Path
@@ -156,7 +166,7 @@ class Checkpoint:
     device: torch.device
 
     def save(self, state: Plain, method_state: dict[str, Tensor]) -> None:
-        """Writes the checkpoint. `load` returns both arguments.
+        """Writes the checkpoint. `load` returns both arguments again.
 
         Args:
             state: the training's state as plain values.
@@ -176,12 +186,14 @@ class Checkpoint:
             try:
                 save_file(tensors, partial, metadata)
             except SafetensorError as error:
+                # callers know a full disk by its OSError
                 raise self._os_error(error) from None
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
 
     def _tensors(self, method_state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All that training changes, by PART/NAME, as copies on the CPU."""
+        """All that training changes, on the CPU, by PART/NAME such as
+        generator/cpu."""
         tensors = dict[str, Tensor]()
         for name, parameter in self.parameters.items():
             tensors[f"parameter/{name}"] = parameter.detach()
@@ -194,15 +206,15 @@ class Checkpoint:
         if self.device.type != "cpu":
             device_module = torch.get_device_module(self.device)
             tensors[f"generator/{self.device.type}"] = device_module.get_rng_state()
-        # copied once: the file and its checksum are made from the same values
+        # here, so that the file and its checksum are made from the same copies
         return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
     def _os_error(self, error: SafetensorError) -> OSError:
-        """The operating system's error that safetensors quotes: a full disk is known by
-        its number."""
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        code = int(number[1]) if number else errno.EIO
-        return OSError(code, str(error), str(self.path))
+        """The operating system's error, such as that of a full disk, whose number
+        safetensors quotes; EIO where it quotes none."""
+        match = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(match[1]) if match else errno.EIO
+        return OSError(number, str(error), str(self.path))
 
     def load(self) -> tuple[Plain, dict[str, Tensor]] | None:
         """Restores the parameters, the optimizer and all generators.
@@ -219,7 +231,7 @@ class Checkpoint:
         try:
             header, parts = self._read()
             numpy_state = header["numpy"]
-            version, keys, cached = header["python"]
+            python_version, python_words, next_gaussian = header["python"]
             state: Plain = header["state"]
         except READING_ERRORS as error:
             print(
@@ -235,13 +247,16 @@ class Checkpoint:
         if self.device.type != "cpu":
             device_module = torch.get_device_module(self.device)
             device_module.set_rng_state(parts["generator"][self.device.type])
-        random.setstate((version, tuple(keys), cached))
+        # JSON has made lists of the tuple and the array that these functions take
+        random.setstate((python_version, tuple(python_words), next_gaussian))
         kind, words, *position = numpy_state
         np.random.set_state((kind, np.array(words, dtype=np.uint32), *position))
         return state, parts["method"]
 
     def _read(self) -> tuple[Plain, dict[str, dict[str, Tensor]]]:
-        """The header and the tensors, by part and name."""
+        """The header, and the tensors by PART and then by NAME (see `_tensors`). Raises
+        ValueError for a damaged file and one of another run, and DeviceError as `load`
+        does."""
         with safe_open(self.path, framework="pt") as file:
             metadata = file.metadata()
             names = file.keys()
@@ -253,8 +268,8 @@ class Checkpoint:
         for path, tensor in tensors.items():
             part, _, name = path.partition("/")
             parts[part][name] = tensor
-        lacks_parameters = self.parameters.keys() - parts["parameter"].keys()
-        if header["run_id"] != self.run_id or lacks_parameters:
+        missing_parameters = self.parameters.keys() - parts["parameter"].keys()
+        if header["run_id"] != self.run_id or missing_parameters:
             raise ValueError("of another run")
         if header["device"] != self.device.type:
             raise DeviceError(
@@ -264,7 +279,8 @@ class Checkpoint:
         return header, parts
 
     def _load_moments(self, tensors: dict[str, Tensor]) -> None:
-        """Puts the optimizer's state back, from INDEX/NAME."""
+        """Puts the optimizer's state back. tensors: by INDEX/NAME, such as
+        0/exp_avg."""
         moments = defaultdict[int, dict[str, Tensor]](dict)
         for name, tensor in tensors.items():
             index, _, key = name.partition("/")
@@ -315,6 +331,8 @@ def optimizer_groups(
     decay_by_name = _weight_decays(parameters_by_part, model, train)
     for part, parameters in parameters_by_part.items():
         base_rate = train["lr_head"] if part == "head" else train["lr"]
+        # By their pattern in lr_by and their weight decay. None stands for the part's own
+        # rate, and for train.weight_decay.
         members = defaultdict[tuple[str | None, float | None], list[nn.Parameter]](list)
         decays: list[float | None] = [None]
         for name, parameter in parameters.items():
@@ -322,6 +340,7 @@ def optimizer_groups(
             if decay not in decays:
                 decays.append(decay)
             members[pattern_by_name.get(name), decay].append(parameter)
+        # in the order of the settings, which records show
         for pattern, decay in itertools.product((None, *rates), decays):
             if not members[pattern, decay]:
                 continue
@@ -361,18 +380,22 @@ def _weight_decays(
 
 
 def _group_title(part: str, pattern: str | None, decay: float | None) -> str:
-    """A group's name in records, such as "adapter lambda_b (no decay)"."""
+    """A group's name in records, such as "adapter lambda_b (no decay)". pattern: of
+    train.lr_by; None for the part's own rate. decay: None for train.weight_decay."""
     title = part if pattern is None else f"{part} {pattern}"
     if decay is None:
         return title
-    return f"{title} (decay {decay:g})" if decay else f"{title} (no decay)"
+    if decay == 0:
+        return f"{title} (no decay)"
+    return f"{title} (decay {decay:g})"
 
 
 def make_optimizer(
     groups: list[ParameterGroup], train: TrainConfig, device: torch.device
 ) -> Optimizer:
-    """AdamW on these groups, whose parameters are on the device; on a placeholder if
-    nothing trains."""
+    """AdamW on these groups, whose parameters are on the device. Without groups, where
+    nothing trains, it has an empty parameter, since torch refuses an optimizer with
+    none."""
     placeholder: ParameterGroup = {
         "name": "nothing",
         "lr": 0.0,
@@ -382,12 +405,12 @@ def make_optimizer(
     # One kernel for many tensors, instead of several for each. In fp16 it would skip an
     # overflowed step without accelerate's knowledge, and a method's after_step would use
     # those gradients.
-    fused = bool(groups) and device.type == "cuda" and train["precision"] != "fp16"
+    is_fused = bool(groups) and device.type == "cuda" and train["precision"] != "fp16"
     return torch.optim.AdamW(
         [dict(group) for group in groups or [placeholder]],
         betas=(0.9, train["adam_beta2"]),
         eps=train["adam_eps"],
-        fused=fused or None,
+        fused=True if is_fused else None,  # None: torch chooses another kind
     )
 
 
@@ -396,6 +419,7 @@ def set_rates(optimizer: Optimizer, train: TrainConfig, step: int, total: int) -
     counted from 0. total: the number of all steps."""
     warmup = count_warmup_steps(train, total)
     for group in optimizer.param_groups:
+        # the first call keeps the group's full rate
         rate = group.setdefault("initial_lr", group["lr"])
         group["lr"] = rate * rate_factor(step, train["schedule"], warmup, total)
 
@@ -408,10 +432,11 @@ GRADIENT_CHECK_STEP = 20
 def check_gradient(
     method: vera.Method, model: nn.Module, optimizer: Optimizer, step: int, total: int
 ) -> None:
-    """Checks, at one step of the run, that what a method adds or unfreezes has a
-    gradient. peft's classes need no such check.
+    """Checks, at one step of the run, that a gradient has reached anything that a method
+    adds or unfreezes. peft's classes need no such check.
 
     Args:
+        step: the step whose gradients have just been computed, counted from 1.
         total: the number of all steps.
 
     Raises:
@@ -424,7 +449,7 @@ def check_gradient(
     if not trained:
         return
     for parameter in trained.values():
-        mean_gradient = optimizer.state[parameter].get("exp_avg")
+        mean_gradient = optimizer.state[parameter].get("exp_avg")  # of earlier steps
         for gradient in (parameter.grad, mean_gradient):
             if gradient is not None and bool(gradient.any()):
                 return

@@ -71,7 +71,7 @@ def determinism(device: torch.device) -> Determinism:
     """How the process computes now, for the record's `determinism`."""
     current: Determinism = {
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "strict": torch.get_deterministic_debug_mode() == 2,
+        "strict": torch.get_deterministic_debug_mode() == 2,  # 2 is "error"
         "threads": torch.get_num_threads(),
     }
     if device.type != "cuda":
@@ -96,10 +96,12 @@ def train_in_float32(model: nn.Module) -> None:
     would round to nothing. What a method adds is float32 already."""
     for module in model.modules():
         parameters = [*module.parameters(recurse=False)]
-        if not is_linear(module) and any(p.requires_grad for p in parameters):
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if trained and not is_linear(module):
             # such as a norm, which computes in one dtype: its frozen values change too
             _make_float32(parameters)
-        _make_float32(p for p in parameters if p.requires_grad)
+        else:
+            _make_float32(trained)
 
 
 def _make_float32(parameters: Iterable[nn.Parameter]) -> None:
@@ -115,12 +117,13 @@ def check_dtypes(model: nn.Module, config: Configuration) -> None:
     own layer in float32: only autocast computes with both."""
     dtype = models.dtype_of(config)
     method = config["method"]
-    if dtype in ("fp32", config["train"]["precision"]) or method["kind"] == "full":
+    has_autocast = config["train"]["precision"] == dtype
+    if dtype == "fp32" or has_autocast or method["kind"] == "full":
         return
-    mixed = trained_in_place(model)
-    if mixed:
+    names = trained_in_place(model)
+    if names:
         raise UserError(
             f"model.dtype={dtype}: {method['label']} trains values of the model itself "
-            f"({mixed[0]}), in float32 beside such weights. That takes autocast: "
+            f"({names[0]}), in float32 beside such weights. That takes autocast: "
             f"train.precision={dtype}"
         )

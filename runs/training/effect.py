@@ -26,25 +26,30 @@ def estimate_effect(
 ) -> Reach:
     """How far the trained numbers can move, and what that changes to first order.
 
-    Values and generators stay as they are. Clear the gradients afterwards.
+    Values and generators stay as they are; the caller clears the gradients afterwards.
 
     Args:
-        groups: the groups of the optimizer.
+        groups: the groups of the optimizer, with the `initial_lr` that `set_rates`
+            adds.
         steps: the number of all steps of the run.
 
     Returns:
         The record's `reach`."""
     train = context.settings
     task = context.task
-    lengths = task.lengths("train")
-    seed = context.config["data_seed"]
-    all_batches = epoch_batches(lengths, train["effective_batch"], seed, 0, task.block)
-    batches = all_batches[:COMPARED_BATCHES]
+    first_epoch = epoch_batches(
+        task.lengths("train"),
+        train["effective_batch"],
+        context.config["data_seed"],
+        epoch=0,
+        block=task.block,
+    )
     device = context.accelerator.device
     gpus = [device] if device.type == "cuda" else []
     moments_by_group = [Moments(group["params"]) for group in groups]
+    # fork_rng restores the generators of the CPU and of these GPUs
     with torch.random.fork_rng(gpus), context.accelerator.autocast():
-        for rows in batches:
+        for rows in first_epoch[:COMPARED_BATCHES]:
             context.raw_model.zero_grad()
             objective.add_gradient(rows)
             for moments in moments_by_group:
@@ -58,6 +63,7 @@ def estimate_effect(
     return {
         "constant": three_digits(reach.constant),
         "adam": three_digits(reach.adam),
+        # the estimate is negative where noise outweighs what the batches agree on
         "effect": three_digits(scale * max(effect, 0.0)),
         "unit": unit,
     }

@@ -35,7 +35,8 @@ from runs.run.definition import Run
 CHECKPOINT = "checkpoint.safetensors"
 STATE = "attempt.json"
 #: What a later attempt continues from, in the order in which it is linked. The
-#: checkpoint is first: a file that is newer is written again with the same content.
+#: checkpoint is first, so that no other file is older: one that is newer is written
+#: again with the same content on the way from the checkpoint.
 RESUMED_FILES = (
     CHECKPOINT,
     "*.safetensors",
@@ -43,7 +44,8 @@ RESUMED_FILES = (
     "samples.jsonl",
     "predictions.csv",
 )
-#: What an attempt leaves for the next one, in attempt.json: attributes and their types.
+#: What an attempt leaves for the next one, in attempt.json: attributes of Attempt, and
+#: their types.
 ATTEMPT_STATE = {
     "ended": list,
     "settings": dict,
@@ -72,10 +74,11 @@ class Attempt:
 
     Attributes:
         ended: how earlier attempts ended, in words.
-        settings: those that were halved because memory ran out.
+        settings: those that were halved because memory ran out, with their new values.
         deviations: the halved settings in words, for the record.
         decoding: seconds of decoding, over all attempts.
-        stopped: whether the last attempt ended because it was asked to.
+        stopped: whether an attempt has saved how it ended. False until then, as after a
+            kill.
         folder: where this attempt writes.
     """
 
@@ -113,7 +116,7 @@ class Attempt:
         _remove_dead(folder for folder in folders if not states[folder])
         try:
             if resumable:
-                latest = max(resumable, key=_checkpoint_time)
+                latest = max(resumable, key=_times_written)
                 self._take_over(latest, states[latest], reason)
             # before the others are removed: at a kill in between one of them must be left
             self.save()
@@ -123,8 +126,9 @@ class Attempt:
         _remove_dead(folders)
 
     def _take_over(self, latest: Path, state: dict[str, Any], reason: str) -> None:
-        """Continues from the state and the files of the last attempt's folder."""
-        vars(self).update(state)
+        """Continues from the state and the files of the last attempt's folder. state: what
+        `save` wrote there. reason: see __init__."""
+        vars(self).update(state)  # its keys are attributes
         if not self.stopped:
             self.ended.append(reason or "the process was killed")
         for pattern in RESUMED_FILES:
@@ -135,7 +139,7 @@ class Attempt:
 
     def save(self, stopped: bool = False) -> None:
         """Writes how the attempts ended, for the next one. stopped: whether this one
-        ends because it was asked to."""
+        ends now, in another way than by a kill."""
         self.stopped = stopped
         state = {key: getattr(self, key) for key in ATTEMPT_STATE}
         write_atomically(self.folder / STATE, json.dumps(state) + "\n")
@@ -157,7 +161,7 @@ class Attempt:
         path = record_path(self.output, self.run_id)
         text = record_text(record)
         if path.is_file() and not finished_record(self.output, self.run_id):
-            self._archive(path)
+            self._remove_unfinished_record(path)
         try:
             link_or_fail(path, text)
         except FileExistsError:
@@ -184,17 +188,18 @@ class Attempt:
             files[best.name] = best  # records name it last
         return files
 
-    def _archive(self, path: Path) -> None:
+    def _remove_unfinished_record(self, path: Path) -> None:
         """Removes a failed or damaged record. It is renamed first and read again: if
         another attempt has finished since it was read, its record gets its name back."""
         # in the same folder, so on the same file system
-        archived = path.with_name(f".{path.name}.{self.folder.name}")
+        renamed = path.with_name(f".{path.name}.{self.folder.name}")
         with contextlib.suppress(FileNotFoundError):
-            os.rename(path, archived)
+            os.rename(path, renamed)
+            # raised by a damaged record, and where there is a new one already
             with contextlib.suppress(ValueError, FileExistsError):
-                if read_record(archived)["status"] in FINISHED:
-                    os.link(archived, path)
-            archived.unlink()
+                if read_record(renamed)["status"] in FINISHED:
+                    os.link(renamed, path)
+            renamed.unlink()
 
     def fail(self, run: Run, error: str) -> bool:
         """Writes the record of a failed run. Its checkpoint stays, and the attempts are
@@ -228,14 +233,16 @@ def attempts_folder(output: str | Path, run_id: str) -> Path:
 
 def saved_progress(output: str | Path, run_id: str) -> list[tuple[str, int]]:
     """What a run's attempts have saved, as a value to be compared with a later one: it
-    changes when they save more. It is empty if they have saved nothing."""
+    changes when they save more. It has the time of each checkpoint and the size of each
+    file of texts, beside the file's name, and is empty if they have saved nothing."""
     folder = attempts_folder(output, run_id)
-    state = set()
+    # a set, since an attempt that takes over links the files of the last one
+    progress = set()
     for path in folder.glob(f"*/{CHECKPOINT}"):
-        state.add((path.name, path.stat().st_mtime_ns))
+        progress.add((path.name, path.stat().st_mtime_ns))
     for path in folder.glob("*/decoded_*.jsonl"):
-        state.add((path.name, path.stat().st_size))
-    return sorted(state)
+        progress.add((path.name, path.stat().st_size))
+    return sorted(progress)
 
 
 def tidy(output: str | Path, record: Record) -> None:
@@ -258,6 +265,7 @@ def tidy(output: str | Path, record: Record) -> None:
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(path, folder / name)
                 break
+    # An older record names no files, so whose they are is not known.
     if "files" in record:
         _remove_files_of_others(folder, files)
     shutil.rmtree(attempts, ignore_errors=True)
@@ -273,17 +281,21 @@ def _remove_files_of_others(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    """What `Attempt.save` wrote; empty if the file is damaged, or if the attempt ended
-    before it had saved a state."""
+    """What `Attempt.save` wrote into an attempt's folder; empty if the file is damaged,
+    or if the attempt ended before it had saved a state."""
     try:
         state = json.loads(read_regular(folder / STATE, 2**20))
-        return {key: kind(state[key]) for key, kind in ATTEMPT_STATE.items()}
+        return {
+            key: convert_to_type(state[key])
+            for key, convert_to_type in ATTEMPT_STATE.items()
+        }
     except (ValueError, KeyError, TypeError):
         return {}
 
 
-def _checkpoint_time(folder: Path) -> list[int]:
-    """The times by which attempts are ordered: of the checkpoint, then of the state."""
+def _times_written(folder: Path) -> list[int]:
+    """The times by which attempts are ordered: when the checkpoint was written, then
+    when the state was; 0 for a file that is not there."""
     paths = (folder / CHECKPOINT, folder / STATE)
     return [path.stat().st_mtime_ns if path.is_file() else 0 for path in paths]
 
@@ -301,7 +313,7 @@ def _link(path: Path, new_path: Path) -> None:
 
 
 def _remove_dead(folders: Iterable[Path]) -> None:
-    """Removes the folders of attempts whose process has ended."""
+    """Removes those of these attempts' folders whose process has ended."""
     for folder in folders:
         if is_dead(folder.name):
             shutil.rmtree(folder, ignore_errors=True)

@@ -18,6 +18,7 @@ def refuse_leaked_start(run: Run, task: ExactTask) -> None:
     judged_problems = {task.problem_key(prompt) for prompt, _ in task.splits["dev"]}
     judged_problems |= {task.problem_key(item.prompt) for item in task.items}
     for name, config in _earlier_runs(run):
+        # only its training rows are needed, and no test items
         earlier_task = tasks.load({**config["task"], "decode": "none"})
         if not isinstance(earlier_task, ExactTask):
             continue
@@ -34,7 +35,8 @@ def refuse_leaked_start(run: Run, task: ExactTask) -> None:
 
 def _earlier_runs(run: Run) -> Iterator[tuple[str, Configuration]]:
     """The run that a run starts from, the run that this one started from, and so on:
-    what each is called, and its configuration."""
+    what each is called, and its configuration. Ends at an adapter file, and at a run
+    whose record is not here."""
     source = run.config["init_from"]
     if run.start is not None:
         yield run.start.label, run.start.config
@@ -44,4 +46,5 @@ def _earlier_runs(run: Run) -> Iterator[tuple[str, Configuration]]:
         if record is None:
             return
         yield f"run {source}", record["config"]
+        # The run's id stands before the settings of what it kept.
         source = (recorded_start(record) or "").partition(" ")[0]

@@ -17,9 +17,12 @@ import tasks
 from runs.record.files import write_atomically
 from runs.record.spreadsheet import csv_text, read_own_csv
 
-NAME = "predictions.csv"
-#: The columns after those that name a row. There is one PROBABILITY for each class.
-LABEL, PREDICTED, PROBABILITY = "label", "predicted", "p({})"
+FILE_NAME = "predictions.csv"
+#: The columns after those that name a row.
+LABEL = "label"
+PREDICTED = "predicted"
+#: The column with the probability of a class, whose name replaces the braces.
+PROBABILITY = "p({})"
 #: The columns of a row's texts.
 TEXTS = ("text", "text_pair")
 
@@ -30,8 +33,8 @@ def prediction_table(
     outputs: Any,
     labels: Any = None,
 ) -> list[list[Any]]:
-    """The columns' names, then each row: what names it, label, prediction, and
-    probabilities of the classes.
+    """The rows of predictions.csv: the columns' names, then for each row what names it,
+    its label, the prediction, and the probabilities of the classes.
 
     about: the columns that name a row, such as those of `Task.about`. outputs: (rows,
     num_labels), as `Task.answers` gives them. labels: (rows,), as the task has them;
@@ -39,27 +42,39 @@ def prediction_table(
     classes = getattr(task, "classes", None)
 
     def as_text(values: Any) -> list[str]:
-        return [
-            f"{value:.7g}" if classes is None else classes[value] for value in values
-        ]
+        """The names of classes, given by their indices, or a regression's numbers."""
+        if classes is None:
+            return [f"{value:.7g}" for value in values]
+        return [classes[index] for index in values]
 
-    columns = dict(about) | ({} if labels is None else {LABEL: as_text(labels)})
+    columns = dict(about)
+    if labels is not None:
+        columns[LABEL] = as_text(labels)
     columns[PREDICTED] = as_text(task.predict(outputs))
     if classes is not None:
-        probabilities = np.exp(
-            np.asarray(outputs, np.float64) - np.max(outputs, axis=1, keepdims=True)
-        )
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        probabilities = _softmax(outputs)
         for name, column in zip(classes, probabilities.T, strict=True):
             columns[PROBABILITY.format(name)] = [f"{p:.4g}" for p in column]
-    return [[*columns], *map(list, zip(*columns.values(), strict=True))]
+    rows = zip(*columns.values(), strict=True)
+    return [[*columns], *map(list, rows)]
+
+
+def _softmax(outputs: Any) -> np.ndarray[Any, Any]:
+    """The probabilities (rows, classes) of logits, in float64."""
+    largest = np.max(outputs, axis=1, keepdims=True)
+    exponentials: np.ndarray[Any, Any] = np.exp(
+        np.asarray(outputs, np.float64) - largest
+    )
+    exponentials /= exponentials.sum(axis=1, keepdims=True)
+    return exponentials
 
 
 def illustrate(task: tasks.Task, folder: Path, epoch: str) -> None:
-    """Writes by_class.csv of the predictions in a finished run's folder, then draws
-    them. The table comes first, since drawing may run out of memory. epoch: what the
-    pictures call the epoch of the predictions."""
-    rows = read_own_csv(folder / NAME)
+    """Draws the predictions in a run's folder there. Of classes it first writes
+    by_class.csv, since drawing may run out of memory.
+
+    epoch: what the pictures call the epoch of the predictions."""
+    rows = read_own_csv(folder / FILE_NAME)
     labels = [row[LABEL] for row in rows]
     predicted = [row[PREDICTED] for row in rows]
     classes = getattr(task, "classes", None)
@@ -83,6 +98,8 @@ def _draw_regression(
     predicted: Sequence[str],
     epoch: str,
 ) -> None:
+    """Draws scatter.png, a regression's predictions against the labels. Both are
+    numbers as predictions.csv has them."""
     from tasks import pictures
 
     expected = np.asarray(labels, np.float32)
@@ -96,17 +113,17 @@ def _draw_regression(
 def class_report(
     labels: Sequence[str], predicted: Sequence[str], classes: Sequence[str]
 ) -> list[list[Any]]:
-    """The rows of by_class.csv: each class that occurs, and the means over classes,
-    with the columns of scikit-learn's classification_report."""
+    """The rows of by_class.csv: the columns' names, each class that occurs, and the means
+    over classes, with the columns of scikit-learn's classification_report."""
     from sklearn.metrics import classification_report
 
-    occurs = [name for name in classes if name in {*labels, *predicted}]
-    options: Any = {"labels": occurs, "output_dict": True, "zero_division": 0}
+    occurring = [name for name in classes if name in {*labels, *predicted}]
+    options: Any = {"labels": occurring, "output_dict": True, "zero_division": 0}
     report: Any = classification_report(labels, predicted, **options)
-    keys = ["precision", "recall", "f1-score", "support"]
-    rows: list[list[Any]] = [["class", *keys]]
-    for name in (*occurs, "macro avg", "weighted avg"):
-        rows.append([name, *(f"{report[name][key]:.4g}" for key in keys)])
+    columns = ["precision", "recall", "f1-score", "support"]
+    rows: list[list[Any]] = [["class", *columns]]
+    for name in (*occurring, "macro avg", "weighted avg"):
+        rows.append([name, *(f"{report[name][column]:.4g}" for column in columns)])
     return rows
 
 
@@ -114,20 +131,22 @@ def class_report(
 
 
 def row_loss(row: Mapping[str, str]) -> float:
-    """A row's cross-entropy, or its absolute error in a regression. Raises ValueError
-    for a class without probabilities, as in files of images from before 2026-11-30."""
+    """The cross-entropy of a row of predictions.csv, or its absolute error in a
+    regression. Raises ValueError for a class without probabilities, as in files of
+    images from before 2026-11-30."""
     column = PROBABILITY.format(row[LABEL])
     if column in row:
+        # a probability may have been rounded to 0
         return -math.log(max(float(row[column]), sys.float_info.min))
     return abs(float(row[LABEL]) - float(row[PREDICTED]))
 
 
 def describe_row(row: Mapping[str, str]) -> str:
-    """A row on a line, without its texts: what names it, its label, what is predicted,
-    and the loss."""
+    """A row of predictions.csv on a line, without its texts: what names it, its label,
+    what is predicted, and the loss."""
     names = list[str]()
     for column, value in row.items():
-        if column == LABEL:
+        if column == LABEL:  # the columns before it name the row
             break
         if column not in TEXTS:
             names.append(f"{column} {value}")
@@ -137,7 +156,10 @@ def describe_row(row: Mapping[str, str]) -> str:
 
 
 def _with_probability(row: Mapping[str, str], column: str) -> str:
-    """A row's label or prediction, with the probability that the model gives it."""
+    """A row's label or prediction, with the probability that the model gives it; without
+    one in a regression. column: LABEL or PREDICTED."""
     text = f"{column} {row[column]}"
     probability = row.get(PROBABILITY.format(row[column]))
-    return f"{text} ({float(probability):.0%})" if probability else text
+    if probability:
+        text += f" ({float(probability):.0%})"
+    return text

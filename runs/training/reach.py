@@ -23,7 +23,8 @@ class RateReach(NamedTuple):
 
 
 def factors_of(train: TrainConfig, total: int) -> list[float]:
-    """The factor of the learning rates at each step. total: the number of steps."""
+    """What the learning rates are multiplied by at each step, from the warm-up and the
+    schedule. total: the number of steps."""
     warmup = count_warmup_steps(train, total)
     return [
         rate_factor(step, train["schedule"], warmup, total) for step in range(total)

@@ -108,7 +108,8 @@ def build_record(training: Training, texts: Texts | None) -> Record:
 
 
 def _measured(training: Training) -> MeasuredRecord:
-    """What the record's other keys are derived from."""
+    """The part of the record that its derived keys, such as id and result, are computed
+    from."""
     run = training.run
     config = training.config
     metric = training.metric
@@ -136,7 +137,8 @@ def _measured(training: Training) -> MeasuredRecord:
 
 
 def _prediction_hashes(training: Training) -> dict[str, str | None]:
-    """The hashes of what the best evaluation and the last one predicted."""
+    """The record's `predictions`: the hashes of what the best evaluation and the last
+    one predicted; None without an evaluation."""
     hashes = training.state.predictions
     if not hashes:
         return {"best": None, "last": None}
@@ -160,6 +162,8 @@ def _data(training: Training) -> Data:
 
 
 def _determinism(training: Training) -> Determinism:
+    """The record's `determinism`: how the process computes, the number of processes, and
+    where the run was resumed under other conditions."""
     accelerator = training.accelerator
     conditions = determinism(accelerator.device)
     conditions["processes"] = accelerator.num_processes
@@ -169,6 +173,8 @@ def _determinism(training: Training) -> Determinism:
 
 
 def _parameters(training: Training) -> Parameters:
+    """The record's `parameters`, numbers of values. formula: what the method says that
+    it trains without the head."""
     model = training.raw_model
     method = training.method
     groups = method.parameter_groups(model)
@@ -187,7 +193,7 @@ def _elements(tensors: Mapping[str, torch.Tensor]) -> int:
 
 
 def _groups(training: Training) -> list[OptimizerGroup]:
-    """The optimizer's groups; none where nothing trains."""
+    """The record's `groups`, those of the optimizer; none where nothing trains."""
     if not training.groups:
         return []
     groups = list[OptimizerGroup]()
@@ -229,7 +235,8 @@ def _cost(training: Training, decoded: bool) -> Cost:
 
 
 def _adapter_bytes(training: Training) -> int:
-    """The size of the adapter's file; of its values, where the run keeps none."""
+    """The bytes of the adapter's file or, where the run keeps none, of the trained
+    values."""
     file = training.folder / "adapter.safetensors"
     if file.is_file():
         return file.stat().st_size
@@ -238,8 +245,8 @@ def _adapter_bytes(training: Training) -> int:
 
 
 def deviations(run: Run, notes: list[str]) -> list[str]:
-    """What differs from the recipe and the usual protocol, in words. notes: the
-    task's."""
+    """What differs from the recipe and the usual protocol, a sentence each. notes: what
+    the task says of its data."""
     trains = run.method["kind"] != "none"
     sentences = list(notes)
     if run.recipe_gap:
@@ -266,8 +273,10 @@ def _differences_from_recipe(run: Run, trains: bool) -> list[str]:
     for key in sorted(run.recipe_keys & set(settings)):
         expected = from_recipe(run.config, key)
         if key in MULTIPLIED_SETTINGS:
+            # the recipe may have factors, such as 16x
             expected = read_rates(expected, train[MULTIPLIED_SETTINGS[key]], key)
         if key == "alpha" and lora_scaling(run.config) == "proportional":
+            # a row's label ends with it, such as "LoRA r=2, alpha=r"
             alpha = row_label(run.config).rpartition(", ")[2]
             sentences.append(
                 f"alpha follows the rank ({alpha}), the recipe's is constant {expected}"
@@ -280,24 +289,26 @@ def _differences_from_recipe(run: Run, trains: bool) -> list[str]:
 
 
 def _difference_in_batches(run: Run) -> list[str]:
-    """A sentence if task.length_grouped differs from what the recipe says. Only for the
-    families that sorted batches by length before there was this key."""
+    """A sentence if task.length_grouped differs from what the recipe says, or from True
+    where it does not say. Only for the families that sorted batches by length before
+    there was this key."""
     task = run.config["task"]
+    # how the key was added to the configuration
     added = KEYS["task.length_grouped"].added
     if added is None or task["family"] not in (added.families or ()):
         return []
-    grouped = task.get("length_grouped", True)
+    is_grouped = task.get("length_grouped", True)
     expected = from_recipe(run.config, "length_grouped", True)
-    if grouped == expected:
+    if is_grouped == expected:
         return []
     kinds = {True: "of like lengths", False: "random"}
     source = "harness" if run.recipe == "defaults" else "recipe"
-    return [f"batches are {kinds[grouped]}; the {source}'s are {kinds[expected]}"]
+    return [f"batches are {kinds[is_grouped]}; the {source}'s are {kinds[expected]}"]
 
 
 def _other_overrides(run: Run, trains: bool) -> list[str]:
-    """The overrides of keys that the recipe does not have, except those that name the
-    row or do not change the result."""
+    """Sentences on the overrides of keys that no other sentence and no recipe has, except
+    of those that name the row or do not change the result."""
     covered = {
         "method.label",
         "method.scaling",

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from runs.training.loop import Training
 
 Event = dict[str, Any]
-#: How a run's process ended, and why there is no finished record.
+#: How a run's process ended, one of the following, and in words why there is no finished
+#: record.
 End = tuple[str, str]
 #: It has a record.
 DONE = "done"
@@ -65,10 +66,14 @@ def attempt_run(
     """Attempts a run whose lock this process has.
 
     Args:
-        failures: how attempts have failed since one last saved more: the error of a
-            full disk, or "" for any other end.
+        failures: of each attempt that has failed since one last saved more: the error of
+            a full disk, or "" for any other end.
+        stop: the request to stop this run.
         is_only_run: whether its command has no other run. A user's mistake then leaves
             no record.
+
+    Returns:
+        How the attempt ended; an error is described there, and not raised.
     """
     from runs.training.loop import Training
 
@@ -78,7 +83,9 @@ def attempt_run(
     if finished_record(output, run_id):
         return BUSY, ""
     try:
-        attempt = Attempt(output, run_id, *failures[-1:])
+        last_failure = failures[-1] if failures else ""
+        attempt = Attempt(output, run_id, last_failure)
+        # While the run loads, a request to stop ends it at once; one may have come before.
         stop.is_deferred = False
         stop.check()
         config = cast(Configuration, {**run.config, **attempt.settings})
@@ -103,7 +110,8 @@ def attempt_run(
         end = BATCH_HALVED
     with contextlib.suppress(OSError):  # the disk may be too full for these files
         if end != FAILED:
-            attempt.ended += [message] if message else []
+            if message:
+                attempt.ended.append(message)
             attempt.save(stopped=True)
         elif cause != "mistake" or not is_only_run:
             attempt.fail(run, message)
@@ -113,8 +121,8 @@ def attempt_run(
 
 
 def end_on_full_disk(failures: list[str]) -> str:
-    """How a process ends on a full disk, after these failures: DISK_FULL while it may
-    still be retried, then FAILED."""
+    """How a process ends on a full disk: DISK_FULL, after which the run is attempted
+    again, or FAILED after as many failures as there are DISK_PAUSES_S."""
     return DISK_FULL if len(failures) < len(DISK_PAUSES_S) else FAILED
 
 
@@ -122,7 +130,8 @@ class Reporter:
     """Writes a run's events into its progress.json, for whoever watches it.
 
     Attributes:
-        latest: the last event.
+        latest: the last value of each key that an event has had.
+        written_at: when the file was written last, by time.monotonic.
     """
 
     def __init__(self, run: Run, run_id: str) -> None:
@@ -131,7 +140,7 @@ class Reporter:
         self.written_at = 0.0
 
     def __call__(self, event: Event) -> None:
-        # An event is added to the last one. These two belong to the last one's phase.
+        # An event says what has changed. These two belong to the phase that has ended.
         for key in ("done", "of"):
             self.latest.pop(key, None)
         self.latest = self.latest | event
@@ -151,8 +160,8 @@ def train(training: "Training", tracking: Tracking | None = None) -> Record:
     folder. If another attempt has finished the run already, its record and files stay,
     and this attempt's are removed.
 
-    tracking: how W&B shows the run; None for not at all. Raises StoppedError if
-    `training.stop` asks for it."""
+    tracking: how W&B shows the run; None for not at all. Returns the record of this
+    attempt. Raises StoppedError if `training.stop` asks for it."""
     from runs.training.result import build_record
 
     accelerator = training.accelerator
@@ -198,7 +207,10 @@ def _illustrate(training: "Training") -> None:
 def halve_batch(config: Configuration, phase: str, attempt: Attempt) -> bool:
     """After memory ran out in a phase, halves the micro-batch or the evaluation batch
     for the next attempt. Returns False where that would not help. The effective batch
-    stays; another micro-batch changes only rounding, and what dropout draws."""
+    stays; another micro-batch changes only rounding, and what dropout draws.
+
+    config: the run's, with the settings that earlier attempts halved. attempt: gets the
+    halved setting and a sentence on it."""
     rows = rows_of_step(config)
     # Progress is reported after a step, so the first step of an epoch runs out in the
     # phase "evaluated".
@@ -213,6 +225,7 @@ def halve_batch(config: Configuration, phase: str, attempt: Attempt) -> bool:
     if size < 2:
         return False
     attempt.settings[key] = size // 2
+    # replaces the sentence on an earlier halving
     attempt.deviations = [
         sentence for sentence in attempt.deviations if not sentence.startswith(name)
     ]
@@ -258,7 +271,9 @@ def cause_of(error: BaseException) -> tuple[str, str]:
     if _is_out_of_memory(error) or name == "OutOfMemoryError":
         return "memory", "out of memory"
     if isinstance(error, OSError):
-        return ("disk" if error.errno in DISK_ERRORS else "mistake"), message
+        is_of_disk = error.errno in DISK_ERRORS
+        # any other is a file that the user has to see to, such as one without permission
+        return "disk" if is_of_disk else "mistake", message
     if name == "AcceleratorError" or _has_message(error, DEVICE_MESSAGES):
         return "device", f"{name}: {message}"
     return "error", f"{name}: {message}"
