@@ -54,7 +54,7 @@ class Slurm(ByScript):
         jobs = _Jobs(worker.folder.name)
         if not jobs.count():
             self._submit(worker)
-            jobs.last_count = worker.workers
+            jobs.last_count = worker.workers  # until squeue gives another number
         try:
             yield jobs.count
         finally:

@@ -453,8 +453,8 @@ def count_notes(method: vera.Method, model: nn.Module) -> list[str]:
 
 
 def large_share_notes(method: vera.Method, model: nn.Module) -> list[str]:
-    """A note if a method other than full fine-tuning trains more than LARGE_SHARE of
-    the model (without its head)."""
+    """A note if what a method other than full fine-tuning trains, the head not counted,
+    is more than LARGE_SHARE of the model."""
     trained = sum(p.numel() for p in method.adapter_parameters(model).values())
     share = trained / number_of_parameters(model)
     if method.kind == "full" or share <= LARGE_SHARE:

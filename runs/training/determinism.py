@@ -60,8 +60,9 @@ def nondeterminism_notes(run: Run, device: torch.device) -> list[str]:
 
 
 def is_slow_in_bf16(device_type: str, precision: str) -> bool:
-    """Whether a run in bf16 is on a CPU without instructions for bfloat16. A product
-    of matrices took 48 times as long there as in float32."""
+    """Whether a run computes in bf16 on a CPU whose vector instructions end at AVX2, which
+    has none for bfloat16. A product of matrices took 48 times as long there as in
+    float32."""
     if device_type != "cpu" or precision != "bf16":
         return False
     return torch.backends.cpu.get_cpu_capability() == "AVX2"

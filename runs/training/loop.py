@@ -92,9 +92,10 @@ class Training(Context):
         self.text_loss_before = self.base_text_loss()
         self.forgetting: Forgetting | None = None
         self.parameters = trained_parameters(self.raw_model)
-        # Adapter and head have rates of their own. Without groups nothing trains
-        # (method=none).
+        # Adapter and head have rates of their own. There are no groups where nothing
+        # trains (method=none).
         self.groups = optimizer_groups(self.method, self.raw_model, self.settings)
+        trains = bool(self.groups)
         optimizer = make_optimizer(self.groups, self.settings, self.accelerator.device)
         # The method works on raw_model, without the wrapper of data parallel.
         self.model, self.optimizer = self.accelerator.prepare(self.raw_model, optimizer)
@@ -104,8 +105,8 @@ class Training(Context):
         )
         self.lengths = self.task.lengths("train")
         check_dev_rows(len(self.task.lengths("dev")))
-        self.plan = StepPlan.of_run(self.settings, len(self.lengths), bool(self.groups))
-        set_rates(optimizer, self.settings, 0, self.plan.total_steps)
+        self.plan = StepPlan.of_run(self.settings, len(self.lengths), trains)
+        set_rates(optimizer, self.settings, step=0, total=self.plan.total_steps)
         # AdaLoRA distributes its ranks over the steps, so it needs their number.
         self.method.before_training(self.raw_model, self.plan.total_steps)
         #: Notes that the command shows at the start, besides the run's log.
@@ -122,7 +123,7 @@ class Training(Context):
                 self.code, self.accelerator, self.config["micro_batch"]
             ),
         )
-        self.objective = make_objective(self, bool(self.groups))
+        self.objective = make_objective(self, trains)
         #: The steps whose loss has not been read from the device yet: the step's number,
         #: its loss, and the rows or tokens that the loss is a mean over.
         self.pending_losses: list[tuple[int, Tensor, float]] = []
@@ -130,7 +131,7 @@ class Training(Context):
         # before. Several processes wait for each other at every loss anyway.
         is_one_gpu = device.type == "cuda" and self.accelerator.num_processes == 1
         self.max_pending_losses = 1 if is_one_gpu else 0
-        self.saved_at = time.monotonic()  # of the last checkpoint
+        self.saved_at = time.monotonic()  # when the last checkpoint was written
 
     # --- the run
 
