@@ -163,7 +163,8 @@ def _remedy(model: ModelConfig) -> str:
 def _check_hashes(folder: Path, model: ModelConfig) -> None:
     """Raises UserError for a file of the folder that is not the published one, for a
     missing file, and for one that transformers would read although the published model
-    has no such file. Without published hashes it checks nothing."""
+    has no such file. Without published hashes it checks the weights alone, if the
+    configuration has their hash."""
     published = _published_hashes(model)
     hashes = published | _hash_of_weights(model)
     for name, sha256 in hashes.items():

@@ -154,7 +154,8 @@ def _scores_and_bits(task: Written, texts: Sequence[str]) -> dict[str, Any]:
 def write_text_files(
     task: Written, folder: Path, texts: Mapping[str, TextsByVariant]
 ) -> None:
-    """Writes the texts as files in the format of the metrics' own scripts."""
+    """Writes the texts as files of the task, such as those that the metrics' own scripts
+    read. A file is named by its epoch and variant: last_greedy."""
     files = {}
     for epoch_name, by_variant in texts.items():
         for variant in task.variants:

@@ -104,10 +104,10 @@ def token_tensors(
         advantages += row.advantages
         weights += row.weights
     return TokenTensors(
-        log_probabilities[token_outputs, torch.tensor(tokens, device=device)],
-        entropies[token_outputs],
-        torch.tensor(advantages, dtype=dtype, device=device),
-        torch.tensor(weights, dtype=dtype, device=device),
+        log_p=log_probabilities[token_outputs, torch.tensor(tokens, device=device)],
+        entropies=entropies[token_outputs],
+        advantages=torch.tensor(advantages, dtype=dtype, device=device),
+        weights=torch.tensor(weights, dtype=dtype, device=device),
     )
 
 
