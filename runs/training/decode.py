@@ -260,10 +260,7 @@ def decode_missing(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         # The whole file: a kill may have cut off the last line.
-        lines = [_json_line(header)]
-        for item, answer in saved.items():
-            lines.append(_json_line({"item": item, "texts": answer}))
-        write_atomically(path, "".join(lines))
+        _write_answers(path, header, saved)
     total = sum(map(len, batches))
     # A batch without all of its answers is decoded as a whole.
     missing_batches = [batch for batch in batches if not saved.keys() >= set(batch)]
@@ -328,6 +325,16 @@ def _saved_answers(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
     if not lines or lines[0] != header:
         return {}
     return {line["item"]: line["texts"] for line in lines[1:]}
+
+
+def _write_answers(
+    path: Path, header: Mapping[str, Any], answers: Mapping[int, Any]
+) -> None:
+    """Writes a file that `_saved_answers` reads."""
+    lines = [_json_line(header)]
+    for item, answer in answers.items():
+        lines.append(_json_line({"item": item, "texts": answer}))
+    write_atomically(path, "".join(lines))
 
 
 def hash_of_trained(context: Context) -> str:
