@@ -49,16 +49,18 @@ def base_fingerprint(
 
 
 def hash_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """The hashes of `base_fingerprint`, of these parameters of the model.
+    """The hashes that `base_fingerprint` describes, of some parameters of a model.
 
     Hashing takes 1.4 s for RoBERTa-base, and runs save often. The model therefore
-    remembers the hashes of weights that seem unchanged."""
+    remembers the last hashes, which are returned while the weights seem unchanged.
+
+    weights: parameters of the model, by the names that are hashed with them."""
     if not weights:
         return {}
     tensors = _without_merge(model, weights)
-    marks = [(name, *_mark(tensor)) for name, tensor in tensors.items()]
-    marks_before, hashes_before = getattr(model, "_base_fingerprint", (None, {}))
-    if marks_before == marks:
+    stamps = [(name, *_change_stamp(tensor)) for name, tensor in tensors.items()]
+    stamps_before, hashes_before = getattr(model, "_base_fingerprint", (None, {}))
+    if stamps_before == stamps:
         return dict(hashes_before)
     # Quantising a model changes its linear layers only
     in_linear_layers = set()
@@ -77,13 +79,14 @@ def hash_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, s
         hashes["bfloat16"] = _hash_tensors(floats, torch.bfloat16)
         hashes["float16"] = _hash_tensors(floats, torch.float16)
     hashes["unquantised"] = _hash_tensors(unquantised, torch.bfloat16)
-    model._base_fingerprint = (marks, hashes)  # type: ignore[assignment]
+    model._base_fingerprint = (stamps, hashes)  # type: ignore[assignment]
     return dict(hashes)
 
 
 def _adaptation(model: nn.Module) -> Any:
-    """What methods.adapted.adaptation returns. It cannot be imported here, since methods
-    import this file."""
+    """How the model is adapted; None for a base model. The same as
+    methods.adapted.adaptation, which cannot be imported here, since methods import this
+    file."""
     return getattr(model, "_adaptation", None)
 
 
@@ -100,12 +103,12 @@ def _without_merge(
     return {name: unmerged_by_id.get(id(p), p) for name, p in in_order}
 
 
-def _mark(tensor: Tensor) -> tuple[int, int | None, float | None]:
+def _change_stamp(tensor: Tensor) -> tuple[int, int | None, float | None]:
     """What shows cheaply whether a tensor has changed: its address, torch's count of
-    changes (an inference tensor has none), and a sample of its values."""
+    changes (an inference tensor has none), and the sum of a sample of its values."""
     version = None if tensor.is_inference() else tensor._version
-    values = None if tensor.is_meta else sample(tensor)
-    return tensor.data_ptr(), version, values
+    values_sum = None if tensor.is_meta else sampled_sum(tensor)
+    return tensor.data_ptr(), version, values_sum
 
 
 def _hash_tensors(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> str:
@@ -118,7 +121,7 @@ def _hash_tensors(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> str:
     return digest.hexdigest()[:16]
 
 
-def sample(tensor: Tensor) -> float:
+def sampled_sum(tensor: Tensor) -> float:
     """The sum of about 64 values, spread evenly over the tensor."""
     flat = tensor.detach().reshape(-1)
     stride = max(1, len(flat) // 64)
@@ -149,6 +152,7 @@ def same_base(theirs: object, ours: dict[str, str]) -> bool:
 
 def without_weights(model: nn.Module) -> nn.Module:
     """A copy of the model on the meta device: all shapes, no values, no memory."""
+    # deepcopy's memo: for the id of an object, what stands in for its copy
     copies: dict[int, object] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         # A packed 4-bit weight stands for a float32 matrix
@@ -159,5 +163,6 @@ def without_weights(model: nn.Module) -> nn.Module:
         copies[id(tensor)] = blank
     adapted = _adaptation(model)
     if adapted is not None:
+        # These would be copied with their values
         copies[id(adapted.weights_before_merge)] = {}
     return copy.deepcopy(model, copies)

@@ -2,8 +2,9 @@
 
 import re
 
-#: The most characters of a message.
-LONGEST = 480
+#: The most characters of a message. A longer one loses its middle.
+MAX_MESSAGE_LENGTH = 480
+BEGINNING_LENGTH = 300
 
 
 class AdapterError(ValueError):
@@ -11,17 +12,17 @@ class AdapterError(ValueError):
     line: what, where, how to mend."""
 
     def __init__(self, message: str) -> None:
-        if len(message) > LONGEST:
+        if len(message) > MAX_MESSAGE_LENGTH:
             # Names inside a file may have any length. How to mend it stands at the end.
-            beginning = message[:300]
-            ending = message[305 - LONGEST :]
-            message = f"{beginning} ... {ending}"
+            beginning = message[:BEGINNING_LENGTH] + " ... "
+            ending_length = MAX_MESSAGE_LENGTH - len(beginning)
+            message = beginning + message[-ending_length:]
         super().__init__(re.sub(r"\s*[\r\n]+\s*", " ", message))
 
 
 def first_line(error: BaseException) -> str:
-    """Another library's message in one line; the name of its class where it says
-    nothing."""
+    """The first line of an error's message, which may be another library's; the name of
+    the error's class where the message is empty."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__

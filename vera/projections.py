@@ -28,7 +28,8 @@ SCHEME = "philox-1"
 #: The distributions of A and B: see ProjectionSpec.
 Init = Literal["kaiming_uniform", "kaiming_normal", "uniform", "peft"]
 INITS: tuple[Init, ...] = get_args(Init)
-#: The counter's second key word: which of the two matrices a word belongs to.
+#: Which of the two matrices a word belongs to: the last bit of `matrix_key`, Philox's
+#: second key word.
 A, B = 0, 1
 
 
@@ -95,21 +96,20 @@ class ProjectionSpec:
             )
         if self.init == "peft":
             return self._draw_as_peft()
-        return self._draw(A, self.rank, self.inputs), self._draw(
-            B, self.outputs, self.rank
-        )
+        matrix_a = self._draw(A, self.rank, self.inputs)
+        matrix_b = self._draw(B, self.outputs, self.rank)
+        return matrix_a, matrix_b
 
     def _draw(self, factor: int, rows: int, fan_in: int) -> Matrix:
-        # The key of a named pair has 63 bits of its name's hash; that of the shared
-        # pair has zeros.
-        digest = (
-            hashlib.sha256(self.pair.encode()).digest()[:8] if self.pair else bytes(8)
-        )
-        matrix_key = 2 * (int.from_bytes(digest, "little") >> 1) + factor
+        """One matrix of the pair, (rows, fan_in). factor: A or B."""
+        pair_key = 0  # of the shared pair
+        if self.pair:
+            digest = hashlib.sha256(self.pair.encode()).digest()
+            pair_key = int.from_bytes(digest[:8], "little") >> 1  # 63 bits
+        matrix_key = 2 * pair_key + factor
         if self.init == "kaiming_normal":
-            return unit_normal(self.seed, matrix_key, rows, fan_in) * np.float32(
-                math.sqrt(2 / fan_in)
-            )
+            unit = unit_normal(self.seed, matrix_key, rows, fan_in)
+            return unit * np.float32(math.sqrt(2 / fan_in))
         unit = unit_uniform(self.seed, matrix_key, rows, fan_in)
         if self.init == "uniform":
             return (unit + np.float32(1)) * np.float32(0.05)
@@ -122,17 +122,16 @@ class ProjectionSpec:
         generator = torch.Generator(device="cpu").manual_seed(self.seed)
         pair = []
         for rows, columns in ((self.rank, self.inputs), (self.outputs, self.rank)):
+            # peft's own expression, for the same last bit
             bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(columns))
-            pair.append(
-                torch.empty(rows, columns)
-                .uniform_(-bound, bound, generator=generator)
-                .numpy()
-            )
+            matrix = torch.empty(rows, columns)
+            matrix.uniform_(-bound, bound, generator=generator)
+            pair.append(matrix.numpy())
         return pair[0], pair[1]
 
     @property
     def scheme(self) -> str:
-        """What the bits depend on, for the adapter file."""
+        """The name, for the adapter file, of the way in which the bits are drawn."""
         return "peft" if self.init == "peft" else SCHEME
 
 

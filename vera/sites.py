@@ -82,7 +82,7 @@ def find_sites(model: nn.Module, sites: tuple[str, ...]) -> dict[str, OutputSlic
     for site in sites:
         matches = _matches(linears, site, fused)
         if not matches:
-            raise AdapterError(_no_match(linears, site, fused))
+            raise AdapterError(_no_match_message(linears, site, fused))
         for path, slices in matches.items():
             targets.setdefault(path, {}).update(slices)
     for path, slices in targets.items():
@@ -113,7 +113,9 @@ def _adaptable_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _refuse_shared_layers(model: nn.Module, targets: dict[nn.Module, str]) -> None:
-    """Raises AdapterError for a target that is in two places of the model."""
+    """Raises AdapterError for a layer that is in two places of the model.
+
+    targets: the path of each layer that is to be adapted."""
     for path, module in model.named_modules(remove_duplicate=False):
         first_path = targets.get(module, path)
         if first_path != path:
@@ -138,7 +140,10 @@ def _is_fused(model: nn.Module, path: str, layer: nn.Module) -> bool:
 def _matches(
     linears: dict[str, nn.Module], site: str, fused: set[str]
 ) -> dict[str, OutputSlices]:
-    """The layers that one site names, with the slice of each."""
+    """The layers that one site names, by path, with the slice of each.
+
+    linears: the layers to choose from, by path. fused: the paths of those whose outputs
+    are query, key and value."""
     matches: dict[str, OutputSlices] = {}
     for path, layer in linears.items():
         inputs, outputs = layer_widths(layer)
@@ -159,8 +164,9 @@ def _names_layer(site: str, path: str) -> bool:
     return path.rpartition(".")[2] in ALIASES.get(site, ())
 
 
-def _no_match(linears: dict[str, nn.Module], site: str, fused: set[str]) -> str:
-    """Why a site matches nothing, and what the model has instead."""
+def _no_match_message(linears: dict[str, nn.Module], site: str, fused: set[str]) -> str:
+    """The error message for a site that matches nothing: why, and what the model has
+    instead. The arguments are those of `_matches`."""
     names = {path.rpartition(".")[2] for path in linears}
     if not names:
         return "this model has no linear layer inside that could be adapted"
@@ -184,14 +190,14 @@ def is_feed_forward_out(path: str) -> bool:
     return f".{path}".endswith(ends)
 
 
-def same_input(paths: Iterable[str]) -> list[tuple[str, list[str]]]:
+def group_by_input(paths: Iterable[str]) -> list[tuple[str, list[str]]]:
     """Splits paths of layers into groups that read the same input.
 
     Args:
         paths: Paths of linear layers.
 
     Returns:
-        The path of each group's module, and those of its layers.
+        For each group the path of the module that holds its layers, and their paths.
     """
     groups: dict[tuple[str, int | str], list[str]] = {}
     for path in paths:
@@ -229,7 +235,8 @@ class Layout:
     """The submodules of a transformer block, by their paths in it.
 
     The outputs of `attention` and `feed_forward` are what the block adds to its
-    residual stream. norm: its last LayerNorm, where that comes after the residual."""
+    residual stream. norm: its last LayerNorm, where that comes after the residual sum;
+    None where it comes before."""
 
     attention: str
     feed_forward: str
@@ -269,11 +276,13 @@ def find_transformer_blocks(model: nn.Module) -> list[tuple[nn.Module, Layout]]:
 
 
 def _layout_of_block(block: nn.Module) -> Layout | None:
-    """The first layout whose submodules a block has."""
+    """The first layout whose submodules a block has; None where it has those of none."""
     paths = {path for path, _ in block.named_modules()}
     for layout in LAYOUTS:
-        norm = layout.norm or layout.attention
-        if {layout.attention, layout.feed_forward, norm} <= paths:
+        needed_paths = {layout.attention, layout.feed_forward}
+        if layout.norm is not None:
+            needed_paths.add(layout.norm)
+        if needed_paths <= paths:
             return layout
     return None
 
@@ -288,7 +297,7 @@ def backbone_prefix(model: nn.Module) -> str:
 
 
 def _output_embedding(model: nn.Module) -> nn.Module | None:
-    """A language model's output layer."""
+    """A language model's output layer; None of another model."""
     return getattr(model, "get_output_embeddings", lambda: None)()
 
 
@@ -339,13 +348,14 @@ def head_prefixes(model: nn.Module) -> tuple[str, ...]:
 
 
 def _prefixes_of_timm(path: str, module: Any) -> tuple[str, ...]:
-    """The prefixes of a timm model's heads. path: of this model in the whole one."""
+    """The prefixes of the parameter names of a timm model's heads.
+
+    module: the timm model. path: its path in the whole model."""
     heads = module.get_classifier()
-    if not isinstance(heads, tuple):  # it is one where a distilled model has two heads
+    if not isinstance(heads, tuple):  # a distilled model has a tuple of two heads
         heads = (heads,)
-    head_ids = set(map(id, heads))
     submodules = module.named_modules(prefix=path)
-    return tuple(f"{name}." for name, part in submodules if id(part) in head_ids)
+    return tuple(f"{name}." for name, submodule in submodules if submodule in heads)
 
 
 def outside_head(model: nn.Module) -> list[tuple[str, nn.Module]]:

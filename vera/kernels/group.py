@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vera.base_weights import sample
+from vera.base_weights import sampled_sum
 from vera.errors import AdapterError
 from vera.kernels.merged import (
     KernelPlan,
@@ -194,7 +194,7 @@ class Group:
 def change_stamp(x: Tensor) -> float:
     """A number that changes when a tensor is changed in place: its version, or a sample
     of its values for an inference tensor, which has no version."""
-    return sample(x) if x.is_inference() else x._version
+    return sampled_sum(x) if x.is_inference() else x._version
 
 
 def _is_autocast(x: Tensor) -> bool:

@@ -20,7 +20,7 @@ from vera.methods.layers import (
     wrap,
 )
 from vera.projections import Init, Matrix, ProjectionSpec, fingerprint
-from vera.sites import find_sites, same_input
+from vera.sites import find_sites, group_by_input
 
 
 class Projections(nn.Module):
@@ -259,7 +259,7 @@ class VeRA(Method, kind="vera"):
         next(adapted_layers(model)).add_module(
             "projections", nn.ModuleList(pairs.values())
         )
-        for parent, paths in same_input(targets):
+        for parent, paths in group_by_input(targets):
             layers: list[Any] = [model.get_submodule(path) for path in paths]
             group = Group(layers, self.path, self.weights)
             # Raises AdapterError for a path that the layers cannot take
