@@ -16,10 +16,17 @@ from vera.sites import is_linear, layer_widths
 #: What every method may use, however small the model.
 FREE_BYTES = 2**28
 FREE_OPERATIONS = 2_000
-#: All tensors together may be this many times as large as the model.
+#: How many more operations it may use for each linear layer, and for each output of one.
+OPERATIONS_PER_LAYER = 200
+OPERATIONS_PER_OUTPUT = 12
+#: All tensors together may be this many times as large as the model, and FREE_BYTES more.
 MODEL_SIZES = 16
-#: torch's functions whose sizes are single numbers, not a list.
+#: The bytes of an element whose dtype is not known yet: as in float32.
+BYTES_PER_ELEMENT = 4
+#: torch's functions whose arguments name a size by single numbers, not by a list. The
+#: largest of them is taken for the number of elements,
 SIZED_BY_NUMBERS = ("arange", "linspace", "randperm")
+#: or their product.
 SIZED_BY_PRODUCT = ("eye", "tril_indices", "triu_indices")
 
 
@@ -36,13 +43,14 @@ class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         bytes_of_model = sum(p.nbytes for p in model.parameters())
-        self.largest = max(FREE_BYTES, bytes_of_model)
-        self.bytes = FREE_BYTES + MODEL_SIZES * bytes_of_model
-        self.operations = FREE_OPERATIONS
+        self.max_tensor_bytes = max(FREE_BYTES, bytes_of_model)
+        self.bytes_left = FREE_BYTES + MODEL_SIZES * bytes_of_model
+        self.operations_left = FREE_OPERATIONS
         for module in model.modules():
             if is_linear(module):
                 _, outputs = layer_widths(module)
-                self.operations += 200 + 12 * outputs
+                self.operations_left += OPERATIONS_PER_LAYER
+                self.operations_left += OPERATIONS_PER_OUTPUT * outputs
         self.spent = False
 
     def __torch_dispatch__(
@@ -52,21 +60,22 @@ class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
+        """Carries out an operation of torch's in the context, within the limits."""
         keywords = kwargs or {}
-        self.operations -= 1
-        if self.operations < 0:
+        self.operations_left -= 1
+        if self.operations_left < 0:
             self._refuse("computes more than any adapter of this model would")
         allocates = not (func.is_view or func._schema.is_mutable)
         if not allocates:
             return func(*args, **keywords)
         elements = _elements(func._schema.name, [*args, *keywords.values()])
-        if 4 * elements > self.largest:
+        if BYTES_PER_ELEMENT * elements > self.max_tensor_bytes:
             self._refuse("makes a tensor that is larger than the model")
         result = func(*args, **keywords)
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
-                self.bytes -= tensor.nbytes
-                if self.bytes < 0 or tensor.nbytes > self.largest:
+                self.bytes_left -= tensor.nbytes
+                if self.bytes_left < 0 or tensor.nbytes > self.max_tensor_bytes:
                     self._refuse(
                         "needs more memory than any adapter of this model would"
                     )
@@ -78,8 +87,10 @@ class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _elements(function: str, arguments: Iterable[object]) -> int:
-    """The number of elements that a call's arguments name; 0 where its size follows
-    from its tensors."""
+    """The number of elements that the result of a call may have, by the numbers among its
+    arguments; 0 where its size follows from its tensors.
+
+    function: torch's name of it, such as "aten::zeros"."""
     name = function.partition("::")[2]
     if name in SIZED_BY_NUMBERS or name in SIZED_BY_PRODUCT:
         return _elements_by_numbers(name, arguments)
@@ -96,11 +107,13 @@ def _elements_of_shape(argument: object) -> int:
 
 
 def _elements_by_numbers(name: str, arguments: Iterable[object]) -> int:
+    """As `_elements`, for a function of SIZED_BY_NUMBERS or SIZED_BY_PRODUCT."""
     numbers = []
     for argument in arguments:
         if isinstance(argument, int | float) and not isinstance(argument, bool):
             numbers.append(abs(argument))
     if name not in SIZED_BY_PRODUCT:
         return int(max(numbers, default=0))
-    is_square = name == "eye" and len(numbers) == 1
-    return int(math.prod(numbers) ** (2 if is_square else 1))
+    if name == "eye" and len(numbers) == 1:  # a square matrix
+        return int(numbers[0] ** 2)
+    return int(math.prod(numbers))

@@ -40,8 +40,8 @@ def check(
         model: A base model, small and unquantised. It stays as it is.
         inputs: What the model is called with: keyword arguments or a tensor. By default
             token ids.
-        start: How far from the model the method may begin, relative to the largest
-            output.
+        start: How far the outputs of the freshly adapted model may lie from those of
+            the base model, relative to the largest output.
 
     Returns:
         Whether the method can merge. One that computes with a Change must; others need
@@ -95,7 +95,8 @@ class _Trial:
             raise AdapterError(f"method {self.method.kind}: {complaint}")
 
     def answer(self, model: nn.Module) -> Tensor:
-        """What the model answers to the inputs, which are cast to the model's dtype."""
+        """The model's output for the inputs, whose floating-point ones are cast to the
+        model's dtype. Of several outputs it is the logits, or the first."""
         dtypes = (p.dtype for p in model.parameters() if p.is_floating_point())
         dtype = next(dtypes)
         inputs = {}
@@ -108,7 +109,7 @@ class _Trial:
         return logits
 
     def distance(self, model: nn.Module, expected: Tensor) -> float:
-        """How far the model's answer is from another one, at most."""
+        """The largest difference between the model's answer and the expected one."""
         return float((self.answer(model) - expected).abs().max())
 
     def check_start(
@@ -125,7 +126,7 @@ class _Trial:
         )
 
     def check_count(self, model: nn.Module) -> None:
-        """As many values train as `count` says."""
+        """As many values train, without the head, as `count` says."""
         trained = sum(p.numel() for p in self.parameters_of(model).values())
         counted = self.method.count(model)
         self.require(
@@ -168,7 +169,7 @@ class _Trial:
         loaded = copy.deepcopy(base)
         self.move_parameters(copy.deepcopy(model))
         self.require(
-            not self.distance(model, expected), "a copy shares values with the model"
+            self.distance(model, expected) == 0, "a copy shares values with the model"
         )
         with tempfile.TemporaryDirectory() as folder:
             save(model, self.method, f"{folder}/adapter")
@@ -177,31 +178,34 @@ class _Trial:
                 save_head(model, f"{folder}/head")
                 load_head(loaded, f"{folder}/head")
         self.require(
-            not self.distance(loaded, expected),
+            self.distance(loaded, expected) == 0,
             "saved and loaded, its outputs are different",
         )
 
     def check_merging(self, model: nn.Module, base: nn.Module) -> bool:
         """Switched off, on again, merged, unmerged and unloaded, the model answers as it
         should. Returns whether the method can merge."""
+        # The base model gets the head, which was moved too: only the method differs
         base.load_state_dict({**base.state_dict(), **head_parameters(model)})
         adapted_answer = self.answer(model)
         base_answer = self.answer(base)
         effect = float((adapted_answer - base_answer).abs().max())
-        self.require(effect, "with every value moved, it answers as the base model")
+        self.require(
+            effect != 0, "with every value moved, it answers as the base model"
+        )
         disable(model)
         self.require(
-            not self.distance(model, base_answer),
+            self.distance(model, base_answer) == 0,
             "switched off, it is not the base model",
         )
         disable(model, False)
         can_merge = self._check_merged(model, adapted_answer, effect)
         self.method.unmerge(model)
         self.require(
-            not self.distance(model, adapted_answer), "unmerged, it is another model"
+            self.distance(model, adapted_answer) == 0, "unmerged, it is another model"
         )
         unload(model)
-        is_base = not self.distance(model, base_answer)
+        is_base = self.distance(model, base_answer) == 0
         self.require(
             is_base and _trainable(model) == _trainable(base),
             "unloaded, something of it is left",

@@ -31,9 +31,9 @@ from vera.methods.lora import LoRA
 from vera.methods.vera import VeRA
 from vera.sites import backbone_prefix, head_parameters, head_prefixes
 
-#: The adapter of each sample; None is the base model.
+#: The name of each sample's adapter; None is the base model.
 Names = Sequence[str | None]
-#: Arguments whose first dimension is the batch's, looked at first.
+#: Arguments that count the samples of a call, by their first dimension, before others.
 INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "x")
 
 
@@ -53,9 +53,13 @@ class Adapters:
     together; only dropout and the start of d may differ. The model takes one call at a
     time. The first `add` adapts it, and `unload` undoes that.
 
-    model: the base model. method: what it is adapted with; None without adapters.
-    vectors: all values of each adapter, in one vector. heads: the tensors of the head of
-    each adapter that has its own. classes: the names of the classes of such heads."""
+    Attributes:
+        model: The base model.
+        method: What it is adapted with; None without adapters.
+        vectors: By the adapter's name, all its values in one vector.
+        heads: By the adapter's name, the tensors of its own head, if it has one.
+        classes: By the adapter's name, the names of the classes of its own head.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         """Holds no adapter yet.
@@ -78,9 +82,11 @@ class Adapters:
         self.classes: dict[str, list[str]] = {}
         # The adapted model's parameters, by their names in an adapter file
         self._parameters: dict[str, Tensor] = {}
-        # The names of the innermost `use`; None outside of one
-        self._names_in_use: list[str | None] | None = None
-        # The names that the layers compute now; None is the base model
+        # What the innermost `use` has set; None outside of one. Lists of names are
+        # compared with it by identity: equal names that a call passes itself do not
+        # stand for a multiple of samples, as those of `use` do.
+        self._names_of_use: list[str | None] | None = None
+        # The list for which the layers compute now; None is the base model
         self._active_names: list[str | None] | None = None
         # Whether the head was called in the present call of the model
         self._head_called = False
@@ -187,25 +193,29 @@ class Adapters:
         checked = self._check_names(names)
         if not checked:
             raise AdapterError("no adapter names: each sample needs one")
-        outer_names = self._names_in_use
-        self._names_in_use = checked
+        outer_names = self._names_of_use
+        self._names_of_use = checked
         self._activate(checked)
         try:
             yield
         finally:
-            self._names_in_use = outer_names
+            self._names_of_use = outer_names
             self._activate(outer_names)
 
     def _activate(self, names: list[str | None] | None) -> None:
-        """Gives every layer the values of each sample's adapter; None makes the model the
-        base model. Names of `use` are repeated where a batch is a multiple of them."""
+        """Gives every layer the values of each sample's adapter.
+
+        names: the adapter of each sample; None makes the model the base model. Only the
+        list that `use` has set may stand for a batch of a multiple of its length."""
+        # Nothing to do between the calls inside one `use`. An equal list of a call's own
+        # is another one: a batch may not repeat its names
         if names is self._active_names:
             return
         values_by_id: dict[int, Tensor] = {}
         if names is not None and any(name is not None for name in names):
             values_by_id = self._sample_values(names)
         for change in layer_changes(self.model):
-            change.may_repeat = names is self._names_in_use
+            change.may_repeat = names is self._names_of_use
             change.sample_parameters = None
             if values_by_id:
                 parameters = change.named_parameters()
@@ -241,7 +251,7 @@ class Adapters:
         self._head_called = False
         names: Any = keywords.pop("adapter_names", None)
         if names is None:
-            self._activate(self._names_in_use)
+            self._activate(self._names_of_use)
             return arguments, keywords
         checked = self._check_names(names)
         samples = _count_samples(arguments, keywords)
@@ -255,7 +265,7 @@ class Adapters:
     def _end_call(self, model: nn.Module, arguments: object, result: object) -> None:
         """The model's forward hook: ends the effect of a call's own names."""
         names = self._active_names or []
-        self._activate(self._names_in_use)
+        self._activate(self._names_of_use)
         has_own_head = not self.heads.keys().isdisjoint(names)
         if result is not None and has_own_head and not self._head_called:
             raise AdapterError("an adapter's own head was never called by this model")
@@ -270,7 +280,7 @@ class Adapters:
         """The forward hook of the head, or of one of its modules: for samples whose
         adapter has its own head, that one's output replaces the shared one.
 
-        prefix: of the names of the module's parameters."""
+        prefix: what the names of the module's parameters begin with."""
         self._head_called = True
         names = self._active_names or []
         names_with_head = self.heads.keys() & set(names)
@@ -285,8 +295,9 @@ class Adapters:
                 "this model's head gives no answer for each sample: none can have its own"
             )
         name_of_row: list[str | None] = []
+        rows_per_name = len(output) // len(names)
         for name in names:
-            name_of_row += [name] * (len(output) // len(names))
+            name_of_row += [name] * rows_per_name
         output = output.clone()
         with _without_hooks(module):
             for head_name in names_with_head:
@@ -298,7 +309,8 @@ class Adapters:
     # --- inside
 
     def _adapt(self, method: Method) -> None:
-        """Makes the model one that holds adapters of this method."""
+        """Adapts the model by this method, with the hooks that choose among adapters, and
+        switches the adapter off until a call names some."""
         method.adapt(self.model)
         hooks_of_method = hook_keys(self.model)
         self.model.requires_grad_(False)

@@ -60,7 +60,8 @@ def merge(
         layer: The layer.
         dtype: Of the result. The sum itself is computed in the adapter's precision.
         weight: The base weight, (outputs, inputs). It stays as it is.
-        vectors: b and d of each change, as `vectors_of` returns them.
+        vectors: b and d of each change, as `vectors_of` returns them. None counts as
+            ones.
 
     Returns:
         The merged weight, (outputs, inputs).
@@ -91,7 +92,8 @@ def merged_weight(
 
 
 def vectors_of(layers: Sequence[Layer]) -> list[Tensor | None]:
-    """b and d of each change of these layers, in order."""
+    """b and d of each change of these layers, in order: [b, d, b, d, ...]. None stands
+    for a vector that the method leaves out."""
     vectors = []
     for layer in layers:
         for change in layer.changes.values():
@@ -99,14 +101,15 @@ def vectors_of(layers: Sequence[Layer]) -> list[Tensor | None]:
     return vectors
 
 
-def bias(layer: Layer, dtype: torch.dtype) -> Tensor | None:
-    """A layer's bias in the dtype of the computation."""
-    own_bias: Tensor | None = layer.base.bias
-    return None if own_bias is None else own_bias.to(dtype)
+def cast_bias(layer: Layer, dtype: torch.dtype) -> Tensor | None:
+    """The base layer's bias in the dtype of the computation; None where it has none."""
+    bias: Tensor | None = layer.base.bias
+    return None if bias is None else bias.to(dtype)
 
 
 def without_autocast(device: str) -> AbstractContextManager[object]:
-    """Autocast off on a kind of device; torch knows none for meta."""
+    """A context in which autocast is off on a type of device, such as "cuda". torch has no
+    autocast for meta."""
     if device == "meta":
         return nullcontext()
     return torch.autocast(device, enabled=False)
@@ -154,7 +157,7 @@ class Merged(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         outputs = []
         for layer, weight in zip(layers, merged, strict=True):
-            outputs.append(linear_no_grad(x, weight, bias(layer, dtype)))
+            outputs.append(linear_no_grad(x, weight, cast_bias(layer, dtype)))
         return tuple(outputs)
 
     @staticmethod
@@ -164,12 +167,13 @@ class Merged(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """The gradients of the inputs of `forward`, from those of its outputs, which
         are None where an output is not used."""
-        needs_x = ctx.needs_input_grad[0]
-        needs_vector = ctx.needs_input_grad[FIRST_VECTOR_INDEX:]
+        x_needs_gradient = ctx.needs_input_grad[0]
+        vector_needs_gradient = ctx.needs_input_grad[FIRST_VECTOR_INDEX:]
+        vector_count = len(vector_needs_gradient)
         x, *saved = ctx.saved_tensors
-        vectors = saved[: len(needs_vector)]
-        weights = saved[len(needs_vector) :]
-        vector_gradients: list[Tensor | None] = [None] * len(needs_vector)
+        vectors = saved[:vector_count]
+        weights = saved[vector_count:]
+        vector_gradients: list[Tensor | None] = [None] * vector_count
         x_gradient: Tensor | None = None
         with without_autocast(x.device.type):
             products = _CommonProducts(x.reshape(-1, x.shape[-1]), ctx.plan, ctx.dtype)
@@ -178,7 +182,7 @@ class Merged(torch.autograd.Function):
                 if gradient is None:
                     continue
                 gradient = gradient.reshape(-1, gradient.shape[-1])
-                if needs_x:
+                if x_needs_gradient:
                     weight = weights[number]
                     if not ctx.plan.keep:
                         # b and d of each change, one after the other
@@ -191,19 +195,20 @@ class Merged(torch.autograd.Function):
                         x_gradient.add_(summand)
                 for b_index, name in zip(b_indices, layer.changes, strict=True):
                     d_index = b_index + 1
-                    if not (needs_vector[b_index] or needs_vector[d_index]):
+                    b_needs_gradient = vector_needs_gradient[b_index]
+                    d_needs_gradient = vector_needs_gradient[d_index]
+                    if not b_needs_gradient and not d_needs_gradient:
                         continue
-                    rows = gradient[:, layer.output_slices[name]]
-                    common = products.for_change(layer.changes[name], rows)
+                    slice_gradient = gradient[:, layer.output_slices[name]]
+                    common = products.for_change(layer.changes[name], slice_gradient)
                     b, d = vectors[b_index], vectors[d_index]
-                    if needs_vector[b_index]:
-                        vector_gradients[b_index] = (
-                            common.sum(1) if d is None else common @ d
-                        )
-                    if needs_vector[d_index]:
-                        vector_gradients[d_index] = (
-                            common.sum(0) if b is None else b @ common
-                        )
+                    # A vector that is None counts as ones
+                    if b_needs_gradient:
+                        b_gradient = common.sum(1) if d is None else common @ d
+                        vector_gradients[b_index] = b_gradient
+                    if d_needs_gradient:
+                        d_gradient = common.sum(0) if b is None else b @ common
+                        vector_gradients[d_index] = d_gradient
         if x_gradient is not None:
             x_gradient = x_gradient.view(x.shape).to(ctx.input_dtype)
         # Nothing for layers, merged, plan and dtype
@@ -237,13 +242,12 @@ class _CommonProducts:
         if self.plan.path == "hybrid":
             projected = self._projected_input(change)
             # A sum over tokens would overflow in float16.
-            is_narrow = self.dtype == torch.float16
-            wide = change.dtype if is_narrow else self.dtype
-            common = (output_gradient.T.to(wide) @ projected.to(wide)).to(change.dtype)
+            sum_dtype = change.dtype if self.dtype == torch.float16 else self.dtype
+            product = output_gradient.T.to(sum_dtype) @ projected.to(sum_dtype)
+            common = product.to(change.dtype)
         else:
-            common = linear_no_grad(
-                (output_gradient.T @ self.x).to(change.dtype), change.A
-            )
+            weight_gradient = (output_gradient.T @ self.x).to(change.dtype)
+            common = linear_no_grad(weight_gradient, change.A)
         return common.mul_(change.B)
 
     def _projected_input(self, change: Any) -> Tensor:

@@ -19,14 +19,18 @@ class Adaptation:
     """What an adapted model remembers. Names are the base model's, except in `trained`
     and `weights_before_merge`, which have the adapted model's."""
 
-    method: Any  # a contract.Method
-    base_names: frozenset[str]  # of the base model's parameters and buffers
-    head: frozenset[str]  # of the head's parameters
-    trainable: frozenset[str]  # of the parameters that were trainable before
-    # of the adapted model's parameters: what the method trains, without the head
+    method: Any  # a contract.Method, whose file imports this one
+    #: The names of the base model's parameters and buffers.
+    base_names: frozenset[str]
+    #: Those of the head's parameters.
+    head: frozenset[str]
+    #: Those of the parameters that were trainable before the model was adapted.
+    trainable: frozenset[str]
+    #: The names of the parameters that the method trains, without the head's.
     trained: frozenset[str]
-    hooks: set[int]  # the keys of the forward hooks that came with the method
-    #: By name; empty while the model is not merged.
+    #: The keys of the forward hooks that came with the method (`hook_keys`).
+    hooks: set[int]
+    #: Copies of the weights that a merge changes; empty while the model is not merged.
     weights_before_merge: dict[str, Tensor] = field(default_factory=dict)
 
     def base_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -86,8 +90,8 @@ def adapt_with(model: nn.Module, method: Any) -> None:
 
 @contextlib.contextmanager
 def _restored_on_error(model: nn.Module) -> Iterator[None]:
-    """Puts the model back as it was where the block raises: a method may refuse half
-    way."""
+    """Puts the model back as it was if the block raises: a method may refuse a model after
+    it has changed a part of it."""
     # A method of peft may replace parameters, too
     tables: Any = []
     for module in model.modules():
@@ -148,9 +152,11 @@ def refuse_many_adapters(model: nn.Module) -> None:
 def refuse_adapter_names(
     model: nn.Module, arguments: object, keywords: dict[str, object]
 ) -> None:
-    """A forward pre-hook that raises AdapterError for adapter_names, since transformers'
-    models ignore unknown keywords. A model that carries one adapter has it, and the
-    backbone of one that carries many."""
+    """A forward pre-hook that raises AdapterError for the keyword adapter_names, since
+    transformers' models ignore unknown keywords.
+
+    It is a hook of a model that carries one adapter, and of the backbone of a model that
+    carries many, since only the whole model takes adapter_names."""
     if "adapter_names" in keywords:
         raise AdapterError(
             "adapter_names goes to the whole model, which vera.Adapters holds"
@@ -173,8 +179,8 @@ def _keep_4bit_unpacked(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def unmerged_for_block(model: nn.Module, adapted: Adaptation) -> Iterator[None]:
-    """Takes the merge of a method of peft back for the block, since some classes
-    (LNTuning, DEFT) keep a merged adapter in other tensors. Other methods stay
+    """Undoes the merge of a method of peft for the block, since some of its classes
+    (LNTuning, DEFT) move a merged adapter into other tensors. Other methods stay
     merged."""
     must_unmerge = adapted.method.kind == "peft" and bool(adapted.weights_before_merge)
     if must_unmerge:
@@ -230,9 +236,11 @@ def disable(model: nn.Module, disabled: bool = True) -> None:
 
 
 def plain_names(model: nn.Module) -> dict[str, str]:
-    """The plain name of every parameter and buffer, by its full name. It leaves out the
-    modules that a method put between the base model's own: "...query.base.weight" is
-    "...query.weight", and "...query.changes.whole.b" is "...query.b"."""
+    """The plain name of every parameter and buffer of an adapted model, by its full name.
+
+    A plain name leaves out the modules that a method put between the base model's own:
+    "...query.base.weight" becomes "...query.weight", the name in the base model, and
+    "...query.changes.whole.b" becomes "...query.b"."""
     inserted_paths = set()
     for path, module in model.named_modules():
         if isinstance(module, AdaptedLinear):

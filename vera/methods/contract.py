@@ -176,9 +176,10 @@ class Method(ABC):
 
     def merge(self, model: nn.Module) -> None:
         """Folds the adapter into the base weights: inference costs what the base model
-        costs.
+        costs. A merged model stays as it is.
 
-        Raises AdapterError, with the model unchanged, where that cannot be.
+        Raises AdapterError, with the model unchanged, where the adapter cannot be
+        merged.
         """
         adapted = adaptation(model)
         if adapted is None:
@@ -239,6 +240,7 @@ class Method(ABC):
 
 
 def _full_name(method_class: type[Method]) -> str:
+    """The module and the name of a class."""
     return f"{method_class.__module__}.{method_class.__qualname__}"
 
 
@@ -284,8 +286,8 @@ def setting_types(method_class: Any) -> dict[str, Any]:
 
 
 def check_settings(method: Any) -> None:
-    """Makes lists tuples. Raises AdapterError for a setting of the wrong type, or out
-    of range."""
+    """Checks the settings of a method, and replaces lists among them by tuples. Raises
+    AdapterError for a setting of the wrong type, or out of range."""
     for name, annotation in setting_types(type(method)).items():
         value = getattr(method, name)
         if isinstance(value, list):
@@ -301,6 +303,8 @@ def check_settings(method: Any) -> None:
 
 
 def _check_type(name: str, value: object, annotation: Any) -> None:
+    """Raises AdapterError for a setting whose value does not have the type of its
+    annotation, or is larger than any setting needs."""
     setting_type: Any = get_origin(annotation) or annotation
     if setting_type is list:  # check_settings has made the value a tuple
         setting_type = tuple
@@ -334,6 +338,8 @@ def _are_words(values: tuple[object, ...]) -> bool:
 
 
 def _check_range(name: str, value: Any) -> None:
+    """Raises AdapterError for a value that makes no sense in a setting of this name, in
+    whichever method."""
     if isinstance(value, int) and name.endswith("_seed") and not 0 <= value < 2**64:
         raise AdapterError(f"{name} must be in [0, 2^64), got {value}")
     if name in POSITIVE_SETTINGS and value < 1:

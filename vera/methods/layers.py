@@ -13,17 +13,17 @@ from vera.sites import WHOLE, OutputSlices, is_transposed, layer_widths
 
 
 class Change(nn.Module):
-    """A low-rank change of one matrix, or of one slice of a fused one. Subclasses:
+    """A low-rank change of one matrix, or of one slice of a fused one. Subclasses define
     `forward` and `weight`."""
 
     inputs: int
     outputs: int
     #: With vera.Adapters: by a parameter's name its values for each sample of a batch,
-    #: (samples, ...), which stand in for the parameter. None: the change's own
-    #: parameters count.
+    #: (samples, ...), which stand in for the parameter. None where the change computes
+    #: with its own parameters.
     sample_parameters: dict[str, Tensor] | None = None
-    #: Whether a batch may have a multiple of those samples, as beam search makes it:
-    #: the values of each sample are then repeated.
+    #: Whether a batch may have a multiple of those samples, as in beam search: the
+    #: values of each sample are then repeated.
     may_repeat = False
 
     @property
@@ -41,17 +41,17 @@ class Change(nn.Module):
         """`sample_parameters` for a batch of `count` samples. Raises AdapterError for a
         count that does not fit them."""
         parameters = self.sample_parameters or {}
-        adapter_names = max(map(len, parameters.values()), default=1)
-        times, rest = divmod(count, adapter_names)
-        if rest or (times != 1 and not self.may_repeat):
+        named_samples = max(map(len, parameters.values()), default=1)
+        repeats, remainder = divmod(count, named_samples)
+        if remainder or (repeats != 1 and not self.may_repeat):
             raise AdapterError(
-                f"a layer gets {count} samples, for {adapter_names} adapter names"
+                f"a layer gets {count} samples, for {named_samples} adapter names"
             )
-        if times == 1:
+        if repeats == 1:
             return dict(parameters)
         repeated = {}
         for name, values in parameters.items():
-            repeated[name] = values.repeat_interleave(times, 0)
+            repeated[name] = values.repeat_interleave(repeats, 0)
         return repeated
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class AdaptedLinear(Added):
         updates: the change of the output, by the name of its slice."""
         for name, rows in self.output_slices.items():
             expected = (*y.shape[:-1], rows.stop - rows.start)
-            self.require(name, "forward", updates[name], expected)
+            self.require_shape(name, updates[name], expected, function="forward")
         if WHOLE in updates:
             return (y + updates[WHOLE]).to(y.dtype)
         pieces = []
@@ -134,23 +134,31 @@ class AdaptedLinear(Added):
     def merge(self) -> None:
         """Folds the changes into the base weight. Method.merge checks first whether that
         is possible."""
-        weight = self.weight()
+        weight = self.weight()  # a view: the base layer's own weight changes with it
         updates = {name: change.weight() for name, change in self.changes.items()}
         for name, rows in self.output_slices.items():
-            self.require(name, "weight", updates[name], tuple(weight[rows].shape))
+            expected = tuple(weight[rows].shape)
+            self.require_shape(name, updates[name], expected, function="weight")
             weight[rows] = weight[rows].to(adapter_dtype(self.base)) + updates[name]
         self.merged = True
 
-    def require(
-        self, name: str, function: str, value: object, expected: tuple[int, ...]
+    def require_shape(
+        self, slice_name: str, value: object, expected: tuple[int, ...], function: str
     ) -> None:
-        """Raises AdapterError, which names the class and the layer, where a function of
-        a slice's change returns a value of another shape."""
+        """Raises AdapterError unless a value has the expected shape.
+
+        Args:
+            slice_name: The slice whose change returned the value.
+            value: A tensor, or whatever a faulty Change returned instead.
+            expected: The shape.
+            function: Which function of the Change returned it, for the message.
+        """
         shape = getattr(value, "shape", None)
+        # In torch.jit.trace sizes are tensors, and a comparison of them would warn
         if torch.jit.is_tracing() or shape == expected:  # type: ignore[no-untyped-call]
             return
         actual = "nothing" if shape is None else f"shape {tuple(shape)}"
-        method = f"{type(self.changes[name]).__name__}.{function}"
+        method = f"{type(self.changes[slice_name]).__name__}.{function}"
         raise AdapterError(
             f"{method} of {self.path} returns {actual}, where {expected} is needed"
         )
@@ -220,9 +228,9 @@ def wrap(
 
     Args:
         model: The model.
-        targets: What `find_sites` returns.
-        make: Called as `make(path, part, base, inputs, outputs)` for each slice, whose
-            name is `part`; returns its Change.
+        targets: What `find_sites` returns: the slices of each layer, by its path.
+        make: Called as `make(path, part, base, inputs, outputs)` for each slice of the
+            layer `base` at `path`, whose name is `part`; returns its Change.
     """
     for path, output_slices in targets.items():
         base = model.get_submodule(path)

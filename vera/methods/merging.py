@@ -16,6 +16,8 @@ from vera.sites import is_linear, layer_widths
 #: with peft's layers, relative to the output itself. Some of these (C3A, DEFT) compute
 #: in float32 all the same and are off by 1e-7, and a float32 weight rounds below that.
 MERGE_TOLERANCE = 1e-5
+#: How far rounding in float64 may move them apart, relative to the output.
+FLOAT64_TOLERANCE = 1e-12
 
 
 def check_mergeable(model: nn.Module, layers: Iterable[tuple[nn.Module, bool]]) -> None:
@@ -45,10 +47,11 @@ def check_mergeable(model: nn.Module, layers: Iterable[tuple[nn.Module, bool]]) 
 
 @torch.no_grad()
 def try_merges(owner: str, layers: Iterable[Any]) -> None:
-    """Merges a copy of each layer in float64.
+    """Merges a copy of each layer in float64, and compares its outputs for random inputs
+    before and after.
 
     Args:
-        owner: The method, for the refusal.
+        owner: What the error message calls the method.
         layers: Linear layers and norms of ours (AdaptedLinear) or peft's; others are
             left out.
 
@@ -69,15 +72,18 @@ def try_merges(owner: str, layers: Iterable[Any]) -> None:
         x = torch.randn(2, 3, width, generator=generator).to(base.weight)
         try:
             before = trial(x)
-            effect = before - base(x) if is_ours else before
+            reference = before
+            if is_ours:
+                reference = before - base(x)  # the change of the output
             trial.merge()
             distance = float((trial(x) - before).abs().max())
         except Exception as error:  # a layer of somebody else's may raise anything
             raise AdapterError(
                 f"{owner} cannot be merged: {first_line(error)}"
             ) from None
-        largest = float(effect.abs().max())
-        if distance > MERGE_TOLERANCE * largest + 1e-12 * float(before.abs().max()):
+        largest = float(reference.abs().max())
+        rounding = FLOAT64_TOLERANCE * float(before.abs().max())
+        if distance > MERGE_TOLERANCE * largest + rounding:
             reason = "its outputs are different then"
             if is_ours:
                 reason = "its forward is not x @ weight().T"
@@ -92,6 +98,7 @@ def in_float64(module: nn.Module) -> Any:
     Tensors that are neither parameters nor buffers (a pair in a tuple) are cast too, and
     so are dtypes that the module keeps as attributes. The copy has no `group`, and so
     computes without other layers."""
+    # deepcopy's memo: for the id of an object, what stands in for its copy
     replacements: dict[int, object] = {}
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         replacements[id(dtype)] = torch.float64
