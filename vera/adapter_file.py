@@ -71,7 +71,7 @@ def save(
         tensors = {}
         for name, tensor in file_tensors(model, method).items():
             if name not in left_out:
-                tensors[name] = _stored(name, tensor.detach(), dtype)
+                tensors[name] = _cast_for_file(name, tensor.detach(), dtype)
         header = {
             "format": FORMAT,
             "method": method.settings(),
@@ -85,9 +85,9 @@ def save(
         return write_file(path, tensors, header)
 
 
-def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A tensor as the file holds it. Raises AdapterError for values that the dtype cannot
-    hold."""
+def _cast_for_file(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor in the dtype of the file; None keeps the tensor's own. Raises AdapterError,
+    which names the tensor, for values that the dtype cannot hold."""
     if dtype is not None and tensor.is_floating_point():
         tensor = tensor.to(dtype)
     if not torch.isfinite(tensor).all():
@@ -119,7 +119,8 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
     file = read_file(path, FORMAT)
     method = method_of(file)
     trial = try_adapter(file, method, model)
-    tensors = read_fitting(file, method, trial, None if allow_other_base else model)
+    base = None if allow_other_base else model
+    tensors = read_fitting(file, method, trial, base)
     left_out = file_tensors(trial, method).keys() - tensors.keys()
     if _can_be_filled(model, method, left_out):
         method.unmerge(model)
@@ -132,8 +133,11 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
 
 
 def _can_be_filled(model: nn.Module, method: Method, left_out: set[str]) -> bool:
-    """Whether a model carries this method already, and with the very tensors that a
-    file leaves out."""
+    """Whether a model carries this method already, so that the file's values need only be
+    copied into it.
+
+    left_out: the names of the tensors that the file does not hold. The model must still
+    have them as the method drew them."""
     adapted = adaptation(model)
     if adapted is None or adapted.method != method:
         return False
@@ -200,7 +204,8 @@ def start_from(
     file = read_file(path, FORMAT)
     method = adapted.method
     check_start(method_of(file), method, path)
-    tensors = read_fitting(file, method, model, None if allow_other_base else model)
+    base = None if allow_other_base else model
+    tensors = read_fitting(file, method, model, base)
     method.unmerge(model)
     fill(file_tensors(model, method), tensors)
 
@@ -232,8 +237,8 @@ def file_tensors(model: nn.Module, method: Method) -> dict[str, Tensor]:
 
 
 def _needed(file: CheckedFile, method: Method, adapted: nn.Module) -> dict[str, Tensor]:
-    """Those of `file_tensors` that are to be read from the file: all, but for what a method
-    of peft draws again and the file does not hold."""
+    """Those of `file_tensors` that are to be read from the file: all, except what a method
+    of peft has drawn again in the adapted model and the file does not hold."""
     may_be_missing: set[str] = set()
     if method.kind == "peft":
         plain = plain_names(adapted)
@@ -257,6 +262,9 @@ def read_fitting(
         base: The model whose base weights the file must have been trained on; None for
             any.
 
+    Returns:
+        The tensors by the file's names; they are not copied into the model.
+
     Raises:
         AdapterError: The tensors do not fit, or the base weights are others.
     """
@@ -275,7 +283,7 @@ def read_fitting(
 
 def _check_fixed(file: CheckedFile, method: Method, ours: dict[str, object]) -> None:
     """Raises AdapterError unless the file relies on the same projections, or whatever
-    else `Method.fixed` names."""
+    else `Method.fixed` names. ours: what `Method.fixed` returns for the model here."""
     theirs = file.header.get("fixed")
     if theirs == ours:
         return

@@ -46,7 +46,7 @@ def write_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     content = _content_without_checksum(tensors, json.dumps(header))
     digest = hashlib.sha256(content).hexdigest().encode()
-    start, end = _span_of_checksum(content)  # of its zeros
+    start, end = _span_of_checksum(content)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(partial, "wb") as file:
@@ -77,7 +77,8 @@ def _content_without_checksum(tensors: dict[str, Tensor], header: str) -> bytes:
 
 
 def _span_of_checksum(content: bytes) -> tuple[int, int]:
-    """Where the zeros of a content begin and end."""
+    """Where the zeros in the checksum's place begin and end, in what
+    `_content_without_checksum` returns."""
     for match in _CHECKSUM.finditer(content):
         if match[1] == NO_CHECKSUM.encode():
             return match.span(1)
@@ -89,7 +90,7 @@ class CheckedFile:
     """An undamaged file, which may be a stranger's, and of any size.
 
     path: where it is. checksum: of the file as it was checked. header: what `write_file`
-    was given. shapes: of its tensors, none of which is in memory yet."""
+    was given. shapes: of its tensors, by name; none of them is in memory yet."""
 
     path: Path
     checksum: bytes
@@ -160,15 +161,17 @@ def _read_checksum(path: Path) -> bytes | None:
     """The checksum that a file's header names, if the content has it; None for a file that
     names none. Raises AdapterError where the content has another one."""
     with open(path, "rb") as content:
-        head = content.read(8)
-        length = int.from_bytes(head, "little")
-        head += content.read(min(length, LARGEST_HEADER))
-        match = _CHECKSUM.search(head, 8)
-        if len(head) != 8 + length or not match:
+        # safetensors begins with the length of its header, in 8 bytes
+        beginning = content.read(8)
+        header_length = int.from_bytes(beginning, "little")
+        beginning += content.read(min(header_length, LARGEST_HEADER))
+        match = _CHECKSUM.search(beginning, 8)
+        if len(beginning) != 8 + header_length or not match:
             return None
-        zeros = NO_CHECKSUM.encode()
-        head_with_zeros = head[: match.start(1)] + zeros + head[match.end(1) :]
-        digest = hashlib.sha256(head_with_zeros)
+        start, end = match.span(1)
+        with_zeros = beginning[:start] + NO_CHECKSUM.encode() + beginning[end:]
+        digest = hashlib.sha256(with_zeros)
+        # Adds the rest of the file to the same digest, without holding it in memory
         hashlib.file_digest(content, lambda: digest)
     if digest.hexdigest().encode() != match[1]:
         raise AdapterError(
@@ -203,12 +206,12 @@ def check_shapes(
     """Compares the names and shapes of a file with those that a model needs.
 
     Args:
-        path: The file, for the refusal.
-        needed: The model's tensors.
-        shapes: The file's.
+        path: The file, for the error message.
+        needed: The model's tensors, by name.
+        shapes: The shapes of the file's tensors, by name.
 
     Raises:
-        AdapterError: They are not just the same.
+        AdapterError: A name is in one of them alone, or a shape differs.
     """
     missing = sorted(needed.keys() - shapes.keys())
     extra = sorted(shapes.keys() - needed.keys())
@@ -233,12 +236,14 @@ def check_finite(
     """Checks the values of a file.
 
     Args:
-        path: The file, for the refusal.
-        needed: The model's tensors.
+        path: The file, for the error message.
+        needed: The model's tensors, by name.
         tensors: The file's, of the same names.
 
     Raises:
-        AdapterError: A value is not finite once it has the dtype that the model needs.
+        AdapterError: A value is not finite once it has the dtype that the model needs;
+            or a tensor that holds no floating-point numbers in the model has another
+            dtype in the file.
     """
     for name, tensor in tensors.items():
         dtype = needed[name].dtype

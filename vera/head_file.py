@@ -64,8 +64,11 @@ def read_head(
 
     Args:
         path: A file that `save_head` wrote.
-        needed: The model's own tensors.
+        needed: The parameters of the model's head, by name.
         scaled: As for `load_head`.
+
+    Returns:
+        The file's tensors, by the same names.
 
     Raises:
         AdapterError: The file is damaged, or the head does not fit.
@@ -161,7 +164,8 @@ def unscale(layer: tuple[Tensor, Tensor], mean: float, spread: float) -> None:
 
 
 @torch.no_grad()
-def fill(needed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Copies a file's values into a model's own tensors of these names."""
+def fill(destinations: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copies a file's tensors into a model's own tensors of the same names. A model's
+    tensor that the file does not have keeps its values."""
     for name, tensor in tensors.items():
-        needed[name].copy_(tensor)
+        destinations[name].copy_(tensor)

@@ -31,8 +31,9 @@ Config = dict[str, object]
 
 @dataclass(frozen=True)
 class PeftFolder:
-    """What a folder holds. settings: this project's own, of the method; None where
-    somebody else wrote the folder."""
+    """What a folder holds. config: of adapter_config.json. tensors: by peft's names.
+    settings: of our method, from the weights' metadata; None where somebody else wrote
+    the folder, or where the method is one of peft's."""
 
     path: Path
     config: Config
@@ -53,7 +54,7 @@ def read_folder(path: Path) -> PeftFolder:
             )
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        # safetensors says of a file that may not be read that it is not there.
+        # Raises PermissionError, where safetensors would say that there is no such file.
         open(path / WEIGHTS, "rb").close()
         with safe_open(path / WEIGHTS, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -114,7 +115,8 @@ def write_folder(
 
 
 def head_modules(model: nn.Module) -> list[str]:
-    """The paths of the modules with parameters of the head: peft's modules_to_save."""
+    """The paths of the modules that make up the head and have parameters: peft's
+    modules_to_save."""
     names = tuple(head_parameters(model))
     modules = []
     for prefix in head_prefixes(model):

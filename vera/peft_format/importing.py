@@ -171,7 +171,8 @@ def _check_kind(source: PeftFolder) -> None:
         other_keys.append("bias")
     if str(config.get("init_lora_weights")).lower().startswith(REWRITES_BASE):
         other_keys.append("init_lora_weights")
-    for key in other_keys:
+    if other_keys:
+        key = other_keys[0]
         raise AdapterError(
             f"{source.path}: {kind} with {key}={config[key]} is another method here"
         )
@@ -187,7 +188,7 @@ def _method_of_peft(model: nn.Module, source: PeftFolder) -> Method:
         if name.endswith(ending):
             paths.append(name.removeprefix(PREFIX).removesuffix(ending))
     sites = _sites_of(model, paths)
-    # Any: make_method checks what a stranger's configuration holds
+    # A stranger's configuration may hold anything: make_method checks the values
     settings = {
         setting.ours: config.get(setting.peft, setting.default)
         for setting in SETTINGS[kind]
@@ -205,7 +206,9 @@ def _method_of_peft(model: nn.Module, source: PeftFolder) -> Method:
 
 
 def _with_projections(method: VeRA, model: nn.Module, source: PeftFolder) -> VeRA:
-    """The method whose seed and distribution draw the A and B of the folder."""
+    """The method with the seed and the distribution that draw the A and B of the folder;
+    of a folder without them, those by which peft draws. Raises AdapterError where no seed
+    that is tried draws them."""
     vera_a = source.tensors.get(PAIR_A)
     vera_b = source.tensors.get(PAIR_B)
     if vera_a is None and vera_b is None:
@@ -227,8 +230,8 @@ def _with_projections(method: VeRA, model: nn.Module, source: PeftFolder) -> VeR
 
 
 def _likely_draws(key: int) -> Iterator[tuple[int, Init]]:
-    """Seeds and distributions of projections to try. peft draws from the key, and so
-    did our earlier exports."""
+    """Seeds and distributions of projections to try, the likeliest first. peft draws from
+    the key, and our earlier exports had the seed for a key."""
     for init in reversed(INITS):  # peft's is the last
         yield key, init
     for seed in range(SEEDS_TRIED):
@@ -249,8 +252,8 @@ def _draws_pair(spec: ProjectionSpec, vera_a: Tensor, vera_b: Tensor) -> bool:
 
 
 def _sites_of(model: nn.Module, paths: list[str]) -> tuple[str, ...]:
-    """The shortest sites that name just these modules: roles, or last parts of names,
-    or whole paths."""
+    """The shortest sites that name the layers of these paths and no others: roles, or the
+    last parts of the paths, or whole paths. Raises AdapterError where there are none."""
     names = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
     role_of_name: dict[str, str] = {}
     for role, aliases in ALIASES.items():
@@ -300,7 +303,10 @@ def _check_configuration(
         else:
             default = PEFT_DEFAULTS.get(key)
             value = source.config.get(key, default)
-            if (value or None) != (expected.get(key, default) or None):
+            expected_value = expected.get(key, default)
+            # False, 0 and an empty list say the same as a missing key
+            both_empty = not value and not expected_value
+            if not both_empty and value != expected_value:
                 raise _edited_error(source, key)
 
 
@@ -381,8 +387,9 @@ def _needed_tensors(
 
 
 def _fill_adapter(source: PeftFolder, layout: PeftLayout) -> None:
-    """Copies the folder's values into an adapted model. Raises AdapterError where a
-    value has no place there."""
+    """Copies the folder's values into an adapted model. Raises AdapterError where peft's
+    tensors hold other values than ours, once these are filled, would give: something
+    outside the adapted slices, or another A and B."""
     for name, peft_tensor in layout.tensors.items():
         if name not in source.tensors:
             continue
@@ -396,8 +403,8 @@ def _fill_adapter(source: PeftFolder, layout: PeftLayout) -> None:
 
 
 def equal_when_rounded(theirs: Tensor, ours: Tensor) -> bool:
-    """Whether tensors are equal, or equal once ours is rounded as peft rounds over a
-    base in half precision."""
+    """Whether two tensors are equal, or become so when ours is rounded to float32,
+    bfloat16 or float16: over a base in half precision peft has rounded theirs."""
     values = theirs.cpu().double()
     for dtype in (ours.dtype, torch.float32, torch.bfloat16, torch.float16):
         if torch.equal(values, ours.cpu().to(dtype).double()):

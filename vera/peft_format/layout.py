@@ -53,7 +53,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Piece:
-    """One of our values, and its place in a tensor of peft's."""
+    """One of our tensors, and its place in a tensor of peft's."""
 
     place: slice | tuple[slice, slice]
     value: Tensor
@@ -61,7 +61,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class PeftTensor:
-    """A tensor of peft's: these pieces, and zeros elsewhere."""
+    """A tensor of peft's: it has these pieces of ours, and zeros elsewhere."""
 
     shape: tuple[int, ...]
     pieces: list[Piece]
@@ -87,8 +87,8 @@ class PeftLayout:
     """How peft describes an adapter of ours, without the head.
 
     config: the adapter's configuration, without VeRA's PROJECTION_KEY, which depends on
-    values. paths: of the adapted layers. slice_count: how many slices of each layer are
-    adapted; more than one only in fused layers."""
+    values. tensors: by peft's names. paths: of the adapted layers. slice_count: how many
+    slices of each layer are adapted; more than one only in fused layers."""
 
     config: Config
     tensors: dict[str, PeftTensor]
@@ -185,6 +185,8 @@ def _rank_slices(layer: AdaptedLinear, rank: int) -> list[slice]:
 
 
 def _lora_tensors(name: str, layer: AdaptedLinear, rank: int) -> dict[str, PeftTensor]:
+    """peft's A and B of a layer, by their names. name: peft's, of the layer. rank: of each
+    adapted slice."""
     inputs, outputs = layer_widths(layer.base)
     ranks = _rank_slices(layer, rank)
     pieces_a, pieces_b = [], []
@@ -200,6 +202,8 @@ def _lora_tensors(name: str, layer: AdaptedLinear, rank: int) -> dict[str, PeftT
 
 
 def _vera_tensors(name: str, layer: AdaptedLinear, rank: int) -> dict[str, PeftTensor]:
+    """peft's b and d of a layer, by their names. name: peft's, of the layer. rank: of each
+    adapted slice."""
     _, outputs = layer_widths(layer.base)
     ranks = _rank_slices(layer, rank)
     pieces_b, pieces_d = [], []
@@ -217,7 +221,8 @@ def _vera_tensors(name: str, layer: AdaptedLinear, rank: int) -> dict[str, PeftT
 
 
 def _shared_pair(layers: list[AdaptedLinear], method: VeRA) -> dict[str, PeftTensor]:
-    """VeRA's A and B as peft has them, one pair for all layers."""
+    """VeRA's A and B as peft has them, one pair for all layers, by their names. Raises
+    AdapterError where the layers cannot share one."""
     if method.projections != "shared":
         raise AdapterError(
             f"peft has one pair A and B: projections={method.projections} does not fit"

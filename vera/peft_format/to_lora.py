@@ -33,9 +33,9 @@ NO_CONVERSION = {
 
 @dataclass(frozen=True)
 class LayerConversion:
-    """What became of one layer's change. rank: of its LoRA. error: the Frobenius norm of
-    the difference between the change and the LoRA. change: the Frobenius norm of the
-    change."""
+    """What became of one layer's change of its weight. rank: of its LoRA. error: the
+    Frobenius norm of the difference between the change and the LoRA. change: the
+    Frobenius norm of the change."""
 
     rank: int
     error: float
@@ -184,20 +184,21 @@ def truncate(factors: Factors, rank: int | float, path: str) -> Factors:
     Args:
         factors: The change.
         rank: The rank, or the share of the squared singular values to keep.
-        path: The layer's, for the refusal.
+        path: The layer's, for the error message.
 
     Raises:
         AdapterError: The change has fewer rows or columns than the rank.
     """
-    u, values, v = torch.linalg.svd(factors.product(), full_matrices=False)
+    u, values, vh = torch.linalg.svd(factors.product(), full_matrices=False)
     if isinstance(rank, float):
+        # The smallest rank whose leading singular values have this share
         shares = values.square().cumsum(0) / values.square().sum()
         rank = min(1 + int((shares < rank).sum()), len(values))
     if rank > len(values):
         raise AdapterError(
-            f"rank {rank} is above that of {path}, {len(u)} x {v.shape[1]}: name a smaller one"
+            f"rank {rank} is above that of {path}, {len(u)} x {vh.shape[1]}: name a smaller one"
         )
-    return Factors(v[:rank], u[:, :rank] * values[:rank])
+    return Factors(vh[:rank], u[:, :rank] * values[:rank])
 
 
 def _convert_vera(model: nn.Module, rank: int | float | None) -> _Converted:
@@ -245,8 +246,8 @@ def _measure_conversion(change: Tensor, lora: Factors) -> LayerConversion:
 def _lora_config(
     layers: Mapping[str, LayerConversion], rank: int | float | None, transposed: bool
 ) -> Config:
-    """peft's configuration of a LoRA whose scale is 1. rank: as in `export_lora`; a float
-    gave each layer a rank of its own."""
+    """peft's configuration of a LoRA whose scale, lora_alpha / r, is 1 in every layer.
+    rank: as in `export_lora`; a float gave each layer a rank of its own."""
     ranks = {path: layer.rank for path, layer in layers.items()}
     by_layer = isinstance(rank, float)
     common_rank = 1 if by_layer else max(ranks.values())
