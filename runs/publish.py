@@ -205,7 +205,7 @@ def own_sources(records: Sequence[Record], config_dir: str | None) -> dict[str, 
     texts = {}
     try:
         for name, path in paths.items():
-            texts[name] = ledger.read_regular(path, study_check.TEXT_BYTES).decode()
+            texts[name] = ledger.read_regular(path, study_check.MAX_TEXT_BYTES).decode()
     except ValueError as error:
         raise UserError(f"a method or a file of configuration: {error}") from None
     return texts

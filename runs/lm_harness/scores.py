@@ -33,7 +33,7 @@ from runs.run.methods import method_of_settings
 
 @dataclass(frozen=True)
 class ScoreSettings(TaskSettings):
-    """The tasks, and how the answers are computed."""
+    """The tasks, how a model is asked, and how its answers are computed."""
 
     redo: bool = setting(False, "again, although it was asked alike")
     eval_batch: Count | None = setting(None, "prompts at once (null: as in the run)")
@@ -82,6 +82,7 @@ class Evaluator:
             },
         }
 
+        # a function, since other commands may change the record until it is written
         def new_keys(current: Record) -> AddedKeys:
             return {"result": with_lm_eval(current, lm_eval_results(current), [result])}
 
@@ -167,7 +168,8 @@ def ask(
     folder: Path,
 ) -> TaskScores:
     """Has lm-eval evaluate a model on a task, and writes rows and answers into the
-    folder. Raises UserError where it cannot."""
+    folder. batch: how many prompts at once. Raises UserError where lm-eval cannot ask the
+    model."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 

@@ -61,8 +61,8 @@ class LoadedTasks(TypedDict):
 
 
 class AskedTask(NamedTuple):
-    """A task, or a group of tasks that has one result. hash: of the tasks, their rows,
-    and the settings of the prompts."""
+    """A task, or a group of tasks that has one result. loaded: its tasks, with the group.
+    hash: of the tasks, their rows, and the settings of the prompts."""
 
     name: str
     loaded: LoadedTasks
@@ -91,8 +91,8 @@ def load_tasks(settings: TaskSettings) -> list[AskedTask]:
             with contextlib.redirect_stderr(io.StringIO()):
                 loaded = manager.load([name])
                 for part_name, part in _split_by_result(name, loaded).items():
-                    content = _prepare_tasks(part, settings)
-                    asked_tasks[part_name] = AskedTask(part_name, part, content)
+                    content_hash = _prepare_tasks(part, settings)
+                    asked_tasks[part_name] = AskedTask(part_name, part, content_hash)
         except UserError:
             raise
         except Exception as error:
@@ -114,6 +114,7 @@ def _task_manager(names: Sequence[str], settings: TaskSettings) -> "TaskManager"
     manager = TaskManager(include_path=settings.include_path, include_defaults=False)
     if names != [""] and not {*names} <= {*manager.all_tasks}:
         manager = TaskManager(include_path=settings.include_path)
+    # lm-eval reads the configuration of every task and group by this method
     read_config = manager._factory._load_full_config
 
     def read_checked_config(entry: Any, *overrides: object) -> dict[str, Any]:
@@ -198,11 +199,11 @@ def _prepare_tasks(loaded: LoadedTasks, settings: TaskSettings) -> str:
     ]
     tasks = list(loaded["tasks"].values())
     for task in tasks:
-        shots = task.get_config("num_fewshot") or 0
-        takes_none = task.get_config("num_fewshot") == 0
-        if settings.num_fewshot is not None and not takes_none:
+        shots = task.get_config("num_fewshot")
+        # a task whose configuration says 0 never gets examples
+        if settings.num_fewshot is not None and shots != 0:
             shots = settings.num_fewshot
-        task.set_config("num_fewshot", shots)
+        task.set_config("num_fewshot", shots or 0)
         task.build_all_requests(limit=1)
         parts.append(_task_content(task, settings.limit))
     for group in loaded["groups"].values():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 Matrix = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-#: The cosines of `similarity`, by the two matrices that each of them compares.
+#: The cosines of `similarity`: each has the names of the two matrices that it compares.
 COSINES = ("lora_vera", "lora_random", "vera_random")
 
 
@@ -32,7 +32,7 @@ class RunAdapter:
         matrices: what is trained of each adapted matrix, in float64: for the matrix's
             path its tensors by name ("A", "B", "d", "b"). In the order of layers and
             sites.
-        run: the entry of the run and its adapter in a measure.
+        run: how a measure describes the run and its adapter.
 
     Raises:
         UserError: for a run of another kind or without an adapter.
@@ -80,15 +80,15 @@ class RunAdapter:
         return {"fingerprint": fingerprint, "which": "best", "epoch": best_epoch}
 
 
-def layer_and_site(matrix: str) -> tuple[int, str]:
+def layer_and_site(path: str) -> tuple[int, str]:
     """The layer (-1 outside of layers) and the site of an adapted matrix, by its path:
-    (3, "query") for "encoder.layer.3.attention.self.query". A matrix that is none of
-    the named sites has its path in the layer for a site."""
+    (3, "query") for "encoder.layer.3.attention.self.query". The site of a matrix that is
+    no query, key or value is its path in the layer."""
     from vera.sites import ALIASES
 
     layer = -1
-    path_in_layer = matrix
-    match = re.search(r"(?:^|\.)(\d+)\.(.+)$", matrix)
+    path_in_layer = path
+    match = re.search(r"(?:^|\.)(\d+)\.(.+)$", path)
     if match:
         layer, path_in_layer = int(match[1]), match[2]
     name = path_in_layer.rpartition(".")[2]
@@ -116,8 +116,8 @@ def magnitude(_: int, output: str, record: Record) -> MeasuredValues:
     initial_values = {"d": float(np.float32(d_init)), "b": 0.0}
     rows = []
     norms: dict[str, list[float]] = {"d": [], "b": []}
-    for matrix, vectors in adapter.matrices.items():
-        layer, site = layer_and_site(matrix)
+    for path, vectors in adapter.matrices.items():
+        layer, site = layer_and_site(path)
         row: dict[str, object] = {"layer": layer, "site": site}
         for name, initial_value in initial_values.items():
             row[name] = None
@@ -157,13 +157,13 @@ def similarity(seed: int, output: str, left: Record, right: Record) -> MeasuredV
     pair = _shared_pair(vera)
     sites = []
     cosines: dict[str, list[float | None]] = {key: [] for key in COSINES}
-    for index, (matrix, factors) in enumerate(lora.matrices.items()):
+    for index, (path, factors) in enumerate(lora.matrices.items()):
         scale = lora.method.alpha / lora.method.rank
         lora_change = np.asarray(scale * (factors["B"] @ factors["A"]))
-        vera_change = pair.change(vera.matrices[matrix], lora_change.shape)
+        vera_change = pair.change(vera.matrices[path], lora_change.shape)
         generator = np.random.default_rng([seed, index])
         noise = generator.standard_normal(lora_change.shape)
-        sites.append(layer_and_site(matrix))
+        sites.append(layer_and_site(path))
         cosines["lora_vera"].append(_cosine(lora_change, vera_change))
         cosines["lora_random"].append(_cosine(lora_change, noise))
         cosines["vera_random"].append(_cosine(vera_change, noise))

@@ -11,8 +11,10 @@ class MeasuredValues(TypedDict):
 
     Attributes:
         of: the runs that it measures.
-        values: columns of the same length.
-        summary: the numbers that are printed.
+        settings: what else the values depend on.
+        seeds: by what each of them draws.
+        values: columns of the same length, by name.
+        summary: the numbers that are printed, by what they are called.
     """
 
     of: list[MeasuredRun]
@@ -23,5 +25,6 @@ class MeasuredValues(TypedDict):
 
 
 def columns(rows: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
-    """The columns of rows that have the same keys."""
+    """The columns of rows that have the same keys, by these keys. There is at least one
+    row."""
     return {key: [row[key] for row in rows] for key in rows[0]}

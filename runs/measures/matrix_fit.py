@@ -52,7 +52,8 @@ class FittedFactors:
     fixed_right: "torch.Tensor | float" = 1.0
 
     def errors(self, targets: "torch.Tensor") -> "torch.Tensor":
-        """The mean squared error of each matrix (matrices,)."""
+        """The mean squared error of each matrix, (matrices,). targets: the matrices that
+        are fitted, (matrices, size, size)."""
         fits = (self.left * self.fixed_left) @ (self.right * self.fixed_right)
         return (fits - targets).square().mean((1, 2))
 
@@ -66,8 +67,8 @@ def matrix_fit(
 
     A and B are Kaiming uniform like VeRA's, with a pair of its own for each matrix. The
     column "best" has the least possible error at LoRA's rank, by singular values: it
-    shows whether the fit has converged. Nothing is read from `output`, which every
-    measure gets."""
+    shows whether the fit has converged. VeRA's rows have None there. Nothing is read from
+    `output`, which every measure gets."""
     import torch
 
     settings = settings or FitSettings()
@@ -107,7 +108,10 @@ def matrix_fit(
 
 
 def _summary(mean_errors: Mapping[tuple[str, int], float]) -> dict[str, float]:
-    """The errors of both methods at the smallest number of parameters that both have."""
+    """The errors of both methods at the smallest number of parameters that both have;
+    empty where they have none in common.
+
+    mean_errors: by method and number of parameters, in increasing order."""
     for method, parameters in mean_errors:
         if method == "lora" and ("vera", parameters) in mean_errors:
             return {
@@ -161,7 +165,7 @@ def _uniform(
 def _fit(
     factors: FittedFactors, targets: "torch.Tensor", settings: FitSettings
 ) -> list[float]:
-    """Trains the factors by Adam. Returns the error of each matrix."""
+    """Trains the factors by Adam, in place. Returns the error of each matrix."""
     import torch
 
     trained = [factors.left.requires_grad_(True), factors.right.requires_grad_(True)]

@@ -37,9 +37,10 @@ class AdapterChoices:
     """What a user chooses about an exported adapter.
 
     Attributes:
-        base: the hub's name of the base model, where the record does not tell.
+        base: the hub's name of the base model; None: what the record tells.
         licence: as the hub abbreviates it; None: the base model's.
-        repository: OWNER/NAME on the hub, where the folder is to be pushed.
+        repository: OWNER/NAME on the hub, where the folder is to be pushed; None where
+            it is not.
         as_lora: whether the adapter is converted to a LoRA.
         lora_rank: as for `vera.export_lora`.
     """
@@ -55,9 +56,10 @@ def write_adapter(
     record: Record, folder: Path, output: str, choices: AdapterChoices
 ) -> None:
     """Writes a run's adapter in peft's format, with a model card and the files that
-    prepare inputs.
+    prepare inputs. Prints what the user should know about it.
 
     Args:
+        folder: where the adapter goes. It is made where it does not exist.
         output: the folder that holds the run's files.
 
     Raises:
@@ -286,7 +288,7 @@ class OutputDifference:
 
 
 def dev_outputs(context: "Context") -> np.ndarray:
-    """What the model gives for the first dev rows.
+    """The model's outputs for the first COMPARED_ROWS dev rows.
 
     Returns:
         An array of shape (rows, outputs): logits or, for texts, each row's summed loss
@@ -311,9 +313,11 @@ def dev_outputs(context: "Context") -> np.ndarray:
 
 
 def write_inputs(context: "Context", folder: Path) -> None:
-    """Writes the tokenizer, or the settings by which images are prepared. A whole model
-    of timm has these settings in its config.json, a folder with only the adapter has
-    no such file."""
+    """Writes the tokenizer, or the settings by which images are prepared.
+
+    transformers keeps these settings in preprocessor_config.json, and timm in a model's
+    config.json. With a base model of timm, a folder that holds only the adapter has
+    neither file, and gets no settings."""
     from transformers import AutoTokenizer
 
     base = models.fetch(context.config["model"])
@@ -327,7 +331,8 @@ def write_inputs(context: "Context", folder: Path) -> None:
 
 
 def loading_settings(context: "Context") -> dict[str, Any]:
-    """The settings with which transformers loads the base model as the run had it."""
+    """The arguments of from_pretrained with which transformers loads the base model as the
+    run had it, for the card."""
     config = context.raw_model.config
     settings = dict[str, Any]()
     if not context.config["model"].get("quantise"):

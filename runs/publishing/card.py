@@ -38,7 +38,9 @@ class CardOptions:
     Attributes:
         name: what the adapter is to be called.
         origin: its base model on the hub, where that is known.
-        loading: the settings that load its base model as the run had it.
+        licence: as the hub abbreviates it, where one is known.
+        loading: the arguments of from_pretrained that load its base model as the run had
+            it.
         conversion_note: what a conversion to LoRA lost, in words; the numbers are then
             those of the adapters before.
     """
@@ -55,11 +57,13 @@ class CardScore:
     """A score of a run, with the scores of its cell's other seeds.
 
     Attributes:
+        name: of the metric, or of the score of the run's texts.
         median: over the seeds.
         seeds: how many there are.
         title: the name in the model-index, with the number of seeds and the interval,
             for which it has no fields.
-        cells: the cells of the card's table.
+        cells: its row of the card's table: this run's score, the median, the interval,
+            the number of seeds.
     """
 
     name: str
@@ -70,9 +74,9 @@ class CardScore:
 
 
 def runs_by_seed(record: Record, records: Iterable[Record]) -> dict[int, Record]:
-    """The finished runs of a run's cell by their seeds; for its own seed the run itself.
-    Of several runs of another seed it is the one with the fewest deviations, and of
-    these the one with the first id."""
+    """The finished runs of a run's cell, one for each seed, by their seeds; for its own
+    seed the run itself. Of several runs of another seed it is the one with the fewest
+    deviations, and of these the one whose id sorts first."""
     cell = cell_id(record), record["cell"]["row"]
     runs_of_cell = []
     for other_record in records:
@@ -190,6 +194,7 @@ def _method_settings(method: Mapping[str, Any]) -> str:
 def _escaped(value: object) -> object:
     """A value as one line without HTML, so that no text of a record forges a heading.
     What a template marks as safe stays as it is."""
+    # jinja's Markup, which its filter `safe` returns
     if hasattr(value, "__html__"):
         return value
     return one_line(str(value)).replace("<", "&lt;")

@@ -43,8 +43,7 @@ def run_info(record: Record) -> dict[str, Any]:
 
 
 def train_info(record: Record, share: float) -> dict[str, Any]:
-    """The part of the file with results and costs. share: of the test questions that
-    were answered right."""
+    """The part of the file with results and costs. share: as `gsm8k_share` returns it."""
     cost = record["cost"]
     parameters = record["parameters"]
     last = {
@@ -76,8 +75,8 @@ def meta_info(record: Record) -> dict[str, Any]:
 
 
 def gsm8k_share(record: Record) -> float:
-    """The share of GSM8K's test questions that the last epoch answers right. Raises
-    UserError where the run was not scored on all of them."""
+    """The share, from 0 to 1, of GSM8K's test questions that the last epoch answers right.
+    Raises UserError where the run was not scored on all of them."""
     run = f"run {record['id']} ({record['label']['row']}, {record['label']['task']})"
     texts = record.get("texts")
     percents = []
@@ -140,7 +139,8 @@ def adapter_config(method: MethodConfig) -> dict[str, Any] | None:
 
 
 def loss_rise(record: Record) -> float | None:
-    """By how much the loss on a fixed text rose."""
+    """By how much the loss on a fixed text rose in training; None where it was not
+    measured."""
     measured = record["result"].get("forgetting")
     if not measured or measured["after"] is None or measured["before"] is None:
         return None

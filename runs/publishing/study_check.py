@@ -16,7 +16,7 @@ import os
 import re
 import subprocess
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -51,10 +51,10 @@ How learning rates were chosen: on which rows, over which grid, with how many se
 FILE_NAMES = re.compile(r"NOTES\.md|(records|measures)\.jsonl|sources(/\w[\w.+ -]*)+")
 MAX_FILES = 2000
 MAX_LINES = 20_000
-#: The most bytes of the notes and of each source,
-TEXT_BYTES = 2**20
-#: and of the file of records and that of measures.
-LINES_BYTES = 2**26
+#: The most bytes of NOTES.md and of each source.
+MAX_TEXT_BYTES = 2**20
+#: The most bytes of records.jsonl and of measures.jsonl.
+MAX_LINES_BYTES = 2**26
 #: How many of a file's damaged lines are listed.
 LISTED_LINES = 3
 #: How many commits of a file are searched for the content whose hash a record has.
@@ -93,7 +93,7 @@ def read_study_folder(folder: Path) -> StudyFolder:
                 raise ValueError("no file of a study")
             if (folder / name).is_symlink():
                 raise ValueError("a link")
-            limit = TEXT_BYTES if is_text else LINES_BYTES
+            limit = MAX_TEXT_BYTES if is_text else MAX_LINES_BYTES
             texts[name] = ledger.read_regular(folder / name, limit)
             if is_text:
                 texts[name].decode()
@@ -130,8 +130,10 @@ Stored = TypeVar("Stored", Record, Measure)
 def _read_lines(
     texts: Mapping[str, bytes], name: str, read: Callable[[str, bytes], Stored]
 ) -> tuple[list[Stored], list[str]]:
-    """The records or measures in a file of a study, and what is wrong with its
-    lines."""
+    """The records or measures in a file of a study, and what is wrong with its lines.
+
+    texts: the content of the study's files. name: of the file. read: makes a line,
+    after the words that name it in an error, a record or a measure."""
     lines = texts.get(name, b"").splitlines()
     entries: list[Stored] = []
     problems: list[str] = []
@@ -139,7 +141,7 @@ def _read_lines(
         return [], [f"{name}: more than {MAX_LINES:,} lines"]
     for number, line in enumerate(lines, 1):
         try:
-            # for an empty text `read` would open a file
+            # `read` takes an empty text for none, and would open a file of that name
             entries.append(read(f"{name} line {number}", line or b" "))
         except ValueError as error:
             problems.append(str(error))
@@ -180,6 +182,7 @@ def has_history() -> bool:
 
 
 def _runs_text(ids: Sequence[str]) -> str:
+    """How many runs these are, and the ids of the first three."""
     names = ", ".join(ids[:3])
     if len(ids) > 3:
         names += ", ..."
@@ -203,12 +206,14 @@ def _contradictions(records: Sequence[Record]) -> Iterator[str]:
     """Where the records of a study contradict each other: one seed twice, the same
     losses under several seeds, or one name for several models or data sets."""
     ids_by_seed = defaultdict(list)
-    contents = defaultdict(set)
+    # the hashes of the data sets and models that have one name
+    hashes_by_name = defaultdict(set)
     for record in records:
         seed = record["cell"]["seed"]
         ids_by_seed[cell_id(record), seed].append(record["id"])
-        contents["task", record["cell"]["task"]].add(record["data"]["content"])
-        contents["model", record["cell"]["model"]].add(record["model"])
+        task, model = record["cell"]["task"], record["cell"]["model"]
+        hashes_by_name["task", task].add(record["data"]["content"])
+        hashes_by_name["model", model].add(record["model"])
     for (_, seed), ids in ids_by_seed.items():
         if len(ids) > 1:
             yield f"seed {seed} twice: {_runs_text(ids)}"
@@ -221,7 +226,7 @@ def _contradictions(records: Sequence[Record]) -> Iterator[str]:
     for ids in ids_by_curve.values():
         if len(ids) > 1:
             yield f"the same training losses under several seeds: {_runs_text(ids)}"
-    for (part, name), hashes in contents.items():
+    for (part, name), hashes in hashes_by_name.items():
         if len(hashes) > 1:
             count = len(hashes)
             yield f"{part} {name}: of {count} contents, which are not to be compared"
@@ -246,7 +251,9 @@ def _results_in_other_studies(study: StudyFolder) -> Iterator[str]:
 
 def record_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]:
     """What is wrong with a record. The sentences do not name it, so that records with
-    the same fault share a line."""
+    the same fault share a line.
+
+    sources: the texts in the study's folder sources/, by name."""
     # trials of learning rates belong to a study, runs of a few steps do not
     is_cut_short = record["config"]["train"].get("max_steps") is not None
     if record["status"] not in schema.FINISHED or is_cut_short:
@@ -277,8 +284,28 @@ def record_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]
 
 
 def _is_without_paths(record: Record) -> bool:
+    """Whether a record is as publish leaves it."""
     cleaned: Mapping[str, object] = without_paths(record)
+    # the cleaned one may have further keys, which are empty
     return all(cleaned[key] == value for key, value in record.items())
+
+
+def _possible_metrics(record: Record) -> set[str]:
+    """The metrics that a run of this record's task may have. Its family is one of
+    tasks.FAMILIES."""
+    task = record["config"]["task"]
+    if task["family"] == "glue":
+        spec = tasks.family(task).SPECS.get(task["name"])
+        return {spec.metric} if spec else {record["result"]["metric"]}
+    if task["family"] == "images":
+        return {"accuracy"}
+    if task["family"] == "text":  # the user chooses it, or the labels decide
+        metric = task.get("metric")
+        return {metric} if metric else {"accuracy", "pearson"}
+    # tasks with continuations
+    if "reward" in record["config"] or task.get("dev_score") == "exact_match":
+        return {"exact_match"}
+    return {"perplexity"}
 
 
 def _metric_faults(record: Record) -> Iterator[str]:
@@ -289,19 +316,7 @@ def _metric_faults(record: Record) -> Iterator[str]:
     family = task.get("family")
     if family not in tasks.FAMILIES:
         return
-    # the metrics that the task may have; perplexity where it has continuations
-    metrics = {"perplexity"}
-    if "reward" in record["config"] or task.get("dev_score") == "exact_match":
-        metrics = {"exact_match"}
-    if family == "glue":
-        spec = tasks.family(task).SPECS.get(task["name"])
-        metrics = {spec.metric} if spec else {result["metric"]}
-    elif family == "images":
-        metrics = {"accuracy"}
-    elif family == "text":  # the user chooses it, or the labels decide
-        metric = task.get("metric")
-        metrics = {metric} if metric else {"accuracy", "pearson"}
-    if result["metric"] not in metrics:
+    if result["metric"] not in _possible_metrics(record):
         yield f"{result['metric']} is not the metric of {task['name']}"
     reported = "best" if family in ("glue", "text") else "last"
     if result["reported"] != reported:
@@ -320,12 +335,13 @@ def _derived_faults(record: Record) -> Iterator[str]:
 
 
 def _override_faults(record: Record) -> Iterator[str]:
-    """The overrides of a record that are not in its configuration."""
+    """Which overrides of a record are not in its configuration, a sentence each. Those of
+    paths, and those that name another setting, are not compared."""
     for override in map(Override, record.get("overrides") or []):
         declared = nearest_key(override.key)
         if declared is None or declared.role == PATH or "${" in override.value:
             continue
-        value: Any = record["config"]
+        value: Any = record["config"]  # then the value of the override's key in it
         for name in override.key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
         if not _may_mean(override.unquoted_value, value):
@@ -356,11 +372,12 @@ def _parameter_count(config: Mapping[str, Any]) -> int | None:
     kind = settings["kind"]
     conf_models = {path.stem: path for path in (ledger.CONF / "model").glob("*.yaml")}
     path = conf_models.get(model["name"])
-    is_own = bool(model.get("settings")) or "." in kind or kind == "peft"
+    # a user's own method has the name of its module in its kind
+    has_unknown_parts = bool(model.get("settings")) or "." in kind or kind == "peft"
     # only the checkpoint says whether the output layer is tied to the embeddings
-    is_tied = kind == "full" and model["modality"] == "text generation"
-    is_large = re.search(r"\d{6,}|e\+", json.dumps(settings))
-    if not path or is_own or is_tied or is_large:
+    may_be_tied = kind == "full" and model["modality"] == "text generation"
+    has_large_number = re.search(r"\d{6,}|e\+", json.dumps(settings))
+    if not path or has_unknown_parts or may_be_tied or has_large_number:
         return None
     return _count_in_model(path, json.dumps(settings, sort_keys=True))
 
@@ -387,7 +404,8 @@ def _count_in_model(path: Path, settings: str) -> int | None:
 
 
 def _code_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]:
-    """Why the code that made a record cannot be checked out."""
+    """Why the code that made a record cannot be checked out, or a source of it is not
+    known. sources: as in `record_faults`."""
     code = record["code"]
     base = code.get("upstream", code["commit"])
     if not in_history(base):
@@ -399,10 +417,12 @@ def _code_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]:
         yield f"made with changed files of the project itself ({names})"
         return
     for source in code.get("sources", {}).values():
-        name = f"{source.get('file')}"
-        expected = f"{source.get('sha256')}"
+        name = str(source.get("file"))
+        expected = str(source.get("sha256"))
+        # _past_hashes goes through commits only where the hash in `base` differs
+        known_hashes: Iterable[str]
         if name in sources:
-            known_hashes = iter([_short_hash(sources[name])])
+            known_hashes = [_short_hash(sources[name])]
         else:
             known_hashes = itertools.chain([_hash_in(base, name)], _past_hashes(name))
         if not expected or expected not in known_hashes:
@@ -462,9 +482,11 @@ def _blobs(commit: str) -> dict[str, str]:
 
 @cache
 def _blob_content(blob: str) -> bytes:
+    """The content of the file with this hash of git's."""
     command = ["git", "-C", str(provenance.ROOT), "cat-file", "blob", blob]
     return subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def _short_hash(content: bytes) -> str:
+    """The hash of a source as records have it."""
     return hashlib.sha256(content).hexdigest()[:16]

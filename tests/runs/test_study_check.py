@@ -283,7 +283,7 @@ def test_what_is_no_file_of_a_study_is_named_and_not_read(clone, monkeypatch):
     folder = study_of(clone, sound(clone), "odd")
     secret = clone / "secret"
     secret.write_text("secret")
-    monkeypatch.setattr(study_check, "TEXT_BYTES", 1000)
+    monkeypatch.setattr(study_check, "MAX_TEXT_BYTES", 1000)
     plant("setup.py")
     plant("sources/.bashrc")
     plant("sources/large.py", b"0" * 1001)

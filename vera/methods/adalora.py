@@ -59,14 +59,15 @@ class TripletChange(LowRankChange):
             self.gathered[f"uncertainty/{name}"] = uncertainty
 
     def scores(self) -> Tensor:
-        """The importance of each triplet (r,): of its E, and on average of its row and
-        its column (equations 7 and 11)."""
+        """The importance of each triplet, (r,): that of its value of E, and the means
+        over its row of A and its column of B (equation 7)."""
         row_importance = self._importance("A").mean(dim=1)
         column_importance = self._importance("B").mean(dim=0)
         value_importance = self._importance("E")[:, 0]
         return value_importance + (row_importance + column_importance)
 
     def _importance(self, name: str) -> Tensor:
+        """Sensitivity times uncertainty of each entry of A, E or B (equation 11)."""
         sensitivity = self.gathered[f"sensitivity/{name}"]
         return sensitivity * self.gathered[f"uncertainty/{name}"]
 
@@ -142,8 +143,8 @@ class AdaLoRA(Method, kind="adalora"):
             change.gathered = {}
 
     def _pruning_steps(self, total_steps: int) -> tuple[int, int]:
-        """The step after which the budget begins to fall, and the one after which it has
-        fallen."""
+        """The step after which the budget begins to fall, and the one from which on it
+        stays at its last value. Steps are counted from 0."""
         begin = round(self.initial_share * total_steps)
         return begin, total_steps - round(self.final_share * total_steps)
 
@@ -196,7 +197,8 @@ class AdaLoRA(Method, kind="adalora"):
         if budget is None or budget >= triplets:
             return
         scores = [change.scores() for change in adapted]
-        highest_pruned = torch.cat(scores).sort().values[triplets - budget - 1]
+        pruned = triplets - budget
+        highest_pruned = torch.cat(scores).sort().values[pruned - 1]
         for change, score in zip(adapted, scores, strict=True):
             change.E.masked_fill_((score <= highest_pruned)[:, None], 0.0)
 
@@ -204,15 +206,17 @@ class AdaLoRA(Method, kind="adalora"):
         state = {}
         for number, change in enumerate(layer_changes(model)):
             for key, tensor in change.gathered.items():
-                state[key.replace("/", f"/{number}.")] = tensor
+                statistic, _, name = key.partition("/")
+                state[f"{statistic}/{number}.{name}"] = tensor
         return state
 
     def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
         adapted = list(layer_changes(model))
         for key, tensor in state.items():
-            kind, number, name = key.replace("/", ".").split(".")
+            statistic, _, numbered_name = key.partition("/")
+            number, _, name = numbered_name.partition(".")
             change = adapted[int(number)]
-            change.gathered[f"{kind}/{name}"] = tensor.to(change.E.device)
+            change.gathered[f"{statistic}/{name}"] = tensor.to(change.E.device)
 
 
 def distance_from_orthogonal(factors: Iterable[Tensor]) -> Tensor:

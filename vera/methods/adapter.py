@@ -53,8 +53,9 @@ class Bottleneck(Added):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
         self.activation = method.activation
+        #: The index of the block that it is in.
         self.block = block
-        # whether it is left out of the current batch (see drop_per_batch)
+        #: Whether it is left out of the current batch (see drop_per_batch).
         self.dropped = False
 
     def forward(self, h: Tensor) -> Tensor:
@@ -66,8 +67,8 @@ class Bottleneck(Added):
 
 
 def _add_adapter(module: Any, arguments: object, output: Any) -> Any:
-    """A forward hook: output + adapter(output). Blocks return a tensor, or a tuple that
-    begins with it."""
+    """A forward hook: output + adapter(output). A block returns its output as a tensor, or
+    in a tuple that begins with it."""
     adapter = module.adapter
     if adapter.dropped or not adapter.enabled:
         return output
@@ -152,7 +153,8 @@ class Adapter(Method, kind="adapter"):
             model.register_forward_pre_hook(_draw_dropped_blocks)
 
     def _positions(self, layout: Layout) -> list[tuple[str, Callable[..., object]]]:
-        """The modules of a block whose outputs change, each with its hook."""
+        """The paths in a block of the modules whose outputs change, each with the hook
+        that changes it. "" is the block itself."""
         if self.placement == "houlsby":
             return [
                 (layout.attention, _add_adapter),

@@ -88,7 +88,7 @@ class DyLoRA(Method, kind="dylora"):
         )
 
     def before_training(self, model: nn.Module, total_steps: int) -> None:
-        _draw_ranks(model, next(layer_changes(model)).seed, 1)
+        _draw_ranks(model, next(layer_changes(model)).seed, step=1)
 
     def after_step(self, model: nn.Module, step: int) -> None:
         _draw_ranks(model, next(layer_changes(model)).seed, step + 1)

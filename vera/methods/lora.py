@@ -70,7 +70,7 @@ def wrap_sites(
 
     Args:
         model: The model.
-        method: With `sites`.
+        method: The method, whose setting `sites` names the matrices.
         make: Called as `make(base, inputs, outputs, method)`; returns the Change of one
             matrix.
         shared: The name of a module that all changes share, and a function that makes
@@ -119,6 +119,7 @@ class LoRAChange(LowRankChange):
     def forward(self, x: Tensor) -> Tensor:
         if self.sample_parameters is None:
             return super().forward(x)
+        # A (samples, rank, inputs) and B (samples, outputs, rank), in this order
         factors = self.parameters_of_samples(len(x)).values()
         x = self.dropout(x)
         return self.scale * torch.einsum("s...i,sri,sor->s...o", x, *factors)

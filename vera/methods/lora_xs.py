@@ -53,8 +53,8 @@ def singular_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def rounded_hash(matrix: Tensor, largest: float) -> str:
-    """A hash (16 hex digits) of a float64 matrix, rounded to GRID times its largest
-    possible entry."""
+    """A hash (16 hex digits) of a float64 matrix, whose entries are rounded to multiples of
+    GRID * largest. largest: what no entry exceeds."""
     steps = (matrix / (largest * GRID)).round().to(torch.int64).contiguous()
     return hashlib.sha256(steps.numpy().astype("<i8").data).hexdigest()[:16]
 
@@ -75,6 +75,7 @@ class XSChange(LowRankChange):
             frozen_b = weight.new_empty(outputs, method.rank)
         else:
             frozen_a, frozen_b = singular_factors(weight, method.rank)
+            # The largest singular value; above 0 also for a weight of zeros
             largest = max(float(frozen_a.norm(dim=1).max()), 1e-300)
             self.hashes = rounded_hash(frozen_a, largest), rounded_hash(frozen_b, 1.0)
         placement = placement_of(base)

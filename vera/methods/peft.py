@@ -26,8 +26,8 @@ from vera.methods.peft_settings import (
     config_class_of,
 )
 
-#: The attributes in which AdaLoRA's allocator of ranks gathers its statistics: in each,
-#: a tensor by the name of a parameter.
+#: The attributes in which AdaLoRA's allocator of ranks gathers its statistics: each holds
+#: a tensor for each parameter, by its name.
 GATHERED = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
@@ -74,6 +74,7 @@ class Peft(Method, kind="peft"):
         weights (such as OSF): they do not come back."""
         self.unmerge(model)
         tuner = installed(model)
+        # `unload(merge=True)` leaves nothing to unmerge: the weights are meant to differ
         is_merged_for_good = any(
             getattr(module, "merged_adapters", None) for module in model.modules()
         )
@@ -150,6 +151,8 @@ class Peft(Method, kind="peft"):
         try_merges(f"peft's {self.config_class}", self._layers(model))
         adapted = adaptation(model)
         assert adapted is not None
+        # All parameters of a base layer may change; `merge` has stored those of the
+        # layers that `_layers` names
         for name, parameter in model.named_parameters():
             if ".base_layer." in name:
                 adapted.weights_before_merge[name] = parameter.detach().clone()

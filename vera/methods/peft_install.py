@@ -17,21 +17,28 @@ from vera.errors import AdapterError, first_line
 from vera.methods.adapted import plain_names
 from vera.sites import head_parameters, head_prefixes
 
-#: By method and base weights, the names of the frozen tensors that a second
-#: installation drew exactly so again.
+#: The names of the frozen tensors that a second installation drew again bit for bit, by
+#: the method's settings, the base weights, their dtype and their device (as JSON).
 _REPRODUCED: dict[str, frozenset[str]] = {}
 
 
 @dataclass(frozen=True)
 class Installed:
     """What a model that peft has adapted remembers, in a plain attribute: the wrapper,
-    which holds the model, must not become its child. stored and hidden are hashes of
-    the frozen tensors that the configuration alone brings back."""
+    which holds the model, must not become its child.
 
-    wrapper: Any  # a peft.PeftModel, whose base_model is the tuner
-    base: dict[str, str]  # the fingerprint of the base weights
-    stored: dict[str, str]  # those that a file could hold, by the file's names
-    # those that no file can hold, since they are no parameters or buffers of the model
+    Attributes:
+        wrapper: A peft.PeftModel, whose base_model is the tuner.
+        base: The fingerprint of the base weights.
+        stored: Hashes of frozen tensors that a file could hold, but that a second
+            installation draws again, by the file's names.
+        hidden: Hashes of frozen tensors that no file can hold, since they are no
+            parameters or buffers of the model. They are drawn again, too.
+    """
+
+    wrapper: Any
+    base: dict[str, str]
+    stored: dict[str, str]
     hidden: dict[str, str]
 
     @property
@@ -41,7 +48,7 @@ class Installed:
 
 
 def installed(model: nn.Module) -> Installed:
-    """What peft has installed in a model."""
+    """What `install` has put into a model."""
     return model._peft  # type: ignore[return-value]
 
 
@@ -55,11 +62,11 @@ def install(
     """Puts a tuner of peft into a model, in place.
 
     Args:
-        owner: What the method is called in refusals.
+        owner: What error messages call the method.
         model: A frozen base model.
         config_class: A configuration class of peft.
         config: Its settings, complete for this model.
-        settings: The method's own, which identify it.
+        settings: Those of the method here, which identify it.
 
     Returns:
         The tuner, with the hashes of what need not be in a file.
@@ -71,8 +78,9 @@ def install(
     is_blank = any(p.is_meta for p in model.parameters())
     # Before installing: some methods move a part of the base weights into the adapter
     base = {} if is_blank else base_fingerprint(model)
-    names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
-    weights = names - head_parameters(model).keys()
+    base_tensors = [*model.named_parameters(), *model.named_buffers()]
+    base_names = {name for name, _ in base_tensors}
+    weight_names = base_names - head_parameters(model).keys()
     first = next(model.parameters(), torch.empty(0))
     key = json.dumps([settings, base, str(first.dtype), str(first.device)])
     unadapted = None
@@ -81,23 +89,22 @@ def install(
         shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
         unadapted = copy.deepcopy(model, shared)
     wrapper = _wrap(owner, model, config_class, config)
-    if (
-        not is_blank
-        and hash_weights(model, _parameters_by_plain_name(model, weights)) != base
-    ):
-        raise AdapterError(
-            f"{owner} rewrites base weights with these settings: not supported"
-        )
+    if not is_blank:
+        weights = _parameters_by_plain_name(model, weight_names)
+        if hash_weights(model, weights) != base:
+            raise AdapterError(
+                f"{owner} rewrites base weights with these settings: not supported"
+            )
     _check_trained(owner, model)
     if is_blank:
         return Installed(wrapper, base, {}, {})
-    drawn = _hash_frozen(model, wrapper, names)
+    drawn = _hash_frozen(model, wrapper, base_names)
     if unadapted is not None:
         reproduced: frozenset[str] = frozenset()
         if drawn.stored or drawn.hidden:
             _copy_layers(unadapted, _adapted_paths(model))
             reproduced = _names_drawn_again(
-                unadapted, config_class, config, names, drawn
+                unadapted, config_class, config, base_names, drawn
             )
         _REPRODUCED[key] = reproduced
     for name in drawn.hidden.keys() - _REPRODUCED[key]:
@@ -113,7 +120,7 @@ def install(
 def _wrap(
     owner: str, model: nn.Module, config_class: Any, config: dict[str, Any]
 ) -> nn.Module:
-    """The model with peft's tuner."""
+    """Puts peft's tuner into the model, and returns the peft.PeftModel around it."""
     import peft
 
     try:
@@ -137,7 +144,7 @@ def _check_trained(owner: str, model: nn.Module) -> None:
 
 
 def _parameters_by_plain_name(model: nn.Module, names: set[str]) -> dict[str, Tensor]:
-    """The base model's parameters of these names, by name."""
+    """The parameters with these names in the base model, by these names."""
     plain = plain_names(model)
     parameters: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -166,13 +173,14 @@ def _names_drawn_again(
     base_model: nn.Module,
     config_class: Any,
     config: dict[str, Any],
-    names: set[str],
+    base_names: set[str],
     drawn: "Frozen",
 ) -> frozenset[str]:
     """The names of the frozen tensors that a second installation, with another seed of
     torch, draws again bit for bit.
 
-    names: of the base model's own tensors. drawn: what the first installation drew."""
+    base_model: a copy without an adapter; it is adapted here. base_names: of its own
+    tensors. drawn: what the first installation drew."""
     import peft
 
     first = next(base_model.parameters(), torch.empty(0))
@@ -180,7 +188,7 @@ def _names_drawn_again(
     with torch.random.fork_rng(devices), _one_thread():
         torch.manual_seed(torch.initial_seed() ^ 0x5EED)
         wrapper = peft.get_peft_model(base_model, config_class(**config))
-    drawn_again = _hash_frozen(wrapper.base_model.model, wrapper, names)
+    drawn_again = _hash_frozen(wrapper.base_model.model, wrapper, base_names)
     hashes = drawn.stored | drawn.hidden
     hashes_again = drawn_again.stored | drawn_again.hidden
     return frozenset(name for name, _ in hashes.items() & hashes_again.items())
@@ -197,13 +205,14 @@ class Frozen:
     hidden: dict[str, str]
 
 
-def _hash_frozen(model: nn.Module, wrapper: nn.Module, names: set[str]) -> Frozen:
-    """Hashes what peft added to a model. names: of the base model's own tensors."""
+def _hash_frozen(model: nn.Module, wrapper: nn.Module, base_names: set[str]) -> Frozen:
+    """Hashes what peft added to a model and does not train. base_names: of the base
+    model's own tensors."""
     plain = plain_names(model)
     model_tensors = dict([*model.named_parameters(), *model.named_buffers()])
     stored = {}
     for name, tensor in model_tensors.items():
-        if plain[name] not in names and not tensor.requires_grad:
+        if plain[name] not in base_names and not tensor.requires_grad:
             stored[plain[name]] = hash_tensor(tensor)
     model_ids = {id(tensor) for tensor in model_tensors.values()}
     tensors = [
@@ -219,7 +228,8 @@ def _hash_frozen(model: nn.Module, wrapper: nn.Module, names: set[str]) -> Froze
 
 
 def _plain_tensors(wrapper: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that peft's layers have as plain attributes, or in a dict."""
+    """Tensors that peft's layers have as plain attributes, or in a dict that is one, each
+    with a name that tells where it is."""
     for path, module in wrapper.named_modules():
         if not type(module).__module__.startswith("peft."):
             continue

@@ -76,14 +76,15 @@ DEFAULT_SITES: dict[str, list[str]] = json.loads(
 
 def check_values(owner: str, config: dict[str, Any]) -> None:
     """Refuses a configuration, perhaps from a stranger's file, that could keep peft busy
-    for ever. An adapter's file with such a one could not be loaded again.
+    for ever. It is refused before training, too, as its adapter's file would be later.
 
     Args:
-        owner: What the method is called in refusals.
+        owner: What error messages call the method.
         config: The configuration.
 
     Raises:
-        AdapterError: A value is no plain one, a pattern, too large or too deep.
+        AdapterError: A value is not one that JSON has, is a pattern, too large, or nested
+            too deep; or the configuration rewrites base weights.
     """
     try:
         length = len(json.dumps(config))
@@ -105,8 +106,10 @@ def check_values(owner: str, config: dict[str, Any]) -> None:
 
 
 def _check_value(owner: str, key: str, value: object, depth: int) -> None:
-    """Checks the value of a key, or a value inside it. depth: of how many lists and
-    mappings."""
+    """Raises AdapterError for a value of a key, or one inside it, that is no plain word,
+    too large a number, or nested too deep.
+
+    depth: how many lists and mappings the value is inside of."""
     if isinstance(value, dict | list | tuple):
         if depth == MAX_DEPTH:
             raise AdapterError(
@@ -122,6 +125,7 @@ def _check_value(owner: str, key: str, value: object, depth: int) -> None:
             f"{owner}: {key} takes plain words of at most 300 letters, got {value!r}"
         )
     elif isinstance(value, int | float):
+        # Seeds, and VeRA's projection_prng_key, may have 63 bits
         limit = 2**63 if "seed" in key or "key" in key else LARGEST_NUMBER
         if not abs(value) < limit:
             raise AdapterError(
@@ -165,7 +169,7 @@ def config_class_of(name: str) -> Any:
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    """A hint for a name that is not among these."""
+    """A hint, as a sentence, for a name that is not among these."""
     by_lower_case = {candidate.lower(): candidate for candidate in names}
     close = difflib.get_close_matches(name.lower(), by_lower_case, 1)
     if close:
@@ -176,7 +180,9 @@ def _nearest(name: str, names: list[str]) -> str:
 def _check_settings(
     name: str, config: dict[str, Any], known_settings: Mapping[str, object]
 ) -> None:
-    """Raises AdapterError for a setting that peft lacks, or that is not supported."""
+    """Raises AdapterError for a setting that peft lacks, or that is not supported.
+
+    name: the configuration class. known_settings: its fields, by name."""
     unknown = sorted(set(config) - set(known_settings))
     if unknown:
         raise AdapterError(

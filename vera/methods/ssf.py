@@ -45,7 +45,8 @@ class ScaleShift(Added):
 
 
 def _scale(module: nn.Module, arguments: object, output: Tensor) -> Tensor:
-    """A forward hook that scales and shifts the output."""
+    """A forward hook that scales and shifts the output, unless the adapter is switched off
+    or merged."""
     ssf: Any = module.ssf
     return ssf(output) if ssf.enabled and not ssf.merged else output
 

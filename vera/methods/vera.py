@@ -108,8 +108,8 @@ class VeRAChange(Change):
         """b * (B (d * u)), (..., rank) -> (..., outputs)."""
         b, d = self.b, self.d
         if self.sample_parameters is not None:
-            # Vectors are (samples, length): between, they get a dimension of size 1
-            # for each further dimension of u, which is (samples, ..., rank)
+            # u is (samples, ..., rank). A vector of each sample, (samples, length), gets
+            # a dimension of size 1 for each dimension of u that stands between
             shape = len(u), *[1] * (u.dim() - 2), -1
             vectors = self.parameters_of_samples(len(u))
             b = vectors["b"].view(shape) if "b" in vectors else None
@@ -124,7 +124,7 @@ class VeRAChange(Change):
 
 
 def projection_pairs(model: nn.Module) -> list[Projections]:
-    """The frozen pairs of an adapted model."""
+    """The frozen pairs A, B of an adapted model, each once."""
     return [m for m in model.modules() if isinstance(m, Projections)]
 
 
