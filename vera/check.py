@@ -70,6 +70,7 @@ def check(
     adaptation_of_trial = adaptation(adapted)
     assert adaptation_of_trial is not None
     names = trial.parameters_of(adapted).keys()
+    # A method that trains base weights alone has nothing to merge
     adds_parameters = not names <= adaptation_of_trial.base_names
     can_merge = adds_parameters and trial.check_merging(adapted, base)
     trial.check_bfloat16(copy.deepcopy(model).bfloat16().eval(), adds_parameters)

@@ -266,8 +266,9 @@ class Adapters:
         """The model's forward hook: ends the effect of a call's own names."""
         names = self._active_names or []
         self._activate(self._names_of_use)
-        has_own_head = not self.heads.keys().isdisjoint(names)
-        if result is not None and has_own_head and not self._head_called:
+        needs_own_head = not self.heads.keys().isdisjoint(names)
+        # After an error in the call there is no result, and that error is raised
+        if result is not None and needs_own_head and not self._head_called:
             raise AdapterError("an adapter's own head was never called by this model")
 
     def _answer_by_own_heads(
@@ -357,7 +358,8 @@ def _count_samples(
 
 @contextmanager
 def _without_hooks(module: nn.Module) -> Iterator[None]:
-    """Takes a module's forward hooks away for the block."""
+    """Takes a module's forward hooks away for the block: one of them may then call the
+    module again, without being called by that."""
     hooks = module._forward_hooks
     module._forward_hooks = type(hooks)()
     try:

@@ -134,6 +134,7 @@ def _is_fused(model: nn.Module, path: str, layer: nn.Module) -> bool:
     library = attention.__module__.partition(".")[0]
     if f"{library}.{attention.__name__}" in FUSED[name]:
         return True
+    # GPT-2's kin, whichever class their attention is
     return name == "c_attn" and is_transposed(layer)
 
 
@@ -318,6 +319,8 @@ def find_norms(model: nn.Module) -> list[str]:
 
 
 def _is_norm(module: nn.Module) -> bool:
+    """Whether this is a LayerNorm or an RMSNorm, of which most models have a class of
+    their own."""
     is_rms_norm = type(module).__name__.lower().endswith("rmsnorm")
     return is_rms_norm or isinstance(module, nn.LayerNorm)
 

@@ -148,9 +148,11 @@ def _split_by_result(name: str, loaded: LoadedTasks) -> dict[str, LoadedTasks]:
 def _rows_from_files(
     name: str, config: Mapping[str, Any], settings: TaskSettings
 ) -> dict[str, Any]:
-    """The keys of a task's configuration that make it read its rows from files in
-    data_dir= or a folder in it. The files are named by their splits. Raises UserError
-    where there is no file for the split that is scored."""
+    """The keys of a task's configuration that make it read its rows from files, with their
+    values. The files are in data_dir= or a folder in it, and named by their splits.
+    Raises UserError where there is no file for the split that is scored.
+
+    name: of the task. config: its configuration."""
     scored_split = config.get("test_split") or config.get("validation_split")
     splits = [config.get(key) for key in ("test_split", *SPLIT_KEYS)]
     folders = []
@@ -168,7 +170,7 @@ def _rows_from_files(
                 files.setdefault(split, []).append(str(path.resolve()))
         if scored_split not in files:
             continue
-        rows = {
+        replaced_keys = {
             "dataset_path": reader,
             "dataset_name": None,
             "dataset_kwargs": {"data_files": files},
@@ -180,8 +182,8 @@ def _rows_from_files(
         for key in SPLIT_KEYS:
             # a missing split is not read where the prompt has no examples
             if not shots and config.get(key) not in files:
-                rows[key] = None
-        return rows
+                replaced_keys[key] = None
+        return replaced_keys
     raise UserError(
         f"{settings.data_dir}: {name} reads the split {scored_split}, which no .jsonl, "
         ".json or .parquet is named"
@@ -190,8 +192,9 @@ def _rows_from_files(
 
 def _prepare_tasks(loaded: LoadedTasks, settings: TaskSettings) -> str:
     """Sets the number of examples in the tasks' prompts, as lm-eval's own command does,
-    and builds the first prompt of each task. Returns the hash of everything that
-    defines the prompts, with functions as their source."""
+    and builds the first prompt of each task, so that an error comes before a model is
+    loaded. Returns the hash of everything that defines the prompts, with functions as
+    their source."""
     parts: list[object] = [
         version("lm_eval"),
         settings.limit,

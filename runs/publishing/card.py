@@ -122,6 +122,7 @@ def _card_score(
     own_score = scores[own_seed]
     if not is_text_score:
         format_score = ReportedMetric.of_record(record).text
+        # of the epoch whose adapter is published, which tables may not report
         own_score = kept_score(record, best=False)
     count = len(scores)
     middle = median(scores.values())

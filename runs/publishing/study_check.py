@@ -100,6 +100,7 @@ def read_study_folder(folder: Path) -> StudyFolder:
         except ValueError as error:
             problems.append(f"{name}: {error}")
     records, damaged = _read_lines(texts, "records.jsonl", ledger.read_record)
+    # measures are checked line by line, and needed for nothing else
     _, damaged_measures = _read_lines(texts, "measures.jsonl", ledger.read_measure)
     return StudyFolder(
         folder,
@@ -234,12 +235,12 @@ def _contradictions(records: Sequence[Record]) -> Iterator[str]:
 
 def _results_in_other_studies(study: StudyFolder) -> Iterator[str]:
     """The runs of a study that another published study has with another result."""
-    records = {record["id"]: record for record in study.records}
+    own_records = {record["id"]: record for record in study.records}
     for folder in ledger.study_folders():
         if folder.resolve() == study.folder.resolve():
             continue
         for record in ledger.read_study(folder):
-            own_record = records.get(record["id"])
+            own_record = own_records.get(record["id"])
             if own_record is None:
                 continue
             if difference_of_results(record, own_record) is not None:

@@ -367,7 +367,8 @@ def added_flops(plan: KernelPlan, work: Workload) -> int:
     merges = merge if plan.keep else 2 * merge
     if plan.path == "hybrid":
         return merges + factors
-    return merges + merge + 2 * work.tokens * weight_size
+    # G = gy^T x, and G A^T, which takes as much as a merge
+    return merges + 2 * work.tokens * weight_size + merge
 
 
 def choose_plan(

@@ -203,6 +203,7 @@ class AdaLoRA(Method, kind="adalora"):
             change.E.masked_fill_((score <= highest_pruned)[:, None], 0.0)
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        # "sensitivity/3.A" is that of A of the fourth change
         state = {}
         for number, change in enumerate(layer_changes(model)):
             for key, tensor in change.gathered.items():

@@ -254,11 +254,14 @@ def plain_names(model: nn.Module) -> dict[str, str]:
 
     @cache
     def plain(name: str) -> str:
+        """The plain name of a module, a parameter or a buffer."""
         parent, _, last_part = name.rpartition(".")
         plain_parent = plain(parent) if parent else ""
         if name in inserted_paths:
             return plain_parent
-        return f"{plain_parent}.{last_part}".lstrip(".")
+        if not plain_parent:
+            return last_part
+        return f"{plain_parent}.{last_part}"
 
     return {
         name: plain(name)

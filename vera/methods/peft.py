@@ -71,7 +71,7 @@ class Peft(Method, kind="peft"):
 
     def remove(self, model: nn.Module) -> None:
         """Takes the tuner out. Then raises AdapterError where peft has changed the base
-        weights (such as OSF): they do not come back."""
+        weights, as its OSF does: they do not come back."""
         self.unmerge(model)
         tuner = installed(model)
         # `unload(merge=True)` leaves nothing to unmerge: the weights are meant to differ
@@ -226,6 +226,7 @@ class Peft(Method, kind="peft"):
         if not allocator:
             return {}
         state = {}
+        # By the name of a matrix, which of its triplets are not pruned
         masks = allocator.peft_config.rank_pattern or {}
         for name, mask in masks.items():
             state[f"rank_pattern/{name}"] = torch.tensor(mask)

@@ -102,7 +102,7 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
         folder: With adapter_config.json and adapter_model.safetensors.
 
     Returns:
-        The method, with the settings that the folder says.
+        The method on the model, with the settings of the folder's adapter.
 
     Raises:
         AdapterError: The folder holds another kind of adapter, one that does not fit
@@ -135,7 +135,8 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
 
 
 def _adapt_trial(source: PeftFolder, trial: nn.Module) -> VeRA | LoRA:
-    """Adapts a copy of the model without weights by the folder's method."""
+    """Adapts `trial`, a copy of the model without weights, by the folder's method, and
+    returns that method. Raises AdapterError where it does not fit the model."""
     try:
         if source.settings:
             settings = dict(source.settings)
