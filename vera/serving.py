@@ -105,7 +105,7 @@ class Adapters:
         """Makes an adapter resident.
 
         Args:
-            name: What calls call it.
+            name: Its name in `adapter_names` and `use`.
             path: A file that `vera.save` wrote.
             head: A file that `vera.save_head` wrote, for a head of its own.
 
@@ -126,19 +126,20 @@ class Adapters:
             adapter_file.try_adapter(file, method, self.model)
             self._adapt(method)
         assert self.method is not None
-        needed = head_parameters(self.model)
+        shared_head = head_parameters(self.model)
         head_tensors = None
         classes = None
         try:
+            # d_init does not matter once d has the file's values
             adapter_file.check_start(method, self.method, path, free=("d_init",))
             tensors = adapter_file.read_fitting(
                 file, self.method, self.model, self.model
             )
             if head:
-                head_tensors = head_file.read_head(head, needed)
+                head_tensors = head_file.read_head(head, shared_head)
                 classes = head_file.read_classes(head)
         except BaseException:
-            if not self.vectors:
+            if not self.vectors:  # the model was adapted for this one alone
                 self.unload()
             raise
         values = []
@@ -146,7 +147,10 @@ class Adapters:
             values.append(tensors[parameter_name].flatten().to(parameter))
         self.vectors[name] = torch.cat(values)
         if head_tensors:
-            self.heads[name] = {n: t.to(needed[n]) for n, t in head_tensors.items()}
+            own_head = {}
+            for tensor_name, tensor in head_tensors.items():
+                own_head[tensor_name] = tensor.to(shared_head[tensor_name])
+            self.heads[name] = own_head
         if classes:
             self.classes[name] = classes
 

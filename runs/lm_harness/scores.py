@@ -92,8 +92,8 @@ class Evaluator:
         return result
 
     def _base_result(self, record: Record, task: AskedTask) -> TaskScores:
-        """The result of a run's base model on a task, from a file where another run has
-        left it."""
+        """The result of a run's base model on a task. It is read from a file, or else
+        computed and written there, for all runs of this base model."""
         if task.hash not in self._base_results:
             folder = Path(self.settings.output, "lm_eval", base_hash(record), task.hash)
             path = folder / "results.json"

@@ -71,7 +71,7 @@ class RunAdapter:
         }
 
     def _adapter_of(self, record: Record) -> dict[str, object]:
-        """The keys by which a measure names the run's adapter."""
+        """Which adapter of the run is measured: a hash of its file, and its epoch."""
         fingerprint = files_sha256(self.path)[:16]
         if record["config"]["keep"] in ("last", "both"):
             last_epoch = record["curve"]["epoch"][-1]

@@ -133,8 +133,8 @@ def _read_lines(
 ) -> tuple[list[Stored], list[str]]:
     """The records or measures in a file of a study, and what is wrong with its lines.
 
-    texts: the content of the study's files. name: of the file. read: makes a line,
-    after the words that name it in an error, a record or a measure."""
+    texts: the contents of the study's files, by name. name: of the file. read: makes a
+    record or a measure of a line; its first argument names the line in an error."""
     lines = texts.get(name, b"").splitlines()
     entries: list[Stored] = []
     problems: list[str] = []

@@ -205,6 +205,7 @@ def change_stamp(x: Tensor) -> float:
 def _is_autocast(x: Tensor) -> bool:
     """Whether products of x are computed in autocast's dtype."""
     device = x.device.type
+    # torch has no autocast for meta, and it leaves float64 as it is
     if device == "meta" or x.dtype == torch.float64:
         return False
     return torch.is_autocast_enabled(device)
@@ -215,7 +216,7 @@ def float32_slowdown(device: torch.device, autocast: bool) -> int:
     activations.
 
     On a GPU under autocast it is 8, by data sheets (an H100: 50 and 500 TFLOP/s, of
-    which small products reach less)."""
+    which small products reach less), unless products of float32 are computed in TF32."""
     if not autocast or device.type != "cuda":
         return 1
     return 1 if torch.backends.cuda.matmul.allow_tf32 else 8

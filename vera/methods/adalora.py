@@ -158,10 +158,10 @@ class AdaLoRA(Method, kind="adalora"):
         Args:
             step: Counted from 0, as in the published code.
             total_steps: Of the run.
-            matrices: How many are adapted.
+            matrices: How many matrices are adapted.
 
         Returns:
-            Their number; None where none is pruned.
+            Their number; None after a step that prunes none.
         """
         begin, end = self._pruning_steps(total_steps)
         first_budget = self.first_rank * matrices

@@ -35,7 +35,8 @@ GRID = 2.0**-20
 def singular_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The leading singular vectors of a weight, computed in float64 on the CPU.
 
-    A singular vector's sign is free: the largest entry of each row of A is positive.
+    The sign of a singular vector is arbitrary. Here the entry of each row of A that is
+    largest in absolute value is positive.
 
     Args:
         weight: (outputs, inputs).

@@ -75,6 +75,7 @@ def install(
         AdapterError: peft refuses the model, changes base weights, leaves nothing to
             train, or draws differently each time a tensor that no file can hold.
     """
+    # On the meta device there are no values to compare or to hash
     is_blank = any(p.is_meta for p in model.parameters())
     # Before installing: some methods move a part of the base weights into the adapter
     base = {} if is_blank else base_fingerprint(model)
@@ -102,12 +103,15 @@ def install(
     if unadapted is not None:
         reproduced: frozenset[str] = frozenset()
         if drawn.stored or drawn.hidden:
+            # Some methods change the weights of the layers that they adapt
             _copy_layers(unadapted, _adapted_paths(model))
             reproduced = _names_drawn_again(
                 unadapted, config_class, config, base_names, drawn
             )
         _REPRODUCED[key] = reproduced
-    for name in drawn.hidden.keys() - _REPRODUCED[key]:
+    not_reproduced = drawn.hidden.keys() - _REPRODUCED[key]
+    if not_reproduced:
+        name = min(not_reproduced)
         raise AdapterError(
             f"{owner} draws {name} anew each time, and no file holds it: fix its seed"
         )
@@ -206,8 +210,10 @@ class Frozen:
 
 
 def _hash_frozen(model: nn.Module, wrapper: nn.Module, base_names: set[str]) -> Frozen:
-    """Hashes what peft added to a model and does not train. base_names: of the base
-    model's own tensors."""
+    """Hashes what peft added to a model and does not train.
+
+    wrapper: peft's, around the model; it may keep further tensors. base_names: of the
+    base model's own tensors."""
     plain = plain_names(model)
     model_tensors = dict([*model.named_parameters(), *model.named_buffers()])
     stored = {}
