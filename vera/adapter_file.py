@@ -164,7 +164,7 @@ def check_start(
     Args:
         start: The method that the values are of.
         method: The method that is to start from them.
-        name: What the values are called in the refusal.
+        name: What the error message calls the values.
         free: Settings that may differ, beside dropout.
 
     Raises:
@@ -319,7 +319,9 @@ def try_adapter(file: CheckedFile, method: Method, model: nn.Module) -> nn.Modul
     """
     adapted = adaptation(model)
     needs_weights = method.kind == "peft" or method.reads_weights
-    if needs_weights or (adapted is not None and adapted.method.kind == "peft"):
+    # Taking a method of peft out of the copy compares its base weights
+    carries_peft_method = adapted is not None and adapted.method.kind == "peft"
+    if needs_weights or carries_peft_method:
         trial = copy.deepcopy(model)
     else:
         trial = without_weights(model)

@@ -29,14 +29,15 @@ def base_fingerprint(
 
     Args:
         model: A base model or an adapted one.
-        names: Of the weights, as the base model has them. None takes those that the
-            method on the model leaves alone.
+        names: The names of the weights to hash, as in the base model. None takes those
+            that the method on the model leaves alone.
 
     Returns:
-        Three hashes of 16 hex digits; none where the method trains all weights (full
-        fine-tuning). "bfloat16" and "float16" are of the values rounded to these: a
-        copy in half precision is the same base. "unquantised" is of the weights outside
-        of linear layers, in bfloat16. A 4-bit copy has that one alone.
+        Three hashes of 16 hex digits, by what they are of; empty where the method
+        trains all weights (full fine-tuning). "bfloat16" and "float16" are of the
+        values rounded to these: a copy in half precision is the same base.
+        "unquantised" is of the weights outside of linear layers, in bfloat16. A 4-bit
+        copy has that one alone.
     """
     adapted = _adaptation(model)
     parameters = dict(model.named_parameters())

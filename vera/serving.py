@@ -352,7 +352,8 @@ class Adapters:
 def _count_samples(
     arguments: tuple[object, ...], keywords: Mapping[str, object]
 ) -> int:
-    """The number of samples of a call: the first dimension of its first tensor."""
+    """The number of samples of a call: the first dimension of its first tensor, of those
+    in INPUTS before any other. 0 for a call without tensors."""
     inputs = [keywords.get(key) for key in INPUTS]
     for value in (*inputs, *arguments, *keywords.values()):
         if isinstance(value, Tensor) and value.dim():

@@ -122,10 +122,10 @@ class Evaluator:
         model, tokenizer = self._model_and_tokenizer or load_base(
             config, accelerator.device, config["seed"]
         )
-        names_before = untouched_base_names(model)
+        untouched_before = untouched_base_names(model)
         if with_adapter:
             self._adapt(model, record, accelerator.device)
-        keeps_base_weights = names_before <= untouched_base_names(model)
+        keeps_base_weights = untouched_before <= untouched_base_names(model)
         # until the adapter is taken off again, which an error below may prevent
         self._model_and_tokenizer = None
         model.to(accelerator.device)

@@ -111,7 +111,7 @@ def _summary(mean_errors: Mapping[tuple[str, int], float]) -> dict[str, float]:
     """The errors of both methods at the smallest number of parameters that both have;
     empty where they have none in common.
 
-    mean_errors: by method and number of parameters, in increasing order."""
+    mean_errors: by method and number of parameters; LoRA's numbers increase."""
     for method, parameters in mean_errors:
         if method == "lora" and ("vera", parameters) in mean_errors:
             return {

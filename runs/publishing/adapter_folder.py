@@ -203,6 +203,10 @@ def write_merged(record: Record, folder: Path, output: str) -> None:
     """Writes a run's whole model with the adapter merged in, in float32 whatever the
     run computed in.
 
+    Args:
+        folder: where the model goes.
+        output: the folder that holds the run's files.
+
     Raises:
         UserError: where merging changes its outputs by more than rounding; nothing is
             written then.

@@ -77,6 +77,7 @@ def runs_by_seed(record: Record, records: Iterable[Record]) -> dict[int, Record]
     """The finished runs of a run's cell, one for each seed, by their seeds; for its own
     seed the run itself. Of several runs of another seed it is the one with the fewest
     deviations, and of these the one whose id sorts first."""
+    # a cell's id leaves the row out, and two rows may train alike
     cell = cell_id(record), record["cell"]["row"]
     runs_of_cell = []
     for other_record in records:

@@ -337,7 +337,7 @@ def _derived_faults(record: Record) -> Iterator[str]:
 
 def _override_faults(record: Record) -> Iterator[str]:
     """Which overrides of a record are not in its configuration, a sentence each. Those of
-    paths, and those that name another setting, are not compared."""
+    paths and of unknown keys, and those that refer to a setting (${...}), are left out."""
     for override in map(Override, record.get("overrides") or []):
         declared = nearest_key(override.key)
         if declared is None or declared.role == PATH or "${" in override.value:
@@ -408,6 +408,7 @@ def _code_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]:
     """Why the code that made a record cannot be checked out, or a source of it is not
     known. sources: as in `record_faults`."""
     code = record["code"]
+    # where a user's own commits are on top, the newest one that the project has
     base = code.get("upstream", code["commit"])
     if not in_history(base):
         yield _unknown_commit(base)

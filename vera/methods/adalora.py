@@ -198,9 +198,10 @@ class AdaLoRA(Method, kind="adalora"):
             return
         scores = [change.scores() for change in adapted]
         pruned = triplets - budget
-        highest_pruned = torch.cat(scores).sort().values[pruned - 1]
-        for change, score in zip(adapted, scores, strict=True):
-            change.E.masked_fill_((score <= highest_pruned)[:, None], 0.0)
+        highest_pruned_score = torch.cat(scores).sort().values[pruned - 1]
+        for change, own_scores in zip(adapted, scores, strict=True):
+            is_pruned = own_scores <= highest_pruned_score
+            change.E.masked_fill_(is_pruned[:, None], 0.0)
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         # "sensitivity/3.A" is that of A of the fourth change

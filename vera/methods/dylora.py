@@ -51,6 +51,7 @@ class DyLoRAChange(LoRAChange):
         rank = self.drawn_rank if self.training else len(self.A)
         leading_a, leading_b = self.A[:rank], self.B[:, :rank]
         if self.training and self.frozen:
+            # No gradient but to the last of these ranks
             leading_a = torch.cat([leading_a[:-1].detach(), leading_a[-1:]])
             detached_b = leading_b[:, :-1].detach()
             leading_b = torch.cat([detached_b, leading_b[:, -1:]], dim=1)

@@ -55,7 +55,8 @@ class Bases(nn.Module):
             self.register_buffer(name, buffer, persistent=False)
 
     def draw(self) -> list[Matrix]:
-        """The three as matrices of `inputs`, `inputs` and `outputs` columns."""
+        """A0, all A_i and all B_j, each as one matrix, of `inputs`, `inputs` and `outputs`
+        columns."""
         matrices = []
         for key, shape in zip(KEYS, self.shapes.values(), strict=True):
             rows = math.prod(shape[:-1])
@@ -120,9 +121,10 @@ class NoLA(Method, kind="nola"):
         """What the bases depend on: the scheme, the seed and the widest shape; and their
         fingerprint."""
         bases = next(m for m in model.modules() if isinstance(m, Bases))
-        shape = {
+        return {
+            "scheme": SCHEME,
+            "seed": self.basis_seed,
             "inputs": bases.inputs,
             "outputs": bases.outputs,
             "fingerprint": fingerprint(*bases.draw()),
         }
-        return {"scheme": SCHEME, "seed": self.basis_seed, **shape}

@@ -85,8 +85,9 @@ class Factors:
     def padded(self, rank: int) -> "Factors":
         """The same change at a larger rank, with zeros."""
         missing = rank - self.rank
-        lora_a = F.pad(self.lora_a, (0, 0, 0, missing))
-        return Factors(lora_a, F.pad(self.lora_b, (0, missing)))
+        lora_a = F.pad(self.lora_a, (0, 0, 0, missing))  # rows below
+        lora_b = F.pad(self.lora_b, (0, missing))  # columns at the right
+        return Factors(lora_a, lora_b)
 
 
 @torch.no_grad()
