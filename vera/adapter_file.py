@@ -321,10 +321,10 @@ def try_adapter(file: CheckedFile, method: Method, model: nn.Module) -> nn.Modul
     needs_weights = method.kind == "peft" or method.reads_weights
     # Taking a method of peft out of the copy compares its base weights
     carries_peft_method = adapted is not None and adapted.method.kind == "peft"
+    make_copy = without_weights
     if needs_weights or carries_peft_method:
-        trial = copy.deepcopy(model)
-    else:
-        trial = without_weights(model)
+        make_copy = copy.deepcopy
+    trial = make_copy(model)
     unload(trial)
     blank = without_weights(trial)
     budget = Budget(blank)

@@ -96,7 +96,7 @@ def _without_merge(
 ) -> dict[str, Tensor]:
     """The weights as they are without a merge, sorted by name."""
     adapted = _adaptation(model)
-    # By id, since `weights` has the base model's names, and the adaptation other ones
+    # Keyed by id, since `weights` has the base model's names, and the adaptation others
     unmerged_by_id = {}
     if adapted is not None:
         for name, tensor in adapted.weights_before_merge.items():

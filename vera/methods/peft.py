@@ -226,7 +226,7 @@ class Peft(Method, kind="peft"):
         if not allocator:
             return {}
         state = {}
-        # By the name of a matrix, which of its triplets are not pruned
+        # The triplets of each matrix that are not pruned, by the matrix's name
         masks = allocator.peft_config.rank_pattern or {}
         for name, mask in masks.items():
             state[f"rank_pattern/{name}"] = torch.tensor(mask)
