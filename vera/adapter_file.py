@@ -31,7 +31,7 @@ from vera.methods.adapted import (
 )
 
 FORMAT = "vera-bench adapter 2"
-#: The dtypes that `save` writes.
+#: What `save` takes for its dtype.
 DTYPES = (None, torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from vera.errors import AdapterError
 
-#: For each role in an attention the names that models give to its linear layer: the last
-#: part of the module's path.
+#: For each role in an attention, the names that models give to its linear layer: the last
+#: part of its path.
 ALIASES = {
     "query": ("query", "q_proj", "q_lin", "query_proj", "q"),
     "key": ("key", "k_proj", "k_lin", "key_proj", "k"),
@@ -21,15 +21,15 @@ QKV = ("query", "key", "value")
 #: and value, in this order and of equal size: GPT-2 and its kin (by their Conv1D), timm's
 #: ViT and Swin, ModernBERT. Other classes with the same layer names interleave the three
 #: by head.
-FUSED = {
+FUSED_LAYERS = {
     "c_attn": ("transformers.GPT2Attention",),
     "qkv": ("timm.Attention", "timm.WindowAttention"),
     "Wqkv": ("transformers.ModernBertAttention",),
 }
 #: Names of fused layers in which the order or the sizes of query, key and value differ
 #: from model to model.
-MIXED = ("query_key_value", "qkv_proj", "W_pack", "in_proj")
-#: The second matrix of the feed-forward, by the end of its path.
+MIXED_LAYERS = ("query_key_value", "qkv_proj", "W_pack", "in_proj")
+#: The site of the second matrix of a feed-forward, and how the paths of such layers end.
 FEED_FORWARD_OUT = "feed_forward_out"
 FEED_FORWARD_ENDS = (
     "output.dense",  # BERT, RoBERTa, ELECTRA, DeBERTa, MPNet
@@ -41,7 +41,7 @@ FEED_FORWARD_ENDS = (
 )
 #: Layers of one module that read the same input: those of an attention, and Llama's
 #: gated feed-forward.
-SAME_INPUT = (
+LAYERS_OF_ONE_INPUT = (
     tuple(name for names in ALIASES.values() for name in names),
     ("gate_proj", "up_proj"),
 )
@@ -128,11 +128,11 @@ def _is_fused(model: nn.Module, path: str, layer: nn.Module) -> bool:
     """Whether a layer's outputs are query, key and value, in three equal slices."""
     parent, _, name = path.rpartition(".")
     inputs, outputs = layer_widths(layer)
-    if name not in FUSED or outputs != 3 * inputs:
+    if name not in FUSED_LAYERS or outputs != 3 * inputs:
         return False
     attention = type(model.get_submodule(parent))
     library = attention.__module__.partition(".")[0]
-    if f"{library}.{attention.__name__}" in FUSED[name]:
+    if f"{library}.{attention.__name__}" in FUSED_LAYERS[name]:
         return True
     # GPT-2's kin, whichever class their attention is
     return name == "c_attn" and is_transposed(layer)
@@ -171,7 +171,7 @@ def _no_match_message(linears: dict[str, nn.Module], site: str, fused: set[str])
     names = {path.rpartition(".")[2] for path in linears}
     if not names:
         return "this model has no linear layer inside that could be adapted"
-    mixed = sorted(names & {*MIXED, *FUSED})
+    mixed = sorted(names & {*MIXED_LAYERS, *FUSED_LAYERS})
     if site in QKV and mixed:
         return (
             f"this model's {site} is a part of {mixed[0]}, in an order that is not known here. "
@@ -203,9 +203,9 @@ def group_by_input(paths: Iterable[str]) -> list[tuple[str, list[str]]]:
     groups: dict[tuple[str, int | str], list[str]] = {}
     for path in paths:
         parent, _, name = path.rpartition(".")
-        # Layers of one SAME_INPUT share its number; any other is a group by itself
+        # Layers in one row of the table share its number; any other is a group by itself
         group: int | str = name
-        for number, names in enumerate(SAME_INPUT):
+        for number, names in enumerate(LAYERS_OF_ONE_INPUT):
             if name in names:
                 group = number
         groups.setdefault((parent, group), []).append(path)

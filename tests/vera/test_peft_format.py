@@ -16,7 +16,7 @@ from tiers import each, sample
 from tiny import ARCHITECTURES, answer, shake, tiny, tiny_model
 
 import vera
-from vera.peft_format.importing import DESCRIPTIVE
+from vera.peft_format.importing import DESCRIPTIVE_KEYS
 from vera.peft_format.layout import PROJECTION_KEY, layout_of
 
 pytestmark = pytest.mark.parity
@@ -534,7 +534,7 @@ def test_each_setting_of_peft_is_compared(name, tmp_path):
     exported(tmp_path / "as it was", name)
     config_class = peft.LoraConfig if name == "lora" else peft.VeraConfig
     keys = {field.name for field in dataclasses.fields(config_class)} | {"added_later"}
-    for key in keys - DESCRIPTIVE:
+    for key in keys - DESCRIPTIVE_KEYS:
         folder = shutil.copytree(tmp_path / "as it was", tmp_path / key)
         edit(folder, "edited", {key: "other"}, name)
         refuses(folder, ".")

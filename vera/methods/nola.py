@@ -22,9 +22,9 @@ from vera.methods.layers import layer_changes
 from vera.methods.lora import LowRankChange, Placement, placement_of, wrap_sites
 from vera.projections import SCHEME, Matrix, fingerprint, unit_uniform
 
-#: The key words of A0, the A_i and the B_j, beside the 0 and 1 of VeRA's shared pair
+#: The `matrix_key` of A0, the A_i and the B_j. VeRA's shared pair has 0 and 1
 #: (vera/projections.py).
-KEYS = (2, 3, 4)
+MATRIX_KEYS = (2, 3, 4)
 
 
 class Bases(nn.Module):
@@ -58,7 +58,7 @@ class Bases(nn.Module):
         """A0, all A_i and all B_j, each as one matrix, of `inputs`, `inputs` and `outputs`
         columns."""
         matrices = []
-        for key, shape in zip(KEYS, self.shapes.values(), strict=True):
+        for key, shape in zip(MATRIX_KEYS, self.shapes.values(), strict=True):
             rows = math.prod(shape[:-1])
             matrices.append(unit_uniform(self.method.basis_seed, key, rows, shape[-1]))
         return matrices

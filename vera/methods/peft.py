@@ -28,7 +28,7 @@ from vera.methods.peft_settings import (
 
 #: The attributes in which AdaLoRA's allocator of ranks gathers its statistics: each holds
 #: a tensor for each parameter, by its name.
-GATHERED = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+ALLOCATOR_STATISTICS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class Peft(Method, kind="peft"):
         masks = allocator.peft_config.rank_pattern or {}
         for name, mask in masks.items():
             state[f"rank_pattern/{name}"] = torch.tensor(mask)
-        for statistic in GATHERED:
+        for statistic in ALLOCATOR_STATISTICS:
             for name, tensor in getattr(allocator, statistic).items():
                 state[f"{statistic}/{name}"] = tensor
         return state

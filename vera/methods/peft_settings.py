@@ -57,7 +57,7 @@ TRAINS_OVER_QUANTISED = (
 )
 #: How the names of those initialisations of LoRA begin that change the base weights, in
 #: lower case.
-REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 #: What a string in a configuration may be: names of modules, and choices. peft reads many
 #: of them as regular expressions. Without operators, none runs for ever.
 PLAIN_WORD = re.compile(r"[\w./-]{0,300}")
@@ -97,7 +97,7 @@ def check_values(owner: str, config: dict[str, Any]) -> None:
             f"{owner}: more than {MAX_LETTERS} letters are no configuration"
         )
     init = config.get("init_lora_weights")
-    if str(init).lower().startswith(REWRITES_BASE):
+    if str(init).lower().startswith(REWRITING_INITS):
         raise AdapterError(
             f"{owner}: init_lora_weights={init} rewrites base weights: not supported"
         )

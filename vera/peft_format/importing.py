@@ -15,7 +15,7 @@ from vera.methods import Method, make_method
 from vera.methods.adapted import adaptation, unload
 from vera.methods.layers import widest_shape
 from vera.methods.lora import LoRA
-from vera.methods.peft_settings import REWRITES_BASE
+from vera.methods.peft_settings import REWRITING_INITS
 from vera.methods.vera import VeRA
 from vera.peft_format.folder import (
     CONFIG,
@@ -48,7 +48,7 @@ from vera.sites import (
 #: By type of adapter, how the name of a tensor ends that it has for every layer.
 TENSOR_OF_LAYER = {"LORA": ".lora_A.weight", "VERA": ".vera_lambda_d"}
 #: Settings of peft's LoRA that make it another method than LoRA here.
-OTHER_METHOD = (
+OTHER_METHOD_KEYS = (
     "use_dora",
     "lora_bias",
     "rank_pattern",
@@ -70,7 +70,7 @@ OTHER_METHOD = (
 )
 #: Keys of a configuration that do not change what the model answers. fan_in_fan_out is
 #: among them since peft itself corrects it, layer by layer.
-DESCRIPTIVE = {
+DESCRIPTIVE_KEYS = {
     "auto_mapping",
     "base_model_name_or_path",
     "fan_in_fan_out",
@@ -79,18 +79,18 @@ DESCRIPTIVE = {
     "revision",
     "task_type",
 }
-#: What peft writes for settings that an export never sets, where it is not empty.
+#: What peft writes for settings that an export of ours never sets; nothing for others.
 PEFT_DEFAULTS: Config = {
     "init_lora_weights": True,
     "init_weights": True,
     "megatron_core": "megatron.core",
     "qalora_group_size": 16,
 }
-#: Other settings that choose among the target modules.
-CHOOSES_LAYERS = ("exclude_modules", "layers_pattern", "layers_to_transform")
+#: Settings that choose some layers among those that target_modules names.
+LAYER_CHOICE_KEYS = ("exclude_modules", "layers_pattern", "layers_to_transform")
 #: How many projection seeds are tried for an A and B without a known seed: an export that
 #: peft has read and written again has lost ours.
-SEEDS_TRIED = 1000
+TRIED_SEEDS = 1000
 
 
 def import_peft(model: nn.Module, folder: str | Path) -> Method:
@@ -167,10 +167,10 @@ def _check_kind(source: PeftFolder) -> None:
         raise AdapterError(
             f"{source.path}: an adapter of type {kind}; VERA and LORA are read here"
         )
-    other_keys = [key for key in OTHER_METHOD if config.get(key)]
+    other_keys = [key for key in OTHER_METHOD_KEYS if config.get(key)]
     if config.get("bias", "none") not in ("none", None, False):
         other_keys.append("bias")
-    if str(config.get("init_lora_weights")).lower().startswith(REWRITES_BASE):
+    if str(config.get("init_lora_weights")).lower().startswith(REWRITING_INITS):
         other_keys.append("init_lora_weights")
     if other_keys:
         key = other_keys[0]
@@ -225,7 +225,7 @@ def _with_projections(method: VeRA, model: nn.Module, source: PeftFolder) -> VeR
             if _draws_pair(spec, vera_a, vera_b):
                 return replace(method, projection_seed=seed, init=init)
     raise AdapterError(
-        f"neither its {PROJECTION_KEY} nor a seed below {SEEDS_TRIED:,} draws its A and B"
+        f"neither its {PROJECTION_KEY} nor a seed below {TRIED_SEEDS:,} draws its A and B"
         " here. Of another version of torch?"
     )
 
@@ -235,7 +235,7 @@ def _likely_draws(key: int) -> Iterator[tuple[int, Init]]:
     the key, and our earlier exports had the seed for a key."""
     for init in reversed(INITS):  # peft's is the last
         yield key, init
-    for seed in range(SEEDS_TRIED):
+    for seed in range(TRIED_SEEDS):
         for init in INITS:
             if init != "peft":
                 yield seed, init
@@ -286,14 +286,14 @@ def _check_configuration(
     peft wrote only the adapted layers can be compared, since nothing but the
     configuration says the rest."""
     if source.settings is None:
-        chooses_layers = any(source.config.get(key) for key in CHOOSES_LAYERS)
+        chooses_layers = any(source.config.get(key) for key in LAYER_CHOICE_KEYS)
         has_names = isinstance(source.config.get("target_modules"), list)
         if has_names and not chooses_layers:
             _check_targets(source, model, layout)
         return
     expected = layout.config | {"modules_to_save": head_modules(model)}
     for key in sorted(source.config.keys() | expected.keys()):
-        if key in DESCRIPTIVE:
+        if key in DESCRIPTIVE_KEYS:
             continue
         if key == "target_modules":
             _check_targets(source, model, layout)
