@@ -2,7 +2,7 @@
 come from a stranger's file."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ MODEL_SIZES = 16
 #: The bytes of an element whose dtype is not known yet: as in float32.
 BYTES_PER_ELEMENT = 4
 #: torch's functions whose arguments name a size by single numbers, not by a list. The
-#: largest of them is taken for the number of elements,
+#: largest of them is taken for the number of elements (for arange, its length),
 SIZED_BY_NUMBERS = ("arange", "linspace", "randperm")
 #: or their product.
 SIZED_BY_PRODUCT = ("eye", "tril_indices", "triu_indices")
@@ -108,12 +108,29 @@ def _elements_of_shape(argument: object) -> int:
 
 def _elements_by_numbers(name: str, arguments: Iterable[object]) -> int:
     """As `_elements`, for a function of SIZED_BY_NUMBERS or SIZED_BY_PRODUCT."""
-    numbers = []
+    numbers: list[float] = []
     for argument in arguments:
         if isinstance(argument, int | float) and not isinstance(argument, bool):
-            numbers.append(abs(argument))
+            numbers.append(argument)
+    if name == "arange":
+        return _elements_of_range(numbers)
+    sizes = [abs(number) for number in numbers]
     if name not in SIZED_BY_PRODUCT:
-        return int(max(numbers, default=0))
-    if name == "eye" and len(numbers) == 1:  # a square matrix
-        return int(numbers[0] ** 2)
-    return int(math.prod(numbers))
+        return int(max(sizes, default=0))
+    if name == "eye" and len(sizes) == 1:  # a square matrix
+        return int(sizes[0] ** 2)
+    return int(math.prod(sizes))
+
+
+def _elements_of_range(numbers: Sequence[float]) -> int:
+    """The number of elements of an arange with these numbers: its end alone, or its start,
+    its end and perhaps its step. 0 for one that torch refuses."""
+    start, step = 0.0, 1.0
+    end = numbers[-1] if numbers else 0.0
+    if len(numbers) > 1:
+        start, end = numbers[:2]
+    if len(numbers) > 2:
+        step = numbers[2]
+    if step == 0 or not math.isfinite((end - start) / step):
+        return 0
+    return int(abs((end - start) / step))

@@ -15,6 +15,7 @@ from tiny import answer, tiny_model
 
 import vera
 from vera.adapter_file import FORMAT
+from vera.budget import Budget
 from vera.checked_file import read_file, write_file
 from vera.head_file import HEAD_FORMAT
 from vera.methods.layers import adapted_layers, layer_changes
@@ -387,3 +388,24 @@ def test_a_file_that_changed_after_its_check_is_not_read(tmp_path):
     write_file(path, {"w": torch.ones(1)}, {"format": FORMAT})
     with pytest.raises(vera.AdapterError, match="changed while it was read"):
         file.tensors({"w": torch.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.empty(2**40),
+        lambda: torch.eye(2**20),
+        lambda: torch.linspace(0, 1, 2**40),
+        lambda: torch.arange(2**40),
+        lambda: torch.arange(-1, 1, 2.0**-40),
+    ],
+)
+def test_a_tensor_larger_than_any_adapter_is_refused_before_it_takes_memory(make):
+    with refused("rank and counts"), Budget(tiny_model()):
+        make()
+
+
+def test_small_ranges_are_within_the_budget():
+    with Budget(tiny_model()):
+        assert len(torch.arange(2**20, 2**20 + 3)) == 3
+        assert len(torch.arange(10**9, 0, -(10**9))) == 1
