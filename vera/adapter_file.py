@@ -7,6 +7,7 @@ changed byte loads. Tensors that a method of peft draws again from its configura
 not stored either: the header holds their fingerprint and the version of peft."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -321,7 +322,7 @@ def try_adapter(file: CheckedFile, method: Method, model: nn.Module) -> nn.Modul
     needs_weights = method.kind == "peft" or method.reads_weights
     # Taking a method of peft out of the copy compares its base weights
     carries_peft_method = adapted is not None and adapted.method.kind == "peft"
-    make_copy = without_weights
+    make_copy: Callable[[nn.Module], nn.Module] = without_weights
     if needs_weights or carries_peft_method:
         make_copy = copy.deepcopy
     trial = make_copy(model)
