@@ -4,6 +4,7 @@ with bands."""
 import io
 import math
 import re
+import textwrap
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ OTHER_COLOURS = (
 OTHER_MARKERS = ("^", "v", "P", "X", "*", "h", "<", ">")
 #: The size of a picture in inches, unless it has its own: as wide as a paper's text.
 WIDTH, HEIGHT = 5.5, 3.3
+#: Letters of a title that fit on a line of this width.
+TITLE_WIDTH = 80
 STYLE = Path(__file__).parent / "style.mplstyle"
 #: The rows of other ranks, ablations and other starts, which have figures and tables of
 #: their own.
@@ -122,7 +125,8 @@ def canvas(figure: Figure) -> Canvas:
     drawing = Canvas(figsize=figure.size, layout="constrained")
     if figure.foot:
         drawing.supxlabel("\n".join(figure.foot), fontsize=6, color="#555555")
-    drawing.suptitle("\n".join(filter(None, [figure.title, figure.subtitle])))
+    title = textwrap.fill(figure.title, TITLE_WIDTH)
+    drawing.suptitle("\n".join(filter(None, [title, figure.subtitle])))
     figure.draw(drawing.subplots(), figure.data)
     return drawing
 

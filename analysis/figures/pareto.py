@@ -1,16 +1,11 @@
 """Two numbers of each row against each other, with the frontier: rows than which no
 other is better in both."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
 
 from analysis.figures.figure import (
     COUNT_FORMATTER,
@@ -19,8 +14,14 @@ from analysis.figures.figure import (
     Part,
     count_range,
     finite,
-    look,
     metric_label,
+)
+from analysis.figures.scatter import (
+    BY_DEMONSTRATIONS,
+    CROWDED,
+    Axis,
+    draw_rows,
+    outer_fences,
 )
 from analysis.frame import cells, in_cells, reported
 from analysis.notes import notes
@@ -28,28 +29,6 @@ from analysis.paper import GLUE
 from runs.record.intervals import median_interval
 from runs.record.schema import TEXT_SCORES
 from runs.record.text import megabytes
-
-
-class Axis(NamedTuple):
-    """What an axis shows: a column of the runs, with its label and whether less is better.
-    tick: makes the text of a number. name: of the column in the figure's data."""
-
-    column: str
-    label: str = ""
-    tick: Callable[[float], str] = "{:.4g}".format
-    lower_is_better: bool = True
-    name: str = ""
-
-    @property
-    def low(self) -> str:
-        """The column of the interval's lower end."""
-        return f"{self.name} low"
-
-    @property
-    def high(self) -> str:
-        """That of its upper end."""
-        return f"{self.name} high"
-
 
 #: The axes by the names that x= and y= take. `_axis` completes them: the label of the
 #: metric is in the records.
@@ -65,9 +44,6 @@ AXES = {
 }
 #: Axes whose numbers compare only on one machine.
 MACHINE_AXES = {"seconds", "memory"}
-#: With more rows than this the legend names only the frontier, and the rows that the
-#: reader asks for.
-CROWDED = 25
 #: The x axes of the metric's pictures, a picture each. With CROWDED rows or fewer there
 #: is only the first one.
 COSTS = ("parameters", "bytes", "seconds", "memory")
@@ -79,6 +55,8 @@ SIZE_COLUMNS = ["asked_train_rows", "asked_dev_rows"]
 EPONYMS = {"matthews", "pearson", "spearman"}
 #: The line below the picture on rows that have failed.
 WHY_FAILED = "failed (worse than the head alone, diverged, or one class), not drawn"
+#: How the name of a row ends that was trained by reward.
+BY_REWARD = "_by_reward"
 #: The size of a picture in inches; it is higher for more than CROWDED rows.
 WIDTH = 7
 HEIGHT = 4.4
@@ -86,15 +64,17 @@ HEIGHT_OF_CROWD = 6.4
 
 
 def parameter_figures(part: Part) -> Iterator[Figure]:
-    """The pictures of table 2's and table 5's tasks on which two rows or more have run,
-    without other ranks and ablations. If the user has named tasks, the pictures of these
-    tasks instead, with every row."""
+    """The pictures of table 2's and table 5's tasks without other ranks and ablations,
+    and those of tasks with a row by reward, with every row. Two rows or more must have
+    run. If the user has named tasks, the pictures of these tasks with every row."""
     if part.names_tasks:
         return pareto_figures(part)
     runs = part.runs
     is_of_table = runs.task.isin(list(GLUE)) | (runs.family == "images")
-    is_varied = runs.row.astype(str).str.match(VARIED)
-    figures = pareto_figures(replace(part, runs=runs[is_of_table & ~is_varied]))
+    rows = runs.row.astype(str)
+    has_reward = runs.task.isin(runs.task[rows.str.endswith(BY_REWARD)])
+    is_drawn = has_reward | (is_of_table & ~rows.str.match(VARIED))
+    figures = pareto_figures(replace(part, runs=runs[is_drawn]))
     return (figure for figure in figures if len(figure.data) > 1)
 
 
@@ -190,7 +170,7 @@ def figure_of_rows(
         title=_title(row_cells, axes, suffix),
         data=data,
         notes=[*lines, *foot, *notes(runs, row_cells)],
-        draw=partial(_draw, axes=axes, labels=labels),
+        draw=partial(draw_rows, axes=axes, labels=labels),
         subtitle=subtitle,
         foot=foot,
         size=(WIDTH, height),
@@ -218,6 +198,8 @@ def _subtitle(data: pd.DataFrame) -> str:
     text += "; dashed: the frontier"
     if (data.n < data.wanted).any():
         text += "; hollow: fewer seeds"
+    if data.row.astype(str).str.endswith(BY_DEMONSTRATIONS).any():
+        text += "; half-filled: by demonstrations"
     return text
 
 
@@ -325,16 +307,6 @@ def is_better(rival: tuple[float, float], point: tuple[float, float]) -> bool:
     return rival[0] >= point[0] and rival[1] >= point[1] and rival != point
 
 
-def outer_fences(values: pd.Series) -> tuple[float, float]:
-    """Tukey's outer fences, below and above: three interquartile ranges outside the
-    quartiles. NaN without values."""
-    if values.empty:
-        return math.nan, math.nan
-    lower, upper = np.percentile(values, [25, 75])
-    reach = 3 * (upper - lower)
-    return lower - reach, upper + reach
-
-
 def _has_failed(data: pd.DataFrame, score: pd.Series) -> pd.Series:
     """Which rows have failed and are so far below the others that they would squeeze the
     picture.
@@ -348,147 +320,3 @@ def _has_failed(data: pd.DataFrame, score: pd.Series) -> pd.Series:
     mostly_broken = (data.diverged + data.one_class.map(len)) * 2 > data.runs
     lower_fence, _ = outer_fences(score)
     return (is_below_head | mostly_broken) & (score < lower_fence)
-
-
-# --- drawing
-
-
-def _draw(
-    plot: Axes, data: pd.DataFrame, axes: Sequence[Axis], labels: Sequence[str]
-) -> None:
-    """Draws all rows but those that have failed. labels: as of `figure_of_rows`."""
-    drawn = data[~data.failed]
-    is_crowded = len(data) > CROWDED
-    _set_limits(plot, drawn, axes)
-    looks = [*map(look, drawn.kind, drawn.row)]
-    _draw_bars(plot, drawn, axes, [colour for colour, _ in looks])
-    named = drawn.frontier | drawn.row.isin(labels) | (not is_crowded and not labels)
-    points = zip(drawn.to_dict("records"), looks, named, strict=True)
-    for point, (colour, marker), is_named in points:
-        _draw_point(plot, point, axes, colour, marker, is_named, not is_crowded)
-    if named.any():
-        plot.figure.legend(loc="outside right center", fontsize=7, reverse=True)
-    _draw_frontier(plot, drawn[drawn.frontier], axes)
-
-
-def _set_limits(plot: Axes, drawn: pd.DataFrame, axes: Sequence[Axis]) -> None:
-    """Sets the axes such that they hold the points, and the ends of the bars except
-    those that are far from all others: these leave the picture."""
-    for side, axis in zip("xy", axes, strict=True):
-        _scale(plot, side, drawn[axis.name], axis)
-        low = drawn[axis.low]
-        high = drawn[axis.high]
-        lower_fence, _ = outer_fences(low)
-        _, upper_fence = outer_fences(high)
-        shown_numbers = [
-            drawn[axis.name],
-            low[low >= lower_fence],
-            high[high <= upper_fence],
-        ]
-        # matplotlib takes points, of which only one coordinate counts here
-        points = [(number, number) for number in pd.concat(shown_numbers)]
-        plot.update_datalim(points, updatex=side == "x", updatey=side == "y")
-    plot.margins(0.12)
-    plot.autoscale_view()
-    plot.autoscale(enable=False)
-
-
-def _draw_bars(
-    plot: Axes, drawn: pd.DataFrame, axes: Sequence[Axis], colours: Sequence[str]
-) -> None:
-    """Draws the intervals of both numbers of each point. colours: of the points."""
-    x, y = axes
-    x_bars, y_bars = (
-        (drawn[axis.name] - drawn[axis.low], drawn[axis.high] - drawn[axis.name])
-        for axis in (x, y)
-    )
-    plot.errorbar(
-        drawn[x.name],
-        drawn[y.name],
-        xerr=x_bars,
-        yerr=y_bars,
-        fmt="none",
-        ecolor=colours,  # type: ignore[arg-type]  # a colour for each point
-        alpha=0.6,
-        elinewidth=1,
-    )
-
-
-def _draw_point(
-    plot: Axes,
-    point: dict[str, Any],
-    axes: Sequence[Axis],
-    colour: str,
-    marker: str,
-    is_named: bool,
-    with_seeds: bool,
-) -> None:
-    """Draws a row's point, hollow where seeds are missing. is_named: whether the legend
-    names the row. with_seeds: whether each seed has a small point of its own, if the
-    metric is on the y axis."""
-    x, y = (axis.name for axis in axes)
-    label = point["method"]
-    if axes[1].column == "number":
-        label += f": {point[y]:.{int(point['digits'])}f}"
-        if with_seeds:
-            values = point["values"]
-            plot.plot([point[x]] * len(values), values, ".", color=colour, alpha=0.6)
-    style: dict[str, Any] = {"alpha": 0.5}
-    if is_named:
-        style = {"label": label, "markersize": 6}
-    face = colour if point["n"] >= point["wanted"] else "white"
-    plot.plot(
-        point[x],
-        point[y],
-        marker,
-        color=colour,
-        markerfacecolor=face,
-        zorder=3,
-        **style,
-    )
-
-
-def _draw_frontier(plot: Axes, best: pd.DataFrame, axes: Sequence[Axis]) -> None:
-    """Draws the frontier as a dashed line: at each x it is at the best y of the rows that
-    are at least as good in x. best: the rows on the frontier, from the best x on."""
-    if best.empty:
-        return
-    x, y = axes
-    # The line goes from the worst y to the worst x, which are limits of the picture.
-    left, right = plot.get_xlim()
-    bottom, top = plot.get_ylim()
-    worst_x = right if x.lower_is_better else left
-    worst_y = top if y.lower_is_better else bottom
-    best_x = best[x.name]
-    best_y = best[y.name]
-    plot.step(
-        [best_x.iloc[0], *best_x, worst_x],
-        [worst_y, *best_y, best_y.iloc[-1]],
-        where="post",
-        color="#555555",
-        linewidth=0.9,
-        linestyle="--",
-        zorder=1,
-    )
-
-
-def _scale(plot: Axes, side: str, values: pd.Series, axis: Axis) -> None:
-    """Sets the label, scale and ticks of an axis. It is logarithmic where costs differ by
-    more than a factor of ten, with a linear piece near zero if some are zero. side: x or
-    y. values: along it."""
-    positive = values[values > 0]
-    ticks_axis = getattr(plot, f"{side}axis")
-    set_scale = getattr(plot, f"set_{side}scale")
-    plot.set(**{f"{side}label": axis.label})
-    is_cost = axis.lower_is_better and values.min() >= 0
-    if is_cost and positive.max() > 10 * positive.min():
-        if values.min() == 0:
-            first_power = 10.0 ** np.floor(np.log10(positive.min()))
-            set_scale("symlog", linthresh=first_power, linscale=0.4)
-            ticks = [0.0, *first_power * 10.0 ** np.arange(12)]
-            ticks_axis.set_major_locator(FixedLocator(ticks))
-        else:
-            set_scale("log")
-            ticks_axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ticks_axis.minorticks_off()
-    ticks_axis.set_major_formatter(FuncFormatter(lambda value, _: axis.tick(value)))

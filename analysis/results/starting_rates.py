@@ -118,8 +118,7 @@ class StartingRule:
 
     loss: the mean over rows, each averaged over its tasks. loss_by_task: the mean over
     the rows of each task. loss_without_lora: the loss if we take the median of a row's
-    own rates on other tasks instead, which needs no rate of LoRA's; each row is averaged
-    over its searches, of which a task may have several. scored_rows: over how many rows
+    own rates on other tasks instead, which needs no rate of LoRA's. scored_rows: over how many rows
     these means are. train_rows: on how many rows of data the scored trials trained, as
     text."""
 
@@ -169,7 +168,7 @@ def starting_rule(runs: pd.DataFrame) -> StartingRule | None:
     ratios = _ratios(searches, lora_rates)
     train_rows = list[int]()
     losses = defaultdict[tuple[str, str], list[float]](list)  # by task and row
-    losses_without_lora = defaultdict[str, list[float]](list)  # by row
+    losses_without_lora = defaultdict[tuple[str, str], list[float]](list)  # likewise
     for ratio in ratios:
         for search in ratio.searches:
             # Each search is scored at the rate that its row's other tasks suggest.
@@ -189,20 +188,20 @@ def starting_rule(runs: pd.DataFrame) -> StartingRule | None:
             other_rate = _geometric_median(
                 other_search.best_rate for other_search in on_other_tasks
             )
-            losses_without_lora[search.row].append(search.regret(other_rate))
+            losses_without_lora[search.task_label, search.row].append(
+                search.regret(other_rate)
+            )
     if not losses:
         return None
-    losses_by_row = defaultdict[str, list[float]](list)
     losses_by_task = defaultdict[str, list[float]](list)
-    for (task, row), values in losses.items():
-        losses_by_row[row].append(statistics.fmean(values))
+    for (task, _), values in losses.items():
         losses_by_task[task].append(statistics.fmean(values))
     return StartingRule(
         ratios=ratios,
-        loss=_mean_over_rows(losses_by_row),
+        loss=_mean_over_rows(losses),
         loss_by_task={task: mean_of(values) for task, values in losses_by_task.items()},
         loss_without_lora=_mean_over_rows(losses_without_lora),
-        scored_rows=len(losses_by_row),
+        scored_rows=len({row for _, row in losses}),
         train_rows=count_range(train_rows),
     )
 
@@ -267,9 +266,13 @@ def _lora_rates(searches: Iterable[Search]) -> dict[Setup, float]:
     }
 
 
-def _mean_over_rows(losses: Mapping[str, Sequence[float]]) -> Mean:
-    """The mean over rows of each row's mean loss. losses: in points, by row."""
-    return mean_of([statistics.fmean(values) for values in losses.values()])
+def _mean_over_rows(losses: Mapping[tuple[str, str], Sequence[float]]) -> Mean:
+    """The mean over rows, each averaged over its tasks, of which each is averaged over
+    its searches. losses: in points, by task and row."""
+    losses_by_row = defaultdict[str, list[float]](list)
+    for (_, row), values in losses.items():
+        losses_by_row[row].append(statistics.fmean(values))
+    return mean_of([statistics.fmean(values) for values in losses_by_row.values()])
 
 
 def _geometric_median(values: Iterable[float]) -> float:
