@@ -1,6 +1,6 @@
 """The runs of one cross-validation (task.folds), found from any one of them."""
 
-from runs.record.cell import defining_settings, hash_of, recorded_start
+from runs.record.cell import defining_settings, hash_of, protocol_of, recorded_start
 from runs.record.folder import RecordFolder
 from runs.record.schema import Record
 
@@ -34,4 +34,5 @@ def _hash_without_fold(record: Record) -> str:
     parts["task"] = {**parts["task"], "fold": None}
     seeds = [record["config"]["seed"], record["config"]["data_seed"]]
     contents = [record["cell"]["row"], record["model"], record["data"]["content"]]
-    return hash_of([parts, *contents, *seeds, recorded_start(record)])
+    origin = [recorded_start(record), protocol_of(record)]
+    return hash_of([parts, *contents, *seeds, *origin])

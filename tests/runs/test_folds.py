@@ -1,10 +1,12 @@
 """Cross-validation on training rows (task.folds), and the rows that it suspects of a
 wrong label."""
 
+import copy
 import csv
 import math
 import re
 
+import ledgers
 import numpy as np
 import pytest
 from cleanlab.filter import find_label_issues
@@ -15,6 +17,8 @@ from runs.config import expand
 from runs.mistakes import dev_rows, words_on_own_errors
 from runs.mistakes import main as mistakes
 from runs.record.cell import is_trial_or_stopped
+from runs.record.folder import RecordFolder
+from runs.record.folds import records_of_folds
 from runs.record.spreadsheet import read_own_csv
 from runs.run.identity import run_id
 from runs.sweep import sweep
@@ -159,6 +163,19 @@ def test_every_row_is_judged_by_the_run_that_has_not_seen_it(
     for record in records:
         assert record["data"]["dev_rows"] == 12
         assert record["data"]["train_rows"] == 24
+
+
+def test_folds_of_another_protocol_or_seed_are_not_joined(monkeypatch):
+    folds = []
+    for fold in range(4):
+        seed = 7 if fold == 2 else 0
+        one = copy.deepcopy(ledgers.record("vera", "mrpc", seed, 0.5))
+        one["config"]["task"] |= {"folds": 4, "fold": fold}
+        one["config"]["data_seed"] = seed
+        one["protocol"] = 2 if fold == 3 else 1
+        folds.append(one)
+    monkeypatch.setattr(RecordFolder, "newest", lambda *_: folds)
+    assert [*records_of_folds(folds[0], "outputs")] == [0, 1]
 
 
 def test_the_last_line_says_how_many_errors_are_the_models_own():
