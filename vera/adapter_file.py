@@ -327,6 +327,7 @@ def try_adapter(file: CheckedFile, method: Method, model: nn.Module) -> nn.Modul
         make_copy = copy.deepcopy
     trial = make_copy(model)
     unload(trial)
+    # First without weights, which takes no memory
     blank = without_weights(trial)
     budget = Budget(blank)
     try:

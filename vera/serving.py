@@ -282,8 +282,8 @@ class Adapters:
         arguments: tuple[object, ...],
         output: Tensor,
     ) -> Tensor:
-        """The forward hook of the head, or of one of its modules: for samples whose
-        adapter has its own head, that one's output replaces the shared one.
+        """The forward hook of the head, or of one of its modules. For samples whose
+        adapter has its own head, the output of that head replaces the shared head's.
 
         prefix: what the names of the module's parameters begin with."""
         self._head_called = True

@@ -82,7 +82,7 @@ class Evaluator:
             },
         }
 
-        # a function, since other commands may change the record until it is written
+        # `amend` calls it under the run's lock, with the record as it is by then
         def new_keys(current: Record) -> AddedKeys:
             return {"result": with_lm_eval(current, lm_eval_results(current), [result])}
 

@@ -118,6 +118,8 @@ def _task_manager(names: Sequence[str], settings: TaskSettings) -> "TaskManager"
     read_config = manager._factory._load_full_config
 
     def read_checked_config(entry: Any, *overrides: object) -> dict[str, Any]:
+        """Stands in for lm-eval's method: the same configuration, checked and with the
+        rows of data_dir=."""
         # before the task's code is imported
         if (entry.cfg or {}).get("unsafe_code"):
             raise UserError(

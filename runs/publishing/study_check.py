@@ -77,8 +77,8 @@ class StudyFolder:
 
 
 def read_study_folder(folder: Path) -> StudyFolder:
-    """What a study's folder contains. Raises UserError where there is no such
-    folder."""
+    """Reads a study's folder. A file that cannot be read, or is too large, becomes a
+    problem of the study. Raises UserError where there is no such folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder. A study is runs/records/NAME")
     names = sorted(itertools.islice(_names_below(folder), MAX_FILES + 1))
@@ -385,8 +385,8 @@ def _parameter_count(config: Mapping[str, Any]) -> int | None:
 
 @cache
 def _count_in_model(path: Path, settings: str) -> int | None:
-    """The count of a method with these settings (JSON) in the model of a file in
-    conf/model, without weights; None where the model cannot be built."""
+    """How many parameters a method with these settings (JSON) trains in the model of a
+    file in conf/model, which is built without weights; None where it cannot be built."""
     from runs.models import skeleton
 
     model = yaml.safe_load(path.read_text(encoding="utf-8"))

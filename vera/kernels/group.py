@@ -133,7 +133,7 @@ class Group:
         return None
 
     def compute(self, layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
-        """The outputs of layers that read x.
+        """The outputs of layers that read x, by the cheapest plan that they can take.
 
         Args:
             layers: Layers of the group.

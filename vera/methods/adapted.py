@@ -51,7 +51,7 @@ def adaptation(model: nn.Module) -> Adaptation | None:
 
 
 def adapt_with(model: nn.Module, method: Any) -> None:
-    """See `Method.adapt`."""
+    """Adapts a model by a method, in place, as `Method.adapt` describes it."""
     if adaptation(model):
         raise AdapterError(
             "this model is adapted already: unload it, or take a fresh copy of the base model"
