@@ -41,13 +41,13 @@ INSTALL = "pip install 'vera-bench[bench]', or in a clone: . .venv/bin/activate"
 
 
 def check_packages() -> None:
-    """Checks that every package is there. If one is missing, a command ends with one
-    line, and another program gets an ImportError."""
+    """Checks that every package is there. If one is missing, a command of ours exits
+    with one line, and any other program gets an ImportError."""
     missing = [name for name in IMPORTED_PACKAGES if find_spec(name) is None]
     if not missing:
         return
     text = f"not installed, and vera alone needs none of it: {', '.join(missing)}. {INSTALL}"
-    # Python has yet to find the module of `python -m`
+    # argv[0] is "-m" until Python has found the module of `python -m`
     if sys.argv[0] == "-m" or Path(sys.argv[0]).stem == "vera-bench":
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
@@ -80,10 +80,10 @@ ENVIRONMENT = {
     # otherwise tokenizers warn in every forked process
     "TOKENIZERS_PARALLELISM": "false",
 }
-#: An OpenMP thread without work spins before it sleeps, by default for long, on a core
-#: that another process may need. Next to two busy processes on 2 cores a run took 3.7
-#: times as long by default, and 2.3 times with this few turns, which cost 4% on an idle
-#: machine (make bench-contention, docs/bench).
+#: An OpenMP thread without work spins for a while before it sleeps, and keeps a core
+#: busy that another process may need. Next to two busy processes on 2 cores a run took
+#: 3.7 times as long with the default number of turns, and 2.3 times with this one. On an
+#: idle machine this costs 4% (make bench-contention, docs/bench).
 SPINNING = {"GOMP_SPINCOUNT": "10000"}
 
 if sys.stderr is None or not sys.stderr.isatty():  # a bar in a file or a pipe is noise
@@ -91,6 +91,7 @@ if sys.stderr is None or not sys.stderr.isatty():  # a bar in a file or a pipe i
         os.environ.setdefault(name, "1")
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
+# each of these says how long threads spin: what the user has set stays
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
     os.environ.update(SPINNING)
 

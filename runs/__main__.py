@@ -48,7 +48,7 @@ from runs.tracking.tracker import agent_note
 
 _INFO_KINDS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _VERSION = f"vera-bench {version('vera-bench')}, Hydra {version('hydra-core')}"
-#: Hydra's options.
+#: Hydra's options, and --version, as argparse's add_argument takes them.
 OPTIONS: Mapping[tuple[str, ...], Mapping[str, Any]] = {
     ("-h", "--help"): {
         "action": "store_true",
@@ -100,15 +100,15 @@ def main(arguments: list[str]) -> int:
     if process_rank():  # of torchrun's processes the first one speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
     # each of torchrun's processes composes the runs, and shuffle() must give all of
-    # them one order
+    # them one order: the port is a seed that they have in common
     port = os.environ.get("MASTER_PORT")
     if port:
         random.seed(port)
     purpose = "groups, keys and values, as below; a list makes a sweep"
     line = read_command_line(arguments, Settings, overrides=purpose, options=OPTIONS)
-    repeated_id = line.settings.rerun
-    if repeated_id is not None:
-        line, repeated_id = with_overrides_of(line, repeated_id)
+    repeated_id = ""
+    if line.settings.rerun is not None:
+        line, repeated_id = with_overrides_of(line, line.settings.rerun)
     if _print_for_options(line):
         return 0
     command = read_command(line.overrides, line.config_dir)
@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> int:
         print(note_on_cell, file=sys.stderr)
     if repeated_id:
         _note_if_another_run(command.runs, repeated_id)
-    # without the runs that only other runs need
+    # redo=true does not repeat the runs that with_starts adds
     runs_to_repeat = command.runs if command.launch.redo else []
     runs = with_starts(command.runs)
     launcher = command.launch.launcher
@@ -161,8 +161,9 @@ def with_overrides_of(
 
 
 def _missing_path(override: Override) -> str:
-    """The local path that an override names, where nothing is there, else "". Published
-    runs store only the last part of a path."""
+    """The local path of a model or of data that an override names and that does not
+    exist; "" for any other override. A published run may have a path that existed on
+    another machine, of which only the last part is published."""
     key = KEYS.get(override.key)
     path = override.unquoted_value
     is_path = key is not None and key.role == PATH and key.group in ("model", "task")
@@ -173,7 +174,8 @@ def _missing_path(override: Override) -> str:
 
 def _note_if_another_run(runs: list[Run], repeated_id: str) -> None:
     """Prints a note if none of the composed runs has the id that should be repeated."""
-    # the sweep shows the problems that these ids may have
+    # a run's id is None where it is not known yet. The problems are dropped here, since
+    # the sweep shows them
     ids = identify(runs, problems={})
     if repeated_id not in ids and None not in ids:
         print(
@@ -190,7 +192,7 @@ def _print_for_options(line: CommandLine[Settings]) -> bool:
     needs_cfg = sources or "--package" in options or "--resolve" in options
     if needs_cfg and "--cfg" not in options:
         raise UserError("--package, --resolve and sources=true are for --cfg job")
-    # these two say how runs are composed, and print nothing
+    # these two say how runs are composed, and ask for no print
     if not options.keys() - {"--config-dir", "--multirun"}:
         return False
     # imports Hydra

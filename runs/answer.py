@@ -64,8 +64,8 @@ SAMPLING_VERSION = 2
 
 @dataclass(frozen=True)
 class BenchSettings(RecordSettings):
-    """The settings that `vera-bench judge` also has. null: as in the run's
-    configuration."""
+    """The settings that `vera-bench judge` also has. Those that are not typed are as in
+    the run's configuration."""
 
     bench: str | None = setting(None, "mt_bench or vicuna_bench", "task.bench")
     mt_bench_dir: str | None = setting(
@@ -75,7 +75,8 @@ class BenchSettings(RecordSettings):
 
 @dataclass(frozen=True)
 class Settings(BenchSettings):
-    """How answers are sampled. null: as in the run's configuration."""
+    """How answers are sampled. Settings that are not typed are as in the run's
+    configuration."""
 
     answer_tokens: int | None = setting(
         None, "the longest answer", "task.answer_tokens"
@@ -161,7 +162,7 @@ def config_with_settings(
 
 
 def answers_path(output: str, run: str, bench: str) -> Path:
-    """Where a run's answers lie."""
+    """The file of a run's answers to a bench. run: the id."""
     return run_folder(output, run) / f"{bench}.jsonl"
 
 
@@ -181,11 +182,21 @@ class Turn:
 
 
 def answer(record: Record, config: Configuration, report: Report) -> tuple[Path, int]:
-    """Answers every question without an answer. Returns the file, and how many answers
-    were cut because the model has no more positions.
+    """Answers every question without an answer, and writes the file of all answers.
 
-    Raises UserError where the prompt's template or the training rows have changed since
-    the run."""
+    Args:
+        record: The run's record.
+        config: The run's configuration with the settings of the command line.
+        report: Is called with each event of the progress.
+
+    Returns:
+        The file, and how many answers were cut short or left empty because the model
+        has no more positions.
+
+    Raises:
+        UserError: Where the prompt's template or the training rows have changed since
+            the run.
+    """
     from runs.training.decode import hash_of_trained
 
     settings = config["task"]
@@ -207,10 +218,12 @@ def answer(record: Record, config: Configuration, report: Report) -> tuple[Path,
     generate_settings = _generate_settings(context, questions)
     answers = {question.id: list[str]() for question in questions}
     cut_answers = 0
-    for index in range(BENCHES[bench]):
+    turns = BENCHES[bench]
+    for index in range(turns):
         turn = _prepare_turn(context, questions, answers, index)
         for limit in turn.token_limits:
-            cut_answers += limit < settings["answer_tokens"]
+            if limit < settings["answer_tokens"]:
+                cut_answers += 1
         texts = _answer_turn(context, questions, turn, path, answer_settings)
         for question, text in zip(questions, texts, strict=True):
             answers[question.id].append(text)
@@ -242,7 +255,7 @@ def _prepare_turn(
     index: int,
 ) -> Turn:
     """The prompts of a turn, and how long their answers may be. answers: to the earlier
-    turns, by question."""
+    turns, by the question's id. index: of the turn, from 0."""
     task = cast(InstructTask, context.task)
     answer_tokens = context.config["task"]["answer_tokens"]
     turn = Turn(index, [], [])
@@ -265,7 +278,8 @@ def _answer_turn(
     path: Path,
     answer_settings: Mapping[str, Any],
 ) -> list[str]:
-    """The answers to a turn, by batches that are saved as they come.
+    """The answers to a turn, one for each question. Each batch of them is saved as it
+    comes, and saved answers are read.
 
     Args:
         path: The file of all turns' answers; a turn's own file lies next to it.
@@ -322,9 +336,14 @@ def _sample(
     prompts: Sequence[list[int]],
     token_limits: Sequence[int],
 ) -> list[str]:
-    """The answers to a turn (from 0) of questions of one temperature, by transformers.
-    token_limits: how many tokens each may have. The random numbers come from the run's
-    seed, the turn and the first question."""
+    """The answers of the model to one batch, by transformers' `generate`. The random
+    numbers come from the run's seed, the turn and the first question.
+
+    Args:
+        turn: The index of the turn, from 0.
+        questions: All of one temperature.
+        prompts: Their token ids.
+        token_limits: How many tokens each answer may have; 0: it is empty."""
     import torch
 
     from tasks.beam import left_padded  # imports torch
@@ -346,7 +365,8 @@ def _sample(
         task, settings, answer_temperature, max(token_limits)
     )
     if device.type == "cuda" and settings["top_p"] < 1:
-        torch.set_deterministic_debug_mode("warn")  # it adds chances up in any order
+        # top_p adds chances up in any order, which "error" would refuse
+        torch.set_deterministic_debug_mode("warn")
     seed_hash = hash_of([context.config["seed"], turn, questions[0].id])
     torch.manual_seed(int(seed_hash[:16], 16) >> 1)  # 63 bits
     batch, mask = left_padded(answered_prompts, device)
@@ -354,10 +374,14 @@ def _sample(
         ids = model.generate(
             input_ids=batch, attention_mask=mask, tokenizer=task.tokenizer
         )
-    new_ids = iter(ids[:, batch.shape[1] :].tolist())
+    answers = iter(ids[:, batch.shape[1] :].tolist())  # without the prompts
     texts = []
     for limit in token_limits:
-        texts.append(text_of(task, next(new_ids)[:limit]) if limit else "")
+        if limit:
+            # generate goes on to the largest limit of the batch
+            texts.append(text_of(task, next(answers)[:limit]))
+        else:
+            texts.append("")
     return texts
 
 
@@ -389,8 +413,8 @@ def _generation_config(
 def _generate_settings(
     context: "Context", questions: Sequence[Question]
 ) -> dict[str, dict[str, Any]]:
-    """The settings that `generate` really uses at each temperature, after the library
-    has merged ours with the model's."""
+    """The settings that `generate` really uses, after the library has merged ours with
+    the model's, by temperature ("0.7")."""
     from tasks.generation import merged_settings
 
     model = context.raw_model
@@ -410,7 +434,8 @@ def _generate_settings(
 
 
 def text_of(task: InstructTask, ids: list[int]) -> str:
-    """An answer up to its end token, or to where it continues with an instruction."""
+    """The text of an answer's token ids, up to its end token, or to the template's stop
+    text, with which a model begins an instruction of its own."""
     end_token = task.tokenizer.eos_token_id
     end = [*ids, end_token].index(end_token)
     text: str = task.tokenizer.decode(ids[:end], skip_special_tokens=True)

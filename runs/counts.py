@@ -75,6 +75,7 @@ def budget_table(overrides: Sequence[str], files: Files) -> str:
     methods = lists.pop("method", [])
     if not methods:
         methods = [f"method={name}" for name in rows_with_ladder()]
+    # of all other keys the first value counts
     shared = [values[0] for values in lists.values()]
     ladders = []
     with Composer(files) as composer:
@@ -92,7 +93,8 @@ def budget_table(overrides: Sequence[str], files: Files) -> str:
 
 
 def _cells_of_budget(ladder: "Ladder", budget: int) -> tuple[str, str]:
-    """The cells "parameters" and "setting" of a ladder for a budget."""
+    """What the table's columns "parameters" and "setting" have for a row and a budget.
+    ladder: the row's."""
     rung = ladder.nearest(budget)
     if ladder.misfit(budget):
         return "-", f"none is near: the nearest trains {rung.parameters:,}"

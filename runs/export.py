@@ -58,6 +58,8 @@ COMMON_SETTINGS = frozenset({"output", "debug"})
 
 @dataclass(frozen=True)
 class Settings(RecordSettings):
+    """What an export contains, and how it is published."""
+
     private: bool = setting(False, "hub: a repository that is made is private")
     rank: int | float | None = setting(
         None,
@@ -141,6 +143,7 @@ def _check_settings(line: CommandLine[Settings], target_format: str) -> None:
 
 
 def _is_rank(rank: int | float) -> bool:
+    """Whether a number is a rank or, with a fraction, a share of squared values."""
     if isinstance(rank, int):
         return rank >= 1
     return 0 < rank <= 1
@@ -161,7 +164,8 @@ def _check_repository(name: str) -> None:
 
 
 def export_result(line: CommandLine[Settings]) -> int:
-    """Writes a run's score and costs as a result file."""
+    """Writes a run's score and costs as a result file of peft's method comparison.
+    Returns the exit code."""
     extra = sorted(line.given.keys() - {"leaderboard", *COMMON_SETTINGS})
     if extra:
         raise UserError(f"{extra[0]}= does not go with leaderboard=")

@@ -44,7 +44,8 @@ from tasks.mt_bench import (
 )
 from tasks.mt_bench.scores import System
 
-#: The settings that made the answers, for the record.
+#: What a record keeps of BENCH.json: the settings that made the answers, and how many
+#: answers were cut short (without_room).
 ANSWER_SETTINGS = ("answer_tokens", "top_p", "top_k", "batch", "without_room")
 
 
@@ -64,7 +65,12 @@ class Settings(BenchSettings):
 
 
 class AnsweredBench(NamedTuple):
-    """A run's answers to a bench. settings: how the answers were made."""
+    """A run's answers to a bench.
+
+    Attributes:
+        system: the folder of the questions, the bench, and the answers.
+        settings: how the answers were made.
+    """
 
     system: System
     settings: dict[str, Any]
@@ -94,7 +100,8 @@ def main(arguments: list[str]) -> int:
     for record, bench, summary in zip(records, benches, summaries, strict=True):
         entry = cast(Judgement, {**summary, "answering": bench.settings})
         rows.append({"model": f"{record['label']['row']} ({record['id']})", **entry})
-        all_entered = _enter_scores(record, output, summary, entry) and all_entered
+        if not _enter_scores(record, output, summary, entry):
+            all_entered = False
     print(bench_table(rows))
     return 1 if outcome.failed or not all_entered else 0
 
@@ -102,9 +109,9 @@ def main(arguments: list[str]) -> int:
 def _enter_scores(
     record: Record, output: str, summary: Summary, entry: Judgement
 ) -> bool:
-    """Writes a judge's scores into a record, once all answers have one. Returns False
-    where the record is gone: judging takes hours, in which somebody may have archived
-    it."""
+    """Writes a judge's scores into a record, unless some answers have none yet. Returns
+    False where the record is gone: judging takes hours, in which somebody may have
+    archived it."""
     if summary["judged"] != summary["n"]:
         return True
     if amend(output, record["id"], partial(_with_judgement, entry=entry)):
@@ -117,8 +124,8 @@ def _enter_scores(
 
 
 def _with_judgement(record: Record, entry: Judgement) -> AddedKeys:
-    """A record's judgements with a new one. Of the same bench those by the same judge,
-    and those of earlier answers, are left out."""
+    """A record's judgements and a new one. It replaces those by the same judge on the
+    same bench, and those of earlier answers to that bench."""
     judgements = []
     for judgement in record.get("judged", []):
         is_of_another_bench = judgement["bench"] != entry["bench"]

@@ -34,8 +34,9 @@ from runs.record.schema import LmEvalResult, Record
 
 @dataclass(frozen=True)
 class Settings(ScoreSettings):
-    """Settings with task.data_dir=, which runs composed from overrides take as the place
-    of their own data, and runs named by id as data_dir=."""
+    """The settings of an evaluation, and task.data_dir=. Beside run ids this means the
+    same as data_dir=; beside overrides it is one of them, and says where the runs have
+    their own data."""
 
     run_data: str | None = setting(
         None, "the same; for overrides the runs' data", "task.data_dir"
@@ -81,6 +82,7 @@ def _check_record(record: Record, output: str) -> None:
 
 
 def _result_line(record: Record, result: LmEvalResult) -> str:
+    """A run's metrics on a task, and those of its base model, in one line."""
     label = record["label"]
     name = f"{label['row']} on {label['task']} seed {record['cell']['seed']}"
     metrics = metrics_text(result["metrics"])

@@ -36,8 +36,13 @@ from runs.record.text import describe
 
 
 class Kind(NamedTuple):
-    """A kind of measure, and how many runs it takes. compute: takes the seed, the
-    output folder and their records."""
+    """A kind of measure.
+
+    Attributes:
+        compute: computes it from the seed, the output folder and the records of its
+            runs.
+        run_count: how many runs one measure is of.
+    """
 
     compute: Callable[..., MeasuredValues]
     run_count: int
@@ -63,15 +68,15 @@ def main(arguments: list[str]) -> int:
     kind = MEASURES[require_known("measure", name, MEASURES)]
     if seed < 0 or (name == "magnitude" and "seed" in line.given):
         raise UserError(f"seed={seed}: should be at least 0, and magnitude takes none")
-    inputs = _runs_of_measures(name, run_names, output)
-    if not inputs:
+    runs_of_measures = _runs_of_measures(name, run_names, output)
+    if not runs_of_measures:
         raise UserError(
             f"{output}/records has no runs for {name}, finished and with their adapters"
             " (--help)"
         )
     provenance = _provenance()
     written = 0
-    for records in inputs:
+    for records in runs_of_measures:
         started = time.monotonic()
         try:
             measure = kind.compute(seed, output, *records)
@@ -87,7 +92,7 @@ def main(arguments: list[str]) -> int:
         print(f"{_summary_line(name, measure)} -> {path}")
         written += 1
     if not written:
-        raise UserError(f"none of {len(inputs)} could be measured")
+        raise UserError(f"none of {len(runs_of_measures)} could be measured")
     return 0
 
 
@@ -139,11 +144,12 @@ def measure_id(name: str, measure: MeasuredValues) -> str:
 def _runs_of_measures(
     name: str, run_names: Sequence[str], output: str
 ) -> list[tuple[Record, ...]]:
-    """The runs of each measure to compute: those that the user names, or else all that
-    it can be computed of. Raises UserError for a wrong number of names."""
+    """The records of the runs of each measure to compute: those that the user names, or
+    else all that it can be computed of. Raises UserError for a wrong number of names."""
     if not run_names:
         return _all_runs_of_measures(name, output)
     run_count = MEASURES[name].run_count
+    # magnitude computes one measure for each run that is named
     if run_count == 0 or (run_count == 2 and len(run_names) != 2):
         number = "two" if run_count else "no"
         raise UserError(f"{name} is of {number} runs, not of {', '.join(run_names)}")
@@ -154,24 +160,25 @@ def _runs_of_measures(
 
 
 def _all_runs_of_measures(name: str, output: str) -> list[tuple[Record, ...]]:
-    """The runs of every measure that can be computed: each finished run of VeRA, or
-    each pair of LoRA and VeRA with the same model, task, data, seed, rank and sites.
-    Trials and runs with keep=none are left out."""
+    """The records of the runs of every measure that can be computed: each finished run
+    of VeRA, or each pair of LoRA and VeRA with the same model, task, data, seed, rank
+    and sites; for matrix_fit one measure of no runs. Trials, stopped
+    runs and runs with keep=none are left out."""
     if name == "matrix_fit":
         return [()]
-    runs: dict[str, list[Record]] = {"vera": [], "lora": []}
+    runs_by_kind: dict[str, list[Record]] = {"vera": [], "lora": []}
     for record in open_ledger(output, published=False):
         config = record["config"]
         has_adapter = record["status"] == "done" and config["keep"] != "none"
         if has_adapter and not is_trial_or_stopped(config):
-            runs.setdefault(config["method"]["kind"], []).append(record)
+            runs_by_kind.setdefault(config["method"]["kind"], []).append(record)
     if name == "magnitude":
-        return [(record,) for record in runs["vera"]]
-    pairs = []
-    for lora, vera in itertools.product(runs["lora"], runs["vera"]):
+        return [(record,) for record in runs_by_kind["vera"]]
+    pairs = list[tuple[Record, ...]]()
+    for lora, vera in itertools.product(runs_by_kind["lora"], runs_by_kind["vera"]):
         if _paired_settings(lora) == _paired_settings(vera):
             pairs.append((lora, vera))
-    return [*pairs]
+    return pairs
 
 
 def _paired_settings(record: Record) -> list[object]:

@@ -29,7 +29,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import cast
 
 from pydantic import PositiveInt
 
@@ -44,10 +44,11 @@ from runs.record.schema import Record
 from runs.record.spreadsheet import csv_text, read_own_csv
 from runs.record.text import describe, one_line, plural, printable
 from runs.training import predictions
+from tasks.exact import Reading
 
 #: The share of wrong labels for which the last line says what to expect.
 ASSUMED_WRONG_LABELS = 0.05
-#: A row of predictions.csv.
+#: A row of predictions.csv: its texts by column.
 Row = dict[str, str]
 
 
@@ -78,8 +79,9 @@ def main(arguments: list[str]) -> int:
     if files:
         rows = labelled_rows(record, files[0], settings)
         return show_by_loss(rank_by_loss(rows), "row", settings)
-    has_head = record["parameters"]["head"] and not record.get("texts")
-    if has_head or predictions.FILE_NAME in record.get("files", {}):
+    predicts_classes = record["parameters"]["head"] and not record.get("texts")
+    # without the file a model with a head gets the error that says how to write it
+    if predicts_classes or predictions.FILE_NAME in record.get("files", {}):
         rows, row_name = dev_rows(record, settings.output)
         return show_by_loss(rows, row_name, settings)
     if settings.out:
@@ -90,23 +92,10 @@ def main(arguments: list[str]) -> int:
 # --- texts that were read for an answer
 
 
-class ReadAnswer(TypedDict):
-    """What a line of the file says of a test item (ExactTask.write in
-    tasks/exact.py)."""
-
-    part: str
-    prompt: str
-    text: str
-    expected: str
-    read: str | None
-    right: bool
-    reason: str
-
-
-def answers(record: Record, output: str) -> dict[int, ReadAnswer]:
-    """The last epoch's texts as they were read, by line. Raises UserError for a run
-    whose texts were not read for an answer, or whose file is missing, changed or
-    damaged."""
+def answers(record: Record, output: str) -> dict[int, Reading]:
+    """The last epoch's answers, by the number of their line in the file, from 1. Raises
+    UserError for a run whose texts were not read for an answer, or whose file is
+    missing, changed or damaged."""
     run = record["id"]
     if key_of_text_score(record) != "exact_match":
         raise UserError(
@@ -116,14 +105,14 @@ def answers(record: Record, output: str) -> dict[int, ReadAnswer]:
     scores = scored_texts(record)
     assert scores is not None
     path = kept_file(f"last_{scores['variant']}.jsonl", record, output)
-    rows = dict[int, ReadAnswer]()
+    rows = dict[int, Reading]()
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
             if line:
                 row = json.loads(line)
-                rows[number] = cast(
-                    ReadAnswer, {key: row[key] for key in ReadAnswer.__annotations__}
-                )
+                # other keys are left out, and a missing one raises KeyError
+                answer = {key: row[key] for key in Reading.__annotations__}
+                rows[number] = cast(Reading, answer)
         return rows
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
@@ -131,40 +120,44 @@ def answers(record: Record, output: str) -> dict[int, ReadAnswer]:
         ) from None
 
 
-def show_wrong_answers(rows: dict[int, ReadAnswer], settings: Settings) -> int:
-    """Prints the wrong answers, and how many there are. rows: by line."""
+def show_wrong_answers(rows: dict[int, Reading], settings: Settings) -> int:
+    """Prints the first wrong answers, and how many there are. Returns the exit code.
+    rows: by the number of their line."""
     if settings.part:
-        require_known(
-            "part", settings.part, {row["part"]: None for row in rows.values()}
-        )
+        parts = dict.fromkeys(row["part"] for row in rows.values())
+        require_known("part", settings.part, parts)
         rows = {n: row for n, row in rows.items() if row["part"] == settings.part}
-    wrong = {number: row for number, row in rows.items() if not row["right"]}
-    for number, row in list(wrong.items())[: settings.limit]:
+    wrong_rows = {number: row for number, row in rows.items() if not row["right"]}
+    for number, row in list(wrong_rows.items())[: settings.limit]:
         answer = "no answer" if row["read"] is None else f"answer {row['read']}"
         title = f"row {number}, {row['part']}: {answer}, expected {row['expected']}"
         print(one_line(f"{title}: {row['reason']}"))
-        print(_indented("prompt", row["prompt"], settings))
-        print(_indented("text", row["text"], settings))
-    unread = sum(row["read"] is None for row in wrong.values())
+        print(_text_for_terminal("prompt", row["prompt"], settings))
+        print(_text_for_terminal("text", row["text"], settings))
+    unread = sum(row["read"] is None for row in wrong_rows.values())
     summary = (
-        f"{len(wrong):,} of {plural(len(rows), 'answer')} are wrong, {unread:,} texts "
-        "without one"
+        f"{len(wrong_rows):,} of {plural(len(rows), 'answer')} are wrong, {unread:,} "
+        "texts without one"
     )
-    if len(wrong) > settings.limit:
+    if len(wrong_rows) > settings.limit:
         summary += f"; the first {settings.limit} are shown"
     print(summary)
     return 0
 
 
-def _indented(key: str, text: str, settings: Settings) -> str:
-    """A text of a row on a line of the terminal; with whole=true, as it is."""
+def _text_for_terminal(key: str, text: str, settings: Settings) -> str:
+    """A text of a row in one line, behind its key: a long one without its middle. With
+    whole=true the text alone, as it is."""
     text = printable(text)
     if settings.whole:
         return text
     width = shutil.get_terminal_size().columns - 1
     line = f"    {key}: {one_line(text)}"
-    half = (width - 5) // 2
-    return line if len(line) <= width else f"{line[:half]} ... {line[-half:]}"
+    if len(line) <= width:
+        return line
+    gap = " ... "
+    half = (width - len(gap)) // 2
+    return f"{line[:half]}{gap}{line[-half:]}"
 
 
 # --- rows with a head
@@ -176,8 +169,9 @@ def rank_by_loss(rows: Iterable[Row]) -> list[Row]:
 
 
 def dev_rows(record: Record, output: str) -> tuple[list[Row], str]:
-    """The dev rows of a run by their loss, and what they are called. Of a fold, the
-    rows of all folds that are done. Raises UserError as `answers` does."""
+    """The dev rows of a run, the largest loss first, and what one of them is called.
+    For a run of one fold these are the rows of all folds that are done. Raises
+    UserError where a file is missing, changed or damaged."""
     folds = record["config"]["task"].get("folds")
     if folds is None:
         return rank_by_loss(_kept_rows(record, output)), "dev row"
@@ -202,7 +196,7 @@ def _kept_rows(record: Record, output: str) -> list[Row]:
     path = kept_file(predictions.FILE_NAME, record, output)
     try:
         rows = read_own_csv(path)
-        rank_by_loss(rows)
+        rank_by_loss(rows)  # raises ValueError or KeyError for rows without a loss
         return rows
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
@@ -238,8 +232,12 @@ def labelled_rows(record: Record, file: str, settings: Settings) -> list[Row]:
 
 
 def show_by_loss(rows: list[Row], row_name: str, settings: Settings) -> int:
-    """Prints rows, which are sorted by their loss, or writes them. row_name: of one
-    row."""
+    """Prints the first rows and how many there are; with out= it also writes all of
+    them to that file. Returns the exit code.
+
+    Args:
+        rows: The largest loss first.
+        row_name: What a row is called: "dev row"."""
     label = predictions.LABEL
     if settings.part is not None:
         require_known("part", settings.part, sorted({row[label] for row in rows}))
@@ -250,9 +248,10 @@ def show_by_loss(rows: list[Row], row_name: str, settings: Settings) -> int:
         print(one_line(printable(predictions.describe_row(row))))
         for key in predictions.TEXTS:
             if key in row:
-                print(_indented(key, row[key], settings))
+                print(_text_for_terminal(key, row[key], settings))
     summary = plural(len(rows), row_name)
     own_errors = ""
+    # a regression has no columns of probabilities
     if predictions.PROBABILITY.format(rows[0][label]) in rows[0]:
         differing = sum(row[label] != row[predictions.PREDICTED] for row in rows)
         summary = f"the prediction differs from the label in {differing:,} of {summary}"
@@ -268,11 +267,12 @@ def show_by_loss(rows: list[Row], row_name: str, settings: Settings) -> int:
 
 
 def words_on_own_errors(differing: int, rows: int) -> str:
-    """How often the predictions agree with the labels, and how many of the differing
-    rows are the model's own errors if ASSUMED_WRONG_LABELS of all labels are wrong.
+    """A sentence on how often the predictions agree with the labels, and one on how
+    many of the differing rows are at least the model's own errors if
+    ASSUMED_WRONG_LABELS of all labels are wrong.
 
-    A wrong label is one row at most, so the others differ because the model is wrong.
-    It may be wrong more often: some wrong labels it predicts as they are."""
+    A wrong label explains one differing row at most; the model is wrong in the others.
+    It is a bound from below, since the model also predicts some of the wrong labels."""
     text = f"The predictions agree with {1 - differing / rows:.1%} of these labels."
     wrong_labels = round(ASSUMED_WRONG_LABELS * rows)
     own_errors = differing - wrong_labels

@@ -40,7 +40,7 @@ from runs.sweep.display import SHORTENED, event_words, read_progress
 from runs.training.files import saved_progress
 from runs.training.reach import reach_of_run
 
-#: The states of a run, and their marks in the grid.
+#: The states of a run, and their marks in the grid; "" for a state without one.
 STATES = {
     "to repeat": "",
     "done": "",
@@ -58,25 +58,27 @@ def plan(
     runs: list[Run], records: RecordFolder, runs_to_repeat: Sequence[Run] = ()
 ) -> list[Planned]:
     """The state of each run, from its record and the files of this machine alone.
-    runs_to_repeat: by redo=true, if they are finished."""
+    runs_to_repeat: those that redo=true does again if they are finished."""
     contents = Contents()
     problems = dict[int, str]()
     planned = list[Planned]()
     for index, run_id in enumerate(identify(runs, problems)):
         run = runs[index]
         if index in problems:
-            planned.append(Planned(run, "blocked", problems[index]))
+            entry = Planned(run, "blocked", problems[index])
         else:
-            planned.append(_planned(run, run_id, records, contents))
-        if planned[-1].state in FINISHED and run in runs_to_repeat:
-            planned[-1] = Planned(run, "to repeat")
+            entry = _planned(run, run_id, records, contents)
+        if entry.state in FINISHED and run in runs_to_repeat:
+            entry = Planned(run, "to repeat")
+        planned.append(entry)
     return planned
 
 
 def _planned(
     run: Run, run_id: str | None, records: RecordFolder, contents: Contents
 ) -> Planned:
-    """One run's state."""
+    """One run's state. run_id: None where the id is not known yet. contents: what has
+    been read of files that runs start from."""
     record = records.get(run_id)
     reason = method_problem(run) if record is None else None
     if reason:
@@ -105,7 +107,7 @@ def _planned(
 
 
 def runs_to_do(planned: list[Planned]) -> list[Planned]:
-    """The runs that are left, and those that wait for one of these."""
+    """The runs that are left, and the blocked ones that start from one of these."""
     coming = list[Planned]()
     for entry in planned:
         if entry.state not in (*FINISHED, "blocked"):
@@ -129,12 +131,13 @@ def plan_text(
     """The plan of a command: a grid of rows x tasks, totals, cost, and why runs failed
     or are blocked.
 
-    card: of conf/cards.yaml, whose hours are wanted. after_probe: whether a probe has
-    just measured what it could."""
+    card: a name in conf/cards.yaml, to estimate the hours on that card. after_probe:
+    whether a probe has just measured what it could."""
     totals = Counter(entry.state for entry in planned)
     states = " · ".join(f"{state} {totals[state]}" for state in STATES if totals[state])
     coming = runs_to_do(planned)
-    if card:  # where that card is, what is not here may be
+    if card:
+        # a run that lacks a file here may have it on the machine with that card
         for entry in planned:
             is_blocked = entry.state == "blocked" and entry not in coming
             if is_blocked and not method_problem(entry.run):
@@ -192,7 +195,8 @@ def _grid(planned: list[Planned]) -> list[str]:
 
 
 def _counts_in_words(count: Counter[str] | None) -> str:
-    """The finished runs of a cell among all, and the marks of the others: 3/5 f."""
+    """The finished runs of a cell among all, and the marks of its runs' states: 3/5 f.
+    count: of runs by state; None for a cell without runs."""
     if count is None:
         return "-"
     marks = "".join(STATES[state] for state in STATES if count[state])
@@ -203,7 +207,7 @@ def _counts_in_words(count: Counter[str] | None) -> str:
 def _memory(planned: list[Planned]) -> list[str]:
     """A line for each language model, and for full fine-tuning of it: the memory that
     its weights take whatever the batch is."""
-    lines = dict[str, None]()
+    lines = dict[str, None]()  # each line once, in order
     for entry in planned:
         run = entry.run
         is_language = run.config["task"]["modality"] == "text generation"
@@ -220,7 +224,7 @@ def _memory(planned: list[Planned]) -> list[str]:
 def _reaches(planned: list[Planned]) -> list[str]:
     """A line for each row of a language model: how far its steps can move a trained
     number."""
-    lines = dict[str, None]()
+    lines = dict[str, None]()  # each line once, in order
     for entry in planned:
         run = entry.run
         if run.config["task"]["modality"] != "text generation":
@@ -229,10 +233,11 @@ def _reaches(planned: list[Planned]) -> list[str]:
         if not steps:
             continue
         reach = reach_of_run(run, steps)
-        lines[
+        line = (
             f"reach of {run.row}: its rates add up to {reach.constant:.3g}, and Adam moves "
             f"a number by {reach.adam:.3g} at most"
-        ] = None
+        )
+        lines[line] = None
     return list(lines)
 
 

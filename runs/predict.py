@@ -67,11 +67,13 @@ class Settings(RecordSettings):
 
 @dataclass
 class NewRows:
-    """New rows: the dev rows of a task.
+    """The rows to predict.
 
     Attributes:
+        task: has them as its dev rows.
         content: a hash of them.
-        about: their own columns; None: those that the task has for them.
+        about: their columns, which are written before the predictions; None: those
+            that the task names its rows by (`Task.about`).
         labelled: whether they have labels.
     """
 
@@ -165,6 +167,7 @@ def read_new_rows(record: Record, path: Path, output: str) -> NewRows:
         raise DataError(
             f"{error}. Without the column {label!r} the rows are predicted all the same"
         ) from None
+    # batches need labels, for a loss that predict_rows drops
     rows.labels = rows.labels or [0] * len(rows)
     task = TextTask(settings, classes, record["result"]["metric"], {"dev": rows})
     scaling = record["data"].get("labels")
@@ -178,8 +181,8 @@ def read_new_rows(record: Record, path: Path, output: str) -> NewRows:
 
 
 def predict(record: Record, new_rows: NewRows, target: Path) -> None:
-    """Predicts rows and writes them. Where they have labels, it prints the score and
-    the rows with the largest loss, else the first ones."""
+    """Predicts rows, writes them to `target`, and prints some of them: the rows with
+    the largest loss, and the score, where they have labels; else the first ones."""
     from runs.sweep.display import Display
 
     partial = target.with_name(f"{target.name}.partial")
@@ -198,7 +201,7 @@ def predict(record: Record, new_rows: NewRows, target: Path) -> None:
     label = record["label"]
     Display().line(f"{label['row']} on {label['task']}  {summary}")
     if new_rows.labelled:
-        rows.sort(key=lambda row: float(row[-1]), reverse=True)
+        rows.sort(key=lambda row: float(row[-1]), reverse=True)  # by their loss
         print("the rows with the largest loss:")
     print(first_rows([columns, *rows]))
 
@@ -223,8 +226,9 @@ def _losses(task: Task, outputs: Any) -> list[str]:
 
 
 def predict_rows(record: Record, new_rows: NewRows, partial: Path) -> Any:
-    """The outputs (rows, num_labels) of rows, in batches of similar lengths, with the
-    adapter merged where it can be. partial: where they are kept as they come."""
+    """The outputs of the model for rows, an array of shape (rows, num_labels). The rows
+    go in batches of similar lengths, and the adapter is merged where it can be.
+    partial: the file in which outputs are kept as they come."""
     import torch
 
     from runs.sweep.display import Display
@@ -241,11 +245,11 @@ def predict_rows(record: Record, new_rows: NewRows, partial: Path) -> Any:
         task=task,
     )
     lengths = task.lengths("dev")
-    cut = task.cut("dev") if isinstance(task, TextTask) else 0
-    if cut:
+    cut_rows = task.cut("dev") if isinstance(task, TextTask) else 0
+    if cut_rows:
         limit = max(lengths)
         display.line(
-            f"note: {plural(cut, 'row')} cut after {limit} tokens, as in training"
+            f"note: {plural(cut_rows, 'row')} cut after {limit} tokens, as in training"
         )
 
     @torch.no_grad()
@@ -271,7 +275,7 @@ def predict_rows(record: Record, new_rows: NewRows, partial: Path) -> Any:
 
 def first_rows(rows: Sequence[Sequence[object]]) -> str:
     """The first of the predicted rows as a table, without the ends of long texts. rows:
-    the columns' names come first."""
+    first the names of the columns, then the predicted rows."""
     columns, *values = rows
     printed = []
     for row in values[:SHOWN_ROWS]:

@@ -17,7 +17,6 @@ folder STUDY below the current one (or below into=FOLDER); add it to a clone as
 runs/records/STUDY.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +100,7 @@ def records_to_publish(
     runs are all among them."""
     output = line.settings.output
     own_ledger = open_ledger(output, published=False)
+    # with the published records: a copy of one of these has its study as origin
     origin = read_ledger(output).origin
     own_ids = {run_id for run_id in own_ledger.records if origin[run_id] == "ours"}
     ids_of_command = _ids_of_command(line, own_ids)
@@ -131,8 +131,9 @@ def records_to_publish(
 
 
 def _ids_of_command(line: CommandLine[Settings], own_ids: set[str]) -> set[str | None]:
-    """The ids of the runs that the overrides of a command compose, or of all this
-    machine's own runs where it has none. With sweep= only those of that sweep."""
+    """The ids of the runs that the overrides of a command compose, or else all of
+    `own_ids`, the runs of this machine. With sweep= only those of that sweep. None is
+    among them where a composed run has no id yet."""
     output = line.settings.output
     sweep = line.settings.sweep
     ids: set[str | None] = {*own_ids}
@@ -147,8 +148,9 @@ def _ids_of_command(line: CommandLine[Settings], own_ids: set[str]) -> set[str |
 
 
 def publish_study(line: CommandLine[Settings]) -> int:
-    """Writes a study into runs/records of this clone, into `into`, or below the current
-    folder. Returns the exit code."""
+    """Writes a study into the folder of that name: in into= if it is given, else in
+    runs/records of this clone, else (installed) in the current folder. Returns the exit
+    code."""
     (name,) = line.positional
     if not study_check.STUDY_NAME.fullmatch(name):
         raise UserError(
@@ -198,10 +200,11 @@ def own_sources(records: Sequence[Record], config_dir: str | None) -> dict[str, 
             continue
         for path in (module, *provenance.imports_of(module)):
             paths[path.name] = path
-    folder = Path(config_dir or os.devnull)
-    for group in GROUPS:
-        for path in folder.glob(f"{group}/**/*.yaml"):
-            paths[f"config/{path.relative_to(folder).as_posix()}"] = path
+    if config_dir:
+        folder = Path(config_dir)
+        for group in GROUPS:
+            for path in folder.glob(f"{group}/**/*.yaml"):
+                paths[f"config/{path.relative_to(folder).as_posix()}"] = path
     texts = {}
     try:
         for name, path in paths.items():

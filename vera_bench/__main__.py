@@ -37,7 +37,7 @@ def overview() -> str:
 def split_command(words: list[str]) -> tuple[str, list[str]]:
     """The name of the command in the words of a command line, and the words that are meant
     for it. Words that begin with KEY=VALUE or an option are a command line of `run`.
-    Raises UserError for an unknown name."""
+    Raises UserError for an unknown name, and for one that does not come first."""
     first = words[0] if words else ""
     if first in COMMANDS:
         return first, words[1:]
@@ -52,7 +52,8 @@ def split_command(words: list[str]) -> tuple[str, list[str]]:
 
 
 def _refuse_later_command(words: list[str]) -> None:
-    """Raises UserError where the name of a command comes after words of another kind."""
+    """Raises UserError where a command's name comes late, as in `task=rte plan`. words:
+    of a line that begins with an override or an option."""
     for previous, word in itertools.pairwise(words):
         # a name after an option is its value, such as a folder
         if word in COMMANDS and not previous.startswith("-"):
@@ -66,6 +67,7 @@ def main(words: list[str]) -> int:
 
         if complete(os.environ["COMP_LINE"]):
             return 0
+        # otherwise `run` passes -sc on to Hydra, which prints what may follow
     name, arguments = split_command(words)
     # the usage lines and messages of the command name it as it was typed
     program = "vera-bench" if words == arguments else f"vera-bench {name}"
@@ -83,7 +85,7 @@ def script() -> None:
     if "=" in words[0] or words[0] == "run":
         from runs.machine.processes import start_early
 
-        # Before the imports of the command, which take as long as the start
+        # the fork server starts while this process imports the command's modules
         overrides = words[1:] if words[0] == "run" else words
         start_early(overrides)
     from runs.command.parser import entry_point

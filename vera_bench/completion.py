@@ -15,8 +15,9 @@ def complete(line: str) -> bool:
     """Prints what may follow in a command line.
 
     Returns:
-        Whether this completes the line. If not, Hydra completes it too, and reads it
-        from the environment variable COMP_LINE.
+        Whether everything that may follow is printed. If not, Hydra has to print what
+        it knows. It reads the line from the environment variable COMP_LINE, from which
+        this function removes the name of a command that Hydra does not know.
     """
     words_before = line.split()[1:]
     typed_part = ""  # of the word at the cursor

@@ -18,7 +18,7 @@ from runs.command.parser import (
 )
 from runs.config.files import LISTED_GROUPS, Files
 
-#: The group of what can be listed: "models" is of the group model.
+#: What can be listed, such as models, and the group that it is in, such as model.
 GROUP_BY_KIND = {f"{group}s": group for group in LISTED_GROUPS}
 #: In a label, a reference to another key of the same file.
 REFERENCE_TO_KEY = re.compile(r"\$\{\w+\.(\w+)\}")
@@ -41,8 +41,9 @@ def main(arguments: list[str]) -> int:
 
 
 def label_of(files: Files, group: str, name: str) -> str:
-    """The label in a file, with its references to keys of the same file filled in. ""
-    where it also refers to other files, which only Hydra resolves."""
+    """The label in a group's file: its key `label`, or else the name of its class of
+    peft without "Config". References to keys of the same file are filled in. "" where
+    it has no label, or one that refers to other files, which only Hydra resolves."""
     content = content_of(files, group, name)
     label = str(content.get("label") or content.get("config_class") or "")
     label = label.removesuffix("Config")

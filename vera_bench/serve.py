@@ -10,8 +10,8 @@ EXAMPLE = ROOT / "examples" / "serve.py"
 
 
 def main(words: list[str]) -> int:
-    """Serves adapters. The example itself reads the words, from sys.argv. Raises
-    UserError in an installation without the example."""
+    """Serves adapters until the server is stopped. words: not used, since the example
+    reads them from sys.argv. Raises UserError in an installation without the example."""
     spec = importlib.util.spec_from_file_location("serve", EXAMPLE)
     if not EXAMPLE.is_file() or spec is None or spec.loader is None:
         raise UserError(

@@ -19,8 +19,8 @@ def open_ledger(
     published: bool = True,
     make_row: MakesRows | None = None,
 ) -> Ledger:
-    """`read_ledger`, and prints to stderr which files it left out because they are no
-    records."""
+    """`read_ledger`, whose arguments these are. Prints the ledger's problems to stderr,
+    such as files that are no records."""
     ledger = read_ledger(output, published, make_row)
     # records stay until the command ends: garbage collection need not search them
     gc.freeze()
