@@ -58,10 +58,10 @@ from runs.sweep.sweep import sweep
 #: What a trial overrides where the user does not. The command that `report` prints for
 #: the best setting leaves these out.
 TRIAL_OVERRIDES = ("task.holdout=0.2", "keep=none")
-#: The values of each searched key.
+#: The values of each searched key, such as train.lr.
 Grid = Mapping[str, list[object]]
-#: conf/tune.yaml: a grid for each kind of method; and for each shared recipe groups of
-#: rows, each with its grid.
+#: conf/tune.yaml. Below a kind of method is its grid; below the name of a shared recipe
+#: (peers) are groups of rows, each with its rows and its grid.
 Grids = Mapping[str, Any]
 
 
@@ -100,6 +100,7 @@ class GridSearch:
         overrides: of the command for the best setting, without the searched keys.
         axes: the values of each searched key, as texts.
         runs: in grid order, the seeds of a trial together.
+        config_dir: the folder of --config-dir.
     """
 
     overrides: list[str]
@@ -157,6 +158,7 @@ def searches_of_command(
         axes = _axes(run, grids, lists, given_keys)
         searched = [f"{key}={','.join(values)}" for key, values in axes.items()]
         decode = list[str]()
+        # no trial is judged by decoded texts, which take long
         if "decode" in run.config["task"] and "task.decode" not in given_keys:
             decode = ["task.decode=none"]
         overrides_of_best = list[str]()
@@ -174,8 +176,8 @@ def searches_of_command(
 def _split_lists(
     overrides: list[str], files: Files
 ) -> tuple[list[str], dict[str, list[object]]]:
-    """Separates the lists of values that are searched, those of keys in train. and
-    method., from the other overrides. Returns the others, and the lists by key."""
+    """Separates what is searched, the lists of values for keys in train. and method.,
+    from the other overrides. Returns the others, and the lists by key."""
     other_overrides = []
     lists: dict[str, list[object]] = {}
     for override in overrides:
@@ -190,8 +192,14 @@ def _split_lists(
 def _axes(
     run: Run, grids: Grids, lists: Grid, given_keys: Collection[str]
 ) -> dict[str, list[str]]:
-    """The keys that a run's search tries, with their values. Raises UserError where
-    there is none, and for trials that would be judged on a dev or test set."""
+    """The keys that a run's search tries, with their values as texts. Raises UserError
+    where there is none, and for trials that would be judged on a dev or test set.
+
+    Args:
+        grids: conf/tune.yaml.
+        lists: The lists of the command line, which win over a grid's.
+        given_keys: The keys that have one value on the command line: none is searched.
+    """
     task = run.config["task"]
     kind = run.config["method"]["kind"]
     if task["holdout"] is None:
@@ -217,12 +225,13 @@ def _axes(
 
 
 def grid_of(run: Run, grids: Grids) -> Grid:
-    """The grid of conf/tune.yaml for a run. If its recipe belongs to a set of rows that
-    has grids there, it is the one that lists the run's row, its class of peft or the
-    kind of its method; otherwise that of the kind."""
+    """The grid of conf/tune.yaml for a run. If the file has groups for the run's shared
+    recipe (peers), it is that of the group that lists the run's row, its class of peft
+    or the kind of its method, in this order; otherwise the grid of the kind."""
     method = run.config["method"]
-    shared = grids.get(run.recipe.partition("/")[0], {})
-    groups = [group for group in shared.values() if "rows" in group]
+    # for a recipe such as vera/minilm this is the grid of a kind: lists, no groups
+    entry = grids.get(run.recipe.partition("/")[0], {})
+    groups = [group for group in entry.values() if "rows" in group]
     for name in (run.row, method.get("config_class"), method["kind"]):
         for group in groups:
             if name in group["rows"]:
@@ -234,7 +243,7 @@ def grid_of(run: Run, grids: Grids) -> Grid:
 
 
 def trial_results(search: GridSearch) -> tuple[pd.DataFrame, list[Record]]:
-    """A frame with a row for each trial, and the records of all their runs.
+    """A frame with a row for each trial, and the records of all runs that finished.
 
     The best trial is first, and equal trials are in grid order. Trials with a run that
     diverged come after all others, and trials without a value last. Besides the
@@ -360,8 +369,8 @@ def command_of_trial(search: GridSearch, setting: Mapping[str, str]) -> str:
 def edges(
     axes: Mapping[str, list[str]], setting: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """Each key whose value is the smallest or the largest on its axis, with which of
-    the two it is: the best value may lie beyond it."""
+    """Each key whose value is at an end of its axis, and which end that is ("smallest"
+    or "largest"): a better value may lie beyond it."""
     for key, texts in axes.items():
         values = pd.to_numeric(pd.Series(texts), errors="coerce")
         if len(values) < 2 or values.isna().any():  # they have no order

@@ -13,8 +13,8 @@ from runs.record.override import as_override_value
 
 
 def did_you_mean(name: str, right_names: Collection[str], suffix: str = "") -> str:
-    """A sentence with the nearest right names, to be appended to a message; or "".
-    suffix: what is put after each name, such as "="."""
+    """A sentence with the nearest right names, to be appended to a message; "" where
+    none is near. suffix: what is put after each name, such as "="."""
     # such as train.lr for learning_rate, its name in transformers
     our_name = in_conf("other_names.yaml").get(name.rpartition(".")[2], name)
     nearest = [
@@ -24,7 +24,9 @@ def did_you_mean(name: str, right_names: Collection[str], suffix: str = "") -> s
 
 
 def _nearest_names(name: str, right_names: Collection[str]) -> list[str]:
-    """The names that someone who wrote `name` may have meant."""
+    """The names that someone who wrote `name` may have meant, by the first rule that
+    finds any: the same in another case, longer names, the same last part in a group, the
+    same letters in another order, similar letters."""
     last_part = name.rpartition(".")[2]
     in_other_case = [right for right in right_names if right.lower() == name.lower()]
     longer = [right for right in right_names if right.startswith(f"{name}_")]
@@ -57,12 +59,13 @@ def describe_mistake(
     for part in first["loc"]:
         path.append((keys or {}).get(str(part), str(part)))
     key = ".".join(path)
-    if kind == "value_error" and str(context["error"]):
+    if kind == "value_error":  # one of our own checks raised it
         return str(context["error"])
     if kind == "missing":
         return f"{key} is missing"
-    if kind in ("extra_forbidden", "value_error"):
+    if kind == "extra_forbidden":
         return f"no key {key!r}"
+    # the values of a Literal, which pydantic lists in quotes
     allowed = re.findall(r"'([^']*)'", str(context.get("expected", "")))
     advice = did_you_mean(str(first["input"]), allowed)
     text = f"{first['msg'].removeprefix('Input ')}.{advice}"
@@ -71,7 +74,7 @@ def describe_mistake(
 
 def require_known(kind: str, name: str, right_names: Collection[str]) -> str:
     """The name, if it is one of `right_names`. Otherwise raises UserError with the
-    nearest right name, or with all. kind: what it names, such as "card"."""
+    nearest right name and all of them. kind: what it names, such as "card"."""
     if name not in right_names:
         advice = did_you_mean(name, right_names)
         names = ", ".join(right_names)

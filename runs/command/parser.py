@@ -62,7 +62,7 @@ VALUE_KINDS = {
 }
 #: The beginning of an example in the docstring of a command.
 EXAMPLE_START = re.compile(r"^(vera-bench|python -m) ", re.MULTILINE)
-#: How an override may begin.
+#: How an override may begin: KEY=, or ~ for a key to be removed.
 OVERRIDE_START = re.compile(r"(?!-).*=|~")
 #: How a word begins that is meant as an option or as KEY=VALUE.
 OPTION_OR_SETTING_START = re.compile(r"-.|[+~]*[\w.@]+=")
@@ -203,8 +203,13 @@ class _Words:
 
 @dataclass
 class _Grammar:
-    """What a command takes; its arguments are those of `read_command_line`. fields: of
-    the settings, by the keys that are typed. types: of the fields, by their names."""
+    """What a command takes.
+
+    Attributes:
+        fields: The fields of the settings, by the keys that are typed.
+        positional, overrides, options: As `read_command_line` takes them.
+        types: The types of the fields, by the fields' names.
+    """
 
     fields: Mapping[str, Field[Any]]
     positional: str
@@ -213,8 +218,8 @@ class _Grammar:
     types: Mapping[str, Any]
 
     def make_parser(self, command: ModuleType) -> ArgumentParser:
-        """A parser of the options. Its help has them first, then the settings, and
-        what the command is for."""
+        """A parser of the options. Its help has the options, then the settings, and
+        what the command is for: the docstring of its module, `command`."""
         explanations = dict[str, str]()
         for key, item in self.fields.items():
             allowed = _allowed_values(self.types[item.name])
@@ -242,8 +247,9 @@ class _Grammar:
         return parser
 
     def sort_words(self, rest: Sequence[str], program: str) -> _Words:
-        """The words of a command line that are no options, by their kind. Raises
-        UserError for a word of no kind that the command takes."""
+        """Sorts the words of a command line that are no options (`rest`) by their kind.
+        Raises UserError for a word of no kind that the command takes. program: the
+        command as it was typed, for messages."""
         words = _Words()
         for word in rest:
             key, equals, text = word.partition("=")
@@ -271,9 +277,9 @@ class _Grammar:
         name = key.lstrip("-")
         may_be_override = bool(self.overrides) and name not in self.fields
         if word.startswith("--") and not equals and may_be_override:
-            following = [*rest, "VALUE"][rest.index(word) + 1]
+            words_after = [*rest[rest.index(word) + 1 :], "VALUE"]
             return UserError(
-                f"{word}: no such option. Did you mean {name}={following}? "
+                f"{word}: no such option. Did you mean {name}={words_after[0]}? "
                 f"Groups and keys have no dashes ({program} --help)"
             )
         if key in CONFIG_DIR_FLAGS and not self.overrides:
@@ -294,11 +300,13 @@ class _Grammar:
     def check_count(self, words: _Words, usage: str) -> None:
         """Raises UserError for too few or too many positional words."""
         placeholders = self.positional.split()
+        # not [RUN and ...]
         required = [name for name in placeholders if name[0] not in "[."]
         count = len(words.positional)
         missing = required[count:]
         if missing:
             raise UserError(f"{missing[0]} is missing: {usage} (--help)")
+        # a command takes overrides in place of optional words such as [RUN ...]
         if words.positional and words.overrides and not required:
             self._check_blanks(words)
             raise _error_of_surplus([*words.positional, *words.overrides], usage)
@@ -370,7 +378,8 @@ def _wrapped_docstring(docstring: str) -> str:
 
 
 def _allowed_values(kind: Any) -> str:
-    """What a setting of a type takes, in words: number|null."""
+    """What a setting of a type takes, in words: "number|null" for int | None, and the
+    values of a Literal."""
     alternatives = dict.fromkeys(map(_allowed_values, get_args(kind)))
     return "|".join(alternatives) or VALUE_KINDS.get(kind, str(kind))
 
@@ -378,6 +387,7 @@ def _allowed_values(kind: Any) -> str:
 def expand_home(text: str) -> str:
     """A value with the home folder for a `~` at its start, which a shell does not
     expand within a word."""
+    # by a function, since re.sub would read a backslash in a path as an escape
     return re.sub("^~(?=/|$)", lambda _: str(Path.home()), text)
 
 
