@@ -44,6 +44,7 @@ from tasks.continuations import Written
 if TYPE_CHECKING:
     from runs.training.context import Context
 
+#: Is called with each event of a run's progress.
 Report = Callable[[dict[str, Any]], None]
 #: Whether a score that is computed again is the recorded one, in words.
 COMPARISON_WORDS = {True: "the same", False: "NOT the same"}
@@ -60,8 +61,9 @@ def main(arguments: list[str]) -> int:
     verdicts = []
     if record.get("texts"):
         verdicts += score_texts_again(record, output, name)
-    kept_nothing = record["config"]["keep"] == "none"
-    if verdicts and kept_nothing and record["parameters"]["adapter"]:
+    kept_no_adapter = record["config"]["keep"] == "none"
+    # a run without texts goes on to the error that says how to keep its adapter
+    if verdicts and kept_no_adapter and record["parameters"]["adapter"]:
         metric = record["result"]["metric"]
         print(f"{name}: the run kept no adapter, so that its {metric} is not checked")
     else:
@@ -71,14 +73,15 @@ def main(arguments: list[str]) -> int:
 
 def evaluate_again(record: Record, output: str, name: str) -> list[bool]:
     """Evaluates each adapter that a run has kept, and prints its score. Returns for each
-    whether the score is the recorded one."""
+    whether the score is the recorded one. name: of the run, for what is printed."""
     metric = record["result"]["metric"]
     scale = record["result"]["scale"]
-    is_best_of_adapters = [False]
+    # for each kept adapter, what `best` of `restore` says
+    best_flags = [False]
     if record["config"]["keep"] == "both":
-        is_best_of_adapters = [False, True]
+        best_flags = [False, True]
     verdicts = []
-    for best in is_best_of_adapters:
+    for best in best_flags:
         score = restore(record, output, best).score()
         recorded = kept_score(record, best)
         is_same = bool(np.isclose(score, recorded, atol=1e-9))
@@ -90,7 +93,7 @@ def evaluate_again(record: Record, output: str, name: str) -> list[bool]:
 
 
 class TextScores(NamedTuple):
-    """The scores of an epoch's texts, computed again.
+    """The scores of an epoch's texts, computed again, by their names.
 
     Attributes:
         is_same: whether the texts and the scores are the recorded ones.
@@ -105,8 +108,9 @@ class TextScores(NamedTuple):
 
 def score_texts_again(record: Record, output: str, name: str) -> list[bool]:
     """Scores a run's saved texts again, and adds scores that its record lacks. Returns
-    whether there are as many epochs as recorded, and then for each whether its scores
-    are the recorded ones."""
+    verdicts: whether there are as many entries of scores (an epoch and a variant) as
+    recorded, and then for each whether its scores are the recorded ones. name: of the
+    run, for what is printed."""
     from runs.training import decode
 
     path = kept_file("decoded_last.jsonl", record, output)
@@ -124,6 +128,7 @@ def score_texts_again(record: Record, output: str, name: str) -> list[bool]:
     new_entries = decode.score_entries(task, texts, epochs)
     verdicts = [len(new_entries) == len(entries)]
     has_additions = False
+    # not strict: the first verdict says whether their lengths differ
     for entry, new_entry in zip(entries, new_entries, strict=False):
         scores = _compare_text_scores(entry, new_entry)
         verdicts.append(scores.is_same)
@@ -141,7 +146,8 @@ def score_texts_again(record: Record, output: str, name: str) -> list[bool]:
 
 
 def _compare_text_scores(entry: DecodedScores, new_entry: DecodedScores) -> TextScores:
-    """Compares an epoch's scores in a record with those that were computed now."""
+    """Compares an epoch's scores in a record with those that were computed now. The
+    texts are the same if their hashes are, and equal scores may differ by 1e-6."""
     recorded_scores = cast(Mapping[str, float | None], entry)
     recorded = dict[str, float]()
     missing = dict[str, float]()
@@ -159,8 +165,8 @@ def _compare_text_scores(entry: DecodedScores, new_entry: DecodedScores) -> Text
 
 
 def _add_scores(entry: DecodedScores, added: Mapping[str, float]) -> None:
-    """Adds scores to those of an epoch in a record, and removes the reasons for which
-    they were missing."""
+    """Adds scores to an epoch's entry in a record, and removes the reasons for which
+    they were missing. Changes `entry`."""
     reasons = entry.pop("unavailable", None) or {}
     cast(dict[str, object], entry).update(added)
     reasons = {key: reason for key, reason in reasons.items() if key not in added}
@@ -171,8 +177,9 @@ def _add_scores(entry: DecodedScores, added: Mapping[str, float]) -> None:
 def amend(
     output: str | Path, run_id: str, new_keys: Callable[[Record], AddedKeys]
 ) -> bool:
-    """Adds keys to a finished record of this machine, under the run's lock. new_keys:
-    makes them from the record as it is now. Returns whether there is such a record."""
+    """Adds keys to a finished record of this machine, or replaces them, under the run's
+    lock. new_keys: makes them from the record as it then is. Returns whether there is
+    such a record."""
     with holding(run_lock(output, run_id), f"run {run_id}"):
         record = finished_record(output, run_id)
         if record:
@@ -203,6 +210,7 @@ def read_line(arguments: list[str], settings: type[S]) -> CommandLine[S]:
 def find_finished(name: str, output: str) -> Record:
     """The finished record whose id begins with `name`, of this machine or published.
     Raises UserError for none, for several, and for one that has failed or diverged."""
+    # the file of one record is read faster than all records
     records = RecordFolder(output)
     ids = list[str]()
     if re.fullmatch("[0-9a-f]+", name):
@@ -217,7 +225,8 @@ def find_finished(name: str, output: str) -> Record:
 
 def finished_records(line: CommandLine[RecordSettings]) -> list[Record]:
     """The finished records that a command line names, by run ids or by overrides that
-    compose runs. Raises UserError where there is none."""
+    compose runs. Prints which of the composed runs have none. Raises UserError where all
+    have none, and for a run id as `find_finished` does."""
     output = line.settings.output
     if line.positional:
         return [find_finished(name, output) for name in line.positional]
@@ -252,9 +261,16 @@ def restore(
     """Loads a finished run: its task, and a fresh base model with the adapter and the
     head that the run has kept.
 
-    best: whether a run that kept two adapters gets that of the best epoch. task: one to
-    use in place of the run's. Raises UserError where a file is missing, AdapterError
-    where one is damaged or does not fit."""
+    Args:
+        best: Whether a run that kept two adapters (keep=both) gets that of the best
+            epoch, and not of the last.
+        report: Is called with each event of the progress.
+        task: One to use in place of the run's.
+
+    Raises:
+        UserError: Where a file is missing.
+        AdapterError: Where one is damaged or does not fit.
+    """
     import vera
     from runs.training.context import Context
 
@@ -276,7 +292,7 @@ def restore(
 
 
 def run_from_record(record: Record) -> Run:
-    """The run whose record this is."""
+    """The run whose record this is, as its configuration is recorded."""
     cell = record["cell"]
     return Run(
         cell["row"],
@@ -320,7 +336,8 @@ def kept_score(record: Record, best: bool) -> float:
     run that kept two adapters, whether to take the best epoch and not the last."""
     curve = record["curve"]
     scores = complete_scores(curve["metric"])
-    if record["config"]["keep"] in ("last", "both") and not best:
+    keeps_last = record["config"]["keep"] in ("last", "both")
+    if keeps_last and not best:
         return scores[-1]
     best_epoch = cast(float, record["result"]["best_epoch"])
     return scores[curve["epoch"].index(best_epoch)]

@@ -77,8 +77,8 @@ def plan(
 def _planned(
     run: Run, run_id: str | None, records: RecordFolder, contents: Contents
 ) -> Planned:
-    """One run's state. run_id: None where the id is not known yet. contents: what has
-    been read of files that runs start from."""
+    """One run's state. run_id: None where the id is not known yet. contents: of the
+    models and data that runs start from, each read once for all runs."""
     record = records.get(run_id)
     reason = method_problem(run) if record is None else None
     if reason:

@@ -27,16 +27,17 @@ BLOCK_NUMBER = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Rung:
-    """A setting of a row, and how many parameters it trains.
+    """Settings of a row, and how many parameters it trains with them.
 
-    overrides: what sets it, such as method.rank=4. label: the same in short."""
+    overrides: what sets them, such as method.rank=4. label: the same in short."""
 
     overrides: tuple[str, ...]
     label: str
     parameters: int
 
     def ratio_to(self, budget: int) -> float:
-        """How far the count is from a budget: 1 where it is met, else above 1."""
+        """How far the count is from a budget: the larger of the two divided by the
+        smaller, which is 1 where the budget is met."""
         larger = max(self.parameters, budget)
         return larger / min(self.parameters, budget)
 
@@ -80,7 +81,8 @@ def read_budget(text: str) -> int:
 def replace_budget(
     overrides: tuple[str, ...], composer: Composer
 ) -> tuple[tuple[str, ...], str]:
-    """A cell's overrides with the nearest settings of its row in the place of budget=N.
+    """A cell's overrides with the settings of its row that come nearest to N in the
+    place of budget=N, even where they do not fit.
 
     Returns:
         The overrides, and why these settings do not fit the budget; "" where they do.
@@ -109,7 +111,8 @@ def _cached_ladder(overrides: tuple[str, ...], composer: Composer) -> Ladder:
 def build_ladder(overrides: tuple[str, ...], composer: Composer) -> Ladder:
     """The ladder of the row that overrides name, on their model.
 
-    Raises UserError where conf/budget.yaml has no ladder for the row."""
+    Raises UserError where conf/budget.yaml has no ladder for the row, and for an
+    override that sets what a budget chooses."""
     cfg = composer.compose(overrides)
     row = name_of_row(cfg)
     entries = in_conf("budget.yaml").get(row)
@@ -119,7 +122,7 @@ def build_ladder(overrides: tuple[str, ...], composer: Composer) -> Ladder:
             f"budget=: no ladder for {row} in conf/budget.yaml. It has {rows}"
         )
     method, model = to_plain(cfg.method), to_plain(cfg.model)
-    set_by_user = {Override(line).key for line in overrides}
+    given_keys = {Override(text).key for text in overrides}
     own_settings = {key: value for key, value in method.items() if is_own_setting(key)}
     rungs = []
     for settings in _settings_of_entries(entries):
@@ -128,8 +131,11 @@ def build_ladder(overrides: tuple[str, ...], composer: Composer) -> Ladder:
         if blocks:
             sites = tuple(settings.get("sites") or own_settings["sites"])
             settings["sites"] = _sites_of_last_blocks(model, sites, blocks)
-        if clash := set_by_user & {f"method.{key}" for key in settings}:
-            raise UserError(f"budget= chooses {min(clash)}: give one of the two")
+        clashing_keys = given_keys & {f"method.{key}" for key in settings}
+        if clashing_keys:
+            raise UserError(
+                f"budget= chooses {min(clashing_keys)}: give one of the two"
+            )
         count = _count_parameters(model, own_settings, settings)
         rungs.append(Rung(_as_overrides(settings), label, count))
     return Ladder(row, str(model["label"]), tuple(rungs))
@@ -149,7 +155,8 @@ def _settings_of_entries(entries: list[dict[str, Any]]) -> Iterator[dict[str, An
 def _sites_of_last_blocks(
     model: ModelConfig, sites: tuple[str, ...], count: int
 ) -> list[str]:
-    """The paths of the sites in the last `count` transformer blocks of a model."""
+    """The paths of the modules that `sites` names in the last `count` transformer
+    blocks of a model."""
     from vera.sites import find_sites
 
     paths_by_block: dict[int, list[str]] = {}
@@ -176,7 +183,7 @@ def _count_parameters(
 
     Args:
         model: The model's configuration.
-        own_settings: The method's settings, as its file has them.
+        own_settings: The method's settings, without those of a rung.
         rung_settings: Those that a rung sets instead; "config.r" is the key r of config.
     """
     import vera

@@ -53,14 +53,14 @@ LATER_KEYS = (
 def compose_command(overrides: Sequence[str], files: Files) -> ComposedCommand:
     """The runs of a command line's overrides, in their order, and how they are done.
     Raises UserError for any mistake, with file and line if a preset makes it."""
-    cfg = OmegaConf.create()
+    cfg = OmegaConf.create()  # for an error before the first cell is composed
     try:
         with Composer(files) as composer:
             grid = read_grid(overrides, composer)
             cfg = composer.compose(grid.cells[0])
             if grid.preset:
                 _check_keys_of_preset(grid, composer)
-            # the same for all runs of a command
+            # every cell has the same: read_grid refuses lists for these keys
             launch_settings = {key: to_plain(cfg[key]) for key in LAUNCH_KEYS}
             launch = Launch.model_validate(launch_settings)
             runs = _runs_of_cell(cfg, grid.cells[0], grid, composer)
@@ -85,8 +85,11 @@ def compose_command(overrides: Sequence[str], files: Files) -> ComposedCommand:
 def _describe_with_advice(
     error: ValidationError, key: str, cfg: DictConfig, files: Files
 ) -> str:
-    """`describe_mistake`, which for an unknown key also names the nearest known ones.
-    cfg: the configuration that has the mistake."""
+    """`describe_mistake`, and for an unknown key the nearest known ones.
+
+    Args:
+        key: The key that the error is about.
+        cfg: The configuration that has the mistake."""
     text = describe_mistake(error)
     if error.errors()[0]["type"] != "extra_forbidden":
         return text
@@ -95,8 +98,8 @@ def _describe_with_advice(
 
 
 def _cell_choices(cfg: DictConfig) -> tuple[str, ...]:
-    """The overrides that choose the model, the task and the method of a configuration,
-    for composing them without its preset."""
+    """The overrides that choose a configuration's model, task and method, without its
+    preset and its other overrides."""
     choices = group_choices(cfg)
     return tuple(f"{group}={choices[group]}" for group in ("model", "task", "method"))
 
@@ -124,8 +127,8 @@ def _check_keys_of_preset(grid: Grid, composer: Composer) -> None:
 
 
 def _location_in_preset(name: str, overrides: Sequence[str], files: Files) -> str:
-    """Where the preset of a command line has a wrong name, as "FILE line 7: "; "" if the
-    name comes from the command line or from another file."""
+    """Where the preset of a command line has a wrong key or value, as "FILE line 7: ";
+    "" if it comes from the command line or from another file. name: the key or value."""
     values = {Override(text).key: Override(text).unquoted_value for text in overrides}
     typed_values = ",".join(values.values()).split(",")
     preset = values.get("experiment", "")
@@ -147,8 +150,8 @@ def _runs_of_cell(
     """The runs of a cell, one for each seed. cfg: the cell, composed."""
     if not grid.seeds:
         return [_make_run(cfg, cell, grid.preset, composer)]
-    seeds = [yaml.safe_load(Override(line).value) for line in grid.seeds]
-    if any("${" in line for line in cell):
+    seeds = [yaml.safe_load(Override(text).value) for text in grid.seeds]
+    if any("${" in text for text in cell):
         # An override may compute something from the seed, so each seed is composed.
         runs = list[Run]()
         for seed in seeds:
@@ -161,7 +164,8 @@ def _runs_of_cell(
 
 
 def _with_seed(run: Run, seed: object) -> Run:
-    """A run that was composed with SEED_STAND_IN, with a seed in its place."""
+    """A copy of a run that was composed with SEED_STAND_IN, with a seed in its place.
+    Raises UserError for what is no seed."""
     try:
         number: int = TypeAdapter(Seed).validate_python(seed)
     except ValidationError as error:
@@ -189,12 +193,13 @@ def _replace_stand_in(value: Any, seed: int) -> Any:
 def _make_run(
     cfg: DictConfig, overrides: tuple[str, ...], preset: str, composer: Composer
 ) -> Run:
-    """The run of a composed configuration, checked. Its row has a name of its own for a
-    class of peft, a start from another run, and another objective than likelihood."""
+    """The run of a composed configuration, checked. The name of its row is that of the
+    method's file, and what else sets it apart: a class of peft, the run that it starts
+    from, an objective other than likelihood."""
     choices = group_choices(cfg)
     recipe = choices["recipe"] if cfg.get("recipe") else "defaults"
     if preset and not cfg.get("recipe"):
-        _refuse_missing_recipe(choices, preset, composer)
+        raise _missing_recipe_error(choices, preset, composer)
     config, changed = _checked_configuration(cfg, overrides, composer)
     method = config["method"]
     row = choices["method"]
@@ -234,7 +239,8 @@ def _make_run(
 
 
 def _name_of_objective(config: Configuration) -> str:
-    """What a run maximises, as its row is named; "" for the likelihood."""
+    """A run's objective as its row's name has it; "" for the likelihood, which a
+    configuration does not name (LATER_KEYS)."""
     objective = config["train"].get("objective") or ""
     reward = config.get("reward")
     if objective and reward and reward["permuted"]:
@@ -244,11 +250,11 @@ def _name_of_objective(config: Configuration) -> str:
     return objective
 
 
-def _refuse_missing_recipe(
+def _missing_recipe_error(
     choices: dict[str, str], preset: str, composer: Composer
-) -> None:
-    """Raises UserError for a preset whose row has no recipe for the model, with a recipe
-    of the same row for another model if there is one."""
+) -> UserError:
+    """The error for a preset's run whose row has no recipe for its model. It suggests the
+    row's recipe for another model, if there is one. choices: the run's `group_choices`."""
     row, model = choices["method"], choices["model"]
     missing = choices.get("recipe") or f"{row}/{model}"
     models_of_row = []
@@ -261,14 +267,15 @@ def _refuse_missing_recipe(
         if suggested not in models_of_row:
             suggested = models_of_row[-1]
         example = f", such as recipe={suggested}"
-    raise UserError(
+    return UserError(
         f"preset {preset} has no recipe for {missing}: write conf/recipe/{missing}.yaml, "
         f"or take each row's recipe for another model (recipe=MODEL{example})"
     )
 
 
 def _first_model_of_preset(preset: str, composer: Composer) -> str:
-    """The model that a preset's rates are meant for."""
+    """The first model that a preset's list names, or the one that it chooses: the one
+    that its learning rates are meant for."""
     cfg = composer.defaults((f"experiment={preset}",))
     models = OmegaConf.select(cfg, "hydra.sweeper.params.model")
     if models:
@@ -277,8 +284,10 @@ def _first_model_of_preset(preset: str, composer: Composer) -> str:
 
 
 def _label_class_of_peft(method: MethodConfig, overrides: tuple[str, ...]) -> None:
-    """Gives a class of peft its label, such as Lora use_dora=True."""
-    if sum("method.config_class" in line for line in overrides) > 1:
+    """Gives a class of peft its label, such as Lora use_dora=True, and settings, if only
+    empty ones. Raises UserError where the command line names two classes."""
+    # one of these overrides comes from method=peft:CLASS
+    if sum("method.config_class" in text for text in overrides) > 1:
         raise UserError(
             "method=peft:CLASS names the class: leave method.config_class= out"
         )
@@ -292,7 +301,8 @@ def _label_class_of_peft(method: MethodConfig, overrides: tuple[str, ...]) -> No
 
 def _is_of_run(override: Override) -> bool:
     """Whether an override belongs into `Run.overrides` as it is. Those that choose the
-    cell and the seed are written anew, and those of the launch are no part of a run."""
+    cell are written anew, the seed is left out, and those of the launch are no part of a
+    run."""
     is_cell = override.key in ("method", "model", "task", "seed")
     return not is_cell and override.group not in LAUNCH_KEYS
 
@@ -309,15 +319,14 @@ def _checked_configuration(
     cfg: DictConfig, overrides: tuple[str, ...], composer: Composer
 ) -> tuple[Configuration, list[Override]]:
     """A run's configuration as plain values, checked and converted by
-    runs/config/schema.py; and the overrides that set the method, the training or the
-    model's settings differently from their files (`Run.changed`)."""
+    runs/config/schema.py; and the overrides that differ from the files (`Run.changed`)."""
     changed = _changed_overrides(cfg, overrides, composer)
     config = dict[str, Any]()
     for key in map(str, cfg):
         if key not in ("hydra", *LAUNCH_KEYS):
             config[key] = to_plain(cfg[key])
     if config["method"].get("kind") != "lora":
-        # a preset of LoRA's rows may set it, and METHODS= choose another method
+        # a preset may set it for LoRA's rows, while the command line names other methods
         config["method"].pop("scaling", None)
     values = Config.model_validate(config).model_dump(exclude_unset=True)
     _remove_neutral_settings(values)
@@ -330,8 +339,8 @@ def _checked_configuration(
 
 
 def _remove_neutral_settings(values: dict[str, Any]) -> None:
-    """Removes the settings of LATER_KEYS that a run does not use from its configuration,
-    which is then as it was before they existed."""
+    """Removes from a configuration what leaves its run as it was before it existed: the
+    rewards of a run without them, and LATER_KEYS with their neutral values."""
     if values["train"].get("objective") != "reward":
         del values["reward"]
     for key in LATER_KEYS:
@@ -354,7 +363,8 @@ def _is_compared(key: str) -> bool:
 def _changed_overrides(
     cfg: DictConfig, overrides: tuple[str, ...], composer: Composer
 ) -> list[Override]:
-    """The overrides whose values differ from those of the files.
+    """The overrides that set the method, the training, the rewards or the model
+    differently from their files (`Run.changed`).
 
     It also gives each value of a task, method or model in `cfg` the type that it has in
     its file, since `1` and `1.0` are one run. Raises UserError for a value of another
@@ -364,29 +374,38 @@ def _changed_overrides(
         return []
     defaults = defaults_with_recipe(composer, overrides, cfg.get("recipe"))
     changed = list[Override]()
-    for line in compared:
-        key = Override(line).key
+    for override in map(Override, compared):
+        key = override.key
         default = to_plain(OmegaConf.select(defaults, key))
         value = to_plain(OmegaConf.select(cfg, key))
-        tasks = composer.files.choices("task")
-        if key == "task.name" and value in tasks and value != default:
-            raise UserError(
-                f"{line}: conf/task has another task of that name. Give your data "
-                f"another name, such as task.name={_free_name(value, tasks)}"
-            )
+        is_other = value != default
+        if key == "task.name" and is_other:
+            _check_name_is_free(override, value, composer.files.choices("task"))
         if default is not None and key.startswith(("task.", "method.", "model.")):
             converted = _convert_to_type_of(default, value, key)
             if repr(converted) != repr(value):
                 OmegaConf.update(cfg, key, converted)
-        if value != default and not key.startswith("task."):
-            changed.append(Override(line))
-        is_redrawn = key == "method.redrawn" and value != default
-        if is_redrawn or (key == "method.projection_seed" and "${" in line):
+        if is_other and not key.startswith("task."):
+            changed.append(override)
+        follows_seed = key == "method.projection_seed" and "${" in override.text
+        if follows_seed or (key == "method.redrawn" and is_other):
             raise UserError(
-                f"{line}: matrices that are drawn anew for every seed are a row of their "
-                "own, method=vera_redrawn"
+                f"{override}: matrices that are drawn anew for every seed are a row of "
+                "their own, method=vera_redrawn"
             )
     return changed
+
+
+def _check_name_is_free(
+    override: Override, name: str, names_of_files: Collection[str]
+) -> None:
+    """Raises UserError for data that an override task.name= gives the name of a task in
+    conf/task."""
+    if name in names_of_files:
+        raise UserError(
+            f"{override}: conf/task has another task of that name. Give your data "
+            f"another name, such as task.name={_free_name(name, names_of_files)}"
+        )
 
 
 def _free_name(name: str, taken_names: Collection[str]) -> str:
@@ -398,7 +417,8 @@ def _free_name(name: str, taken_names: Collection[str]) -> str:
 
 
 def _convert_to_type_of(default: Any, value: Any, key: str) -> Any:
-    """A value as the type of its default. Raises UserError for another type."""
+    """A value in the type of its default: 1 as 1.0 where the default is 0.5. null stays
+    null. Raises UserError for a value of another type."""
     kind: Any = type(default)
     if isinstance(default, list) and all(type(item) is float for item in default):
         kind = list[float]
@@ -448,10 +468,10 @@ def _resolve_start(
     init_from: str, model: str, overrides: tuple[str, ...], composer: Composer
 ) -> tuple[str, Run | None]:
     """What a run starts from: its name for the run's label and, for ROW@TASK, the run
-    whose adapter it is.
+    whose adapter it is; None for an id or a file.
 
-    That run has this one's model, data folder and training overrides, its own recipe,
-    and seed 0.
+    That run has this one's model and the overrides that `_is_carried` lets through (its
+    data folder, settings of training), its own recipe, and seed 0.
 
     Args:
         init_from: A run id, an adapter file or ROW@TASK.

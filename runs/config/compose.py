@@ -40,10 +40,10 @@ VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") el
 #: Stands for ~recipe, which Hydra 1.4 does not take, since its name of the group is
 #: recipe/ROW. A recipe is optional in conf/config.yaml, so a name without a file is none.
 NO_RECIPE = "recipe=no_recipe"
-#: The groups that say where runs train and who is told. No file of theirs has the keys
-#: of the others.
-PLACES = ("launcher=", "tracking=")
-#: How Hydra says that a file is missing, and that a key is.
+#: The groups of a command: where its runs train, and who is told. Each of their files
+#: may have keys that its neighbours lack, such as launcher.dry_run.
+COMMAND_GROUPS = ("launcher", "tracking")
+#: How Hydra says that a file (group/name) is missing, and that a key is.
 NO_FILE = re.compile(r"Could not find '(\w+)/([^']+)'")
 NO_KEY = re.compile(r"(?:Could not override|No earlier Group Default for) '([^']+)'")
 
@@ -56,10 +56,11 @@ class Composer:
 
     def __init__(self, files: Files) -> None:
         self.files = files
-        #: The configuration with these group choices and no other override.
+        #: `compose` with overrides that only choose files: the values as the files have
+        #: them. Cached, so callers must not change the result.
         self.defaults = cache(self.compose)
-        #: The recipe that a cell takes from another row, by the cell's overrides without
-        #: those of the task.
+        #: The recipe ROW/MODEL that a cell takes from another row, by the cell's
+        #: overrides without those of the task.
         self._recipes_of_other_rows = dict[tuple[str, ...], str]()
         self._checked_recipes = set[str]()
 
@@ -78,12 +79,12 @@ class Composer:
             GlobalHydra.instance().initialize(self._hydra_of_caller)
 
     def overrides_for_hydra(self, overrides: tuple[str, ...]) -> list[str]:
-        """The overrides that Hydra gets. They also choose the recipe that a row takes
-        from another row, and name the folder of the user's own files."""
+        """The overrides in Hydra's words, with two more where they are needed: the
+        recipe that a row takes from another row, and the folder of the user's files."""
         words = []
-        for line in overrides:
-            removes_recipe = line == "~recipe" or line.startswith("~recipe=")
-            words.append(NO_RECIPE if removes_recipe else line)
+        for text in overrides:
+            removes_recipe = text == "~recipe" or text.startswith("~recipe=")
+            words.append(NO_RECIPE if removes_recipe else text)
         if recipe := self._recipes_of_other_rows.get(_without_task(overrides)):
             words.append(f"recipe={recipe}")
         user_folders = [f"file://{folder}" for folder in self.files.folders[1:]]
@@ -98,6 +99,7 @@ class Composer:
         groups = group_overrides(overrides)
         for choice in map(Override, groups):
             if not choice.text.startswith("~"):
+                # raises UnknownNameError for a missing file
                 self.files.path(choice.key, choice.unquoted_value)
         self._check_added_keys(overrides, groups)
         try:
@@ -114,11 +116,13 @@ class Composer:
             with open_dict(cfg):
                 cfg.recipe = self._recipe_of_row(cfg, choices["recipe"])
             return cfg
-        names_recipe = any(Override(line).key == "recipe" for line in groups)
+        names_recipe = any(Override(text).key == "recipe" for text in groups)
         if cfg.method.get("recipe") and not names_recipe:
             # the model of the missing recipe, which a preset may have chosen
             model = choices["recipe"].partition("/")[2]
-            if recipe := self._recipe_of_other_row(cfg, model):
+            recipe = self._recipe_of_other_row(cfg, model)
+            if recipe:
+                # the same once more: overrides_for_hydra now adds this recipe
                 self._recipes_of_other_rows[_without_task(overrides)] = recipe
                 return self.compose(overrides)
         return cfg
@@ -130,7 +134,8 @@ class Composer:
         row = group_choices(cfg)["method"]
         if f"{row}/{model}" in self.files.choices("recipe"):
             return f"{row}/{model}"
-        if recipe := self._recipe_of_other_row(cfg, model):
+        recipe = self._recipe_of_other_row(cfg, model)
+        if recipe:
             return recipe
         raise UserError(
             f"recipe={model}: {row} has no recipe for {model} "
@@ -138,8 +143,9 @@ class Composer:
         )
 
     def _recipe_of_other_row(self, cfg: DictConfig, model: str) -> str:
-        """The recipe for a model of the row that the method's file names (its key
-        recipe); "" where there is none."""
+        """The recipe ROW/MODEL of the row whose recipes the method's file says to use
+        (its key `recipe`); "" where that row has none for the model, or the file names
+        no row. Raises UserError for a row without any recipe."""
         row = cfg.method.get("recipe")
         if not row:
             return ""
@@ -150,8 +156,9 @@ class Composer:
         return f"{row}/{model}" if f"{row}/{model}" in names else ""
 
     def _recipe_of_row(self, cfg: DictConfig, name: str) -> dict[str, Any]:
-        """The configuration's recipe, as its row sees it. name: of the recipe's file.
-        Raises UserError, with the file, for a key that nothing reads."""
+        """The configuration's recipe, as its row sees it (`recipe_of_row`). name: of the
+        recipe's file, ROW/MODEL. Raises UserError, with the file, for a key that nothing
+        reads."""
         content: Any = OmegaConf.to_container(cfg.recipe)
         # where Hydra 1.4 puts the file of the group recipe/ROW
         content = content.get(name.partition("/")[0], content)
@@ -166,25 +173,29 @@ class Composer:
     def _check_added_keys(
         self, overrides: tuple[str, ...], groups: tuple[str, ...]
     ) -> None:
-        """Raises UserError for a key that `+` would add, and that nothing reads. groups:
-        those of the overrides that choose files."""
-        for line in overrides:
-            if not line.startswith("+") or line in groups:
+        """Raises UserError for a key that an override with `+` would add, although
+        nothing reads it. groups: those of the overrides that choose files."""
+        for text in overrides:
+            if not text.startswith("+") or text in groups:
                 continue
-            key = Override(line).key
-            parent_name, _, name = (open_mapping_of(line) or key).rpartition(".")
+            key = Override(text).key
+            # an open mapping takes any key, so that only the mapping itself has to exist
+            required_key = open_mapping_of(text) or key
+            parent_key, _, name = required_key.rpartition(".")
             parent: Any = self.defaults(groups)
-            if parent_name:
-                parent = OmegaConf.select(parent, parent_name)
+            if parent_key:
+                parent = OmegaConf.select(parent, parent_key)
             if not isinstance(parent, DictConfig) or name not in parent:
                 raise self.unknown_key_error(key, groups)
 
     def _as_user_error(self, error: Exception, groups: tuple[str, ...]) -> UserError:
-        """An error of Hydra as one line, with the nearest right name."""
+        """An error of Hydra as one line, with the nearest right name. groups: the
+        overrides that choose files."""
         message = str(error) or str(error.__cause__)
-        if missing := NO_FILE.search(message):
+        missing_file = NO_FILE.search(message)
+        if missing_file:
             try:
-                self.files.path(*missing.groups())
+                self.files.path(*missing_file.groups())
             except UnknownNameError as unknown_name:
                 return unknown_name
         if "No earlier Group Default for 'recipe/" in message:
@@ -192,19 +203,24 @@ class Composer:
                 "Hydra 1.4 takes no recipe with a slash in a preset. Write `override "
                 "/recipe: ROW/${model}`, or give it on the command line: recipe=ROW/MODEL"
             )
-        if key := NO_KEY.search(message):
-            places = [group for group in groups if group.startswith(PLACES)]
-            return self.unknown_key_error(key[1], tuple(places))
+        missing_key = NO_KEY.search(message)
+        if missing_key:
+            # without the other choices, which may be what could not be composed
+            choices = tuple(
+                text for text in groups if text.partition("=")[0] in COMMAND_GROUPS
+            )
+            return self.unknown_key_error(missing_key[1], choices)
         return UserError(one_line(message))
 
     def unknown_key_error(self, key: str, groups: tuple[str, ...]) -> UnknownNameError:
         """The error for a key that does not exist in the configuration of these group
-        choices, with the nearest right one."""
+        choices (model=minilm), with the nearest right one."""
         advice = self.advice_on_key(key, groups)
         return UnknownNameError(f"no key {key!r}.{advice}", key)
 
     def advice_on_key(self, key: str, groups: tuple[str, ...]) -> str:
-        """A sentence with the keys nearest to a wrong one; or ""."""
+        """A sentence on a wrong key: the launcher or tracker that it needs, or else the
+        nearest right keys; "" where none is near. groups: as `unknown_key_error`."""
         content = without_hydra(self.defaults(groups), resolve=False)
         keys_of_files_only = ("recipe", "model.architecture.")
         keys = []
@@ -212,6 +228,7 @@ class Composer:
             if not name.startswith(keys_of_files_only):
                 keys.append(name)
         choices_by_key = self._choices_by_key()
+        # only the keys of choices that were not made are left
         for name in keys:
             choices_by_key.pop(name, None)
         if key in choices_by_key:
@@ -226,8 +243,7 @@ class Composer:
         """The keys of all launchers and trackers, with the choices that have them, such
         as launcher.dry_run with launcher=slurm."""
         choices_by_key = dict[str, list[str]]()
-        for place in PLACES:
-            group = place.removesuffix("=")
+        for group in COMMAND_GROUPS:
             for choice in self.files.choices(group):
                 path = self.files.path(group, choice)
                 content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -238,8 +254,9 @@ class Composer:
 
 
 def _without_task(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """The overrides but for task= and task.KEY=."""
     return tuple(
-        line for line in overrides if not Override(line).key.startswith("task")
+        text for text in overrides if not Override(text).key.startswith("task")
     )
 
 
@@ -247,7 +264,8 @@ def _without_task(overrides: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def group_choices(cfg: DictConfig) -> dict[str, str]:
-    """The name that a configuration has chosen in each group."""
+    """The name that a configuration has chosen, by group; a group without a choice is
+    left out."""
     choices = dict[str, str]()
     for group, name in cfg.hydra.runtime.choices.items():
         # for recipe=vera/minilm Hydra 1.4 says that the group recipe/vera is minilm
@@ -284,7 +302,8 @@ def without_hydra(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
 def dotted_items(
     node: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """The keys at all depths, dotted, and their values: also of mappings as a whole."""
+    """The dotted key and the value of everything in nested mappings, of the inner
+    mappings themselves, too."""
     for key, value in node.items():
         yield f"{prefix}{key}", value
         if isinstance(value, Mapping):
@@ -294,8 +313,11 @@ def dotted_items(
 def defaults_with_recipe(
     composer: Composer, overrides: tuple[str, ...], recipe: Any
 ) -> DictConfig:
-    """The configuration of the files that overrides choose, without their other values.
-    recipe: the run's, since for a class of peft another override chooses it."""
+    """The configuration as the files have it that overrides choose: a copy of
+    `Composer.defaults` with the recipe of a run.
+
+    The run's recipe is given, since a row's part of it may belong to its class of peft,
+    which is set by an override that chooses no file."""
     cfg = copy.deepcopy(composer.defaults(group_overrides(overrides)))
     with open_dict(cfg):
         cfg.recipe = recipe

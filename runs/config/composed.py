@@ -31,14 +31,16 @@ class ComposedCommand:
 
 
 class _PartTable:
-    """The parts of configurations as JSON, each once: the runs of a table share most."""
+    """The parts of configurations as JSON, each once: a command's runs share most of
+    them. A part is known by its number. texts: the parts in the order of their
+    numbers."""
 
     def __init__(self, texts: Sequence[str] = ()) -> None:
         self.texts = [*texts]
         self._numbers = {text: number for number, text in enumerate(texts)}
 
     def add(self, part: Any) -> int:
-        """The number of a part, which is added where it is not there."""
+        """Adds a part, unless it is there. Returns its number."""
         text = json.dumps(part)
         if text not in self._numbers:
             self._numbers[text] = len(self.texts)
@@ -73,6 +75,7 @@ def decode_command(values: dict[str, Any]) -> ComposedCommand:
 
 
 def _encode_run(run: Run, parts: _PartTable) -> dict[str, Any]:
+    """A run as JSON. Its configuration becomes numbers of `parts`."""
     fields = {name: getattr(run, name) for name in JSON_FIELDS}
     fields["config"] = {key: parts.add(part) for key, part in run.config.items()}
     fields["changed"] = [override.text for override in run.changed]
@@ -81,6 +84,7 @@ def _encode_run(run: Run, parts: _PartTable) -> dict[str, Any]:
 
 
 def _decode_run(fields: dict[str, Any], parts: _PartTable) -> Run:
+    """The run that `_encode_run` was given."""
     start = fields["start"]
     config = {key: parts.get(number) for key, number in fields["config"].items()}
     return Run(

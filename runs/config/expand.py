@@ -1,5 +1,6 @@
-"""From the overrides of a command line to its runs. Those of a list are cached for the
-user, since composing a table takes longer than the rest of a plan."""
+"""From the overrides of a command line to its runs. A command line that lists many is
+composed once and then read from the user's cache, since composing a table takes longer
+than the rest of a plan."""
 
 import hashlib
 import re
@@ -22,7 +23,7 @@ from runs.run.definition import Run
 def expand(arguments: Sequence[str]) -> list[Run]:
     """The runs of a command line's overrides and --config-dir, in order. Raises
     UserError for any mistake."""
-    # every word is an override
+    # without settings every KEY=VALUE is an override
     no_settings: Any = make_dataclass("NoSettings", ())
     line = read_command_line(
         arguments,
@@ -91,7 +92,7 @@ UNREPEATABLE = re.compile(r"\$\{\s*(oc\.env|now|hydra)\b|shuffle\(")
 def _compose_once(overrides: Sequence[str], files: Files) -> ComposedCommand:
     """A composed command, from the cache where it has been composed before. Raises
     UserError for any mistake."""
-    composed = list[ComposedCommand]()
+    composed = list[ComposedCommand]()  # the command, if `compose` had to be called
 
     def compose() -> dict[str, Any]:
         from runs.config.cells import compose_command

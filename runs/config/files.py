@@ -19,7 +19,8 @@ from runs.record.override import Override
 #: The groups of a run; launcher and tracking are those of a command, and say where and
 #: how its runs are done.
 GROUPS = ("model", "task", "method", "recipe", "experiment", "launcher", "tracking")
-#: Mappings that `+` may add keys to: they are passed to other libraries unchecked.
+#: Mappings that `+` may add any key to: other libraries, or checks of our own, read them
+#: as a whole.
 OPEN_MAPPINGS = (
     "method.config",
     "model.settings",
@@ -59,8 +60,8 @@ class Files:
         return sorted(names)
 
     def path(self, group: str, name: str) -> Path:
-        """A group's file. Raises UnknownNameError, with the nearest right name, where
-        there is none."""
+        """The path of a group's file. Raises UnknownNameError, with the nearest right
+        name, where there is no such file."""
         for folder in self.folders:
             path = folder / group / f"{name}.yaml"
             if name and path.is_file():
@@ -88,8 +89,8 @@ class Files:
             text += f" Your folder has no {_path_from_current_folder(folder / file)}."
             for subfolder in sorted(folder.iterdir()):
                 if (subfolder / file).is_file():
-                    shown = _path_from_current_folder(subfolder)
-                    return f"{text} Did you mean --config-dir={shown}?"
+                    right_folder = _path_from_current_folder(subfolder)
+                    return f"{text} Did you mean --config-dir={right_folder}?"
         if group != "method":
             return text
         if not text:
@@ -120,8 +121,8 @@ class Files:
         return digest.hexdigest()
 
     def location_of(self, group: str, name: str, text: str) -> str:
-        """Where the file `name` of a group has `text` as a key or a value, such as
-        "conf/experiment/mine.yaml line 7"; "" where it does not have it."""
+        """Where the file `name` of a group has `text` as a key (or its last parts) or
+        as a value, such as "conf/experiment/mine.yaml line 7"; "" where it has neither."""
         path = self.path(group, name)
         root = yaml.compose(path.read_text(encoding="utf-8"))
         for entry in _yaml_keys(root):
@@ -220,4 +221,4 @@ def open_mapping_of(override: str) -> str:
 
 def group_overrides(overrides: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the overrides that choose the file of a group, such as method=vera."""
-    return tuple(line for line in overrides if Override(line).key in GROUPS)
+    return tuple(text for text in overrides if Override(text).key in GROUPS)

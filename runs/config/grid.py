@@ -36,8 +36,9 @@ ADVICE_ON_REFUSED = {
     "(--config-dir)",
 }
 MAX_VALUES_OF_LIST = 100_000
-#: In a list of methods a class of peft is one word; for Hydra it is two overrides.
-PEFT_CLASS = re.compile(r"(?<=^method=peft)\\*:(?=\w+$)")
+#: A class of peft as a method. In a list of methods it is one word, whose colon Hydra may
+#: have escaped; for Hydra it is two overrides.
+PEFT_CLASS = re.compile(r"method=peft\\*:(\w+)")
 
 
 @dataclass
@@ -65,9 +66,10 @@ class Grid:
 
 
 def read_grid(overrides: Sequence[str], composer: Composer) -> Grid:
-    """Reads what a command line's overrides list. It composes the preset only, since
-    that may list more. Raises UserError for an override that cannot be read, or is
-    given twice."""
+    """Reads what a command line's overrides list. No cell is composed, but for what is
+    needed here: a preset, which may list more, and the cells with a budget= or
+    train.lr=auto. Raises UserError for an override that cannot be read, or is given
+    twice."""
     fixed, typed_lists = _fixed_and_lists(overrides, composer.files)
     preset = Override(fixed.get("experiment", "")).value
     lists = dict[str, list[str]]()
@@ -113,30 +115,32 @@ def _overrides_of_folds(override: str) -> list[str]:
 def _fixed_and_lists(
     overrides: Sequence[str], files: Files
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """The overrides with one value, and those with several, by their keys."""
+    """The overrides with one value by their keys, and those with several: for each key
+    one override a value. Raises UserError for an override that is not taken, cannot be
+    read, or is given twice."""
     fixed = dict[str, str]()
     lists = dict[str, list[str]]()
     for argument in overrides:
         for pattern, advice in ADVICE_ON_REFUSED.items():
             if re.match(pattern, argument):
                 raise UserError(f"{argument}: not taken here. Instead: {advice}")
-        key, lines = split_override(argument, files)
+        key, choices = split_override(argument, files)
         # of two single values of a setting the later one holds
-        is_repeated = key in fixed and (key in GROUPS or len(lines) > 1)
+        is_repeated = key in fixed and (key in GROUPS or len(choices) > 1)
         if key in lists or is_repeated:
             raise UserError(f"{key} is given twice: {argument} comes after another one")
-        if len(lines) > 1:
-            lists[key] = lines
+        if len(choices) > 1:
+            lists[key] = choices
         else:
-            fixed[key] = lines[0]
+            fixed[key] = choices[0]
     return fixed, lists
 
 
 def _lists_of_preset(
     preset: str, composer: Composer, fixed_keys: set[str]
 ) -> dict[str, list[str]]:
-    """The lists of a preset, by their keys. Those that the command line fixes are left
-    out."""
+    """The lists of a preset by their keys: one override a value. Those whose key has one
+    value on the command line (`fixed_keys`) are left out."""
     cfg = composer.compose((f"experiment={preset}",))
     lists = dict[str, list[str]]()
     for key, text in (OmegaConf.select(cfg, "hydra.sweeper.params") or {}).items():
@@ -145,12 +149,16 @@ def _lists_of_preset(
     return lists
 
 
-def split_classes_of_peft(lines: Sequence[str]) -> tuple[str, ...]:
+def split_classes_of_peft(overrides: Sequence[str]) -> tuple[str, ...]:
     """The overrides with method=peft and method.config_class=CLASS in the place of
     method=peft:CLASS, as Hydra takes them."""
     words = list[str]()
-    for line in lines:
-        words += PEFT_CLASS.sub("\0method.config_class=", line).split("\0")
+    for text in overrides:
+        peft_class = PEFT_CLASS.fullmatch(text)
+        if peft_class:
+            words += ["method=peft", f"method.config_class={peft_class[1]}"]
+        else:
+            words.append(text)
     return tuple(words)
 
 
@@ -160,12 +168,14 @@ def _with_recipe_file(
     """The overrides with recipe=ROW/MODEL, the row's recipe for a model, in the place
     of recipe=MODEL."""
     words = list[str]()
-    for line in overrides:
-        model = Override(line).unquoted_value
-        if line.startswith("recipe=") and model in composer.files.choices("model"):
-            other_overrides = tuple(word for word in overrides if word != line)
-            line = f"recipe={composer.recipe_for_model(other_overrides, model)}"
-        words.append(line)
+    for text in overrides:
+        model = Override(text).unquoted_value
+        if text.startswith("recipe=") and model in composer.files.choices("model"):
+            other_overrides = tuple(word for word in overrides if word != text)
+            recipe = composer.recipe_for_model(other_overrides, model)
+            words.append(f"recipe={recipe}")
+        else:
+            words.append(text)
     return tuple(words)
 
 
@@ -184,7 +194,8 @@ class _GroupOptions:
 
 
 def split_override(argument: str, files: Files) -> tuple[str, list[str]]:
-    """The key of an override, and one override for each value that it lists.
+    """The key of an override, and one override for each value that it lists: itself, as
+    Hydra reads it, where it has one value.
 
     Raises UserError for an override that Hydra's grammar cannot parse, for a key that no
     override may set, and for a list without values."""
@@ -212,8 +223,9 @@ def split_override(argument: str, files: Files) -> tuple[str, list[str]]:
 
 
 def _as_hydra_reads_it(argument: str) -> str:
-    """An override in Hydra's grammar. Beyond it we take `++` before keys that exist,
-    `+experiment`, `~` for the home folder, and run ids that look like numbers."""
+    """An override in Hydra's grammar. Beyond what Hydra takes we take `++` before keys
+    that exist, `+experiment`, `~` for the home folder, and run ids that look like
+    numbers."""
     key, equals, text = argument.partition("=")
     if not open_mapping_of(key):
         key = key.removeprefix("++")
@@ -229,8 +241,8 @@ def _as_hydra_reads_it(argument: str) -> str:
 
 
 def _parse(line: str, argument: str, files: Files) -> HydraOverride:
-    """An override as Hydra's grammar reads it. argument: the same as it was typed, for
-    the message of the UserError that is raised where it is none."""
+    """An override, parsed by Hydra. Raises UserError for what is none. argument: the
+    override as it was typed, for the message."""
     group_options: Any = _GroupOptions(files)
     try:
         (override,) = OverridesParser.create(group_options).parse_overrides([line])

@@ -39,7 +39,7 @@ def alpha_at_rank(
     scaling: str, alpha: int | float, recipe_rank: int, rank: int
 ) -> int | float:
     """LoRA's alpha at a rank (conf/method/lora.yaml). An int remains one where that is
-    exact, since identities hash 8, not 8.0.
+    exact, since a run's id is a hash of 8, not of 8.0.
 
     Args:
         scaling: "proportional" to the rank; anything else keeps the recipe's alpha.
@@ -103,8 +103,9 @@ DESCRIBING_KEYS = ("source", "chosen", "by_task", "by_row")
 
 
 def recipe_of_row(recipe: dict[str, Any], row: str) -> dict[str, Any]:
-    """A recipe as a row sees it: the values of its part of by_row stand in the place of
-    those that all rows share. row: as by_row names it, vera or peft:IA3Config."""
+    """A recipe as a row sees it: without by_row, whose values for this row stand in the
+    place of those that all rows share. row: as by_row names it, vera or
+    peft:IA3Config."""
     if "by_row" not in recipe:
         return recipe
     row_values = dict(recipe["by_row"].get(row) or {})
@@ -157,6 +158,7 @@ def check_recipe(
 
 
 def _check_names(path: Path, names: Iterable[Any], known_names: set[str]) -> None:
+    """Raises UserError, with the file, for the first of the names that is not known."""
     for name in names:
         if name in known_names:
             continue

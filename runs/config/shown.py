@@ -1,4 +1,4 @@
-"""What the options print that run nothing: --cfg, --help, --info and those of Hydra."""
+"""What options print in place of a run: --cfg, --help, --info and those of Hydra."""
 
 import sys
 import textwrap
@@ -177,7 +177,7 @@ def _selected_content(
     """The part of the configuration that --cfg and --package name, as plain values.
     Raises UserError where there is none of that name."""
     resolve = "--resolve" in options
-    HydraConfig.instance().set_config(cfg)
+    HydraConfig.instance().set_config(cfg)  # what ${hydra:...} reads
     package = options.get("--package", "_global_")
     if package != "_global_":
         missing = object()
@@ -203,6 +203,7 @@ def _selected_content(
 
 
 def _print_yaml(content: Any) -> None:
+    """Prints a mapping or list as YAML, and a single value as it is."""
     if isinstance(content, dict | list):
         print(OmegaConf.to_yaml(OmegaConf.create(content)), end="")
     else:
@@ -219,15 +220,15 @@ def _show_sources(
     package: str | None,
     composer: Composer,
 ) -> None:
-    """Prints each value of the configuration, or of its part `package`, and where it
-    comes from. typed: the overrides of the command line."""
+    """Prints each KEY=VALUE of the configuration, or of its part `package`, and where
+    the value comes from. typed: the overrides of the command line."""
     lines = list[tuple[str, str]]()
-    for value, source in values_with_sources(cfg, typed, grid.first, composer):
-        if not package or value.startswith((f"{package}.", f"{package}=")):
-            lines.append((value, source))
-    width = max((len(value) for value, _ in lines), default=0)
-    for value, source in lines:
-        print(f"{value:<{width}}  {source}")
+    for assignment, source in values_with_sources(cfg, typed, grid.first, composer):
+        if not package or assignment.startswith((f"{package}.", f"{package}=")):
+            lines.append((assignment, source))
+    width = max((len(assignment) for assignment, _ in lines), default=0)
+    for assignment, source in lines:
+        print(f"{assignment:<{width}}  {source}")
 
 
 def values_with_sources(
@@ -236,13 +237,14 @@ def values_with_sources(
     overrides: tuple[str, ...],
     composer: Composer,
 ) -> Iterator[tuple[str, str]]:
-    """Each value as KEY=VALUE, and where it comes from: the command line, a file, or a
-    key of a recipe.
+    """Each value as KEY=VALUE, and where it comes from: "the command line", a file, or a
+    file and a key of the recipe in it.
 
     Args:
         cfg: The configuration of a run.
         typed: The overrides of the command line.
-        overrides: The run's, which a preset may have chosen.
+        overrides: Those of the run: the typed ones, and values from the lists of a
+            preset.
         composer: What composed the configuration.
     """
     source_by_key = _source_by_key(cfg, typed, overrides, composer)
@@ -266,7 +268,7 @@ def _source_by_key(
     overrides: tuple[str, ...],
     composer: Composer,
 ) -> dict[str, str]:
-    """The file that each key's value is in, or "the command line"; the arguments are
+    """The file that has a key's value, or "the command line", by key. The arguments are
     those of `values_with_sources`."""
     choices = group_choices(cfg)
     sources = {key: "runs/config/schema.py" for key, _ in dotted_items(BASE)}
@@ -286,8 +288,8 @@ def _source_by_key(
 def _config_files(
     cfg: DictConfig, overrides: tuple[str, ...], composer: Composer
 ) -> Iterator[tuple[str, Path]]:
-    """The files of a configuration in the order in which Hydra merges them, each with
-    the prefix of its keys."""
+    """The files of a configuration in the order in which Hydra merges them, each after
+    the prefix of its keys in the configuration: "task.", or "" for the whole."""
     loader = GlobalHydra.instance().config_loader()
     words = [word for word in overrides if not word.startswith("recipe=")]
     if cfg.get("recipe"):

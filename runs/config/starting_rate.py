@@ -13,6 +13,7 @@ from runs.config.compose import Composer, group_choices, name_of_row
 from runs.record.ledger import in_conf
 from runs.record.override import Override
 
+#: The key that the rule is for, and the value that asks for it.
 KEY = "train.lr"
 RULE = "auto"
 
@@ -89,22 +90,20 @@ def _rate_of_loras_recipe(
 
     cfg: the cell, composed from `overrides`. Raises UserError where no recipe has it."""
     recipe = group_choices(cfg).get("recipe")
-    words = []
+    lora_overrides = []
     for text in overrides:
         override = Override(text)
-        if override.key == "method" or override.group == "method":
-            continue
-        if override.key != "recipe":
-            words.append(text)
-    lora = ["method=lora"]
+        if override.group != "method" and override.key != "recipe":
+            lora_overrides.append(text)
+    lora_overrides.append("method=lora")
     if recipe and cfg.get("recipe"):
-        # A recipe of one row, such as vera/minilm, has a neighbour for LoRA.
         row, _, model = recipe.partition("/")
-        own_recipe = f"lora/{model}" in composer.files.choices("recipe")
         is_of_one_row = row in composer.files.choices("method")
-        name = f"lora/{model}" if is_of_one_row and own_recipe else recipe
-        lora.append(f"recipe={name}")
-    composed = composer.compose((*words, *lora))
+        # a recipe of one row, such as vera/minilm, may have a neighbour for LoRA
+        if is_of_one_row and f"lora/{model}" in composer.files.choices("recipe"):
+            recipe = f"lora/{model}"
+        lora_overrides.append(f"recipe={recipe}")
+    composed = composer.compose(tuple(lora_overrides))
     lora_recipe = composed.get("recipe") or {}
     has_rate = "lr" in lora_recipe or "lr" in (lora_recipe.get("by_task") or {})
     if not has_rate:

@@ -54,8 +54,13 @@ SPECIAL_TOKENS = 3
 class Lengths:
     """The number of rows of a split, and how long they are.
 
-    tokens: of each row of a sample; () where no length is known. predicted: how many of
-    a row's tokens a language model is trained to predict, on average."""
+    Attributes:
+        rows: how many rows there are.
+        tokens: the length of each row, or of a sample of them; () where no length is
+            known.
+        predicted: how many of a row's tokens a language model is trained to predict, on
+            average.
+    """
 
     rows: int
     tokens: Any = ()
@@ -66,41 +71,45 @@ class Lengths:
         """The tokens of a row, on average."""
         return float(np.mean(self.tokens))
 
-    def with_more(self, tokens: int) -> "Lengths":
+    def with_more_predicted(self, tokens: int) -> "Lengths":
         """These lengths with so many more predicted tokens in each row."""
         if not len(self.tokens):
             return self
         return Lengths(self.rows, self.tokens + tokens, self.predicted + tokens)
 
     def cut_to(self, longest: float) -> "Lengths":
-        """These lengths with rows cut to at most so many tokens. What is cut is the end
-        of a row, whose tokens are predicted."""
-        cut = Lengths(self.rows, np.minimum(self.tokens, longest))
-        cut_tokens = self.mean - cut.mean
-        return replace(cut, predicted=max(self.predicted - cut_tokens, 0.0))
+        """These lengths with rows cut to at most `longest` tokens. A row loses its end,
+        which is what a language model predicts."""
+        shortened = Lengths(self.rows, np.minimum(self.tokens, longest))
+        lost_tokens = self.mean - shortened.mean
+        predicted = max(self.predicted - lost_tokens, 0.0)
+        return replace(shortened, predicted=predicted)
 
     def padded_mean(self, batch: int, block: int = 1) -> float:
-        """The tokens of a row on average, padded to the longest of its batch, in the
-        batches of a run (`epoch_batches`)."""
+        """The tokens of a row on average, padded to the longest row of its batch, over
+        the batches of one epoch. batch, block: size and block of `epoch_batches`."""
         padded_tokens = 0.0
-        for rows in epoch_batches(self.tokens, batch, 0, 0, block):
+        batches = epoch_batches(self.tokens, size=batch, seed=0, epoch=0, block=block)
+        for rows in batches:
             padded_tokens += len(rows) * max(self.tokens[row] for row in rows)
         return padded_tokens / len(self.tokens)
 
 
 class PlannedRows(NamedTuple):
-    """The rows for training and for evaluation. basis: in words how both are known."""
+    """The rows for training and for evaluation. source: where their number and their
+    lengths come from, in words."""
 
     train: Lengths
     dev: Lengths
-    basis: str
+    source: str
 
 
 @cache
 def planned_rows(settings: str) -> PlannedRows | None:
-    """The rows of a run with these settings of its task (JSON); None where their number
-    is not known. Local files are counted. For data of the hub these are the published
-    numbers (conf/rows.yaml), and a run may leave some rows out."""
+    """The rows of a run; None where their number is not known. Rows of local files are
+    counted. For data of the hub these are the published numbers (conf/rows.yaml), of
+    which a run may leave some out. settings: those of the run's task, as JSON, which the
+    cache takes."""
     task: Settings = json.loads(settings)
     published = in_conf("rows.yaml").get(task["name"])
     data = None
@@ -116,29 +125,30 @@ def planned_rows(settings: str) -> PlannedRows | None:
     tokens = published.get("tokens")
     if not tokens:
         return data
-    basis = [data.basis.partition(";")[0]]
-    basis.append(published.get("lengths", "lengths as published, in GPT-2's tokens"))
+    sources = [data.source.partition(";")[0]]  # of the rows, without the lengths'
+    sources.append(published.get("lengths", "lengths as published, in GPT-2's tokens"))
     if published.get("note"):
-        basis.append(published["note"])
+        sources.append(published["note"])
     # held-out rows are training rows
     dev_tokens = tokens["train" if task.get("holdout") else "dev"]
     return PlannedRows(
         _interpolate_lengths(data.train.rows, tokens["train"]),
         _interpolate_lengths(data.dev.rows, dev_tokens),
-        "; ".join(basis),
+        "; ".join(sources),
     )
 
 
 def _interpolate_lengths(rows: int, entry: Settings) -> Lengths:
-    """The lengths of so many rows by an entry `tokens` of conf/rows.yaml."""
+    """The lengths of so many rows. entry: a split's part of `tokens` in conf/rows.yaml,
+    with the lengths at LENGTH_SHARES (at)."""
     lengths = np.interp(SAMPLE_SHARES, LENGTH_SHARES, entry["at"])
     return Lengths(rows, lengths, entry.get("predicted", 0.0))
 
 
 def _published_rows(task: Settings, entry: Settings) -> tuple[Lengths, Lengths]:
-    """The rows for training and for evaluation, without lengths: what is left of those
-    in an entry of conf/rows.yaml under the task's settings."""
-    train, dev = entry["rows"].values()
+    """The numbers of rows for training and for evaluation under a task's settings, as
+    Lengths without lengths. entry: of conf/rows.yaml, with the numbers of all rows."""
+    train, dev = entry["rows"]["train"], entry["rows"]["dev"]
     train = min(train, task.get("first_rows") or train)
     if "classes" in entry:
         train, dev = _rows_of_images(task, entry["classes"], train, dev)
@@ -157,8 +167,9 @@ def _published_rows(task: Settings, entry: Settings) -> tuple[Lengths, Lengths]:
 def _rows_of_images(
     task: Settings, classes: int, train: int, dev: int
 ) -> tuple[int, int]:
-    """The numbers of images for training and evaluation: `shots` of each class, or all;
-    evaluated on the test set, or on the others where there is none."""
+    """The numbers of images for training and evaluation. A run trains on `shots` of each
+    class, or on all images. It is evaluated on the test set, or on the images that are
+    left over where there is none. train, dev: the numbers of all images."""
     total = train
     if task.get("shots"):
         train = classes * task["shots"]
@@ -167,8 +178,8 @@ def _rows_of_images(
 
 
 def _rows_of_texts(task: Settings, train: int, dev: int) -> tuple[int, int]:
-    """The numbers of texts for training and evaluation. Without a dev set its rows are
-    held out of the training rows."""
+    """The numbers of texts for training and evaluation. A task without a dev set holds
+    its dev rows out of the training rows. train, dev: the numbers of all texts."""
     held_out = 0 if dev else task["dev_rows"]
     available = train - held_out
     train = min(task.get("train_rows") or available, available)
@@ -179,6 +190,7 @@ def _count_rows(task: Settings) -> PlannedRows:
     """The rows of local files, and the lengths of texts as their characters suggest.
     Raises UserError or DataError for bad data."""
     if task["family"] == "e2e":
+        # the test set, which would be decoded, is not needed here
         task = {**task, "decode": "none"}
     loaded: Any = tasks.load(task)
     if task["family"] == "images":
@@ -196,8 +208,9 @@ def _count_rows(task: Settings) -> PlannedRows:
 
 
 def _guess_lengths(rows: Any, is_exact: bool) -> Lengths:
-    """The lengths of a split's rows, guessed from their characters. is_exact: whether
-    they are pairs of a prompt and a response, which is what a model predicts."""
+    """The lengths of a split's rows, guessed from their characters; without lengths for
+    rows that are no texts. is_exact: whether the rows are pairs of a prompt and a
+    response, which is what a model predicts."""
     pairs: list[tuple[str, str]] = []
     if is_exact:
         pairs = rows
@@ -217,9 +230,9 @@ def _guess_lengths(rows: Any, is_exact: bool) -> Lengths:
 
 @cache
 def count_decoded_texts(settings: str) -> int:
-    """How many texts a run with these settings of its task (JSON) decodes with one
-    adapter: as many as the items that are published (conf/rows.yaml) or in its files; 0
-    where that is not known."""
+    """How many texts a run decodes with one adapter: one for each item that is published
+    (conf/rows.yaml) or in its files; 0 where that is not known, or it decodes none.
+    settings: those of the run's task, as JSON, which the cache takes."""
     task: Settings = json.loads(settings)
     if task.get("decode", "none") == "none":
         return 0

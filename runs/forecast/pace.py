@@ -38,14 +38,14 @@ DECODING_SOURCE = (
 #: Where no run of a cell has finished, its rate is the median over this many finished
 #: runs of other cells that are similar enough, by the next three constants.
 RATED_RUNS = 3
-#: A step of theirs takes at least this share of the FLOPs of the run's own steps. A
+#: A similar run's step takes at least this share of the FLOPs of a step of the cell. A
 #: smaller step is mostly overhead.
 LEAST_SHARE = 1 / 20
-#: Their model has at most this many times the weights of the run's model, and at least
-#: this fraction (1/4) of them. A small model's products use less of a processor.
+#: A similar run's model has at most this many times the weights of the cell's model, and
+#: at least this fraction (1/4) of them. A small model's products use less of a processor.
 SIZE_FACTOR = 4
-#: They took at least as many steps as a probe. In a shorter run the first step takes
-#: most of the time.
+#: A similar run took at least as many steps as a probe. In a shorter run the first step
+#: takes most of the time.
 LEAST_STEPS = STEPS
 #: How many of the newest records are searched for finished runs.
 PACE_RECORDS = 300
@@ -66,12 +66,13 @@ def rate_of(
     run: Run, finished_runs: Sequence[Record], card: str | None = None
 ) -> Rate | None:
     """The FLOP a second at which a run trains: with a card as conf/cards.yaml assumes
-    it; on this machine as a probe has measured it for the run's row, or else as
-    finished runs of other cells in the same precision had it. None where none of these
-    is known. Raises UserError for a card that the file lacks.
+    it; on this machine as a probe has measured it for the run's row, or else as the
+    newest similar runs of other cells had it. None where none of these is known. Raises
+    UserError for a card that the file lacks.
 
     Args:
-        finished_runs: The oldest first."""
+        finished_runs: The oldest first.
+        card: A name in conf/cards.yaml; None for this machine."""
     precision = computing_precision(run.config)
     if card:
         cards = in_conf("cards.yaml")
@@ -99,8 +100,13 @@ def _rate_of_finished(
     record: Record, precision: str, weights: int | None, least_flops: float
 ) -> float:
     """The FLOP a second of a finished run; 0 where it is not known, or says nothing
-    about other runs: because of the method, the precision, a model of another size than
-    these weights, few steps, or steps of less than `least_flops`."""
+    about the run to be rated: because of the method, another precision, a model of
+    another size, few steps, or steps of fewer FLOPs.
+
+    Args:
+        precision: What the run to be rated computes in.
+        weights: Those of its model; None where they are not known.
+        least_flops: What a step has to take, LEAST_SHARE of the run's own steps."""
     config = record["config"]
     cost = record["cost"]
     # an old record may lack a setting, and a run may have taken no time
@@ -122,12 +128,12 @@ def _rate_of_finished(
     return 0.0
 
 
-def _are_of_like_size(weights: int | None, finished: int | None) -> bool:
-    """Whether the rate of a model with so many weights tells of another; not where one
-    number is unknown."""
-    if not weights or not finished:
+def _are_of_like_size(weights: int | None, other_weights: int | None) -> bool:
+    """Whether two models are near enough in size (SIZE_FACTOR) to have similar rates;
+    False where one number of weights is unknown."""
+    if not weights or not other_weights:
         return False
-    return 1 / SIZE_FACTOR <= weights / finished <= SIZE_FACTOR
+    return 1 / SIZE_FACTOR <= weights / other_weights <= SIZE_FACTOR
 
 
 def _weights_of(run: Run) -> int | None:
@@ -136,8 +142,8 @@ def _weights_of(run: Run) -> int | None:
 
 
 def _content_of_finished(record: Record) -> str:
-    """The row, model, task and configuration of a finished run, whatever its seeds, as
-    JSON."""
+    """The row, model, task and configuration of a finished run, with 0 for its seeds, as
+    JSON, which the caches below take."""
     cell = record["cell"]
     without_seeds = record["config"] | {"seed": 0, "data_seed": 0}
     return json.dumps([cell["row"], cell["model"], cell["task"], without_seeds])
@@ -151,15 +157,15 @@ def _run_of_finished(content: str) -> Run:
 
 @cache
 def _outline_of_finished(content: str) -> Outline:
-    """The outline of a finished run by its `_content_of_finished`. Cached, since a plan
-    asks for it once a variant."""
+    """The outline of a finished run. Cached, since a plan asks for it once a variant.
+    content: `_content_of_finished`."""
     return outline(_run_of_finished(content))
 
 
 @cache
 def _weights_of_finished(content: str) -> int | None:
-    """The weights of a finished run's model by its `_content_of_finished`; None where
-    the model is no longer there."""
+    """The weights of a finished run's model; None where its architecture is no longer
+    known. content: `_content_of_finished`."""
     return _weights_of(_run_of_finished(content))
 
 
@@ -197,9 +203,10 @@ class _Variants:
 
     Attributes:
         runs: One run of it.
-        finished: The finished runs like it.
-        outlines: What one run takes, where no run like it has finished.
-        rates: At which FLOP a second it does that, where FLOPs are known.
+        finished: The finished runs like it (`_finished_like`).
+        outlines: What one run takes, for the variants without finished runs.
+        rates: Its FLOP a second, for those of them whose FLOPs are known; None where no
+            rate is known.
     """
 
     runs: dict[Variant, Run]
@@ -214,20 +221,20 @@ class _Total:
 
     Attributes:
         work: Of each run without a finished run like it.
-        of_finished_cells: How many have a finished run like them.
+        runs_like_finished: How many runs have a finished run like them.
         seconds: Of each run whose time is known.
         disk_bytes: Of all runs with finished runs like them.
         sources: What the times are estimated from.
     """
 
     work: list[Work] = field(default_factory=list)
-    of_finished_cells: int = 0
+    runs_like_finished: int = 0
     seconds: list[float] = field(default_factory=list)
     disk_bytes: float = 0.0
     sources: list[str] = field(default_factory=list)
 
     def add_source(self, source: str) -> None:
-        """Names a source once."""
+        """Adds a source, unless it is there."""
         if source not in self.sources:
             self.sources.append(source)
 
@@ -267,6 +274,8 @@ def estimate(
 def _variants_of(
     runs_left: Sequence[Planned], finished_runs: Sequence[Record], card: str | None
 ) -> _Variants:
+    """What is known of the variants of the runs that are left, from finished runs of
+    this machine, the oldest first. card: as in `rate_of`."""
     runs = {variant_of(planned.run): planned.run for planned in runs_left}
     finished = dict[Variant, list[Record]]()
     for variant, run in runs.items():
@@ -290,13 +299,13 @@ def _add_run(
     seconds = None if card else planned.progress.get("seconds_left")
     finished = variants.finished[variant]
     if finished:
-        total.of_finished_cells += 1
+        total.runs_like_finished += 1
         total.disk_bytes += _bytes_kept(finished)
         if seconds is None:
             seconds = _seconds_by_finished(planned, finished)
         return seconds
     outline_of_run = variants.outlines[variant]
-    if not outline_of_run.basis:
+    if not outline_of_run.source:  # the number of its rows is not known
         return seconds
     work = _work_left(planned, outline_of_run)
     total.work.append(work)
@@ -336,7 +345,8 @@ def _bytes_kept(finished: Sequence[Record]) -> float:
 
 
 def _lines_of_work(total: _Total, variants: _Variants) -> list[str]:
-    """The lines of a forecast with steps, tokens and FLOPs, and how they are known."""
+    """The lines of a forecast with steps, tokens and FLOPs, and where their numbers come
+    from; none where every run has finished runs like it."""
     if not total.work:
         return []
     work = Work(*np.sum(total.work, axis=0))  # each field over all runs
@@ -347,17 +357,17 @@ def _lines_of_work(total: _Total, variants: _Variants) -> list[str]:
         parts.append(f"at most {rounded(work.sampled_tokens)} sampled tokens")
     if work.flops:
         parts.append(f"{work.flops:.1e} FLOP".replace("e+", "e"))
-    bases = list[str]()
+    sources = list[str]()
     for outline_of_run in variants.outlines.values():
-        if outline_of_run.basis:
-            bases += outline_of_run.basis.split("; ")
+        if outline_of_run.source:
+            sources += outline_of_run.source.split("; ")
     runs = plural(len(total.work), "run")
     lines = [
         f"forecast for {runs}: {', '.join(parts)}",
-        f"  ({'; '.join(dict.fromkeys(bases))})",
+        f"  ({'; '.join(dict.fromkeys(sources))})",
     ]
-    if total.of_finished_cells:
-        runs = plural(total.of_finished_cells, "more run")
+    if total.runs_like_finished:
+        runs = plural(total.runs_like_finished, "more run")
         lines.append(f"  and {runs}, timed by finished runs of the same cell")
     return lines
 
@@ -435,8 +445,8 @@ AMOUNT_SETTINGS = (
 
 def _finished_like(run: Run, finished_runs: Sequence[Record]) -> list[Record]:
     """The finished runs of the same cell with the same amount of work: those that
-    trained to the end or, where none did, those that train.max_steps stopped. (Of a few
-    steps the first one takes most of the time.)"""
+    trained to the end or, where none did, those that train.max_steps stopped. These come
+    second, since of a few steps the first one takes most of the time."""
     task = run.config["task"]
     run_cell = (run.row, run.model, task["name"])
     weights: int | None = None
@@ -448,7 +458,8 @@ def _finished_like(run: Run, finished_runs: Sequence[Record]) -> list[Record]:
             continue
         if config.get("reward") != run.config.get("reward"):
             continue
-        # models of several folders may have one name, "encoder"
+        # models of several folders may have one name, "encoder". The run's own weights
+        # are counted for the first record that gets here
         weights = weights or _weights_of(run)
         weights_of_finished = _weights_of_finished(_content_of_finished(record))
         if weights and weights_of_finished and weights != weights_of_finished:

@@ -25,8 +25,8 @@ from tasks.fetch import cache_folder
 if TYPE_CHECKING:
     from runs.training.loop import Training
 
-#: A probe of a row ends after so many steps, or with the step that ends after so many
-#: seconds.
+#: A probe of a row ends after so many steps, or with the step that goes beyond so many
+#: seconds. The first step, which loads kernels, does not count.
 STEPS = 20
 SECONDS = 20
 #: The share of the cores that other processes may use during a probe. Training on a CPU
@@ -43,8 +43,13 @@ class Rate(NamedTuple):
 
 
 class KeptRate(TypedDict):
-    """What the cache has of a probe. label: of the run that was measured. busy: in
-    words, how many cores other processes used meanwhile, where these were too many."""
+    """What the cache has of a probe.
+
+    Attributes:
+        flops: The FLOP a second.
+        label: Of the run that was measured.
+        busy: `busy_words`, where other processes slowed the probe.
+    """
 
     flops: float
     label: str
@@ -53,7 +58,8 @@ class KeptRate(TypedDict):
 
 def probe(runs: Iterable[Run]) -> None:
     """Does some steps of each row of each model, on one of its tasks, and keeps the
-    FLOP a second. A line gives the reason for each row that cannot be measured."""
+    FLOP a second in the user's cache. Prints a line for each row: its rate, or why it
+    cannot be measured."""
     run_by_rate_file = dict[Path, Run]()
     for run in runs:
         run_by_rate_file.setdefault(rate_file(run), run)
@@ -92,7 +98,8 @@ class OtherProcesses:
         self.own_start = time.process_time()
 
     def cores(self) -> float:
-        """How many cores other processes have used since then, on average."""
+        """How many cores other processes have used since this object was made, on
+        average."""
         used_cores = psutil.cpu_percent() / 100 * (os.cpu_count() or 1)
         elapsed = time.perf_counter() - self.start
         own_cores = (time.process_time() - self.own_start) / elapsed
@@ -115,7 +122,8 @@ class _LeftOutError(Exception):
 
 
 def _measure(run: Run, file: Path) -> tuple[str, str]:
-    """Measures a run's rate and keeps it in a file. Returns what was done, in words, and
+    """Measures a run's rate and keeps it in a file, unless the machine is busy and the
+    file has a rate from when it was idle. Returns what was done, in words, and
     `busy_words`. Raises _LeftOutError for a run that cannot be measured."""
     step_flops = outline(run).step_flops
     if not step_flops:
@@ -153,7 +161,7 @@ def _rate_text(rate: float) -> str:
 
 def _time_steps(run: Run) -> list[float]:
     """The seconds of each of some steps of a run, without the first one, which loads
-    kernels."""
+    kernels; of an epoch with one step, that one."""
     from runs.training.loop import Training
 
     with tempfile.TemporaryDirectory() as folder:
@@ -162,8 +170,13 @@ def _time_steps(run: Run) -> list[float]:
         config["init_from"] = None
         run_without_start = replace(run, config=config, start=None)
         training = Training(run_without_start, "probe", lambda event: None)
-        size = config["train"]["effective_batch"]
-        batches = epoch_batches(training.lengths, size, 0, 0, training.task.block)
+        batches = epoch_batches(
+            training.lengths,
+            size=config["train"]["effective_batch"],
+            seed=0,
+            epoch=0,
+            block=training.task.block,
+        )
         times = list[float]()
         for batch in batches[: STEPS + 1]:
             if sum(times[1:]) >= SECONDS:
@@ -179,7 +192,7 @@ def _do_step(training: "Training", batch: list[int]) -> None:
     """Does one training step or, where nothing trains, one forward pass."""
     import torch
 
-    # float() waits for the device
+    # float() waits for the device, so that the whole step is timed
     if training.groups:
         float(training.step(batch))
         return
@@ -234,10 +247,10 @@ def probed_rate(run: Run) -> Rate | None:
 
 
 def _read_rate(file: Path) -> KeptRate | None:
-    """What the cache has of a probe; None where it has nothing, or something damaged."""
+    """What the cache has of a probe; None where it has nothing, something damaged, or an
+    older file without a label, which does not say whether the machine was busy."""
     try:
         content = json.loads(file.read_bytes())
-        # older files have no label, and do not say whether the machine was busy
         kept_rate: KeptRate = {
             "flops": float(content["flops"]),
             "label": content["label"],

@@ -28,7 +28,8 @@ class Outline:
 
     Attributes:
         steps: of the optimizer.
-        basis: how the numbers of rows and their lengths are known, in words.
+        source: where the numbers of rows and their lengths come from, in words; ""
+            where the number of rows is not known.
         tokens: of training, without padding; for images their patches.
         flops: of training and evaluation, padding included.
         step_flops: of one training step.
@@ -38,7 +39,7 @@ class Outline:
     """
 
     steps: int = 0
-    basis: str = ""
+    source: str = ""
     tokens: float = 0.0
     flops: float = 0.0
     step_flops: float = 0.0
@@ -54,8 +55,15 @@ class RowFlops(NamedTuple):
     training: float
 
 
+class RowWork(NamedTuple):
+    """What training takes for one row: FLOPs, and sampled tokens at most."""
+
+    flops: float
+    sampled_tokens: float
+
+
 def outline(run: Run) -> Outline:
-    """What a run will take. It has no basis where the number of rows is not known."""
+    """What a run will take, as far as its rows and their lengths are known."""
     config = run.config
     task = config["task"]
     data = planned_rows(json.dumps(task))
@@ -63,39 +71,39 @@ def outline(run: Run) -> Outline:
         return Outline()
     train = lengths_as_read(run, data.train)
     if config["train"].get("objective") == "demonstrations":
-        train = train.with_more(FILLER_TOKENS)
+        train = train.with_more_predicted(FILLER_TOKENS)
     dev = lengths_as_read(run, data.dev)
-    plan = StepPlan.of_run(config["train"], train.rows, run.method["kind"] != "none")
+    trains = run.method["kind"] != "none"
+    plan = StepPlan.of_run(config["train"], train.rows, trains)
     if not (len(train.tokens) and len(dev.tokens)):
-        return Outline(plan.total_steps, data.basis)
+        return Outline(plan.total_steps, data.source)
     rows_of_step = min(plan.batch, train.rows)
-    rows = min(config["micro_batch"] or rows_of_step, rows_of_step)
+    rows = min(config["micro_batch"] or rows_of_step, rows_of_step)  # at once
     length = _padded_length(run, train, plan.batch, rows)
     predicted = train.mean if task.get("train_on_inputs") else train.predicted
     predicted_share = predicted / train.mean
     row_flops = _row_flops(run, rows, length, math.ceil(length * predicted_share))
     trained_rows = _trained_rows(plan, train)
     if row_flops is None:
-        return Outline(plan.total_steps, data.basis, trained_rows * train.mean)
-    flops_of_training = row_flops.training
-    sampled_per_row = 0.0
+        return Outline(plan.total_steps, data.source, trained_rows * train.mean)
+    work_of_row = RowWork(row_flops.training, sampled_tokens=0.0)
     if "reward" in config:
-        prompt_length = train.mean - train.predicted
-        flops_of_training, sampled_per_row = _work_by_reward(run, rows, prompt_length)
-    evaluated = min(config["eval_batch"], dev.rows)
+        work_of_row = _work_by_reward(run, rows, train.mean - train.predicted)
+    dev_batch = min(config["eval_batch"], dev.rows)
+    # all dev rows are sorted by length before they are put into batches
+    dev_length = dev.padded_mean(dev_batch, block=math.ceil(dev.rows / dev_batch))
     # an evaluation's FLOPs are taken to grow with the tokens alone
-    dev_length = dev.padded_mean(evaluated, math.ceil(dev.rows / evaluated))
     flops_of_dev_row = dev_length / length * row_flops.forward
     # where nothing trains there is one evaluation
     evaluations = sum(map(plan.evaluates_after_epoch, range(plan.epochs))) or 1
     flops_of_evaluation = evaluations * dev.rows * flops_of_dev_row
     work = Outline(
         steps=plan.total_steps,
-        basis=data.basis,
+        source=data.source,
         tokens=trained_rows * train.mean,
-        flops=trained_rows * flops_of_training + flops_of_evaluation,
-        step_flops=rows_of_step * flops_of_training,
-        sampled_tokens=trained_rows * sampled_per_row,
+        flops=trained_rows * work_of_row.flops + flops_of_evaluation,
+        step_flops=rows_of_step * work_of_row.flops,
+        sampled_tokens=trained_rows * work_of_row.sampled_tokens,
     )
     texts = count_decoded_texts(json.dumps(task))
     if evaluations > 1:  # with the adapters of the last and of the best epoch
@@ -116,7 +124,11 @@ def _trained_rows(plan: StepPlan, train: Lengths) -> int:
 
 
 def _padded_length(run: Run, train: Lengths, batch: int, rows: int) -> int:
-    """The tokens of a row of a micro-batch, padding included."""
+    """The tokens of a row of a micro-batch, padding included.
+
+    Args:
+        batch: The rows of a step.
+        rows: Those of a micro-batch."""
     batches_sorted_together = block_size(run.config["task"])
     if batches_sorted_together > 1:
         batches_sorted_together *= math.ceil(batch / rows)
@@ -124,7 +136,12 @@ def _padded_length(run: Run, train: Lengths, batch: int, rows: int) -> int:
 
 
 def _row_flops(run: Run, rows: int, length: int, predicted: int) -> RowFlops | None:
-    """The FLOPs of a row of a micro-batch; None where they cannot be counted."""
+    """The FLOPs of a row of a micro-batch; None where they cannot be counted.
+
+    Args:
+        rows: The rows of a micro-batch.
+        length: Their tokens, padding included.
+        predicted: How many of these are predicted."""
     counted = methods.count_flops(run, rows, length, predicted)
     if counted is None:
         return None
@@ -135,9 +152,9 @@ def _row_flops(run: Run, rows: int, length: int, predicted: int) -> RowFlops | N
 
 
 def _decoding_bytes(run: Run, texts: int) -> float:
-    """The bytes of weights that decoding reads: every token of a batch reads each
-    weight once, as it is held. Where autocast or 4 bit make it another dtype, it is
-    cast before each product, which writes two bytes and reads them."""
+    """The bytes of weights that decoding so many texts reads: for every token of a batch
+    each weight is read once, as it is held. Where autocast or 4 bits need it in another
+    dtype, it is cast before each product, which writes two bytes and reads them."""
     config = run.config
     weight_bytes = bytes_of_weight(config)
     is_cast = (
@@ -146,14 +163,15 @@ def _decoding_bytes(run: Run, texts: int) -> float:
     )
     if config["model"]["quantise"] or is_cast:
         weight_bytes += 4
-    batch = prompts_at_once(config["eval_batch"], config["task"]["beams"], True)
+    beams = config["task"]["beams"]
+    batch = prompts_at_once(config["eval_batch"], beams, on_gpu=True)
     batches = math.ceil(texts / batch)
     tokens = config["task"]["max_new_tokens"]
     return float(batches * tokens * methods.count_weights(run) * weight_bytes)
 
 
-def _work_by_reward(run: Run, rows: int, prompt_length: float) -> tuple[float, float]:
-    """What training by reward takes for one prompt: FLOPs, and sampled tokens at most.
+def _work_by_reward(run: Run, rows: int, prompt_length: float) -> RowWork:
+    """What training by reward takes for one prompt.
 
     Args:
         rows: Prompts of a micro-batch.
@@ -164,8 +182,8 @@ def _work_by_reward(run: Run, rows: int, prompt_length: float) -> tuple[float, f
     length = max(1.0, prompt_length + limit - 1)
     counted = methods.count_flops(run, rows, math.ceil(length), limit) or (0.0, 0.0)
     forward, training = (flops / rows for flops in counted)
-    # samples share the pass over their prompt
+    # the samples of a prompt share the pass over it
     sampling = forward * (prompt_length + samples * (limit - 1)) / length
-    # also in training, where a completion is one token
+    # where a completion is one token, they also share the training pass
     passes = 1 if limit == 1 else samples
-    return passes * training + sampling, samples * limit
+    return RowWork(passes * training + sampling, samples * limit)
