@@ -94,8 +94,7 @@ def outline(run: Run) -> Outline:
     dev_length = dev.padded_mean(dev_batch, block=math.ceil(dev.rows / dev_batch))
     # an evaluation's FLOPs are taken to grow with the tokens alone
     flops_of_dev_row = dev_length / length * row_flops.forward
-    # where nothing trains there is one evaluation
-    evaluations = sum(map(plan.evaluates_after_epoch, range(plan.epochs))) or 1
+    evaluations = len(plan.evaluated_steps())
     flops_of_evaluation = evaluations * dev.rows * flops_of_dev_row
     work = Outline(
         steps=plan.total_steps,
@@ -180,10 +179,9 @@ def _work_by_reward(run: Run, rows: int, prompt_length: float) -> RowWork:
     limit = completion_limit(run.config)
     # the last token of a completion is not read again
     length = max(1.0, prompt_length + limit - 1)
-    counted = methods.count_flops(run, rows, math.ceil(length), limit) or (0.0, 0.0)
-    forward, training = (flops / rows for flops in counted)
+    flops = _row_flops(run, rows, math.ceil(length), limit) or RowFlops(0.0, 0.0)
     # the samples of a prompt share the pass over it
-    sampling = forward * (prompt_length + samples * (limit - 1)) / length
+    sampling = flops.forward * (prompt_length + samples * (limit - 1)) / length
     # where a completion is one token, they also share the training pass
     passes = 1 if limit == 1 else samples
-    return RowWork(passes * training + sampling, samples * limit)
+    return RowWork(passes * flops.training + sampling, samples * limit)

@@ -330,6 +330,24 @@ def test_a_plan_counts_the_tokens_of_demonstrations(sums_words):
     assert sum(training.lengths) - sum(begin(answers).lengths) == rows * FILLER_TOKENS
 
 
+def test_a_plan_counts_every_evaluation_between_steps(words):
+    (each_epoch,) = expand(words)
+    (at_the_end,) = expand([*words, "train.evaluate_every=2"])
+    (each_step,) = expand([*words, "train.evaluate_steps=1"])
+    plan = outline(each_epoch)
+    flops_of_evaluation = plan.flops - outline(at_the_end).flops
+    more = outline(each_step).flops - plan.flops
+    assert flops_of_evaluation > 0
+    assert more == pytest.approx((plan.steps - 2) * flops_of_evaluation)
+
+
+def test_a_plan_by_reward_counts_what_checkpointing_computes_again(sums_words):
+    words = [*sums_words, "train.objective=reward"]
+    (run,) = expand(words)
+    (recomputing,) = expand([*words, "gradient_checkpointing=true"])
+    assert outline(recomputing).step_flops > outline(run).step_flops
+
+
 # --- what the plan says
 
 
