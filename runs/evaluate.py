@@ -224,9 +224,10 @@ def find_finished(name: str, output: str) -> Record:
 
 
 def finished_records(line: CommandLine[RecordSettings]) -> list[Record]:
-    """The finished records that a command line names, by run ids or by overrides that
-    compose runs. Prints which of the composed runs have none. Raises UserError where all
-    have none, and for a run id as `find_finished` does."""
+    """The records of done runs that a command line names, by run ids or by overrides
+    that compose runs. Of the composed runs, those that diverged are left out, and so are
+    those that have not finished, which are printed. Raises UserError where none is left,
+    and for a run id as `find_finished` does."""
     output = line.settings.output
     if line.positional:
         return [find_finished(name, output) for name in line.positional]
@@ -307,8 +308,8 @@ def run_from_record(record: Record) -> Run:
 
 def kept_file(name: str, record: Record, output: str) -> Path:
     """The path of a file that a run has kept. Raises UserError where it is missing, with
-    the command that repeats the run here and keeps its adapter; and where it is another
-    attempt's."""
+    the command that repeats the run here and keeps its adapter; and where the file is not
+    the one of the record, but of another attempt at the run."""
     run_id = record["id"]
     keep = record["config"]["keep"]
     path = run_folder(output, run_id) / name

@@ -17,7 +17,7 @@ def complete(line: str) -> bool:
     Returns:
         Whether everything that may follow is printed. If not, Hydra has to print what
         it knows. It reads the line from the environment variable COMP_LINE, from which
-        this function removes the name of a command that Hydra does not know.
+        this function removes `run`, `plan` or `tune`, since Hydra knows no commands.
     """
     words_before = line.split()[1:]
     typed_part = ""  # of the word at the cursor

@@ -234,6 +234,7 @@ class Composer:
         if key in choices_by_key:
             return f" It needs {' or '.join(choices_by_key[key])}"
         advice = did_you_mean(key, [*GROUPS, *keys, *choices_by_key])
+        # the nearest key may be one of those
         for name, choices in choices_by_key.items():
             if advice.endswith(f" {name}?"):
                 return f"{advice} It needs {' or '.join(choices)}"

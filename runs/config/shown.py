@@ -57,6 +57,7 @@ def print_by_hydra(options: list[str]) -> None:
     def run_nothing(cfg: DictConfig) -> None:
         """Every option here prints, and runs nothing."""
 
+    # main() refuses to start beside a Hydra that is there, and reads sys.argv
     GlobalHydra.instance().clear()
     arguments = sys.argv
     sys.argv = [arguments[0], *options]
@@ -95,6 +96,7 @@ def show_configuration(
     with Composer(files) as composer:
         cfg = composer.compose(grid.first)
         try:
+            # with sources, too: an unknown --package is an error
             content = _selected_content(cfg, options, composer)
         except HYDRA_ERRORS as error:
             raise UserError(f"--cfg: {first_line(error)}") from None

@@ -105,8 +105,9 @@ def _rate_of_loras_recipe(
         lora_overrides.append(f"recipe={recipe}")
     composed = composer.compose(tuple(lora_overrides))
     lora_recipe = composed.get("recipe") or {}
-    has_rate = "lr" in lora_recipe or "lr" in (lora_recipe.get("by_task") or {})
-    if not has_rate:
+    rate_by_task = (lora_recipe.get("by_task") or {}).get("lr") or {}
+    # without either, train.lr is the default for runs without a recipe
+    if "lr" not in lora_recipe and composed.task.name not in rate_by_task:
         raise UserError(
             f"{KEY}={RULE}: no recipe has LoRA's rate for this model and task. Find it "
             f"with vera-bench tune method=lora, and type {KEY}={RULE}:RATE"

@@ -116,7 +116,8 @@ def planned_rows(settings: str) -> PlannedRows | None:
     if task.get("data_dir") or task.get("train_file") or not published:
         # the run itself shows what is wrong with bad data
         with contextlib.suppress(UserError, tasks.DataError):
-            data = _count_rows(task) if tasks.source(task).files else None
+            if tasks.source(task).files:
+                data = _count_rows(task)
     if not published:
         return data
     if data is None:

@@ -54,15 +54,27 @@ def test_a_typed_rate_of_lora_stands_for_a_recipe_and_methods_may_be_listed():
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["method=adalora", "train.lr=auto"], "no published search has adalora"),
-        (["method=vera", "train.lr=auto:x"], "LoRA's rate should be a number"),
-        (["method=vera", "train.lr=auto:-1"], "LoRA's rate should be a number"),
-        (["method=vera", "train.lr=auto:inf"], "LoRA's rate should be a number"),
-        (["method=vera", "model=encoder", "train.lr=auto"], "train.lr=auto:RATE"),
+        ("method=adalora train.lr=auto", "no published search has adalora"),
+        ("method=vera train.lr=auto:x", "LoRA's rate should be a number"),
+        ("method=vera train.lr=auto:-1", "LoRA's rate should be a number"),
+        ("method=vera train.lr=auto:inf", "LoRA's rate should be a number"),
     ],
 )
-def test_a_rate_that_no_rule_gives_is_refused_in_one_line(words, reason, capsys):
-    refused(["model=minilm", "task=sst2", *words], reason, capsys)
+def test_a_rate_that_no_rule_gives_is_refused_in_one_line(words, reason):
+    with refused(reason):
+        expand(["model=minilm", "task=sst2", *words.split()])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "model=encoder model.hub=owner/name task=sst2",  # a model without recipes
+        "model=roberta_base task=reviews",  # LoRA's recipe has rates of other tasks
+    ],
+)
+def test_a_rule_without_loras_rate_is_refused(words):
+    with refused("no recipe has LoRA's rate", "train.lr=auto:RATE"):
+        expand([*words.split(), "method=vera", "train.lr=auto"])
 
 
 def test_a_command_says_which_rates_it_took():
