@@ -290,7 +290,7 @@ class _Grammar:
         reason = f"no such {kind}"
         if key in words.settings:
             reason = f"{key} is given twice"
-        right_words = [f"{name}=" for name in self.fields]
+        right_words = [f"{setting_key}=" for setting_key in self.fields]
         right_words += [flags[-1] for flags in self.options]
         advice = did_you_mean(key, self.fields, "=")
         if not advice:
@@ -300,7 +300,7 @@ class _Grammar:
     def check_count(self, words: _Words, usage: str) -> None:
         """Raises UserError for too few or too many positional words."""
         placeholders = self.positional.split()
-        # not [RUN and ...]
+        # without those of optional words, which are "[RUN" and "...]"
         required = [name for name in placeholders if name[0] not in "[."]
         count = len(words.positional)
         missing = required[count:]

@@ -48,16 +48,17 @@ def find_record(ledger: Ledger, name: str, output: str | Path) -> Record:
 
 
 def _advice_on_task(name: str, output: str | Path) -> str:
-    """The newest run of a task, where its name was given instead of a run; "" where no
-    task has that name."""
+    """A sentence with the newest run of a task, for someone who typed the task's name in
+    place of a run's id; "" where no recent run is of a task of that name."""
     for record in RecordFolder(output).newest(SEARCHED_RECORDS):
         label = record["label"]
         names = (label["task"], record["cell"]["task"])
         if name not in names or record["status"] != "done":
             continue
-        run = label["row"]
+        description = label["row"]
         fold = record["config"]["task"].get("fold")
         if fold is not None:
-            run += f", task.fold={fold}"
-        return f". {name!r} is a task. Its newest run here is {record['id']} ({run})"
+            description += f", task.fold={fold}"
+        run_id = record["id"]
+        return f". {name!r} is a task. Its newest run here is {run_id} ({description})"
     return ""
