@@ -77,7 +77,9 @@ def read_grid(overrides: Sequence[str], composer: Composer) -> Grid:
         lists = _lists_of_preset(preset, composer, fixed_keys={*fixed})
     has_fold = "task.fold" in {*fixed, *lists, *typed_lists}
     if "task.folds" in fixed and not has_fold:
-        typed_lists["task.fold"] = _overrides_of_folds(fixed["task.folds"])
+        overrides_of_folds = _overrides_of_folds(fixed["task.folds"])
+        if overrides_of_folds:
+            typed_lists["task.fold"] = overrides_of_folds
     lists |= typed_lists
     for key in lists:
         if key.partition(".")[0] in (*LAUNCH_KEYS, "experiment"):
@@ -98,14 +100,14 @@ def read_grid(overrides: Sequence[str], composer: Composer) -> Grid:
             if note not in grid.notes:
                 grid.notes.append(note)
         grid.cells.append(words)
-    if not grid.cells:
+    if not grid.cells:  # since every cell's budget is a misfit
         raise UserError(grid.notes[0].removeprefix("left out: "))
     return grid
 
 
 def _overrides_of_folds(override: str) -> list[str]:
-    """task.fold=0 to task.fold=4 for task.folds=5; none for a value that is no number of
-    folds, which the checks of a configuration refuse later."""
+    """task.fold=0 to task.fold=4 for task.folds=5; none for null, and for a value that is
+    no number of folds, which the checks of a configuration refuse later."""
     value = Override(override).value
     if not value.isdecimal() or int(value) > MAX_VALUES_OF_LIST:
         return []

@@ -81,9 +81,14 @@ def test_one_override_is_a_run_for_each_fold(text_words):
     assert run_id(one) == run_id(runs[1])
     seeds = [*text_words[:-1], "seed=0,1", "task.folds=3"]
     assert len(expand(seeds)) == 6
+    (without_folds,) = expand([*text_words, "task.folds=null"])
+    assert run_id(without_folds) == run_id(plain)
     for wrong in (["task.folds=1"], ["task.fold=0"], ["task.folds=3", "task.fold=3"]):
         with refused("task.fold"):
             expand([*text_words, *wrong])
+    for wrong_number in ("0", "two"):
+        with refused(f"task.folds={wrong_number}"):
+            expand([*text_words, f"task.folds={wrong_number}"])
     with refused("exclude each other"):
         expand([*text_words, "task.folds=3", "task.holdout=0.2"])
 
