@@ -44,8 +44,8 @@ from tasks.mt_bench import (
 )
 from tasks.mt_bench.scores import System
 
-#: What a record keeps of BENCH.json: the settings that made the answers, and how many
-#: answers were cut short (without_room).
+#: What a record keeps of BENCH.json, besides `generate`: the settings that made the
+#: answers, and how many answers were cut short (without_room).
 ANSWER_SETTINGS = ("answer_tokens", "top_p", "top_k", "batch", "without_room")
 
 

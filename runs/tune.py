@@ -198,7 +198,7 @@ def _axes(
     Args:
         grids: conf/tune.yaml.
         lists: The lists of the command line, which win over a grid's.
-        given_keys: The keys that have one value on the command line: none is searched.
+        given_keys: The keys that the command line sets otherwise: none is searched.
     """
     task = run.config["task"]
     kind = run.config["method"]["kind"]
