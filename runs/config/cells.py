@@ -284,8 +284,8 @@ def _first_model_of_preset(preset: str, composer: Composer) -> str:
 
 
 def _label_class_of_peft(method: MethodConfig, overrides: tuple[str, ...]) -> None:
-    """Gives a class of peft its label, such as Lora use_dora=True, and settings, if only
-    empty ones. Raises UserError where the command line names two classes."""
+    """Gives a class of peft its label, such as Lora use_dora=True, and a mapping of
+    settings where it has none. Raises UserError where overrides name two classes."""
     # one of these overrides comes from method=peft:CLASS
     if sum("method.config_class" in text for text in overrides) > 1:
         raise UserError(
@@ -339,8 +339,9 @@ def _checked_configuration(
 
 
 def _remove_neutral_settings(values: dict[str, Any]) -> None:
-    """Removes from a configuration what leaves its run as it was before it existed: the
-    rewards of a run without them, and LATER_KEYS with their neutral values."""
+    """Removes settings that a run does not use, so that configurations and ids stay as
+    they were before these keys existed: `reward` of a run without rewards, and LATER_KEYS
+    with their neutral values."""
     if values["train"].get("objective") != "reward":
         del values["reward"]
     for key in LATER_KEYS:

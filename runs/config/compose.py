@@ -314,8 +314,8 @@ def dotted_items(
 def defaults_with_recipe(
     composer: Composer, overrides: tuple[str, ...], recipe: Any
 ) -> DictConfig:
-    """The configuration as the files have it that overrides choose: a copy of
-    `Composer.defaults` with the recipe of a run.
+    """The configuration of the files that overrides choose, without their other values:
+    a copy of `Composer.defaults`, with the recipe of a run.
 
     The run's recipe is given, since a row's part of it may belong to its class of peft,
     which is set by an override that chooses no file."""
