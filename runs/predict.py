@@ -237,11 +237,11 @@ def predict_rows(record: Record, new_rows: NewRows, partial: Path) -> Any:
     display = Display()
     task = new_rows.task
     size = record["config"]["eval_batch"]
-    head = f"{record['label']['row']} on {record['label']['task']}"
+    name = f"{record['label']['row']} on {record['label']['task']}"
     context = restore(
         record,
         record["config"]["output"],
-        report=lambda event: display.show([(head, event)]),
+        report=lambda event: display.show([(name, event)]),
         task=task,
     )
     lengths = task.lengths("dev")

@@ -347,6 +347,7 @@ def _remove_neutral_settings(values: dict[str, Any]) -> None:
     for key in LATER_KEYS:
         group, name = key.split(".")
         declared = KEYS[key].added
+        # ... stands for a missing key, and equals no neutral value
         if declared and values.get(group, {}).get(name, ...) == declared.neutral:
             del values[group][name]
 

@@ -293,6 +293,7 @@ def _config_files(
     """The files of a configuration in the order in which Hydra merges them, each after
     the prefix of its keys in the configuration: "task.", or "" for the whole."""
     loader = GlobalHydra.instance().config_loader()
+    # the recipe that was composed, which may be one of another row
     words = [word for word in overrides if not word.startswith("recipe=")]
     if cfg.get("recipe"):
         words.append(f"recipe={group_choices(cfg)['recipe']}")
