@@ -257,6 +257,7 @@ def lengths_as_read(run: Run, lengths: Lengths) -> Lengths:
         side = run.config["task"].get("image_size") or models.image_side(
             architecture.get("model_type"), architecture.get("image_size")
         )
+        # and the class token
         patches = (side // architecture.get("patch_size", side)) ** 2 + 1
         return Lengths(lengths.rows, [patches])
     longest = run.config["train"]["max_length"]
