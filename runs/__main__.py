@@ -136,8 +136,8 @@ def with_overrides_of(
     that it has itself; and the whole id. Raises UserError for an unknown run, or one
     whose overrides are not known."""
     typed = [Override(text) for text in line.overrides]
-    values = {override.key: override.value for override in typed}
-    output = values.get("output", "outputs")
+    typed_values = {override.key: override.value for override in typed}
+    output = typed_values.get("output", "outputs")
     record = find_record(open_ledger(output), name, output)
     run_id = str(record["id"])
     overrides = overrides_of(record)
@@ -148,7 +148,7 @@ def with_overrides_of(
         )
     repeated = []
     for override in map(Override, overrides):
-        if override.key in values:
+        if override.key in typed_values:
             continue
         missing = _missing_path(override)
         if missing:

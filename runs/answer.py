@@ -421,7 +421,7 @@ def _generate_settings(
     task = cast(InstructTask, context.task)
     settings = context.config["task"]
     config_of_model = model.generation_config
-    prompt = [task.tokenizer.eos_token_id]
+    prompt = [task.tokenizer.eos_token_id]  # any will do: nothing is generated
     merged = {}
     temperatures = {temperature(question.category) for question in questions}
     for answer_temperature in sorted(temperatures):

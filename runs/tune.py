@@ -157,17 +157,17 @@ def searches_of_command(
     for run in command.runs:
         axes = _axes(run, grids, lists, given_keys)
         searched = [f"{key}={','.join(values)}" for key, values in axes.items()]
-        decode = list[str]()
+        no_decoding = list[str]()
         # no trial is judged by decoded texts, which take long
         if "decode" in run.config["task"] and "task.decode" not in given_keys:
-            decode = ["task.decode=none"]
+            no_decoding = ["task.decode=none"]
         overrides_of_best = list[str]()
         for override in run.overrides:
             is_of_trial = override in trial_overrides
             if not is_of_trial and not override.startswith("task.holdout="):
                 overrides_of_best.append(override)
         runs = read_command(
-            [*run.overrides, *decode, *searched, *seeds], config_dir
+            [*run.overrides, *no_decoding, *searched, *seeds], config_dir
         ).runs
         searches.append(GridSearch(overrides_of_best, axes, runs, config_dir))
     return searches, command.launch

@@ -174,7 +174,7 @@ def _with_seed(run: Run, seed: object) -> Run:
         run,
         seed=number,
         config=_replace_stand_in(run.config, number),
-        changed=[*run.changed],
+        changed=[*run.changed],  # a list of its own
         overrides=[*run.overrides],
     )
 
