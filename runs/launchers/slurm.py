@@ -86,7 +86,7 @@ class Slurm(ByScript):
             executor = self._executor(folder, needs_slurm=False)
         except Exception as error:
             raise UserError(f"launcher=slurm: {last_line(error)}") from None
-        if workers > 1:
+        if workers > 1:  # as submitit's map_array does
             executor.parameters["map_count"] = workers
         command = executor._submitit_command_str
         return str(executor._make_submission_file_text(command, ""))

@@ -359,8 +359,9 @@ def _weight_decays(
     model: nn.Module,
     train: TrainConfig,
 ) -> dict[str, float]:
-    """The weight decay of each parameter whose decay is not train.weight_decay, by
-    name."""
+    """The weight decay of each parameter whose decay is not train.weight_decay, by name:
+    that of train.decay_by, or else 0 for biases and LayerNorms without decay_all."""
+    # by identity: a norm is known by its module, and not by the name of its parameters
     in_norms = set[int]()
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):

@@ -119,6 +119,7 @@ def check_dtypes(model: nn.Module, config: Configuration) -> None:
     dtype = models.dtype_of(config)
     method = config["method"]
     has_autocast = config["train"]["precision"] == dtype
+    # full fine-tuning leaves all values in the model's dtype
     if dtype == "fp32" or has_autocast or method["kind"] == "full":
         return
     names = trained_in_place(model)

@@ -116,8 +116,9 @@ class ExpectedReward(RewardObjective):
         return probabilities.new_tensor(scores).view(shape)
 
     def _rewards(self, scores: Tensor) -> Tensor:
-        """The weighted sum of the scores, or the penalty of a token that does not end a
-        completion (prompts, vocabulary)."""
+        """The reward of each token as the answer (prompts, vocabulary): the weighted sum of
+        its scores or, if it ends no completion and reward.truncated is set, that
+        penalty."""
         weights = scores.new_tensor([function.weight for function in self.functions])
         rewards = scores @ weights
         penalty = self.settings["truncated"]
