@@ -287,7 +287,7 @@ def asked_rows(part: str) -> Fact:
 
 
 #: Columns that every run has, also a failed one.
-NAMES: dict[str, Fact] = {
+FACTS_OF_EVERY_RUN: dict[str, Fact] = {
     "id": value_at("id"),
     "status": value_at("status"),
     "kind": Fact(kind_of),
@@ -314,7 +314,7 @@ NAMES: dict[str, Fact] = {
 }
 
 #: Columns that only a finished run has.
-NUMBERS: dict[str, Fact] = {
+FACTS_OF_FINISHED_RUNS: dict[str, Fact] = {
     "decimals": Fact(lambda record: ReportedMetric.of_record(record).decimals, "first"),
     "reported": Fact(reported_epoch, "first"),
     "value": Fact(metric, form="number"),
@@ -379,4 +379,4 @@ NUMBERS: dict[str, Fact] = {
     "forgetting_before": value_at("result.forgetting.before"),
     "forgetting_tokens": value_at("result.forgetting.tokens"),
 }
-FACTS = NAMES | NUMBERS
+FACTS = FACTS_OF_EVERY_RUN | FACTS_OF_FINISHED_RUNS

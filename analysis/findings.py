@@ -14,7 +14,7 @@ from typing import Literal
 from analysis.command import Selection, open_rows
 from analysis.frame import runs
 from analysis.inference import Mean
-from analysis.render import NONE, Entry, Number, Table, of_runs, render
+from analysis.render import NONE, Entry, Number, Table, entry_of_runs, render
 from analysis.results.claims import Finding, claim_numbers, claims
 from analysis.results.findings import findings
 from analysis.results.templates import macros
@@ -136,8 +136,8 @@ def _difference_entries(mean: Mean) -> dict[str, Entry]:
     """A mean difference and its interval, as entries of a line."""
     low, high = mean.interval()
     return {
-        "difference": of_runs(mean.mean, (), sign=True),
-        "95% CI": of_runs(low, (), high=high, sign=True),
+        "difference": entry_of_runs(mean.mean, (), sign=True),
+        "95% CI": entry_of_runs(low, (), high=high, sign=True),
     }
 
 

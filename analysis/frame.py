@@ -190,7 +190,7 @@ def tasks_by_way(frame: pd.DataFrame, column: str = "task") -> pd.Series:
 #: What two costs must share to be compared, besides the task.
 COST_CONDITIONS = ["train_rows", "dev_rows", "precision", "dtype", "device"]
 #: Columns of `cells` that depend on these conditions.
-COSTS = [name for name, fact in FACTS.items() if fact.is_cost]
+COST_COLUMNS = [name for name, fact in FACTS.items() if fact.is_cost]
 
 
 def rows_sharing(cells: pd.DataFrame, columns: list[str]) -> set[str]:
@@ -217,7 +217,7 @@ def comparable_costs(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells of one table, with costs only for the rows that share tasks, data
     sizes, precision, dtype and device with most others: NaN elsewhere."""
     comparable = cells.row.isin(rows_sharing(cells, ["conditions"]))
-    return cells.assign(**cells[COSTS].where(comparable))
+    return cells.assign(**cells[COST_COLUMNS].where(comparable))
 
 
 # --- cells
@@ -225,11 +225,11 @@ def comparable_costs(cells: pd.DataFrame) -> pd.DataFrame:
 
 #: Columns of `runs` of which a cell has the value of its first run, and those of which
 #: it has the median.
-FIRSTS = [name for name, fact in FACTS.items() if fact.per_cell == "first"]
-MEDIANS = [name for name, fact in FACTS.items() if fact.per_cell == "median"]
+FIRST_RUN_COLUMNS = [name for name, fact in FACTS.items() if fact.per_cell == "first"]
+MEDIAN_COLUMNS = [name for name, fact in FACTS.items() if fact.per_cell == "median"]
 #: The metric by each way of selecting an epoch.
 SELECTIONS = ["best", "last", "crossfit", "half"]
-#: Columns that `reported` adds and cells keep.
+#: Columns that `with_reported_scores` adds and cells keep.
 REPORTED_COLUMNS = ["name", "lower_is_better", "digits"]
 #: A function from runs to several numbers of each: a frame with a line for each number,
 #: whose index says of which run it is.
@@ -251,8 +251,8 @@ def cells(
 
     Columns:
 
-    - CELL_KEY, and `column` and `variant` where there are several numbers; FIRSTS,
-      MEDIANS, is_nearest, and those of `reported`.
+    - CELL_KEY, and `column` and `variant` where there are several numbers; FIRST_RUN_COLUMNS,
+      MEDIAN_COLUMNS, is_nearest, and those of `with_reported_scores`.
     - runs; n, how many have the number; wanted, complete.
     - values, seeds, ids: tuples by seed. median, mean, spread (sample standard
       deviation). best, last, crossfit, half, optimism: medians.
@@ -278,7 +278,9 @@ def cells(
         cell_numbers = members.groupby(key, sort=False).ngroup()
         members = members.iloc[np.argsort(cell_numbers.to_numpy(), kind="stable")]
     members["score"] = members[value]
-    number_columns = list(dict.fromkeys(["score", *SELECTIONS, "optimism", *MEDIANS]))
+    number_columns = list(
+        dict.fromkeys(["score", *SELECTIONS, "optimism", *MEDIAN_COLUMNS])
+    )
     numbers = members[number_columns].apply(pd.to_numeric)
     members[number_columns] = numbers.astype(float)
     frame = _statistics(members, key).reset_index()
@@ -308,10 +310,15 @@ def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     has_every_selection = groups[SELECTIONS].count().eq(sizes, axis=0)
     # A diverged run ended early, so its cost counts only where all runs diverged.
     cost_counts = ~members.diverged | groups.diverged.transform("all")
-    with_costs = members.assign(**members[MEDIANS].where(cost_counts))
+    with_costs = members.assign(**members[MEDIAN_COLUMNS].where(cost_counts))
     predicts_one_class = members.one_class.map(lambda share: isinstance(share, str))
     collapsed_groups = members[predicts_one_class.astype(bool)].groupby(key)
-    first_columns = (*FIRSTS, "is_nearest", "measurement_text", *REPORTED_COLUMNS)
+    first_columns = (
+        *FIRST_RUN_COLUMNS,
+        "is_nearest",
+        "measurement_text",
+        *REPORTED_COLUMNS,
+    )
     statistics = {
         "runs": sizes,
         "n": scores.count(),
@@ -323,7 +330,7 @@ def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
         "spread": scores.std().where(has_every_score),
         **groups[SELECTIONS].median().where(has_every_selection),
         "optimism": groups.optimism.median(),
-        **with_costs.groupby(key, sort=False)[MEDIANS].median(),
+        **with_costs.groupby(key, sort=False)[MEDIAN_COLUMNS].median(),
         "conditions": [*map(_shared_text, _tuples_by_group(groups, "conditions"))],
         "diverged": groups.diverged.sum(),
         "one_class": collapsed_groups.seed.agg(tuple),
@@ -395,7 +402,7 @@ def _seeds_of_preset(preset: str | None) -> int:
 # --- the score that tables show
 
 
-def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
+def with_reported_scores(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
     """The runs with the score that their task's table reports: `number`, its `name`
     ("accuracy, best epoch"), `lower_is_better` and its `digits` (decimals).
 
@@ -428,8 +435,8 @@ def reported(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
 def reported_cells(
     runs: pd.DataFrame, select: str = "paper", seeds: int | None = None
 ) -> pd.DataFrame:
-    """The cells of the score that each task's table reports (`reported`)."""
-    return cells(reported(runs, select), "number", seeds)
+    """The cells of the score that each task's table reports (`with_reported_scores`)."""
+    return cells(with_reported_scores(runs, select), "number", seeds)
 
 
 def pairs(runs: pd.DataFrame, row: str, other: str = "") -> pd.DataFrame:
@@ -438,7 +445,7 @@ def pairs(runs: pd.DataFrame, row: str, other: str = "") -> pd.DataFrame:
 
     The columns are the scores x (of `row`) and y (of the other row), with a sign such
     that more is better; x minus y, the `difference`; and further columns of the first
-    run and, with the suffix _other, of the second. runs: of `reported`."""
+    run and, with the suffix _other, of the second. runs: of `with_reported_scores`."""
     scored = runs[(runs.left_out == "") & runs.number.notna()]
     is_cost = scored.lower_is_better.astype(bool)
     scored = scored.assign(signed=scored.number.where(~is_cost, -scored.number))

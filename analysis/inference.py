@@ -65,7 +65,9 @@ def median_variance(n: int) -> float:
     return float(n * (middle**2 * joint).sum() / joint.sum())
 
 
-def welch_half(variances: ArrayLike, freedoms: ArrayLike, level: float = LEVEL) -> Any:
+def welch_half_width(
+    variances: ArrayLike, freedoms: ArrayLike, level: float = LEVEL
+) -> Any:
     """Half the width of the interval of a sum or difference of independent estimates.
 
     Args:
@@ -225,7 +227,7 @@ def plain_mean_over_tasks(differences: ArrayLike) -> Mean:
     return mean_of(mean_of(differences).mean)
 
 
-def over_tasks(
+def mean_over_tasks(
     differences: ArrayLike, collapsed: ArrayLike, weighted: bool = True
 ) -> Mean:
     """The mean of paired differences over tasks.

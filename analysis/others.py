@@ -17,7 +17,7 @@ from analysis.paper import (
     GPT2,
     IMAGES,
     LLAMAS,
-    NAMES,
+    METHOD_NAMES,
     ROBERTA,
     VIT,
     printed_file,
@@ -34,11 +34,11 @@ EPOCHS = {
     "last": "last epoch",
     "": "epoch not said",
 }
-METHODS: dict[str, str] = NAMES | printed_file("names.yaml")["others"]
+METHODS: dict[str, str] = METHOD_NAMES | printed_file("names.yaml")["others"]
 #: Sets with exact answers, which the VeRA paper does not have.
 EXACT: dict[str, str] = printed_file("names.yaml")["exact"]
 #: Names of models, columns and methods.
-NAMED: dict[str, str] = {
+DISPLAY_NAMES: dict[str, str] = {
     **ROBERTA,
     **GPT2,
     **LLAMAS,
@@ -59,7 +59,7 @@ def names_by_key(names: str | Sequence[str] | dict[str, str]) -> dict[str, str]:
     if isinstance(names, dict):
         return names
     keys = printed_file("names.yaml")[names] if isinstance(names, str) else names
-    return {key: NAMED.get(key, key) for key in keys}
+    return {key: DISPLAY_NAMES.get(key, key) for key in keys}
 
 
 #: What a source, a part or a row may say of how a row was run; "" where none of them
@@ -87,10 +87,10 @@ def reported_sources() -> dict[str, dict[str, Any]]:
 
 
 @cache
-def others() -> pd.DataFrame:
+def reports_of_others() -> pd.DataFrame:
     """Every number of another source, a row each: source, its key; RUN_FACTS; label, its
     name with the runner where it has several; model, row and column, as in
-    `paper.numbers`; value and spread, in the unit of the paper's table; same, whether
+    `paper.printed_numbers`; value and spread, in the unit of the paper's table; same, whether
     its target modules are the paper's (also where it names none); and like, our row
     that it is compared with."""
     lines = list[dict[str, Any]]()
@@ -123,7 +123,7 @@ def _facts_of_row(row: dict[str, Any]) -> dict[str, Any]:
     return facts | {
         "model": row["model"],
         "row": row["row"],
-        "same": same_sites,
+        "same_sites": same_sites,
         "like": row["row"] if same_sites else f"{row['row']}_all",
         "label": " ".join(filter(None, [row["name"], row.get("by")])),
     }
@@ -151,7 +151,7 @@ def reports_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.Da
     minus their number, at the epoch that they chose or, where they do not say it, at
     our table's. It is NaN where we have no such cell, or not with every seed. cells:
     ours."""
-    frame = others()
+    frame = reports_of_others()
     reports = frame[(frame.model == model) & frame.column.isin(columns)]
     if reports.empty:
         return reports.assign(difference=math.nan)
@@ -188,7 +188,9 @@ def range_texts(reports: pd.DataFrame) -> str:
         if len(group) >= SOURCES_OF_RANGE and group.difference.notna().all():
             is_within = group.difference.min() <= 0 <= group.difference.max()
             side = "within" if is_within else "outside"
-            texts.append(f"{NAMED[column]} {side} what others report ({_range(group)})")
+            texts.append(
+                f"{DISPLAY_NAMES[column]} {side} what others report ({_range(group)})"
+            )
     return ", ".join(texts)
 
 
@@ -210,7 +212,7 @@ def _report_line(reports: pd.DataFrame, each_source: bool) -> dict[str, Entry]:
         params = first["params"]
         line = {"source": first["label"], "params": params, "status": status}
     # Grouping a frame of few columns is faster.
-    numbers = reports[["column", "value", "spread", "difference", "same"]]
+    numbers = reports[["column", "value", "spread", "difference", "same_sites"]]
     for column, group in numbers.groupby("column"):
         line[str(column)] = _entry(group)
     return line
@@ -220,11 +222,11 @@ def _entry(reports: pd.DataFrame) -> Entry:
     """What sources report of one column: their range, where SOURCES_OF_RANGE have the
     paper's target modules, and the number of each other source. ^ marks other target
     modules; ours minus theirs stands in brackets."""
-    has_range = reports.same.sum() >= SOURCES_OF_RANGE
-    entries = [_range(reports[reports.same])] if has_range else []
+    has_range = reports.same_sites.sum() >= SOURCES_OF_RANGE
+    entries = [_range(reports[reports.same_sites])] if has_range else []
     digits = DECIMALS.get(reports.column.iloc[0], 1)
-    for report in reports[~(reports.same & has_range)].itertuples():
-        mark = "" if report.same else "^"
+    for report in reports[~(reports.same_sites & has_range)].itertuples():
+        mark = "" if report.same_sites else "^"
         if not math.isnan(report.difference):
             mark += f" ({Number(report.difference, decimals=digits, sign=True)})"
         number = Number(report.value, decimals=digits, mark=mark)

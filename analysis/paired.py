@@ -11,8 +11,8 @@ from analysis.frame import (
     mark_left_out,
     measurement_texts,
     pairs,
-    reported,
     tasks_by_way,
+    with_reported_scores,
 )
 from analysis.inference import (
     Mean,
@@ -22,12 +22,12 @@ from analysis.inference import (
     sign_test,
 )
 from analysis.notes import enumeration
-from analysis.render import Entry, Number, Table, of_runs
+from analysis.render import Entry, Number, Table, entry_of_runs
 from runs.record.intervals import median_interval
 from runs.record.text import plural
 
 #: The score of a table in points has one decimal. Others are not averaged over tasks.
-DIGITS_OF_POINTS = 1
+DECIMALS_OF_POINTS = 1
 #: A p below this is called significant.
 SIGNIFICANT = 0.05
 #: Said where a difference is significant by itself, and not among all of a table.
@@ -74,7 +74,7 @@ def paired_differences(
     - holm: p by Holm's correction for all comparisons of the model. Those over tasks are
       corrected on their own.
     - better: P(left > right). digits: the decimals of the score. ids: of the runs."""
-    scored = reported(mark_left_out(runs))
+    scored = with_reported_scores(mark_left_out(runs))
     scored = scored[scored.left_out == ""]
     texts_by_id = pd.Series([*measurement_texts(scored)], scored.id, dtype=object)
     joined = pairs(scored, row)
@@ -124,7 +124,7 @@ def _lines_over_tasks(
     several ways counts once, with the mean of these."""
     frame = pd.DataFrame(by_task, columns=[*COLUMNS, "conf_task"])
     for other_row, group in frame.groupby("other", sort=False):
-        in_points = (group.digits == DIGITS_OF_POINTS).all()
+        in_points = (group.digits == DECIMALS_OF_POINTS).all()
         means = group.groupby("conf_task", sort=False)["mean"].mean()
         if count < 2 or len(means) < count or not in_points:
             continue
@@ -137,7 +137,7 @@ def _lines_over_tasks(
             "differences": tuple(means),
             **_mean_columns(mean_of(means)),
             "better": np.nan,
-            "digits": DIGITS_OF_POINTS,
+            "digits": DECIMALS_OF_POINTS,
             "ids": tuple(group.ids.sum()),
         }
 
@@ -191,10 +191,10 @@ def _table_line(line: Any, with_details: bool) -> dict[str, Entry]:
         # over tasks, each of them is a pair
         "task": line.task or f"all {line.pairs}",
         "pairs": Number(line.pairs, form="count", ids=line.ids),
-        "mean": of_runs(line.mean, **signed),
-        "95% CI": of_runs(line.low, high=line.high, **signed),
-        "p": of_runs(line.p, line.ids, form="p"),
-        "p (Holm)": of_runs(line.holm, line.ids, form="p"),
+        "mean": entry_of_runs(line.mean, **signed),
+        "95% CI": entry_of_runs(line.low, high=line.high, **signed),
+        "p": entry_of_runs(line.p, line.ids, form="p"),
+        "p (Holm)": entry_of_runs(line.holm, line.ids, form="p"),
     }
     return entries | _detail_entries(line) if with_details else entries
 
@@ -211,10 +211,10 @@ def _detail_entries(line: Any) -> dict[str, Entry]:
     }
     low, high = median_interval([*differences]) or (None, np.nan)
     signed: Any = {"ids": line.ids, "decimals": line.digits, "sign": True}
-    entries["median"] = of_runs(differences.median(), **signed)
-    entries["95% of median"] = of_runs(low, high=high, **signed)
-    entries["p (sign test)"] = of_runs(sign_test(differences), line.ids, form="p")
-    entries["P(better)"] = of_runs(line.better, line.ids, decimals=2)
+    entries["median"] = entry_of_runs(differences.median(), **signed)
+    entries["95% of median"] = entry_of_runs(low, high=high, **signed)
+    entries["p (sign test)"] = entry_of_runs(sign_test(differences), line.ids, form="p")
+    entries["P(better)"] = entry_of_runs(line.better, line.ids, decimals=2)
     return entries
 
 

@@ -35,7 +35,7 @@ ROBERTA = _group("roberta")
 GPT2 = _group("gpt2")
 VIT = _group("vit")
 LLAMAS = _group("llamas")
-NAMES = _group("methods")
+METHOD_NAMES = _group("methods")
 #: The decimals of a table's column; 1 of others.
 DECIMALS: dict[str, int] = {
     **{key: score.decimals for key, score in TEXT_SCORES.items()},
@@ -78,7 +78,7 @@ _TASK_BY_TABLE = {
 
 
 @cache
-def numbers() -> pd.DataFrame:
+def printed_numbers() -> pd.DataFrame:
     """Every number that the paper prints of a trained model, a row each: of tables 2 to
     7, 12 and 13.
 
@@ -118,7 +118,7 @@ def _numbers_of_row(table: str, group: str, cells: Content) -> Iterator[Content]
         "part": group if table == "table6" else "",
         "model": model,
         "row": row,
-        "method": method if keeps_name else NAMES.get(method, method),
+        "method": method if keeps_name else METHOD_NAMES.get(method, method),
         "size": size,
         "quoted": row in names["quoted"].get(table, ()),
     }

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.frame import SEEDS
-from analysis.inference import median_variance, welch_half
-from analysis.paper import numbers
+from analysis.inference import median_variance, welch_half_width
+from analysis.paper import printed_numbers
 from runs.record.intervals import LEVEL
 from runs.record.ledger import in_conf
 
@@ -71,7 +71,7 @@ def compare_with_paper(table: str, cells: pd.DataFrame, part: str = "") -> pd.Da
         variances = [rows.variance, rows.paper_variance.where(has_spread, 0.0)]
         freedoms = [np.maximum(n - 1, 1), np.full(len(n), SEEDS - 1)]
         rows["half_width"] = np.where(
-            is_known, welch_half(variances, freedoms), math.nan
+            is_known, welch_half_width(variances, freedoms), math.nan
         )
     rows["difference"] = rows.ours - rows.value
     rows["margin"] = rows.column.map(LARGEST_HALF_WIDTH_BY_SCORE).fillna(
@@ -93,7 +93,7 @@ def compare_with_paper(table: str, cells: pd.DataFrame, part: str = "") -> pd.Da
 
 def _beside_own_cells(table: str, cells: pd.DataFrame, part: str) -> pd.DataFrame:
     """The paper's numbers with OWN_COLUMNS of our cells; NaN where none ran."""
-    printed = numbers()
+    printed = printed_numbers()
     printed = printed[(printed.table == table) & (printed.task != "")]
     if part:
         printed = printed[printed.part == part]
@@ -152,7 +152,7 @@ class MeanVerdict(NamedTuple):
     verdict: str
 
 
-def mean_over_tasks(rows: pd.DataFrame) -> MeanVerdict | None:
+def mean_verdict(rows: pd.DataFrame) -> MeanVerdict | None:
     """The mean over tasks of a row's differences; None where a cell has no verdict yet.
     Where one cell of the paper has no spread, the paper's spreads are left out of the
     interval."""
@@ -163,7 +163,7 @@ def mean_over_tasks(rows: pd.DataFrame) -> MeanVerdict | None:
     paper_variance = rows.paper_variance if has_spread else 0 * rows.variance
     variances = np.concatenate([rows.variance, paper_variance]) / count**2
     freedoms = np.concatenate([rows.n - 1, np.full(count, SEEDS - 1)])
-    half_width = float(welch_half(variances, freedoms))
+    half_width = float(welch_half_width(variances, freedoms))
     difference = float(rows.difference.mean())
     verdict = str(verdict_on(difference, half_width, has_spread, LARGEST_HALF_WIDTH))
     return MeanVerdict(difference, half_width, verdict)
@@ -184,13 +184,13 @@ def verdict_summary(verdicts: Iterable[str]) -> str:
     return ", ".join(parts)
 
 
-def status(rows: pd.DataFrame, with_mean: bool = True) -> str:
+def row_status(rows: pd.DataFrame, with_mean: bool = True) -> str:
     """The verdicts on the cells of a row of ours, and on their mean; "" where a cell
     has no verdict yet. rows: of `compare_with_paper`, those of this row."""
     if rows.empty or not _all_have_verdict(rows):
         return ""
     text = verdict_summary(rows.verdict)
-    mean = mean_over_tasks(rows) if with_mean else None
+    mean = mean_verdict(rows) if with_mean else None
     return f"{text}; mean {mean.verdict}" if mean else text
 
 

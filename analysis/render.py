@@ -94,7 +94,7 @@ Cell = Any
 # --- numbers of cells
 
 
-def number(
+def cell_entry(
     cell: Cell | None,
     middle: str = "median",
     decimals: int = 1,
@@ -116,7 +116,7 @@ def number(
         cell.n,
         cell.wanted,
         decimals,
-        mark=diverged(cell),
+        mark=diverged_mark(cell),
         verdict=verdict,
         ids=cell.ids,
     )
@@ -138,7 +138,7 @@ def _number_of_scored_seeds(cell: Cell, decimals: int, verdict: str) -> Entry:
     )
 
 
-def diverged(cell: Cell) -> str:
+def diverged_mark(cell: Cell) -> str:
     """What follows a number whose seeds diverged, such as " 1d"."""
     return f" {cell.diverged}d" if cell.diverged else ""
 
@@ -148,7 +148,7 @@ def trained_count(cell: Cell) -> Number:
     return Number(cell.parameters, form="count", ids=cell.ids)
 
 
-def of_runs(value: float | None, ids: Iterable[str], **settings: Any) -> Entry:
+def entry_of_runs(value: float | None, ids: Iterable[str], **settings: Any) -> Entry:
     """A number that comes from these runs, as an entry; "-" where it is None or NaN.
     settings: of Number."""
     if value is None or math.isnan(value):

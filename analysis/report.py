@@ -23,7 +23,7 @@ from analysis import figures, tables
 from analysis.command import open_ledger, own_and_published
 from analysis.diff import leaves
 from analysis.frame import SEEDS, reported_cells, runs
-from analysis.others import NAMED
+from analysis.others import DISPLAY_NAMES
 from analysis.paper_comparison import LARGEST_HALF_WIDTH, LARGEST_HALF_WIDTH_BY_SCORE
 from analysis.render import Number, Table
 from analysis.results.findings import findings
@@ -127,8 +127,8 @@ def verdicts_by_table(
     for (table, model), verdicts in paper_verdicts.groupby(
         ["table", "model"], sort=False
     ):
-        title = f"Table {table.removeprefix('table')}, {NAMED[model]}"
-        columns = verdicts.column.replace(NAMED)
+        title = f"Table {table.removeprefix('table')}, {DISPLAY_NAMES[model]}"
+        columns = verdicts.column.replace(DISPLAY_NAMES)
         groups.append((title, verdicts.assign(column=columns)))
     return sorted(groups, key=lambda group: not group[1].ran.any())
 

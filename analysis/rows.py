@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import facts
-from analysis.facts import FACTS, NAMES, kind_of, settings_of
+from analysis.facts import FACTS, FACTS_OF_EVERY_RUN, kind_of, settings_of
 from runs.record import schema
 from runs.record.schema import Record
 
@@ -63,7 +63,7 @@ class RowMaker:
 
     def __call__(self, record: Record) -> RunRow:
         is_failed = kind_of(record) == "failed"
-        columns = NAMES if is_failed else FACTS
+        columns = FACTS_OF_EVERY_RUN if is_failed else FACTS
         values = {name: fact.read(record) for name, fact in columns.items()}
         if not is_failed:
             self._share(values, record)

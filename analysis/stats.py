@@ -24,7 +24,16 @@ from analysis.notes import notes, unfinished_notices
 from analysis.paired import comparison_table, not_compared, paired_differences
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
 from analysis.paper_comparison import verdict_summary
-from analysis.render import NONE, Cell, Entry, Number, Table, diverged, of_runs, render
+from analysis.render import (
+    NONE,
+    Cell,
+    Entry,
+    Number,
+    Table,
+    diverged_mark,
+    entry_of_runs,
+    render,
+)
 from runs.command.advice import require_known
 from runs.command.errors import UserError
 from runs.command.parser import entry_point, read_command_line, setting
@@ -74,7 +83,7 @@ def median_interval_entry(
     """The interval of the median of the known values; "-" for fewer than two."""
     known_values = [value for value in values if not math.isnan(value)]
     low, high = median_interval(known_values) or (math.nan, math.nan)
-    return of_runs(low, ids, high=high, decimals=decimals)
+    return entry_of_runs(low, ids, high=high, decimals=decimals)
 
 
 # --- cells
@@ -121,22 +130,22 @@ def _cell_line(cell: Cell, interval_header: str) -> dict[str, Entry]:
     points: Any = {"ids": cell.ids, "decimals": int(cell.decimals)}
     # Where the last epoch is reported, none is chosen.
     chooses_epoch = cell.reported == "best"
-    mark = f"/{cell.wanted}{diverged(cell)}"
+    mark = f"/{cell.wanted}{diverged_mark(cell)}"
     middle = pd.Series(cell.values).median()
     crossfit: Entry = NONE
     optimism: Entry = NONE
     if chooses_epoch:
-        crossfit = of_runs(cell.crossfit, **points)
-        optimism = of_runs(cell.optimism, sign=True, **points)
+        crossfit = entry_of_runs(cell.crossfit, **points)
+        optimism = entry_of_runs(cell.optimism, sign=True, **points)
     return {
         "method": cell.label,
         "task": cell.task,
         "metric": cell.name,
         "seeds": Number(cell.n, form="count", mark=mark),
-        "median": of_runs(middle, cell.ids, decimals=digits),
+        "median": entry_of_runs(middle, cell.ids, decimals=digits),
         interval_header: median_interval_entry(cell.values, cell.ids, digits),
-        "best": of_runs(cell.best, **points),
-        "last": of_runs(cell.last, **points),
+        "best": entry_of_runs(cell.best, **points),
+        "last": entry_of_runs(cell.last, **points),
         "cross-fitted": crossfit,
         "optimism": optimism,
     }

@@ -8,7 +8,7 @@ import pandas as pd
 from analysis.figures.figure import Figure, Part, draw_lines, finite
 from analysis.figures.layers import LOOKS
 from analysis.figures.paper_figure import paper_figure
-from analysis.paper import NAMES
+from analysis.paper import METHOD_NAMES
 from runs.record.schema import Measure
 
 #: The settings of a fit that its note names.
@@ -77,6 +77,6 @@ def fit_errors(fit: Measure) -> pd.DataFrame:
         least=smallest_mse.mean(),
         runs=[(fit["id"],)] * len(table),
         kind=table.method,
-        method=table.method.map(NAMES),
+        method=table.method.map(METHOD_NAMES),
         spread=table.spread.fillna(0.0),
     )

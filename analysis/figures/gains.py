@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from analysis.figures.figure import VARIED, Figure, Part, finite, look
 from analysis.figures.paper_figure import panels, paper_figure, printed_rte
 from analysis.frame import reported_cells
-from analysis.paper import GLUE, NAMES, paper
+from analysis.paper import GLUE, METHOD_NAMES, paper
 
 #: The height of a row's bars, as a share of a row.
 BAR_HEIGHT = 0.8
@@ -73,7 +73,7 @@ def printed_gains() -> pd.DataFrame:
     that follows from the gain and the row's accuracy."""
     gains = paper()["figure4"]["printed"]
     quoted = printed_rte([*gains])
-    has_name = quoted.row.isin(NAMES)
+    has_name = quoted.row.isin(METHOD_NAMES)
     quoted = quoted.assign(
         gain=[*map(float, gains.values())],
         source="paper (quoted)",

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from analysis.figures.figure import HEIGHT, WIDTH, Figure, Part
 from analysis.frame import assign_table_columns
 from analysis.notes import notes
-from analysis.paper import GLUE, numbers, paper
+from analysis.paper import GLUE, paper, printed_numbers
 from runs.record.ledger import in_conf
 
 #: The model and task of the paper's figures 2 to 5.
@@ -140,7 +140,7 @@ def printed_rte(rows: list[str]) -> pd.DataFrame:
         for line in in_conf("counts.yaml")
         if line["model"] == model
     }
-    frame = numbers()
+    frame = printed_numbers()
     is_shown = (frame.table == "table2") & (frame.model == model) & (frame.task == task)
     printed = frame[is_shown].set_index("row", drop=False).loc[rows]
     printed = printed.drop(columns="spread")

@@ -23,7 +23,7 @@ from analysis.figures.scatter import (
     draw_rows,
     outer_fences,
 )
-from analysis.frame import cells, in_cells, reported
+from analysis.frame import cells, in_cells, with_reported_scores
 from analysis.notes import notes
 from analysis.paper import GLUE
 from runs.record.intervals import median_interval
@@ -99,7 +99,7 @@ def pareto_figures(part: Part) -> Iterator[Figure]:
                     f", {first_run.train_rows:,.0f} training and "
                     f"{first_run.dev_rows:,.0f} dev rows"
                 )
-            scored = reported(runs)
+            scored = with_reported_scores(runs)
             row_cells = cells(scored, "number")
             for x, y in _axis_names(part, scored):
                 file_name = "_".join(map(str, [y, "by", x, *name_parts]))
@@ -129,7 +129,7 @@ def figure_of_rows(
     """The picture of the rows of a model and task.
 
     Args:
-        runs: of the model and task (`frame.reported`).
+        runs: of the model and task (`frame.with_reported_scores`).
         row_cells: their cells, one for each row.
         axis_names: of AXES, for x and y.
         file_name: of the figure's files, without an ending.

@@ -26,7 +26,7 @@ from analysis.figures.paper_figure import (
     printed_rte,
 )
 from analysis.frame import reported_cells
-from analysis.paper import GLUE, NAMES
+from analysis.paper import GLUE, METHOD_NAMES
 from runs.record.text import plural
 
 #: The scaling of the rank of LoRA's recipe, which is on both of LoRA's lines.
@@ -67,7 +67,7 @@ def figure2(part: Part) -> Iterator[Figure]:
     cells = cells.sort_values(["method", "rank", "scaling"], kind="stable")
     cells = cells.assign(
         kind=cells.method,
-        method=cells.method.map(NAMES),
+        method=cells.method.map(METHOD_NAMES),
         low=cells["values"].map(np.min),  # NaN where a seed has no number
         high=cells["values"].map(np.max),
     )

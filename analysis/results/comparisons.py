@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.frame import CELL_KEY, mark_left_out, reported
+from analysis.frame import CELL_KEY, mark_left_out, with_reported_scores
 from analysis.inference import Mean, Verdict, over_seeds_and_items
 from analysis.paper import GLUE, recipes
 from analysis.results.claims import (
@@ -104,11 +104,11 @@ def comparisons(runs: pd.DataFrame, records: Records = NO_RECORDS) -> list[Compa
     rows, too.
     """
     results = runs.loc[runs.kind == "result", [*COLUMNS]]
-    scored = reported(results)
+    scored = with_reported_scores(results)
     compared = _compare_groups(scored[in_points(scored)], records)
     # Where a table reports the best epoch, each run gets a second score, by an epoch
     # that was chosen on other rows. Texts are scored at the last epoch alone.
-    cross_fitted = reported(results[results.reported == "best"], "crossfit")
+    cross_fitted = with_reported_scores(results[results.reported == "best"], "crossfit")
     cross_fitted = cross_fitted[cross_fitted.text_score.isna()]
     verdicts = dict[tuple[str, tuple[str, ...]], Verdict]()
     for comparison in _compare_groups(cross_fitted, NO_RECORDS):
@@ -140,7 +140,7 @@ def _compare_groups(runs: pd.DataFrame, records: Records) -> list[Comparison]:
 
 
 def in_points(runs: pd.DataFrame) -> pd.Series:
-    """Whether each run's score is in points from 0 to 100. runs: of `frame.reported`."""
+    """Whether each run's score is in points from 0 to 100. runs: of `frame.with_reported_scores`."""
     has_text_points = runs.text_score.isin(TEXT_SCORES_IN_POINTS)
     has_metric_points = runs.text_score.isna() & (runs.scale == 100)
     return has_text_points | has_metric_points
@@ -177,7 +177,7 @@ def _runs_in_cells(runs: pd.DataFrame) -> pd.DataFrame:
 def mark_collapsed(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs with a column `collapsed`: whether a run diverged, predicts one class for
     every row, or scores below COLLAPSED_SHARE of its row's median. runs: of
-    `frame.reported`."""
+    `frame.with_reported_scores`."""
     ratio = runs.number / runs.groupby(CELL_KEY).number.transform("median")
     share_of_median = (1 / ratio).where(runs.lower_is_better, ratio)
     is_broken = runs.diverged.astype(bool) | runs.one_class.notna()
@@ -412,7 +412,7 @@ def mean_over_seeds_and_rows(
 
 
 def side_of(runs: pd.DataFrame) -> Side:
-    """A side of a comparison. runs: of one row on one task (`frame.reported`)."""
+    """A side of a comparison. runs: of one row on one task (`frame.with_reported_scores`)."""
     runs = runs.sort_values(["seed", "id"])
     first_run = runs.iloc[0]
     curves = runs[runs.evaluations > 1]

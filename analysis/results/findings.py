@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.frame import reported
+from analysis.frame import with_reported_scores
 from analysis.inference import (
     Array,
     Mean,
     mean_of,
-    over_tasks,
+    mean_over_tasks,
     plain_mean_over_tasks,
     seeds_to_decide,
 )
@@ -246,7 +246,7 @@ def _analyses(frame: pd.DataFrame, trained_differences: Array) -> dict[str, Mean
             differences = all_differences.to_numpy(float)
             has_collapsed_run = is_collapsed
         if len(differences) > 1:
-            analyses[name] = over_tasks(differences, has_collapsed_run, weighted)
+            analyses[name] = mean_over_tasks(differences, has_collapsed_run, weighted)
         elif not weighted:
             analyses[name] = mean_of(differences[0])
     return analyses
@@ -289,7 +289,7 @@ def _exclusions(
             reason_by_id |= dict.fromkeys(item.ids, item.excluded)
         else:
             counted_ids |= {*item.ids}
-    results = reported(runs.loc[runs.kind == "result", [*COLUMNS]])
+    results = with_reported_scores(runs.loc[runs.kind == "result", [*COLUMNS]])
     results = results.assign(in_points=in_points(results))
     places = ["origin", "model_label", "task_label"]
     for (study, model, task), group in results.groupby(places, sort=False):

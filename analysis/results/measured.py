@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.figures.fits import fit_errors, shown_fit
 from analysis.figures.layers import PAIRS, measured_values
-from analysis.frame import reported
+from analysis.frame import with_reported_scores
 from analysis.inference import Verdict, mean_of, superiority_verdict
 from analysis.results.claims import Comparison, claims, joint_verdict
 from analysis.results.comparisons import paper_epochs, side_of
@@ -62,7 +62,7 @@ def _comparisons_of_means(
     # The runs in the order of the measures, so that the sides are in their order, too.
     ids = [*dict.fromkeys(itertools.chain(*values.runs))]
     position_by_id = {run: position for position, run in enumerate(ids)}
-    measured_runs = reported(runs[runs.id.isin(ids)])
+    measured_runs = with_reported_scores(runs[runs.id.isin(ids)])
     measured_runs = measured_runs.sort_values(
         "id", key=lambda column: column.map(position_by_id)
     )

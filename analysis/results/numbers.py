@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from analysis.frame import SELECTIONS, reported
+from analysis.frame import SELECTIONS, with_reported_scores
 from analysis.frame import runs as all_runs
 from analysis.inference import Mean, TwoWay, two_way
-from analysis.paper import numbers
+from analysis.paper import printed_numbers
 from analysis.results.comparisons import CHANCE, mark_collapsed
 from analysis.results.rates import regret_of_search
 from analysis.results.scores import FILTERS, SeedDifferences, SeedScores, listed
@@ -157,7 +157,7 @@ class StudyNumbers:
 
     def score(self, row: str, score: str = "number", **filters: Any) -> SeedScores:
         """A row's scores. score: a column of `frame.runs`, such as best, last or
-        crossfit; by default what the task's table reports (`frame.reported`)."""
+        crossfit; by default what the task's table reports (`frame.with_reported_scores`)."""
         chosen = self._runs_by_seed(row, score, filters)
         return SeedScores(
             tuple(chosen.seed), tuple(chosen.number), int(chosen.collapsed.sum())
@@ -433,9 +433,9 @@ def column_or_setting(runs: pd.DataFrame, name: str) -> pd.Series:
 
 
 def scored_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that did not fail, with their scores (`reported`), and `collapsed`, which
+    """The runs that did not fail, with their scores (`with_reported_scores`), and `collapsed`, which
     is False for trials and stopped runs. runs: of `frame.runs`."""
-    finished = reported(runs[runs.kind != "failed"])
+    finished = with_reported_scores(runs[runs.kind != "failed"])
     is_result = finished.kind == "result"
     results = mark_collapsed(finished[is_result])
     return pd.concat([results, finished[~is_result].assign(collapsed=False)])
@@ -450,7 +450,7 @@ def runs_of_study(folder: Path) -> pd.DataFrame:
 def paper_number(table: str, model: str, row: str, column: str) -> str:
     """A number that the paper prints, as text. Raises ValueError if a table prints
     several different ones, and KeyError if it prints none."""
-    frame = numbers()
+    frame = printed_numbers()
     by_key = frame.set_index(["table", "model", "row", "column"]).sort_index()
     lines = by_key.loc[[(table, model, row, column)]]
     values = {*lines.value}  # a row may stand in several parts of a table

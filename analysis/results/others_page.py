@@ -5,8 +5,15 @@ from matplotlib.axes import Axes
 
 from analysis.figures.figure import Figure, look, svg
 from analysis.frame import runs
-from analysis.others import EPOCHS, EXACT, NAMED, others, reported_sources, setup_text
-from analysis.paper import GLUE, NAMES, numbers
+from analysis.others import (
+    DISPLAY_NAMES,
+    EPOCHS,
+    EXACT,
+    reported_sources,
+    reports_of_others,
+    setup_text,
+)
+from analysis.paper import GLUE, METHOD_NAMES, printed_numbers
 from analysis.render import markdown_grid
 from analysis.results.templates import rendered
 from analysis.tables import tables_of_runs
@@ -27,9 +34,9 @@ REWARD_SUFFIX = " by reward"
 def others_pages() -> dict[str, str]:
     """The page and its picture, by their paths in docs/."""
     differences = vera_minus_lora()
-    # NAMED has the models and columns of the paper, but also the sets of EXACT.
-    is_paper_column = differences.column.isin(NAMED.keys() - EXACT.keys())
-    is_in_paper = differences.model.isin(NAMED) & is_paper_column
+    # DISPLAY_NAMES has the models and columns of the paper, but also the sets of EXACT.
+    is_paper_column = differences.column.isin(DISPLAY_NAMES.keys() - EXACT.keys())
+    is_in_paper = differences.model.isin(DISPLAY_NAMES) & is_paper_column
     glue = differences[is_in_paper & (differences.column == "avg")]
     is_by_reward = differences.column.str.endswith(REWARD_SUFFIX)
     has_no_text = differences.column.isin(COLUMNS_WITHOUT_TEXTS)
@@ -40,7 +47,7 @@ def others_pages() -> dict[str, str]:
         # Functions, by which the template looks up a cell: {{ paper((table, ...)) }}
         reports=texts_of_others().__getitem__,
         paper=paper_numbers().__getitem__,
-        names=NAMED,
+        names=DISPLAY_NAMES,
         epochs=EPOCHS,
         differences=glue.to_dict("records"),
         tables=tables_of_others(),
@@ -57,7 +64,7 @@ def vera_minus_lora() -> pd.DataFrame:
     with both scores (vera, lora) and their `difference`. Where a source reports several
     scores of a row, we take the highest."""
     keys = ["row", "label", "model", "column"]
-    best = others().groupby(keys, sort=False).value.max()
+    best = reports_of_others().groupby(keys, sort=False).value.max()
     scores = pd.DataFrame({row: best[row] for row in ("vera", "lora")}).dropna()
     scores["difference"] = scores.vera - scores.lora
     return scores.reset_index()
@@ -74,10 +81,10 @@ def numbers_by_reward(differences: pd.DataFrame) -> list[str]:
 def texts_of_others() -> pd.Series:
     """What others report of each cell of the paper (CELL), as a text: "C3A 83.38,
     VB-LoRA 85.5 (r 1,024, all linear)"."""
-    frame = others()
+    frame = reports_of_others()
     texts = list[str]()
     for line in frame.to_dict("records"):
-        suffix = "" if line["same"] else f" ({setup_text(line)})"
+        suffix = "" if line["same_sites"] else f" ({setup_text(line)})"
         texts.append(f"{line['label']} {line['value']:g}{suffix}")
     keys = [frame.model, frame.row, frame.column]
     return pd.Series(texts).groupby(keys, sort=False).agg(", ".join)
@@ -85,7 +92,7 @@ def texts_of_others() -> pd.Series:
 
 def paper_numbers() -> dict[tuple[str, ...], str]:
     """The paper's numbers as texts, by table, model, row and column."""
-    frame = numbers().set_index(["table", *CELL])
+    frame = printed_numbers().set_index(["table", *CELL])
     return {key: f"{value:g}" for key, value in frame.value.items()}
 
 
@@ -93,7 +100,7 @@ def tables_of_others() -> list[tuple[str, list[str]]]:
     """The paper's tables to which others have reported rows: each with its title and its
     lines of Markdown. They have the paper's numbers, too, and none of our runs."""
     no_runs = runs(Ledger())
-    labels = {*others().label}
+    labels = {*reports_of_others().label}
     tables = list[tuple[str, list[str]]]()
     for name in TABLES:
         for table in tables_of_runs(name, no_runs, others="all"):
@@ -108,7 +115,7 @@ def tables_of_others() -> list[tuple[str, list[str]]]:
 def others_picture() -> Figure:
     """The scores of VeRA and LoRA that others report minus the paper's, task by task;
     where the paper's LoRA started from MNLI there is no point."""
-    paper = numbers()
+    paper = printed_numbers()
     is_shown = (
         paper.table.isin(["table2", "table5"])
         # `like` is lora_mnli where the paper's LoRA started from MNLI.
@@ -117,10 +124,10 @@ def others_picture() -> Figure:
         & (paper.task != "")
     )
     printed = paper[is_shown][[*CELL, "value"]]
-    cells = printed.merge(others(), on=CELL, suffixes=("_paper", ""))
+    cells = printed.merge(reports_of_others(), on=CELL, suffixes=("_paper", ""))
     cells = cells.assign(difference=cells.value - cells.value_paper)
     title = "What others report minus what the paper prints, in points"
-    data = cells[[*CELL, "source", "same", "difference"]]
+    data = cells[[*CELL, "source", "same_sites", "difference"]]
     return Figure("others", title, data, [], _draw_others, size=(7.4, 3.6))
 
 
@@ -129,7 +136,7 @@ def _draw_others(axes: Axes, data: pd.DataFrame) -> None:
     order. data: CELL, source, same and difference."""
     cells = dict.fromkeys(zip(data.model, data.column, strict=True))
     position_of_cell = {cell: position for position, cell in enumerate(cells)}
-    groups = data.groupby(["source", "row", "same"], sort=False)
+    groups = data.groupby(["source", "row", "same_sites"], sort=False)
     for (source, row, is_same), group in groups:
         shift = 0.15 if row == "vera" else -0.15
         cells_of_group = zip(group.model, group.column, strict=True)
@@ -143,7 +150,9 @@ def _draw_others(axes: Axes, data: pd.DataFrame) -> None:
         )
     axes.axhline(0, color="black", linewidth=1)
     axes.set_ylabel("points")
-    names = [f"{NAMED[model]}, {NAMED[column]}" for model, column in cells]
+    names = [
+        f"{DISPLAY_NAMES[model]}, {DISPLAY_NAMES[column]}" for model, column in cells
+    ]
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
     for label, (mark, colour, fill) in _legend(data).items():
         axes.plot([], [], mark, color=colour, fillstyle=fill, label=label)
@@ -153,7 +162,9 @@ def _draw_others(axes: Axes, data: pd.DataFrame) -> None:
 def _legend(data: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
     """The marker, colour and fill of each line of the legend, by its label."""
     grey = "#555555"
-    legend = {NAMES[row]: ("s", look(row)[0], "full") for row in ("vera", "lora")}
+    legend = {
+        METHOD_NAMES[row]: ("s", look(row)[0], "full") for row in ("vera", "lora")
+    }
     for source in data.source:
         legend[reported_sources()[source]["name"]] = (MARKS[source], grey, "full")
     legend["other target modules"] = ("s", grey, "none")

@@ -19,9 +19,9 @@ from analysis.render import (
     NONE,
     Entry,
     Table,
+    cell_entry,
+    entry_of_runs,
     markdown_grid,
-    number,
-    of_runs,
     trained_count,
 )
 from analysis.results.answers import (
@@ -353,11 +353,11 @@ def _row_line(row: RowDifference) -> dict[str, Entry]:
         "model": cell.model_label,
         "task": cell.task_label,
         "trained": trained_count(cell),
-        "median": number(cell, decimals=decimals),
+        "median": cell_entry(cell, decimals=decimals),
     }
     line |= difference_columns(row.mean, row.is_firm, cell.ids, decimals)
     line["runs"] = str(cell.runs)
-    line["seconds"] = of_runs(cell.seconds, cell.ids, form="seconds")
+    line["seconds"] = entry_of_runs(cell.seconds, cell.ids, form="seconds")
     return line
 
 
@@ -367,8 +367,8 @@ def difference_columns(
     """The entries of two columns: a mean difference from VeRA, bold if it is firm, and
     its interval. ids: of the runs behind it."""
     low, high = mean.interval()
-    value = of_runs(mean.mean, ids, sign=True, decimals=decimals)
-    ends = of_runs(low, ids, high=high, sign=True, decimals=decimals)
+    value = entry_of_runs(mean.mean, ids, sign=True, decimals=decimals)
+    ends = entry_of_runs(low, ids, high=high, sign=True, decimals=decimals)
     return {"minus VeRA": f"**{value}**" if is_firm else value, "95% CI": ends}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from analysis.frame import reported
+from analysis.frame import with_reported_scores
 from analysis.inference import Array, Mean, equivalence_verdict, mean_of
 from analysis.results.claims import Claim, Comparison, claims
 
@@ -20,7 +20,7 @@ SEARCH_COLUMNS = ["model", "task", "measured", "epochs"]
 
 def comparisons_of_rates(runs: pd.DataFrame) -> Iterator[Comparison]:
     """The claim on every search that tried several rates for several ranks."""
-    trials = reported(runs[runs.kind == "trial"])
+    trials = with_reported_scores(runs[runs.kind == "trial"])
     for claim in claims():
         if claim.kind != "rates":
             continue

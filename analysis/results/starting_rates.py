@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.figure import count_range
-from analysis.frame import reported
+from analysis.frame import with_reported_scores
 from analysis.inference import Mean, mean_of
 from analysis.results.rates import SEARCH_COLUMNS
 from analysis.results.templates import rendered
@@ -132,7 +132,7 @@ class StartingRule:
 
 def searches_of(runs: pd.DataFrame) -> list[Search]:
     """Every search that tried FEWEST_RATES or more. runs: of `frame.runs`."""
-    trials = reported(runs[runs.kind == "trial"])
+    trials = with_reported_scores(runs[runs.kind == "trial"])
     searches = list[Search]()
     keys = [*SEARCH_COLUMNS, "row", "rank"]
     for _, trials_of_search in trials.groupby(keys, sort=False, dropna=False):

@@ -13,9 +13,9 @@ from analysis.frame import (
     comparable_costs,
     in_cells,
     mark_left_out,
-    reported,
     reported_cells,
     tasks_by_way,
+    with_reported_scores,
 )
 from analysis.inference import Mean, TwoWay, holm, mean_of, outlying_variances, two_way
 from analysis.paired import paired_differences
@@ -92,8 +92,8 @@ def study_rows(runs: pd.DataFrame) -> StudyRows:
     cells = reported_cells(runs)
     task_keys = tasks_by_way(cells)
     cells["task_label"] = tasks_by_way(cells, "task_label")
-    results = mark_collapsed(reported(mark_left_out(runs)))
-    trials = reported(runs[runs.kind == "trial"])
+    results = mark_collapsed(with_reported_scores(mark_left_out(runs)))
+    trials = with_reported_scores(runs[runs.kind == "trial"])
     differences = paired_differences(runs, "vera", as_reference=True)
     paired_by_row = differences.set_index(["model", "task", "other"])
     pooled = dict[str, PooledVariance]()

@@ -14,7 +14,7 @@ from analysis import paper_comparison
 from analysis.frame import CELL_KEY, SEEDS, comparable_costs
 from analysis.notes import notes
 from analysis.others import METHODS, range_texts, report_lines, reports_of
-from analysis.paper import DECIMALS, GLUE, IMAGES, numbers
+from analysis.paper import DECIMALS, GLUE, IMAGES, printed_numbers
 from analysis.render import NONE, Cell, Entry, Number, Table, trained_count
 from analysis.tables.side_columns import SideColumns, forgetting_notes
 from analysis.tables.spec import TableSpec, View
@@ -27,7 +27,7 @@ def cells_and_printed(spec: TableSpec, view: View) -> tuple[pd.DataFrame, pd.Dat
     """The cells of a table, and the paper's numbers beside them
     (`compare_with_paper`); no numbers where the paper does not have the table."""
     cells = spec.cells_in_columns(view)
-    printed = numbers()
+    printed = printed_numbers()
     if spec.name not in {*printed.table}:
         empty = {
             "ran": False,
@@ -155,7 +155,7 @@ class ModelTable:
     @cached_property
     def paper_averages(self) -> pd.Series:
         """The paper's means over tasks, by method and size."""
-        printed = numbers()
+        printed = printed_numbers()
         is_average = (printed.table == self.spec.name) & (printed.column == "avg")
         of_model = printed[is_average & (printed.model == self.model)]
         return of_model.set_index(["method", "size"]).value
@@ -312,7 +312,7 @@ class ModelTable:
         line |= {f"+{name}": entry for name, entry in spec.quoted.items()}
         self.lines += [line, *self._report_lines(first.row)]
         reports = self.reports[self.reports.row == first.row]
-        range_text = range_texts(reports[reports.same])
+        range_text = range_texts(reports[reports.same_sites])
         bases = {column.base for column in self.columns.values()}
         group = group[group.column.isin(bases)]
         for row in dict.fromkeys([first.row, *group.like]):
@@ -436,7 +436,7 @@ class ModelTable:
         complete = {cell.column for cell in nearest if cell.complete}
         status = origin if spec.tasks or self.has_paper_model else "other model"
         if spec.tasks or self.view.select == "paper":
-            verdicts = paper_comparison.status(compared, with_mean=not spec.tasks)
+            verdicts = paper_comparison.row_status(compared, with_mean=not spec.tasks)
             status = verdicts or status
         if not complete.issuperset(required):
             status = f"{origin}, {spec.incomplete.format(first)}"
@@ -488,7 +488,7 @@ class ModelTable:
                 verdict=row.verdict,
                 ids=row.ids,
             )
-        mean = paper_comparison.mean_over_tasks(group[group.ran])
+        mean = paper_comparison.mean_verdict(group[group.ran])
         if average and mean and (starts_from_mnli or len(compared) == len(group)):
             line["avg"] = replace(
                 average,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.others import names_by_key
-from analysis.paper import GLUE, IMAGES, NAMES, paper, printed_file, recipes
+from analysis.paper import GLUE, IMAGES, METHOD_NAMES, paper, printed_file, recipes
 from analysis.paper_comparison import rounds_to
 from analysis.render import Entry, Table
 from runs.record.files import read_yaml
@@ -141,7 +141,7 @@ def _count_claims() -> Iterator[list[Entry]]:
     for entry in sorted(counts, key=lambda entry: -entry["count"]):
         row, count = entry["method"], entry["count"]
         # adapter_drop_900k has the name of adapter_drop
-        name = NAMES.get(row) or NAMES[row.rpartition("_")[0]]
+        name = METHOD_NAMES.get(row) or METHOD_NAMES[row.rpartition("_")[0]]
         if rank := entry["settings"].get("rank"):
             name += f" r={rank}"
         claim = f"RoBERTa-base, {name}: parameters"

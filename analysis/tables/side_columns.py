@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.facts import FACTS
-from analysis.frame import COSTS, in_cells, rows_sharing
-from analysis.render import NONE, Cell, Entry, Number, diverged, of_runs
+from analysis.frame import COST_COLUMNS, in_cells, rows_sharing
+from analysis.render import NONE, Cell, Entry, Number, diverged_mark, entry_of_runs
 from analysis.tables.spec import TableSpec
 from runs.command.errors import UserError
 
@@ -111,7 +111,7 @@ class SideColumns:
         median_by_cell = _medians_by_cell(runs, name)
         if name in CONSTANTS:
             is_shown = median_by_cell.nunique() == 1
-        elif name in COSTS:
+        elif name in COST_COLUMNS:
             is_shown = runs.row.iloc[0] in self.rows_of_same_costs
         else:
             is_shown = runs.row.iloc[0] in self.rows_on_same_tasks
@@ -119,7 +119,7 @@ class SideColumns:
         form = form or FACTS[name].form
         if form == "bytes" and value == 0:
             return NONE
-        return of_runs(value, runs.id, form=form)
+        return entry_of_runs(value, runs.id, form=form)
 
     def cost_notes(self) -> list[str]:
         """A note that says which rows have a cost, where some have none."""
@@ -128,7 +128,9 @@ class SideColumns:
         }
         for name, settings in self.cell_columns.items():
             fact_by_column[name] = settings["column"]
-        cost_columns = [name for name, fact in fact_by_column.items() if fact in COSTS]
+        cost_columns = [
+            name for name, fact in fact_by_column.items() if fact in COST_COLUMNS
+        ]
         if not cost_columns or self.rows_of_same_costs >= {*self.runs.row}:
             return []
         names = " and ".join(cost_columns)
@@ -166,8 +168,8 @@ def _entry_of_cell(
     if isinstance(value, str) or value is None:
         return str(value)
     if not seeds:
-        return of_runs(value, runs.id, **settings)
-    mark = diverged(cell) if column == "median" else ""
+        return entry_of_runs(value, runs.id, **settings)
+    mark = diverged_mark(cell) if column == "median" else ""
     return Number(value, n=cell.n, wanted=cell.wanted, mark=mark, ids=cell.ids)
 
 

@@ -10,14 +10,14 @@ import pandas as pd
 
 from analysis.frame import (
     CELL_KEY,
-    MEDIANS,
+    MEDIAN_COLUMNS,
     assign_table_columns,
     cells,
     in_cells,
 )
 from analysis.notes import SELECTED
 from analysis.paper import DECIMALS, GLUE, LLAMAS
-from analysis.render import Cell, Entry, Number, number
+from analysis.render import Cell, Entry, Number, cell_entry
 from runs.record.ledger import in_conf
 from runs.record.schema import TEXT_SCORES
 
@@ -108,7 +108,7 @@ class TableSpec:
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
         """The numbers of each run by the formulas, in the columns that `frame.cells`
         asks for."""
-        columns = runs[[*MEDIANS, *TEXT_SCORES, "steps"]].astype(float)
+        columns = runs[[*MEDIAN_COLUMNS, *TEXT_SCORES, "steps"]].astype(float)
         numbers = {
             column: columns.eval(formula) for column, formula in self.formulas.items()
         }
@@ -123,7 +123,7 @@ class TableSpec:
     def entry(self, cell: Cell, verdict: str) -> Entry:
         """A cell as the table writes it. verdict: on it, beside the paper's number."""
         decimals = DECIMALS.get(cell.column, 1)
-        entry = number(cell, self.middle, decimals, verdict, self.skips_missing)
+        entry = cell_entry(cell, self.middle, decimals, verdict, self.skips_missing)
         if isinstance(entry, Number) and not self.has_spread:
             return replace(entry, spread=math.nan)
         return entry

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.frame import cells, in_cells, reported_cells
 from analysis.others import names_by_key
 from analysis.paper import BENCHES
-from analysis.render import NONE, Cell, Entry, Number, diverged, number
+from analysis.render import NONE, Cell, Entry, Number, cell_entry, diverged_mark
 from analysis.tables.spec import (
     TableSpec,
     View,
@@ -187,10 +187,10 @@ class RowsByTasks(TableSpec):
     def entry(self, cell: Cell, verdict: str) -> Entry:
         """The median of the seeds that have a number, with how many: "76.0 +-1.0
         (5)"."""
-        median = number(cell, decimals=int(cell.digits), skips_missing=True)
+        median = cell_entry(cell, decimals=int(cell.digits), skips_missing=True)
         if not isinstance(median, Number):
             median = Number(math.nan, n=cell.runs, ids=cell.ids)
-        return replace(median, counted=True, mark=diverged(cell), wanted=None)
+        return replace(median, counted=True, mark=diverged_mark(cell), wanted=None)
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:
         """The note that says which scores the tasks report. Each score has a sentence of
@@ -282,7 +282,7 @@ class LmEval(TableSpec):
     def entry(self, cell: Cell, verdict: str) -> Entry:
         """The median of the seeds that have a number, with how many: "0.3541 +-0.0131
         (5)"."""
-        median = number(cell, decimals=4, skips_missing=True)
+        median = cell_entry(cell, decimals=4, skips_missing=True)
         if isinstance(median, str):
             return median
         return replace(median, counted=True, sign=cell.variant == "difference")

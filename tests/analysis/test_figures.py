@@ -14,7 +14,7 @@ from analysis.figures.__main__ import main
 from analysis.figures.figure import canvas
 from analysis.figures.layers import measured_values
 from analysis.frame import runs
-from analysis.paper import NAMES
+from analysis.paper import METHOD_NAMES
 from analysis.render import to_csv
 from runs.command.errors import UserError
 from runs.record.ledger import Ledger, write_record
@@ -49,7 +49,7 @@ def ranked(kind, rank, seed, best, model="roberta_large", row=None, alpha=8, **c
         one["config"]["method"] |= {"alpha": alpha, "label": f"LoRA r={rank}"}
         one["config"]["recipe"] = {"rank": 8, "alpha": 8}
     one["id"] += f"-{rank}-{alpha}"
-    one["label"] |= {"row": f"{NAMES[kind]} r={rank}", "model": "A model"}
+    one["label"] |= {"row": f"{METHOD_NAMES[kind]} r={rank}", "model": "A model"}
     one["parameters"]["adapter"] = (
         48 * (1024 + rank) if kind == "vera" else 48 * 2048 * rank
     )

@@ -10,7 +10,7 @@ import pytest
 from ledgers import halves, ledger
 from small import rows, small
 
-from analysis.frame import reported, runs
+from analysis.frame import runs, with_reported_scores
 from analysis.inference import Verdict, over_seeds_and_items
 from analysis.results.comparisons import mark_collapsed
 from analysis.results.findings import findings
@@ -540,6 +540,6 @@ def test_a_rank_that_was_not_tried_at_a_rate_has_no_regret():
 
 def test_reported_scores_are_those_of_the_frame():
     made = rows("cola", vera=(0.4, 0.42), lora=(0.5, 0.5))
-    frame = reported(runs(ledger(*made)))
+    frame = with_reported_scores(runs(ledger(*made)))
     left = compared(*made).pairs[0].left
     assert left.mean == pytest.approx(frame[frame.row == "vera"].number.mean())

@@ -15,10 +15,10 @@ from analysis.inference import (
     fisher_p,
     holm,
     mean_of,
+    mean_over_tasks,
     median_variance,
     outlying_variances,
     over_seeds_and_items,
-    over_tasks,
     plain_mean_over_tasks,
     power_over_tasks,
     random_effects,
@@ -26,7 +26,7 @@ from analysis.inference import (
     share_interval,
     superiority_verdict,
     two_way,
-    welch_half,
+    welch_half_width,
 )
 from analysis.paper_comparison import LARGEST_HALF_WIDTH, verdict_on
 
@@ -41,7 +41,7 @@ OURS, PAPER = [64.1, 65.6, 60.3, 66.0, 65.2], [65.0, 66.4, 65.9, 67.1, 64.8]
 def half_of(*sides, factor=1.0, level=0.95):
     """Half of the interval of a difference (or a mean) of these sides."""
     variances = [factor * statistics.variance(side) / len(side) for side in sides]
-    return float(welch_half(variances, [len(side) - 1 for side in sides], level))
+    return float(welch_half_width(variances, [len(side) - 1 for side in sides], level))
 
 
 # --- a cell beside the paper's
@@ -87,15 +87,15 @@ def test_a_wide_spread_of_the_papers_keeps_a_cell_from_reproduced_whatever_ours_
     for spread, never in ((reachable, False), (beyond, True)):
         theirs = np.full(303, factor * spread**2 / 5)
         assert (
-            welch_half([ours, theirs], [freedoms, np.full(303, 4)]).min()
+            welch_half_width([ours, theirs], [freedoms, np.full(303, 4)]).min()
             > LARGEST_HALF_WIDTH
         ) == never
 
 
 def test_many_intervals_at_once_and_sides_that_do_not_vary():
     variances = [[1.0, 0.0, math.nan, 0.0], [2.0, 3.0, 1.0, 0.0]]
-    found = welch_half(variances, np.full((2, 4), 4))
-    assert found[0] == pytest.approx(float(welch_half([1.0, 2.0], [4, 4])))
+    found = welch_half_width(variances, np.full((2, 4), 4))
+    assert found[0] == pytest.approx(float(welch_half_width([1.0, 2.0], [4, 4])))
     # the paper's side alone
     assert found[1] == pytest.approx(scipy.stats.t.ppf(0.975, 4) * math.sqrt(3))
     assert math.isnan(found[2])
@@ -128,7 +128,7 @@ def test_a_perfect_replication_is_rarely_refuted_and_a_bias_mostly_found(ratio, 
     standard errors."""
     random, factor = np.random.default_rng(0), 1.434 if middle is np.median else 1.0
     sides = random.normal(size=(DRAWS, 5)), random.normal(0, ratio, (DRAWS, 5))
-    half = welch_half(
+    half = welch_half_width(
         [factor * of.var(axis=1, ddof=1) / 5 for of in sides], np.full((2, DRAWS), 4)
     )
     apart, error = (
@@ -295,14 +295,14 @@ def test_variances_are_pooled_over_tasks_without_a_collapsed_run():
     pooled = (2 + 8) / 3  # squares and degrees of freedom of the first two
     variances = [pooled / 2, pooled / 3, 300 / 3, pooled]
     found, expected = (
-        over_tasks(differences, collapsed),
+        mean_over_tasks(differences, collapsed),
         random_effects([2.0, 2.0, -5.0, 2.0], variances),
     )
     assert (found.mean, found.error) == (
         pytest.approx(expected.mean),
         pytest.approx(expected.error),
     )
-    plain = over_tasks(differences, collapsed, weighted=False)
+    plain = mean_over_tasks(differences, collapsed, weighted=False)
     assert plain.interval() == pytest.approx(mean_of([2.0, 2.0, -5.0, 2.0]).interval())
 
 

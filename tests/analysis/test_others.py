@@ -11,20 +11,20 @@ from analysis.others import (
     EPOCHS,
     METHODS,
     RUN_FACTS,
-    others,
     range_texts,
     report_lines,
     reported_sources,
     reports_of,
+    reports_of_others,
 )
-from analysis.paper import GLUE, IMAGES, numbers
+from analysis.paper import GLUE, IMAGES, printed_numbers
 from analysis.results import others_page
 from runs.record.ledger import CONF, ROOT
 
 pytestmark = pytest.mark.properties
 
 PAPER = (
-    numbers()
+    printed_numbers()
     .query("table in ('table2', 'table5')")
     .set_index(["model", "row", "column"])
     .value
@@ -45,7 +45,7 @@ def test_a_source_says_where_its_numbers_are_from(source):
 def test_a_number_is_in_the_unit_of_the_paper_and_none_is_a_copy_of_it():
     """An average is that of its tasks, to half of its last digit and what rounding its
     tasks adds."""
-    theirs = others()
+    theirs = reports_of_others()
     assert {*theirs.epoch} <= {*EPOCHS}
     known = theirs[theirs.model.str.startswith(("roberta_", "vit_"))]
     assert all((CONF / "model" / f"{model}.yaml").is_file() for model in known.model)
@@ -65,7 +65,7 @@ def test_a_number_is_in_the_unit_of_the_paper_and_none_is_a_copy_of_it():
 
 def test_target_modules_decide_with_which_row_of_ours_a_source_is_compared():
     like = (
-        others()
+        reports_of_others()
         .query("model == 'roberta_base' and row == 'vera' and column == 'rte'")
         .set_index("source")
     )
@@ -74,10 +74,10 @@ def test_target_modules_decide_with_which_row_of_ours_a_source_is_compared():
         "c3a": "vera",
         "vblora": "vera_all",
     }
-    assert dict(like.same) == {"randlora": False, "c3a": True, "vblora": False}
+    assert dict(like.same_sites) == {"randlora": False, "c3a": True, "vblora": False}
     assert (CONF / "method" / "vera_all.yaml").is_file()
     # table 4's rows adapt every linear layer
-    assert others().query("model == 'llama_7b'").same.all()
+    assert reports_of_others().query("model == 'llama_7b'").same_sites.all()
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -92,16 +92,16 @@ def test_the_mean_of_a_row_is_judged_where_every_cell_is():
     )
     rows = of_table_2(*above, *below)
     assert list(rows.verdict) == ["not reproduced", "not reproduced"]
-    whole = paper_comparison.mean_over_tasks(rows)
+    whole = paper_comparison.mean_verdict(rows)
     values = [[100 * one["result"]["best"] for one in of] for of in (below, above)]
     expected = apart((values[0], 91.8, 0.2), (values[1], 78.7, 0.7), decimals=3)
     assert f"{whole.difference:+.3f} +-{whole.half_width:.3f}" == expected
     assert whole.verdict == "reproduced"  # 1.6 below, 1.4 above
-    assert paper_comparison.status(rows).endswith("; mean reproduced")
-    assert paper_comparison.mean_over_tasks(rows[:1]) is None
+    assert paper_comparison.row_status(rows).endswith("; mean reproduced")
+    assert paper_comparison.mean_verdict(rows[:1]) is None
     fewer = of_table_2(*above, *below[:4])
-    assert paper_comparison.mean_over_tasks(fewer) is None
-    assert paper_comparison.status(fewer) == ""
+    assert paper_comparison.mean_verdict(fewer) is None
+    assert paper_comparison.row_status(fewer) == ""
 
 
 def test_fewer_seeds_than_a_verdict_needs_and_a_seed_without_its_number_are_incomplete():

@@ -33,9 +33,9 @@ from ledgers import (
 
 from analysis import tables
 from analysis.command import open_rows, own_and_published
-from analysis.facts import FACTS, NUMBERS, Fact
+from analysis.facts import FACTS, FACTS_OF_FINISHED_RUNS, Fact
 from analysis.frame import COST_CONDITIONS, mark_left_out, reported_cells, runs
-from analysis.others import others
+from analysis.others import reports_of_others
 from analysis.render import TIDY, Number, Table, render
 from analysis.tables import formulas
 from analysis.tables.__main__ import Settings, main
@@ -499,7 +499,7 @@ def test_a_column_of_any_number_of_a_run_is_added_by_one_line(
 ):
     """As docs/tables.md says."""
     fact = Fact(lambda record: record["cost"].get("energy_wh"), "median")
-    for columns in (NUMBERS, FACTS):
+    for columns in (FACTS_OF_FINISHED_RUNS, FACTS):
         monkeypatch.setitem(columns, "energy_wh", fact)
     row = namedtuple("RunRow", [*FACTS, "settings"])
     for module in ("frame", "command", "rows"):
@@ -922,7 +922,7 @@ def test_a_diverged_seed_has_no_right_answer_and_others_stand_beside():
     (ours,) = lines(maths, "ours")
     assert ours["GSM8K"] == f"40.0 +-{statistics.stdev([40, 41, 0]):.1f} (3) 1d"
     assert (small.header[3], lines(small)[0]["sums"]) == ("sums", "9.0 (1)")
-    theirs = others().query("model == 'llama3_2_3b' and column == 'gsm8k'")
+    theirs = reports_of_others().query("model == 'llama3_2_3b' and column == 'gsm8k'")
     assert len(lines(maths, "others")) == theirs.row.nunique()
 
 

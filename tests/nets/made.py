@@ -6,7 +6,7 @@ from typing import Any
 
 from ledgers import COUNTS, record
 
-from analysis.paper import DECIMALS, FROM_MNLI, numbers
+from analysis.paper import DECIMALS, FROM_MNLI, printed_numbers
 from nets.golden import short_hash
 from runs.record.ledger import Ledger
 
@@ -44,7 +44,7 @@ def made_ledger() -> Ledger:
     its next task, too, so that rows of one kind are there. And rows that the paper does
     not have."""
     cells = dict[tuple[str, ...], list[Any]]()
-    for n in numbers().itertuples():
+    for n in printed_numbers().itertuples():
         if n.task and n.table != "table12":
             row = (
                 f"{n.row}_mnli"
