@@ -2,7 +2,7 @@
 
 from analysis import cells, runs
 
-cells(runs())  # a row a cell, of outputs/ and the published records
+cells(runs())  # one row per cell, from outputs/ and the published records
 """
 
 import runs as _runs  # isort: skip  # first: it says which packages are not installed

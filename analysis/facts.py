@@ -56,9 +56,9 @@ def kind_of(record: Record) -> str:
 
 
 def row_of(record: Record) -> str:
-    """The row of tables that a record belongs to. LoRA of another rank than its
-    recipe's is one row with a constant alpha and another with a proportional one,
-    however alpha was set."""
+    """The row of tables that a record belongs to: the one that it names. A LoRA run whose
+    alpha follows its rank belongs to a row of its own (lora_proportional), whether
+    method.scaling or method.alpha made it so."""
     row = str(record["cell"]["row"])
     if lora_scaling(record["config"]) == "proportional":
         return f"{row}_proportional"
@@ -66,9 +66,9 @@ def row_of(record: Record) -> str:
 
 
 def label_of(record: Record) -> str:
-    """The name of a record's method in tables. It says how LoRA's alpha was chosen,
-    which the labels of older records do not, and spells a class of peft as every table
-    does."""
+    """The name of a record's method in tables. For LoRA of another rank or alpha than its
+    recipe's, and for methods of peft, it is made anew: older records do not say how
+    alpha was chosen, and spell peft's classes in other ways."""
     config = record["config"]
     if lora_scaling(config) or config["method"]["kind"] == "peft":
         return row_label(config)
@@ -98,12 +98,15 @@ def is_method_recipe(recipe: str) -> bool:
 
 
 def settings_of(record: Record) -> dict[str, Any]:
-    """What defines a record's result, as one flat mapping: the settings, the recipe's
-    name, and the hashes of data and model. The seed and what follows from it are not in
-    it."""
+    """What defines a record's result, as one flat mapping: the settings by their keys
+    without the group (lr, rank), the recipe's name, and the hashes of data and model.
+    The seed and what follows from it are not in it."""
     settings = dict[str, Any]()
-    for group, values in defining_settings(record["config"], with_seeds=False).items():
-        settings |= values if isinstance(values, dict) else {group: values}
+    for name, value in defining_settings(record["config"], with_seeds=False).items():
+        if isinstance(value, dict):  # the settings of a group
+            settings |= value
+        else:
+            settings[name] = value
     settings["recipe"] = record["recipe"]["name"]
     settings["start"] = recorded_start(record)
     settings["data_seed"] = other_data_seed(record)
@@ -113,9 +116,9 @@ def settings_of(record: Record) -> dict[str, Any]:
     return settings
 
 
-def short_hash(content: str) -> str:
-    """The first digits of a content's hash, such as those of sha256:05317c8a3c34."""
-    return content.rpartition(":")[2][:HASH_DIGITS]
+def short_hash(content_hash: str) -> str:
+    """The first HASH_DIGITS digits of a hash: 05317c8a of sha256:05317c8a3c34."""
+    return content_hash.rpartition(":")[2][:HASH_DIGITS]
 
 
 # --- what was measured
@@ -150,9 +153,9 @@ def measurement_of(record: Record) -> dict[str, str]:
 
 
 def way_of(record: Record) -> str:
-    """The way in which a record's score was measured, as one text: `measurement_of`
-    without the protocol. Runs of an older protocol are not another way: they are left
-    out as soon as their row has newer ones."""
+    """The way in which a record's score was measured, as one text: the phrases of
+    `measurement_of` without the protocol. Runs that follow different protocols may share
+    a way, so that the older ones are left out as soon as their row has newer ones."""
     phrases = measurement_of(record)
     del phrases["protocol"]
     return "; ".join(phrases.values())
@@ -178,20 +181,24 @@ def metric(record: Record, epoch: str | None = None, select: str = "paper") -> f
 
 
 def crossfit_metric(record: Record) -> float:
-    """The metric by cross-fitted epochs, or of the last epoch if tables report that."""
+    """The metric by cross-fitting (`runs.record.cell.crossfit`): at the epochs that the
+    other half of the dev rows chose, or at the last epoch if tables report that."""
     return metric(record, reported_epoch(record), "crossfit")
 
 
 def text_score_or_nan(key: str, record: Record) -> float:
-    """A score of a record's texts; NaN if it has none."""
+    """A score of a record's texts; NaN if it has none. key: of TEXT_SCORES, or
+    "unread"."""
     value = text_score(record, key)
     return math.nan if value is None else value
 
 
 def optimism(record: Record) -> float:
-    """How much choosing the epoch on the rows that are reported adds to the score; NaN
-    where the table reports the last epoch, so that none is chosen."""
-    if record["status"] != "done" or reported_epoch(record) != "best":
+    """How much choosing the epoch on the rows that are reported adds to the score, in the
+    unit that tables print. NaN where no epoch is chosen, because the table reports the
+    last one, for a diverged run, and for one without scores of both halves of dev."""
+    chooses_epoch = reported_epoch(record) == "best"
+    if record["status"] != "done" or not chooses_epoch:
         return math.nan
     crossfit = crossfit_of(record) or {}
     added = crossfit.get("optimism")
@@ -208,20 +215,21 @@ def forgetting(record: Record) -> float:
 
 
 def scores_of_texts(record: Record) -> list[DecodedScores]:
-    """The scores of the texts that a run decoded, by epoch and variant."""
+    """The scores of the texts that a run decoded: an entry for each epoch and variant of
+    decoding; empty for a run that decoded none."""
     texts = record.get("texts")
     return texts["scores"] if texts else []
 
 
 def seconds(record: Record) -> float:
-    """The time of training, evaluation and decoding."""
+    """How many seconds training, evaluation and decoding took together."""
     cost = record["cost"]
     decoding = cost.get("decode_seconds", 0.0)
     return cost["train_seconds"] + cost["evaluate_seconds"] + decoding
 
 
 def last_epoch(record: Record) -> float:
-    """The epoch of the last evaluation."""
+    """The epoch of the last evaluation; NaN for a run that had none."""
     epochs = record["curve"]["epoch"]
     return float(epochs[-1]) if epochs else math.nan
 
@@ -234,10 +242,10 @@ def shares_matrices(record: Record) -> bool:
 
 
 def benches(record: Record) -> str:
-    """The benches whose questions a judge has scored."""
-    return " ".join(
-        sorted({judgement["bench"] for judgement in record.get("judged") or []})
-    )
+    """The benches (mt_bench, vicuna_bench) on which a judge has scored the run, separated
+    by spaces; "" for none."""
+    judgements = record.get("judged") or []
+    return " ".join(sorted({judgement["bench"] for judgement in judgements}))
 
 
 # --- the columns of `frame.runs`
@@ -261,7 +269,7 @@ def value_at(
     path: str, per_cell: Literal["", "first", "median"] = "", form: str = "general"
 ) -> Fact:
     """A column with the value of a record at a path, such as cost.train_seconds; None
-    if the record has none. per_cell, form: of Fact."""
+    if the record has none. per_cell, form: as in `Fact`."""
     *groups, key = path.split(".")
 
     def read(record: Any) -> Any:
@@ -273,14 +281,15 @@ def value_at(
 
 
 def cost_at(key: str, form: str = "general") -> Fact:
-    """A column with a cost of a record that depends on the device; None if the record
-    has none."""
+    """A column with a cost of a record that depends on the device, such as train_seconds;
+    None if the record has none. A cell has the median. form: as in `Fact`."""
     fact = value_at(f"cost.{key}", "median", form)
     return fact._replace(is_cost=True)
 
 
 def asked_rows(part: str) -> Fact:
-    """How many rows of a part of the data (train or dev) a run asked for; 0: all."""
+    """A column with how many rows of a part of the data (train or dev) a run asked for; 0:
+    all."""
     return Fact(
         lambda record: record["config"]["task"].get(f"{part}_rows") or 0, "first"
     )
@@ -315,6 +324,7 @@ FACTS_OF_EVERY_RUN: dict[str, Fact] = {
 
 #: Columns that only a finished run has.
 FACTS_OF_FINISHED_RUNS: dict[str, Fact] = {
+    # of the dev metric; `digits` of `frame.with_reported_scores` are the reported score's
     "decimals": Fact(lambda record: ReportedMetric.of_record(record).decimals, "first"),
     "reported": Fact(reported_epoch, "first"),
     "value": Fact(metric, form="number"),
@@ -338,7 +348,7 @@ FACTS_OF_FINISHED_RUNS: dict[str, Fact] = {
     "deviations": Fact(lambda record: tuple(record["deviations"])),
     "protocol": Fact(protocol_of, "first"),
     "measurement": Fact(measurement_of, "first"),
-    "measured": Fact(pairing_key, "first"),
+    "measured": Fact(pairing_key, "first"),  # equal where scores may be paired
     "way": Fact(way_of),
     "cell": Fact(cell_id, "first"),
     "sources": Fact(lambda record: (record.get("code") or {}).get("sources") or {}),

@@ -22,12 +22,12 @@ from runs.record.ledger import CONF, Ledger, read_ledger
 from runs.record.override import split_seeds
 from runs.record.schema import TEXT_SCORES
 
-#: What identifies a cell of the paper's tables, and one of ours: we may have measured a
-#: row in several ways on a task, such as on 1,000 training rows and on 5,000.
+#: The columns that identify a cell of the paper's tables, and one of ours: we may have
+#: measured a row in several ways on a task, such as on 1,000 training rows and on 5,000.
 ROW_ON_TASK = ["model", "row", "task"]
 CELL_KEY = [*ROW_ON_TASK, "way"]
-#: How many seeds a complete cell has: as many as the paper's medians are over, or what
-#: the task's protocol has.
+#: How many seeds a complete cell has: as many as the paper's medians are over, and on
+#: some tasks as many as the task's protocol has.
 SEEDS = 5
 SEEDS_BY_TASK = {
     "alpaca": 1,
@@ -53,6 +53,7 @@ def runs(ledger: Ledger | str | None = None) -> pd.DataFrame:
     if not isinstance(ledger, Ledger):
         ledger = read_ledger(ledger or "outputs", make_row=RowMaker())
     make_row = RowMaker()
+    # a ledger that was read with a RowMaker has rows in the place of records
     rows = [entry if isinstance(entry, RunRow) else make_row(entry) for entry in ledger]
     # For so few rows Python's strings are faster than Arrow's.
     with pd.option_context("mode.string_storage", "python"):
@@ -63,14 +64,15 @@ def runs(ledger: Ledger | str | None = None) -> pd.DataFrame:
 
 
 def name_base_models(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with a different model name for each base model. If several base models
-    share a name, the one with the most runs keeps it and the others get a hash of their
-    weights. If the name is that of their folders, all of them get one."""
+    """The runs with a different model name for each base model, that is, for each hash of
+    a model's weights. If several base models share a name, the one with the most runs
+    keeps it, and the names of the others get the hash as a suffix. If the name is that
+    of their folders, all of them get it."""
     base_model_counts = runs.groupby("model").base_model.nunique()
     for model in base_model_counts.index[base_model_counts > 1]:
         results = runs[(runs.model == model) & runs.base_model.notna()]
         run_counts = results.base_model.value_counts(sort=False)
-        renamed = run_counts.sort_values(kind="stable").index
+        renamed = run_counts.sort_values(kind="stable").index  # the most runs last
         # model=encoder model.path=... is named after its folder
         has_folder_name = (results.conf_model != results.model).any()
         if not has_folder_name:
@@ -102,12 +104,12 @@ def mark_left_out(runs: pd.DataFrame) -> pd.DataFrame:
     results = runs.loc[runs.kind == "result", columns]
     if results.empty:  # the joins below fail in pandas for empty columns of Arrow's
         return runs.assign(left_out=runs.kind.astype(object), is_nearest=False)
-    results["closeness"] = -results.deviations.map(len)
+    results["closeness"] = -results.deviations.map(len)  # to the recipe
     results["has_method_recipe"] = results.recipe.map(is_method_recipe)
     variants = results.groupby([*CELL_KEY, "cell"], sort=False)
     results["runs"] = variants.seed.transform("size")
     order = ["protocol", "closeness", "has_method_recipe", "runs", "id"]
-    by_closeness = results.sort_values(order)
+    by_closeness = results.sort_values(order)  # the nearest to its recipe comes last
     nearest_of_row = by_closeness.drop_duplicates(ROW_ON_TASK, keep="last")
     nearest_way = nearest_of_row.set_index(ROW_ON_TASK).way.rename("nearest_way")
     nearest_variant = by_closeness.drop_duplicates(CELL_KEY, keep="last")
@@ -115,6 +117,7 @@ def mark_left_out(runs: pd.DataFrame) -> pd.DataFrame:
     nearest_variant.columns = ["nearest_cell", "newest_protocol"]
     results = results.join(nearest_variant, on=CELL_KEY)
     results = results.join(nearest_way, on=ROW_ON_TASK)
+    # of runs of one seed the first counts: the one with the fewest deviations
     results = results.sort_values(
         ["seed", "closeness", "id"], ascending=[True, False, True]
     )
@@ -165,8 +168,8 @@ def _unequal_phrases(phrases: pd.DataFrame) -> pd.Series:
 
 
 def assign_table_columns(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells with `table_column`, the key of the column in which a table shows each of
-    them.
+    """The cells with `table_column`, the key of the column in which a table shows each
+    cell.
 
     The key is the cell's `column`, such as sst2. Most rows of a task were measured in
     the same way. A cell that was measured in another way gets another key, which says
@@ -174,8 +177,10 @@ def assign_table_columns(cells: pd.DataFrame) -> pd.DataFrame:
     ways = cells.measurement_text
     if cells.empty:
         return cells.assign(table_column=cells.column)
-    usual = ways.groupby([cells.model, cells.task]).transform(lambda way: way.mode()[0])
-    keys = cells.column.where(ways == usual, cells.column + ", " + ways)
+    usual_ways = ways.groupby([cells.model, cells.task]).transform(
+        lambda texts: texts.mode()[0]
+    )
+    keys = cells.column.where(ways == usual_ways, cells.column + ", " + ways)
     return cells.assign(table_column=keys)
 
 
@@ -194,28 +199,32 @@ COST_COLUMNS = [name for name, fact in FACTS.items() if fact.is_cost]
 
 
 def rows_sharing(cells: pd.DataFrame, columns: list[str]) -> set[str]:
-    """The rows of one table whose numbers over several tasks may stand in one column: the
-    largest group of rows that have the same tasks and, on each of them, the same values
-    of `columns`. There is none if no two of several rows agree. A row with an unknown
-    value agrees with no other."""
+    """The rows of one table whose numbers over several tasks may stand in one column of
+    it: the largest group of rows that have the same tasks and, on each of them, the same
+    values of `columns`. The group is empty if no two of several rows agree. A row with
+    an unknown value agrees with no other."""
     rows_with_unknown = cells.row[cells[columns].isna().any(axis=1)]
     comparable = cells[~cells.row.isin(rows_with_unknown)]
-    values_by_row = defaultdict[str, set[Any]](set)
+    conditions_by_row = defaultdict[str, set[Any]](set)
     lines = comparable[["row", "task", *columns]].itertuples(index=False, name=None)
-    for row, *values in lines:
-        values_by_row[str(row)].add(tuple(values))
-    frozen_by_row = {row: frozenset(values) for row, values in values_by_row.items()}
+    for row, *task_and_values in lines:
+        conditions_by_row[str(row)].add(tuple(task_and_values))
+    # frozen sets can be counted
+    frozen_by_row = {
+        row: frozenset(conditions) for row, conditions in conditions_by_row.items()
+    }
     if not frozen_by_row:
         return set()
-    usual, count = Counter(frozen_by_row.values()).most_common(1)[0]
-    if count == 1 and cells.row.nunique() > 1:
+    usual, row_count = Counter(frozen_by_row.values()).most_common(1)[0]
+    if row_count == 1 and cells.row.nunique() > 1:
         return set()
-    return {row for row, values in frozen_by_row.items() if values == usual}
+    return {row for row, conditions in frozen_by_row.items() if conditions == usual}
 
 
 def comparable_costs(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells of one table, with costs only for the rows that share tasks, data
-    sizes, precision, dtype and device with most others: NaN elsewhere."""
+    """The cells of one table, with costs only for the rows that share tasks, data sizes,
+    precision, dtype and device with the most other rows (`rows_sharing`). The costs of
+    other rows become NaN."""
     comparable = cells.row.isin(rows_sharing(cells, ["conditions"]))
     return cells.assign(**cells[COST_COLUMNS].where(comparable))
 
@@ -227,7 +236,7 @@ def comparable_costs(cells: pd.DataFrame) -> pd.DataFrame:
 #: it has the median.
 FIRST_RUN_COLUMNS = [name for name, fact in FACTS.items() if fact.per_cell == "first"]
 MEDIAN_COLUMNS = [name for name, fact in FACTS.items() if fact.per_cell == "median"]
-#: The metric by each way of selecting an epoch.
+#: The columns with the dev metric, one for each way of selecting an epoch.
 SELECTIONS = ["best", "last", "crossfit", "half"]
 #: Columns that `with_reported_scores` adds and cells keep.
 REPORTED_COLUMNS = ["name", "lower_is_better", "digits"]
@@ -240,20 +249,22 @@ def cells(
     runs: pd.DataFrame, value: str | MakesNumbers = "value", seeds: int | None = None
 ) -> pd.DataFrame:
     """The cells of some runs, a row each, sorted by CELL_KEY: the statistics of a column of
-    `runs` over the seeds. This is the long frame that every table is made from.
+    `runs` over the seeds. This is the long frame that every table is made from. Diverged
+    runs and those that predict one class count. A run without a number makes the
+    statistics NaN.
 
     value: the column (value, best, last, crossfit, a score); or a function that makes
     several numbers of each run. Its frame has the columns `number`, `column` and
-    `variant`, and each column and variant of a row is a cell. seeds: how many a complete cell has; by
-    default those of the task's protocol, or of the preset that ran it. Diverged runs
-    and those that predict one class count; a run without a number makes the statistics
-    NaN.
+    `variant`, and each column and variant of a row is a cell. seeds: how many a complete
+    cell has; by default those of the task's protocol, or of the preset that ran it.
 
     Columns:
 
-    - CELL_KEY, and `column` and `variant` where there are several numbers; FIRST_RUN_COLUMNS,
-      MEDIAN_COLUMNS, is_nearest, and those of `with_reported_scores`.
-    - runs; n, how many have the number; wanted, complete.
+    - CELL_KEY, and `column` and `variant` where there are several numbers;
+      FIRST_RUN_COLUMNS, MEDIAN_COLUMNS, is_nearest, and REPORTED_COLUMNS if the runs
+      have them.
+    - runs, how many there are; n, how many of them have the number; wanted, how many
+      seeds a complete cell has; complete, whether n is at least that.
     - values, seeds, ids: tuples by seed. median, mean, spread (sample standard
       deviation). best, last, crossfit, half, optimism: medians.
     - measurement_text: how it was measured; "" where all rows of the task were measured
@@ -270,14 +281,15 @@ def cells(
     members = members.sort_values([*CELL_KEY, "seed"], kind="stable")
     members["measurement_text"] = measurement_texts(members)
     key = CELL_KEY
-    if callable(value):
+    if not callable(value):
+        members["score"] = members[value]
+    else:
         key = [*CELL_KEY, "variant", "column"]
-        members = members.join(value(members))
-        value = "number"
-        # the runs of a cell must stand together
+        members = members.join(value(members))  # a line for each number of a run
+        # the lines of a cell must stand together (`_tuples_by_group`)
         cell_numbers = members.groupby(key, sort=False).ngroup()
         members = members.iloc[np.argsort(cell_numbers.to_numpy(), kind="stable")]
-    members["score"] = members[value]
+        members["score"] = members.number
     number_columns = list(
         dict.fromkeys(["score", *SELECTIONS, "optimism", *MEDIAN_COLUMNS])
     )
@@ -298,8 +310,11 @@ def cells(
 
 
 def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
-    """The columns of `cells` that come from the runs of each cell alone. members: the
-    runs in cells; those of one cell stand together. key: what identifies a cell."""
+    """The columns of `cells` that come from the runs of each cell alone, by cell.
+
+    members: a line for each run and number that is in a cell, with its `score`; those
+    of one cell stand together. Two columns are added to it. key: the columns that
+    identify a cell."""
     members["diverged"] = members.diverged.astype(bool)
     conditions = members[COST_CONDITIONS].itertuples(index=False)
     members["conditions"] = [", ".join(map(str, values)) for values in conditions]
@@ -348,8 +363,9 @@ def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
 
 
 def _results_left_out(results: pd.DataFrame) -> pd.DataFrame:
-    """What `cells` says of results that are in no cell, by CELL_KEY: other_settings,
-    older_protocols and repeated_ids. results: with left_out, of `mark_left_out`."""
+    """What `cells` says of results that are in no cell, a line for each cell that they
+    would belong to (CELL_KEY): other_settings, older_protocols and repeated_ids.
+    results: with left_out, of `mark_left_out`."""
 
     def by_key(reason: str) -> Any:
         return results[results.left_out == reason].groupby(CELL_KEY)
@@ -363,13 +379,15 @@ def _results_left_out(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tuples_by_group(groups: Any, column: str) -> list[tuple[Any, ...]]:
-    """The values of a column in each group, whose rows must stand together."""
+    """The values of a column in each group of a pandas groupby. The rows of a group must
+    stand together, in the order of the groups: slices are faster than agg(tuple)."""
     ends = [0, *groups.size().cumsum()]
     values = groups.obj[column].tolist()
     return [tuple(values[first:last]) for first, last in itertools.pairwise(ends)]
 
 
 def _distinct(values: Iterable[object]) -> tuple[object, ...]:
+    """The values in their order, each once."""
     return tuple(dict.fromkeys(values))
 
 
@@ -380,42 +398,46 @@ def _shared_text(texts: Iterable[str]) -> str | None:
 
 
 def _wanted_seeds(task: str, presets: Iterable[str | None]) -> int:
-    """How many seeds a cell should have: as many as its task's protocol or, on
-    STUDY_TASKS, the preset that ran it. presets: of the cell's runs."""
-    most_seeds = max(map(_seeds_of_preset, presets), default=0)
+    """How many seeds a cell should have: as many as its task's protocol has or, on
+    STUDY_TASKS, as the preset that ran it has. presets: of the cell's runs; of several
+    the one with the most seeds counts."""
+    most_seeds = max(map(_seed_count_of_preset, presets), default=0)
     if task in STUDY_TASKS and most_seeds:
         return most_seeds
     return SEEDS_BY_TASK.get(task, SEEDS)
 
 
 @cache
-def _seeds_of_preset(preset: str | None) -> int:
+def _seed_count_of_preset(preset: str | None) -> int:
     """How many seeds a preset sweeps over; 0 if conf/experiment has no such preset, or
     the preset names no seeds."""
     path = CONF / "experiment" / f"{preset}.yaml"
-    params: Any = read_yaml(path) if path.is_file() else {}
+    content: Any = read_yaml(path) if path.is_file() else {}
     for key in ("hydra", "sweeper", "params"):
-        params = params.get(key, {})
-    return len(split_seeds(str(params.get("seed", ""))))
+        content = content.get(key, {})
+    return len(split_seeds(str(content.get("seed", ""))))
 
 
 # --- the score that tables show
 
 
 def with_reported_scores(runs: pd.DataFrame, select: str = "paper") -> pd.DataFrame:
-    """The runs with the score that their task's table reports: `number`, its `name`
-    ("accuracy, best epoch"), `lower_is_better` and its `digits` (decimals).
+    """The runs with the score that their task's table reports, in four columns: `number`;
+    its `name`, such as "accuracy, best epoch"; `lower_is_better`; and `digits`, how many
+    decimals a table prints.
 
-    That is the score of the last epoch's texts if the cell's texts were scored
+    The score is that of the last epoch's texts if the cell's texts were scored
     (TEXT_SCORES), and otherwise the metric of the epoch that the table reports. select:
-    another column of `runs`, such as crossfit, to take instead of both."""
+    "paper" for that; or another column of `runs`, such as crossfit, which is then the
+    number even where texts were scored."""
     # Frames of failed runs alone have columns of floats.
     metrics = runs.metric.astype(object)
     epochs = runs.reported.astype(object)
     columns = pd.DataFrame({"number": runs["value" if select == "paper" else select]})
     columns["name"] = metrics + ", " + epochs + " epoch"
     columns["digits"] = runs.decimals
-    columns["lower_is_better"] = runs.higher_is_better == False  # noqa: E712, objects
+    # == also compares a column of objects, in which a failed run has no value
+    columns["lower_is_better"] = runs.higher_is_better == False  # noqa: E712
     if select == "paper":
         # A run that diverged before it had texts takes the kind of score that the others
         # of its cell have.
@@ -435,7 +457,8 @@ def with_reported_scores(runs: pd.DataFrame, select: str = "paper") -> pd.DataFr
 def reported_cells(
     runs: pd.DataFrame, select: str = "paper", seeds: int | None = None
 ) -> pd.DataFrame:
-    """The cells of the score that each task's table reports (`with_reported_scores`)."""
+    """The cells of the score that each task's table reports. select: as in
+    `with_reported_scores`. seeds: as in `cells`."""
     return cells(with_reported_scores(runs, select), "number", seeds)
 
 
@@ -443,12 +466,14 @@ def pairs(runs: pd.DataFrame, row: str, other: str = "") -> pd.DataFrame:
     """The runs of one row in pairs with those of another row ("": of every other one): a
     line for each model, task and seed that both have, measured on the same.
 
-    The columns are the scores x (of `row`) and y (of the other row), with a sign such
-    that more is better; x minus y, the `difference`; and further columns of the first
-    run and, with the suffix _other, of the second. runs: of `with_reported_scores`."""
+    The columns are the scores x (of `row`) and y (of the other row), negative where lower
+    is better; x minus y, the `difference`, which is positive where `row` is better; and
+    further columns of the first run and, with the suffix _other, of the second. runs: of
+    `with_reported_scores`, with left_out."""
     scored = runs[(runs.left_out == "") & runs.number.notna()]
-    is_cost = scored.lower_is_better.astype(bool)
-    scored = scored.assign(signed=scored.number.where(~is_cost, -scored.number))
+    lower_is_better = scored.lower_is_better.astype(bool)
+    signed_scores = scored.number.where(~lower_is_better, -scored.number)
+    scored = scored.assign(signed=signed_scores)
     shared_columns = ["model", "task", "seed", "measured", "name"]
     side_columns = ["row", "label", "way", "lower_is_better", "digits", "id", "signed"]
     scored = scored[[*shared_columns, *side_columns]]

@@ -24,10 +24,12 @@ def printed_file(name: str) -> Content:
 
 
 def _group(name: str) -> dict[str, str]:
+    """A group of names.yaml: names in tables by names in conf/."""
     return dict(printed_file("names.yaml")[name])
 
 
-#: Names in tables by names in conf/: of tasks, benches, models and methods.
+#: Names in tables by names in conf/: of GLUE's tasks, image tasks, benches, models and
+#: methods.
 GLUE = _group("glue")
 IMAGES = _group("images")
 BENCHES = _group("benches")
@@ -36,19 +38,21 @@ GPT2 = _group("gpt2")
 VIT = _group("vit")
 LLAMAS = _group("llamas")
 METHOD_NAMES = _group("methods")
-#: The decimals of a table's column; 1 of others.
+#: How many decimals the numbers of a table's column have; 1 for a column that is not
+#: here.
 DECIMALS: dict[str, int] = {
     **{key: score.decimals for key, score in TEXT_SCORES.items()},
     **printed_file("names.yaml")["decimals"],
 }
-#: Tasks on which the paper's row (model, row) started from an adapter trained on MNLI.
+#: Tasks on which a row of the paper started from an adapter trained on MNLI, by its model
+#: and row.
 #: Our run of such a task is comparable only if it started there, too.
 FROM_MNLI = {("roberta_base", "lora"): ("mrpc", "rte", "stsb")}
 
 
 def paper() -> Content:
-    """The content of printed/tables.yaml, with the formulas and findings beside the
-    numbers."""
+    """The content of printed/tables.yaml: what the paper prints, by table and figure, and
+    notes."""
     return printed_file("tables.yaml")
 
 
@@ -57,7 +61,8 @@ def recipes() -> Content:
     return printed_file("recipes.yaml")
 
 
-#: The tables with numbers of trained models, with their model ("": the file names it).
+#: The tables with numbers of trained models, and the model of each; "" where
+#: printed/tables.yaml names the model of each group or row.
 _MODEL_BY_TABLE = {
     "table2": "",
     "table3": "",
@@ -79,15 +84,17 @@ _TASK_BY_TABLE = {
 
 @cache
 def printed_numbers() -> pd.DataFrame:
-    """Every number that the paper prints of a trained model, a row each: of tables 2 to
-    7, 12 and 13.
+    """Every number that the paper prints of a trained model (tables 2 to 7, 12 and 13), a
+    row each. The columns:
 
-    model, row, task: as in conf/; task is "" for a mean over tasks. part: of table 6,
-    which of its three. method, size: the paper's name of the row and its trained
-    parameters, as printed. column: as in printed/tables.yaml. value, spread: over
-    seeds, as printed (NaN: none). quoted: whether the authors took the row from earlier
-    work. like: our row that it is compared with: where the paper's started from an
-    adapter of MNLI, only one that did so, too."""
+    - table, as "table2"; part: of table 6, which of its three ("" for other tables).
+    - model, row, task: as in conf/; task is "" for a mean over tasks.
+    - method, size: the row's name, and its trained parameters (and bytes) as printed.
+    - column: as in printed/tables.yaml.
+    - value, spread: as printed; a spread is NaN where none is printed.
+    - quoted: whether the authors took the row from earlier work.
+    - like: our row that it is compared with. Where the paper's row started from an
+      adapter trained on MNLI, that is our row which did so, too."""
     lines = list[Content]()
     for table in _MODEL_BY_TABLE:
         # the first entry of a table has its columns, each further one a group of rows
@@ -100,8 +107,11 @@ def printed_numbers() -> pd.DataFrame:
 
 
 def _numbers_of_row(table: str, group: str, cells: Content) -> Iterator[Content]:
-    """The numbers of a row. group: a model or, in table 6, the part of the table.
-    cells: by column; those that are no numbers are taken out of it."""
+    """The numbers of a row that the paper prints, as rows of `printed_numbers`.
+
+    group: the key that the row stands under in printed/tables.yaml: its model, in table
+    6 the part of the table, or "rows". cells: what is printed in each column. Names and
+    sizes are removed from it, so that scores are left."""
     names = printed_file("names.yaml")
     model = _MODEL_BY_TABLE[table] or str(cells.pop("model", group))
     model = model.replace("-", "_")
@@ -112,6 +122,7 @@ def _numbers_of_row(table: str, group: str, cells: Content) -> Iterator[Content]
         size += f" ({cells.pop('bytes')})"
     row_names = names["rows"].get(table, {})
     row = row_names.get(f"{method} {size}") or row_names.get(method, method)
+    # rows of tables 6 and 7 are settings of VeRA, and no methods
     keeps_name = table in ("table6", "table7")
     row_facts = {
         "table": table,
@@ -137,7 +148,8 @@ def _numbers_of_row(table: str, group: str, cells: Content) -> Iterator[Content]
 
 
 def value_and_spread(cell: float | list[float]) -> tuple[float, float]:
-    """A printed number, x or [x, spread]; NaN for no spread."""
+    """The value and the spread of a printed number, which is x or [x, spread]. The spread
+    is NaN where none is printed."""
     if isinstance(cell, list):
         value, spread = cell
         return float(value), float(spread)

@@ -14,6 +14,7 @@ origin of a published run is its study.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -25,9 +26,10 @@ from runs.command.parser import entry_point, read_command_line, setting
 from runs.record.files import write_atomically
 from runs.record.ledger import Ledger
 
-#: Columns of `runs` that hold more than one value.
+#: Columns of `runs` that hold more than one value, and are left out.
 NESTED = ["settings", "measurement", "sources", "texts", "judged", "lm_eval"]
-FORMS = (".parquet", ".csv", ".json")
+#: The endings of the files that can be written.
+FILE_ENDINGS = (".parquet", ".csv", ".json")
 
 
 @dataclass(frozen=True)
@@ -36,37 +38,45 @@ class Settings(Selection):
 
     out: str | None = setting(
         None,
-        f"the file, by its ending: {', '.join(FORMS)} (null: CSV on the screen); "
+        f"the file, by its ending: {', '.join(FILE_ENDINGS)} (null: CSV on the screen); "
         "it must not be there yet",
     )
 
 
-def flat(ledger: Ledger) -> pd.DataFrame:
-    """The runs of a ledger with numbers, names and flags alone: deviations as one text,
-    the configuration in columns of its own."""
+def flat_runs(ledger: Ledger) -> pd.DataFrame:
+    """The runs of a ledger as a frame whose values are numbers, texts and flags alone.
+
+    Its columns are those of `frame.runs` without NESTED, with deviations joined to one
+    text, and a column config.GROUP.KEY for each setting of the runs' configurations
+    (their recipes are left out)."""
     frame = runs(ledger).drop(columns=NESTED)
     frame["deviations"] = frame.deviations.map("; ".join, na_action="ignore")
     frame["left_out"] = frame.left_out.replace("", "no")
+    # a text for a run that predicts one class, otherwise None
     frame["one_class"] = [isinstance(share, str) for share in frame.one_class]
-    settings = [{**record["config"], "recipe": None} for record in ledger]
-    config = pd.json_normalize(settings).drop(columns="recipe", errors="ignore")
+    configurations = list[dict[str, Any]]()
+    for record in ledger:
+        configuration: dict[str, Any] = {**record["config"]}
+        configuration.pop("recipe", None)
+        configurations.append(configuration)
+    config = pd.json_normalize(configurations).add_prefix("config.")
     config = config.map(
         lambda value: str(value) if isinstance(value, list | dict) else value
     )
-    return frame.join(config.add_prefix("config.").convert_dtypes()).convert_dtypes()
+    return frame.join(config.convert_dtypes()).convert_dtypes()
 
 
 def main(arguments: list[str]) -> int:
     settings = read_command_line(arguments, Settings).settings
     path = Path(settings.out) if settings.out else None
-    if path and path.suffix not in FORMS:
-        raise UserError(f"out={path}: a file that ends in {', '.join(FORMS)}")
+    if path and path.suffix not in FILE_ENDINGS:
+        raise UserError(f"out={path}: a file that ends in {', '.join(FILE_ENDINGS)}")
     if path:
         check_new_file(path)
     ledger = open_selection(settings)
     if not ledger.records:
         raise UserError(f"no records in {settings.output}/records yet (make demo)")
-    frame = flat(ledger)
+    frame = flat_runs(ledger)
     if path is None:
         sys.stdout.write(to_csv(frame))
         return 0

@@ -17,9 +17,10 @@ from runs.record.schema import Record
 
 
 class RunRow(namedtuple("RunRow", [*FACTS, "settings"])):  # type: ignore[misc]
-    """A run as a row of `runs`: its FACTS, and its settings."""
+    """A run as a row of `runs`: its FACTS, and its settings (`settings_of`)."""
 
     __slots__ = ()
+    # fields that code reads as attributes, for the type checker
     id: str
     model: str
     task: str
@@ -36,7 +37,7 @@ def files_of_code() -> list[Path]:
 
 @cache
 def hash_of_code() -> str:
-    """The hash of the files that make a row from a record."""
+    """The hash of `files_of_code`."""
     digest = hashlib.sha256()
     for path in files_of_code():
         digest.update(path.read_bytes())
@@ -44,8 +45,11 @@ def hash_of_code() -> str:
 
 
 class RowMaker:
-    """Makes a run's row from its record. Rows share equal texts, settings and
-    measurements, so that thousands of them need little memory."""
+    """Makes a run's row from its record (`runs.record.kept_rows.MakesRows`). Rows share
+    equal texts, settings, measurements and sources, so that thousands of them need
+    little memory.
+
+    settings: by cell. measurements: by way and protocol. sources: by their text."""
 
     def __init__(self) -> None:
         self.settings = dict[str, dict[str, Any]]()
@@ -54,14 +58,16 @@ class RowMaker:
 
     @property
     def code(self) -> str:
-        """The hash of the code that rows depend on."""
+        """The hash of the code that rows depend on. Rows that were kept on disk by other
+        code are made again."""
         return hash_of_code()
 
     def restore(self, values: Iterable[Any]) -> RunRow:
-        """The row with these values."""
+        """The row that was kept on disk as these values, in the order of its fields."""
         return RunRow._make(values)
 
     def __call__(self, record: Record) -> RunRow:
+        """The row of a record. A failed run has NaN for what only a finished run has."""
         is_failed = kind_of(record) == "failed"
         columns = FACTS_OF_EVERY_RUN if is_failed else FACTS
         values = {name: fact.read(record) for name, fact in columns.items()}
@@ -80,7 +86,10 @@ class RowMaker:
         if cell not in self.settings:
             self.settings[cell] = settings_of(record)
         values["settings"] = self.settings[cell]
-        way = values["way"], values["protocol"]
-        values["measurement"] = self.measurements.setdefault(way, values["measurement"])
-        source = str(values["sources"])
-        values["sources"] = self.sources.setdefault(source, values["sources"])
+        # together they have all phrases of the measurement
+        way_and_protocol = (values["way"], values["protocol"])
+        values["measurement"] = self.measurements.setdefault(
+            way_and_protocol, values["measurement"]
+        )
+        text_of_sources = str(values["sources"])
+        values["sources"] = self.sources.setdefault(text_of_sources, values["sources"])

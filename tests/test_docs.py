@@ -24,7 +24,7 @@ from tiny import tiny
 import runs.command.parser
 import vera
 from analysis.figures import NAMES
-from analysis.records import flat
+from analysis.records import flat_runs
 from analysis.tables import TABLES
 from runs.command.errors import UserError
 from runs.config import Files, read_command
@@ -307,7 +307,7 @@ def test_the_card_of_the_data_names_columns_that_are_there():
     card = (ROOT / ".ci" / "data.md").read_text()
     named = re.findall(r"`(\w+)`", card.partition("\n- `kind`")[2])
     words = {"result", "trial", "stopped", "failed", "no"}  # values
-    frame = flat(ledger(*seeds("vera")))
+    frame = flat_runs(ledger(*seeds("vera")))
     assert {"kind", *named} - words <= {*frame}
     # as its code says
     cells = frame[(frame.kind == "result") & (frame.left_out == "no")]

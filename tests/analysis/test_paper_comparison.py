@@ -37,7 +37,7 @@ def test_a_row_is_the_papers_where_its_count_rounds_to_the_printed_one_or_is_the
     of,
 ):
     row, count, size, same, model = (*of, "roberta_large")[:5]
-    assert paper_comparison.same_size(count, model, row, size) is same
+    assert paper_comparison.has_papers_size(count, model, row, size) is same
 
 
 def test_every_exact_count_is_the_printed_one_rounded_or_has_a_note():
