@@ -69,9 +69,9 @@ def claims_table(every_finding: Sequence[Finding]) -> Table:
         if finding.name:
             label += f": {finding.name}"
         line: dict[str, Entry] = {"claim": f"{number}. {label}"}
-        line["model-task combinations"] = str(
-            len(finding.task_means) or len(finding.comparisons)
-        )
+        # a claim that is measured without pairs has comparisons alone
+        combinations = len(finding.task_means) or len(finding.comparisons)
+        line["model-task combinations"] = str(combinations)
         line |= _difference_entries(finding.mean)
         line["verdict"] = str(finding.verdict)
         lines.append(line)
@@ -80,7 +80,8 @@ def claims_table(every_finding: Sequence[Finding]) -> Table:
 
 
 def tables_by_task(every_finding: Sequence[Finding], number: int) -> list[Table]:
-    """A claim's mean differences on each task, a table for each of its comparisons.
+    """A claim's mean differences on each task: a table for each of its findings, and one
+    of what is in no pair. number: of the claim, as `claims_table` counts them.
 
     Raises:
         UserError: no claim has this number, or the runs have no finding on it.
@@ -88,15 +89,17 @@ def tables_by_task(every_finding: Sequence[Finding], number: int) -> list[Table]
     if not 1 <= number <= len(claims()):
         raise UserError(f"claim={number}: there are {len(claims())}")
     numbers = claim_numbers(every_finding)
-    of_claim = [item for item in every_finding if numbers[item.claim.finding] == number]
-    if not of_claim:
+    findings_of_claim = [
+        finding for finding in every_finding if numbers[finding.claim.finding] == number
+    ]
+    if not findings_of_claim:
         name = claims()[number - 1].name
         existing = ", ".join(map(str, numbers.values()))
         raise UserError(
             f"claim={number} ({name}): no finding on these runs. There are: {existing}"
         )
     tables = list[Table]()
-    for finding in of_claim:
+    for finding in findings_of_claim:
         lines = list[dict[str, Entry]]()
         for task, mean in finding.task_means.items():
             pairs = Number(finding.pair_counts[task], form="count")
@@ -108,32 +111,35 @@ def tables_by_task(every_finding: Sequence[Finding], number: int) -> list[Table]
             title = f"{number}. {finding.title}: {finding.verdict}"
             tables.append(Table.of(title, lines, [RULE, NOTE_ON_DEV_ROWS]))
     exclusions: list[dict[str, Entry]] = [
-        {"study": item.study, "task": item.place, "why": item.reason}
-        for item in of_claim[0].exclusions
+        {"study": exclusion.study, "task": exclusion.place, "why": exclusion.reason}
+        for exclusion in findings_of_claim[0].exclusions
     ]
     if exclusions:
         tables.append(Table.of("In no pair of this claim", exclusions))
-    return tables or [_table_without_pairs(finding, number) for finding in of_claim]
+    if tables:
+        return tables
+    return [_table_without_pairs(finding, number) for finding in findings_of_claim]
 
 
 def _table_without_pairs(finding: Finding, number: int) -> Table:
-    """What a claim that compares no pairs of runs says on each model and task."""
+    """The finding on a claim that compares no pairs of runs: a line for each model and
+    task on which it was measured, with its verdict there. number: of the claim."""
     phrases = macros("words.md")
     lines: list[dict[str, Entry]] = [
         {
-            "measured on": item.place,
-            "runs": " to ".join(map(str, item.counts)) or NONE,
-            "measured": str(phrases.measured(item)),
-            "verdict": str(item.verdict),
+            "measured on": comparison.place,
+            "runs": " to ".join(map(str, comparison.counts)) or NONE,
+            "measured": str(phrases.measured(comparison)),
+            "verdict": str(comparison.verdict),
         }
-        for item in finding.comparisons
+        for comparison in finding.comparisons
     ]
     title = f"{number}. {finding.title}: {finding.verdict}"
     return Table.of(title, lines, ["This claim is measured without pairs of runs."])
 
 
 def _difference_entries(mean: Mean) -> dict[str, Entry]:
-    """A mean difference and its interval, as entries of a line."""
+    """A mean difference and its 95% interval, as two entries of a line."""
     low, high = mean.interval()
     return {
         "difference": entry_of_runs(mean.mean, (), sign=True),

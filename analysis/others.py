@@ -1,6 +1,6 @@
 """What independent groups report (printed/others.yaml, whose head says what a source
-has), as a frame; and the lines `others` of tables 2 to 5, each beside ours by its own
-choice of the epoch."""
+has), as a frame; and the lines of tables whose source is "others". Each report stands
+beside our score at the epoch that its source chose."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -34,10 +34,11 @@ EPOCHS = {
     "last": "last epoch",
     "": "epoch not said",
 }
+#: Names in tables of the methods that the paper or other groups ran, by names in conf/.
 METHODS: dict[str, str] = METHOD_NAMES | printed_file("names.yaml")["others"]
-#: Sets with exact answers, which the VeRA paper does not have.
+#: Names in tables of test sets with exact answers, which the VeRA paper does not have.
 EXACT: dict[str, str] = printed_file("names.yaml")["exact"]
-#: Names of models, columns and methods.
+#: Names in tables of models, columns and methods, by their keys.
 DISPLAY_NAMES: dict[str, str] = {
     **ROBERTA,
     **GPT2,
@@ -55,7 +56,9 @@ DISPLAY_NAMES: dict[str, str] = {
 
 
 def names_by_key(names: str | Sequence[str] | dict[str, str]) -> dict[str, str]:
-    """Names by key: of a group of printed/names.yaml, of some keys, or their own."""
+    """Names in tables by key. names: the name of a group of printed/names.yaml, some keys
+    (one that has no name in DISPLAY_NAMES is its own), or a dict that is returned as it
+    is."""
     if isinstance(names, dict):
         return names
     keys = printed_file("names.yaml")[names] if isinstance(names, str) else names
@@ -82,32 +85,34 @@ RUN_FACTS: tuple[str, ...] = (
 
 
 def reported_sources() -> dict[str, dict[str, Any]]:
-    """What each group reports, by its key."""
+    """What each source reports (printed/others.yaml), by its key."""
     return printed_file("others.yaml")
 
 
 @cache
 def reports_of_others() -> pd.DataFrame:
-    """Every number of another source, a row each: source, its key; RUN_FACTS; label, its
-    name with the runner where it has several; model, row and column, as in
-    `paper.printed_numbers`; value and spread, in the unit of the paper's table; same, whether
-    its target modules are the paper's (also where it names none); and like, our row
-    that it is compared with."""
+    """Every number that another source reports, a row each. The columns:
+
+    - source, its key; label, its name, with the runner where it has several; RUN_FACTS.
+    - model, row, column, value, spread: as in `paper.printed_numbers`.
+    - same_sites: whether the target modules are the paper's, or not said.
+    - like: our row that it is compared with."""
     lines = list[dict[str, Any]]()
     for source, settings in reported_sources().items():
         for part in settings["parts"]:
             for row in part["rows"]:
                 # A row overrides its part, and a part its source.
                 facts = {"source": source, **_facts_of_row(settings | part | row)}
-                numbers = _numbers_of_row(part["columns"], row["values"])
-                lines += [facts | number for number in numbers]
+                scores = _scores_of_row(part["columns"], row["values"])
+                lines += [facts | score for score in scores]
     return pd.DataFrame(lines)
 
 
-def _numbers_of_row(
+def _scores_of_row(
     columns: Sequence[str], cells: Sequence[Any]
 ) -> Iterator[dict[str, Any]]:
-    """The numbers of a row that are reported; a cell of another column is null."""
+    """The scores of a row with their columns. cells: x, [x, spread], or None for a column
+    without a score."""
     for column, cell in zip(columns, cells, strict=True):
         if cell is not None:
             value, spread = value_and_spread(cell)
@@ -115,23 +120,26 @@ def _numbers_of_row(
 
 
 def _facts_of_row(row: dict[str, Any]) -> dict[str, Any]:
-    """The columns of `others` that all numbers of a row share. row: its keys, and those
-    of its part and its source."""
+    """The columns of `reports_of_others` that all numbers of a row share, without its
+    source. row: its keys in printed/others.yaml, and those of its part and its source."""
     facts = {key: "" if row.get(key) is None else row[key] for key in RUN_FACTS}
     papers_sites = "all-linear" if row["model"] in LLAMAS else "qv"
     same_sites = facts["sites"] in ("", papers_sites)
+    own_row = row["row"]
+    if not same_sites:
+        own_row += "_all"  # conf/method's row on all linear layers, such as vera_all
     return facts | {
         "model": row["model"],
         "row": row["row"],
         "same_sites": same_sites,
-        "like": row["row"] if same_sites else f"{row['row']}_all",
+        "like": own_row,
         "label": " ".join(filter(None, [row["name"], row.get("by")])),
     }
 
 
 def setup_text(row: Any) -> str:
-    """How a row was run, in a few words: rank and target modules and, where the source
-    says how many steps, the rate times steps."""
+    """How a row was run, as far as its source says: "r 32, q, v, lr 1e-5 x 1,024 steps".
+    row: of `reports_of_others`."""
     rank, sites = row.get("rank"), row.get("sites", "")
     names = {"qv": "q, v", "all-linear": "all linear"}
     parts = [f"r {rank:,}" if rank else "", names.get(sites, sites)]
@@ -142,15 +150,15 @@ def setup_text(row: Any) -> str:
 
 # --- the lines of tables
 
-#: How many sources with the paper's target modules make a range.
+#: From how many numbers on with the paper's target modules a range stands for them.
 SOURCES_OF_RANGE = 3
 
 
 def reports_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.DataFrame:
-    """What others report of a model in these columns, and `difference`: our median
-    minus their number, at the epoch that they chose or, where they do not say it, at
-    our table's. It is NaN where we have no such cell, or not with every seed. cells:
-    ours."""
+    """What others report of a model in these columns (`reports_of_others`), with a
+    `difference`: our median minus their number. Ours is of the epoch that they chose or,
+    if they do not say it, of our table's. It is NaN where we have no such cell, or not
+    with every seed. cells: ours."""
     frame = reports_of_others()
     reports = frame[(frame.model == model) & frame.column.isin(columns)]
     if reports.empty:
@@ -164,25 +172,26 @@ def reports_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.Da
 
 
 def _own_number(own_cells: dict[tuple[str, str], Cell], report: Any) -> float:
-    """Our number beside a report; NaN for none. own_cells: our cells by row and
-    column."""
+    """Our number beside a report; NaN without a complete cell. Beside an average ours is
+    over all tasks of GLUE. own_cells: our cells by row and column. report: of
+    `reports_of_others`."""
     columns = [*GLUE] if report.column == "avg" else [report.column]
     cells: list[Cell] = [own_cells.get((report.like, column)) for column in columns]
     if not all(cell and cell.runs >= cell.wanted for cell in cells):
         return math.nan
-    # A column that is no task of the paper's is a score, of one epoch.
+    # Other columns than tasks of the paper are scores of texts, of the last epoch alone.
     if columns[0] not in GLUE | IMAGES:
         return float(np.mean([cell.median for cell in cells]))
-    # the column best, half or last
+    # A cell's columns best, half and last are named as the epochs of reports.
     medians = [getattr(cell, report.epoch or cell.reported) for cell in cells]
     return float(np.mean(medians))
 
 
 def range_texts(reports: pd.DataFrame) -> str:
-    """Whether our number is within what others report, neither above nor below all of
-    them, on each column: "CoLA within what others report (62.8 to 67.0)"; "" where
-    fewer than SOURCES_OF_RANGE report it, or we have no number. reports: those with the
-    paper's target modules."""
+    """On each column, whether our number is within what others report, that is, neither
+    above nor below all of them: "CoLA within what others report (62.8 to 67.0)". Columns
+    that fewer than SOURCES_OF_RANGE report, or of which we have no number, are left out.
+    reports: of one row (`reports_of`), those with the paper's target modules."""
     texts = list[str]()
     for column, group in reports.groupby("column", sort=False):
         if len(group) >= SOURCES_OF_RANGE and group.difference.notna().all():
@@ -195,13 +204,15 @@ def range_texts(reports: pd.DataFrame) -> str:
 
 
 def report_lines(reports: pd.DataFrame, each_source: bool) -> list[dict[str, Entry]]:
-    """The lines of a row: one of each source (each_source), or one of all."""
+    """The lines of a table on what others report of a row: a line for each source
+    (each_source), or one for all. reports: of `reports_of`, those of the row."""
     groups = reports.groupby(["label", "sites"] if each_source else "row", sort=False)
     return [_report_line(group, each_source) for _, group in groups]
 
 
 def _report_line(reports: pd.DataFrame, each_source: bool) -> dict[str, Entry]:
-    """A line of one source (each_source), or of all: entries by column."""
+    """The entries of a line by column. reports: of one source if each_source, which is
+    then named with its settings; otherwise of all sources."""
     epochs = ", ".join(dict.fromkeys(reports.epoch.map(EPOCHS)))
     line: dict[str, Entry] = {"source": "others", "status": epochs}
     if each_source:
@@ -214,22 +225,25 @@ def _report_line(reports: pd.DataFrame, each_source: bool) -> dict[str, Entry]:
     # Grouping a frame of few columns is faster.
     numbers = reports[["column", "value", "spread", "difference", "same_sites"]]
     for column, group in numbers.groupby("column"):
-        line[str(column)] = _entry(group)
+        line[str(column)] = _reports_entry(group)
     return line
 
 
-def _entry(reports: pd.DataFrame) -> Entry:
-    """What sources report of one column: their range, where SOURCES_OF_RANGE have the
-    paper's target modules, and the number of each other source. ^ marks other target
-    modules; ours minus theirs stands in brackets."""
-    has_range = reports.same_sites.sum() >= SOURCES_OF_RANGE
-    entries = [_range(reports[reports.same_sites])] if has_range else []
-    digits = DECIMALS.get(reports.column.iloc[0], 1)
-    for report in reports[~(reports.same_sites & has_range)].itertuples():
+def _reports_entry(reports: pd.DataFrame) -> Entry:
+    """What sources report of one column, as an entry. Numbers with the paper's target
+    modules are given as a range if there are SOURCES_OF_RANGE of them. Others stand one
+    by one: ^ marks other target modules, and ours minus theirs stands in brackets."""
+    decimals = DECIMALS.get(reports.column.iloc[0], 1)
+    entries = list[Number]()
+    single_reports = reports
+    if reports.same_sites.sum() >= SOURCES_OF_RANGE:
+        entries.append(_range(reports[reports.same_sites]))
+        single_reports = reports[~reports.same_sites]
+    for report in single_reports.itertuples():
         mark = "" if report.same_sites else "^"
         if not math.isnan(report.difference):
-            mark += f" ({Number(report.difference, decimals=digits, sign=True)})"
-        number = Number(report.value, decimals=digits, mark=mark)
+            mark += f" ({Number(report.difference, decimals=decimals, sign=True)})"
+        number = Number(report.value, decimals=decimals, mark=mark)
         if len(reports) == 1:
             number = replace(number, spread=report.spread)
         entries.append(number)
@@ -238,5 +252,5 @@ def _entry(reports: pd.DataFrame) -> Entry:
 
 def _range(reports: pd.DataFrame) -> Number:
     """The lowest and the highest number of these reports of one column."""
-    digits = DECIMALS.get(reports.column.iloc[0], 1)
-    return Number(reports.value.min(), high=reports.value.max(), decimals=digits)
+    decimals = DECIMALS.get(reports.column.iloc[0], 1)
+    return Number(reports.value.min(), high=reports.value.max(), decimals=decimals)

@@ -26,12 +26,12 @@ from analysis.render import Entry, Number, Table, entry_of_runs
 from runs.record.intervals import median_interval
 from runs.record.text import plural
 
-#: The score of a table in points has one decimal. Others are not averaged over tasks.
+#: Scores with so many decimals are in points. Others are not averaged over tasks.
 DECIMALS_OF_POINTS = 1
 #: A p below this is called significant.
 SIGNIFICANT = 0.05
-#: Said where a difference is significant by itself, and not among all of a table.
-BESIDE_FINDINGS = (
+#: The note where a difference is significant by its own p, and not by Holm's.
+NOTE_ON_FINDINGS = (
     "vera-bench findings tests one claim over all tasks, by the 95% CI, without "
     "correction: it can contradict a claim although p (Holm) here is above 0.05."
 )
@@ -58,22 +58,25 @@ COLUMNS = [
 def paired_differences(
     runs: pd.DataFrame, row: str, as_reference: bool = False
 ) -> pd.DataFrame:
-    """A row minus every other row of its model, on each task (and for each way of
+    """A row minus every other row of its model: a line for each task (and for each way of
     measuring it) where both have runs of one seed that were measured on the same, and
-    over all of its tasks.
+    one over all of the row's tasks. A positive difference means that the left row is
+    better, also for scores of which lower is better.
 
-    as_reference: every other row minus it instead. Positive: the first is better, also
-    for scores of which lower is better.
+    row: the left row; with as_reference the right one, so that differences are every
+    other row minus it.
 
     Columns:
 
     - model; task, with how it was measured where there are several ways ("" over tasks).
     - other, the other row; left and right, the labels of both.
-    - differences, a tuple by seed (or by task); pairs, how many these are.
+    - differences, a tuple by seed (over tasks: each task's mean); pairs, their number.
     - mean, low, high, p: the mean difference, its 95% interval, and p by Student's t.
     - holm: p by Holm's correction for all comparisons of the model. Those over tasks are
       corrected on their own.
-    - better: P(left > right). digits: the decimals of the score. ids: of the runs."""
+    - better: in what share of all pairs of a left and a right run, of whichever seeds, the
+      left one is better; equal ones count half (NaN over tasks).
+    - digits: the decimals of the score. ids: of the runs."""
     scored = with_reported_scores(mark_left_out(runs))
     scored = scored[scored.left_out == ""]
     texts_by_id = pd.Series([*measurement_texts(scored)], scored.id, dtype=object)
@@ -89,14 +92,16 @@ def paired_differences(
         by_task = [*_lines_by_task(of_model)]
         over_tasks = [*_lines_over_tasks(by_task, of_model.task.nunique())]
         for group in (by_task, over_tasks):
-            corrected = holm([line["p"] for line in group])
-            for line, p in zip(group, corrected, strict=True):
+            corrected_p = holm([line["p"] for line in group])
+            for line, p in zip(group, corrected_p, strict=True):
                 lines.append(line | {"model": model, "holm": float(p)})
     return pd.DataFrame(lines, columns=COLUMNS)
 
 
 def _lines_by_task(joined: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """The comparisons of a model on each task. joined: of `frame.pairs`."""
+    """The lines of `paired_differences` on each task, without model and holm, and with
+    conf_task, the task without how it was measured. joined: the pairs of one model
+    (`frame.pairs`), with task_by_way."""
     groups = joined.groupby(["row_other", "task_by_way"], sort=False)
     for (other_row, task), group in groups:
         group = group.sort_values("seed", kind="stable")
@@ -117,23 +122,25 @@ def _lines_by_task(joined: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _lines_over_tasks(
-    by_task: list[dict[str, Any]], count: int
+    by_task: list[dict[str, Any]], task_count: int
 ) -> Iterator[dict[str, Any]]:
-    """The comparisons over tasks: with each other row that has all tasks (`count`, two
-    or more) in points, by the variance of the tasks' means. A task that was measured in
-    several ways counts once, with the mean of these."""
+    """The lines of `paired_differences` over tasks, by the variance of the tasks' means:
+    one for each other row that has all tasks, two or more, if their scores are in
+    points. A task that was measured in several ways counts once, with the mean of these.
+
+    by_task: of `_lines_by_task`. task_count: how many tasks the row has."""
     frame = pd.DataFrame(by_task, columns=[*COLUMNS, "conf_task"])
     for other_row, group in frame.groupby("other", sort=False):
         in_points = (group.digits == DECIMALS_OF_POINTS).all()
         means = group.groupby("conf_task", sort=False)["mean"].mean()
-        if count < 2 or len(means) < count or not in_points:
+        if task_count < 2 or len(means) < task_count or not in_points:
             continue
         yield {
             "task": "",
             "other": other_row,
             "left": group.left.iloc[0],
             "right": group.right.iloc[0],
-            "pairs": count,
+            "pairs": task_count,
             "differences": tuple(means),
             **_mean_columns(mean_of(means)),
             "better": np.nan,
@@ -159,32 +166,37 @@ def _mean_columns(mean: Mean) -> dict[str, float]:
 def comparison_table(
     lines: pd.DataFrame, title: str, with_details: bool = False
 ) -> Table:
-    """Comparisons of one model as a table. with_details: the counts, the median with its
-    bootstrap interval, the sign test and P(better)."""
+    """Comparisons of one model as a table. lines: of `paired_differences`. with_details:
+    also how many pairs were won, lost and equal, the median with its bootstrap interval,
+    the sign test and P(better)."""
     rows = [_table_line(line, with_details) for line in lines.itertuples()]
-    over_tasks = int((lines.task == "").sum())
-    count = plural(len(lines) - over_tasks, "comparison")
-    corrected = f"is corrected for the {count} of the rows and tasks selected"
+    count_over_tasks = int((lines.task == "").sum())
+    comparisons = plural(len(lines) - count_over_tasks, "comparison")
+    what_holm_corrects = (
+        f"is corrected for the {comparisons} of the rows and tasks selected"
+    )
     if len(lines) == 1:
-        corrected = "equals p, as the rows and tasks selected make one comparison"
+        what_holm_corrects = (
+            "equals p, as the rows and tasks selected make one comparison"
+        )
     means = "Mean differences in pairs of runs of one seed"
-    if over_tasks:
-        corrected += f", and separately for the {over_tasks} over tasks"
+    if count_over_tasks:
+        what_holm_corrects += f", and separately for the {count_over_tasks} over tasks"
         means += " (over tasks: of the tasks' means)"
     notes = [
         f"{means}, by Student's t. Positive: the first row is better.",
-        f"p (Holm) {corrected}. How to read it: docs/stats.md.",
+        f"p (Holm) {what_holm_corrects}. How to read it: docs/stats.md.",
         "95% CI and p are not corrected and leave out the choice of dev rows. Use p for "
         "one comparison that you chose before looking, and p (Holm) for the best of a "
         "table.",
     ]
     if ((lines.p < SIGNIFICANT) & (lines.holm >= SIGNIFICANT)).any():
-        notes.append(BESIDE_FINDINGS)
+        notes.append(NOTE_ON_FINDINGS)
     return Table.of(title, rows, notes, lines.model.iloc[0])
 
 
 def _table_line(line: Any, with_details: bool) -> dict[str, Entry]:
-    """One comparison. line: a row of `paired_differences`."""
+    """The entries of one comparison. line: a row of `paired_differences`."""
     signed: Any = {"ids": line.ids, "decimals": line.digits, "sign": True}
     entries: dict[str, Entry] = {
         "difference": f"{line.left} minus {line.right}",
@@ -200,7 +212,8 @@ def _table_line(line: Any, with_details: bool) -> dict[str, Entry]:
 
 
 def _detail_entries(line: Any) -> dict[str, Entry]:
-    """What more=true adds to a comparison."""
+    """The entries that more=true adds to a comparison. line: a row of
+    `paired_differences`."""
     differences = pd.Series(line.differences)
     won = int((differences > 0).sum())
     lost = int((differences < 0).sum())
@@ -218,9 +231,12 @@ def _detail_entries(line: Any) -> dict[str, Entry]:
     return entries
 
 
-def not_compared(cells: pd.DataFrame, lines: pd.DataFrame, row: str) -> list[str]:
-    """A note on the cells of a model that have no pair with a row, or none. cells: of
-    the model. lines: its `paired_differences` from the row."""
+def note_on_uncompared_cells(
+    cells: pd.DataFrame, lines: pd.DataFrame, row: str
+) -> list[str]:
+    """A note that names the cells which no run of `row` has been paired with, though the
+    row has run on their task; an empty list if there is no such cell. cells: of one
+    model. lines: its `paired_differences` from the row."""
     compared = set(zip(lines.other, lines.task, strict=True))
     tasks = cells[cells.row == row].task
     other_cells = cells[cells.task.isin(tasks) & (cells.row != row)]

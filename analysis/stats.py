@@ -21,7 +21,11 @@ from analysis import tables
 from analysis.command import Selection, open_rows, own_and_published, row_name
 from analysis.frame import reported_cells, tasks_by_way
 from analysis.notes import notes, unfinished_notices
-from analysis.paired import comparison_table, not_compared, paired_differences
+from analysis.paired import (
+    comparison_table,
+    note_on_uncompared_cells,
+    paired_differences,
+)
 from analysis.paper import GPT2, LLAMAS, ROBERTA, VIT
 from analysis.paper_comparison import verdict_summary
 from analysis.render import (
@@ -41,7 +45,7 @@ from runs.record.intervals import interval_name, median_interval
 
 #: The models of the paper.
 MODELS = {**ROBERTA, **GPT2, **VIT, **LLAMAS}
-#: The verdicts on cells by the ids of their runs.
+#: The verdict on each cell, by the ids of its runs.
 Verdicts = dict[tuple[str, ...], str]
 
 
@@ -52,27 +56,29 @@ def statistics_tables(
     own_cells_only: bool = False,
     with_details: bool = False,
 ) -> list[Table]:
-    """For each model its cells (interval, best against last epoch, what choosing it
-    adds), and a row minus the others ("": none).
+    """Two tables for each model: its cells (interval, best against last epoch, what
+    choosing the epoch adds), and the differences of one row from the others.
 
-    paper_verdicts: the verdicts beside the paper (`tables.verdicts`), where they are at hand.
-    own_cells_only: of the cells, only those of the row. with_details: see
-    `comparison_table`."""
+    row: that row; "" for no differences. paper_verdicts: the verdicts beside the paper
+    (`tables.verdicts`), where they are at hand. own_cells_only: of the cells, only those
+    of the row. with_details: see `comparison_table`."""
     cells = reported_cells(runs)
     statistics = list[Table]()
     verdicts = verdicts_by_runs(runs, paper_verdicts) if len(cells) else {}
-    compared = paired_differences(runs, row)
-    for model, of_model in cells.groupby("model"):
-        shown_cells = of_model[of_model.row == row] if own_cells_only else of_model
+    differences = paired_differences(runs, row)
+    for model, cells_of_model in cells.groupby("model"):
+        shown_cells = cells_of_model
+        if own_cells_only:
+            shown_cells = cells_of_model[cells_of_model.row == row]
         if len(shown_cells):
             runs_of_model = runs[runs.model == model]
             statistics.append(_cells_table(shown_cells, runs_of_model, verdicts))
-        lines = compared[compared.model == model]
+        lines = differences[differences.model == model]
         if len(lines):
             labels = " and ".join(dict.fromkeys(lines.left))
             title = f"{model}: {labels} minus the other methods"
             table = comparison_table(lines, title, with_details)
-            table.notes += not_compared(of_model, lines, row)
+            table.notes += note_on_uncompared_cells(cells_of_model, lines, row)
             statistics.append(table)
     return statistics
 
@@ -80,7 +86,8 @@ def statistics_tables(
 def median_interval_entry(
     values: Iterable[float], ids: Iterable[str], decimals: int
 ) -> Entry:
-    """The interval of the median of the known values; "-" for fewer than two."""
+    """The interval of the median of those values that are not NaN, as an entry; "-" for
+    fewer than two. ids: of the runs that have the values."""
     known_values = [value for value in values if not math.isnan(value)]
     low, high = median_interval(known_values) or (math.nan, math.nan)
     return entry_of_runs(low, ids, high=high, decimals=decimals)
@@ -92,17 +99,19 @@ def median_interval_entry(
 def verdicts_by_runs(
     runs: pd.DataFrame, paper_verdicts: pd.DataFrame | None = None
 ) -> Verdicts:
-    """The verdict on each cell that the paper has or, if it has several numbers, how
-    many of them are reproduced."""
+    """The verdict on each of our cells that the paper has, too. If the cell has several
+    numbers with different verdicts, these are counted instead. paper_verdicts: of
+    `tables.verdicts` on these runs, where they are at hand."""
     paper_verdicts = tables.verdicts(runs) if paper_verdicts is None else paper_verdicts
     by_cell = (
         paper_verdicts[paper_verdicts.ran].groupby("ids", sort=False).verdict.agg(list)
     )
-    return {ids: _one_verdict(verdicts) for ids, verdicts in by_cell.items()}
+    return {ids: _joined_verdict(verdicts) for ids, verdicts in by_cell.items()}
 
 
-def _one_verdict(verdicts: list[str]) -> str:
-    """The verdict on a cell, or how many of its numbers are reproduced."""
+def _joined_verdict(verdicts: list[str]) -> str:
+    """The verdict on a cell, by those on its numbers: the one that all have, or how many
+    have each."""
     distinct = list(dict.fromkeys(verdicts))
     if len(distinct) == 1:
         return distinct[0]
@@ -110,42 +119,49 @@ def _one_verdict(verdicts: list[str]) -> str:
 
 
 def _cells_table(cells: pd.DataFrame, runs: pd.DataFrame, verdicts: Verdicts) -> Table:
-    """The cells of a model (`frame.reported_cells`). runs: all of the model, among
-    which they are."""
+    """A table with a line for each of these cells (`frame.reported_cells`), all of one
+    model. runs: all runs of the model, for the notes."""
     model = cells.model.iloc[0]
     interval_header = interval_name(cells.n)
-    unknown = "not in the paper" if model in MODELS else "other model"
+    without_verdict = "not in the paper" if model in MODELS else "other model"
     ordered = cells.assign(task=tasks_by_way(cells)).sort_values(["task", "row"])
-    lines = [
-        _cell_line(cell, interval_header) | {"verdict": verdicts.get(cell.ids, unknown)}
-        for cell in ordered.itertuples()
-    ]
+    lines = list[dict[str, Entry]]()
+    for cell in ordered.itertuples():
+        line = _cell_line(cell, interval_header)
+        line["verdict"] = verdicts.get(cell.ids, without_verdict)
+        lines.append(line)
     description = "Best to optimism are of the dev set's metric (docs/stats.md)."
     table_notes = notes(runs[runs.kind == "result"], cells, description=description)
     return Table.of(f"{model}: cells", lines, table_notes, model)
 
 
 def _cell_line(cell: Cell, interval_header: str) -> dict[str, Entry]:
-    digits = int(cell.digits)
-    points: Any = {"ids": cell.ids, "decimals": int(cell.decimals)}
+    """The line of a cell, without its verdict. The median and its interval are of the
+    reported score, which may be a score of texts; best to optimism are of the dev
+    metric. interval_header: the name of the interval's column."""
+    reported_decimals = int(cell.digits)
+    metric_format: Any = {"ids": cell.ids, "decimals": int(cell.decimals)}
     # Where the last epoch is reported, none is chosen.
     chooses_epoch = cell.reported == "best"
-    mark = f"/{cell.wanted}{diverged_mark(cell)}"
-    middle = pd.Series(cell.values).median()
+    wanted_and_diverged = f"/{cell.wanted}{diverged_mark(cell)}"
+    # of the known values, while cell.median is NaN if one is missing
+    median = pd.Series(cell.values).median()
     crossfit: Entry = NONE
     optimism: Entry = NONE
     if chooses_epoch:
-        crossfit = entry_of_runs(cell.crossfit, **points)
-        optimism = entry_of_runs(cell.optimism, sign=True, **points)
+        crossfit = entry_of_runs(cell.crossfit, **metric_format)
+        optimism = entry_of_runs(cell.optimism, sign=True, **metric_format)
     return {
         "method": cell.label,
         "task": cell.task,
         "metric": cell.name,
-        "seeds": Number(cell.n, form="count", mark=mark),
-        "median": entry_of_runs(middle, cell.ids, decimals=digits),
-        interval_header: median_interval_entry(cell.values, cell.ids, digits),
-        "best": entry_of_runs(cell.best, **points),
-        "last": entry_of_runs(cell.last, **points),
+        "seeds": Number(cell.n, form="count", mark=wanted_and_diverged),
+        "median": entry_of_runs(median, cell.ids, decimals=reported_decimals),
+        interval_header: median_interval_entry(
+            cell.values, cell.ids, reported_decimals
+        ),
+        "best": entry_of_runs(cell.best, **metric_format),
+        "last": entry_of_runs(cell.last, **metric_format),
         "cross-fitted": crossfit,
         "optimism": optimism,
     }
@@ -172,8 +188,8 @@ def main(arguments: list[str]) -> int:
     settings = line.settings
     name = "".join(line.positional)
     row = row_name(settings.row or "vera")
-    frames = own_and_published(open_rows(settings))
-    selected = pd.concat(frames, ignore_index=True)
+    own_and_published_runs = own_and_published(open_rows(settings))
+    selected = pd.concat(own_and_published_runs, ignore_index=True)
     if name:
         selected = in_table(selected, name)
     if selected.empty:
@@ -184,15 +200,16 @@ def main(arguments: list[str]) -> int:
     if settings.row:
         selected = _row_with_others(selected, row)
     shown_tables = list[Table]()
-    for frame, mark in zip(frames, ("", " (published)"), strict=True):
+    suffixes = ("", " (published)")
+    for runs, suffix in zip(own_and_published_runs, suffixes, strict=True):
         statistics = statistics_tables(
-            frame[frame.id.isin(selected.id)],
+            runs[runs.id.isin(selected.id)],
             row,
             own_cells_only=bool(settings.row),
             with_details=settings.more,
         )
         shown_tables += [
-            replace(table, title=f"{table.title}{mark}") for table in statistics
+            replace(table, title=f"{table.title}{suffix}") for table in statistics
         ]
     if not shown_tables:
         reasons = "".join(f": {note}" for note in unfinished_notices(selected))
@@ -204,16 +221,17 @@ def main(arguments: list[str]) -> int:
 
 
 def _row_with_others(runs: pd.DataFrame, row: str) -> pd.DataFrame:
-    """The runs of a row with those of all other rows; its own alone if it has no result
-    to compare. Raises UserError for a row that no run has."""
+    """All of the runs, if one of the row's runs is a result that can be compared with the
+    others; otherwise the row's runs alone. Raises UserError for a row that no run
+    has."""
     require_known("row", row, sorted(set(runs.row)))
     own_runs = runs[runs.row == row]
     return runs if (own_runs.kind == "result").any() else own_runs
 
 
 def in_table(runs: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The runs on the models and tasks of a table, of whichever row. Raises UserError
-    for an unknown table, and for one without records."""
+    """The runs on the models and tasks of a table, of whichever row. name: of the table.
+    Raises UserError for an unknown table, and for one without records."""
     if name in tables.WITHOUT_RECORDS:
         raise UserError(f"{name} is of formulas or recipes, and has no records")
     require_known("table", name, tables.TABLES)

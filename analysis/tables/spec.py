@@ -1,5 +1,5 @@
-"""What a table of cells is, and what its cells are. specs.py has the kinds of
-tables."""
+"""What a table of cells is: the runs that it is made from (`View`), and its description
+(`TableSpec`), which makes its cells. specs.py has the kinds of tables."""
 
 import math
 from collections.abc import Sequence
@@ -24,14 +24,15 @@ from runs.record.schema import TEXT_SCORES
 
 @dataclass(frozen=True)
 class View:
-    """The runs that a table is made from, and how.
+    """The runs that a table is made from, and what is shown of them.
 
-    select: how the epoch is chosen (paper, crossfit or half). seeds: of a complete cell
-    (None: the table's). tasks, models: those that are shown (empty: all). methods: the
-    rows of conf/method whose printed numbers are shown (empty: all). origin: how the
-    table calls these runs: ours, published or another name. others: whether lines
-    below a row of the paper say what independent groups report (true: one line; all: one
-    of each group). columns: further columns of `frame.runs`."""
+    select: how the epoch is chosen (paper, crossfit or half). seeds: how many a complete
+    cell has (None: as many as the table's spec says). tasks, models: those that are
+    shown (empty: all). methods: the rows of conf/method whose printed numbers are shown
+    (empty: all). origin: what the table calls these runs: ours, published or another
+    name. others: what is shown below a row of the paper of what independent groups
+    report ("false": nothing; "true": one line; "all": a line for each group). columns:
+    columns of `frame.runs` that are shown beside the table's own."""
 
     runs: pd.DataFrame
     select: str = "paper"
@@ -46,8 +47,9 @@ class View:
 
 @dataclass(kw_only=True)
 class TableSpec:
-    """A part of a table, as specs.yaml describes it, which explains the fields. The
-    cells of this kind are those of the metric; other kinds are in specs.py."""
+    """A part of a table, as specs.yaml describes it; the head of that file explains the
+    fields. The numbers of this kind are the dev metric, or come from formulas. The
+    subclasses in specs.py have other numbers."""
 
     name: str
     runs: str
@@ -85,8 +87,8 @@ class TableSpec:
         return runs.query(self.runs, local_dict=names, engine="python")
 
     def parts(self, view: View) -> list[View]:
-        """The views of the tables that this part makes: one for all of its runs. Other
-        kinds split the runs that may not share a table."""
+        """A view for each table of a model that this part makes: here one, with all of
+        the part's runs. Other kinds split runs that may not share a table."""
         return [replace(view, runs=self.select_runs(view.runs))]
 
     def cells_in_columns(self, view: View) -> pd.DataFrame:
@@ -106,8 +108,8 @@ class TableSpec:
         return columns_of_tasks(cells(view.runs, select, seeds))
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """The numbers of each run by the formulas, in the columns that `frame.cells`
-        asks for."""
+        """The numbers of each run by the formulas, a line for each number, in the columns
+        that `frame.cells` asks for: number, column and variant."""
         columns = runs[[*MEDIAN_COLUMNS, *TEXT_SCORES, "steps"]].astype(float)
         numbers = {
             column: columns.eval(formula) for column, formula in self.formulas.items()
@@ -115,13 +117,16 @@ class TableSpec:
         return melted(pd.DataFrame(numbers, runs.index)).assign(variant="")
 
     def compared_cells(self, cells: pd.DataFrame) -> pd.DataFrame:
-        """The cells that are compared with the paper's: where a row was measured in
-        several ways on a task, those nearest to its recipe."""
-        is_compared = cells.variant.astype(str).str.fullmatch(self.compared_variants)
+        """The cells that are compared with the paper's: those whose whole variant matches
+        the pattern compared_variants and, where a row was measured in several ways on a
+        task, those nearest to its recipe."""
+        variants = cells.variant.astype(str)
+        is_compared = variants.str.fullmatch(self.compared_variants)
         return cells[is_compared & cells.is_nearest]
 
     def entry(self, cell: Cell, verdict: str) -> Entry:
-        """A cell as the table writes it. verdict: on it, beside the paper's number."""
+        """What the table shows of a cell. verdict: the verdict on it beside the paper's
+        number ("" without one), which the entry keeps for CSV and is not in its text."""
         decimals = DECIMALS.get(cell.column, 1)
         entry = cell_entry(cell, self.middle, decimals, verdict, self.skips_missing)
         if isinstance(entry, Number) and not self.has_spread:
@@ -129,21 +134,25 @@ class TableSpec:
         return entry
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:
-        """The note that says what its numbers are: of which epoch, and over what."""
+        """The note that says what the table's numbers are: medians or means over seeds, and
+        of which epoch. cells: of the table."""
         epochs = " or ".join(sorted({*cells.reported})) or "reported"
         middles = f"{self.middle.capitalize()}s over seeds"
-        selected = SELECTED.get(view.select, "")
-        if not selected:
+        sentence_on_epoch = SELECTED.get(view.select, "")
+        if not sentence_on_epoch:  # the epoch is chosen as in the paper
             usual = f"{middles} of the {epochs} epoch, +- sample standard deviation."
             return str(self.description or usual)
         if self.formulas or (epochs == "last" and view.select == "crossfit"):
-            selected = "select= changes nothing here: the last epoch is reported."
-        return f"{self.description or f'{middles}.'} {selected}"
+            sentence_on_epoch = (
+                "select= changes nothing here: the last epoch is reported."
+            )
+        return f"{self.description or f'{middles}.'} {sentence_on_epoch}"
 
     def deviations(self, runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
-        """How it differs from the paper's, beside its runs' own deviations: rows whose
-        size this project chose; other numbers of images per class than the paper's 10;
-        why scores are missing, such as without Java."""
+        """How the table differs from the paper's, beside the deviations that its runs
+        recorded: rows whose size this project chose; other numbers of images per class
+        than the paper's 10; why scores are missing, such as without Java. runs: of the
+        table's model. cells: of the table."""
         ran = {*zip(cells.model, cells.row, strict=True)}
         deviations = list[str]()
         for entry in in_conf("counts.yaml"):
@@ -166,6 +175,7 @@ class TableSpec:
 
 
 def _shots_text(count: float | None) -> str:
+    """A number of images per class; "all" for None and NaN."""
     return "all" if count is None or math.isnan(count) else f"{count:g}"
 
 
@@ -173,32 +183,37 @@ def _shots_text(count: float | None) -> str:
 
 
 def columns_of_tasks(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells with their tasks as columns."""
+    """The cells for a table whose columns are tasks: `column` and `column_label` are those
+    of the cell's task, and no row has variants."""
     return cells.assign(column=cells.task, column_label=cells.task_label, variant="")
 
 
-def melted(numbers: pd.DataFrame, *ids: str) -> pd.DataFrame:
-    """A frame with several numbers a line as a long one, with a line for each number:
-    `column` is the name of the column that it stood in. ids: columns that stay as they
-    are."""
-    return numbers.melt(ids, var_name="column", value_name="number", ignore_index=False)
+def melted(numbers: pd.DataFrame, *shared_columns: str) -> pd.DataFrame:
+    """The numbers of each run, a line a run, as a long frame with a line for each number:
+    `number`, and `column`, the name of the column that it stood in. shared_columns: those
+    that are no numbers and are repeated on each line."""
+    return numbers.melt(
+        shared_columns, var_name="column", value_name="number", ignore_index=False
+    )
 
 
 def complete_cells(
-    runs: pd.DataFrame, numbers: pd.DataFrame, wanted_columns: pd.DataFrame
+    runs: pd.DataFrame, numbers: pd.DataFrame, shown_numbers: pd.DataFrame
 ) -> pd.DataFrame:
-    """The numbers of `melted`, completed such that the runs of one cell have the same
-    variants and columns: NaN where a run lacks the number.
+    """Numbers of runs, completed so that all runs of a cell have the same variants and
+    columns: a run that lacks a number gets a line with NaN.
 
-    wanted_columns: lines of `melted`; what one of them has, each run of its cell has,
-    too."""
-    keys = ["run", "variant", "column"]
-    wanted_by_run = runs[CELL_KEY].join(
-        wanted_columns[["variant", "column"]], how="inner"
+    numbers, shown_numbers: of `melted`, with variant; their index is that of `runs`. A
+    variant and column that one run of a cell has in shown_numbers gets a line for each
+    run of this cell. Others get none."""
+    line_key = ["run", "variant", "column"]
+    lines_by_run = runs[CELL_KEY].join(
+        shown_numbers[["variant", "column"]], how="inner"
     )
-    wanted_by_cell = wanted_by_run.drop_duplicates()
-    run_keys = runs[CELL_KEY].rename_axis("run").reset_index()
-    all_lines = run_keys.merge(wanted_by_cell, on=CELL_KEY)
-    known_lines = numbers.rename_axis("run").reset_index()[[*keys, "number"]]
-    joined = all_lines.merge(known_lines.drop_duplicates(keys), "left", keys)
+    lines_by_cell = lines_by_run.drop_duplicates()
+    cell_of_run = runs[CELL_KEY].rename_axis("run").reset_index()
+    every_line = cell_of_run.merge(lines_by_cell, on=CELL_KEY)
+    known_lines = numbers.rename_axis("run").reset_index()[[*line_key, "number"]]
+    known_lines = known_lines.drop_duplicates(line_key)
+    joined = every_line.merge(known_lines, "left", line_key)
     return joined.set_index("run").drop(columns=CELL_KEY)

@@ -11,7 +11,7 @@ from ledgers import halves, ledger, lines, notes, of_metric, record, seeds
 from analysis import inference, stats, tables
 from analysis.frame import runs
 from analysis.notes import NOTE_LENGTH
-from analysis.paired import BESIDE_FINDINGS, paired_differences
+from analysis.paired import NOTE_ON_FINDINGS, paired_differences
 from analysis.stats import median_interval_entry, statistics_tables
 from runs.command.errors import UserError
 from runs.record.intervals import RESAMPLES, median_interval
@@ -157,12 +157,12 @@ def test_a_difference_that_holm_leaves_open_comes_with_how_it_goes_with_findings
     x, y = (0.80, 0.83, 0.79, 0.81), (0.78, 0.82, 0.76, 0.78)
     chosen = [*seeds("vera", "rte", x), *seeds("lora", "rte", y)]
     *_, alone = told(*chosen)
-    assert BESIDE_FINDINGS not in alone.notes
+    assert NOTE_ON_FINDINGS not in alone.notes
     *_, among_many = told(
         *chosen, *seeds("full", "rte", x[::-1]), *seeds("bitfit", "rte", y[::-1])
     )
-    assert among_many.notes[-1] == BESIDE_FINDINGS
-    assert len(BESIDE_FINDINGS) <= NOTE_LENGTH
+    assert among_many.notes[-1] == NOTE_ON_FINDINGS
+    assert len(NOTE_ON_FINDINGS) <= NOTE_LENGTH
 
 
 def test_the_sign_test_and_the_median_come_on_request():
