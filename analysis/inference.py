@@ -4,8 +4,7 @@ rules; tests/analysis/test_inference.py simulates how often each of them errs.
 A cell is compared with the paper's by the difference of two statistics. Each has the
 variance of what it is: the mean of n normals has sd^2 / n, their median
 `median_variance(n)` times that (1.43 at n=5). Student's t with Welch's degrees of
-freedom (Welch 1947; Satterthwaite 1946) gives the 95% interval.
-"""
+freedom (Welch 1947; Satterthwaite 1946) gives the 95% interval."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,8 @@ from runs.record.intervals import LEVEL
 
 Array = NDArray[np.float64]
 
-#: Pairs from which on a verdict is bold: with fewer, one more seed often changes it.
+#: A verdict on at least so many pairs is shown in bold: with fewer, one more seed often
+#: changes it.
 FIRM_PAIRS = 5
 #: Two rows are equivalent if they differ by less than this many points.
 EQUIVALENCE_MARGIN = 1.0
@@ -43,22 +43,24 @@ class Verdict(StrEnum):
 
 @cache
 def median_variance(n: int) -> float:
-    """Variance of the median of n standard normals, times n.
+    """Variance of the median of n standard normals, times n, and so its ratio to the
+    variance of their mean.
 
     It is 1 at n=1 and 2, 1.434 at n=5, and tends to pi / 2. By numerical integration of
-    the density of the middle order statistics (David and Nagaraja 2003, chapter 2).
-    """
+    the density of the middle order statistics (David and Nagaraja 2003, chapter 2)."""
     if n == 1:
         return 1.0
-    grid = np.linspace(-7, 7, 1401)
+    grid = np.linspace(-7, 7, 1401)  # the values of a normal
     density = np.exp(-(grid**2) / 2) / math.sqrt(2 * math.pi)
     below = special().ndtr(grid)
     if n % 2:
         weight = density * (below * (1 - below)) ** (n // 2)
         return float(n * (grid**2 * weight).sum() / weight.sum())
-    half = n // 2 - 1
-    lower = density * below**half
-    upper = density * (1 - below) ** half
+    # Of an even n the median is the mean of the two middle values: the lower one has
+    # `outside` values below it, the upper one as many above it.
+    outside = n // 2 - 1
+    lower = density * below**outside
+    upper = density * (1 - below) ** outside
     joint = np.outer(lower, upper) * (grid[:, None] < grid[None, :])
     joint += np.diag(lower * upper) / 2
     middle = (grid[:, None] + grid[None, :]) / 2
@@ -68,7 +70,8 @@ def median_variance(n: int) -> float:
 def welch_half_width(
     variances: ArrayLike, freedoms: ArrayLike, level: float = LEVEL
 ) -> Any:
-    """Half the width of the interval of a sum or difference of independent estimates.
+    """Half the width of the interval of a sum or difference of independent estimates, by
+    Student's t with Welch's degrees of freedom.
 
     Args:
         variances: of each estimate, along the first axis; further axes are other
@@ -77,24 +80,23 @@ def welch_half_width(
         level: the confidence level.
 
     Returns:
-        By Student's t with Welch's degrees of freedom. 0 where no estimate varies, NaN
-        where a variance is unknown.
-    """
+        A number, or an array over the further axes. 0 where no estimate varies, NaN
+        where a variance is unknown."""
     variances = np.asarray(variances, dtype=float)
     freedoms = np.asarray(freedoms, dtype=float)
     total = variances.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         freedom = total**2 / (variances**2 / freedoms).sum(axis=0)
-        half = special().stdtrit(freedom, (1 + level) / 2) * np.sqrt(total)
-    return np.where(total == 0, 0.0, half)
+        half_width = special().stdtrit(freedom, (1 + level) / 2) * np.sqrt(total)
+    return np.where(total == 0, 0.0, half_width)
 
 
 # --- two rows over seeds
 
 
 def sign_test(differences: Iterable[float]) -> float:
-    """The exact two-sided p of the sign test, without differences of zero; 1 where no
-    difference remains."""
+    """The exact two-sided p of the sign test. Differences of zero do not count; p is 1 if
+    all of them are zero."""
     signs = [difference > 0 for difference in differences if difference != 0]
     if not signs:
         return 1.0
@@ -104,7 +106,7 @@ def sign_test(differences: Iterable[float]) -> float:
 
 def probability_of_improvement(x: Iterable[float], y: Iterable[float]) -> float:
     """How often a run of X scores above a run of Y: P(X > Y) + P(X = Y) / 2 over all
-    pairs of a run of X and a run of Y."""
+    pairs of a run of X and a run of Y, of whichever seeds."""
     x_column = np.array([*x])[:, None]
     y_line = np.array([*y])
     is_above = x_column > y_line
@@ -119,10 +121,9 @@ def probability_of_improvement(x: Iterable[float], y: Iterable[float]) -> float:
 class Mean:
     """A mean in points with its standard error and degrees of freedom.
 
-    Each is a number, or an array of several means; NaN stands for unknown.
-    between_task_sd: of a mean over tasks, the standard deviation of the tasks' true
-    differences.
-    """
+    Each field is a number, or an array with one for each of several means; NaN stands
+    for unknown. between_task_sd: of a random-effects mean over tasks, the estimated
+    standard deviation of the tasks' true differences."""
 
     mean: Any
     error: Any
@@ -130,15 +131,15 @@ class Mean:
     between_task_sd: Any = math.nan
 
     def interval(self, level: float = LEVEL) -> Any:
-        """Both ends, by Student's t."""
+        """Both ends of its interval at a confidence level, by Student's t."""
         quantile = special().stdtrit(np.maximum(self.freedom, 1), (1 + level) / 2)
-        half = quantile * self.error
+        half_width = quantile * self.error
         with np.errstate(invalid="ignore"):
-            return self.mean - half, self.mean + half
+            return self.mean - half_width, self.mean + half_width
 
     def equivalence_margin(self) -> Any:
         """The smallest margin within which two one-sided tests at 5% show the true mean
-        to be."""
+        to be: the larger distance from 0 of the ends of its 90% interval."""
         return np.abs(self.interval(2 * LEVEL - 1)).max(axis=0)
 
     def is_within(self, margin: float = EQUIVALENCE_MARGIN) -> Any:
@@ -168,7 +169,7 @@ class Mean:
 
     def prediction(self, level: float = LEVEL) -> Any:
         """The interval for one more value of the kind that was averaged, by Student's t:
-        for a mean over tasks, the difference that a new task would show."""
+        for a plain mean over tasks, the difference that a new task would show."""
         count = self.freedom + 1
         deviation = self.error * np.sqrt(count)
         spread = deviation * np.sqrt(1 + 1 / count)
@@ -180,39 +181,42 @@ UNKNOWN = Mean(math.nan, math.nan, math.nan)
 
 
 def mean_of(values: ArrayLike) -> Mean:
-    """The mean along the last axis, whose NaN are no values.
+    """The plain mean along the last axis, with its standard error. NaN are no values.
 
-    It is NaN for fewer than two values, and where a value is infinite (the perplexity
-    of a diverged run).
-    """
+    The error is NaN, and so every interval, for fewer than two values, and where a value
+    is infinite (the perplexity of a diverged run)."""
     values = np.asarray(values, dtype=float)
     n = (~np.isnan(values)).sum(axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.nansum(values, axis=-1) / n
-        squares = np.nansum((values - mean[..., None]) ** 2, axis=-1) + 0 * mean
+        squares = np.nansum((values - mean[..., None]) ** 2, axis=-1)
+        squares += (
+            0 * mean
+        )  # NaN where the mean is infinite: nansum gives infinity or 0
         return Mean(mean, np.sqrt(squares / (n - 1) / n), n - 1)
 
 
 def equivalence_verdict(mean: Mean, margin: float = EQUIVALENCE_MARGIN) -> Verdict:
-    """The verdict on "X is as good as Y", by the mean of X minus Y.
+    """The verdict on "X is as good as Y". mean: of X minus Y.
 
     Supported if the 90% interval lies within the margin of 0; contradicted if the 95%
-    interval lies below 0 and the mean below -margin.
-    """
+    interval lies below 0 and the mean below -margin."""
     if mean.is_within(margin):
         return Verdict.SUPPORTED
     return Verdict.CONTRADICTED if mean.is_below(margin) else Verdict.INCONCLUSIVE
 
 
 def equality_verdict(mean: Mean, margin: float = EQUIVALENCE_MARGIN) -> Verdict:
-    """The verdict on "X equals Y": as for equivalence, and contradicted above, too."""
+    """The verdict on "X equals Y": as for equivalence, and also contradicted if the 95%
+    interval lies above 0 and the mean above the margin. mean: of X minus Y."""
     if mean.is_above(margin):
         return Verdict.CONTRADICTED
     return equivalence_verdict(mean, margin)
 
 
 def superiority_verdict(mean: Mean) -> Verdict:
-    """The verdict on "X is better than Y", by the sign of the 95% interval."""
+    """The verdict on "X is better than Y", by the sign of the 95% interval. mean: of X
+    minus Y."""
     verdicts = {1: Verdict.SUPPORTED, -1: Verdict.CONTRADICTED}
     return verdicts.get(int(mean.sign()), Verdict.INCONCLUSIVE)
 
@@ -222,29 +226,31 @@ def superiority_verdict(mean: Mean) -> Verdict:
 
 def plain_mean_over_tasks(differences: ArrayLike) -> Mean:
     """The mean that decides a finding: the plain mean of the tasks' means, with
-    Student's t over tasks. differences: of the pairs in which both runs trained, by task
-    and seed, along the last two axes; NaN where there is none."""
+    Student's t over tasks.
+
+    differences: of pairs of runs, by task and seed along the last two axes; NaN where
+    there is no pair in which both runs trained."""
     return mean_of(mean_of(differences).mean)
 
 
 def mean_over_tasks(
     differences: ArrayLike, collapsed: ArrayLike, weighted: bool = True
 ) -> Mean:
-    """The mean of paired differences over tasks.
+    """The mean of paired differences over tasks, by the rule that decides findings
+    (`plain_mean_over_tasks`) or by weights.
 
     Args:
         differences: by task and seed, along the last two axes; NaN where there is none.
-        collapsed: which of them have a collapsed run.
-        weighted: a random-effects mean, whose variances are pooled over the tasks
-            without a collapsed run, while a task with such a run has its own. Otherwise
-            the plain mean of the tasks' means, with Student's t over tasks.
-    """
+        collapsed: which of them have a collapsed run, in the same shape.
+        weighted: a random-effects mean instead of the plain one. The variance of a pair
+            is pooled over the tasks without a collapsed run; a task with such a run has
+            its own."""
     differences = np.asarray(differences, dtype=float)
     collapsed = np.asarray(collapsed)
     if not weighted:
         return plain_mean_over_tasks(differences)
     by_task = mean_of(differences)
-    n = by_task.freedom + 1
+    n = by_task.freedom + 1  # pairs of each task
     has_collapsed = (collapsed & ~np.isnan(differences)).any(axis=-1)
     is_poolable = ~has_collapsed & (n > 1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -261,15 +267,15 @@ def mean_over_tasks(
 
 
 def random_effects(means: ArrayLike, variances: ArrayLike) -> Mean:
-    """The random-effects mean along the last axis, whose NaN are no means.
+    """The random-effects mean along the last axis, where NaN are no means.
 
-    The variance between them is Paule and Mandel's (1982), the error and Student's t
-    are Hartung and Knapp's (2001).
-    """
+    The variance between the means is Paule and Mandel's (1982), the error and Student's
+    t are Hartung and Knapp's (2001). variances: of each mean, in the same shape."""
     means = np.asarray(means, dtype=float)
     is_mean = ~np.isnan(means)
     freedom = is_mean.sum(axis=-1) - 1
     means = np.where(is_mean, means, 0.0)
+    # an infinite variance is a weight of 0, and 1e-12 bounds the weights
     variances = np.where(is_mean, np.maximum(variances, 1e-12), np.inf)
     between_variance = np.zeros(freedom.shape)
     weighted_squares = np.zeros(freedom.shape)
@@ -297,15 +303,14 @@ def power_over_tasks(
     pairs: Sequence[int],
     draws: int = 20_000,
 ) -> float:
-    """How often the plain mean over tasks has a 95% interval below 0.
+    """How often the plain mean over tasks has a 95% interval below 0, by simulation.
 
     Args:
         effect: the true mean difference, in points.
         between_task_sd: the standard deviation of the tasks' true differences.
         pair_sd: that of a pair's difference within a task.
         pairs: how many pairs each task has.
-        draws: how many times the study is simulated; always the same draws.
-    """
+        draws: how many times the study is simulated, always with the same seed."""
     deviation = np.sqrt(between_task_sd**2 + pair_sd**2 / np.asarray(pairs))
     normal = np.random.default_rng(0).normal(size=(draws, len(pairs)))
     return float((mean_of(effect + deviation * normal).sign() < 0).mean())
@@ -315,7 +320,8 @@ def power_over_tasks(
 
 
 def share_interval(count: int, total: int, level: float = LEVEL) -> tuple[float, float]:
-    """The exact interval of a share, `count` of `total` (Clopper and Pearson 1934)."""
+    """Both ends of the exact interval of a share, `count` of `total` (Clopper and Pearson
+    1934)."""
     tail = (1 - level) / 2
     low = 0.0
     high = 1.0
@@ -328,17 +334,17 @@ def share_interval(count: int, total: int, level: float = LEVEL) -> tuple[float,
 
 def fisher_p(x: int, x_total: int, y: int, y_total: int) -> float:
     """The p value of Fisher's exact two-sided test of whether two shares are equal, x of
-    x_total and y of y_total. If they are, it is the probability of all tables with these
-    sums that are no likelier than this one."""
+    x_total and y of y_total. If they are equal, it is the probability of all counts with
+    the same x + y and totals that are no likelier than these."""
     successes = x + y
     lowest = max(0, successes - y_total)
     highest = min(successes, x_total)
-    table = np.arange(lowest, highest + 1)
-    weights = special().binom(x_total, table) * special().binom(
-        y_total, successes - table
-    )
+    possible_x = np.arange(lowest, highest + 1)
+    ways_of_x = special().binom(x_total, possible_x)
+    ways_of_y = special().binom(y_total, successes - possible_x)
+    weights = ways_of_x * ways_of_y
     probability = weights / weights.sum()
-    # Equal probabilities differ by rounding
+    # 1e-9: equal probabilities may differ by rounding
     is_as_rare = probability <= probability[x - lowest] * (1 + 1e-9)
     return float(min(1.0, probability[is_as_rare].sum()))
 
@@ -361,8 +367,7 @@ def over_seeds_and_items(
         x: whether each run of one row has each item right, seeds by items.
         y: the same of the other row; line i of both is of one seed.
         units: which items belong together, a label for each item (questions on one
-            text); such items are one unit. By default each item is its own.
-    """
+            text); such items are one unit. By default each item is its own."""
     x = np.asarray(x, dtype=float)
     y = np.asarray(y, dtype=float)
     if x.ndim != 2 or x.shape != y.shape or min(x.shape) < 2:
@@ -390,13 +395,16 @@ def over_seeds_and_items(
 
 
 def _by_unit(differences: Array, units: Sequence[Any]) -> Array:
-    """Differences by seed and unit, whose mean is that over items. A unit's value is
-    linear in the deviations of its items, since units may be of unequal size."""
+    """Differences by seed and unit, from differences by seed and item.
+
+    Units may have different numbers of items, so a unit's value is no mean over its
+    items: it is the overall mean plus the sum of its items' deviations from it, scaled
+    by units per item. The mean over units is then the mean over items."""
     labels, unit_of_item = np.unique(np.asarray(units), return_inverse=True)
     if len(unit_of_item) != differences.shape[1]:
         raise ValueError("units needs a label for each item")
     mean = differences.mean()
-    membership = np.eye(len(labels))[unit_of_item]
+    membership = np.eye(len(labels))[unit_of_item]  # items by units, 0 or 1
     scale = len(labels) / differences.shape[1]
     return mean + (differences - mean) @ membership * scale
 
@@ -408,9 +416,8 @@ class TwoWay(NamedTuple):
     """An analysis of variance of rows by seeds, without repetitions.
 
     deviation, freedom: the residual standard deviation and its degrees of freedom.
-    correlation: the share of the variance within a row that its seed has (intraclass).
-    p: of the hypothesis that seeds do not matter.
-    """
+    correlation: the share of the variance within a row that comes from the seed and is
+    common to all rows (intraclass). p: of the hypothesis that seeds do not matter."""
 
     deviation: float
     freedom: int
@@ -419,7 +426,8 @@ class TwoWay(NamedTuple):
 
 
 def two_way(values: ArrayLike) -> TwoWay:
-    """The analysis of variance of rows by seeds, at least two of each."""
+    """The analysis of variance of scores by row (first axis) and seed, at least two of
+    each."""
     values = np.asarray(values, dtype=float)
     rows, seeds = values.shape
     seed_means = values.mean(axis=0)
@@ -439,11 +447,11 @@ def two_way(values: ArrayLike) -> TwoWay:
 
 
 def outlying_variances(variances: ArrayLike, freedoms: ArrayLike) -> Any:
-    """Which variances are too large to be pooled with the others.
+    """Which variances are too large to be pooled with the others, as an array of flags.
 
     By Cochran's test (1941) at 1%, for unequal counts as 't Lam (2010) has it, repeated
-    until no variance is an outlier. freedoms: of each variance.
-    """
+    until no variance is an outlier. freedoms: the degrees of freedom of each variance; 0
+    or NaN for one that is unknown, which is no outlier."""
     variances = np.asarray(variances, dtype=float)
     freedoms = np.asarray(freedoms, dtype=float)
     removed = ~(freedoms > 0)  # these have no variance
@@ -462,7 +470,8 @@ def outlying_variances(variances: ArrayLike, freedoms: ArrayLike) -> Any:
 
 
 def holm(p: ArrayLike) -> Any:
-    """p corrected for their number (Holm 1979). NaN stays NaN, and is not counted."""
+    """Several p values, corrected for their number (Holm 1979), in the same order. NaN
+    stays NaN, and is not counted."""
     corrected = np.array(p, dtype=float)
     count = int((~np.isnan(corrected)).sum())
     order = np.argsort(corrected)[:count]
@@ -480,20 +489,21 @@ def seeds_to_decide(
     power: float = 0.8,
     sides: int = 2,
 ) -> int:
-    """How many pairs show that two equal rows are equivalent, with this power.
+    """How many seeds, that is, pairs of runs, show that two equal rows are equivalent,
+    with this power; at most 20,000.
 
     By the noncentral t. Both one-sided tests fail together so rarely that each gets
-    half of the failures. The answer is at most 20,000.
+    half of the failures.
 
     Args:
         deviation: the standard deviation of a pair's difference.
         margin: the equivalence margin.
         power: how often equivalence should be shown.
-        sides: 1 for the test against -margin alone.
-    """
+        sides: 1 for the test against -margin alone."""
     n = np.arange(2, 20_000)
     with np.errstate(divide="ignore"):
         shift = np.sqrt(n) * margin / deviation
     critical = special().stdtrit(n - 1, LEVEL)
     misses = special().nctdtr(n - 1, shift, critical)
-    return int(2 + (misses > (1 - power) / sides).sum())
+    too_few = misses > (1 - power) / sides  # these n, which start at 2
+    return int(2 + too_few.sum())

@@ -15,12 +15,14 @@ from analysis.frame import CELL_KEY, in_cells
 from runs.record.text import plural
 from runs.record.wording import in_words, is_difference
 
-#: How many runs or rows a note names at most; more are counted, with COMMAND.
+#: How many runs or rows a note names at most. Of more it says how many there are, and
+#: COMMAND.
 LONGEST_LIST = 5
 COMMAND = "vera-bench report lists them"
 #: How many studies a note names at most.
 LONGEST_STUDIES = 3
-#: How many characters a note has at most, and the room in it for "; and 12 more".
+#: How many characters a note has at most, and how many of them are left free for "; and
+#: 12 more".
 NOTE_LENGTH = 200
 COUNT_LENGTH = 16
 #: How many lines the notices of one kind have at most.
@@ -30,7 +32,8 @@ SELECTED = {
     "crossfit": "Cross-fitted: one half of dev chooses the epoch and the other one is reported, both ways.",
     "half": "One half of dev chooses the epoch and the other one is reported, with one split for all seeds.",
 }
-PAGE = "How to read it: docs/tables.md."
+#: The last sentence under every table.
+HOW_TO_READ = "How to read it: docs/tables.md."
 #: A row of a table, and one of its tasks.
 RowOnTask = tuple[str, str]
 
@@ -58,19 +61,20 @@ def notes(
         "Left out": left_out_notices(runs, cells),
     }
     lines = list[str]()
-    for head, listed in notices.items():
-        lines += notice_lines(head, listed)
+    for head, notices_of_kind in notices.items():
+        lines += notice_lines(head, notices_of_kind)
     published = published_sentence(in_cells(runs, cells))
-    return [*lines, *paragraphs([published, *sentences(description), PAGE])]
+    return [*lines, *paragraphs([published, *sentences(description), HOW_TO_READ])]
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a description."""
+    """The sentences of a description, which `paragraphs` keeps whole."""
     return re.split(r"(?<=\.) (?=[A-Z])", text)
 
 
 def paragraphs(parts: Iterable[str]) -> list[str]:
-    """The sentences in lines of at most NOTE_LENGTH characters, each whole."""
+    """The sentences joined to lines of at most NOTE_LENGTH characters. A longer sentence
+    is a line of its own; empty texts are left out."""
     lines = list[str]()
     for part in filter(None, parts):
         if lines and len(lines[-1]) + len(part) < NOTE_LENGTH:
@@ -110,8 +114,8 @@ def published_sentence(runs: pd.DataFrame) -> str:
 
 
 def enumeration(names: list[str], plural_noun: str, separator: str = ", ") -> str:
-    """The names one after the other or, of many, how many there are and the command
-    that lists them."""
+    """The names one after the other or, of more than LONGEST_LIST, how many there are and
+    the command that lists them. plural_noun: what is counted, such as "runs"."""
     if len(names) <= LONGEST_LIST:
         return separator.join(names)
     return f"{len(names)} {plural_noun} ({COMMAND})"
@@ -122,11 +126,11 @@ def enumeration(names: list[str], plural_noun: str, separator: str = ", ") -> st
 
 def deviation_notes(cells: pd.DataFrame) -> list[str]:
     """How the runs of these cells differ from their recipes, and on what part of the
-    data they ran (task.train_rows, task.dev_rows), each with its rows and tasks. A rank
-    that the row's name says is no difference."""
+    data they ran (task.train_rows, task.dev_rows): a note for each difference, with its
+    rows and tasks. A rank that the row's name says (vera_r256) is no difference."""
     parts = [cells[["row", "task", "deviations"]], subset_deviations(cells)]
     rows_by_text = defaultdict[str, set[RowOnTask]](set)
-    for row, task, deviation in _recorded(pd.concat(parts)):
+    for row, task, deviation in _recorded_sentences(pd.concat(parts)):
         rank = row.rpartition("_r")[2]
         text = in_words(deviation)
         if is_difference(deviation) and not text.startswith(f"rank {rank} instead of"):
@@ -135,16 +139,18 @@ def deviation_notes(cells: pd.DataFrame) -> list[str]:
 
 
 def remarks(cells: pd.DataFrame) -> list[str]:
-    """What the records of these cells say beside how they differ from their recipes."""
+    """What the records of these cells say that is no difference from their recipes: a
+    note for each sentence, with its rows and tasks."""
     rows_by_text = defaultdict[str, set[RowOnTask]](set)
-    for row, task, sentence in _recorded(cells):
+    for row, task, sentence in _recorded_sentences(cells):
         if not is_difference(sentence):
             rows_by_text[in_words(sentence)].add((row, task))
     return _with_rows(rows_by_text, cells)
 
 
-def _recorded(cells: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
-    """The row, the task and the sentence of each deviation that the cells record."""
+def _recorded_sentences(cells: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
+    """The row, the task and the sentence of each of the cells' deviations. Records also
+    keep remarks there (`is_difference`)."""
     for row, task, sentences in zip(
         cells.row, cells.task, cells.deviations, strict=True
     ):
@@ -155,8 +161,8 @@ def _recorded(cells: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
 def _with_rows(
     rows_by_text: Mapping[str, set[RowOnTask]], cells: pd.DataFrame
 ) -> list[str]:
-    """The texts in alphabetical order, each with its rows (`which_rows`). cells: of the
-    table."""
+    """The texts in alphabetical order, each with its rows and tasks in brackets
+    (`which_rows`). cells: of the table."""
     every_row = {*zip(cells.row, cells.task, strict=True)}
     return [
         f"{text} ({which_rows(rows, every_row)})"
@@ -165,8 +171,8 @@ def _with_rows(
 
 
 def which_rows(rows: set[RowOnTask], every_row: set[RowOnTask]) -> str:
-    """How a note names some rows of a table: all of them, all of a task, or each by its
-    name. every_row: the table's."""
+    """How a note names some rows of a table: "all rows", "all rows on mrpc", or "vera on
+    mrpc, lora on mrpc". every_row: the table's, on each of their tasks."""
     if len(rows) == len(every_row) > 1:
         return "all rows"
     counts = Counter(task for _, task in every_row)
@@ -183,12 +189,13 @@ def which_rows(rows: set[RowOnTask], every_row: set[RowOnTask]) -> str:
 
 
 def subset_deviations(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells that ran on a part of the data, with a sentence on its size as their
-    deviation; without those whose record says it already."""
+    """The row and task of each cell that ran on a part of the data, with a sentence on the
+    part's size as its deviations. Cells whose record says so already are left out."""
     is_subset = cells.asked_train_rows == cells.train_rows  # 0 asks for all
     is_subset |= cells.asked_dev_rows == cells.dev_rows
     recorded = cells.deviations.astype(str).str.contains("subset of")
     parts = cells[is_subset & ~recorded]
+    # a tuple of one sentence, as in cells.deviations
     sentences_on_size = [
         (f"trained on {train_rows:,.0f} rows and evaluated on {dev_rows:,.0f}",)
         for train_rows, dev_rows in zip(parts.train_rows, parts.dev_rows, strict=True)
@@ -231,7 +238,8 @@ def cautions(cells: pd.DataFrame) -> list[str]:
 
 def mixed_source_notices(runs: pd.DataFrame) -> list[str]:
     """Notices on cells whose seeds ran with several versions of their method's or their
-    task's file, or of what that imports, if one version at least is in no commit."""
+    task's file, or of what that file imports, if at least one version is in no
+    commit. runs: of the cells."""
     notices = list[str]()
     for (_, row, task, _), cell in runs.groupby(CELL_KEY, sort=False):
         for part in ("method", "task"):
@@ -241,8 +249,9 @@ def mixed_source_notices(runs: pd.DataFrame) -> list[str]:
 
 
 def _version_text(cell: pd.DataFrame, part: str) -> str:
-    """Which seeds of a cell ran with each version of a file, the method's or the task's
-    (part); "" for one version, or committed ones."""
+    """Which seeds of a cell ran with each version of a file; "" if all ran with one
+    version, or all versions are committed. cell: its runs. part: whose file, the
+    method's or the task's."""
     sources = {
         seed: every_source[part]
         for seed, every_source in zip(cell.seed, cell.sources, strict=True)
@@ -267,8 +276,8 @@ def _version_text(cell: pd.DataFrame, part: str) -> str:
 
 
 def left_out_notices(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
-    """Notices on the runs of a table's models and tasks that are in none of its cells,
-    with the reason."""
+    """Notices on the runs that are in none of a table's cells, with the reason. runs: of
+    the table's models and tasks."""
     cells = cells.drop_duplicates(CELL_KEY)
     notices = list[str]()
     if other_settings := int(cells.other_settings.sum()):
@@ -297,8 +306,8 @@ def unfinished_notices(runs: pd.DataFrame) -> list[str]:
     reasons = {"stopped": "stopped early by train.max_steps", "failed": "failed"}
     for kind, reason in reasons.items():
         of_kind = runs[runs.kind == kind]
-        cells = of_kind.label + " on " + of_kind.task_label
-        names = [*(of_kind.id + " (" + cells + ")")]
+        label_and_task = of_kind.label + " on " + of_kind.task_label
+        names = [*(of_kind.id + " (" + label_and_task + ")")]
         if names:
             notices.append(f"{reason}: {enumeration(names, 'runs')}")
     return notices
