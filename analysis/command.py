@@ -34,7 +34,7 @@ class Selection(RecordSettings):
 
     @property
     def selects(self) -> bool:
-        """Whether a part is asked for."""
+        """Whether the settings ask for a part of the records."""
         return any((self.sweep, self.model, self.task, self.method, self.seed))
 
 
@@ -46,13 +46,13 @@ class VariantSelection(Selection):
 
 
 def split_names(text: str | None) -> tuple[str, ...]:
-    """The names of a setting that takes several."""
+    """The names of a setting that takes several: "a,b" is ("a", "b")."""
     return tuple(name for name in (text or "").split(",") if name)
 
 
 def row_name(argument: str) -> str:
-    """The name that records have for the row of an argument: peft_ia3 for
-    peft:IA3Config."""
+    """The name that records have for a method as users type it: peft_ia3 for
+    peft:IA3Config. Other names stay as they are."""
     name = argument.removeprefix("peft:")
     if name == argument:
         return argument
@@ -66,7 +66,8 @@ def open_ledger(
 ) -> Ledger:
     """The records of a folder and, unless switched off, the published ones. Warnings
     about unreadable records, and about a folder without records, go to stderr.
-    make_row: as of `read_ledger`."""
+    make_row: what makes the ledger's entries from records, such as `RowMaker`; None
+    keeps whole records."""
     ledger = records.open_ledger(output, published, make_row)
     if "ours" not in ledger.origin.values():
         message = f"note: no records of your own in {output}/records yet"
@@ -87,9 +88,10 @@ def open_selection(
     make_row: MakesRows | None = None,
     allows_unrun: bool = False,
 ) -> Ledger:
-    """The part of the records that the settings select. Raises UserError for a name
-    that no record has. make_row: as of `read_ledger`. allows_unrun: instead of raising,
-    notes on stderr a model or task of conf/ that has not run yet."""
+    """The part of the records that the settings select. make_row: as of `open_ledger`.
+
+    Raises UserError for a name that no record has. allows_unrun: whether a model or task
+    of conf/ that has not run yet gets a note on stderr instead."""
     ledger = open_ledger(settings.output, settings.published, make_row)
     if settings.sweep:
         ledger = _select_sweep(ledger, settings.output, settings.sweep)
@@ -125,8 +127,9 @@ def _is_in_conf(key: str, name: str) -> bool:
 
 
 def _names(entry: Record | RunRow, key: str) -> set[str]:
-    """What a record, or its row, may be called by in a setting. A folder's model has
-    its own name, too."""
+    """The names by which a setting (key: model, task, method or seed) selects a record, or
+    the row that stands for it. A model from a folder has two: that of conf/model
+    (encoder) and its own."""
     column = {"method": "conf_row", "model": "conf_model"}.get(key, key)
     if isinstance(entry, RunRow):
         names = {str(getattr(entry, column))}
@@ -137,13 +140,13 @@ def _names(entry: Record | RunRow, key: str) -> set[str]:
 
 
 def conf_rows(ledger: Ledger) -> list[str]:
-    """The rows of conf/method that the entries of a ledger are of."""
+    """The rows of conf/method that a ledger has records of."""
     return sorted({*itertools.chain(*(_names(entry, "method") for entry in ledger))})
 
 
 def _unknown_name_error(message: str, name: str, existing: list[str]) -> UserError:
-    """The error for a name that does not exist, with a similar one that does, or the
-    first ones."""
+    """The error for a name that does not exist: the message, followed by a similar name
+    that does exist or, without one, by the first 20 of them."""
     suggestion = did_you_mean(name, existing)
     if not suggestion:
         suggestion = f" There are: {', '.join(existing[:20]) or 'none'}"
@@ -151,8 +154,9 @@ def _unknown_name_error(message: str, name: str, existing: list[str]) -> UserErr
 
 
 def _select_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
-    """The runs of a sweep that were done here, and the published ones of the same rows,
-    models and tasks."""
+    """The runs of a sweep that were done here, and published runs of the same rows,
+    models and tasks. name: of the sweep, or "last". Raises UserError for an unknown
+    sweep, and notes on stderr how many of its runs have no record here."""
     names = sweep_names(output)
     if name == "last" and names:
         name = names[0]
@@ -164,23 +168,27 @@ def _select_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
         count = f"{missing} of the {len(ids)} runs"
         print(f"note: {count} of {name} have no record here yet", file=sys.stderr)
 
-    def cell_of(entry: Record | RunRow) -> tuple[str, ...]:
+    def model_task_and_row(entry: Record | RunRow) -> tuple[str, ...]:
         if isinstance(entry, RunRow):
             return entry.conf_model, entry.task, entry.conf_row
         return tuple(entry["cell"][key] for key in ("model", "task", "row"))
 
-    cells = {cell_of(ledger.records[run]) for run in ids if run in ledger.records}
+    entries_of_sweep = [ledger.records[run] for run in ids if run in ledger.records]
+    selected = {model_task_and_row(entry) for entry in entries_of_sweep}
 
-    def is_shown(entry: Record | RunRow, origin: str) -> bool:
+    def is_selected(entry: Record | RunRow, origin: str) -> bool:
+        if origin != "ours":
+            return model_task_and_row(entry) in selected
         run = entry.id if isinstance(entry, RunRow) else entry["id"]
-        return run in ids if origin == "ours" else cell_of(entry) in cells
+        return run in ids
 
-    return select_records(ledger, is_shown)
+    return select_records(ledger, is_selected)
 
 
 def select_records(ledger: Ledger, keep: Callable[[Record, str], bool]) -> Ledger:
-    """The ledger with the records for which `keep` is true, and the measures that are
-    of no other record. keep: of a record and its origin ("ours", or a study)."""
+    """The ledger with the records for which `keep` is true, and without the measures
+    that are of a dropped record. keep: takes a record, or the row that stands for it, and
+    its origin ("ours", or the name of a study)."""
     records = {
         run: record
         for run, record in ledger.records.items()
@@ -203,8 +211,9 @@ def select_records(ledger: Ledger, keep: Callable[[Record, str], bool]) -> Ledge
 def own_and_published(
     ledger: Ledger, frame: pd.DataFrame | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The runs of this machine, and the published ones. A run that was done here and is
-    published, too, is in both, with the record of each. frame: the ledger's runs, where
+    """The runs of this machine, and the published ones, as two frames (`frame.runs`). A
+    run that was done here and is published, too, is in both: in the first by the record
+    of this machine, in the second by the published one. frame: the ledger's runs, where
     they are at hand."""
     frame = runs(ledger) if frame is None else frame
     is_own = frame.origin == "ours"

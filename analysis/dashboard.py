@@ -36,7 +36,8 @@ TABLES_RUN = "vera-bench-tables"
 
 
 def logged_tables(ledger: Ledger) -> dict[str, Table]:
-    """The tables that have runs, by the key that each is logged under."""
+    """The tables that have runs, by the key that each is logged under in W&B, such as
+    "tables/table2_1"."""
     frame = runs(ledger)
     tables = dict[str, Table]()
     for name in TABLES:
@@ -51,8 +52,9 @@ def logged_tables(ledger: Ledger) -> dict[str, Table]:
 def workspace(
     ledger: Ledger, tables: dict[str, Table], entity: str, project: str
 ) -> Any:
-    """The workspace (wandb_workspaces.workspaces.Workspace): a panel for each table,
-    and one for the curves of each model and task."""
+    """The workspace (wandb_workspaces.workspaces.Workspace): a panel for each table, and
+    one for the curves of each model and task. It is not saved yet. tables: of
+    `logged_tables`."""
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.reports.v2 import interface as wr
 
@@ -116,7 +118,8 @@ def check_account() -> None:
     try:
         urllib.request.urlopen(url, timeout=10).close()
     except (OSError, ValueError) as error:
-        # A status below 500, such as 404, shows that the server answers.
+        # A status below 500, such as 404, shows that the server answers. Other errors
+        # have no status.
         if getattr(error, "code", 500) >= 500:
             raise UserError(
                 f"{url} cannot be reached ({getattr(error, 'reason', error)})"
@@ -126,8 +129,11 @@ def check_account() -> None:
 def save_workspace(
     ledger: Ledger, entity: str | None, project: str, output: str
 ) -> str:
-    """Logs the tables, and saves the workspace in place of the one saved before.
-    Returns its address."""
+    """Logs the tables, and saves the workspace in place of the one that was saved before.
+    Returns its address, which is also kept in OUTPUT/wandb/dashboard.url to find it
+    again.
+
+    entity: None for that of the environment (WANDB_ENTITY), or the account's own."""
     import wandb
     import wandb_workspaces.workspaces as ws
 
@@ -137,7 +143,8 @@ def save_workspace(
     tables = logged_tables(ledger)
     url_file = Path(output) / "wandb" / "dashboard.url"
     current = workspace(ledger, tables, entity, project)
-    with contextlib.suppress(Exception):  # none was saved, or it has been deleted
+    # any error means that none was saved, or that it has been deleted
+    with contextlib.suppress(Exception):
         previous = ws.Workspace.from_url(url_file.read_text().strip())
         if (previous.entity, previous.project) == (entity, project):
             previous.name = current.name

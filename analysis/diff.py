@@ -63,8 +63,8 @@ def main(arguments: list[str]) -> int:
 
 
 def difference_table(first: Record, second: Record, origins: tuple[str, str]) -> Table:
-    """The table of two records: a row for each difference. origins: where they come
-    from."""
+    """The table of two records: a row for each key whose values differ. origins: where
+    the records come from ("ours", or the name of a study)."""
     records = (first, second)
     left, right = (leaves(without_paths(record)) for record in records)
     rows = list[list[Entry]]()
@@ -73,7 +73,7 @@ def difference_table(first: Record, second: Record, origins: tuple[str, str]) ->
         if not f"{key}.".startswith(IGNORED_KEYS) and values[0] != values[1]:
             rows.append([key, *map(_value_text, values), _difference_text(*values)])
     header = ["key"]
-    labels = dict[str, None]()  # once, where both have the same
+    labels = dict[str, None]()  # as keys, so that equal ones stand in the title once
     for record, origin in zip(records, origins, strict=True):
         source = "ours" if origin == "ours" else f"published in {origin}"
         header.append(f"{record['id']} ({source})")
@@ -86,21 +86,23 @@ def difference_table(first: Record, second: Record, origins: tuple[str, str]) ->
 
 
 def leaves(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a record by dotted keys. A list of plain values, such as a curve,
-    counts as one value."""
-    flat = dict[str, Any]()
+    """The values of a record by dotted keys, such as config.train.lr. An entry of a list of
+    mappings has its position as a key; a list of plain values, such as a curve, is one
+    value. prefix: what all keys begin with."""
+    value_by_key = dict[str, Any]()
     for key, value in record.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             value = dict(enumerate(value))
         if isinstance(value, Mapping) and value:
-            flat |= leaves(value, f"{prefix}{key}.")
+            value_by_key |= leaves(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            value_by_key[f"{prefix}{key}"] = value
+    return value_by_key
 
 
 def _reported_text(values: Mapping[str, Any]) -> str:
-    """The number that a table reports of a record, in words. values: its leaves."""
+    """The dev metric of a record at the epoch that tables report, in words: "accuracy 0.88
+    at the best epoch". values: the record's `leaves`."""
     if "result.metric" not in values:
         return "no result"
     epoch = values["result.reported"]
@@ -109,11 +111,13 @@ def _reported_text(values: Mapping[str, Any]) -> str:
 
 
 def _difference_text(left: Any, right: Any) -> str:
-    """The second value minus the first, and divided by it; of two lists the largest
-    difference; "" where they are no numbers."""
+    """How two values differ, as text: "+0.5 (1.20x)" for the right one minus and divided
+    by the left one; for lists of numbers the largest difference; "" for values that are
+    not both finite numbers."""
     if isinstance(left, list) and isinstance(right, list):
         if len(left) != len(right):
             return f"{len(left)} and {len(right)} values"
+        # lists of other values have no largest difference
         with contextlib.suppress(TypeError, ValueError):
             return _largest_difference_text(left, right)
     if not (_is_finite(left) and _is_finite(right)):
@@ -129,8 +133,9 @@ def _is_finite(value: object) -> bool:
 
 
 def _largest_difference_text(left: list[Any], right: list[Any]) -> str:
-    """The largest difference of two lists of numbers, infinite where one of them lacks
-    a number. Raises TypeError or ValueError for other lists."""
+    """How large the largest difference of two lists of numbers is, and how many numbers
+    differ. The difference is infinite where only one list has a number. Raises TypeError
+    or ValueError for lists of other values."""
     x, y = np.array(left, dtype=float), np.array(right, dtype=float)
     differ = (x != y) & ~(np.isnan(x) & np.isnan(y))
     sizes = np.abs(y[differ] - x[differ])
@@ -139,6 +144,7 @@ def _largest_difference_text(left: list[Any], right: list[Any]) -> str:
 
 
 def _value_text(value: object) -> str:
+    """A value as text of at most MAX_CHARACTERS."""
     if value is None:
         return "null"
     text = f"{value:.6g}" if isinstance(value, float) else str(value)

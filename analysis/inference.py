@@ -56,9 +56,7 @@ def median_variance(n: int) -> float:
     if n % 2:
         weight = density * (below * (1 - below)) ** (n // 2)
         return float(n * (grid**2 * weight).sum() / weight.sum())
-    # Of an even n the median is the mean of the two middle values: the lower one has
-    # `outside` values below it, the upper one as many above it.
-    outside = n // 2 - 1
+    outside = n // 2 - 1  # values below the two middle ones, and above them
     lower = density * below**outside
     upper = density * (1 - below) ** outside
     joint = np.outer(lower, upper) * (grid[:, None] < grid[None, :])
@@ -121,9 +119,8 @@ def probability_of_improvement(x: Iterable[float], y: Iterable[float]) -> float:
 class Mean:
     """A mean in points with its standard error and degrees of freedom.
 
-    Each field is a number, or an array with one for each of several means; NaN stands
-    for unknown. between_task_sd: of a random-effects mean over tasks, the estimated
-    standard deviation of the tasks' true differences."""
+    Fields are numbers, or arrays of several means; NaN is unknown. between_task_sd: of a
+    random-effects mean over tasks, the standard deviation of the tasks' true differences."""
 
     mean: Any
     error: Any
@@ -197,10 +194,9 @@ def mean_of(values: ArrayLike) -> Mean:
 
 
 def equivalence_verdict(mean: Mean, margin: float = EQUIVALENCE_MARGIN) -> Verdict:
-    """The verdict on "X is as good as Y". mean: of X minus Y.
-
-    Supported if the 90% interval lies within the margin of 0; contradicted if the 95%
-    interval lies below 0 and the mean below -margin."""
+    """The verdict on "X is as good as Y". mean: of X minus Y. Supported if the 90%
+    interval lies within the margin of 0; contradicted if the 95% interval lies below 0
+    and the mean below -margin."""
     if mean.is_within(margin):
         return Verdict.SUPPORTED
     return Verdict.CONTRADICTED if mean.is_below(margin) else Verdict.INCONCLUSIVE
@@ -225,11 +221,9 @@ def superiority_verdict(mean: Mean) -> Verdict:
 
 
 def plain_mean_over_tasks(differences: ArrayLike) -> Mean:
-    """The mean that decides a finding: the plain mean of the tasks' means, with
-    Student's t over tasks.
-
-    differences: of pairs of runs, by task and seed along the last two axes; NaN where
-    there is no pair in which both runs trained."""
+    """The mean that decides a finding: the plain mean of the tasks' means, with Student's
+    t over tasks. differences: of pairs of runs, by task and seed along the last two
+    axes; NaN where there is no pair in which both runs trained."""
     return mean_of(mean_of(differences).mean)
 
 
@@ -267,10 +261,9 @@ def mean_over_tasks(
 
 
 def random_effects(means: ArrayLike, variances: ArrayLike) -> Mean:
-    """The random-effects mean along the last axis, where NaN are no means.
-
-    The variance between the means is Paule and Mandel's (1982), the error and Student's
-    t are Hartung and Knapp's (2001). variances: of each mean, in the same shape."""
+    """The random-effects mean along the last axis, where NaN are no means. The variance
+    between them is Paule and Mandel's (1982), the error and Student's t are Hartung and
+    Knapp's (2001). variances: of each mean, in the same shape."""
     means = np.asarray(means, dtype=float)
     is_mean = ~np.isnan(means)
     freedom = is_mean.sum(axis=-1) - 1
@@ -320,8 +313,7 @@ def power_over_tasks(
 
 
 def share_interval(count: int, total: int, level: float = LEVEL) -> tuple[float, float]:
-    """Both ends of the exact interval of a share, `count` of `total` (Clopper and Pearson
-    1934)."""
+    """Both ends of the exact interval of count / total (Clopper and Pearson 1934)."""
     tail = (1 - level) / 2
     low = 0.0
     high = 1.0
@@ -426,8 +418,7 @@ class TwoWay(NamedTuple):
 
 
 def two_way(values: ArrayLike) -> TwoWay:
-    """The analysis of variance of scores by row (first axis) and seed, at least two of
-    each."""
+    """The analysis of variance of scores by row (first axis) and seed."""
     values = np.asarray(values, dtype=float)
     rows, seeds = values.shape
     seed_means = values.mean(axis=0)
@@ -470,8 +461,7 @@ def outlying_variances(variances: ArrayLike, freedoms: ArrayLike) -> Any:
 
 
 def holm(p: ArrayLike) -> Any:
-    """Several p values, corrected for their number (Holm 1979), in the same order. NaN
-    stays NaN, and is not counted."""
+    """p values corrected for their number (Holm 1979). NaN stays NaN, and is not counted."""
     corrected = np.array(p, dtype=float)
     count = int((~np.isnan(corrected)).sum())
     order = np.argsort(corrected)[:count]

@@ -1,5 +1,4 @@
-"""A table: rows of numbers and names, and its forms. Text is made here, once: Markdown,
-LaTeX and CSV."""
+"""A table: rows of numbers and names, and its text as Markdown, LaTeX and CSV."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -13,16 +12,18 @@ from runs.record.text import megabytes, one_line
 
 
 def _decimal(number: "Number") -> str:
+    """The value with the number's decimals, and with + if it shows its sign: +1,234.5."""
     sign = "+" if number.sign else ""
     return f"{number.value:{sign},.{number.decimals}f}"
 
 
 def _seconds(number: "Number") -> str:
+    """The value in whole seconds; below 10 with one decimal."""
     return f"{number.value:,.0f}" if number.value >= 10 else f"{number.value:.1f}"
 
 
 def p_value(p: float) -> str:
-    """A p as text: 0.035, or <0.001."""
+    """A p value as text: 0.035, or <0.001."""
     return "<0.001" if p < SMALLEST_P else f"{p:.3f}"
 
 
@@ -44,12 +45,14 @@ FORMS: dict[str, Callable[["Number"], str]] = {
 class Number:
     """A number of a table, in the unit that its column's name says.
 
-    spread: what stands behind +-, a standard deviation, or half of an interval. n,
-    wanted: how many seeds have it, of how many; shown where some lack it, or if
-    `counted`. form: a key of FORMS; decimals and sign (whether a + is written) are of
-    the form "number". mark: what follows it, such as "1d". verdict: on it beside the
-    paper's number. ids: the runs that it comes from. high: the upper end of an
-    interval, whose lower end is the value."""
+    spread: what stands behind +-, a standard deviation or half the width of an interval;
+    NaN for none. n: how many seeds have the number. wanted: how many should; if it is
+    more than n, the text says "(3/5)". counted: whether the text says n in any case.
+    form: how the value is written, a key of FORMS; decimals and sign (whether a + is
+    written) are of the form "number". mark: what follows the text, such as " 1d".
+    verdict: the verdict on it beside the paper's number; CSV has it, the text does not.
+    ids: the runs that it comes from. high: the upper end of an interval, whose lower end
+    is the value; NaN for a single number."""
 
     value: float
     spread: float = math.nan
@@ -73,11 +76,14 @@ class Number:
         return f"{text}{self._count_text()}{self.mark}"
 
     def _value_text(self) -> str:
+        """The value; "nan" if seeds lack it, and NONE if no seeds are counted."""
         if math.isnan(self.value):
             return NONE if self.n is None else "nan"
         return FORMS[self.form](self)
 
     def _count_text(self) -> str:
+        """How many seeds have the number: " (3/5)" where some lack it, " (5)" if it is
+        `counted`, otherwise ""."""
         if self.n is not None and self.wanted is not None and self.n < self.wanted:
             return f" ({self.n}/{self.wanted})"
         return f" ({self.n})" if self.counted else ""
@@ -101,9 +107,12 @@ def cell_entry(
     verdict: str = "",
     skips_missing: bool = False,
 ) -> Entry:
-    """A cell's median or mean (middle) and spread, with how many seeds it has where it
-    is not complete, and how many diverged; "-" for no cell. skips_missing: instead the
-    median of the seeds that have a number, "-" where none has."""
+    """A cell as an entry: its median or mean and spread, how many seeds it has if it is not
+    complete, and how many diverged; "-" for no cell.
+
+    middle: "median" or "mean". verdict: as of `Number`. skips_missing: whether seeds
+    without the number are left out of the median, which is NaN otherwise; the entry then
+    does not say how many diverged, and is "-" where no seed has the number."""
     if cell is None:
         return NONE
     if skips_missing:
@@ -123,7 +132,8 @@ def cell_entry(
 
 
 def _number_of_scored_seeds(cell: Cell, decimals: int, verdict: str) -> Entry:
-    """A cell's median over the seeds that have a score; "-" where none has."""
+    """A cell's median over the seeds that have a score, as an entry; "-" where none
+    has."""
     scores = pd.Series(cell.values, cell.ids, dtype=float).dropna()
     if scores.empty:
         return NONE
@@ -139,7 +149,8 @@ def _number_of_scored_seeds(cell: Cell, decimals: int, verdict: str) -> Entry:
 
 
 def diverged_mark(cell: Cell) -> str:
-    """What follows a number whose seeds diverged, such as " 1d"."""
+    """The mark after a number that says how many of its seeds diverged: " 1d"; "" if none
+    did."""
     return f" {cell.diverged}d" if cell.diverged else ""
 
 
@@ -149,8 +160,8 @@ def trained_count(cell: Cell) -> Number:
 
 
 def entry_of_runs(value: float | None, ids: Iterable[str], **settings: Any) -> Entry:
-    """A number that comes from these runs, as an entry; "-" where it is None or NaN.
-    settings: of Number."""
+    """A number that comes from the runs with these ids, as an entry; "-" if it is None or
+    NaN. settings: further fields of `Number`."""
     if value is None or math.isnan(value):
         return NONE
     return Number(float(value), ids=tuple(ids), **settings)
@@ -164,8 +175,8 @@ class Table:
     """A title, a header, rows of equal length, and notes under it. The first column
     names a row; a row without a name belongs to the one above it.
 
-    model: "" if it has none. tasks: the task of each column that is one, by its
-    name."""
+    model: whose results it has; "" if it is of no one model. tasks: by the header of each
+    column that is a task, the task's name in conf/."""
 
     title: str
     header: list[str]
@@ -176,15 +187,15 @@ class Table:
 
     @classmethod
     def of(cls, title: str, lines: Sequence[dict[str, Entry]], *fields: Any) -> "Table":
-        """A table of lines, each with its entries by column. fields: those of Table that
-        follow its rows."""
+        """A table of lines, each with its entries by column; all have the columns of the
+        first. fields: further fields of Table, in the order that follows `rows`."""
         header = [*lines[0]]
         rows = [[*line.values()] for line in lines]
         return cls(title, header, rows, *fields)
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The runs behind its numbers, each once."""
+        """The ids of the runs behind its numbers, each once."""
         ids = dict[str, None]()
         for row in self.rows:
             for entry in row:
@@ -194,26 +205,28 @@ class Table:
 
     @property
     def texts(self) -> list[list[str]]:
-        """Its entries as text, each on one line: labels and deviations are users'
-        words."""
+        """Its entries as texts without line breaks, which users' labels may have."""
         return [[one_line(str(entry)) for entry in row] for row in self.rows]
 
     def tidy(self) -> pd.DataFrame:
-        """A row for each of its numbers, and for each text that is not a name."""
+        """A frame (TIDY) with a row for each number and text of the table. The name of a
+        table's row, its source and its status are not rows of their own: they are
+        repeated in each."""
         lines = list[dict[str, Any]]()
         name = ""
-        for number, row in enumerate(self.rows, 1):
-            name = str(row[0]) or name
-            entries = dict(zip(self.header, row, strict=True))
+        for line_number, row in enumerate(self.rows, 1):
+            name = str(row[0]) or name  # a row without one belongs to the one above it
+            columns_and_entries = [*zip(self.header, row, strict=True)]
+            entries = dict(columns_and_entries)
             row_facts = {
                 "table": self.title,
                 "model": self.model,
-                "line": number,
+                "line": line_number,
                 "row": name,
                 "source": str(entries.get("source", "")),
                 "status": str(entries.get("status", "")),
             }
-            for column, entry in [*zip(self.header, row, strict=True)][1:]:
+            for column, entry in columns_and_entries[1:]:
                 if column not in ("source", "status") and entry not in ("", NONE):
                     task = self.tasks.get(column, "")
                     line = {"column": column, "task": task, **_tidy_entry(entry)}
@@ -222,7 +235,8 @@ class Table:
 
 
 def _tidy_entry(entry: Entry) -> dict[str, Any]:
-    """The columns of TIDY that a number or a text has."""
+    """The columns of TIDY that come from an entry, and further fields of a number, which
+    `Table.tidy` drops."""
     if isinstance(entry, str):
         return {"text": entry}
     texts = {"mark": entry.mark.strip(), "ids": " ".join(entry.ids)}
@@ -252,8 +266,8 @@ TIDY = [
 
 
 def render(tables: Iterable[Table], form: str = "md") -> str:
-    """Tables as md, latex or csv, which is one frame of all of their numbers with the
-    run ids of each."""
+    """Tables as text. form: md, latex, or csv, which has all of their numbers as one list
+    (`Table.tidy`)."""
     if form == "csv":
         joined = pd.concat([table.tidy() for table in tables], ignore_index=True)
         return to_csv(joined.astype({"n": "Int64", "wanted": "Int64"})).rstrip("\n")
@@ -262,8 +276,9 @@ def render(tables: Iterable[Table], form: str = "md") -> str:
 
 
 def to_csv(data: pd.DataFrame, number_format: str | None = None) -> str:
-    """A frame as CSV. The parts of a tuple are joined by spaces, and a text stands on one
-    line. number_format: such as %.10g; None writes every digit."""
+    """A frame as CSV, in which a missing value is empty. The parts of a tuple are joined
+    by spaces, and a text stands on one line. number_format: such as %.10g; None writes
+    every digit."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -283,15 +298,15 @@ def to_csv(data: pd.DataFrame, number_format: str | None = None) -> str:
 def markdown_grid(
     header: Sequence[str], rows: Iterable[Sequence[str]], right: bool = True
 ) -> list[str]:
-    """The lines of a Markdown table. right: all columns but the first are aligned to the
-    right."""
+    """The lines of a Markdown table. right: whether all columns but the first are aligned
+    to the right, otherwise all to the left."""
     cells = [
         [one_line(str(text)).replace("|", "\\|") for text in row]
         for row in [header, *rows]
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    pad_others = str.rjust if right else str.ljust
-    paddings = [str.ljust, *[pad_others] * (len(header) - 1)]
+    pad_further_columns = str.rjust if right else str.ljust
+    paddings = [str.ljust, *[pad_further_columns] * (len(header) - 1)]
     lines = list[str]()
     for row in cells:
         padded = [
@@ -299,6 +314,7 @@ def markdown_grid(
             for pad, text, width in zip(paddings, row, widths, strict=True)
         ]
         lines.append(f"| {' | '.join(padded)} |")
+    # the rule below the header; a colon at the end aligns a column to the right
     end = ":" if right else "-"
     rules = ["-" * (width + 1) + end for width in widths]
     rules[0] = "-" * (widths[0] + 2)
@@ -313,8 +329,8 @@ def markdown(table: Table) -> str:
     return "\n".join([one_line(table.title), "", *grid, "", *notes]).rstrip()
 
 
-#: Signs that LaTeX would read as another. After the end of a row [ and * would be
-#: options; without T1 fonts < and > are other signs.
+#: What is replaced in LaTeX, and by what. After the end of a row [ and * would be
+#: options, and without T1 fonts < and > are printed as other signs.
 LATEX_SIGNS = {
     "+-": r"$\pm$",
     "[": "{[}",

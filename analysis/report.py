@@ -40,8 +40,8 @@ from runs.record.redaction import without_paths
 from runs.record.schema import Record
 from runs.record.text import megabytes
 
-#: Keys of a record, or their beginnings, that the view of a cell shows; and those of
-#: them that it does not.
+#: Beginnings of the dotted keys of a record that the view of a cell shows, and of those
+#: among them that it leaves out.
 SHOWN_KEYS = (
     "config.",
     "recipe.",
@@ -56,7 +56,7 @@ SHOWN_KEYS = (
     "groups",
 )
 HIDDEN_KEYS = ("config.recipe.", "config.output")
-#: What it shows of each run.
+#: The columns of `frame.runs` that the view of a cell shows of each run.
 RUN_COLUMNS = [
     "seed",
     "status",
@@ -68,10 +68,10 @@ RUN_COLUMNS = [
     "crossfit",
     "seconds",
 ]
-#: Of a ledger of more runs, only so many of the newest cells show their runs one by
-#: one: a page stays below 20 MB.
+#: How many runs are shown one by one: cells that come later on the page show none, so
+#: that it stays below 20 MB.
 MAX_RUNS_SHOWN = 8_000
-#: Rows that stand first among the cells.
+#: The rows whose cells stand first, with their order.
 FIRST_ROWS = {"vera": 0, "lora": 1}
 
 
@@ -81,9 +81,12 @@ Frames = tuple[pd.DataFrame, pd.DataFrame]
 
 @dataclass(frozen=True)
 class CellView:
-    """A cell as the report shows it: its line of `frame.reported_cells`, the interval
-    of its median, its verdicts beside the paper, configuration and provenance of its
-    first seed (facts), and its runs with their curves."""
+    """A cell as the report shows it.
+
+    cell: its line of `frame.reported_cells`. interval: of its median; None for fewer
+    than SEEDS scores. verdicts: on its numbers beside the paper's. facts: configuration
+    and provenance of its first run by key, and runs: its runs (`_run_line`); both are
+    empty for cells after MAX_RUNS_SHOWN."""
 
     cell: Any
     interval: tuple[float, float] | None
@@ -93,7 +96,7 @@ class CellView:
 
 
 def page(ledger: Ledger) -> str:
-    """The whole page. jinja2 escapes every label."""
+    """The whole page as HTML. jinja2 escapes every label."""
     frame = runs(ledger)
     frames = own_and_published(ledger, frame)
     paper_verdicts = tables.verdicts(frame)
@@ -121,8 +124,8 @@ def page(ledger: Ledger) -> str:
 def verdicts_by_table(
     paper_verdicts: pd.DataFrame,
 ) -> list[tuple[str, pd.DataFrame]]:
-    """The verdicts (`tables.verdicts`) of each table and model, under a title. Tables with
-    a number that has run come first."""
+    """The verdicts (`tables.verdicts`) of each table and model, with a title such as
+    "Table 2, RoBERTa-base". Those with a number that we have run, too, come first."""
     groups = list[tuple[str, pd.DataFrame]]()
     for (table, model), verdicts in paper_verdicts.groupby(
         ["table", "model"], sort=False
@@ -152,7 +155,7 @@ def all_figures(ledger: Ledger, frames: Frames) -> list[tuple[figures.Figure, st
 
 
 def anchors_of(cells: Sequence[CellView]) -> dict[str, int]:
-    """The number of the cell that shows each run, by the run's id."""
+    """Which of these cells shows a run, as its position among them, by the run's id."""
     anchors = dict[str, int]()
     for number, view in enumerate(cells):
         anchors |= dict.fromkeys(view.cell.ids, number)
@@ -162,8 +165,9 @@ def anchors_of(cells: Sequence[CellView]) -> dict[str, int]:
 def cell_views(
     ledger: Ledger, variants: pd.DataFrame, verdicts: pd.DataFrame
 ) -> Iterator[CellView]:
-    """Every variant of every row, with its runs and their curves: VeRA and LoRA
-    first."""
+    """A view of each cell of the ledger, with its runs and their curves; those of
+    FIRST_ROWS come first. variants: the ledger's runs, with a row for each variant
+    (`every_variant`). verdicts: of `tables.verdicts`."""
     cells = reported_cells(variants)
     order = cells.row.map(FIRST_ROWS).fillna(len(FIRST_ROWS))
     cells = cells.assign(order=order).sort_values(["order", "model", "task", "row"])
@@ -187,14 +191,15 @@ def cell_views(
 
 
 def _run_line(record: Record, columns_by_id: Mapping[str, Any]) -> dict[str, Any]:
-    """A run of a cell: RUN_COLUMNS, and its curve."""
+    """What the page shows of a run: its id, RUN_COLUMNS, and its curve as points.
+    columns_by_id: RUN_COLUMNS of each run."""
     run = record["id"]
     curve = curve_points(record["curve"]["metric"])
     return {"id": run, **columns_by_id[run], "curve": curve}
 
 
 def facts_of(record: Record) -> list[tuple[str, Any]]:
-    """Configuration and provenance of a run, by their keys."""
+    """Configuration and provenance of a run, as pairs of a dotted key and a value."""
     return [
         (key, value)
         for key, value in leaves(without_paths(record)).items()
@@ -206,7 +211,7 @@ def curve_points(
     metric: Sequence[float | None], width: int = 160, height: int = 36
 ) -> str:
     """A run's dev metric by epoch, as the points of an SVG polyline of this size in
-    pixels, from the left to the right."""
+    pixels: "0.0,34.0 80.0,2.0". Evaluations without a finite number are left out."""
     values = [value for value in metric if value is not None and math.isfinite(value)]
     top = max(values, default=0.0)
     span = top - min(values, default=0.0)

@@ -13,21 +13,19 @@ import numpy as np
 
 from analysis.inference import Mean, Verdict, holm, mean_of
 
-#: The scores of the seeds of each size of a method, by its trained parameters.
+#: The scores of a method's seeds at each size, by the number of trained parameters.
 Scores = Mapping[int, Sequence[float]]
-#: Where the gains of full fine-tuning differ by more points than this, each objective
-#: is also read at half of its own gain.
-UNEQUAL_CEILINGS = 5.0
 #: Adapters whose counts differ by at most this factor are of one size.
 SAME_SIZE = 1.5
-#: A bound holds below this p.
+#: The p below which a `SizeBound` holds.
 SIGNIFICANCE = 0.05
 #: An adapter is worse than another if its score is lower by more points than this.
 WORSE_MARGIN = 2.0
 
 
 class Bound(StrEnum):
-    """What a ratio is where a curve does not cross the level within its sizes."""
+    """What a ratio of sizes says about the true one. It is a bound where a curve does not
+    cross the level within its sizes."""
 
     EXACT = ""
     AT_LEAST = "at least"
@@ -37,11 +35,11 @@ class Bound(StrEnum):
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where a curve reaches a level.
+    """Where a curve of scores by size reaches a level.
 
-    decades: log10 of the trained parameters. side: 0 where that is within the curve's
-    sizes; -1 where its smallest size is above the level already, and 1 where its
-    largest is below. decades is then that size's."""
+    decades: log10 of the trained parameters there. side: 0 if the curve reaches the level
+    within its sizes. -1: its smallest size has reached it already; 1: its largest has
+    not. decades is then that of the smallest or largest size."""
 
     decades: float
     side: int
@@ -49,7 +47,10 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Ratio:
-    """log10 of demonstrations' size over reward's, at one level. It may be a bound."""
+    """How many times as many parameters demonstrations need as reward to reach one level.
+
+    decades: log10 of that ratio. bound: whether the true ratio is this one, at least or
+    at most this one, or unknown."""
 
     decades: float
     bound: Bound
@@ -57,10 +58,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Answer:
-    """The mean of the methods' ratios, with Student's t over methods.
+    """The mean of the methods' ratios in decades, with Student's t over methods. Unknown
+    ratios are not in the mean.
 
-    bound: what the mean is if some ratios are bounds. counts: how many ratios are
-    exact, bounds and unknown. Those that are unknown are not in the mean."""
+    bound: whether the mean is one, because some ratios are. counts: how many ratios have
+    each `Bound`."""
 
     mean: Mean
     bound: Bound
@@ -71,15 +73,16 @@ class Answer:
 
 
 def common_level(start: float, gains: Sequence[float]) -> float:
-    """The score at which objectives are compared: the untrained model's, plus half of
-    the smallest gain of full fine-tuning among the objectives."""
+    """The score at which objectives are compared: half of the way from the untrained
+    model's score to what full fine-tuning reaches by the objective that gains least.
+    start: the untrained model's score. gains: of full fine-tuning by each objective."""
     return start + min(gains) / 2
 
 
 def non_decreasing(values: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """The nearest values (least squares) that never decrease: neighbours that do are
-    pooled (Barlow et al. 1972)."""
-    blocks: list[tuple[float, float, int]] = []
+    """The nearest values (least squares, by these weights) that never decrease:
+    neighbours that do are replaced by their weighted mean (Barlow et al. 1972)."""
+    blocks: list[tuple[float, float, int]] = []  # value, weight, how many have it
     for value, weight in zip(values, weights, strict=True):
         block = (value, weight, 1)
         while blocks and blocks[-1][0] > block[0]:
@@ -95,8 +98,8 @@ def non_decreasing(values: Sequence[float], weights: Sequence[float]) -> list[fl
 
 
 def crossing(scores: Scores, level: float) -> Crossing:
-    """Where the mean score first reaches a level. The means are made non-decreasing in
-    the size, and interpolated between sizes on a logarithmic axis."""
+    """Where the mean score of a method first reaches a level. The means are made
+    non-decreasing in the size, and interpolated linearly in log10 of the size."""
     sizes = sorted(scores)
     means = [float(np.mean(scores[size])) for size in sizes]
     means = non_decreasing(means, [len(scores[size]) for size in sizes])
@@ -105,17 +108,19 @@ def crossing(scores: Scores, level: float) -> Crossing:
         return Crossing(decades[0], -1)
     if means[-1] < level:
         return Crossing(decades[-1], 1)
-    above = next(number for number, mean in enumerate(means) if mean >= level)
-    share = (level - means[above - 1]) / (means[above] - means[above - 1])
-    step = decades[above] - decades[above - 1]
-    return Crossing(decades[above - 1] + share * step, 0)
+    above = next(index for index, mean in enumerate(means) if mean >= level)
+    below = above - 1
+    share = (level - means[below]) / (means[above] - means[below])
+    step = decades[above] - decades[below]
+    return Crossing(decades[below] + share * step, 0)
 
 
 # --- the ratio
 
 
 def ratio_of(demonstrations: Crossing, reward: Crossing) -> Ratio:
-    """How many decades more parameters demonstrations need than reward."""
+    """The ratio of two crossings of one level. It is a bound if one of them is outside of
+    its curve, and unknown if both are and contradict each other."""
     bounds = set()
     if demonstrations.side > 0 or reward.side < 0:
         bounds.add(Bound.AT_LEAST)
@@ -126,15 +131,16 @@ def ratio_of(demonstrations: Crossing, reward: Crossing) -> Ratio:
 
 
 def _bound_of_sum(bounds: set[Bound]) -> Bound:
-    """Which bound a sum is whose parts are such bounds, or exact."""
+    """Which bound a sum is whose parts are such bounds, or exact: parts that bound it
+    from both sides leave it unknown."""
     if len(bounds) > 1:
         return Bound.UNKNOWN
     return next(iter(bounds), Bound.EXACT)
 
 
 def answer(ratios: Sequence[Ratio]) -> Answer:
-    """The answer of a study. A bound enters the mean with its value, which makes the
-    mean a bound, too."""
+    """The answer of a study. ratios: of its methods. One that is a bound enters the mean
+    with its value, which makes the mean a bound, too."""
     counts = {bound: sum(ratio.bound == bound for ratio in ratios) for bound in Bound}
     known_ratios = [ratio for ratio in ratios if ratio.bound != Bound.UNKNOWN]
     bounds = {ratio.bound for ratio in known_ratios} - {Bound.EXACT}
@@ -147,11 +153,12 @@ def answer(ratios: Sequence[Ratio]) -> Answer:
 
 @dataclass(frozen=True)
 class SizeBound:
-    """A size that was trained by reward, beside the best that demonstrations reach.
+    """A size that was trained by reward, compared with the best that demonstrations reach
+    at any size: the reference of `size_bounds`.
 
-    mean: its mean score minus the reference's, in points. p: by Holm's correction over
-    the sizes. times: how many times as many parameters the largest model has that was
-    trained by demonstrations."""
+    mean: its mean score minus the reference's, in points. p: of that difference, by
+    Holm's correction over the sizes. times: the largest size that was trained by
+    demonstrations, divided by this one."""
 
     parameters: int
     mean: Mean
@@ -160,17 +167,18 @@ class SizeBound:
 
     @property
     def holds(self) -> bool:
-        """Whether demonstrations need at least `times` as many parameters to reach this
-        score."""
+        """Whether this size scores above the reference beyond chance, so that demonstrations
+        need at least `times` as many parameters to reach its score."""
         return self.p < SIGNIFICANCE and self.mean.mean > 0
 
 
 def size_bounds(rewarded: Scores, demonstrated: Scores) -> list[SizeBound]:
-    """The bound that each size trained by reward gives. The reference is the size with
-    the highest mean among those trained by demonstrations, which favours them."""
+    """The bound that each size trained by reward gives, from the smallest size on. The
+    reference is the size with the highest mean among those trained by demonstrations,
+    which favours demonstrations."""
     reference = max(demonstrated.values(), key=lambda scores: float(np.mean(scores)))
     sizes = sorted(rewarded)
-    means = [difference(rewarded[size], reference) for size in sizes]
+    means = [difference_of_means(rewarded[size], reference) for size in sizes]
     corrected = holm([float(mean.p()) for mean in means])
     largest = max(demonstrated)
     return [
@@ -182,8 +190,9 @@ def size_bounds(rewarded: Scores, demonstrated: Scores) -> list[SizeBound]:
 # --- verdicts on single sizes
 
 
-def difference(left: Sequence[float], right: Sequence[float]) -> Mean:
-    """The difference of two means of seeds in points, by Welch's t."""
+def difference_of_means(left: Sequence[float], right: Sequence[float]) -> Mean:
+    """The mean of one sample of scores minus that of another, in points, with Welch's
+    error and degrees of freedom."""
     first, second = mean_of([*left]), mean_of([*right])
     variances = np.array([first.error**2, second.error**2])
     freedoms = np.array([first.freedom, second.freedom])
@@ -195,7 +204,8 @@ def difference(left: Sequence[float], right: Sequence[float]) -> Mean:
 
 
 def counts_of_size(parameters: int, counts: Sequence[int]) -> list[int]:
-    """Those of the parameter counts that are of one size with `parameters`."""
+    """Those of the parameter counts that differ from `parameters` by at most the factor
+    SAME_SIZE."""
     return [
         count
         for count in counts
@@ -204,9 +214,9 @@ def counts_of_size(parameters: int, counts: Sequence[int]) -> list[int]:
 
 
 def inferiority_verdict(mean: Mean) -> Verdict:
-    """The verdict on "X is worse than Y", by the mean of X minus Y: supported where the
-    95% interval lies below 0 and the mean below -WORSE_MARGIN, contradicted where X is
-    at most WORSE_MARGIN worse (one-sided test at 5%)."""
+    """The verdict on "X is worse than Y". mean: of X minus Y. Supported if the 95%
+    interval lies below 0 and the mean below -WORSE_MARGIN; contradicted if a one-sided
+    test at 5% shows that X is at most WORSE_MARGIN worse."""
     if bool(mean.is_below(WORSE_MARGIN)):
         return Verdict.SUPPORTED
     low, _ = mean.interval(0.9)
@@ -214,5 +224,5 @@ def inferiority_verdict(mean: Mean) -> Verdict:
 
 
 def smallest_minus_largest(scores: Scores) -> Mean:
-    """The score at the smallest size minus that at the largest."""
-    return difference(scores[min(scores)], scores[max(scores)])
+    """The mean score at the smallest size minus that at the largest."""
+    return difference_of_means(scores[min(scores)], scores[max(scores)])

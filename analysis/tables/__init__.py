@@ -1,4 +1,4 @@
-"""A table of the paper, or of the demo, from records. TABLES names them."""
+"""The tables of the paper and others from records, by their names (TABLES)."""
 
 from collections.abc import Callable, Collection
 from functools import partial
@@ -18,7 +18,7 @@ from analysis.tables.specs import specs
 from analysis.variants import every_variant
 from runs.record.ledger import Ledger
 
-#: What makes the tables that need no record.
+#: What makes the tables that need no record, by their names.
 WITHOUT_RECORDS: dict[str, Callable[[], list[Table]]] = {
     "table1": table1,
     **{f"table{number}": partial(recipe_tables, number) for number in range(8, 12)},
@@ -56,50 +56,56 @@ def tables_of_ledger(
     own_models_only: bool = False,
     **view: Any,
 ) -> list[Table]:
-    """A table's parts by its name, "" for rows x tasks of whatever has run: first of
-    what ran on this machine, then of what the project has published.
+    """A table's parts, each a table of one model: first of what ran on this machine, then
+    of what the project has published.
 
-    frames: the runs of this machine and the published ones, if they are read already.
-    all_variants: whether each variant of a row is a row; all_own_variants: only each of
-    those that ran here. against: a row, of which tables of the differences from it
-    follow. own_models_only: whether published runs on models that have no run of this
-    machine in the table are left out, with a note. view: further fields of View."""
+    name: of TABLES; "" for rows x tasks of whatever has run. frames: the runs of this
+    machine and the published ones, if they are read already. all_variants: whether each
+    variant of a row is a row of its own; all_own_variants: whether each is that ran
+    here. against: a row, from which tables of differences follow ("": none).
+    own_models_only: whether published runs on models that have no run of this machine in
+    the table are left out, with a note. view: further fields of View."""
     if name in WITHOUT_RECORDS:
         return WITHOUT_RECORDS[name]()
     own_runs, published = frames or own_and_published(ledger)
 
-    def build_part(runs: pd.DataFrame, split_rows: bool, origin: str) -> list[Table]:
+    def tables_of_origin(
+        runs: pd.DataFrame, split_variants: bool, origin: str
+    ) -> list[Table]:
         variants = runs
-        if split_rows:
+        if split_variants:
             variants = every_variant(runs, keep_nearest_name=name != "")
         tables = tables_of_runs(name, variants, origin=origin, **view)
         if not against:
             return tables
-        in_table = runs_of_table(name, variants)
+        runs_in_table = runs_of_table(name, variants)
         if tasks := view.get("tasks"):
-            in_table = in_table[in_table.task.isin(tasks)]
+            runs_in_table = runs_in_table[runs_in_table.task.isin(tasks)]
         models = [table.model for table in tables if table.ids]
-        in_table = in_table[in_table.model.isin(models)]
+        runs_in_table = runs_in_table[runs_in_table.model.isin(models)]
         # The row `against` need not be in the table.
-        reference = variants[
-            (variants.row == against) & variants.task.isin(in_table.task)
-        ]
-        compared = pd.concat([in_table, reference]).drop_duplicates("id")
+        is_reference = variants.row == against
+        is_reference &= variants.task.isin(runs_in_table.task)
+        compared = pd.concat([runs_in_table, variants[is_reference]])
+        compared = compared.drop_duplicates("id")
         return tables + _difference_tables(compared, against, origin)
 
     tables = list[Table]()
     if len(own_runs) or published.empty:
-        tables = build_part(own_runs, all_variants or all_own_variants, "ours")
-    # A table that has the paper's rows alone comes after those with runs, and only once.
+        split_variants = all_variants or all_own_variants
+        tables = tables_of_origin(own_runs, split_variants, "ours")
+    # A table that has the paper's rows alone comes after those with runs, and its twin
+    # without published runs is not added below.
     tables.sort(key=lambda table: not table.ids)
     stopped = _stopped_without_table(name, own_runs, tables, view.get("tasks", ()))
     own_models = {table.model for table in tables if table.ids}
-    left_out = list[str]()
+    models_left_out = list[str]()
     if len(published):
-        for table in build_part(published, all_variants, "published"):
-            if own_models_only and own_models and table.model not in own_models:
+        for table in tables_of_origin(published, all_variants, "published"):
+            is_on_another_model = own_models and table.model not in own_models
+            if own_models_only and is_on_another_model:
                 if table.ids:
-                    left_out.append(table.model)
+                    models_left_out.append(table.model)
             elif table.ids or not tables:
                 tables.append(table)
     if tables:
@@ -109,18 +115,19 @@ def tables_of_ledger(
         tables[0].notes.append(
             f"Left out: the paper's rows (model={models} shows them)."
         )
-    if left_out:
-        models = ", ".join(dict.fromkeys(left_out))
-        note = f"Left out: published runs on {models} (model={left_out[0]} shows them)."
-        tables[0].notes.append(note)
+    if models_left_out:
+        models = ", ".join(dict.fromkeys(models_left_out))
+        command = f"model={models_left_out[0]} shows them"
+        tables[0].notes.append(f"Left out: published runs on {models} ({command}).")
     return tables
 
 
 def _quoted_models_left_out(
     name: str, tables: list[Table], models: Collection[str]
 ) -> list[str]:
-    """The models of the paper's rows of a table, if `models` are asked for and none of
-    them is among these."""
+    """The models of the paper's rows in a table, if the user asks for other models alone,
+    so that no table has these rows; otherwise none. name: of the table. models: those
+    that the user asks for."""
     if not (name and models and tables):
         return []
     paper_models = [model for spec in specs()[name] for model in spec.models]
@@ -130,7 +137,9 @@ def _quoted_models_left_out(
 def _stopped_without_table(
     name: str, own_runs: pd.DataFrame, tables: list[Table], tasks: Collection[str]
 ) -> pd.DataFrame:
-    """The own runs that were stopped early, of models that have none of these tables."""
+    """The runs of this machine that belong to a table and were stopped early, and whose
+    models have no table that would say so. name: of the table. tasks: those that are
+    shown (empty: all)."""
     runs = runs_of_table(name, own_runs)
     if tasks:
         runs = runs[runs.task.isin(tasks)]
@@ -141,7 +150,8 @@ def _stopped_without_table(
 def tables_of_runs(
     name: str, runs: pd.DataFrame, tasks: Collection[str] = (), **view: Any
 ) -> list[Table]:
-    """A table's parts from some runs. view: further fields of View."""
+    """A table's parts from some runs, each a table of one model. tasks: those that are
+    shown (empty: all). view: further fields of View."""
     if name in WITHOUT_RECORDS:
         return WITHOUT_RECORDS[name]()
     selected = runs[runs.task.isin(tasks)] if tasks else runs
@@ -150,8 +160,8 @@ def tables_of_runs(
 
 
 def _difference_tables(runs: pd.DataFrame, against: str, origin: str) -> list[Table]:
-    """Each other row minus the row `against`, by pairs of runs, a table for each
-    model."""
+    """A table for each model with the differences of each other row from the row
+    `against`, by pairs of runs. origin: what the runs are called, as in View."""
     suffix = "" if origin == "ours" else f" ({origin})"
     lines = paired_differences(runs, against, as_reference=True)
     tables = list[Table]()
@@ -163,20 +173,22 @@ def _difference_tables(runs: pd.DataFrame, against: str, origin: str) -> list[Ta
 
 
 def runs_of_table(name: str, runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that a table is made from, finished or not; all for rows x tasks."""
+    """Those of the runs that a table is made from, finished or not; all of them for
+    name="", rows x tasks."""
     parts = [spec.select_runs(runs) for spec in specs()[name]]
     return pd.concat(parts).drop_duplicates("id")
 
 
 def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
     """Every number that the paper prints of a trained model, beside our cell, with the
-    verdict: `compare_with_paper` of each table, in the order of a page."""
+    verdict: the lines of `compare_with_paper` for TABLES_WITH_VERDICTS."""
     view = View(runs, seeds=SEEDS)
     frames = list[pd.DataFrame]()
     for name in TABLES_WITH_VERDICTS:
         for spec in specs()[name]:
-            (part,) = spec.parts(view)
-            _, numbers = cells_and_printed(spec, part)
+            (part,) = spec.parts(view)  # kinds with verdicts have one
+            _, compared = cells_and_printed(spec, part)
+            # a number has a line for each variant of ours that is compared with it
             keys = ["model", "method", "size", "column"]
-            frames.append(numbers.drop_duplicates(keys))
+            frames.append(compared.drop_duplicates(keys))
     return pd.concat(frames, ignore_index=True)

@@ -46,7 +46,7 @@ from runs.record.files import write_atomically
 from runs.record.ledger import Ledger
 from runs.record.text import plural
 
-#: How a saved table's file ends.
+#: The ending of a saved table's file, by format=.
 ENDINGS = {"md": "md", "latex": "tex", "csv": "csv"}
 
 
@@ -88,7 +88,8 @@ def main(arguments: list[str]) -> int:
     against = row_name(settings.against or "")
     ledger = Ledger()
     if name not in WITHOUT_RECORDS:
-        # The paper's rows need no records; differences do.
+        # A table of the paper shows its rows even without records of ours, but
+        # differences need records.
         ledger = open_rows(settings, allows_unrun=bool(name and not against))
     if against:
         selected = [*map(row_name, split_names(settings.method))]
@@ -131,8 +132,9 @@ def main(arguments: list[str]) -> int:
 def _check_names_and_settings(
     name: str, settings: Settings, columns: tuple[str, ...]
 ) -> None:
-    """Raises UserError for an unknown table or column, and for settings that choose
-    nothing in the table."""
+    """Raises UserError for an unknown table or column, for no choice at all, and for
+    settings that choose nothing in the table. name: of the table; "" for rows x tasks.
+    columns: of columns=."""
     if not name and not settings.selects:
         keys = "task=, model=, method=, seed= or sweep="
         raise UserError(f"name a table ({', '.join(TABLES)}), or {keys} (--help)")
@@ -147,14 +149,15 @@ def _check_names_and_settings(
 
 
 def _show_leaderboard(settings: Settings, given_keys: set[str]) -> int:
-    """Shows the leaderboard of result files, which are no records. given_keys: the
-    names and keys of the command line, of which others are refused."""
+    """Shows the leaderboard of result files, which are no records, and returns the exit
+    status. given_keys: the names and keys that stand on the command line. Raises
+    UserError for one that a leaderboard does not take."""
     from analysis.leaderboard.command import show_leaderboard  # imports matplotlib
 
     accepted = {"leaderboard", "format", "save", "output", "refresh", "debug"}
-    if rest := sorted(given_keys - accepted):
+    if refused := sorted(given_keys - accepted):
         raise UserError(
-            f"{rest[0]} is for records, and leaderboard= reads result files. "
+            f"{refused[0]} is for records, and leaderboard= reads result files. "
             f"It takes {', '.join(sorted(accepted))}"
         )
     folder = Path(settings.output, "leaderboard") if settings.save else None
@@ -164,8 +167,8 @@ def _show_leaderboard(settings: Settings, given_keys: set[str]) -> int:
 
 
 def _no_table_error(name: str, ledger: Ledger, settings: Settings) -> UserError:
-    """The error that says why there is no table: nothing has run, nothing to its end, or
-    only trials."""
+    """The error that says why there is no table: nothing has run, nothing has run to its
+    end, or trials alone have. name: of the table; "" for rows x tasks."""
     folder = f"in {settings.output}/records"
     subject = name or "that"
     own_runs, _ = own_and_published(ledger)
@@ -182,7 +185,8 @@ def _no_table_error(name: str, ledger: Ledger, settings: Settings) -> UserError:
 
 
 def _begun_notes(tables: list[Table], ledger: Ledger, settings: Settings) -> list[str]:
-    """A note on your runs without a record whose model and task are in the tables."""
+    """A note on runs of this machine that have begun, have no record yet, and are of a
+    model and task in the tables; none if there is no such run."""
     ids = {run_id for table in tables for run_id in table.ids}
     rows = cast(Iterator[RunRow], iter(ledger))  # as `open_rows` reads them
     models_and_tasks = {(row.model, row.task) for row in rows if row.id in ids}
@@ -202,8 +206,8 @@ def _begun_notes(tables: list[Table], ledger: Ledger, settings: Settings) -> lis
 
 
 def _trial_notes(runs: pd.DataFrame) -> list[str]:
-    """Sentences that count the runs that were evaluated on training rows, which no table
-    shows, and name the command that reads them."""
+    """Phrases that count the trials, which were evaluated on training rows and are in no
+    table, and name the command that reads them: one for fold runs, one for others."""
     trials = runs[runs.kind == "trial"]
     is_fold = trials.settings.map(lambda settings: settings.get("folds") is not None)
     reasons = list[str]()
@@ -213,9 +217,9 @@ def _trial_notes(runs: pd.DataFrame) -> list[str]:
             f"{count} (task.folds), from which vera-bench mistakes {folds[0]} lists "
             "labels that may be wrong"
         )
-    searched = len(trials) - len(folds)
-    if searched:
-        count = plural(searched, "trial")
+    count_of_holdout = len(trials) - len(folds)
+    if count_of_holdout:
+        count = plural(count_of_holdout, "trial")
         reasons.append(f"{count} (task.holdout), which vera-bench tune reads")
     return reasons
 

@@ -15,7 +15,7 @@ from analysis.sizes import (
     common_level,
     counts_of_size,
     crossing,
-    difference,
+    difference_of_means,
     inferiority_verdict,
     non_decreasing,
     ratio_of,
@@ -79,7 +79,7 @@ def test_the_level_is_half_of_the_smaller_gain():
 
 
 def test_a_difference_is_welchs():
-    found = difference([1.0, 2.0, 3.0], [2.0, 6.0])
+    found = difference_of_means([1.0, 2.0, 3.0], [2.0, 6.0])
     assert found.mean == -2
     assert found.error == pytest.approx(math.sqrt(1 / 3 + 4))
     assert found.freedom == pytest.approx((13 / 3) ** 2 / ((1 / 9) / 2 + 16))
