@@ -11,12 +11,14 @@ from runs.record.ledger import Ledger
 
 
 def ledger() -> Ledger:
-    """The runs of the folder that the environment names (VERA_OUTPUT), or of outputs."""
+    """The records of the folder that the environment names (VERA_OUTPUT) or of outputs, and
+    the published ones, as rows of `frame.runs`."""
     return open_ledger(os.environ.get("VERA_OUTPUT", "outputs"), make_row=RowMaker())
 
 
 def show(*parts: Any) -> None:
-    """Shows tables, figures and frames: in a notebook as such, elsewhere as text."""
+    """Shows tables, figures and frames: rendered in a notebook, elsewhere as text. Without
+    any it says that there are no records."""
     import IPython
 
     notebook: Any = IPython.display if IPython.get_ipython() else None

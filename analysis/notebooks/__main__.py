@@ -17,14 +17,16 @@ from runs.record.files import write_atomically
 from runs.record.ledger import ROOT
 
 FOLDER = Path(__file__).parent
+#: The names of the notebooks.
 NAMES = sorted(
     path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")
 )
 
 
 def execute(notebook: Any, variables: dict[str, str]) -> None:
-    """Runs a notebook's cells, with these environment variables. Raises nbclient's CellExecutionError where a
-    cell fails."""
+    """Runs a notebook's cells and stores their outputs in it. variables: of the
+    environment, for the cells. Raises nbclient's CellExecutionError where a cell
+    fails."""
     from nbclient import NotebookClient
 
     notebook.metadata["kernelspec"] = {
@@ -51,7 +53,7 @@ def build_notebook(name: str, output: Path) -> Path:
     path = output / "notebooks" / f"{name}.ipynb"
     execute(notebook, {"VERA_OUTPUT": str(output.resolve())})
     write_atomically(path, jupytext.writes(notebook, fmt="ipynb") + "\n")
-    # Without the addresses of MathJax, RequireJS, Mermaid: the page opens without a network.
+    # The page is to open without a network, so it has no addresses of these scripts.
     scripts = ("mathjax", "require_js", "jquery", "mermaid_js", "widget_renderer")
     exporter_class: Any = HTMLExporter  # it has no annotations
     exporter = exporter_class(**{f"{script}_url": "" for script in scripts})

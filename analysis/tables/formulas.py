@@ -16,21 +16,22 @@ from analysis.render import Entry, Table
 from runs.record.files import read_yaml
 from runs.record.ledger import CONF, in_conf
 
-#: Adapted matrices (query and key of each block) and their width.
+#: How many matrices are adapted (query and key of each block), and their width.
 SHAPES = {"roberta-base": (24, 768), "roberta-large": (48, 1024), "gpt-3": (192, 12288)}
 MODELS = {
     "roberta-base": "RoBERTa-base",
     "roberta-large": "RoBERTa-large",
     "gpt-3": "GPT-3",
 }
-#: What measures the claims that no formula gives.
+#: The command that measures the claims which no formula gives.
 COMMAND = "make bench-serving"
 
 
 def parameter_counts(model: str, rank: int) -> dict[str, int]:
-    """Table 1's numbers by formula: the trained parameters of LoRA (2 d r for each
-    adapted matrix) and of VeRA (d + r), and the frozen elements of VeRA's shared A and
-    B (2 d r in all), which a seed brings back."""
+    """Counts of parameters by formula: those that LoRA trains ("lora": 2 d r for each
+    adapted matrix of width d at rank r) and that VeRA trains ("vera": d + r each), and
+    the elements of VeRA's shared A and B ("frozen": 2 d r in all), which are drawn from
+    a seed."""
     matrices, width = SHAPES[model]
     frozen = 2 * width * rank
     return {
@@ -41,7 +42,7 @@ def parameter_counts(model: str, rank: int) -> dict[str, int]:
 
 
 def binary_size(size: float) -> str:
-    """A number of bytes as text, in powers of 1024: 1.5 MB."""
+    """A number of bytes, at least 1024, as text in powers of 1024: 1.5 MB."""
     units = {"TB": 2**40, "GB": 2**30, "MB": 2**20, "KB": 2**10}
     unit, scale = next((unit, scale) for unit, scale in units.items() if size >= scale)
     return f"{size / scale:.1f} {unit}"
@@ -60,7 +61,7 @@ def table1() -> list[Table]:
 
 def _memory_row(model: str, rank: int, *printed: str) -> list[Entry]:
     """A row of table 1. * marks a printed number that does not follow from the formula.
-    printed: the texts of LoRA's count and bytes, and of VeRA's."""
+    printed: the texts of LoRA's count and bytes, and of VeRA's count and bytes."""
     exact = parameter_counts(model, rank)
     lora_texts = printed[:2]
     vera_texts = printed[2:]
@@ -72,6 +73,7 @@ def _memory_row(model: str, rank: int, *printed: str) -> list[Entry]:
         status.append("LoRA differs")
     if wrong_texts := _wrong_texts(exact["vera"], *vera_texts):
         wrong_with_frozen = _wrong_texts(exact["vera"] + exact["frozen"], *vera_texts)
+        # what is wrong for the vectors alone is right with the frozen A and B
         counts_frozen = wrong_texts.isdisjoint(wrong_with_frozen)
         status.append("VeRA with A and B" if counts_frozen else "VeRA differs")
     return [*row, ", ".join(status) or "as printed"]
@@ -79,7 +81,7 @@ def _memory_row(model: str, rank: int, *printed: str) -> list[Entry]:
 
 def _count_and_bytes(count: int, printed_count: str, printed_bytes: str) -> list[Entry]:
     """Four entries: a count of parameters and their bytes in float32, each followed by
-    what is printed."""
+    what the paper prints, with * if that does not follow from the count."""
     wrong_texts = _wrong_texts(count, printed_count, printed_bytes)
     if printed_count in wrong_texts:
         printed_count += "*"
@@ -89,7 +91,8 @@ def _count_and_bytes(count: int, printed_count: str, printed_bytes: str) -> list
 
 
 def _wrong_texts(count: int, printed_count: str, printed_bytes: str) -> set[str]:
-    """Which of the printed numbers do not follow from a count of parameters."""
+    """Which of the printed texts do not follow from a count of parameters, 4 bytes
+    each."""
     sizes = {printed_count: count, printed_bytes: 4 * count}
     return {text for text, size in sizes.items() if not rounds_to(text, size)}
 
@@ -115,7 +118,7 @@ def size_claims_table() -> list[Table]:
 
 
 def _memory_claims() -> Iterator[list[Entry]]:
-    """The memory of one adapter of GPT-3, and of a million."""
+    """The rows on the memory of one adapter of GPT-3, and of a million."""
     claims = printed_file("claims.yaml")["memory"]
     exact = parameter_counts(claims["model"], claims["rank"])
     users = f"{claims['users']:,} users"
@@ -126,11 +129,12 @@ def _memory_claims() -> Iterator[list[Entry]]:
             size = 4 * exact[row] * count
             text = printed[subject] if row == "lora" else "-"
             claim = f"GPT-3, {name} r={claims['rank']}: {subject}"
-            yield [claim, text, binary_size(size), _status(text, size)]
+            yield [claim, text, binary_size(size), _claim_status(text, size)]
 
 
 def _count_claims() -> Iterator[list[Entry]]:
-    """The parameters of RoBERTa-base's rows beside d_90."""
+    """The rows on the parameters of RoBERTa-base's methods, the largest first, beside d_90,
+    the fewest that reach 90% of full fine-tuning."""
     d_90 = printed_file("claims.yaml")["d_90"]
     yield ["RoBERTa-base, d_90", str(d_90["value"]), "-", "quoted"]
     counts = [
@@ -146,11 +150,12 @@ def _count_claims() -> Iterator[list[Entry]]:
             name += f" r={rank}"
         claim = f"RoBERTa-base, {name}: parameters"
         ratio = f"{count:,} = {count / d_90['value']:.0f} x d_90"
-        yield [claim, entry["printed"], ratio, _status(entry["printed"], count)]
+        yield [claim, entry["printed"], ratio, _claim_status(entry["printed"], count)]
 
 
-def _status(printed: str, value: float) -> str:
-    """Whether the printed number follows from ours."""
+def _claim_status(printed: str, value: float) -> str:
+    """Whether the printed number follows from ours, as a claim's last entry. printed: "-"
+    where the paper prints none."""
     if printed == "-":
         return "not printed"
     return "as printed" if rounds_to(printed, value) else "DIFFERS"
@@ -158,27 +163,30 @@ def _status(printed: str, value: float) -> str:
 
 # --- recipes
 
-#: The columns of a table: model, row and task by the column's name.
+#: The columns of a table of recipes: by the column's name the model, row and task of the
+#: recipe in it.
 Columns = dict[str, tuple[str, str, str]]
 
 
 @cache
 def _recipe_file(row: str, model: str) -> dict[str, Any]:
+    """The recipe of a row for a model (conf/recipe)."""
     return _read_with_defaults(CONF / "recipe" / row / f"{model}.yaml")
 
 
 def _read_with_defaults(path: Path) -> dict[str, Any]:
-    """The content of a file, merged with the files that its defaults list names as
-    Hydra does it: a later one overrides an earlier one."""
+    """The content of a file of conf/, merged with the files that its defaults list names
+    as Hydra does it: a later one overrides an earlier one. Groups are merged one level
+    deep."""
     content: dict[str, Any] = read_yaml(path)
     entries = content.pop("defaults", ["_self_"])
     if "_self_" not in entries:
         entries = [*entries, "_self_"]
     merged = dict[str, Any]()
     for entry in entries:
-        name = entry.partition("@")[0].strip("/")
         part = content
         if entry != "_self_":
+            name = entry.partition("@")[0].strip("/")
             part = _read_with_defaults(CONF / f"{name}.yaml")
         for key, value in part.items():
             if isinstance(value, dict) and isinstance(merged.get(key), dict):
@@ -188,8 +196,9 @@ def _read_with_defaults(path: Path) -> dict[str, Any]:
 
 
 def _columns_by_title(table: dict[str, Any]) -> dict[str, Columns]:
-    """The tables that one of the paper's becomes, as their columns, by what follows its
-    number in the title. table: its entry in printed/recipes.yaml."""
+    """The columns of each table that a table of the paper is split into, by what follows
+    "Table 8" in the title. table: the paper's table in printed/recipes.yaml, which says
+    what each title names and what the columns are."""
     models = names_by_key(table["models"])
     rows = names_by_key(table["rows"])
     tasks = names_by_key(table["tasks"])
@@ -203,9 +212,9 @@ def _columns_by_title(table: dict[str, Any]) -> dict[str, Columns]:
 
 
 def _printed(group: str, model: str, row: str, task: str, key: str) -> Any:
-    """What the paper prints of a key; None where it prints nothing. group: of
-    printed/recipes.yaml, which nests some settings by model and then by row, and some
-    the other way round."""
+    """The value that the paper prints of a key (such as lr) in a recipe; None where it
+    prints none. group: of printed/recipes.yaml, which nests some settings by model and
+    then by row, and some the other way round."""
     settings = recipes()[group]
     name = model.replace("_", "-")
     by_row = settings[row].get(name, settings[row]) if row in settings else {}
@@ -214,7 +223,7 @@ def _printed(group: str, model: str, row: str, task: str, key: str) -> Any:
     if key == "effective_batch" and "batch" in values:
         return values["batch"] * values["accumulation"]
     value = values.get(key)
-    if isinstance(value, list):
+    if isinstance(value, list):  # a value for each task
         tasks = [*(GLUE if group == "glue" else IMAGES)]
         return value[tasks.index(task)]
     return value
@@ -234,8 +243,8 @@ def _own_value(model: str, row: str, task: str, key: str) -> Any:
 
 def recipe_tables(number: int) -> list[Table]:
     """Table 8 (VeRA on GLUE), 9 (instruction tuning), 10 (E2E) or 11 (images): a line
-    for each key, of which the last column says whether the paper prints the same. Rank
-    and rates are there if the paper prints them."""
+    for each hyperparameter, whose last column says whether the paper prints the same.
+    Rank and rates have lines if the paper prints them."""
     settings = recipes()["tables"][number]
     tables = list[Table]()
     for about, columns in _columns_by_title(settings).items():
@@ -253,8 +262,8 @@ def recipe_tables(number: int) -> list[Table]:
 def _recipe_row(
     group: str, key: str, columns: list[tuple[str, str, str]]
 ) -> list[Entry]:
-    """The values of a key, and whether the paper prints the same; empty for a rank or a
-    rate that it does not print."""
+    """Our values of a key, a column each, and whether the paper prints the same; empty
+    for a rank or a rate that it does not print. columns: model, row and task of each."""
     own_values = [_own_value(*column, key) for column in columns]
     printed_values = [_printed(group, *column, key) for column in columns]
     pairs = [
@@ -271,13 +280,15 @@ def _recipe_row(
 
 
 def _value_text(value: object) -> str:
+    """A value as a table of recipes writes it; "-" for None."""
     if value is None:
         return "-"
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _own_choices(columns: list[tuple[str, str, str]]) -> list[str]:
-    """The values that this project chose, each once."""
+    """Notes on the values of these recipes that this project chose, each once. columns:
+    model, row and task of each."""
     notes = dict[str, None]()
     for model, row, _ in columns:
         for key, reason in (_recipe_file(row, model).get("chosen") or {}).items():

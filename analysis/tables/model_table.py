@@ -55,6 +55,7 @@ class ModelTable:
     def __post_init__(self) -> None:
         self.cells = comparable_costs(self.cells)
         if not self.spec.tasks:
+            # `columns` is made from all cells here, and stays so
             self.cells = self.cells[self.cells.table_column.isin(self.columns)]
 
     # --- columns

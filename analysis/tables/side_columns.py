@@ -24,13 +24,13 @@ CONSTANTS = {
 class SideColumns:
     """The columns beside the scores of one model's table.
 
-    cell_columns: by their names, the columns that come from a row's first cell, with
-    the arguments of `_entry_of_cell`. row_columns: those that come from all of a row's
-    runs, with the arguments of `_entry_of_row`. runs: those of the table.
-    with_forgetting: those that measured forgetting, on the text that most of them used;
-    labels_on_other_text: the rows that used another one. rows_on_same_tasks,
-    rows_of_same_costs: the rows whose numbers over tasks, and whose costs, may be
-    compared (`rows_sharing`)."""
+    cell_columns: the columns that come from a line's first cell: by their names, the
+    further arguments of `_entry_of_cell`. row_columns: those that come from all of a
+    row's runs, with the further arguments of `_entry_of_row`. runs: the runs of the
+    table. with_forgetting: the runs that measured forgetting, on the text that most of
+    them used. labels_on_other_text: the labels of rows that used another text.
+    rows_on_same_tasks, rows_of_same_costs: the rows whose numbers over tasks, and whose
+    costs, may be compared (`rows_sharing`)."""
 
     cell_columns: Mapping[str, Mapping[str, Any]]
     row_columns: Mapping[str, Mapping[str, Any]]
@@ -48,7 +48,8 @@ class SideColumns:
         runs: pd.DataFrame,
         cells: pd.DataFrame,
     ) -> "SideColumns":
-        """The side columns of a table. columns: further numbers of `frame.runs`."""
+        """The side columns of the table of one model. columns: of columns=, names of
+        further numbers of `frame.runs`. runs, cells: of the table."""
         table_runs = in_cells(runs, cells)
         measured = table_runs[:0]
         if spec.has_forgetting:
@@ -73,14 +74,14 @@ class SideColumns:
 
     @property
     def column_names(self) -> list[str]:
-        """The columns in their order."""
+        """The names of all side columns in their order."""
         forgetting = ["forgetting"] if len(self.with_forgetting) else []
         return [*self.cell_columns, *self.row_columns, *forgetting]
 
     def entries(self, own_cells: Sequence[Cell], is_first: bool) -> dict[str, Entry]:
-        """The entries of a line of ours, by the keys of the table's lines ("+" and the
-        column's name). own_cells: those of the line. is_first: whether it is its row's
-        first line; only that one has the numbers over all of the row's runs."""
+        """The entries of a line of ours, by their keys in it: "+" and the column's name,
+        which may be that of a score, too. own_cells: of the line. is_first: whether it is
+        its row's first line; only that one has the numbers of row_columns."""
         ids = {run for cell in own_cells for run in cell.ids}
         runs = self.runs[self.runs.id.isin(ids)]
         entry_by_name = {
@@ -95,8 +96,8 @@ class SideColumns:
         return {f"+{name}": entry for name, entry in entry_by_name.items()}
 
     def _entry_of_row(self, runs: pd.DataFrame, name: str, form: str = "") -> Entry:
-        """What a row has in a column: the mean over its cells, of each of which it takes
-        the median over seeds.
+        """What a row has in a column of numbers: the mean over its cells of their medians
+        over seeds.
 
         The entry is "-" where rows cannot be compared in the column:
 
@@ -122,14 +123,18 @@ class SideColumns:
         return entry_of_runs(value, runs.id, form=form)
 
     def cost_notes(self) -> list[str]:
-        """A note that says which rows have a cost, where some have none."""
-        fact_by_column = {
+        """A note that says which rows have a cost; none if all have one, or the table has
+        no costs."""
+        # what each side column is called in `frame.runs` or `frame.cells`
+        frame_column_by_name = {
             name: settings["name"] for name, settings in self.row_columns.items()
         }
         for name, settings in self.cell_columns.items():
-            fact_by_column[name] = settings["column"]
+            frame_column_by_name[name] = settings["column"]
         cost_columns = [
-            name for name, fact in fact_by_column.items() if fact in COST_COLUMNS
+            name
+            for name, column in frame_column_by_name.items()
+            if column in COST_COLUMNS
         ]
         if not cost_columns or self.rows_of_same_costs >= {*self.runs.row}:
             return []
@@ -162,8 +167,8 @@ def _entry_of_cell(
     cell: Cell, runs: pd.DataFrame, column: str, seeds: bool = False, **settings: Any
 ) -> Entry:
     """The value that a cell has in a column of `frame.cells`, as an entry. runs: those
-    it comes from. seeds: whether it shows how many seeds have the number. settings: of
-    Number."""
+    that it comes from. seeds: whether the entry shows how many seeds have the number
+    where some lack it. settings: further fields of `Number`."""
     value = getattr(cell, column)
     if isinstance(value, str) or value is None:
         return str(value)
@@ -174,8 +179,9 @@ def _entry_of_cell(
 
 
 def _medians_by_cell(runs: pd.DataFrame, name: str) -> pd.Series:
-    """The median of a column in each cell of a row, over the runs that did not diverge,
-    unless all did. Raises UserError for a column of no numbers."""
+    """The median of a column in each cell of a row, over the runs that did not diverge;
+    over all runs if all diverged. runs: of the row. name: of the column. Raises UserError
+    for a column without numbers."""
     is_diverged = runs.diverged.astype(bool)
     counted = runs[~is_diverged | is_diverged.all()]
     try:
@@ -190,11 +196,12 @@ def forgetting_notes(columns: SideColumns) -> list[str]:
         return []
     first_run = columns.with_forgetting.iloc[0]
     losses = columns.with_forgetting.forgetting_before.astype(float)
-    # The keys of a dict: one number if the lowest and the highest loss print alike
-    loss_range = dict.fromkeys(f"{loss:.3f}" for loss in (losses.min(), losses.max()))
+    lowest = f"{losses.min():.3f}"
+    highest = f"{losses.max():.3f}"
+    loss_range = lowest if lowest == highest else f"{lowest} to {highest}"
     notes = [
         "forgetting: cross-entropy on another text after the last epoch minus the base"
-        f" model's ({' to '.join(loss_range)}), in nats per token. Lower is better.",
+        f" model's ({loss_range}), in nats per token. Lower is better.",
         f"The text is {first_run.forgetting_name}"
         f" ({first_run.forgetting_tokens:.0f} tokens).",
     ]

@@ -22,8 +22,9 @@ from analysis.tables.spec import (
 )
 from runs.record.files import read_yaml
 
-#: How FastChat makes answers: with transformers' default top_k, and no question leaves
-#: too few positions for its answer (without_room).
+#: How FastChat makes answers, by keys of a judgement's `answering`: with transformers'
+#: default top_k, and with no question that leaves too few positions for its answer
+#: (without_room).
 FASTCHAT = {"answer_tokens": 1024, "top_p": 1.0, "top_k": 50, "without_room": 0}
 #: The keys of a judgement that tables read.
 JUDGEMENT_COLUMNS = [
@@ -46,28 +47,30 @@ class GeneratedTexts(TableSpec):
     """Table 3: the five scores of texts."""
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """The scores of the last epoch as the paper decodes and, as variants, those by
-        other length penalties and those of the best epoch. That one has a line where it
-        is not the last in one of the row's runs. A run that diverged before it had texts
-        has 0."""
+        """The scores of each run's texts, a line each: of the last epoch as the paper
+        decodes (variant "") and, as variants, of the last epoch by other length penalties
+        and of the best epoch. The best epoch has a line if it is an earlier one than the
+        last in one of a cell's runs. A run that diverged before it had texts has 0."""
         exploded = runs.explode("texts").dropna(subset="texts")
         scores = [*self.columns]
         columns = ["which", "variant", "epoch", *scores]
         texts = pd.DataFrame([*exploded.texts], exploded.index, columns)
+        # a run's first texts are by the paper's decoding
         papers_decoding = texts.variant.groupby(level=0).transform("first")
         is_papers_decoding = texts.variant == papers_decoding
+        is_best_epoch = texts.which == "best"
         penalties = "length penalty " + texts.variant
         variants = penalties.where(~is_papers_decoding, "best epoch")
-        # The last epoch by the paper's decoding is no variant but the row's own line, and
-        # the best epoch has no other length penalties.
-        is_variant = is_papers_decoding == (texts.which == "best")
+        # The last epoch by the paper's decoding is no variant: the run's own columns have
+        # its scores (`super().numbers`). The best epoch by other penalties is not shown.
+        is_variant = is_papers_decoding == is_best_epoch
         texts["variant"] = variants.where(is_variant)
         texts["is_earlier"] = texts.epoch != exploded.last_epoch
         texts = texts.dropna(subset="variant")
         kept_columns = ["variant", "is_earlier"]
         long = melted(texts[[*kept_columns, *scores]], *kept_columns)
-        shown_lines = long[(long.variant != "best epoch") | long.is_earlier]
-        frame = complete_cells(runs, long, shown_lines)
+        shown_numbers = long[(long.variant != "best epoch") | long.is_earlier]
+        frame = complete_cells(runs, long, shown_numbers)
         lacks_texts = runs.diverged.astype(bool) & ~runs.texts.astype(bool)
         is_zero = frame.index.isin(runs.index[lacks_texts])
         frame["number"] = frame.number.mask(is_zero, 0.0)
@@ -79,8 +82,8 @@ class Judged(TableSpec):
     for each judge."""
 
     def judgements(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """The judgements of this table's bench, by seed, with the id and label of their
-        run: of each run and judge the last one."""
+        """The judgements of these runs on this table's bench, in the order of seeds, with
+        the id and label of their run. Of several by one judge on a run, the last one."""
         by_seed = runs.sort_values("seed", kind="stable")
         exploded = by_seed.explode("judged").dropna(subset="judged")
         frame = pd.DataFrame([*exploded.judged], exploded.index, JUDGEMENT_COLUMNS)
@@ -89,8 +92,8 @@ class Judged(TableSpec):
         return of_bench.drop_duplicates(["id", "judge"], keep="last")
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """The mean that each judge gives each run. A run that nobody has judged has one
-        line without a number, so that its cell is shown."""
+        """The mean score that each judge gives each run, with the judge as variant. A run
+        that nobody has judged has one line with NaN, so that its cell is shown."""
         judgements = self.judgements(runs)
         long = pd.DataFrame(
             {
@@ -105,17 +108,19 @@ class Judged(TableSpec):
         return pd.concat([judged, unjudged])
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells with four columns more.
+        """The cells, one for each judge of a row, with four columns more:
 
-        - interval: over questions, where a cell has one run.
+        - interval: of the score, over questions, where a cell has one run.
         - turns: the median score of each turn.
         - valid: how many judgements could be read.
-        - state: of a cell that nobody has judged; its n is the number of its runs."""
+        - state: why a cell has no score ("" if it has one); its n is then the number of
+          its runs."""
         frame = super().cells(view)
         judgements = self.judgements(view.runs)
         lines = [_judged_columns(cell, judgements) for cell in frame.itertuples()]
         columns = ["interval", "turns", "valid"]
         frame[columns] = pd.DataFrame(lines, frame.index, columns, dtype=object)
+        # the paper's task is Alpaca, and other tasks are named
         label_with_task = frame.label + " on " + frame.task_label
         frame["label"] = frame.label.where(frame.task == "alpaca", label_with_task)
         unjudged = f"{view.origin}, not judged by {BENCHES[self.bench]}"
@@ -130,6 +135,7 @@ class Judged(TableSpec):
     def describe(self, view: View, cells: pd.DataFrame) -> str:
         """The note that says what the scores are and, where it applies, that judges
         differ and what to do about runs that nobody has judged."""
+        # specs.yaml has the three sentences in this order
         scores, other_judges, unjudged = self.description
         runs = in_cells(view.runs, cells)
         judgements = self.judgements(runs)
@@ -143,19 +149,24 @@ class Judged(TableSpec):
     def deviations(self, runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
         """A phrase for each setting of the answers that differs from FastChat's, with
         the labels of the rows that differ in it."""
-        labels = dict[str, dict[str, None]]()
+        # the labels are the keys of a dict, so that each is named once
+        labels_by_deviation = dict[str, dict[str, None]]()
         for judgement in self.judgements(in_cells(runs, cells)).itertuples():
             for key, usual in FASTCHAT.items():
                 value = judgement.answering[key]
                 if value != usual:
                     deviation = f"{key} {value} instead of FastChat's {usual}"
-                    labels.setdefault(deviation, {})[judgement.label] = None
-        return [f"{text} ({', '.join(rows)})" for text, rows in labels.items()]
+                    labels = labels_by_deviation.setdefault(deviation, {})
+                    labels[judgement.label] = None
+        return [
+            f"{deviation} ({', '.join(labels)})"
+            for deviation, labels in labels_by_deviation.items()
+        ]
 
 
 def _judged_columns(cell: Cell, judgements: pd.DataFrame) -> list[str]:
-    """Three texts on a cell's judgements by one judge (its variant): the interval, the
-    median of each turn, and how many could be read."""
+    """The texts of the columns interval, turns and valid of `Judged.cells` for a cell,
+    whose variant is its judge: "2.31 to 2.95", "3.10 / 2.20", "158 of 160"."""
     judged_runs = judgements[
         judgements.id.isin(cell.ids) & (judgements.judge == cell.variant)
     ]
@@ -177,7 +188,7 @@ class RowsByTasks(TableSpec):
     """Rows x tasks: whatever has run."""
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells of the number that each task's table reports. The rows with the most
+        """The cells of the score that each task's table reports. The rows with the most
         trained parameters come first."""
         seeds = view.seeds or self.seeds
         frame = columns_of_tasks(reported_cells(view.runs, view.select, seeds))
@@ -185,8 +196,8 @@ class RowsByTasks(TableSpec):
         return frame.sort_values(order, ascending=[False, True, True])
 
     def entry(self, cell: Cell, verdict: str) -> Entry:
-        """The median of the seeds that have a number, with how many: "76.0 +-1.0
-        (5)"."""
+        """The median of the seeds that have a number, with how many: "76.0 +-1.0 (5)";
+        "nan (5)" where none has. These tables have no verdicts."""
         median = cell_entry(cell, decimals=int(cell.digits), skips_missing=True)
         if not isinstance(median, Number):
             median = Number(math.nan, n=cell.runs, ids=cell.ids)
@@ -203,14 +214,14 @@ class RowsByTasks(TableSpec):
 
 
 class Exact(RowsByTasks):
-    """Texts that were read for an answer: a column for each test set (part), and one
-    for their average."""
+    """Scores of texts that were read for an answer: a column for each test set (a part of
+    the score), and one for their average."""
 
-    describe = TableSpec.describe
+    describe = TableSpec.describe  # the table's description, not one of each score
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """The scores of the last epoch's texts by test set. A run that diverged before
-        it had texts has 0."""
+        """The scores of each run's texts after the last epoch, by test set, a line each. A
+        run that diverged before it had texts has 0 on the sets of its cell."""
         scores = [texts[0]["parts"] if texts else {} for texts in runs.texts]
         scores_by_part = pd.DataFrame(scores, runs.index, dtype=float)
         if self.average:
@@ -225,8 +236,8 @@ class Exact(RowsByTasks):
         return frame.assign(number=numbers)
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells, with a state: what the loss is over and how texts are decoded.
-        Papers differ in both."""
+        """The cells with a `state`, which the table shows as status: what the loss is over
+        and how texts are decoded. Papers differ in both."""
         frame = cells(view.runs, self.numbers, view.seeds or self.seeds)
         states = [
             f"{view.origin}, {_loss_and_decoding(*settings)}"
@@ -236,7 +247,7 @@ class Exact(RowsByTasks):
 
 
 def _loss_and_decoding(train_on_inputs: bool, beams: float) -> str:
-    """What the loss is over, and how texts are decoded."""
+    """Which tokens the loss is over, and how texts are decoded, as a phrase."""
     loss = "prompt and answer" if train_on_inputs else "answer"
     decoding = f"{beams:g} beams" if beams > 1 else "greedy"
     return f"loss on {loss}, {decoding}"
@@ -247,13 +258,14 @@ class LmEval(TableSpec):
     each task that was trained on."""
 
     def parts(self, view: View) -> list[View]:
-        """One for each task that was trained on."""
+        """A view for each task that was trained on."""
         by_task = self.select_runs(view.runs).groupby("task")
         return [replace(view, runs=runs) for _, runs in by_task]
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """The metrics that lm-eval measured, each in a column of those that were asked in
-        the same way. Variants: "" after training, before it, and the difference."""
+        """The metrics that lm-eval measured of each run, a line each, with one column for
+        each metric and way of asking. Variants: "" (after training), "before" and
+        "difference"."""
         lines = list[tuple[Any, ...]]()
         for run, result in runs.lm_eval.explode().dropna().items():
             before = result["before"]["metrics"]
@@ -261,10 +273,11 @@ class LmEval(TableSpec):
                 column = metric_column(result, metric)
                 asked = result["asked"]
                 lines.append((run, column, asked, metric["value"], base["value"]))
+        # the last two are variants: after training, and before it
         columns = ["run", "column", "asked", "", "before"]
         by_metric = pd.DataFrame(lines, columns=columns).set_index("run")
-        # Tasks of one name may be asked on other rows or be of other versions, so that
-        # their columns need the first digits of a hash of how they were asked.
+        # `asked` is a hash of how a task was asked. Tasks of one name may be asked on other
+        # rows or be of other versions: then their columns have its first digits.
         is_ambiguous = by_metric.groupby("column").asked.transform("nunique") > 1
         suffix = ", " + by_metric.asked.str[:4]
         by_metric["column"] += suffix.where(is_ambiguous, "")
@@ -275,13 +288,13 @@ class LmEval(TableSpec):
         return complete_cells(runs, long, long)
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells; each is complete with the seeds that it has."""
+        """The cells; each counts as complete with the seeds that it has."""
         frame = super().cells(view)
         return frame.assign(wanted=frame.runs)
 
     def entry(self, cell: Cell, verdict: str) -> Entry:
         """The median of the seeds that have a number, with how many: "0.3541 +-0.0131
-        (5)"."""
+        (5)"; "-" where none has. These tables have no verdicts."""
         median = cell_entry(cell, decimals=4, skips_missing=True)
         if isinstance(median, str):
             return median
@@ -289,7 +302,8 @@ class LmEval(TableSpec):
 
 
 def metric_column(result: dict[str, Any], metric: dict[str, Any]) -> str:
-    """The name of a metric's column: gsm8k exact_match,strict-match, 5 shots."""
+    """The name of a metric's column: "gsm8k exact_match,strict-match, 5 shots". result: what
+    lm-eval measured on one task. metric: one of its metrics."""
     name = f"{result['task']} {metric['metric']},{metric['filter']}"
     parts = [name.removesuffix(",none")]
     if result["shots"]:
@@ -305,9 +319,9 @@ class Demo(TableSpec):
     """Every method on the demo's task, with what it costs."""
 
     def parts(self, view: View) -> list[View]:
-        """A view for each size of the data, and for each way in which runs of that size
-        were measured. Each view also has all trials, since they choose rates, and the
-        failed runs of its size, since their way is unknown."""
+        """A view for each way in which runs were measured, at each size of the data that
+        they asked for. Each view also has all trials, since they choose rates, and the
+        failed runs of its size, since nobody knows their way."""
         runs = self.select_runs(view.runs)
         is_trial = runs.kind == "trial"
         by_size = runs[~is_trial].groupby(["asked_train_rows", "asked_dev_rows"])
@@ -320,21 +334,22 @@ class Demo(TableSpec):
         return views
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells, the best first, with their parameters divided by LoRA's (ratio).
+        """The cells, the best first, with `ratio`, their parameters divided by LoRA's.
 
-        A row's label ends with ^ if trials on held-out rows chose its rate, and it is
-        the lowest or the highest rate that they tried."""
+        A row's label ends with ^ if trials on held-out rows tried several of its rates (of
+        the adapter or of the head), and its own is the lowest or the highest of them."""
         frame = super().cells(view)
         keys = ["model", "row"]
         rates = ["lr", "lr_head"]
         tried_rates = view.runs[view.runs.kind == "trial"].groupby(keys)[rates]
+        # of the trials of each cell's row, in the lines of the frame
         cell_keys = frame[keys]
         lowest = cell_keys.join(tried_rates.min(), on=keys)[rates]
         highest = cell_keys.join(tried_rates.max(), on=keys)[rates]
         count = cell_keys.join(tried_rates.nunique(), on=keys)[rates]
         is_end = ((frame[rates] == lowest) | (frame[rates] == highest)) & (count > 1)
         lora = frame[frame.row == "lora"].set_index("model").parameters
-        trains = frame.parameters > 0
+        trains = frame.parameters > 0  # an adapter, beside the head
         frame["label"] += is_end.any(axis=1).map({True: " ^", False: ""})
         frame["ratio"] = (frame.parameters / frame.model.map(lora)).where(trains)
         frame["adapter_bytes"] = frame.adapter_bytes.where(trains)
@@ -352,6 +367,7 @@ class Demo(TableSpec):
 
 # --- specs.yaml
 
+#: The classes by the names of `kind` in specs.yaml.
 KINDS: dict[str, type[TableSpec]] = {
     "Spec": TableSpec,
     "Texts": GeneratedTexts,
@@ -364,8 +380,8 @@ KINDS: dict[str, type[TableSpec]] = {
 
 
 def _spec_of(name: str, part: dict[str, Any]) -> TableSpec:
-    """A part of a table as specs.yaml has it, with the names of its models and columns
-    filled in. name: of the table."""
+    """The spec of a part of a table, with the names of its models and columns filled in.
+    name: of the table. part: its entry in specs.yaml."""
     settings = {key: value for key, value in part.items() if key != "kind"}
     settings["name"] = name
     settings["models"] = names_by_key(part.get("models", []))
@@ -376,7 +392,8 @@ def _spec_of(name: str, part: dict[str, Any]) -> TableSpec:
 
 @cache
 def specs() -> dict[str, tuple[TableSpec, ...]]:
-    """The parts of each table of cells, by its name; "" is rows x tasks."""
+    """The parts of each table of cells in specs.yaml, by the table's name; "" is rows x
+    tasks."""
     tables = read_yaml(Path(__file__).parent / "specs.yaml")
     return {
         name: tuple(_spec_of(name, part) for part in parts)
