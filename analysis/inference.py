@@ -59,6 +59,7 @@ def median_variance(n: int) -> float:
     outside = n // 2 - 1  # values below the two middle ones, and above them
     lower = density * below**outside
     upper = density * (1 - below) ** outside
+    # the density of the pair of them where lower < upper; the diagonal counts half
     joint = np.outer(lower, upper) * (grid[:, None] < grid[None, :])
     joint += np.diag(lower * upper) / 2
     middle = (grid[:, None] + grid[None, :]) / 2
@@ -187,9 +188,8 @@ def mean_of(values: ArrayLike) -> Mean:
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.nansum(values, axis=-1) / n
         squares = np.nansum((values - mean[..., None]) ** 2, axis=-1)
-        squares += (
-            0 * mean
-        )  # NaN where the mean is infinite: nansum gives infinity or 0
+        # 0 * mean makes it NaN where the mean is infinite, which nansum does not
+        squares += 0 * mean
         return Mean(mean, np.sqrt(squares / (n - 1) / n), n - 1)
 
 

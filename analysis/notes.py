@@ -131,7 +131,7 @@ def deviation_notes(cells: pd.DataFrame) -> list[str]:
     parts = [cells[["row", "task", "deviations"]], subset_deviations(cells)]
     rows_by_text = defaultdict[str, set[RowOnTask]](set)
     for row, task, deviation in _recorded_sentences(pd.concat(parts)):
-        rank = row.rpartition("_r")[2]
+        rank = row.rpartition("_r")[2]  # "256" of vera_r256
         text = in_words(deviation)
         if is_difference(deviation) and not text.startswith(f"rank {rank} instead of"):
             rows_by_text[text].add((row, task))

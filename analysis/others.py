@@ -140,12 +140,15 @@ def _facts_of_row(row: dict[str, Any]) -> dict[str, Any]:
 def setup_text(row: Any) -> str:
     """How a row was run, as far as its source says: "r 32, q, v, lr 1e-5 x 1,024 steps".
     row: of `reports_of_others`."""
-    rank, sites = row.get("rank"), row.get("sites", "")
-    names = {"qv": "q, v", "all-linear": "all linear"}
-    parts = [f"r {rank:,}" if rank else "", names.get(sites, sites)]
-    if row.get("steps"):
-        parts.append(f"lr {row['lr']} x {row['steps']:,} steps")
-    return ", ".join(filter(None, parts))
+    parts = list[str]()
+    if rank := row.get("rank"):
+        parts.append(f"r {rank:,}")
+    if sites := row.get("sites"):
+        names = {"qv": "q, v", "all-linear": "all linear"}
+        parts.append(names.get(sites, sites))
+    if steps := row.get("steps"):
+        parts.append(f"lr {row['lr']} x {steps:,} steps")
+    return ", ".join(parts)
 
 
 # --- the lines of tables

@@ -14,7 +14,6 @@ origin of a published run is its study.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -54,9 +53,9 @@ def flat_runs(ledger: Ledger) -> pd.DataFrame:
     frame["left_out"] = frame.left_out.replace("", "no")
     # a text for a run that predicts one class, otherwise None
     frame["one_class"] = [isinstance(share, str) for share in frame.one_class]
-    configurations = list[dict[str, Any]]()
+    configurations = list[dict[str, object]]()
     for record in ledger:
-        configuration: dict[str, Any] = {**record["config"]}
+        configuration: dict[str, object] = {**record["config"]}
         configuration.pop("recipe", None)
         configurations.append(configuration)
     config = pd.json_normalize(configurations).add_prefix("config.")

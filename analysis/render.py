@@ -187,8 +187,9 @@ class Table:
 
     @classmethod
     def of(cls, title: str, lines: Sequence[dict[str, Entry]], *fields: Any) -> "Table":
-        """A table of lines, each with its entries by column; all have the columns of the
-        first. fields: further fields of Table, in the order that follows `rows`."""
+        """A table of lines, each with its entries by column: all lines have the same
+        columns in the same order. fields: those of Table that follow `rows`, in their
+        order."""
         header = [*lines[0]]
         rows = [[*line.values()] for line in lines]
         return cls(title, header, rows, *fields)
@@ -281,6 +282,7 @@ def to_csv(data: pd.DataFrame, number_format: str | None = None) -> str:
     every digit."""
 
     def plain(value: Any) -> Any:
+        # a number as it is, unless number_format makes a text of it
         if isinstance(value, tuple):
             return " ".join(str(plain(part)) for part in value)
         if isinstance(value, str):

@@ -155,7 +155,8 @@ def all_figures(ledger: Ledger, frames: Frames) -> list[tuple[figures.Figure, st
 
 
 def anchors_of(cells: Sequence[CellView]) -> dict[str, int]:
-    """Which of these cells shows a run, as its position among them, by the run's id."""
+    """The position of the cell that shows a run, by the run's id: the page links to it as
+    #cell-0."""
     anchors = dict[str, int]()
     for number, view in enumerate(cells):
         anchors |= dict.fromkeys(view.cell.ids, number)

@@ -72,6 +72,7 @@ def tables_of_ledger(
     def tables_of_origin(
         runs: pd.DataFrame, split_variants: bool, origin: str
     ) -> list[Table]:
+        """The tables of these runs, followed by those of differences from `against`."""
         variants = runs
         if split_variants:
             variants = every_variant(runs, keep_nearest_name=name != "")

@@ -264,7 +264,10 @@ class ModelTable:
         first = group.iloc[0]
         spec = self.spec
         starts_from_mnli = (group.like != group.row).any()
-        line: Line = dict.fromkeys(self.columns, "") if spec.tasks else {}
+        line: Line = {}
+        if spec.tasks:
+            # without a printed number a score is empty here, while a task has NONE
+            line |= dict.fromkeys(self.columns, "")
         for printed in group.itertuples():
             mark = "*" if printed.like != printed.row else ""
             decimals = DECIMALS.get(printed.column, 1)
