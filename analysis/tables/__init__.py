@@ -68,41 +68,23 @@ def tables_of_ledger(
     if name in WITHOUT_RECORDS:
         return WITHOUT_RECORDS[name]()
     own_runs, published = frames or own_and_published(ledger)
-
-    def tables_of_origin(
-        runs: pd.DataFrame, split_variants: bool, origin: str
-    ) -> list[Table]:
-        """The tables of these runs, followed by those of differences from `against`."""
-        variants = runs
-        if split_variants:
-            variants = every_variant(runs, keep_nearest_name=name != "")
-        tables = tables_of_runs(name, variants, origin=origin, **view)
-        if not against:
-            return tables
-        runs_in_table = runs_of_table(name, variants)
-        if tasks := view.get("tasks"):
-            runs_in_table = runs_in_table[runs_in_table.task.isin(tasks)]
-        models = [table.model for table in tables if table.ids]
-        runs_in_table = runs_in_table[runs_in_table.model.isin(models)]
-        # The row `against` need not be in the table.
-        is_reference = variants.row == against
-        is_reference &= variants.task.isin(runs_in_table.task)
-        compared = pd.concat([runs_in_table, variants[is_reference]])
-        compared = compared.drop_duplicates("id")
-        return tables + _difference_tables(compared, against, origin)
-
     tables = list[Table]()
     if len(own_runs) or published.empty:
         split_variants = all_variants or all_own_variants
-        tables = tables_of_origin(own_runs, split_variants, "ours")
-    # A table that has the paper's rows alone comes after those with runs, and its twin
-    # without published runs is not added below.
+        tables = _tables_of_origin(
+            name, own_runs, "ours", split_variants, against, view
+        )
+    # A table that has the paper's rows alone comes after those with runs. If there is
+    # one already, the same table of no published runs is not added below.
     tables.sort(key=lambda table: not table.ids)
     stopped = _stopped_without_table(name, own_runs, tables, view.get("tasks", ()))
     own_models = {table.model for table in tables if table.ids}
     models_left_out = list[str]()
     if len(published):
-        for table in tables_of_origin(published, all_variants, "published"):
+        published_tables = _tables_of_origin(
+            name, published, "published", all_variants, against, view
+        )
+        for table in published_tables:
             is_on_another_model = own_models and table.model not in own_models
             if own_models_only and is_on_another_model:
                 if table.ids:
@@ -121,6 +103,33 @@ def tables_of_ledger(
         command = f"model={models_left_out[0]} shows them"
         tables[0].notes.append(f"Left out: published runs on {models} ({command}).")
     return tables
+
+
+def _tables_of_origin(
+    name: str,
+    runs: pd.DataFrame,
+    origin: str,
+    split_variants: bool,
+    against: str,
+    view: dict[str, Any],
+) -> list[Table]:
+    """A table's parts from the runs of one origin, followed by those of the differences
+    from `against`. split_variants: whether each variant of a row is a row of its own.
+    Other arguments: of `tables_of_ledger`."""
+    if split_variants:
+        runs = every_variant(runs, keep_nearest_name=name != "")
+    tables = tables_of_runs(name, runs, origin=origin, **view)
+    if not against:
+        return tables
+    runs_in_table = runs_of_table(name, runs)
+    if tasks := view.get("tasks"):
+        runs_in_table = runs_in_table[runs_in_table.task.isin(tasks)]
+    models = [table.model for table in tables if table.ids]
+    runs_in_table = runs_in_table[runs_in_table.model.isin(models)]
+    # The row `against` need not be in the table.
+    is_reference = (runs.row == against) & runs.task.isin(runs_in_table.task)
+    compared = pd.concat([runs_in_table, runs[is_reference]]).drop_duplicates("id")
+    return tables + _difference_tables(compared, against, origin)
 
 
 def _quoted_models_left_out(
