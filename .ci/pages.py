@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from analysis.frame import cells, runs
-from analysis.records import flat
+from analysis.records import flat_runs
 from analysis.render import to_csv
 from analysis.report import page
 from runs.record.ledger import read_ledger
@@ -163,7 +163,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             "\n\n".join([f"# {package}", *(f"::: {name}" for name in modules)]) + "\n",
         )
     published = read_ledger(ROOT / "none of one's own")
-    frame, parquet = flat(published), io.BytesIO()
+    frame, parquet = flat_runs(published), io.BytesIO()
     frame.to_parquet(parquet)
     of = {"results": "result", "trials": "trial"}
     counts = {name: int((frame.kind == kind).sum()) for name, kind in of.items()}
