@@ -437,7 +437,7 @@ def _unknown_commit(commit: str | None) -> str:
         return "no commit is named"
     return (
         f"commit {commit[:12]} is not in this project's history. In a fork: git remote"
-        " add upstream URL, git fetch upstream, and run again"
+        " add upstream URL, git fetch upstream, and train again with redo=true"
     )
 
 
