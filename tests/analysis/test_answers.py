@@ -97,7 +97,7 @@ def test_one_task_has_the_numbers_that_its_table_prints_and_both_ps():
     assert example.p < example.holm
     text = readme_block(findings(frame), example)
     assert f"p {line[5]}), a mean over 3 pairs of runs" in " ".join(text.split())
-    assert f"two rows (Holm), it is {line[6]}" in " ".join(text.split())
+    assert f"For two rows (Holm) it is {line[6]}" in " ".join(text.split())
     page = overview(findings(frame), example=example)
     assert f"Holm's correction, which is {line[6]} here" in page
 
@@ -110,7 +110,7 @@ def test_a_question_that_was_asked_later_is_said_to_be(task, is_said):
     made = findings(frame)
     example = single_task(next(item for item in made if item.opponent == "LoRA"), frame)
     block = " ".join(readme_block(made, example).split())
-    assert ("chosen beforehand, and we chose ours later" in block) == is_said
+    assert ("chosen beforehand; we added seeds after a first look" in block) == is_said
     page = overview(made, example=example)
     assert ("added seeds after seeing" in page) == is_said
     assert "They do not cover other dev rows, another A and B" in page
