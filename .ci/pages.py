@@ -84,7 +84,10 @@ STYLE = """.md-grid { max-width: 75rem }
 .md-typeset table:not([class]) :is(th, td) { min-width: 0; padding: .35em .7em }
 .md-typeset table:not([class]) { background: none }
 @media (min-width: 45em) { .md-typeset td:first-child code { word-break: normal } }
-@media (max-width: 44.99em) { .md-typeset td:first-child:has(code) { min-width: 7rem } }
+@media (max-width: 44.99em) {
+  .md-typeset td:first-child:has(code) { min-width: 7rem }
+  .md-typeset td:nth-child(2):has(code) { min-width: 5.5rem }
+}
 .md-typeset__scrollwrap {
   --ground: var(--md-default-bg-color);
   background:
