@@ -34,7 +34,13 @@ from runs.sweep.display import SHORTENED, heads
 from runs.sweep.pool import Job, Slots, Sweep, slots_of
 from runs.sweep.preflight import downloads_before, preflight
 from runs.sweep.worker import log_folder, run_by_workers
-from runs.tracking.tracker import Tracking, ask_before_upload, log_file, sync_advice
+from runs.tracking.tracker import (
+    Tracking,
+    ask_before_upload,
+    log_file,
+    sync_advice,
+    with_mode_of_variable,
+)
 from runs.training.files import Attempt
 from runs.training.train import Reporter
 
@@ -65,14 +71,15 @@ def sweep(
     if plan.replaced and is_first:
         _archive_all(plan.replaced, output)
     todo = sum(not job.record.is_file() for job in plan.jobs)
-    this_sweep = Sweep(plan.jobs, ask_before_upload(launch.tracking, todo, output))
+    tracking = with_mode_of_variable(launch.tracking)
+    this_sweep = Sweep(plan.jobs, ask_before_upload(tracking, todo, output))
     if is_first and len(runs) > 1:
         with contextlib.suppress(OSError):  # a full disk: the runs wait for space
             write_sweep(output, this_sweep.name, [job.id for job in plan.jobs])
     _run_all(this_sweep, launch.launcher, plan.slots, in_this_process)
     if is_first and _size(tracking_log) not in (0, bytes_before):
         _note_unsent(output, this_sweep.tracking.mode == "online")
-    elif is_first and todo and launch.tracking.mode == "offline":
+    elif is_first and todo and tracking.mode == "offline":
         _note_offline(output)
     _print_summary(this_sweep, time.monotonic() - started)
     if is_first:

@@ -59,6 +59,14 @@ class Tracking:
     agent: bool = field(default=False, metadata={"omegaconf_ignore": True})
 
 
+def with_mode_of_variable(settings: Tracking) -> Tracking:
+    """The settings of a command, where WANDB_MODE=offline counts as tracking=offline
+    unless tracking= says something else."""
+    if settings.mode is None and os.environ.get("WANDB_MODE") == "offline":
+        return replace(settings, mode="offline")
+    return settings
+
+
 def ask_before_upload(settings: Tracking, runs: int, output: str) -> Tracking:
     """The settings of a command's runs, with the mode that the user wants. Where tracking=
     says nothing, the user is asked at the terminal: after a yes the runs are uploaded,

@@ -558,10 +558,19 @@ def test_the_last_line_names_the_login_that_sending_needs(monkeypatch, capsys):
     assert note.endswith(f"To send what is here: {command}\n")
 
 
-@pytest.mark.parametrize("mode", ["offline", "off", None])
+@pytest.mark.parametrize(
+    ("mode", "variable", "is_said"),
+    [
+        ("offline", "disabled", True),
+        ("off", "offline", False),
+        (None, "disabled", False),
+        (None, "offline", True),
+    ],
+)
 def test_runs_that_were_wanted_offline_are_said_to_be_there(
-    mode, words, capsys, monkeypatch
+    mode, variable, is_said, words, capsys, monkeypatch
 ):
+    monkeypatch.setenv("WANDB_MODE", variable)
     monkeypatch.setattr(tracker, "is_logged_in", lambda: True)
     monkeypatch.setattr(sweep, "_run_all", lambda *_: None)
     runs = expand([*words, "seed=0"])
@@ -570,7 +579,7 @@ def test_runs_that_were_wanted_offline_are_said_to_be_there(
     notes = capsys.readouterr().err
     place = f"note: {output}/wandb has these runs for W&B, and nothing was sent. "
     how = f"To send all runs there: WANDB_DIR={output} wandb sync --yes. To send one: "
-    assert (f"{place}{how}" in notes) == (mode == "offline")
+    assert (f"{place}{how}" in notes) == is_said
 
 
 def test_one_function_counts_a_run_whoever_did_it(words, capsys):

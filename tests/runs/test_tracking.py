@@ -33,6 +33,7 @@ from runs.tracking.tracker import (
     agent_note,
     ask_before_upload,
     tracking_of_run,
+    with_mode_of_variable,
 )
 from runs.training.loop import Training
 from runs.training.train import train
@@ -310,6 +311,14 @@ def test_nobody_is_asked_in_vain(asked, environment, runs, monkeypatch, capsys):
     settings = Tracking(asked)
     assert ask_before_upload(settings, runs, "there") == settings
     assert capsys.readouterr() == ("", "")
+
+
+def test_wandb_mode_offline_is_tracking_offline_unless_another_is_typed(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert with_mode_of_variable(Tracking()).mode == "offline"
+    assert with_mode_of_variable(Tracking("online")).mode == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert with_mode_of_variable(Tracking()).mode is None
 
 
 def test_the_page_says_that_no_line_appears_without_a_login(monkeypatch, capsys):
