@@ -692,11 +692,11 @@ def test_a_run_on_a_gpu_leaves_all_cores_but_one_to_other_processes(words, monke
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     (on_cpu,) = expand(words)
     (on_gpu,) = expand([*words, "device=auto"])
-    monkeypatch.setattr(probe.gpus, "cards", lambda key: ["H100"])
+    monkeypatch.setattr(probe.gpus, "attribute_of_all", lambda key: ["H100"])
     assert probe.busy_words(on_cpu, 0.9) == "other processes used 0.9 of 8 cores"
     assert probe.busy_words(on_gpu, 6.9) == ""
     assert probe.busy_words(on_gpu, 7.1) == "other processes used 7.1 of 8 cores"
-    monkeypatch.setattr(probe.gpus, "cards", lambda key: [])
+    monkeypatch.setattr(probe.gpus, "attribute_of_all", lambda key: [])
     assert probe.busy_words(on_gpu, 0.9)
 
 
