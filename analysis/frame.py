@@ -161,10 +161,10 @@ def _unequal_phrases(phrases: pd.DataFrame) -> pd.Series:
     phrases: a row for each measurement, a column for each topic."""
     phrases = phrases.fillna("")
     unequal = phrases.loc[:, phrases.nunique() > 1]
-    described = unequal.drop(columns="data", errors="ignore")
-    if described.duplicated().any() or described.empty:
-        described = unequal
-    return described.apply(lambda texts: ", ".join(filter(None, texts)), axis=1)
+    without_data = unequal.drop(columns="data", errors="ignore")
+    needs_data = without_data.empty or without_data.duplicated().any()
+    shown_phrases = unequal if needs_data else without_data
+    return shown_phrases.apply(lambda texts: ", ".join(filter(None, texts)), axis=1)
 
 
 def assign_table_columns(cells: pd.DataFrame) -> pd.DataFrame:

@@ -50,8 +50,8 @@ def flat_runs(ledger: Ledger) -> pd.DataFrame:
     (their recipes are left out)."""
     frame = runs(ledger).drop(columns=NESTED)
     frame["deviations"] = frame.deviations.map("; ".join, na_action="ignore")
-    frame["left_out"] = frame.left_out.replace("", "no")
-    # a text for a run that predicts one class, otherwise None
+    frame["left_out"] = frame.left_out.replace("", "no")  # it is in a cell
+    # a flag instead of a text, which a run has that predicts one class
     frame["one_class"] = [isinstance(share, str) for share in frame.one_class]
     configurations = list[dict[str, object]]()
     for record in ledger:

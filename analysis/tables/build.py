@@ -11,8 +11,8 @@ from analysis.tables.spec import TableSpec, View
 
 
 def cells_and_printed(spec: TableSpec, view: View) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The cells of a table, and the paper's numbers with our cells beside them
-    (`compare_with_paper`). The second frame is empty if the paper does not have the
+    """Two frames: the cells of a table, and the paper's numbers with our cells beside them
+    (`compare_with_paper`). The second one has no rows if the paper does not have the
     table."""
     cells = spec.cells_in_columns(view)
     printed = printed_numbers()

@@ -163,7 +163,7 @@ class ModelTable:
             self._add_printed_row(group)
         for row in self._further_rows():
             if row in {*self.reports.row}:
-                # below a row of the paper, its name already stands above these lines
+                # no row of the paper stands above these lines and names the method
                 name: Line = {self.spec.head[0]: METHODS.get(row, row)}
                 self.lines += [line | name for line in self._report_lines(row)]
             self._add_own_row(row, self.printed[:0])
@@ -405,7 +405,8 @@ class ModelTable:
         self, own_cells: list[Cell], compared: pd.DataFrame, required: list[str]
     ) -> str:
         """The status of a line of ours: its verdicts, or why it has none, and how many of
-        its runs diverged. Arguments: as in `_own_line`."""
+        its runs diverged. A reason below replaces what stands above it. Arguments: as in
+        `_own_line`."""
         spec = self.spec
         origin = self.view.origin
         first = own_cells[0]
