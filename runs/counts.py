@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
+from tqdm import tqdm
 
 from runs.command.errors import UserError
 from runs.command.parser import (
@@ -79,7 +80,7 @@ def budget_table(overrides: Sequence[str], files: Files) -> str:
     shared = [values[0] for values in lists.values()]
     ladders = []
     with Composer(files) as composer:
-        for method in methods:
+        for method in tqdm(methods, "counting", leave=False, disable=None, delay=2):
             row_overrides = split_classes_of_peft([*shared, method])
             ladders.append(build_ladder(row_overrides, composer))
     rows = []
