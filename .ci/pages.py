@@ -85,7 +85,7 @@ STYLE = """.md-grid { max-width: 75rem }
 .md-typeset table:not([class]) { background: none }
 @media (min-width: 45em) { .md-typeset td:first-child code { word-break: normal } }
 @media (max-width: 44.99em) {
-  .md-typeset td:first-child:has(code) { min-width: 7rem }
+  .md-typeset td:first-child:has(code) { min-width: 8rem }
   .md-typeset td:nth-child(2):has(code) { min-width: 5.5rem }
 }
 .md-typeset__scrollwrap {
