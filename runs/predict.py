@@ -245,7 +245,7 @@ def predict_rows(record: Record, new_rows: NewRows, partial: Path) -> Any:
         task=task,
     )
     lengths = task.lengths("dev")
-    cut_rows = task.cut("dev") if isinstance(task, TextTask) else 0
+    cut_rows = task.count_cut_rows("dev") if isinstance(task, TextTask) else 0
     if cut_rows:
         limit = max(lengths)
         display.line(

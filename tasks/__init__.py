@@ -3,7 +3,7 @@
 
 A family is a module or a package of this folder with
     PROTOCOL          an integer, raised by hand when a change of the family changes its results
-    HELD_OUT          optional: the same by task, for changes that concern only trials on held-out rows
+    HELD_OUT          optional: {task's name: integer}, which replaces PROTOCOL where task.holdout is set
     source(settings)  -> Source: where the rows are, without reading or fetching them (and without torch)
     load(settings)    -> a task: its rows, collation, loss and metric
 With task.holdout, a share of the training rows replaces the dev rows (Task.hold_out).
@@ -30,8 +30,8 @@ FAMILIES = (
 
 
 def family(settings: Settings) -> ModuleType:
-    """The module of the task's family. Raises DataError for a name that is none, and
-    imports nothing then."""
+    """The module of the task's family. Raises DataError, before it imports anything,
+    for a name that is not in FAMILIES."""
     name = settings["family"]
     if name not in FAMILIES:
         raise DataError(f"no task family {name!r}: it is one of {', '.join(FAMILIES)}")
@@ -39,7 +39,8 @@ def family(settings: Settings) -> ModuleType:
 
 
 def protocol(settings: Settings) -> int:
-    """The version of the protocol that a run of the task follows."""
+    """The version of the protocol that a run of the task follows: PROTOCOL or HELD_OUT
+    of its family."""
     module = family(settings)
     version: int = module.PROTOCOL
     if settings.get("holdout") is not None:

@@ -19,15 +19,15 @@ FindAnswer = Callable[[str], str | None]
 
 
 class Reader(NamedTuple):
-    """answer: reads what a model has written. solution: reads the expected answer in a
-    row's solution."""
+    """Two functions: `answer` finds the answer in what a model has written, `solution`
+    finds the expected answer in a row's solution."""
 
     answer: FindAnswer
     solution: FindAnswer
 
 
 METAMATH_MARKER = "The answer is: "
-#: What may stand before an answer, in the order in which peft looks for them.
+#: The phrases that may precede an answer, in the order in which peft looks for them.
 MARKERS = (
     METAMATH_MARKER,
     "The answer is ",
@@ -38,27 +38,32 @@ MARKERS = (
 
 
 def peft_answer(text: str) -> str | None:
-    """The rest of the line after a marker, at its last place in the text. It is the first
-    of MARKERS that the text has. Numbers and fractions compare as floats, other answers
-    as texts: 1,200 is no number, and 50% is 50."""
+    """Reads an answer as peft's code does.
+
+    The earliest of MARKERS that occurs anywhere in the text is the one that counts. The
+    answer is what follows its last occurrence, up to the end of that line. A number or a
+    fraction is returned as a float ("50%" and "100/2" as "50.0"), anything else as it is
+    ("1,200" is not read as a number). None for a text without a marker."""
     text = text.strip().rstrip(".!?")
-    marker = next((marker for marker in MARKERS if marker in text), None)
-    if marker is None:
-        return None
-    rest = text.rpartition(marker)[2].strip()
-    answer = rest.split("\n", 1)[0].strip(" .!?$%")
-    number = _number(answer)
-    return answer if number is None else number
+    for marker in MARKERS:
+        if marker in text:
+            _, _, following = text.rpartition(marker)
+            first_line = following.strip().split("\n", 1)[0]
+            answer = first_line.strip(" .!?$%")
+            number = _as_float(answer)
+            return answer if number is None else number
+    return None
 
 
-def _number(answer: str) -> str | None:
-    """A number or a fraction of two numbers as a float; None for anything else."""
+def _as_float(answer: str) -> str | None:
+    """The text of a float for a number, or for a fraction of two numbers: "50.0" for "50"
+    and "100/2". None for anything else."""
     try:
         parts = [Decimal(part.strip()) for part in answer.split("/")]
         if len(parts) > 2:
             return None
         value = parts[0] if len(parts) == 1 else parts[0] / parts[1]
-        # Adding 0.0 turns -0.0 into 0.0.
+        # Adding 0.0 turns -0.0 into 0.0, so that the texts of both are equal.
         return str(float(value) + 0.0)
     except (ArithmeticError, ValueError):
         return None
@@ -66,7 +71,7 @@ def _number(answer: str) -> str | None:
 
 def metamath_answer(text: str) -> str | None:
     """The first number after the last "The answer is: ", rounded to a whole one (a half
-    to an even one). It has at most one separator: 1,234,567 reads as 1234.
+    to an even one). The pattern allows one separator: 1,234,567 reads as 1234.
 
     MetaMath's code does the same. LoRA-XS's gsm8k_eval.py (commit 3b1ce3b) also accepts
     a hundredth and a hundredfold of the answer, and what is within 0.01% of these."""
@@ -76,6 +81,7 @@ def metamath_answer(text: str) -> str | None:
     match = re.search(r"[\-+]?\d*[\.,/]?\d+", answer.strip())
     if match is None:
         return None
+    # Like MetaMath's code, reads a fraction with the denominator 0 as its numerator
     number = match[0].replace(",", "").removesuffix("/0")
     try:
         return str(round(float(Fraction(number))))
@@ -93,8 +99,8 @@ def gsm8k_answer(solution: str) -> str | None:
 
 
 def math_answer(text: str) -> str | None:
-    """For MATH: what follows the last "The answer is: ", up to a full stop at a line's
-    end."""
+    """The answer to MATH in a model's text, in its normal form: what follows the last
+    "The answer is: ", up to a full stop at a line's end."""
     _, marker, answer = text.rpartition(METAMATH_MARKER)
     if not marker:
         return None
@@ -103,7 +109,8 @@ def math_answer(text: str) -> str | None:
 
 
 def boxed_answer(solution: str) -> str | None:
-    r"""The content of the last \boxed{} of one of MATH's solutions."""
+    r"""The answer in one of MATH's solutions, in its normal form: the content of the
+    last \boxed{}."""
     _, marker, rest = solution.rpartition(r"\boxed")
     if not marker or not rest.startswith("{"):
         return None
@@ -136,7 +143,8 @@ SPELLINGS = (
 def normal_form(answer: str) -> str:
     """An answer to MATH in the spelling in which answers are compared: two answers are
     equal if their normal forms are. This is how hendrycks/math@940d1bf compares them
-    (modeling/math_equivalence.py). An answer at which that code fails stays as it is.
+    (modeling/math_equivalence.py). Where that code raises an error, it compares the
+    answers as they are: then the answer is returned unchanged.
 
     The copies of that code in MetaMath and LoRA-XS differ in one case, which they count
     as wrong where it is written in another form: an answer with one slash that is no
@@ -145,32 +153,37 @@ def normal_form(answer: str) -> str:
     for spelling, replacement in SPELLINGS:
         text = text.replace(spelling, replacement)
     text, *units = text.split("\\text{ ")
-    if len(units) > 1:
+    if len(units) > 1:  # that code fails at two units
         return answer
     text = text.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
     if text.startswith("."):
         text = f"0{text}"
+    # A short name in front, such as "x=", does not count
     name, equals, value = text.partition("=")
     if equals and "=" not in value and len(name) <= 2:
         text = value
-    if re.search(r"\\sqrt($|\\sqrt)", text):
+    if re.search(r"\\sqrt($|\\sqrt)", text):  # that code fails
         return answer
     text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text).replace(" ", "")
-    if re.search(r"\\frac($|\\frac)", text):
+    if re.search(r"\\frac($|\\frac)", text):  # that code fails
         return answer
-    # single letters: \frac12, \frac1{2}
+    # Adds the braces that \frac12 and \frac1{2} lack. A \frac with a single letter after
+    # it has no denominator, at which that code leaves all fractions as they are.
     if not re.search(r"\\frac[^{]($|\\frac)", text):
         text = re.sub(r"\\frac([^{])([^{])", r"\\frac{\1}{\2}", text)
         text = re.sub(r"\\frac([^{]){", r"\\frac{\1}{", text)
     if text == "0.5":
         text = "\\frac{1}{2}"
+    # 1/2 is \frac{1}{2}
     return re.sub(r"^(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)$", r"\\frac{\1}{\2}", text)
 
 
+#: The readers that task.reader may name.
 READERS = {
     "peft": Reader(peft_answer, peft_answer),
     "metamath": Reader(metamath_answer, gsm8k_answer),
 }
+#: MATH is always read by this one, whatever task.reader says.
 MATH = Reader(math_answer, boxed_answer)
 
 
@@ -192,14 +205,16 @@ def reader(name: str) -> Reader:
         raise DataError(f"task.reader={name}: should be {expected}")
 
     def find(text: str) -> str | None:
+        """Calls the user's function. An error of its module or of the function counts as
+        a wrong result, which the DataError shows."""
         try:
-            answer = pkgutil.resolve_name(name)(text)
+            result = pkgutil.resolve_name(name)(text)
         except Exception as error:  # the user's code may raise anything
-            answer = error
-        if answer is None or isinstance(answer, str):
-            return answer
+            result = error
+        if result is None or isinstance(result, str):
+            return result
         raise DataError(
-            f"task.reader={name}: {quoted(answer)}, "
+            f"task.reader={name}: {quoted(result)}, "
             f"where of the text {quoted(text)} it should find a text or None"
         )
 

@@ -159,7 +159,7 @@ class Task(ABC):
     #: What is printed before a run and not recorded, such as what this machine lacks.
     advice: Sequence[str] = ()
     #: Rows are shuffled, cut into blocks of this many batches, and sorted by length
-    #: within a block, which saves padding; 1 for plain random batches.
+    #: within a block, which saves padding. 1 gives plain random batches.
     block: int = 8
     #: Whether the trained model writes texts that are scored (the class Written).
     decodes: bool = False
@@ -170,8 +170,8 @@ class Task(ABC):
     #: A text that is not trained on, of which a language model's loss shows what it
     #: forgets (tasks/forgetting.py).
     fixed_text: Any = None
-    #: Mean and spread of the training labels, where the model answers (label - mean) /
-    #: spread.
+    #: Mean and standard deviation of the training labels, where the model is trained to
+    #: answer (label - mean) / deviation; None where it answers labels as they are.
     scaling: tuple[float, float] | None = None
     #: For each item that is scored (the items of a task that decodes, else the dev
     #: rows) the number of its group, where items resemble each other. Statistics count
@@ -261,20 +261,21 @@ class Task(ABC):
 
 
 def prompts_at_once(eval_batch: int, beams: int, on_gpu: bool) -> int:
-    """How many prompts are decoded together. eval_batch: on a GPU it is a number of
-    prompts, each with its beams; on a CPU it limits prompts times beams."""
+    """How many prompts are decoded together. eval_batch: the setting of that name. On a
+    GPU it counts prompts, each with all of its beams; on a CPU it limits prompts times
+    beams."""
     return eval_batch if on_gpu else max(1, eval_batch // beams)
 
 
 def block_size(settings: Settings) -> int:
-    """What task.length_grouped makes Task.block. Records from before that key were
-    trained on batches of similar lengths."""
+    """The value of Task.block: its default with task.length_grouped, or 1 (random
+    batches) without. Records from before that setting grouped rows by length."""
     return Task.block if settings.get("length_grouped", True) else 1
 
 
 def fixed_subset(total: int, rows: int | None, name: str) -> list[int]:
-    """As many indices below `total` as `rows` says, in ascending order; all of them for
-    None. The name alone decides which."""
+    """Draws `rows` of the indices below `total`, in ascending order; all of them where
+    rows is None or not smaller. The name alone seeds the draw."""
     if rows is None or rows >= total:
         return list(range(total))
     permutation = _permutation(total, name)
@@ -282,7 +283,7 @@ def fixed_subset(total: int, rows: int | None, name: str) -> list[int]:
 
 
 def _permutation(total: int, name: str) -> list[int]:
-    """The indices below `total` in a random order, which the name alone decides."""
+    """The indices below `total` in a random order. The name alone is the seed."""
     digest = hashlib.sha256(name.encode()).digest()
     key = int.from_bytes(digest[:8], "little")
     generator = np.random.Generator(np.random.Philox(key))
@@ -333,8 +334,8 @@ def draw_folds(groups: Sequence[Hashable], folds: int, name: str) -> list[int]:
     for group in groups:
         group_numbers.setdefault(group, len(group_numbers))
     # Group after group, the shuffled rows are dealt out to the folds in turn
-    rows_by_group = sorted(shuffled_rows, key=lambda row: group_numbers[groups[row]])
+    rows_in_groups = sorted(shuffled_rows, key=lambda row: group_numbers[groups[row]])
     fold_of_row = [0] * len(groups)
-    for position, row in enumerate(rows_by_group):
+    for position, row in enumerate(rows_in_groups):
         fold_of_row[row] = position % folds
     return fold_of_row

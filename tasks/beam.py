@@ -31,16 +31,16 @@ from tasks.generation import merged_settings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: The tokens of each prompt's texts, a text by each penalty.
+#: Token ids by prompt, then by penalty (each penalty chooses a text), then by position.
 TextsByPrompt = list[list[list[int]]]
 
 
 @dataclass(frozen=True)
 class BeamSearch:
-    """The settings of a search. beams: how many candidates a step keeps. penalties:
-    exponents of the length, not negative. no_repeat_ngram: the length of the n-grams
-    that may not repeat; 0 allows repeats. max_new_tokens: how many steps there are.
-    ends: the tokens that end a text."""
+    """The settings of a search. beams: how many beams each step keeps for a prompt.
+    penalties: exponents of the length, not negative. no_repeat_ngram: the length of the
+    n-grams that may not repeat; 0 allows repeats. max_new_tokens: how many steps there
+    are. ends: the tokens that end a text."""
 
     beams: int
     penalties: tuple[float, ...]
@@ -49,7 +49,8 @@ class BeamSearch:
     ends: tuple[int, ...]
 
     def length_powers(self, length: int, device: torch.device) -> Tensor:
-        """What a text's sum of log p is divided by, for each penalty."""
+        """length ** penalty for each penalty, (penalties,): what the sum of log p of a text
+        of this length is divided by."""
         powers = [float(length) ** penalty for penalty in self.penalties]
         return torch.tensor(powers, device=device)
 
@@ -58,8 +59,8 @@ class BeamSearch:
 def beam_search(
     model: "PreTrainedModel", prompts: Sequence[Sequence[int]], search: BeamSearch
 ) -> TextsByPrompt:
-    """The best continuation of each prompt by each penalty: token ids, the end token
-    included.
+    """The best continuation of each prompt under each penalty: token ids with the end
+    token, if the text has one.
 
     model: a causal language model of transformers, in evaluation mode. All prompts are
     searched at once."""
@@ -73,20 +74,21 @@ def beam_search(
         best.update(beams, ended)
         beams.scores = beams.scores.masked_fill(ended, -torch.inf)
         can_win = best.can_win(beams)
-        # The one time in a step that the device is waited for
+        # Only here does a step wait for the device
         still_searched = can_win.tolist()
         if not any(still_searched):
             return best.texts()
         if not all(still_searched):
             beams.keep([i for i, hope in enumerate(still_searched) if hope], decoder)
         beams.extend(decoder, length, search.no_repeat_ngram)
+    # After the last step all beams compete, ended or not
     best.update(beams, torch.ones_like(beams.tokens, dtype=torch.bool))
     return best.texts()
 
 
 class _Decoder:
-    """The model, with the cache of all rows that it reads. A prompt that is still searched
-    has one row, and from the second step on one for each beam."""
+    """The model with its cache. A batch has one row for each prompt at first, and after
+    `read_prompts` one row for each beam of each prompt that is still searched."""
 
     def __init__(
         self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]]
@@ -118,6 +120,8 @@ class _Decoder:
         return self._last_logits(tokens.unsqueeze(1))
 
     def _last_logits(self, ids: Tensor) -> Tensor:
+        """The logits after the last of these tokens, (rows, vocabulary). ids: (rows,
+        tokens); those before them are in the cache."""
         cache: dict[str, Any] = {self._cache_name: self.cache}
         outputs = self.model(
             input_ids=ids,
@@ -141,8 +145,9 @@ class _Decoder:
 class _Beams:
     """The beams of the prompts that are still searched.
 
-    Shapes: prompts (prompts,), which of all prompts these are; scores (prompts, beams),
-    the sums of log p; history (prompts, beams, tokens so far)."""
+    prompts: the index of each among all prompts, (prompts,). scores: the sum of log p of
+    each beam, (prompts, beams); -inf for one that has ended. history: the generated tokens
+    of each beam, (prompts, beams, tokens so far)."""
 
     prompts: Tensor
     scores: Tensor
@@ -154,7 +159,7 @@ class _Beams:
         logits = decoder.read_prompts(beams)
         prompts = len(logits)
         best = logits.log_softmax(-1).topk(min(beams, logits.shape[-1]))
-        # A vocabulary may have fewer tokens than there are beams.
+        # A vocabulary may have fewer tokens than there are beams: the others score -inf
         missing = beams - best.values.shape[1]
         return cls(
             torch.arange(prompts, device=decoder.device),
@@ -168,7 +173,8 @@ class _Beams:
         return self.history[..., -1]
 
     def keep(self, indices: list[int], decoder: _Decoder) -> None:
-        """Keeps the prompts with these indices and forgets all others."""
+        """Keeps the prompts at these places of `prompts` and forgets all others, also in the
+        decoder."""
         beams = self.scores.shape[1]
         prompts = torch.tensor(indices, device=decoder.device)
         first_rows = beams * prompts.unsqueeze(1)
@@ -179,8 +185,8 @@ class _Beams:
         decoder.keep_rows(rows.flatten())
 
     def extend(self, decoder: _Decoder, length: int, no_repeat_ngram: int) -> None:
-        """Replaces the beams by the best ones that are one token longer. length: how many
-        tokens the present ones have."""
+        """Replaces the beams by the best ones that are one token longer, also in the
+        decoder's cache. length: how many tokens the present beams have."""
         rows = self.history.flatten(0, 1)
         logits = decoder.read(rows[:, -1])
         ban_repeats(logits, rows, no_repeat_ngram)
@@ -194,8 +200,8 @@ class _Beams:
 
 
 def _best_successors(logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The best beams that are one token longer: their scores, the beams that they
-    extend, and the tokens.
+    """The best beams that are one token longer: their scores, the index of the beam that
+    each of them extends, and its new token.
 
     logits: (prompts x beams, vocabulary); scores and all results: (prompts, beams)."""
     prompts, beams = scores.shape
@@ -209,8 +215,11 @@ def _best_successors(logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 class _BestTexts:
-    """The best text of each prompt by each penalty: its score (prompts, penalties) and
-    its tokens, padded."""
+    """The best text that was found so far for each prompt and penalty.
+
+    scores, lengths: of the texts, (prompts, penalties); the score is -inf while there is no
+    text. tokens: (prompts, penalties, max_new_tokens), of which the first `lengths` count.
+    longest_powers: what the score of the longest possible text is divided by."""
 
     def __init__(self, prompts: int, search: BeamSearch, device: torch.device) -> None:
         self.search = search
@@ -222,13 +231,14 @@ class _BestTexts:
         self.tokens = torch.zeros(shape_of_tokens, dtype=torch.long, device=device)
 
     def can_win(self, beams: _Beams) -> Tensor:
-        """Which prompts have a beam that can still win (prompts,)."""
+        """Which of the beams' prompts have a beam that can still win under any penalty,
+        (prompts,): see the module for the bound."""
         bounds = beams.scores.max(1).values.unsqueeze(1) / self.longest_powers
         return (bounds > self.scores[beams.prompts]).any(1)
 
     def update(self, beams: _Beams, ended: Tensor) -> None:
-        """Takes each prompt's best beam among those that have ended, where it is better than
-        its best text so far. ended: (prompts, beams)."""
+        """Takes the best of each prompt's ended beams, for each penalty under which it is
+        better than the best text so far. ended: which beams have ended, (prompts, beams)."""
         prompts = beams.prompts
         length = beams.history.shape[-1]
         score, beam = beams.scores.masked_fill(~ended, -torch.inf).max(1)
@@ -259,7 +269,8 @@ class _BestTexts:
 def left_padded(
     prompts: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Token ids and their mask, both (prompts, tokens of the longest)."""
+    """The prompts' token ids, padded on the left, and the mask of what is no padding; both
+    (prompts, tokens of the longest)."""
     longest = max(len(prompt) for prompt in prompts)
     ids, mask = [], []
     for prompt in prompts:
@@ -270,15 +281,22 @@ def left_padded(
 
 
 def ban_repeats(logits: Tensor, history: Tensor, size: int) -> None:
-    """Bans (-inf in logits, (rows, vocabulary)) tokens that repeat an n-gram of history
-    (rows, tokens)."""
+    """Bans the tokens that would repeat an n-gram of their row: sets their logits to -inf,
+    in place.
+
+    Args:
+        logits: of the next token, (rows, vocabulary).
+        history: the tokens so far, (rows, tokens).
+        size: the n of the n-grams; 0 bans nothing."""
     if not 0 < size <= history.shape[1]:
         return
     grams = history.unfold(1, size, 1)  # (rows, windows, size)
+    # The end of a row repeats the beginning of these n-grams: their last token is banned
     last = history[:, history.shape[1] - size + 1 :]
     repeats = (grams[..., :-1] == last.unsqueeze(1)).all(-1)
     tokens = grams[..., -1]
-    # A token may end several n-grams: all that write its logit have to write the same.
+    # A token may end several n-grams, of which only some are repeated. Each of them writes
+    # its logit below, so all have to write the same.
     same_token = tokens.unsqueeze(2) == tokens.unsqueeze(1)
     banned = (same_token & repeats.unsqueeze(1)).any(-1)
     logits.scatter_(1, tokens, logits.gather(1, tokens).masked_fill(banned, -torch.inf))
@@ -301,8 +319,8 @@ def transformers_search(
 def transformers_settings(
     model: "PreTrainedModel", prompt: Sequence[int], search: BeamSearch
 ) -> dict[str, Any]:
-    """What `transformers_search` really uses, after the library's own merge; with the
-    first length penalty."""
+    """The settings that `transformers_search` really uses for the first length penalty,
+    after the library's own merge (see tasks/generation.py)."""
     with _configured(model, search, search.penalties[0]):
         return merged_settings(model, prompt)
 
@@ -311,8 +329,8 @@ def transformers_settings(
 def _configured(
     model: "PreTrainedModel", search: BeamSearch, penalty: float
 ) -> Iterator[None]:
-    """The model with a configuration for this search in place of its own, whose file is
-    no part of a run's id."""
+    """In the with block the model has a generation configuration for this search. Its own
+    must not change results, since the file that it is from is no part of a run's id."""
     from transformers import GenerationConfig
 
     own_config = model.generation_config

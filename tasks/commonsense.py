@@ -28,13 +28,15 @@ PROTOCOL = 1
 
 
 class TestSet(NamedTuple):
-    """folder: in LLM-Adapters. words: the answers, as a regular expression."""
+    """folder: the set's folder in LLM-Adapters. words: its possible answers, as a regular
+    expression."""
 
     folder: str
     words: str
 
 
 FIVE_ANSWERS = "answer1|answer2|answer3|answer4|answer5"
+#: The test sets by their names in task.tests.
 SETS = {
     "boolq": TestSet("boolq", "true|false"),
     "piqa": TestSet("piqa", "solution1|solution2"),
@@ -45,7 +47,7 @@ SETS = {
     "arc_challenge": TestSet("ARC-Challenge", FIVE_ANSWERS),
     "openbookqa": TestSet("openbookqa", FIVE_ANSWERS),
 }
-#: Any set's words: training rows are of all sets.
+#: The answers of all sets: a training row may be of any of them.
 ANY_WORD = "|".join(dict.fromkeys(test_set.words for test_set in SETS.values()))
 #: Settings of the published runs.
 PUBLISHED = {
@@ -61,7 +63,7 @@ INDENT = " " * 16
 
 
 class ChoiceQuestion(Example):
-    """A row of a test set. answer: one of the set's words."""
+    """A row of a test set. answer: the right one of the set's words."""
 
     answer: str
 
@@ -80,7 +82,8 @@ def lay_out(template: Template, training: bool) -> Template:
 
 
 def _indented(text: str, training: bool, trailing_spaces: int) -> str:
-    """A prompt as `lay_out` says. trailing_spaces: how many end the first line."""
+    """A prompt in the layout that `lay_out` describes. trailing_spaces: how many spaces end
+    the first line."""
     first_line, *other_lines = text.rstrip().split("\n")
     lines = [first_line + " " * trailing_spaces]
     for number, line in enumerate(other_lines):
@@ -90,8 +93,10 @@ def _indented(text: str, training: bool, trailing_spaces: int) -> str:
 
 
 def read_choice(part: str, prompt: str, text: str) -> str | None:
-    """The first of the test set's answer words that follows the last "### Response:" in
-    the text, as the scripts read it. part: the test set; "" for the words of any set."""
+    """The first of the test set's answer words that follows the last "### Response:" in the
+    text (in all of it without that heading), as the scripts read it.
+
+    part: the test set; "" for the words of any set. prompt: not used."""
     response = text.rpartition("### Response:")[2]
     words = SETS[part].words if part else ANY_WORD
     word = re.search(words, response)
@@ -99,8 +104,8 @@ def read_choice(part: str, prompt: str, text: str) -> str | None:
 
 
 def source(settings: Settings) -> Source:
-    """See tasks.source. The template is part of the data. Without task.data_dir nothing
-    is known."""
+    """See tasks.source. The template is part of the data. Without task.data_dir there are
+    no files, and `load` fails."""
     return Source(files=_files(settings))
 
 
@@ -133,7 +138,7 @@ def load(settings: Settings) -> ExactTask:
 
 
 def _dev_rows(total: int, count: int) -> list[int]:
-    """The indices of the rows that the scripts hold out."""
+    """The indices of the `count` rows that the scripts hold out, of `total`."""
     order = np.random.default_rng(DEV_SEED).permutation(total)
     return [int(index) for index in order[:count]]
 
@@ -141,7 +146,7 @@ def _dev_rows(total: int, count: int) -> list[int]:
 def _test_rows(
     part: str, path: Path, template: Template
 ) -> list[tuple[str, str | None]]:
-    """The prompts and answers of a test set."""
+    """The prompts and answers of a test set. part: its name in SETS."""
     words = SETS[part].words
     rows: list[tuple[str, str | None]] = []
     for place, row in read_list(path, ChoiceQuestion):
@@ -152,9 +157,9 @@ def _test_rows(
 
 
 def _files(settings: Settings) -> dict[str, Path]:
-    """The template, the training rows and the test sets by part; empty without
-    task.data_dir. Raises DataError for a file that is not there, and for a setting out
-    of range."""
+    """The files of the template ("template.json"), of the training rows ("train.json"), and
+    of the test sets, by their names in SETS; none without task.data_dir. Raises DataError
+    for a file that is not there, and for a test set that is not in SETS."""
     parts = settings["tests"]
     check_setting(
         settings, "tests", set(parts) <= set(SETS), f"a list of {', '.join(SETS)}"

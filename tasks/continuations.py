@@ -37,25 +37,26 @@ Splits = Mapping[str, Sequence[tuple[str, str]]]
 
 
 class Row(NamedTuple):
-    """The token ids of a prompt and its continuation. last: the index of the prompt's
-    last token, which predicts the continuation's first."""
+    """The token ids of a prompt and its continuation. last_given: the index of the last
+    token that is given and not predicted; the loss is over all tokens after it. This is
+    the prompt's last token, or 0 where the prompt is trained on, too."""
 
     ids: list[int]
-    last: int
+    last_given: int
 
     @property
     def trained_tokens(self) -> int:
         """How many tokens the loss is over."""
-        return len(self.ids) - 1 - self.last
+        return len(self.ids) - 1 - self.last_given
 
 
 class Continuations(Task):
     """See the module. `prepare` fills `_rows` from `splits`.
 
     label_smoothing: of the training loss, over the whole vocabulary; the dev loss is not
-    smoothed. as_one: whether prompt and continuation are tokenised as one text, even
-    where a token then spans both. Otherwise such a row begins with the tokens that the
-    prompt has by itself, which are also those that the trained model continues."""
+    smoothed. as_one: whether prompt and continuation are always tokenised as one text.
+    Without it, a row in which a token would span both is tokenised in two parts: it then
+    begins with the prompt's own tokens, which the trained model will have to continue."""
 
     metric = "perplexity"
     higher_is_better = False
@@ -91,10 +92,11 @@ class Continuations(Task):
             f"(task.holdout={share:g})"
         )
 
-    def prepare_text(
+    def take_tokenizer(
         self, tokenizer: "PreTrainedTokenizerBase", positions: int | None
     ) -> None:
-        """Tokenises the text that forgetting is measured on, where there is one."""
+        """Stores both (see Task.prepare), and tokenises the text that forgetting is
+        measured on, where there is one."""
         self.tokenizer = tokenizer
         self.positions = positions
         if self.fixed_text:
@@ -113,7 +115,7 @@ class Continuations(Task):
             raise DataError(
                 f"{self.name}: the model's tokenizer has no end-of-text token"
             )
-        self.prepare_text(tokenizer, positions)
+        self.take_tokenizer(tokenizer, positions)
         left_out = 0
         for split, pairs in self.splits.items():
             rows = self._tokenised(pairs, max_length)
@@ -145,8 +147,11 @@ class Continuations(Task):
             if not self.as_one and ids[: len(prompt)] != prompt:
                 encoded = tokenizer(response, add_special_tokens=False)
                 ids = prompt + encoded["input_ids"]
-            last = 0 if self.task_settings.get("train_on_inputs") else len(prompt) - 1
-            rows.append(Row([*ids, tokenizer.eos_token_id][:max_length], last))
+            ids = [*ids, tokenizer.eos_token_id]
+            last_given = len(prompt) - 1
+            if self.task_settings.get("train_on_inputs"):
+                last_given = 0
+            rows.append(Row(ids[:max_length], last_given))
         return rows
 
     def lengths(self, split: str) -> Sequence[int]:
@@ -168,11 +173,12 @@ class Continuations(Task):
         input_ids = np.zeros(shape, dtype=np.int64)
         attention_mask = np.zeros(shape, dtype=np.int64)
         targets = np.full(shape, -100, dtype=np.int64)
-        for number, (ids, last) in enumerate(rows):
+        for number, (ids, last_given) in enumerate(rows):
             length = len(ids)
             input_ids[number, :length] = ids
             attention_mask[number, :length] = 1
-            targets[number, last : length - 1] = ids[last + 1 :]
+            # The logits at a position predict the token after it
+            targets[number, last_given : length - 1] = ids[last_given + 1 :]
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -184,8 +190,8 @@ class Continuations(Task):
         return losses.mean()
 
     def answers(self, model: "Module", batch: Batch) -> tuple[float, Array]:
-        """The mean loss over the batch's tokens, and for each row the sum of its losses
-        and their number."""
+        """The mean loss over the batch's trained tokens; and (rows, 2), for each row the
+        sum of its tokens' losses and their number."""
         losses, is_trained = self._token_losses(model, batch, 0.0)
         mean = float(losses.mean())
         # On the CPU, since Apple's GPUs have no float64
@@ -200,13 +206,13 @@ class Continuations(Task):
     def _token_losses(
         self, model: "Module", batch: Batch, smoothing: float
     ) -> tuple["Tensor", "Tensor"]:
-        """The losses (trained tokens,) of a batch, row by row, and these tokens' mask
-        (rows, tokens)."""
+        """The losses (trained tokens,) of a batch, row by row, and the mask (rows, tokens)
+        of the positions that predict these tokens."""
         from torch.nn.functional import cross_entropy
 
         is_trained = batch["targets"] != -100
-        # The output layer is half of a small model's work, so it gets only positions
-        # that are trained
+        # The output layer is half of a small model's work, so a hook gives it only the
+        # positions that are trained
         unwrapped: PreTrainedModel = getattr(model, "module", model)
         head = unwrapped.get_output_embeddings()
         hook = head.register_forward_pre_hook(
@@ -227,21 +233,25 @@ class Continuations(Task):
         return losses, is_trained
 
     def predict(self, outputs: Array) -> Array:
+        """The outputs themselves, from which `score` computes the perplexity."""
         return outputs
 
     def score(self, predictions: Array, labels: Array) -> float:
+        """The perplexity. predictions: the losses and tokens of each row, (rows, 2).
+        labels: not used."""
         losses, tokens = predictions.sum(0)
+        # exp of more than 709 is no float
         return float(np.exp(min(losses / tokens, 700.0)))
 
 
 class Written(Continuations):
-    """A task whose trained model writes a text for each item, which several metrics score
-    at the end. `prepare` fills `_prompts`, the token ids of each item's prompt, and
-    `ends`, the tokens that end a text.
+    """A task whose trained model writes a text for each item; metrics score the texts at
+    the end. `prepare` fills `_prompts`, the token ids of each item's prompt, and `ends`,
+    the tokens that end a text.
 
     split: the split that the items are from; "none" decodes nothing. items: what the
     model continues; the first field of each is its prompt. variants: the names of the
-    ways of decoding, the protocol's first."""
+    ways in which each item is decoded, the protocol's own way first."""
 
     def __init__(
         self,
@@ -260,8 +270,8 @@ class Written(Continuations):
 
     @abstractmethod
     def scores(self, texts: Sequence[str]) -> Mapping[str, Any]:
-        """The metrics by name, from one text for each item; None for one that cannot be
-        computed here, with the reason under "unavailable"."""
+        """The metrics by name. texts: one for each item. A metric that cannot be computed
+        here is None; the reason is then under "unavailable", by the metric's name."""
 
     def right(self, texts: Sequence[str]) -> list[bool] | None:
         """Whether the text of each item is right; None where texts are not right or
@@ -289,8 +299,8 @@ class Written(Continuations):
     def search(
         self, model: "PreTrainedModel", prompts: list[list[int]], steps: int
     ) -> list[list[list[int]]]:
-        """The token ids, at most `steps`, with which the model continues each prompt: a
-        list for each variant."""
+        """The token ids, at most `steps`, with which the model continues each prompt. The
+        lists are by prompt, then by variant, then by token."""
         from tasks import beam  # imports torch, which a plan does not need
 
         search = self._search_settings(steps)
@@ -299,12 +309,12 @@ class Written(Continuations):
         return beam.transformers_search(model, prompts, search)
 
     def decoding(self, model: "PreTrainedModel") -> dict[str, Any]:
-        """How this model's texts are decoded, for the record: the settings, and what
-        the search made of them. Nothing of ours is sampled; transformers' settings are
-        those after its own merge."""
+        """How this model's texts are decoded, for the record: the task's settings,
+        whether texts are sampled (do_sample), and, where transformers decodes, its
+        settings after it has merged them with the model's own (generate)."""
         from tasks import beam
 
-        if self.task_settings.get("search") == "lora":
+        if self.task_settings.get("search") == "lora":  # our own search never samples
             return {**self.settings(), "do_sample": False}
         search = self._search_settings(self.task_settings["max_new_tokens"])
         merged = beam.transformers_settings(model, self._prompts[0], search)
@@ -312,6 +322,7 @@ class Written(Continuations):
         return {**self.settings(), "do_sample": do_sample, "generate": merged}
 
     def _search_settings(self, steps: int) -> "BeamSearch":
+        """The settings of a search for at most `steps` tokens."""
         from tasks import beam  # imports torch
 
         settings = self.task_settings
@@ -330,11 +341,11 @@ class Written(Continuations):
         """The texts of each of these items, by variant."""
         prompts = [self._prompts[i] for i in indices]
         steps = self.task_settings["max_new_tokens"]
-        texts_by_variant = []
-        for written in self.search(model, prompts, steps):
-            texts = [self.text(ids) for ids in written]
-            texts_by_variant.append(dict(zip(self.variants, texts, strict=True)))
-        return texts_by_variant
+        texts_of_items = []
+        for ids_by_variant in self.search(model, prompts, steps):
+            texts = [self.text(ids) for ids in ids_by_variant]
+            texts_of_items.append(dict(zip(self.variants, texts, strict=True)))
+        return texts_of_items
 
     def rehearse(self, model: "PreTrainedModel") -> None:
         """Decodes a few tokens before training. Raises DataError for a model that

@@ -56,7 +56,7 @@ PUBLISHED_PENALTY = 0.9
 
 
 class MeaningItem(NamedTuple):
-    """An MR that is decoded, and its references."""
+    """A meaning representation (MR) that is decoded, and its references."""
 
     mr: str
     references: list[str]
@@ -101,8 +101,10 @@ class E2ETask(Written):
         max_length: int,
         positions: int | None = None,
     ) -> None:
-        # GPT-2's separator where the vocabulary has it: an instruction model's end
-        # token ends a turn
+        """See Task.prepare. Raises DataError for a tokenizer without an end-of-text token,
+        and for an MR that is too long."""
+        # GPT-2's separator where the vocabulary has it, since the end token of an
+        # instruction model only ends a turn
         self._end = tokenizer.eos_token
         if SEPARATOR in tokenizer.get_vocab():
             self._end = SEPARATOR
@@ -111,12 +113,13 @@ class E2ETask(Written):
                 f"{self.name}: the model's tokenizer has no end-of-text token"
             )
         end = tokenizer.convert_tokens_to_ids(self._end)
-        self.prepare_text(tokenizer, positions)
+        self.take_tokenizer(tokenizer, positions)
         for split, pairs in self.splits.items():
             self._rows[split] = self._tokenised_rows(pairs, end, max_length)
         prompts = self._ids([item.mr for item in self.items])
         self._prompts = [[*prompt, end] for prompt in prompts]
         self.check_positions()
+        # A text also ends at a blank line, where that is a single token (see `text`)
         blank_line = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
         self.ends = (end,)
         if len(blank_line) == 1:
@@ -125,8 +128,9 @@ class E2ETask(Written):
     def _tokenised_rows(
         self, pairs: Sequence[Pair], end: int, max_length: int
     ) -> list[Row]:
-        """The rows of pairs; end: the token between MR and reference, and at the end. Raises
-        DataError for an MR that leaves no room for a reference."""
+        """The rows of pairs, each cut after max_length tokens. end: the token between MR and
+        reference, and at the end. Raises DataError for an MR that leaves no room for a
+        reference."""
         prompts = self._ids([mr for mr, _ in pairs])
         references = self._ids([f" {reference}" for _, reference in pairs])
         rows = []
@@ -136,7 +140,7 @@ class E2ETask(Written):
                     f"train.max_length={max_length} leaves no reference to {quoted(mr)}"
                 )
             ids = [*prompt, end, *reference, end]
-            rows.append(Row(ids[:max_length], len(prompt)))
+            rows.append(Row(ids[:max_length], last_given=len(prompt)))
         return rows
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
@@ -159,8 +163,8 @@ class E2ETask(Written):
         return e2e_scores([item.references for item in self.items], texts)
 
     def write(self, folder: Path, texts: Mapping[str, Sequence[str]]) -> None:
-        """references.txt (a block for each MR) and NAME.txt (a line), as
-        tuetschek/e2e-metrics reads them."""
+        """Writes references.txt (a block of lines for each MR) and, for each named list of
+        texts, NAME.txt (a line for each MR), as tuetschek/e2e-metrics reads them."""
         blocks = [_lines([*item.references, ""]) for item in self.items]
         (folder / "references.txt").write_text("".join(blocks), encoding="utf-8")
         for name, texts_of_items in texts.items():
@@ -169,6 +173,7 @@ class E2ETask(Written):
 
 
 def _lines(lines: Iterable[str]) -> str:
+    """The text of a file with these lines."""
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -220,8 +225,9 @@ def load(settings: Settings) -> E2ETask:
 def _splits(
     settings: Settings, pairs: Mapping[str, list[Pair]]
 ) -> tuple[dict[str, list[Pair]], list[str]]:
-    """train and dev (a fixed subset where task.train_rows or task.dev_rows gives a size),
-    and notes about sizes that are not the published ones."""
+    """The pairs of train and dev (a fixed subset where task.train_rows or task.dev_rows
+    gives a size), and notes about sizes that are not the published ones. pairs: those in
+    the file of each split."""
     splits = {}
     notes = []
     name = settings["name"]
@@ -249,15 +255,13 @@ def _items(pairs: Sequence[Pair]) -> list[MeaningItem]:
 
 def _deviations(settings: Settings) -> list[str]:
     """Notes about settings that differ from those of the published runs."""
-    published = PUBLISHED.items()
-    if settings["decode"] == "none":
-        published = {"label_smoothing": PUBLISHED["label_smoothing"]}.items()
-    notes = [
-        f"task.{key}={settings[key]}; the protocol's is {value}"
-        for key, value in published
-        if settings[key] != value
-    ]
-    if settings["decode"] != "none":
+    decodes = settings["decode"] != "none"
+    notes = []
+    for key, value in PUBLISHED.items():
+        is_used = decodes or key == "label_smoothing"  # the others are of decoding
+        if is_used and settings[key] != value:
+            notes.append(f"task.{key}={settings[key]}; the protocol's is {value}")
+    if decodes:
         notes += _deviations_of_decoding(settings)
     if settings["length_grouped"]:
         notes.append("batches of like lengths; the protocol's are random")

@@ -1,5 +1,5 @@
-"""E2E's files (the challenge's CSV, microsoft/LoRA's text, the hub's parquet), rows as
-the model reads."""
+"""Reads E2E's files (the challenge's CSV, microsoft/LoRA's text, the hub's parquet) into the
+pairs of texts that the model gets."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from tasks.base import DataError, quoted, require_columns
 from tasks.files import find_file, open_text, read_parquet, split_files
 from tasks.tables import read_csv
 
-#: The names of the attributes: the challenge's, and those in LoRA's files.
+#: The names of the attributes in LoRA's files, by those of the challenge.
 KEYS = {
     "name": "name",
     "eatType": "Type",
@@ -39,28 +39,30 @@ STYLES: Sequence[Mapping[str, Sequence[str]]] = (
 #: Examples of tokens in microsoft/LoRA's valid.txt that its test.txt writes differently.
 TOKENISED_OTHERWISE = '"isn \'t", "20- £ 25"'
 
-#: An MR and a reference, as the model reads them.
+#: A meaning representation (MR) and a reference, as the model reads them.
 Pair = tuple[str, str]
 
 
 def local_files(folder: Path, decode: str) -> dict[str, Path]:
-    """The file of each split, all of the first style that is complete; the test set's only
-    where it is decoded. Raises DataError where no style is complete: it names a file
-    that the first style with any file lacks."""
+    """The file of each split, all of the first style that is complete. decode: the value of
+    task.decode; the test set's file is needed only for "test".
+
+    Raises DataError where no style is complete. It names a file that is missing: of the
+    first style that has any file."""
     splits = [split for split in STYLES[0] if split != "test" or decode == "test"]
-    # First a complete style; else the first with any file, for which split_files raises
+    # Looks for a complete style, then for one with any file, for which split_files raises
     for suffices in (all, any):
         for style in STYLES:
             if suffices(find_file(folder, *style[split]) for split in splits):
                 return split_files({split: style[split] for split in splits}, folder)
-    # Names a file of each style as missing
+    # There is no file at all: split_files raises, and names the training file of each style
     train_files = [pattern for style in STYLES for pattern in style["train"]]
     return split_files({"train": train_files}, folder)
 
 
 def read_pairs(path: Path) -> Iterator[Pair]:
-    """The pairs of a file. Raises DataError with file and line, and for a file without
-    rows."""
+    """The pairs of a file of any style. Raises DataError with file and line for a wrong
+    row, and for a file without rows."""
     count = 0
     for line, mr, reference in READERS[path.suffix](path):
         if not reference.strip():
@@ -78,15 +80,16 @@ def read_pairs(path: Path) -> Iterator[Pair]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, str, str]]:
-    """The line, MR and reference of each row, before tokenising."""
+    """The line, MR and reference of each row of the challenge's CSV, as they are written
+    there."""
     for line, row in read_csv(path, {}):
         require_columns(path, row, ("mr", "ref"), " (E2E's files have mr and ref)")
         yield line, row["mr"], row["ref"]
 
 
 def _read_lora(path: Path) -> Iterator[tuple[int, str, str]]:
-    """The line, MR and reference of each row `MR||reference`, both as the model reads
-    them."""
+    """The line, MR and reference of each row of LoRA's file, `MR||reference`, where both
+    have the model's form already."""
     with open_text(path) as file:
         for line, text in enumerate(file, 1):
             mr, bars, reference = text.strip().partition("||")
@@ -102,6 +105,8 @@ def _read_lora(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def _read_hub(path: Path) -> Iterator[tuple[int, str, str]]:
+    """The number, MR and reference of each row of the hub's parquet, as they are written
+    there."""
     names = ("meaning_representation", "human_reference")
     for number, row in read_parquet(path):
         require_columns(f"{path} row {number}", row, names)
@@ -109,14 +114,15 @@ def _read_hub(path: Path) -> Iterator[tuple[int, str, str]]:
         yield number, mr, reference
 
 
-#: By a file's ending.
+#: The function that reads a file, by its ending.
 READERS = {".csv": _read_csv, ".txt": _read_lora, ".parquet": _read_hub}
 
 
 def linearise(mr: str) -> str:
-    """`name[Blue Spice], eatType[pub], priceRange[£20-25]` as `name : Blue Spice | Type
-    : pub | price : £ 20 - 25`. Raises ValueError for another form, or an attribute that
-    E2E does not have."""
+    """The challenge's MR in the form that LoRA's files have: `name[Blue Spice],
+    eatType[pub], priceRange[£20-25]` becomes `name : Blue Spice | Type : pub | price : £ 20
+    - 25`. Raises ValueError for an MR of another form, or an attribute that E2E does not
+    have."""
     # Possessive quantifiers: no backtracking, so linear time
     if not re.fullmatch(
         r"[^\[\],]++\[[^\[\]]*+\](?:\s*+,[^\[\],]++\[[^\[\]]*+\])*+\s*+", mr
@@ -136,7 +142,8 @@ def linearise(mr: str) -> str:
 
 
 def _unknown_attribute(key: str, attributes: Iterable[str]) -> str:
-    """The message for an attribute that E2E does not have."""
+    """The message for an attribute that E2E does not have. attributes: those that it
+    has."""
     return (
         f"unknown attribute {quoted(key)} in the MR. E2E has: {', '.join(attributes)}"
     )
@@ -156,6 +163,8 @@ def tokenise(reference: str) -> str:
 
 @cache
 def _tokenizer() -> Any:
+    """spaCy's English tokenizer, but with its general rules for splits inside a word:
+    today's English ones also split off a hyphen after a digit, as in 5-star."""
     import spacy
     from spacy.lang.punctuation import TOKENIZER_INFIXES
     from spacy.util import compile_infix_regex

@@ -28,6 +28,7 @@ from typing import NotRequired, TypedDict
 from tasks.base import DataError
 from tasks.files import open_text
 
+#: The names of the scores as they are printed, by their keys.
 METRICS = {
     "bleu": "BLEU",
     "nist": "NIST",
@@ -61,8 +62,14 @@ class Scores(JavaScores):
 def e2e_scores(
     references: Sequence[Sequence[str]], hypotheses: Sequence[str]
 ) -> Scores:
-    """The five scores of a hypothesis for each item. Raises ValueError for other
-    numbers of items, none, or one without references."""
+    """The five scores of a corpus.
+
+    Args:
+        references: the texts that each item is compared with.
+        hypotheses: the text that was written for each item.
+
+    Raises ValueError where the two have different numbers of items, for no items, and for
+    an item without references."""
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(hypotheses)} hypotheses for {len(references)} items")
     if not references:
@@ -89,11 +96,12 @@ def _spaced(text: str) -> str:
 
 
 def bleu(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> float:
-    """BLEU-4 of mteval-13a, lower case, times 100. The length of the reference is the one
-    closest to the hypothesis; of two equally close ones the shorter."""
+    """BLEU-4 of mteval-13a, in lower case, times 100. The brevity penalty takes, for each
+    item, the length of the reference that is closest to the hypothesis in length; of two
+    equally close ones the shorter."""
     from sacrebleu import corpus_bleu
 
-    # sacrebleu takes the first reference of all items, then the second, and so on.
+    # sacrebleu takes the first reference of all items, then the second of all, and so on
     streams = []
     for number in range(max(len(item) for item in references)):
         streams.append(
@@ -126,17 +134,19 @@ def nist(
     such that a ratio of 2/3 halves the score. The reference length is the mean over an
     item's references. The challenge's Python mode agrees with this; its Perl script
     averages differently where the number of references varies."""
-    tokens = []
+    reference_tokens = []
     word_count = 0
     for item in references:
-        tokens.append([_mteval_tokens(reference) for reference in item])
-        word_count += sum(len(words) for words in tokens[-1])
+        tokens_of_item = [_mteval_tokens(reference) for reference in item]
+        reference_tokens.append(tokens_of_item)
+        word_count += sum(len(words) for words in tokens_of_item)
     candidates = [_mteval_tokens(hypothesis) for hypothesis in hypotheses]
-    # The counts of the n-grams that are one word shorter; the empty one precedes each word
+    # The counts of the n-grams that are one word shorter. For n = 1 that is the empty
+    # n-gram, which precedes each word
     shorter_counts: Counts = Counter({(): word_count})
     information = 0.0
     for n in range(1, longest + 1):
-        counts, matched, total = _matches(tokens, candidates, n)
+        counts, matched, total = _matches(reference_tokens, candidates, n)
         information_of_n = 0.0
         for gram, number in matched.items():
             ratio = shorter_counts[gram[:-1]] / counts[gram]
@@ -144,14 +154,15 @@ def nist(
         if total:
             information += information_of_n / total
         shorter_counts = counts
-    return information * _brevity_penalty(tokens, candidates)
+    return information * _brevity_penalty(reference_tokens, candidates)
 
 
 def _matches(
     references: Sequence[Sequence[list[str]]], candidates: Sequence[list[str]], n: int
 ) -> tuple[Counts, Counts, int]:
-    """Over all items: the n-grams in the references, those of the candidates that match
-    one of their item's references, and how many n-grams the candidates have."""
+    """Counts over all items: the n-grams in the references; the n-grams of the candidates
+    that match a reference of their item; and how many n-grams the candidates have in
+    all."""
     counts: Counts = Counter()
     matched: Counts = Counter()
     total = 0
@@ -160,7 +171,7 @@ def _matches(
         for text in item:
             grams = _ngrams(text, n)
             counts += grams
-            allowed |= grams  # the most that any one reference has
+            allowed |= grams  # the larger count: the most that any one reference has
         candidate_grams = _ngrams(candidate, n)
         matched += candidate_grams & allowed
         total += candidate_grams.total()
@@ -170,7 +181,8 @@ def _matches(
 def _brevity_penalty(
     references: Sequence[Sequence[list[str]]], candidates: Sequence[list[str]]
 ) -> float:
-    """A factor of at most 1 for candidates that are shorter than the references."""
+    """NIST's factor for the length: below 1 where the candidates together are shorter than
+    the references (see `nist`)."""
     reference_length = 0.0
     for item in references:
         reference_length += sum(len(text) for text in item) / len(item)
@@ -190,6 +202,7 @@ def _mteval_tokens(text: str) -> list[str]:
 
 
 def _ngrams(tokens: Sequence[str], n: int) -> Counts:
+    """How often each n-gram occurs in a text."""
     shifted = (tokens[start:] for start in range(n))
     return Counter(zip(*shifted, strict=False))
 
@@ -200,8 +213,8 @@ def _ngrams(tokens: Sequence[str], n: int) -> Counts:
 def _with_java(
     references: Sequence[Sequence[str]], hypotheses: Sequence[str]
 ) -> JavaScores:
-    """METEOR, ROUGE-L, CIDEr on PTB-tokenised text without punctuation; None, and why,
-    where Java fails."""
+    """METEOR, ROUGE-L and CIDEr on PTB-tokenised text without punctuation. Where Java fails
+    the remaining scores are None, with the reason."""
     scores: JavaScores = {"meteor": None, "rouge_l": None, "cider": None}
     try:
         if shutil.which("java") is None:
@@ -230,16 +243,17 @@ class JavaError(Exception):
     """Java is missing or has failed. The message is one line."""
 
 
+#: By an item's number its texts, with tokens between single spaces.
 Tokenised = dict[int, list[str]]
 
 
 def _tokenise_by_ptb(texts: Mapping[int, Sequence[str]]) -> Tokenised:
-    """Texts as the PTB tokeniser of pycocoevalcap splits them, lower case, without
-    punctuation."""
+    """Texts as the PTB tokeniser of pycocoevalcap splits them, in lower case and without
+    punctuation. texts: by the item's number. Raises JavaError."""
     from pycocoevalcap.tokenizer import ptbtokenizer
 
-    # The wrapper does not notice missing lines. A last line of our own shows that all
-    # came.
+    # The wrapper does not notice missing lines. An item of our own at the end shows that
+    # no line is missing
     end = -1
     captions = {
         key: [{"caption": text} for text in lines] for key, lines in texts.items()
@@ -257,6 +271,7 @@ def _tokenise_by_ptb(texts: Mapping[int, Sequence[str]]) -> Tokenised:
 
 
 def _meteor(reference_tokens: Tokenised, written_tokens: Tokenised) -> float:
+    """METEOR as a fraction. Raises JavaError."""
     from pycocoevalcap.meteor import meteor
 
     with _silenced("METEOR"):
@@ -264,18 +279,19 @@ def _meteor(reference_tokens: Tokenised, written_tokens: Tokenised) -> float:
         try:
             return float(scorer.compute_score(reference_tokens, written_tokens)[0])
         finally:
-            # an error leaves it locked, and the scorer's end would wait for ever
+            # An error leaves the scorer locked, and its destructor would wait forever
             if scorer.lock.locked():
                 scorer.lock.release()
 
 
+#: The file descriptor of stderr, which Java programs inherit.
 STDERR = 2
 
 
 @contextlib.contextmanager
 def _silenced(program: str) -> Iterator[None]:
-    """Hides what a wrapped Java program prints on stderr. The various errors of the wrapper
-    become a JavaError."""
+    """Hides what a Java program prints on stderr in the with block, and turns the various
+    errors of its Python wrapper into a JavaError. program: its name, for the message."""
     stderr = os.dup(STDERR)
     null = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -294,8 +310,8 @@ def _silenced(program: str) -> Iterator[None]:
 
 
 def read_references(path: Path) -> list[list[str]]:
-    """The items of a file: blocks of lines with a blank line between them, or, in a
-    file without blank lines, one line each. Raises DataError for an item without
+    """The references of each item: a block of lines, with a blank line between blocks. In a
+    file without blank lines each line is an item. Raises DataError for an item without
     references."""
     text = "\n".join(line.strip() for line in _lines(path))
     separator = "\n\n" if "\n\n" in f"{text}\n" else "\n"
@@ -309,10 +325,10 @@ def read_references(path: Path) -> list[list[str]]:
 
 
 def read_hypotheses(path: Path, items: int) -> list[str]:
-    """A line for each item; an empty line is an empty text. Raises DataError for
-    another number of lines."""
+    """The text of each item, from a file with a line for each; an empty line is an empty
+    text. items: how many there are. Raises DataError for another number of lines."""
     lines = _lines(path)
-    if len(lines) == items + 1 and not lines[-1].strip():
+    if len(lines) == items + 1 and not lines[-1].strip():  # a blank line at the end
         lines.pop()
     if len(lines) != items:
         raise DataError(
@@ -322,6 +338,7 @@ def read_hypotheses(path: Path, items: int) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
+    """The lines of a file. Only \\n and \\r\\n end a line: str.splitlines knows more ends."""
     with open_text(path) as file:
         text = file.read()
     return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
@@ -342,6 +359,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
+    """Prints the scores of a file of hypotheses. Returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
         references = read_references(options.references)

@@ -26,7 +26,7 @@ from tasks.continuations import Row, Splits, Written, token_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: By test set: prompts with their expected answers, in the form in which they are read.
+#: By test set: prompts with their expected answers, in the form that the reader returns.
 #: A row whose answer is None always counts as wrong.
 Tests = dict[str, list[tuple[str, str | None]]]
 #: Takes test set, prompt and text (without the prompt and an end token), and returns
@@ -35,15 +35,16 @@ Read = Callable[[str, str, str], str | None]
 
 #: How many tokens follow the answer of a demonstration.
 FILLER_TOKENS = 8
-#: Among how many tokens each of them is drawn: it carries 4 bits.
+#: From how many different tokens each of them is drawn: it carries 4 bits.
 FILLER_CHOICES = 16
-#: Keeps the random numbers behind these tokens apart from those behind batches, samples
-#: and permuted rewards.
+#: A part of the generator's counter: it keeps the random numbers behind these tokens apart
+#: from those behind batches, samples and permuted rewards.
 FILLER_STREAM = 3
 
 
 class Item(NamedTuple):
-    """A prompt that the trained model continues. part: the test set."""
+    """A prompt that the trained model continues. answer: the expected one (see Tests).
+    part: the name of the test set."""
 
     prompt: str
     answer: str | None
@@ -51,9 +52,9 @@ class Item(NamedTuple):
 
 
 class Exercise(NamedTuple):
-    """A row of train or dev as the model is asked it, in training by reward and where
-    dev rows are answered. answer: as the reader finds it in the row's response; no text
-    is right for None."""
+    """A row of train or dev whose answer the model has to write, in training by reward or
+    when dev rows are scored. answer: as the reader finds it in the row's response. If it
+    is None, no text is right."""
 
     prompt: str
     prompt_ids: list[int]
@@ -61,7 +62,8 @@ class Exercise(NamedTuple):
 
 
 class Reading(TypedDict):
-    """How a text was read. reason: why it is wrong; "" if it is right."""
+    """How a text was read. part: its test set. expected, read: the item's answer, and the
+    one that was found in the text, if any. reason: why it is wrong; "" if it is right."""
 
     part: str
     prompt: str
@@ -85,16 +87,18 @@ class ExactTask(Written):
     """See the module.
 
     Args:
+        tests: the rows of each test set, of which task.items are decoded.
         read: finds the answer in a text.
         headline: the test set whose score is the task's; None for the mean over all
             test sets.
         groups: by test set the number of each row's group, where rows resemble each
             other; see Task.item_groups.
-        training_part: the test set whose reader is used for answers to train and dev
-            rows; by default the first one.
-        read_response: finds the answer in the response of a training row; by default
+        training_part: the test set that `read` is given for train and dev rows; by
+            default `headline`, or else the first test set.
+        read_response: finds the answer in the response of a train or dev row; by default
             `read` does.
-        problem_key: gives what all prompts of one problem have in common.
+        problem_key: turns a prompt into a text that is the same for all prompts of one
+            problem.
         train_groups: the number of each training row's group. task.holdout then holds
             out whole groups."""
 
@@ -170,7 +174,8 @@ class ExactTask(Written):
         self.check_positions()
 
     def _apply_chat_template(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Raises DataError for a model without a template."""
+        """Writes every prompt as a user's message in the form of the model's chat template.
+        Raises DataError for a model without one."""
         if not tokenizer.chat_template:
             raise DataError(
                 "task.chat_template=true: the model's tokenizer has no chat template"
@@ -184,10 +189,11 @@ class ExactTask(Written):
                 add_generation_prompt=True,
                 **self.chat_variables,
             )
-            # The tokenizer adds its beginning token to every text
-            begin = str(tokenizer.bos_token or "")
-            adds_begin = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-            return str(text).removeprefix(begin if adds_begin else "")
+            # Templates write the beginning token, too: it is removed here where the
+            # tokenizer adds it to every text
+            if tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+                return str(text).removeprefix(str(tokenizer.bos_token or ""))
+            return str(text)
 
         self.splits = {
             split: [(as_message(prompt), response) for prompt, response in pairs]
@@ -200,13 +206,13 @@ class ExactTask(Written):
     # --- rows of train and dev that are answered
 
     def hold_out(self, share: float) -> None:
-        """See Task.hold_out."""
+        """See Task.hold_out. Groups are held out as a whole, where the rows have any."""
         if self.train_groups is None:
             super().hold_out(share)
             return
         rows = self.splits["train"]
         groups = sorted(set(self.train_groups))
-        # A draw of groups, not of rows: all of them are drawn from alike
+        # What is drawn here are groups, as the rows of a single pool
         drawn = draw_held_out_rows([0] * len(groups), share, self.name)
         dev_groups = {groups[i] for i in drawn}
         train = []
@@ -231,7 +237,8 @@ class ExactTask(Written):
         self.scale = 100.0
 
     def exercises(self, split: str) -> list[Exercise]:
-        """The rows of a prepared split, in its order."""
+        """The rows of a prepared split, in its order, without those that `prepare` left
+        out."""
         pairs = [self.splits[split][i] for i in self.kept_rows[split]]
         all_ids = token_ids(self.tokenizer, [prompt for prompt, _ in pairs])
         return [
@@ -240,7 +247,7 @@ class ExactTask(Written):
         ]
 
     def expected(self, prompt: str, response: str) -> str | None:
-        """The answer in the response of a training row."""
+        """The answer in the response of a train or dev row; None if there is none."""
         if self.read_response is not None:
             return self.read_response(response)
         return self.read(self.training_part, prompt, response)
@@ -252,8 +259,8 @@ class ExactTask(Written):
 
     def score(self, predictions: Array, labels: Array) -> float:
         """The perplexity or, where dev rows are answered, the share of greedy answers that
-        are right. predictions: in the second case (rows, 1 + samples), whether the greedy
-        answer to a row is right, and whether each sampled one is."""
+        are right. predictions: in the second case (rows, 1 + samples), of 1 for a right
+        answer and 0 for a wrong one; the greedy answer comes first, then the samples."""
         if self.answers_dev:
             return float(predictions[:, 0].mean())
         return super().score(predictions, labels)
@@ -288,13 +295,13 @@ class ExactTask(Written):
                     "train.objective=demonstrations: train.max_length cuts a training "
                     "row, which leaves its answer without an end"
                 )
-            extended.append(Row([*text, *tokens, last_token], row.last))
+            extended.append(Row([*text, *tokens, last_token], row.last_given))
         self._rows["train"] = extended
 
     # --- texts
 
     def text(self, ids: list[int]) -> str:
-        """The text before the end token and the first of the stops."""
+        """The text before the end token and before any of task.stops."""
         (end,) = self.ends
         if end in ids:
             ids = ids[: ids.index(end)]
@@ -356,4 +363,5 @@ class ExactTask(Written):
 
 
 def _percentage(outcomes: Sequence[bool]) -> float:
+    """How many percent of the outcomes are true."""
     return 100 * sum(outcomes) / len(outcomes)

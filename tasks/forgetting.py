@@ -26,8 +26,8 @@ WINDOW = 512
 
 
 class FixedText:
-    """A text, its name and its sha256; once it is tokenised, its token ids and their
-    windows."""
+    """A text that a language model's loss is computed on. name: what records call it. Call
+    `prepare` before the other methods."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
@@ -40,8 +40,8 @@ class FixedText:
         self, tokenizer: "PreTrainedTokenizerBase", positions: int | None = None
     ) -> None:
         """Tokenises the text, with the tokenizer's begin token if it writes one.
-        positions: how many the model has. Raises DataError for fewer than two tokens: the first
-        one is given, the others are predicted."""
+        positions: how many the model has, None where that is not known. Raises DataError
+        for fewer than two tokens: the first one is given, the others are predicted."""
         # verbose=False: no warning that the text is long
         ids = list(tokenizer(self.text, verbose=False)["input_ids"])
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
@@ -63,9 +63,9 @@ class FixedText:
         return {"text": self.name, "sha256": self.sha256, "tokens": self.tokens}
 
     def loss(self, model: "PreTrainedModel") -> float:
-        """The mean cross-entropy of the tokens, in nats. Each is predicted once, from
-        the tokens before it in its window. A window begins with the last token of the
-        one before."""
+        """The mean cross-entropy of the text's tokens, in nats. Each token is predicted
+        once, from those before it in its window. Windows overlap by one token: the last
+        one of a window is the first one of the next, where it is given."""
         import torch
         from torch.nn.functional import cross_entropy
 
@@ -74,7 +74,7 @@ class FixedText:
         for start in range(0, self.tokens, self._window - 1):
             window = self._ids[start : start + self._window]
             ids = torch.tensor([window], device=device)
-            # The last token predicts nothing; no cache, which no call would read
+            # The last token predicts nothing. No cache: no later call would read it
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits[0].float()
             losses = cross_entropy(logits, ids[0, 1:], reduction="none")
             total += float(losses.detach().cpu().double().sum())
@@ -105,6 +105,8 @@ def fixed_text(settings: Settings) -> FixedText | None:
 
 
 def _read(name: str, path: Path, setting: str | None) -> FixedText:
+    """The text in a file. name: of the text, for records. setting: what the user gave, for
+    errors."""
     if not path.is_file():
         raise DataError(
             f"task.{KEY}={setting}: no such file (a path, hub:OWNER/NAME/FILE, null or "

@@ -45,12 +45,13 @@ def merged_settings(
     def capture(
         model: Any, input_ids: Any, generation_config: Any = None, **inputs: Any
     ) -> Any:
+        """What `generate` calls, after its merge, in place of a search of its own."""
         captured.append(generation_config)
         return input_ids
 
     ids = torch.tensor([list(prompt)], device=next(model.parameters()).device)
     own_config = model.generation_config
-    # Texts to stop at need a tokenizer, which such a call cannot pass on
+    # `generate` refuses texts to stop at without a tokenizer, and we have none here
     model.generation_config = copy.deepcopy(own_config)
     model.generation_config.stop_strings = None
     try:

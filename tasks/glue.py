@@ -28,18 +28,24 @@ from tasks.tables import TSV, parse_label, read_csv
 from tasks.text import TextTask, numbered_rows
 
 PROTOCOL = 1
-#: The version of how a task holds out rows, where it is above 1: since 2, SST-2 holds
-#: out whole sentences, with their phrases.
+#: See tasks/__init__.py. Since version 2, SST-2 holds out whole sentences with their
+#: phrases.
 HELD_OUT = {"sst2": 2}
 
 
 @dataclass(frozen=True)
 class GlueFiles:
-    """The files of one task. folder: its name in GLUE's archive. columns, label: the
-    columns of texts and label in the TSV files. header: the columns of TSV files that
-    do not name them. hub_columns: the columns of the texts in the hub's parquet files,
-    where they differ. classes: None for a regression. rows: how many the published
-    train and dev sets have. dev: the name of the dev file."""
+    """The files of one task.
+
+    Attributes:
+        folder: its name in GLUE's archive.
+        columns, label: the columns of the texts and of the label in the TSV files.
+        classes: the names of the classes; None for a regression.
+        rows: how many rows the published train and dev sets have.
+        hub_columns: the columns of the texts in the hub's parquet files, where they have
+            other names.
+        header: all columns of TSV files that do not name them.
+        dev: the name of the dev file, without its ending."""
 
     folder: str
     columns: tuple[str, ...]
@@ -52,6 +58,7 @@ class GlueFiles:
     dev: str = "dev"
 
 
+# Values that several tasks share
 BINARY = ["0", "1"]
 ENTAILMENT = ["entailment", "not_entailment"]
 SENTENCES = ("sentence1", "sentence2")
@@ -105,20 +112,20 @@ def load(settings: Settings) -> TextTask:
     name = settings["name"]
     spec = _spec(name)
     folder = data_folder(settings, [f"{name}/*.parquet"], "/where/glue")
-    published_rows = {
+    rows_in_files = {
         split: _read(path, spec) for split, path in _local_files(name, folder).items()
     }
     splits = {}
-    for split, rows in published_rows.items():
+    for split, rows in rows_in_files.items():
         indices = fixed_subset(len(rows), settings.get(f"{split}_rows"), name)
         splits[split] = rows.take(indices)
     if name == "sst2":
         task: TextTask = Phrases(
-            settings, spec.classes, spec.metric, splits, published_rows["train"]
+            settings, spec.classes, spec.metric, splits, rows_in_files["train"]
         )
     else:
         task = TextTask(settings, spec.classes, spec.metric, splits)
-    for (split, rows), published in zip(published_rows.items(), spec.rows, strict=True):
+    for (split, rows), published in zip(rows_in_files.items(), spec.rows, strict=True):
         count = len(splits[split])
         if count != published:
             origin = "a fixed subset of" if count < len(rows) else "the files hold"
@@ -130,8 +137,8 @@ def load(settings: Settings) -> TextTask:
 
 
 def column_settings(name: str, row: Collection[str]) -> dict[str, str | None]:
-    """The settings of tasks/text.py that name the columns of rows like this one: GLUE's
-    own, or the hub's."""
+    """The settings of tasks/text.py that name the columns of a task's rows. row: one of
+    them, whose columns show whether it has GLUE's own names or the hub's."""
     spec = _spec(name)
     texts = spec.hub_columns or spec.columns
     label = "label"
@@ -156,17 +163,17 @@ class Phrases(TextTask):
         splits: Mapping[str, Rows],
         all_train: Rows,
     ) -> None:
-        """all_train: all train rows of the file; the task itself may have a subset."""
+        """all_train: all train rows of the file, of which splits["train"] may be a subset."""
         super().__init__(settings, classes, metric, splits)
         self.all_train = all_train
 
     def hold_out(self, share: float) -> None:
         """See Task.hold_out. The new dev rows are sentences of the whole file: as many
-        as `share` of the training rows, but at most that share of all sentences.
-        Training rows that occur in no other sentence are left out: a model would know a
-        held-out sentence by them."""
+        as `share` of the training rows, but at most that share of all sentences. A
+        training row is left out if all sentences that contain it are held out: a model
+        would know a held-out sentence by it."""
         train = self.splits["train"]
-        texts = [_words(text) for text in self.all_train.texts]
+        texts = [_plain_spaces(text) for text in self.all_train.texts]
         sentences_by_text = containing_sentences(self.all_train.texts)
         sentence_rows = [
             row for row, text in enumerate(texts) if text in sentences_by_text[text]
@@ -175,11 +182,11 @@ class Phrases(TextTask):
         sentence_share = min(share, share * len(train) / len(sentence_rows))
         indices = draw_held_out_rows(labels, sentence_share, self.name)
         dev = self.all_train.take([sentence_rows[i] for i in indices])
-        dev_sentences = {_words(text) for text in dev.texts}
+        dev_sentences = {_plain_spaces(text) for text in dev.texts}
         train_rows = [
             row
             for row, text in enumerate(train.texts)
-            if not sentences_by_text[_words(text)] <= dev_sentences
+            if not sentences_by_text[_plain_spaces(text)] <= dev_sentences
         ]
         self.splits = {"train": train.take(train_rows), "dev": dev}
         left_out = len(train) - len(train_rows)
@@ -192,8 +199,9 @@ class Phrases(TextTask):
 
 def containing_sentences(texts: Sequence[str]) -> dict[str, set[str]]:
     """For each text the sentences that contain it as a run of whole words. A sentence
-    is a text that no other text contains; it contains itself."""
-    containing: dict[str, set[str]] = {_words(text): set() for text in texts}
+    is a text that no other text contains; it contains itself. Both are written with
+    plain spaces (`_plain_spaces`)."""
+    containing: dict[str, set[str]] = {_plain_spaces(text): set() for text in texts}
     longest_first = sorted(containing, key=lambda text: (-len(text.split()), text))
     for text in longest_first:
         if containing[text]:  # a longer text contains it
@@ -211,12 +219,14 @@ def _phrases(words: list[str]) -> Iterator[str]:
             yield " ".join(words[start:end])
 
 
-def _words(text: str) -> str:
-    """The text without the space that SST-2's file has at its end."""
+def _plain_spaces(text: str) -> str:
+    """The text with one space between words and none around it: each text of SST-2's file
+    ends with a space."""
     return " ".join(text.split())
 
 
 def _spec(name: str) -> GlueFiles:
+    """The files of a task. Raises DataError for a name that is not in SPECS."""
     if name not in SPECS:
         raise DataError(f"GLUE has no task {name!r} here. Known: {', '.join(SPECS)}")
     return SPECS[name]
@@ -277,7 +287,8 @@ def _class_index(value: Any, classes: list[str], path: Path, line: int) -> int:
 def _label(
     value: object, classes: list[str] | None, path: Path, line: int
 ) -> int | float:
-    """See parse_label. Raises DataError also for a score of STS-B outside 0 to 5."""
+    """See parse_label. classes: None for STS-B, whose score must be from 0 to 5: any other
+    number is a DataError, too."""
     number = parse_label(value, classes, path, line)
     if classes is None and not 0 <= number <= 5:
         raise DataError(

@@ -33,6 +33,7 @@ PROTOCOL = 1
 
 #: How many rows yahma/alpaca-cleaned has.
 PUBLISHED = 51760
+#: The template of this project, whose words are not Alpaca's.
 OWN_TEMPLATE = Path(__file__).parent / "templates" / "alpaca.json"
 #: SHA-256 of Alpaca's own two prompts (PROMPT_DICT of
 #: https://github.com/tatsu-lab/stanford_alpaca/blob/main/train.py), each as UTF-8
@@ -46,6 +47,7 @@ ALPACA = {
 STOP = "### Instruction"
 
 
+#: A text with more than white space in it.
 NotBlank = Annotated[str, Field(pattern=r"\S")]
 
 
@@ -75,9 +77,12 @@ class Template(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, keys: Any) -> Any:
+        """Adds the defaults of next_turn and stop (see the class) to a file's keys. Whatever
+        else may be wrong with the keys, pydantic finds later."""
         plain = keys.get("prompt_no_input") if isinstance(keys, dict) else None
         if not isinstance(plain, str):
             return keys
+        # The heading is the last ### before the instruction, or the start of the prompt
         instruction = max(plain.find("{instruction"), 0)
         heading = max(plain.rfind("###", 0, instruction), 0)
         defaults = {
@@ -89,6 +94,8 @@ class Template(BaseModel):
     @field_validator("prompt_input", "prompt_no_input", "next_turn")
     @classmethod
     def _placeholders(cls, text: str, info: ValidationInfo) -> str:
+        """Checks that a field has {instruction}, prompt_input also {input}, and no other
+        placeholder."""
         names = ["instruction"]
         if info.field_name == "prompt_input":
             names.append("input")
@@ -101,13 +108,14 @@ class Template(BaseModel):
         return text
 
     def prompt(self, instruction: str, input: str | None = None) -> str:
-        """The text before a response."""
+        """The text before a response. input: None or blank for an instruction without
+        one."""
         has_input = bool(input and input.strip())
         template = self.prompt_input if has_input else self.prompt_no_input
         return template.format(instruction=instruction, input=input)
 
     def pairs(self, rows: Iterable[Example]) -> list[tuple[str, str]]:
-        """The texts before the responses of rows, and the responses."""
+        """The prompt and the response of each row."""
         return [(self.prompt(row.instruction, row.input), row.output) for row in rows]
 
     @property
@@ -144,8 +152,8 @@ def notes_on_template(settings: Settings, template: Template) -> list[str]:
 
 
 def read_template(path: Path) -> Template:
-    """A template file (JSON). Raises DataError for a missing key, or placeholders other
-    than the expected."""
+    """Reads a template file (JSON). Raises DataError for a missing key, or for other
+    placeholders than those of Template."""
     with open_text(path) as file:
         return validated(Template, file.read(), f"{path} (task.template)")
 
@@ -164,8 +172,12 @@ class InstructTask(Continuations):
         self.template = template
 
     def conversation(self, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
-        """Token ids of a conversation up to the next answer. There is one turn more
-        than answers."""
+        """The token ids of a conversation, up to where the next answer begins. Each answer
+        is followed by the end token.
+
+        Args:
+            turns: the user's messages.
+            answers: the model's answers to all of them but the last."""
         prompts = [self.template.prompt(turns[0])]
         prompts += [self.template.turn(turn) for turn in turns[1:]]
         texts = [
@@ -214,21 +226,27 @@ def split_rows(
     path: Path,
     draw: Callable[[int, int], Iterable[int]],
 ) -> tuple[dict[str, list[Example]], list[str]]:
-    """The rows of train and dev, and notes. dev has the rows whose indices
-    draw(len(rows), task.dev_rows) gives, and train a fixed subset of the others. Raises
-    DataError where there are too few."""
+    """The rows of train and dev by split, and notes for the record. train has a fixed subset
+    of the rows that are not in dev, of task.train_rows.
+
+    Args:
+        rows: all rows of the file.
+        path: of the file, for the error.
+        draw: called with len(rows) and task.dev_rows; gives the indices of the dev rows.
+
+    Raises DataError where there are too few rows."""
     name = settings["name"]
     count = settings["dev_rows"]
-    is_enough = type(count) is int and count >= 2
+    is_enough = type(count) is int and count >= 2  # True is an instance of int
     expected = "at least 2 rows, which are held out"
     check_setting(settings, "dev_rows", is_enough, expected)
     if len(rows) < count + 2:
         raise DataError(
             f"{path}: {len(rows)} rows are too few for task.dev_rows={count}"
         )
-    held_rows = set(draw(len(rows), count))
-    dev = [rows[i] for i in sorted(held_rows)]
-    remaining = [row for i, row in enumerate(rows) if i not in held_rows]
+    dev_indices = set(draw(len(rows), count))
+    dev = [rows[i] for i in sorted(dev_indices)]
+    remaining = [row for i, row in enumerate(rows) if i not in dev_indices]
     indices = fixed_subset(len(remaining), settings["train_rows"], name)
     train = [remaining[i] for i in indices]
     notes = []

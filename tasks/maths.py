@@ -34,18 +34,20 @@ PROTOCOL = 1
 
 #: How many rows each set has as published.
 PUBLISHED = {"train": 395_000, "gsm8k": 1_319, "math": 5_000}
-#: Names of files: of MetaMathQA, of GSM8K's splits, and of MATH's test set (MetaMath's
-#: and hendrycks/math's).
+#: Patterns of MetaMathQA's file.
 METAMATHQA_FILES = ("*.json", "*.jsonl", "*.parquet")
+#: Patterns of the file of a split of GSM8K; {} is the split's name.
 GSM8K_FILES = ("{}.jsonl", "gsm8k_{}.jsonl", "main/{}-*.parquet", "{}-*.parquet")
+#: Patterns of MATH's test set: MetaMath's single file, or the files of hendrycks/math.
 MATH_FILES = ("MATH_test.jsonl", "MATH/test/*/*.json")
-#: By the setting of a local copy: the settings of the hub's data set and its revision.
+#: The settings of the hub's data set and its revision, by the setting of a local copy that
+#: replaces it.
 HUBS = {"data_dir": ("hub", "revision"), "test_dir": ("test_hub", "test_revision")}
 
 
 class Solved(BaseModel):
-    """A problem and its solution, by their names in MetaMathQA, GSM8K, MATH, and
-    MetaMath's copy of MATH."""
+    """A problem and its solution, which MetaMathQA, GSM8K, MATH, and MetaMath's copy of
+    MATH call by different names."""
 
     problem: NotBlank = Field(
         validation_alias=AliasChoices("query", "question", "problem", "instruction")
@@ -89,8 +91,8 @@ def load(settings: Settings) -> ExactTask:
     readers = dict.fromkeys(settings["tests"], reader(settings["reader"]))
     readers["math"] = MATH
     tests = _tests(settings, files, form, readers)
-    published_rows = [row for _, row in read_list(files["rows"], Solved)]
-    train = _train_rows(settings, published_rows, files["rows"])
+    rows_in_file = [row for _, row in read_list(files["rows"], Solved)]
+    train = _train_rows(settings, rows_in_file, files["rows"])
     dev, dev_notes = _dev_rows(settings, files["gsm8k_train"])
     splits: Splits = {
         "train": [(_prompt(form, row), row.solution) for row in train],
@@ -101,14 +103,14 @@ def load(settings: Settings) -> ExactTask:
         settings,
         splits,
         tests,
-        _read(readers),
+        _text_reader(readers),
         headline,
         training_part=headline,
         read_response=_response_reader(readers[headline]),
     )
     task.notes += notes + dev_notes
     if settings["name"] == "gsm8k":
-        counts = {"train": len(published_rows)}
+        counts = {"train": len(rows_in_file)}
         counts |= {part: len(rows) for part, rows in tests.items()}
         for part, count in counts.items():
             published = PUBLISHED.get(part, count)
@@ -123,7 +125,8 @@ def load(settings: Settings) -> ExactTask:
 def _prompt_form(
     settings: Settings, files: Mapping[str, Path]
 ) -> tuple[str, list[str]]:
-    """The text of a prompt, with {query} for the problem, and notes about it."""
+    """The text of a prompt with {query} in the problem's place, and notes about it for the
+    record."""
     if settings["prompt"] is not None:
         return settings["prompt"], []
     template = read_template(files["template.json"])
@@ -131,11 +134,13 @@ def _prompt_form(
 
 
 def _prompt(form: str, row: Solved) -> str:
+    """The prompt of a row. form: see _prompt_form."""
     return form.replace("{query}", row.problem)
 
 
-def _read(readers: Mapping[str, Reader]) -> Read:
-    """A function that reads a text by the reader of its test set."""
+def _text_reader(readers: Mapping[str, Reader]) -> Read:
+    """A function that finds the answer in a model's text with the reader of its test set.
+    readers: by test set."""
 
     def read(part: str, prompt: str, text: str) -> str | None:
         find = readers[part].answer
@@ -146,9 +151,10 @@ def _read(readers: Mapping[str, Reader]) -> Read:
 
 
 def _response_reader(reader: Reader) -> Callable[[str], str | None]:
-    """A function that finds the answer in a training row's solution. It looks in the place
-    where a test row's solution has it, and else where a model's text has it, since
-    MetaMathQA's solutions end as the model learns to end its texts."""
+    """A function that finds the answer in the solution of a train or dev row. It reads the
+    solution like that of a test row, as GSM8K's dev rows need. If that finds nothing, it
+    reads it like a model's text, since MetaMathQA's solutions end as the model learns to
+    end its texts."""
 
     def read_response(solution: str) -> str | None:
         answer = reader.solution(solution)
@@ -166,11 +172,12 @@ def _tests(
     form: str,
     readers: Mapping[str, Reader],
 ) -> Tests:
-    """The prompts and answers of each test set."""
+    """The prompts and answers of each test set. files: of the task, by the names that
+    `_files` gives."""
     tests = Tests()
     for name, path in files.items():
         part, slash, _ = name.partition("/")
-        if not slash:
+        if not slash:  # only files of test sets are named PART/FILE
             continue
         items = tests.setdefault(part, [])
         for place, row in read_list(path, Solved):
@@ -185,8 +192,9 @@ def _tests(
 
 def _train_rows(settings: Settings, rows: list[Solved], path: Path) -> list[Solved]:
     """The training rows: those of at most task.max_characters, of these the first
-    task.first_rows, and of these a fixed subset of task.train_rows."""
-    # peft counts the space that it writes between problem and solution
+    task.first_rows, and of these a fixed subset of task.train_rows. path: of the rows, for
+    the error."""
+    # "<", since peft also counts the space that it writes between problem and solution
     limit = settings["max_characters"] or float("inf")
     short_rows = [row for row in rows if len(row.problem + row.solution) < limit]
     candidates = short_rows[: settings["first_rows"]]
@@ -199,8 +207,8 @@ def _train_rows(settings: Settings, rows: list[Solved], path: Path) -> list[Solv
 
 
 def _dev_rows(settings: Settings, path: Path) -> tuple[list[Solved], list[str]]:
-    """The rows that peft draws from GSM8K's training set, and a note where there are
-    fewer."""
+    """The task.dev_rows rows that peft's code draws from GSM8K's training set, and a note
+    where the set has fewer."""
     rows = [row for _, row in read_list(path, Solved)]
     count = settings["dev_rows"]
     indices = np.random.RandomState(0).permutation(len(rows))[:count]
@@ -214,7 +222,8 @@ def _dev_rows(settings: Settings, path: Path) -> tuple[list[Solved], list[str]]:
 
 
 def _local_copies(settings: Settings) -> dict[str, Path | str]:
-    """The folder or file of each key of HUBS: the user's, or the hub's, fetched."""
+    """The folder or file for each key of HUBS: the user's own copy, or else what is fetched
+    from the hub."""
     copies: dict[str, Path | str] = {}
     for local, (hub, revision) in HUBS.items():
         if settings[local]:
@@ -233,8 +242,9 @@ def _local_copies(settings: Settings) -> dict[str, Path | str]:
 def _files(
     settings: Settings, copies: Mapping[str, Path | str | None]
 ) -> dict[str, Path]:
-    """Local files by their names in a run's identity. copies: a folder or file by the
-    settings of HUBS; None where the rows are on the hub."""
+    """The task's local files by their names in a run's identity. A test set's files are
+    named PART/FILE. copies: a folder or file by the keys of HUBS; None where the rows are
+    on the hub, whose files are then left out."""
     prompt = settings["prompt"]
     has_place = prompt is None or "{query}" in prompt
     check_setting(settings, "prompt", has_place, "a text with {query}, or null")
@@ -255,7 +265,8 @@ def _files(
 
 
 def _test_files(settings: Settings, folder: Path) -> dict[str, Path]:
-    """The files in task.test_dir: GSM8K's training set, and each test set."""
+    """The files in task.test_dir, by their names in a run's identity: GSM8K's training set,
+    and the test sets where texts are decoded."""
     patterns = [name.format("train") for name in GSM8K_FILES]
     files = {"gsm8k_train": require_file(folder, "test_dir", *patterns)}
     if settings["decode"] != "test":

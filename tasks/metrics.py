@@ -1,5 +1,5 @@
-"""The metrics of texts and images, as one of the `evaluate` library's, without a hub.
-The name of its configuration is the name of the metric.
+"""The metrics of texts and images. They are wrapped in a class of the `evaluate` library,
+which needs no hub. The name of its configuration chooses the metric (METRICS).
 
 Importing this imports evaluate and with it torch."""
 
@@ -14,21 +14,23 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, recall_
 
 
 def _pearson(references: list[float], predictions: list[float]) -> float:
-    # 0 for a constant prediction, like Matthews correlation: a collapsed run is a
-    # result, not a gap
+    """Pearson correlation, or 0 where one side is constant."""
+    # Like Matthews correlation, and no NaN: a collapsed run is a result, not a gap
     if len(set(predictions)) < 2 or len(set(references)) < 2:
         return 0.0
     return float(pearsonr(references, predictions).statistic)
 
 
 def _balanced_accuracy(references: list[int], predictions: list[int]) -> float:
-    # balanced_accuracy_score warns where a class is predicted that has no row, as in
-    # half of dev
+    """The mean of the classes' recalls, over the classes that have a row."""
+    # sklearn's balanced_accuracy_score warns where a class without a row is predicted,
+    # which happens when only half of the dev rows are scored
     return float(
         recall_score(references, predictions, labels=[*{*references}], average="macro")
     )
 
 
+#: A function of references and predictions by each metric's name.
 METRICS: dict[str, Any] = {
     "accuracy": accuracy_score,
     "matthews": matthews_corrcoef,
@@ -54,6 +56,7 @@ class Metric(evaluate.Metric):
 
 @cache
 def _metric(name: str) -> Any:
+    """The metric of this name, built once."""
     # keep_in_memory: runs side by side would otherwise write predictions to the same
     # file. evaluate.load would copy this module into its cache under a lock, which some
     # file systems do not have

@@ -1,6 +1,7 @@
 """Pictures of predictions, as PNG: a confusion matrix, a scatter of a regression, a
 grid of images."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ from sklearn.metrics import ConfusionMatrixDisplay
 
 from tasks.base import Array
 
+#: The colours of right and wrong predictions.
 RIGHT = "#1b7837"
 WRONG = "#c51b1b"
 #: How many images stand in a row of a grid.
 COLUMNS = 8
+#: The inches of an image in a grid, with the space for the texts above it.
+IMAGE_WIDTH = 1.5
+IMAGE_HEIGHT = 1.9
 #: A confusion matrix of more classes has no numbers in its cells.
 NUMBERED_CLASSES = 25
 #: The longest name of a class in a picture.
@@ -24,12 +29,18 @@ NAME_CHARACTERS = 18
 def draw_grid(
     path: Path, pixels: Array, labels: Array, predictions: Array, classes: Sequence[str]
 ) -> None:
-    """Draws images, uint8 (images, 3, height, width), each with its class, and a wrong
-    prediction below."""
-    rows = -(-len(pixels) // COLUMNS)
-    figure = Figure(figsize=(COLUMNS * 1.5, rows * 1.9), dpi=120)
+    """Draws images in a grid. Above each is its class, and below that the predicted class
+    where it is another one.
+
+    Args:
+        pixels: uint8 (images, 3, height, width).
+        labels, predictions: the index of each image's class, (images,).
+        classes: the names of the classes."""
+    rows = math.ceil(len(pixels) / COLUMNS)
+    height = rows * IMAGE_HEIGHT
+    figure = Figure(figsize=(COLUMNS * IMAGE_WIDTH, height), dpi=120)
     axes: Any = figure.subplots(rows, COLUMNS, squeeze=False)
-    top = 1 - 0.4 / (rows * 1.9)
+    top = 1 - 0.4 / height  # leaves 0.4 inches to the texts of the first row
     figure.subplots_adjust(
         left=0.01, right=0.99, bottom=0.01, top=top, wspace=0.06, hspace=0.3
     )
@@ -55,9 +66,13 @@ def confusion(
     classes: Sequence[str],
     epoch: str,
 ) -> None:
-    """Draws the confusion matrix: labels in rows, predictions in columns. Cells show shares
-    of the row, as numbers where there are few classes. epoch: which one this is, in
-    words."""
+    """Draws the confusion matrix: labels in rows, predictions in columns. A cell shows its
+    share of the row, as a number where there are few classes.
+
+    Args:
+        labels, predictions: the name of each row's class.
+        classes: all names, in the order of the matrix.
+        epoch: which epoch predicted this, in words for the title."""
     count = len(classes)
     has_numbers = count <= NUMBERED_CLASSES
     side = max(4.0, min(14.0, 2.0 + 0.45 * count))
@@ -100,7 +115,8 @@ def scatter(path: Path, labels: Array, predictions: Array, title: str) -> None:
 
 
 def _short(name: str) -> str:
-    """The name for a label of matplotlib, for which a dollar begins mathematics."""
+    """A class's name for a label of matplotlib: shortened, with blanks for underscores,
+    and with dollars escaped, which would begin mathematics."""
     name = name.replace("_", " ")
     if len(name) > NAME_CHARACTERS:
         name = f"{name[: NAME_CHARACTERS - 1]}…"

@@ -11,12 +11,11 @@ from tasks.answers import Reader, boxed_answer, gsm8k_answer, normal_form, reade
 from tasks.base import DataError, Settings, Source, fixed_subset, require_columns
 from tasks.exact import ExactTask, Tests
 from tasks.files import module_file
-from tasks.text import read_table
+from tasks.tables import read_table
+from tasks.text import DEV_STRIDE
 
 PROTOCOL = 1
 
-#: Without a dev file, the first of every so many training rows is held out as a dev row.
-HELD_OUT_INTERVAL = 10
 #: The setting that names the file of each split.
 FILE_SETTINGS = {"train": "train_file", "dev": "dev_file", "test": "test_file"}
 
@@ -27,7 +26,8 @@ def whole_text(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last number of a text, without thousands separators and trailing zeros."""
+    """The last number of a text, without thousands separators and without zeros at the
+    end of its decimals: "1200" for "1,200.00"."""
     numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
     if not numbers:
         return None
@@ -38,10 +38,13 @@ def last_number(text: str) -> str | None:
 
 
 def boxed_or_plain(text: str) -> str | None:
-    r"""The content of the last \boxed{} or, of an answer without one, all of it."""
+    r"""The content of the last \boxed{}, or without one the whole text, in the normal form
+    of MATH's answers."""
     return boxed_answer(text) or normal_form(text.strip()) or None
 
 
+#: The values of task.reader that are this family's own. How an answer is read in a model's
+#: text, and how in the answer column.
 READERS = {
     "text": Reader(whole_text, whole_text),
     "number": Reader(last_number, last_number),
@@ -68,43 +71,42 @@ def load(settings: Settings) -> ExactTask:
     """See tasks.load. Raises DataError with file and line for a row without a prompt,
     or without an answer that the reader finds."""
     files = _files(settings)
-    read = find_reader(settings["reader"])
+    answer_reader = find_reader(settings["reader"])
     rows = {
-        split: _read_rows(settings, path, read.solution)
+        split: _read_rows(settings, path, answer_reader.solution)
         for split, path in files.items()
     }
     notes = []
     if "dev" not in rows:
         train = rows["train"]
-        rows["dev"] = train[::HELD_OUT_INTERVAL]
-        rows["train"] = [
-            row for index, row in enumerate(train) if index % HELD_OUT_INTERVAL
-        ]
+        rows["dev"] = train[::DEV_STRIDE]
+        rows["train"] = [row for index, row in enumerate(train) if index % DEV_STRIDE]
         notes.append(f"dev: {len(rows['dev'])} of {len(train)} training rows held out")
     # Absent from the settings of records that came before this key
-    wanted_rows = settings.get("train_rows")
-    indices = fixed_subset(len(rows["train"]), wanted_rows, settings["name"])
+    size = settings.get("train_rows")
+    indices = fixed_subset(len(rows["train"]), size, settings["name"])
     rows["train"] = [rows["train"][index] for index in indices]
     tests: Tests = {}
     if "test" in rows:
         tests["test"] = [
-            (prompt, read.solution(answer)) for prompt, answer in rows.pop("test")
+            (prompt, answer_reader.solution(answer))
+            for prompt, answer in rows.pop("test")
         ]
     task = ExactTask(
         settings,
         rows,
         tests,
-        lambda part, prompt, text: read.answer(text),
+        lambda part, prompt, text: answer_reader.answer(text),
         training_part="test",
-        read_response=read.solution,
+        read_response=answer_reader.solution,
     )
     task.notes += notes
     return task
 
 
 def _files(settings: Settings) -> dict[str, Path]:
-    """The files by split. Raises DataError where the training file is not given, or a
-    file is not there."""
+    """The files by split: the test file only where texts are decoded, the dev file only
+    where one is given. Raises DataError where a file is missing."""
     if not settings["train_file"]:
         raise DataError("task.train_file: give a file of problems with their answers")
     file_settings = dict(FILE_SETTINGS)
@@ -125,8 +127,8 @@ def _files(settings: Settings) -> dict[str, Path]:
 def _read_rows(
     settings: Settings, path: Path, read: Callable[[str], str | None]
 ) -> list[tuple[str, str]]:
-    """The prompts of a file, in the form of task.prompt, and their answers. read: finds
-    the answer in the answer column."""
+    """The prompts of a file, in the form of task.prompt, and their answers as the file has
+    them. read: finds the answer in the answer column, which is checked here."""
     prompt_column, answer_column = settings["prompt_column"], settings["answer_column"]
     rows = []
     for line, row in read_table(path):

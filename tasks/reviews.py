@@ -31,8 +31,8 @@ def source() -> Source:
 
 
 def splits(train_rows: int, dev_rows: int) -> dict[str, DataTable]:
-    """The rows of both splits, of text and label. Raises DataError where there are too
-    few reviews."""
+    """The rows of both splits, with the columns text and label. Raises DataError where
+    there are too few reviews."""
     rows: list[Row] = [
         (number, {"text": text, "label": label})
         for number, (text, label) in enumerate(select_reviews(_ratings()), 1)
@@ -51,7 +51,7 @@ def select_reviews(lines: str) -> list[tuple[str, str]]:
     """The texts of at most MAX_WORDS words whose rating is clear enough, each once and
     with its label. Their order is that of the texts' hashes: a fixed shuffle.
 
-    lines: id, rating and text, separated by tabs."""
+    lines: the file's text. A line has id, rating and text, separated by tabs."""
     label_by_text = {}
     for line in lines.splitlines():
         _, rating, text = line.split("\t", 2)
@@ -63,6 +63,7 @@ def select_reviews(lines: str) -> list[tuple[str, str]]:
 
 
 def _text_hash(row: tuple[str, str]) -> bytes:
+    """The SHA-256 of a row's text. row: (text, label)."""
     return hashlib.sha256(row[0].encode()).digest()
 
 

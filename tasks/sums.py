@@ -29,9 +29,9 @@ PARTS = ("test", "dev", "train")
 
 
 class Space(NamedTuple):
-    """The problems of a task. content: stands for them in the ids of runs; raise its number
-    when you change the problems. one_digit: whether the answer is one digit, the next
-    token after the prompt."""
+    """Which problems a task has. content: stands for the problems in the ids of runs; raise
+    its number when you change them. numbers_of_terms: how many terms a problem may have.
+    one_digit: whether the answer is one digit, the next token after the prompt."""
 
     content: str
     numbers_of_terms: tuple[int, ...]
@@ -39,7 +39,7 @@ class Space(NamedTuple):
     one_digit: bool
 
 
-#: By task.prepare.
+#: The problems of each task, by the value of task.prepare.
 SPACES = {
     "sums": Space("tasks/sums.py 2", (2, 3), 9, one_digit=False),
     "sums_digit": Space("tasks/sums.py digit 2", (4,), 6, one_digit=True),
@@ -101,7 +101,7 @@ def load(settings: Settings) -> ExactTask:
 
 
 def terms_of(prompt: str) -> str:
-    """The terms of a problem in their order by size: the same for all its orders."""
+    """The terms of a problem, sorted as texts: the same for all orders of its terms."""
     terms = re.findall(r"[+-]\d+", "+" + prompt.replace(" ", ""))
     return " ".join(sorted(terms))
 
@@ -109,7 +109,8 @@ def terms_of(prompt: str) -> str:
 def parts_in_order(
     all_problems: list[Problem], sizes: Mapping[str, int]
 ) -> dict[str, list[Problem]]:
-    """The problems of each part, which follow one another."""
+    """Cuts the problems into parts that follow one another. sizes: how many problems
+    each part takes."""
     parts = {}
     start = 0
     for part, size in sizes.items():
@@ -121,12 +122,15 @@ def parts_in_order(
 def balanced_parts(
     all_problems: list[Problem], sizes: Mapping[str, int], orders: int | None = None
 ) -> dict[str, list[Problem]]:
-    """The problems of each part. The parts that models are judged on have every answer
-    equally often, so that a model that always gives one answer scores 10%. What is left
-    of a group that a part has begun is left out, so that no two parts share a group.
+    """The problems of each part, of answers of one digit. The parts that models are judged
+    on (test and dev) have every answer equally often, so that a model that always gives
+    one answer scores 10%. No two parts share a group: once a part has taken some of a
+    group's problems, the others are in no part.
 
-    orders: how many problems of a group the parts that models are judged on take at
-    most, drawn at random; None for all of them.
+    Args:
+        sizes: how many problems each part takes.
+        orders: how many problems of a group test and dev take at most, drawn at random;
+            None for all of them.
 
     Raises DataError where there are too few problems."""
     by_group = itertools.groupby(all_problems, key=lambda problem: problem.group)
@@ -136,41 +140,44 @@ def balanced_parts(
         # How many problems of each answer the part still takes
         missing = {str(digit): (size + 9 - digit) // 10 for digit in range(10)}
         chosen: list[Problem] = []
-        remaining = []
+        untouched_groups = []
         for group in groups:
             answer = group[0].answer
-            members = group
-            count = missing[answer]
+            candidates = group
+            room = missing[answer]
             if part == "train":
-                count = size - len(chosen)
+                room = size - len(chosen)  # whatever the answers are
             elif orders is not None:
                 draw = random.Random(ORDER_SEED + group[0].group)
-                members = draw.sample(group, min(orders, len(group)))
-            if count:
-                chosen += members[:count]
-                missing[answer] -= len(members[:count])
+                candidates = draw.sample(group, min(orders, len(group)))
+            if room:
+                taken_problems = candidates[:room]
+                chosen += taken_problems
+                missing[answer] -= len(taken_problems)
             else:
-                remaining.append(group)
+                untouched_groups.append(group)
         if len(chosen) < size:
             raise DataError(
                 f"task.{part}_rows={size}: only {len(chosen):,} problems are left for it"
             )
         parts[part] = chosen
-        groups = remaining
+        groups = untouched_groups
     return parts
 
 
 def first_number(part: str, prompt: str, text: str) -> str | None:
-    """The answer in a text: its first whole number."""
+    """The answer in a text: its first whole number. part, prompt: not used (see Read in
+    tasks/exact.py)."""
     number = re.search(r"-?\d+", text)
-    return number and number[0]
+    return number[0] if number else None
 
 
 def all_problems(space: Space) -> list[Problem]:
-    """All problems. Those of one group follow one another, so that two parts share a
-    group only where one part ends and the next begins."""
+    """All problems of a task in their fixed order. Those of one group follow one another,
+    so that two parts share a group only where one part ends and the next begins."""
     largest = space.largest_term
     signed_terms = [n for n in range(-largest, largest + 1) if n]
+    # A group is written as its terms in ascending order
     groups: list[tuple[int, ...]] = []
     for count in space.numbers_of_terms:
         groups += itertools.combinations_with_replacement(signed_terms, count)
@@ -181,7 +188,7 @@ def all_problems(space: Space) -> list[Problem]:
     random.Random(ORDER_SEED).shuffle(groups)
     if space.one_digit:
         groups = _alternate_answers(groups)
-    all_problems = []
+    problems = []
     for number, terms in enumerate(groups):
         blank = "" if space.one_digit else " "
         answer = f"{blank}{sum(terms)}"
@@ -190,8 +197,8 @@ def all_problems(space: Space) -> list[Problem]:
                 prompt = _prompt(order)
                 if space.one_digit:
                     prompt = prompt.replace(" ", "") + " "
-                all_problems.append(Problem(prompt, answer, number))
-    return all_problems
+                problems.append(Problem(prompt, answer, number))
+    return problems
 
 
 def _alternate_answers(groups: list[tuple[int, ...]]) -> list[tuple[int, ...]]:

@@ -1,5 +1,5 @@
-"""Tables of texts and labels: CSV, TSV, JSONL and parquet files, and data sets of the
-hub; which labels are classes and which are numbers to predict."""
+"""Reads tables of texts and labels (CSV, TSV, JSONL and parquet files, and data sets of
+the hub), and decides whether labels are classes or numbers to predict."""
 
 import csv
 import math
@@ -40,7 +40,8 @@ def read_table(path: Path) -> Iterator[Row]:
         )
 
 
-#: Benchmarks write TSV without quoting: a lone quotation mark is text.
+#: The dialect of TSV files. Benchmarks write them without quoting: a lone quotation mark is
+#: text.
 TSV = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
 #: Python's own limit, 131,072 characters, is shorter than some texts.
 LONGEST_FIELD = 10_000_000
@@ -58,31 +59,33 @@ def read_csv(
         try:
             for row in reader:
                 if None in row or None in row.values():
-                    fault = _other_number_of_columns(row, is_tsv=dialect == TSV)
-                    raise DataError(f"{path} line {reader.line_num}: {fault}")
+                    problem = _column_count_problem(row, is_tsv=dialect == TSV)
+                    raise DataError(f"{path} line {reader.line_num}: {problem}")
                 yield reader.line_num, row
         except csv.Error as error:
             raise DataError(f"{path} line {reader.reader.line_num}: {error}") from None
 
 
-def _other_number_of_columns(row: Mapping[Any, Any], is_tsv: bool) -> str:
-    """What is wrong with a row of csv.DictReader that has more or fewer values than the
-    header has columns: surplus values stand under None, and missing ones are None."""
+def _column_count_problem(row: Mapping[Any, Any], is_tsv: bool) -> str:
+    """The message for a row that has more or fewer values than the header has columns.
+    row: of csv.DictReader, which puts surplus values under the key None, and gives None
+    for missing ones."""
     columns = [name for name in row if name is not None]
     surplus = row.get(None, [])
     count = len(surplus) + sum(row[name] is not None for name in columns)
-    fault = f"{count} of {len(columns)} columns"
+    problem = f"{count} of {len(columns)} columns"
     if surplus:
-        fault = f"{count} columns instead of {len(columns)}"
+        problem = f"{count} columns instead of {len(columns)}"
     if is_tsv:
-        fault += ". A .tsv has no quoting, a .csv has"
+        problem += ". A .tsv has no quoting, a .csv has"
     elif surplus:
-        fault += ". Put a text with a comma into double quotes"
-    return fault
+        problem += ". Put a text with a comma into double quotes"
+    return problem
 
 
 def read_hub(settings: Settings, split: str) -> DataTable:
-    """A split of the hub's data set. Raises DataError where it cannot be had."""
+    """A split of the data set that task.hub names. Raises DataError where it cannot be
+    loaded."""
     from datasets import load_dataset
 
     place = f"{settings['hub']}:{split}"
@@ -111,9 +114,16 @@ LARGEST_NUMBER = float(np.finfo(np.float32).max)
 def class_names(
     table: DataTable, column: str, regression: bool | None
 ) -> list[str] | None:
-    """The names of the classes in the training rows, numbers by size and then words; None
-    for a regression. regression: whether the labels are numbers to predict. None: the
-    labels decide it."""
+    """The names of the classes, in the order of their indices: numbers by size and then
+    words. None for a regression.
+
+    Args:
+        table: the training rows.
+        column: where their labels are.
+        regression: whether the labels are numbers to predict; None lets the labels
+            themselves decide (`_is_regression`).
+
+    Raises DataError for a single class, and for labels of an unclear kind."""
     labels = [(line, row[column]) for line, row in table.rows]
     if regression is None:
         regression = _is_regression(table.place, labels)
@@ -130,10 +140,11 @@ def class_names(
 
 
 def _is_regression(place: Path | str, labels: list[tuple[int, object]]) -> bool:
-    """Whether labels (line, label) are numbers, some with a fractional part. Raises
-    DataError for a word among such numbers, and for NaN or infinity among any numbers:
-    it may stand for a missing value."""
-    # The first label of each kind
+    """Whether all labels are numbers, some of them with a fractional part. labels: the
+    line and the label of each row. Raises DataError for a word among such numbers, and
+    for NaN or infinity among any numbers: it may stand for a missing value."""
+    # The first label with a fractional part, and the first (line, label) that is no finite
+    # number
     fraction = None
     not_finite = None
     for line, label in labels:
@@ -160,9 +171,9 @@ def _is_regression(place: Path | str, labels: list[tuple[int, object]]) -> bool:
 def parse_label(
     value: object, classes: list[str] | None, place: Path | str, line: int
 ) -> int | float:
-    """The index of a class, or a number where classes is None. Raises DataError with
-    file and line for any other label, also for NaN where a file has numbers: it stands
-    for a missing value."""
+    """The index of a label's class, or its number where classes is None. Raises DataError
+    with file and line for any other label. A float that is NaN or infinite is never a
+    class, even one of this name: a parquet or JSONL file has it for a missing value."""
     number = _number(value)
     if classes is None:
         if number is not None and abs(number) <= LARGEST_NUMBER:
@@ -184,13 +195,14 @@ def parse_label(
 
 
 def mean_and_spread(labels: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation of the labels of a regression; the deviation of equal
-    labels is 1."""
+    """Mean and standard deviation of the labels of a regression. If all labels are equal,
+    the deviation is given as 1, since labels are divided by it."""
     numbers = np.asarray(labels, dtype=np.float64)
     return float(numbers.mean()), float(numbers.std()) or 1.0
 
 
 def _is_finite(value: object) -> bool:
+    """Whether the value is a number, and neither NaN nor infinite."""
     number = _number(value)
     return number is not None and math.isfinite(number)
 

@@ -63,8 +63,8 @@ DEV_STRIDE = 10
 
 
 class TextTask(Task):
-    """One or two texts and a label for each row. classes: names of the labels; None for
-    a regression."""
+    """One or two texts and a label for each row. classes: the names of the classes, in the
+    order of their indices; None for a regression. metric: one of METRICS."""
 
     def __init__(
         self,
@@ -88,6 +88,7 @@ class TextTask(Task):
         self.takes_dev_from_train = False
         self._scales_labels = bool(settings.get("scale_labels"))
         self._shows_texts = settings.get("keep_text", True)
+        #: By split, the tokenizer's output: a list for each row, by the model's arguments.
         self._encoded: dict[str, dict[str, list[list[int]]]] = {}
 
     def hold_out(self, share: float) -> None:
@@ -136,7 +137,7 @@ class TextTask(Task):
             )
             self._encoded[split] = {key: encoded[key] for key in encoded}
 
-    def cut(self, split: str) -> int:
+    def count_cut_rows(self, split: str) -> int:
         """How many rows of a split `prepare` has cut off at max_length."""
         rows = self.splits[split]
         lengths = self.lengths(split)
@@ -219,6 +220,7 @@ def load(settings: Settings) -> TextTask:
         note = _note_of_held_out_rows(train_table)
         if settings.get("folds") is None:  # take_fold evaluates on other rows
             notes.append(note)
+        # The rows that are trained on decide about the classes, as they do with a dev file
         train_rows = [row for i, row in enumerate(train_table.rows) if i % DEV_STRIDE]
         train_table = DataTable(train_table.place, train_rows)
     for table in tables.values():
@@ -245,7 +247,7 @@ def load(settings: Settings) -> TextTask:
 
 
 def _read_tables(settings: Settings) -> dict[str, DataTable]:
-    """The rows of each split."""
+    """The rows of each split: "train", and "dev" where the settings name dev rows."""
     if settings.get("hub"):
         return {
             split: read_hub(settings, settings[f"{split}_split"])
@@ -260,7 +262,8 @@ def _read_tables(settings: Settings) -> dict[str, DataTable]:
 
 
 def _note_of_held_out_rows(table: DataTable) -> str:
-    """What the record says where there is no dev file. Raises DataError for one row."""
+    """The record's note where there is no dev file. Raises DataError for a table of one
+    row, which cannot be divided."""
     count = len(table.rows)
     if count == 1:
         raise DataError(
@@ -293,8 +296,8 @@ def _metric(settings: Settings, table: DataTable, classes: list[str] | None) -> 
 def _splits(
     settings: Settings, tables: Mapping[str, DataTable], classes: list[str] | None
 ) -> dict[str, Rows]:
-    """The rows of train and dev; a fixed subset of a split where task.train_rows or
-    task.dev_rows gives its size."""
+    """The rows of train and dev. Without a dev table, every tenth training row is a dev
+    row. A split has a fixed subset where task.train_rows or task.dev_rows gives a size."""
     splits = {
         split: make_rows(table, settings, classes) for split, table in tables.items()
     }
@@ -340,9 +343,9 @@ def _advice(
 
 
 def check_columns(table: DataTable, settings: Settings, labelled: bool = True) -> None:
-    """Raises DataError for a table without rows, and with file and line for a row
-    without a column that the settings name, or with nothing in it. labelled: whether
-    rows need a label."""
+    """Raises DataError for a table without rows, and, with file and line, for a row that
+    lacks a column named by the settings or has nothing in its text or label. labelled:
+    whether rows need a label."""
     place, rows = table
     if not rows:
         raise DataError(f"{place}: no rows")
@@ -375,8 +378,8 @@ def _is_missing(value: Any, is_label: bool) -> bool:
 
 
 def numbered_rows(place: Path | str, count: int) -> dict[str, list[Any]]:
-    """`Rows.about` for all rows of a file, or of a split on the hub: its name, and the
-    rows' numbers from 1."""
+    """`Rows.about` for all rows of a file, or of a split on the hub: its name in each row,
+    and the rows' numbers from 1. place: the file, or the split's name."""
     name = place.name if isinstance(place, Path) else place
     return {"file": [name] * count, "row": list(range(1, count + 1))}
 

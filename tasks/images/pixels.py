@@ -26,8 +26,8 @@ from tqdm import tqdm
 from tasks.base import Array, DataError, first_line, unquoted
 from tasks.files import atomic_write, validated
 
-#: A raw image: a file, a file's bytes, or pixels of shape (height, width) or (height,
-#: width, 3).
+#: A raw image: a file, a file's bytes, or uint8 pixels of shape (height, width) or
+#: (height, width, 3).
 Item = Path | bytes | Array
 #: (height, width)
 Size = tuple[int, int]
@@ -56,8 +56,9 @@ class Preprocessing:
     patch: int | None = None
 
     def at_size(self, size: int | None) -> "Preprocessing":
-        """The same preprocessing for square images of another size: the crop keeps its
-        share of the resized image. Raises DataError for a size that is no multiple of the patches."""
+        """The same preprocessing for square images of `size` pixels a side (None changes
+        nothing): the crop keeps its share of the resized image. Raises DataError for a size
+        that is no multiple of the patches."""
         if size is None:
             return self
         if self.patch and size % self.patch:
@@ -78,7 +79,8 @@ class Preprocessing:
         return replace(self, size=square, resize=shape)
 
     def apply(self, image: Image.Image) -> Array:
-        """RGB image -> uint8 (3, height, width)."""
+        """The model's pixels of an RGB image, uint8 (3, height, width): it is resized, then
+        cropped."""
         image = image.resize(self._resized(image), Image.Resampling(self.resample))
         height, width = self.size
         to_whole: Callable[[float], int] = round if self.rounds_margin else math.floor
@@ -88,23 +90,25 @@ class Preprocessing:
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def _resized(self, image: Image.Image) -> tuple[int, int]:
-        """Width and height after resizing."""
+        """Width and height of an image after resizing, in Pillow's order."""
         if not isinstance(self.resize, int):
             height, width = self.resize
             return width, height
-        longer = int(self.resize * max(image.size) / min(image.size))
+        longer_edge = int(self.resize * max(image.size) / min(image.size))
         if image.width <= image.height:
-            return self.resize, longer
-        return longer, self.resize
+            return self.resize, longer_edge
+        return longer_edge, self.resize
 
     def read(self, item: Item) -> "Array | BadImageError":
-        """The model's pixels of an image, uint8 (3, height, width), or the reason why
-        it cannot be read."""
+        """The model's pixels of an image, uint8 (3, height, width). The error is returned,
+        not raised, where it cannot be read: threads read many images, and all bad ones are
+        reported together."""
         try:
             image = decode_image(item)
         except BadImageError as error:
             return error
         if isinstance(self.resize, int):
+            # The resized image of a thin one could fill the memory
             pixels = self.resize**2 * max(image.size) / min(image.size)
             if pixels > (Image.MAX_IMAGE_PIXELS or math.inf):
                 return BadImageError(f"too thin ({image.width} x {image.height})")
@@ -142,17 +146,20 @@ def preprocessing(folder: Path) -> Preprocessing:
     )
 
 
-#: A file of JSON, whose keys are checked as they are read.
+#: A JSON file's object. Whoever reads a key of it checks the value.
 Config = Mapping[str, Any]
 
 
 def _read_config(path: Path) -> Config:
+    """Reads a JSON file of a model. Raises DataError, and OSError without the file."""
     return validated(dict[str, Any], path.read_text(encoding="utf-8"), path.name)
 
 
 def write_preprocessing(base: Path, folder: Path, preprocessing: Preprocessing) -> None:
-    """Writes the preprocessing into a model's folder: that of its base, with the sizes
-    of `preprocessing`."""
+    """Writes the preprocessing into a model's folder: transformers' or timm's file, as the
+    base model has it, with the sizes of `preprocessing` in place of the base model's.
+
+    base: the base model's folder. folder: the new model's, which has a config.json."""
     height, width = preprocessing.size
     path = folder / "config.json"
     processor = base / "preprocessor_config.json"
@@ -171,7 +178,8 @@ def write_preprocessing(base: Path, folder: Path, preprocessing: Preprocessing) 
         config = json.loads(path.read_text(encoding="utf-8"))
         share = 1.0
         if isinstance(preprocessing.resize, int):
-            # timm rounds height / share down: to preprocessing.resize
+            # timm rounds height / share down. With the 0.5 the result is
+            # preprocessing.resize, whatever the division's rounding error
             share = height / (preprocessing.resize + 0.5)
         config["pretrained_cfg"]["input_size"] = [3, height, width]
         config["pretrained_cfg"]["crop_pct"] = share
@@ -180,7 +188,9 @@ def write_preprocessing(base: Path, folder: Path, preprocessing: Preprocessing) 
 
 #: Processors of transformers that only resize, crop, scale to [0, 1] and normalise.
 KINDS = ("ViT", "DeiT", "Bit", "CLIP", "Siglip")
+#: The keys of preprocessor_config.json that may name the processor.
 TYPE_KEYS = ("image_processor_type", "feature_extractor_type")
+#: The keys of preprocessor_config.json that are understood here.
 KNOWN_KEYS = {
     "size",
     "crop_size",
@@ -240,8 +250,9 @@ def _check_steps(config: Config) -> None:
 
 
 def _sizes(config: Config, kind: str) -> tuple[Config, Config | None]:
-    """The size after resizing, and the crop's, by their keys. An older file has one
-    number: the side of a square, or for some kinds the shorter edge."""
+    """The size after resizing, and that of the crop (None without a crop), as mappings
+    with height and width, or shortest_edge. An older file has one number instead: the side
+    of a square, or for some kinds the shorter edge. kind: one of KINDS."""
     size = config["size"]
     if isinstance(size, int):
         size = {"height": size, "width": size}
@@ -292,8 +303,8 @@ def _formats() -> list[str]:
 
 
 def decode_image(item: Item) -> Image.Image:
-    """The first frame as RGB, rotated by its EXIF, with transparent parts on white.
-    Raises BadImageError, also for a format that is not one of FORMATS."""
+    """The first frame of an image as RGB, rotated as its EXIF data say, with transparent
+    parts on white. Raises BadImageError, also for a format that is not in FORMATS."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of a big image before it refuses a bigger one
@@ -327,7 +338,8 @@ def _openable(item: Path | bytes) -> Path | io.BytesIO:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    # Grey in more than 8 bits is scaled here, since Pillow would clip it
+    """An image as RGB. Raises BadImageError for numbers of an unknown range."""
+    # "I" and "F" are grey in more than 8 bits, which Pillow would clip, not scale
     if image.mode.startswith(("I", "F")):
         if not image.mode.startswith("I;16"):
             raise BadImageError(f"pixels of {image.mode}, whose range is not known")
@@ -352,9 +364,10 @@ def read_all(
     preprocessing: Preprocessing,
     workers: int,
 ) -> Iterator[Array]:
-    """The model's pixels of images, uint8 (3, height, width), in their order, read in
-    threads and not far ahead. Raises DataError at the end for those that cannot be
-    read, by their names."""
+    """The model's pixels of each image, uint8 (3, height, width), in the order of `items`.
+
+    Images are read by `workers` threads, only a few ahead of those that were taken. Raises
+    DataError at the end, with the names of all images that cannot be read."""
     problems = []
     unread = zip(items, names, strict=True)
     with ThreadPoolExecutor(workers) as pool:
@@ -373,15 +386,15 @@ def read_all(
 
 
 def printable_name(name: str) -> str:
-    """An image's name. One that is not UTF-8 is shown as its bytes, as Python writes
-    them."""
+    """An image's name, as it can be printed. A character that is not UTF-8 (a file's name
+    may have such bytes) is written as an escape such as \\udcff."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 # --- all images of a set
 
 
-#: Raised by hand when a change of this file changes pixels, so that kept files are made
+#: Raise it when you change this file so that pixels change: prepared files are then made
 #: again.
 VERSION = 3
 #: An unfinished file that is older is left from a process that was killed.
@@ -396,9 +409,9 @@ def load_prepared_images(
     folder: Path,
     workers: int,
 ) -> Array:
-    """All images of a set, uint8 (images, 3, height, width), from a file in `folder`
-    that is made once. key: a hash of the images. Raises DataError as `read_all`, and
-    OSError for a full disk."""
+    """All images of a set, uint8 (images, 3, height, width), mapped from a file in `folder`
+    that is made once. key: a hash that stands for the images. The other arguments are
+    those of `read_all`. Raises DataError as it does, and OSError for a full disk."""
     path = folder / _file_name(key, len(names), preprocessing)
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -412,7 +425,8 @@ def load_prepared_images(
 
 
 def _file_name(key: str, count: int, preprocessing: Preprocessing) -> str:
-    """A name that changes with anything that the pixels depend on."""
+    """The prepared file's name, which is another one where the pixels would be. count: of
+    the images."""
     steps = (
         preprocessing.size,
         preprocessing.resize,
@@ -426,7 +440,8 @@ def _file_name(key: str, count: int, preprocessing: Preprocessing) -> str:
 def _write_images(
     path: Path, images: Iterator[Array], shape: tuple[int, int, int, int]
 ) -> None:
-    """Writes images of uint8 one after the other, in numpy's format."""
+    """Writes images of uint8 one after the other, in the format of numpy.save. shape: that
+    of all images together."""
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     title = f"preparing {shape[0]} images, once"
     with open(path, "wb") as file:

@@ -1,5 +1,5 @@
-"""An image set's files (folders of images, or the hub's parquet), and the classes,
-splits and images in them."""
+"""Finds the files of an image set (folders of images, or the hub's parquet), and reads
+their classes, splits and images."""
 
 import contextlib
 import functools
@@ -23,6 +23,7 @@ from tasks.base import (
 )
 from tasks.images.pixels import Item
 
+#: The endings of files that are images, in lower case.
 ENDINGS = (
     ".jpg",
     ".jpeg",
@@ -50,8 +51,8 @@ Label = int | str
 
 @dataclass
 class Pool:
-    """A name and a class index for each image of a split. items: the images of some
-    ascending indices."""
+    """The images of a split. names, labels: the name and the class index of each. items: a
+    function that reads the images at some indices, which must ascend."""
 
     names: list[str]
     labels: Array
@@ -63,7 +64,8 @@ class Pool:
 
 @dataclass
 class ImageSet:
-    """A data set. test: None if all images that are not trained on are evaluated on."""
+    """A data set. classes: the names of the classes, by index. test: None for a set without
+    a test split, of which all images that are not trained on are evaluated on."""
 
     classes: list[str]
     train: Pool
@@ -95,7 +97,8 @@ def digits() -> ImageSet:
 
 
 def _from_folders(files: Mapping[str, Path]) -> ImageSet:
-    """The set of files by split/class/name, or by class/name."""
+    """The set whose files are named split/class/name, or class/name where there are no
+    splits."""
     nested = any(name.count("/") > 1 for name in files)
     has_splits = nested and all(name.startswith(("train/", "test/")) for name in files)
     if not has_splits:
@@ -126,7 +129,7 @@ def _from_folders(files: Mapping[str, Path]) -> ImageSet:
 
 
 def _classes_of_one_split(train: Sequence[str], test: Sequence[str]) -> str:
-    """A text about the classes that only one of the splits has."""
+    """Says which classes only one of the splits has, for an error."""
     phrases = []
     only_train = [name for name in train if name not in test]
     if only_train:
@@ -142,7 +145,7 @@ def _folder_pool(
     names_and_labels: Sequence[tuple[str, str]],
     classes: list[str],
 ) -> Pool:
-    """A pool of images, each with its name and its class."""
+    """The pool of these images. files: by the images' names."""
     names = [name for name, _ in names_and_labels]
     index_by_class = {label: index for index, label in enumerate(classes)}
     labels = np.asarray(
@@ -155,28 +158,32 @@ def _folder_pool(
 
 
 def _from_parquet(files: Mapping[str, Path], settings: Settings) -> ImageSet:
-    """The set of files by split/number.parquet."""
-    image, label = settings["image_column"], settings["label_column"]
+    """The set whose files are named split/number.parquet. Every split but task.test_split
+    is trained on."""
+    image_column, label_column = settings["image_column"], settings["label_column"]
     first = next(iter(files.values()))
     splits: dict[str, dict[Path, list[Label]]] = {}
     class_names: list[str] = []
     for name, path in files.items():
-        is_test = name.partition("/")[0] == settings["test_split"]
-        labels, own_names = _read_labels(path, image, label)
-        splits.setdefault("test" if is_test else "train", {})[path] = labels
-        if class_names and own_names and own_names != class_names:
+        split = "train"
+        if name.partition("/")[0] == settings["test_split"]:
+            split = "test"
+        labels, names_in_file = _read_labels(path, image_column, label_column)
+        splits.setdefault(split, {})[path] = labels
+        if class_names and names_in_file and names_in_file != class_names:
             raise DataError(f"{path}: its class names are not those of {first}")
-        class_names = class_names or own_names
+        class_names = class_names or names_in_file
     if not all(any(labels_by_file.values()) for labels_by_file in splits.values()):
         raise DataError(f"{first.parent}: a split without rows")
     classes, index_by_label = _class_indices(splits, class_names, first)
 
     def pool(split: str) -> Pool:
+        """The images of a split, from all of its files."""
         names, indices = [], []
         for path, labels in splits[split].items():
             names += [f"{path.stem}/{row}" for row in range(len(labels))]
             indices += [index_by_label[label] for label in labels]
-        items = functools.partial(_read_images_at, list(splits[split]), image)
+        items = functools.partial(_read_images_at, list(splits[split]), image_column)
         return Pool(names, np.asarray(indices, np.int64), items)
 
     test = pool("test") if "test" in splits else None
@@ -188,9 +195,15 @@ def _class_indices(
     class_names: list[str],
     first: Path,
 ) -> tuple[list[str], dict[Label, int]]:
-    """The names of the classes, and the index of each label. class_names: of the hub's
-    metadata. first: a file, for the message. Raises DataError for an index beyond the
-    names."""
+    """The names of the classes, and the class index of each label. A number is its own
+    index; but where any label is a word, the classes are the sorted labels.
+
+    Args:
+        splits: the labels of each file, by split.
+        class_names: those in the hub's metadata; empty where it has none.
+        first: a file, for the message.
+
+    Raises DataError for a number beyond the names."""
     labels: set[Label] = set()
     for labels_by_file in splits.values():
         labels.update(*labels_by_file.values())
@@ -209,10 +222,12 @@ def _class_indices(
     return classes, {number: number for number in numbers}
 
 
-def _read_labels(path: Path, image: str, label: str) -> tuple[list[Label], list[str]]:
-    """The labels of a parquet file, and the names of the classes, if the hub's metadata
-    has them. Raises DataError for a missing column, or a label that is neither a number
-    nor a word."""
+def _read_labels(
+    path: Path, image_column: str, label_column: str
+) -> tuple[list[Label], list[str]]:
+    """The labels of a parquet file, and the names of the classes, which are none where the
+    hub's metadata lacks them. Raises DataError for a missing column, or a label that is
+    neither a number nor a word."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -220,8 +235,8 @@ def _read_labels(path: Path, image: str, label: str) -> tuple[list[Label], list[
         file = parquet.ParquetFile(path)
         columns = file.schema_arrow.names
         hint = " (task.image_column, label_column)"
-        require_columns(path, columns, sorted((image, label)), hint)
-        labels = file.read([label]).column(label).to_pylist()
+        require_columns(path, columns, sorted((image_column, label_column)), hint)
+        labels = file.read([label_column]).column(label_column).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a parquet file ({first_line(error)})") from None
     for row, value in enumerate(labels):
@@ -232,7 +247,7 @@ def _read_labels(path: Path, image: str, label: str) -> tuple[list[Label], list[
     classes: list[str] = []
     with contextlib.suppress(KeyError, ValueError, TypeError):
         metadata = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
-        classes = list(metadata["info"]["features"][label]["names"])
+        classes = list(metadata["info"]["features"][label_column]["names"])
     return labels, classes
 
 
@@ -243,13 +258,13 @@ READ_ROWS = 256
 def _read_images_at(
     paths: Sequence[Path], column: str, rows: Sequence[int]
 ) -> Iterator[Item]:
-    """The images of some rows. rows: ascending indices, counted through all files. Nothing
-    is read beyond the last of them."""
+    """The images of some rows. rows: ascending indices, which count the rows of all files
+    as one list. column: where the images are. Nothing is read beyond the last row."""
     import pyarrow
     import pyarrow.parquet as parquet
 
     remaining = deque(rows)
-    # Indices of all rows: where a batch begins (start), and where its file ends
+    # `start` is the index of the batch's first row, `end` that after its file's last row
     end = 0
     for path in paths:
         try:
@@ -261,7 +276,7 @@ def _read_images_at(
                 while remaining and remaining[0] < start + len(batch):
                     value = batch.column(0)[remaining.popleft() - start].as_py()
                     content = value["bytes"] if isinstance(value, dict) else value
-                    yield content or b""
+                    yield content or b""  # an image without bytes fails when decoded
                 if not remaining:
                     return
                 start += len(batch)
@@ -275,8 +290,9 @@ def _read_images_at(
 def local_files(
     data_dir: Path, train_splits: Sequence[str], test_split: str | None
 ) -> dict[str, Path]:
-    """The files of a local copy by their names inside it. Raises DataError where it
-    holds no images."""
+    """The files of a local copy: parquet files as split/number.parquet, or else images as
+    split/class/name or class/name. test_split: None without one. Raises DataError where
+    the folder holds neither."""
     if not data_dir.is_dir():
         raise DataError(f"{data_dir}: no such folder (task.data_dir)")
     files = _parquet_files(data_dir, train_splits, test_split)
@@ -293,7 +309,9 @@ def local_files(
 def _parquet_files(
     data_dir: Path, train_splits: Sequence[str], test_split: str | None
 ) -> dict[str, Path]:
-    """Parquet files by split/number.parquet."""
+    """The parquet files of the splits, by split/number.parquet; none in a folder without
+    any. Raises DataError where only some splits have files, or splits have files in
+    several folders."""
     splits = [*train_splits]
     if test_split:
         splits.append(test_split)
@@ -318,8 +336,8 @@ def _parquet_files(
 
 
 def _image_files(data_dir: Path) -> dict[str, Path]:
-    """Image files by split/class/name, or class/name. Names that begin with . or __ are
-    ignored."""
+    """The image files, by split/class/name, or class/name without splits. Names that begin
+    with . or __ are ignored."""
     files: dict[str, Path] = {}
     for prefix, folder in _split_folders(data_dir).items():
         for class_folder in _subfolders(folder):
@@ -368,17 +386,19 @@ def images_in(folder: Path) -> list[Path]:
     """The image files of a folder, and of the folders in it, sorted."""
     images = []
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not _hidden(name)]
+        folders[:] = [name for name in folders if not _is_hidden(name)]  # for os.walk
         for name in names:
-            if name.lower().endswith(ENDINGS) and not _hidden(name):
+            if name.lower().endswith(ENDINGS) and not _is_hidden(name):
                 images.append(Path(parent, name))
     return sorted(images)
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    paths = [path for path in folder.iterdir() if not _hidden(path.name)]
+    """The folders in a folder that are not hidden, sorted."""
+    paths = [path for path in folder.iterdir() if not _is_hidden(path.name)]
     return sorted(path for path in paths if path.is_dir())
 
 
-def _hidden(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is ignored, such as .git and __MACOSX."""
     return name.startswith((".", "__"))

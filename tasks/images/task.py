@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-#: The published sets: the numbers of classes, training and test images.
+#: The published sets: how many classes, training images and test images each has.
 PUBLISHED = {
     "cifar100": (100, 50000, 10000),
     "food101": (101, 75750, 25250),
@@ -46,14 +46,14 @@ PUBLISHED = {
     "resisc45": (45, 31500, 0),
     "digits": (10, 1797, 0),
 }
-#: Images of predictions.png.
+#: How many images predictions.png shows.
 SHOWN_IMAGES = 40
 
 
 def source(settings: Settings) -> Source:
     """See tasks.source."""
     if settings.get("data_dir"):
-        return Source(files=_local(settings, Path(settings["data_dir"])))
+        return Source(files=_files_in(Path(settings["data_dir"]), settings))
     if settings.get("hub"):
         pinned = pinned_content(settings["hub"], settings.get("revision"), "dataset")
         return Source(pinned=pinned)
@@ -71,7 +71,7 @@ def load(settings: Settings) -> "ImageTask":
     """See tasks.load. Decodes no image yet. Raises DataError for too few images or a
     wrong setting."""
     if settings.get("data_dir") or settings.get("hub"):
-        files = _local(settings, data_folder(settings, _patterns(settings), COPY))
+        files = _files_in(data_folder(settings, _patterns(settings), COPY), settings)
         images = sets.read_images(files, settings)
         identity = json.dumps([settings["image_column"], _stamps(files)])
     else:
@@ -86,7 +86,7 @@ COPY = "/where/images"
 
 
 def _patterns(settings: Settings) -> list[str]:
-    """Patterns of the hub's files of the splits."""
+    """The patterns of the splits' files in the hub's repository."""
     splits = [*settings["train_splits"]]
     if settings["test_split"]:
         splits.append(settings["test_split"])
@@ -97,13 +97,14 @@ def _patterns(settings: Settings) -> list[str]:
 
 
 def _stamps(files: Mapping[str, Path]) -> list[list[Any]]:
-    """The name, path, size and time of each file: they change when a file does."""
+    """The name, path, size and time of each file, which stand for its content without
+    reading it."""
     return [[name, str(path.absolute()), *stamp(path)] for name, path in files.items()]
 
 
-def _local(settings: Settings, folder: Path) -> dict[str, Path]:
-    """The files of a set in a folder. A published set may also stand in a subfolder of its
-    name."""
+def _files_in(folder: Path, settings: Settings) -> dict[str, Path]:
+    """The files of the task's set in a folder, or, for a published set, in a subfolder of
+    its name."""
     name = settings["name"]
     if name in PUBLISHED and (folder / name).is_dir():
         folder = folder / name
@@ -112,8 +113,10 @@ def _local(settings: Settings, folder: Path) -> dict[str, Path]:
 
 @dataclass
 class Split:
-    """Prepared images of a split. rows: the index in the pool of each row. pixels: uint8
-    (images, 3, height, width). places: the index in pixels of each row."""
+    """The prepared images of a split. pool: where its images are from. rows: for each row
+    of the split, the index of its image in the pool. pixels: uint8 (images, 3, height,
+    width), of the rows' images or of the whole pool. places: for each row, the index of
+    its image in pixels."""
 
     pool: Pool
     rows: Array
@@ -132,8 +135,12 @@ class Split:
 
 
 class ImageTask(Task):
-    """Images of classes. `prepare` decodes, so only then it is known which rows can be
-    read."""
+    """Images of classes. They are decoded by `prepare`, which is the first to know whether
+    all can be read.
+
+    key: a hash that stands for the images of the set. shots: how many images of each class
+    are drawn for training; None for all. workers: how many threads read images. holdout:
+    the share of the drawn images that are dev rows; None for those of the test split."""
 
     metric = "accuracy"
     reported = "last"
@@ -156,8 +163,8 @@ class ImageTask(Task):
         self._check_set()
 
     def _check_set(self) -> None:
-        """Raises DataError for too few classes or images; notes other numbers than the
-        published ones."""
+        """Raises DataError for too few classes or images. Adds a note where a published set
+        has other numbers of them here."""
         if self.num_labels < 2:
             raise DataError(
                 f"{self.name}: one class, {unquoted(self.classes[0])}. "
@@ -165,10 +172,11 @@ class ImageTask(Task):
             )
         counts = np.bincount(self.set.train.labels, minlength=self.num_labels)
         self._check_class_sizes(counts)
-        takes_all = self.shots is None
+        leaves_too_few = True  # all images are trained on
         if self.shots is not None:
-            takes_all = counts.sum() < self.shots * self.num_labels + 2
-        if self.set.test is None and takes_all and not self.settings["holdout"]:
+            # At least two have to be left
+            leaves_too_few = counts.sum() < self.shots * self.num_labels + 2
+        if self.set.test is None and leaves_too_few and not self.settings["holdout"]:
             raise DataError(
                 f"{self.name}: no test split, and task.shots={self.shots} leaves no "
                 "image for it"
@@ -184,7 +192,8 @@ class ImageTask(Task):
             )
 
     def _check_class_sizes(self, counts: Array) -> None:
-        """Raises DataError for a class with fewer images than are drawn."""
+        """Raises DataError for a class with fewer images than are drawn from it. counts: of
+        each class, (classes,)."""
         smallest = int(counts.argmin())
         count = counts[smallest]
         if count >= (self.shots or 1):
@@ -212,17 +221,20 @@ class ImageTask(Task):
         max_length: int = 0,
         positions: int | None = None,
     ) -> None:
-        """Draws the training images, and prepares the evaluation's, which are kept in a
-        file. tokenizer: the model's preprocessing. Raises DataError for images that
-        cannot be read."""
+        """Draws the training and dev images and prepares both. Whole pools of images are
+        prepared only once, and then read from a file (see `_split`).
+
+        tokenizer: the model's preprocessing. max_length, positions: not used. Raises
+        DataError for images that cannot be read."""
         self._set_size(tokenizer)
         train, test = self.set.train, self.set.test
         rows, held_rows = self._draw()
-        self._splits["train"] = self._split("train", train, rows, self.shots is None)
+        takes_all = self.shots is None
+        self._splits["train"] = self._split("train", train, rows, prepare_all=takes_all)
         digest = hashlib.sha256(json.dumps(rows.tolist()).encode()).hexdigest()
         self.selection = digest[:16]
         if self.holdout is not None:
-            dev = self._split("train", train, held_rows, self.shots is None)
+            dev = self._split("train", train, held_rows, prepare_all=takes_all)
             self._splits["dev"] = dev
             self.notes.append(
                 f"dev: {len(held_rows)} of {len(held_rows) + len(rows)} training images "
@@ -237,7 +249,7 @@ class ImageTask(Task):
             remaining = np.arange(len(test))
         size = self.settings["dev_rows"]
         dev_rows = remaining[fixed_subset(len(remaining), size, self.name)]
-        self._splits["dev"] = self._split(name, pool, dev_rows, True)
+        self._splits["dev"] = self._split(name, pool, dev_rows, prepare_all=True)
         if size:
             self.notes.append(
                 f"{self.name} dev: a fixed subset of {len(dev_rows)} images"
@@ -253,11 +265,12 @@ class ImageTask(Task):
         self.preprocessing = preprocessing.at_size(size)
 
     def _draw(self) -> tuple[Array, Array]:
-        """The rows of the drawn training images, class by class, and of those that are
-        held out of them. Raises DataError where a class has nothing to train on."""
+        """Draws task.shots images of each class. Gives the indices in the training pool of
+        those that are trained on, class by class, and of those that are held out. Raises
+        DataError where a class has nothing to train on."""
         train_rows, held_rows = [], []
-        for order in self._orders():
-            drawn = order[: self.shots]
+        for rows_of_class in self._shuffled_classes():
+            drawn = rows_of_class[: self.shots]
             held_out = math.ceil(len(drawn) * self.holdout) if self.holdout else 0
             if held_out >= len(drawn):
                 raise DataError(
@@ -267,20 +280,23 @@ class ImageTask(Task):
             held_rows.append(drawn[len(drawn) - held_out :])
         return np.concatenate(train_rows), np.concatenate(held_rows)
 
-    def _orders(self) -> list[Array]:
-        """The indices of each class's training images, shuffled."""
-        orders = []
+    def _shuffled_classes(self) -> list[Array]:
+        """For each class the indices of its training images, shuffled by task.draw_seed."""
+        shuffled = []
         for label in range(self.num_labels):
             key = [self.settings["draw_seed"], label]
             generator = np.random.Generator(np.random.Philox(key=key))
             rows = np.flatnonzero(self.set.train.labels == label)
-            orders.append(generator.permutation(rows))
-        return orders
+            shuffled.append(generator.permutation(rows))
+        return shuffled
 
-    def _split(self, name: str, pool: Pool, rows: Array, prepare_all: bool) -> Split:
-        """The images at these rows of a pool. name: the pool's, for its file. prepare_all:
-        whether all images of the pool are prepared and kept in a file."""
-        # Images are read in the order of the files
+    def _split(self, name: str, pool: Pool, rows: Array, *, prepare_all: bool) -> Split:
+        """The prepared images at these indices of a pool.
+
+        name: the pool's, which its file is found by. prepare_all: whether all images of the
+        pool are prepared and kept in a file, which other runs then read; else only these
+        images are prepared, each time."""
+        # Ascending: images are read in the order of the files
         order = np.arange(len(pool)) if prepare_all else np.sort(rows)
         items = pool.items(order.tolist())
         names = [pool.names[row] for row in order]
@@ -301,26 +317,26 @@ class ImageTask(Task):
     # --- training and evaluation
 
     def lengths(self, split: str) -> Sequence[int]:
+        """1 for each image, since images have no tokens."""
         return [1] * len(self._splits[split].rows)
 
     def labels(self, split: str) -> Array:
         return self._splits[split].labels
 
     def about(self, split: str) -> Mapping[str, Sequence[Any]]:
-        """The images' names. A name that is not UTF-8 is shown as its bytes, as Python
-        writes them."""
+        """The images' names, as they can be printed."""
         return {"image": self._splits[split].names}
 
     def collate(self, split: str, indices: Sequence[int]) -> dict[str, Array]:
-        """pixel_values (images, 3, height, width), bytes for `logits` to scale; labels
-        (images,)."""
+        """pixel_values, uint8 (images, 3, height, width), which `logits` normalises on the
+        model's device; and labels (images,)."""
         images = self._splits[split]
         rows = list(indices)
         pixels = images.pixels[images.places[rows]]
         return {"pixel_values": pixels, "labels": images.labels[rows]}
 
     def loss(self, model: "Module", batch: Batch) -> "Tensor":
-        """Cross entropy, a scalar tensor."""
+        """The mean cross entropy of a batch, a scalar."""
         from torch.nn.functional import cross_entropy
 
         return cross_entropy(self.logits(model, batch).float(), batch["labels"])
@@ -332,7 +348,8 @@ class ImageTask(Task):
         return float(cross_entropy(logits, batch["labels"])), logits.cpu().numpy()
 
     def logits(self, model: "Module", batch: Batch) -> "Tensor":
-        """The model's logits for a batch of bytes, (images, classes)."""
+        """The model's logits (images, classes) for a batch of `collate`. Raises DataError
+        where the model cannot take images of task.image_size."""
         pixels = batch["pixel_values"].float()
         mean = pixels.new_tensor(self.preprocessing.mean)[:, None, None]
         std = pixels.new_tensor(self.preprocessing.std)[:, None, None]
@@ -349,8 +366,8 @@ class ImageTask(Task):
             ) from None
 
     def _resampling(self, model: "Module") -> dict[str, bool]:
-        """The argument with which a ViT resamples its position embeddings for another image
-        size; none where the model takes no such argument (DINOv2)."""
+        """The argument of forward that makes a ViT resample its position embeddings for
+        another image size; none where the model takes no such argument (DINOv2)."""
         key = "interpolate_pos_encoding"
         forward = getattr(model, "module", model).forward
         if self.settings["image_size"] and key in signature(forward).parameters:
@@ -360,7 +377,8 @@ class ImageTask(Task):
     # --- files of a finished run
 
     def illustrate(self, folder: Path, predictions: Array) -> None:
-        """Draws predictions.png: 40 evaluation images, the same for every method."""
+        """See Task.illustrate. Draws predictions.png: SHOWN_IMAGES dev images, the same for
+        every method."""
         from tasks import pictures
 
         dev = self._splits["dev"]
@@ -375,11 +393,11 @@ class ImageTask(Task):
 
 
 class NewImages(ImageTask):
-    """The images of a folder, and of folders in it, without labels: dev rows of a
-    finished run's model."""
+    """The unlabelled images of a folder, and of folders in it, which a finished run's model
+    predicts. They are the dev rows, all with the label 0; there are no training rows."""
 
     def __init__(self, settings: Settings, folder: Path, classes: list[str]) -> None:
-        """Raises DataError for a folder without images."""
+        """classes: of the finished run. Raises DataError for a folder without images."""
         paths = sets.images_in(folder)
         if not paths:
             raise DataError(f"{folder}: no images in it ({', '.join(sets.ENDINGS)})")
@@ -400,7 +418,8 @@ class NewImages(ImageTask):
         max_length: int = 0,
         positions: int | None = None,
     ) -> None:
-        """See ImageTask.prepare."""
+        """See ImageTask.prepare: prepares all images as dev rows."""
         self.preprocessing = tokenizer.at_size(self.settings["image_size"])
         pool = self.set.train
-        self._splits["dev"] = self._split("new", pool, np.arange(len(pool)), True)
+        rows = np.arange(len(pool))
+        self._splits["dev"] = self._split("new", pool, rows, prepare_all=True)

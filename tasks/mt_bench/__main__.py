@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the command, and returns its exit code."""
     options = _parser().parse_intermixed_args(arguments)
     file = options.judgments
     try:
@@ -102,8 +103,11 @@ def main(arguments: list[str]) -> int:
 def _score_answer_files(
     options: argparse.Namespace, judge: Judge, file: Path
 ) -> tuple[Outcome, list[dict[str, Any]]]:
-    """The scores of each answer file, with the model's name and the file. The command
-    judge asks the judge first; otherwise saved judgments are used."""
+    """How the judging went, and the summary of each answer file, with the model's name and
+    the file. The action judge requests the judgments that are missing; show only reads
+    the saved ones.
+
+    file: of the judgments."""
     folder = bench_folder({"mt_bench_dir": options.data})
     questions = read_questions(folder, options.bench)
     names, systems = [], []
@@ -114,14 +118,15 @@ def _score_answer_files(
     request_options = None
     if options.action == "judge":
         request_options = {name: getattr(options, name) for name in OPTIONS}
-    outcome, scores = judge_systems(systems, judge, file, request_options)
-    summaries: list[dict[str, Any]] = []
-    for name, summary in zip(names, scores, strict=True):
-        summaries.append({**name, **summary})
-    return outcome, summaries
+    outcome, summaries = judge_systems(systems, judge, file, request_options)
+    named_summaries: list[dict[str, Any]] = []
+    for name, summary in zip(names, summaries, strict=True):
+        named_summaries.append({**name, **summary})
+    return outcome, named_summaries
 
 
 def _counts(outcome: Outcome) -> dict[str, Any]:
+    """How the judging went, for --json."""
     return {
         "asked": outcome.asked,
         "cached": outcome.cached,

@@ -27,7 +27,8 @@ FILE_NAME_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge. passes: how often it judges each answer."""
+    """A judge. name: its model's name at the endpoint. passes: how often it judges each
+    answer. temperature, max_tokens: of its replies."""
 
     name: str = "gpt-4"
     passes: int = 1
@@ -51,10 +52,11 @@ class Judge:
 
 
 def rating(reply: str) -> float | None:
-    """The first [[x]] of a reply, else the first [x]; None without one, or for a number
-    outside of the judge's scale of 1 to 10, which FastChat would take."""
-    # FastChat's \d+\.?\d* takes quadratic time on many digits. These match the same in
-    # linear time.
+    """The number in the first [[x]] of a reply, or without one in the first [x]. None
+    without either, and for a number outside of the judge's scale of 1 to 10, which FastChat
+    would take."""
+    # FastChat's \d+\.?\d* takes quadratic time on many digits. These patterns match the same
+    # texts in linear time.
     for pattern in (r"\[\[(\d++(?:\.\d*+)?)\]\]", r"\[(\d++(?:\.\d*+)?)\]"):
         match = re.search(pattern, reply, re.ASCII)
         if match:
@@ -86,9 +88,9 @@ class Judgment(BaseModel):
 
 
 def read_judgments(file: Path) -> dict[str, Judgment]:
-    """The saved judgments by key; none without a file. If two processes saved the same
-    one, the first counts. A line that a kill cut off is skipped. Raises DataError for
-    another kind of file."""
+    """The saved judgments by key; none without a file. If two processes have saved a key,
+    the first one counts. A line that is not whole, as a killed process leaves it, is
+    skipped. Raises DataError for another kind of file."""
     judgments: dict[str, Judgment] = {}
     try:
         with open(file, "rb") as opened:
@@ -104,8 +106,8 @@ def read_judgments(file: Path) -> dict[str, Judgment]:
 
 
 def _read_judgment(line: bytes, place: str) -> Judgment | None:
-    """None for a line that is no whole JSON. Raises DataError for other JSON than a
-    judgment."""
+    """The judgment in a line; None for a line that is not whole JSON. place: the file and
+    line. Raises DataError for JSON that is no judgment."""
     try:
         return Judgment.model_validate_json(line)
     except ValidationError as error:
@@ -116,14 +118,15 @@ def _read_judgment(line: bytes, place: str) -> Judgment | None:
 
 
 def append_line(file: Path, line: bytes) -> None:
-    """Appends a line in one write, so that processes can share the file. Starts a new
-    line after one that a kill cut off. Raises DataError."""
+    """Appends a line in one write, so that processes can share the file. Starts a new line
+    first, where the file ends with a part of one, as a killed process leaves it. line: with
+    its \\n; an empty one only checks that the file can be written. Raises DataError."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "a+b", buffering=0) as opened:
             size = os.fstat(opened.fileno()).st_size
-            # A line that another process is writing looks cut off, too. An extra empty
-            # line does no harm.
+            # This may also be a line that another process is writing right now. The extra
+            # empty line then does no harm
             if size and os.pread(opened.fileno(), 1, size - 1) != b"\n":
                 line = b"\n" + line
             written = opened.write(line)
@@ -144,8 +147,8 @@ class JudgeError(DataError):
 
 @dataclass
 class Outcome:
-    """How many judgments are new (asked), saved before (cached), and failed, by
-    reason."""
+    """How judging went: how many judgments were requested and saved now (asked), how many
+    were there before (cached), and how many failed, by reason."""
 
     asked: int = 0
     cached: int = 0
@@ -177,14 +180,22 @@ def request_judgments(
     timeout: float = 300.0,
     progress: bool = False,
 ) -> Outcome:
-    """Requests every judgment that `file` lacks, `concurrency` at a time, and appends
-    each to it at once.
+    """Requests every judgment that `file` lacks, and appends each to it at once.
 
-    The openai package retries rate limits, server errors, time-outs (seconds, for one
-    try) and broken connections with growing pauses. A request that still fails is
-    counted; the next call repeats it. Raises JudgeError at once for what fails every
-    request: a wrong key, judge or address, a quota that is used up, a server that is
-    gone. Raises DataError for a file that cannot be used."""
+    The openai package retries rate limits, server errors, time-outs and broken connections
+    with growing pauses. A request that still fails is counted; the next call repeats it.
+
+    Args:
+        messages: the messages of each prompt to the judge.
+        base_url: of the judge's server; None for OPENAI_BASE_URL, or OpenAI's own.
+        concurrency: how many requests are sent at a time.
+        retries: how often a request that fails is repeated.
+        timeout: the seconds that a single attempt may take.
+        progress: whether a progress bar is shown.
+
+    Raises JudgeError at once for what fails every request: a wrong key, judge or address, a
+    quota that is used up, a server that is gone. Raises DataError for a file that cannot be
+    used."""
     if concurrency < 1 or retries < 0 or not timeout > 0:
         raise JudgeError(
             "concurrency and timeout must be above 0, and retries not below 0"
@@ -199,7 +210,7 @@ def request_judgments(
     if not missing:
         return outcome
     url, secret = _endpoint(base_url)
-    # raises before anything is paid, if the file cannot be written
+    # Raises before anything is paid, if the file cannot be written
     append_line(file, b"")
 
     from openai import AsyncOpenAI, Timeout
@@ -216,14 +227,14 @@ def request_judgments(
         )
         try:
             asyncio.run(inquiry.run(client, concurrency))
-        except ExceptionGroup as errors:
+        except ExceptionGroup as errors:  # of the tasks that ran side by side
             raise errors.exceptions[0] from None
     return outcome
 
 
 def _endpoint(base_url: str | None) -> tuple[str, str]:
-    """The judge's address and key, as given or from the environment. Raises JudgeError
-    for invalid ones."""
+    """The judge's address, as given or from the environment, and the key from the
+    environment. Raises JudgeError for invalid ones."""
     secret = os.environ.get("OPENAI_API_KEY", "").strip()
     if not secret:
         raise JudgeError(
@@ -241,8 +252,9 @@ def _endpoint(base_url: str | None) -> tuple[str, str]:
 
 @dataclass
 class _Inquiry:
-    """The requests of one call. requests: the messages by their keys. bar: shows the
-    progress."""
+    """The requests of one call of `request_judgments`. requests: the messages of each
+    judgment that is missing, by its key. file: of the judgments. outcome: counts what is
+    judged or fails. bar: the progress bar."""
 
     judge: Judge
     requests: Mapping[str, Messages]
@@ -253,35 +265,37 @@ class _Inquiry:
     async def run(self, client: "AsyncOpenAI", concurrency: int) -> None:
         """Requests all judgments, `concurrency` at a time."""
         async with client:
-            # The first one is sent alone and without retries: an error that concerns all
-            # requests then shows before the others are paid
+            # The first request is sent alone and without retries: an error that concerns all
+            # requests then shows before the others are paid. Where it fails for another
+            # reason, it is repeated with the others
             first_key, *other_keys = self.requests
-            answer = await _ask(
+            result = await _ask(
                 client.with_options(max_retries=0),
                 self.judge,
                 first_key,
                 self.requests[first_key],
             )
             remaining = iter(self.requests)
-            if isinstance(answer, Judgment):
-                self._save(answer)
+            if isinstance(result, Judgment):
+                self._save(result)
                 remaining = iter(other_keys)
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(concurrency, len(self.requests))):
-                    group.create_task(self._ask_each(client, remaining))
+                    group.create_task(self._ask_in_turn(client, remaining))
 
-    async def _ask_each(self, client: "AsyncOpenAI", keys: Iterator[str]) -> None:
+    async def _ask_in_turn(self, client: "AsyncOpenAI", keys: Iterator[str]) -> None:
         """Requests judgments one after another. keys: an iterator that several such tasks
-        share."""
+        share, so that each key is requested by one of them."""
         for key in keys:
-            answer = await _ask(client, self.judge, key, self.requests[key])
-            if isinstance(answer, Judgment):
-                self._save(answer)
+            result = await _ask(client, self.judge, key, self.requests[key])
+            if isinstance(result, Judgment):
+                self._save(result)
             else:
-                self.outcome.failed[answer] += 1
+                self.outcome.failed[result] += 1
                 self.bar.update()
 
     def _save(self, judgment: Judgment) -> None:
+        """Appends a judgment to the file, with its rating for people who read the file."""
         row = judgment.model_dump() | {"rating": judgment.rating}
         append_line(self.file, json.dumps(row).encode() + b"\n")
         self.outcome.asked += 1
@@ -291,8 +305,8 @@ class _Inquiry:
 async def _ask(
     client: "AsyncOpenAI", judge: Judge, key: str, messages: Messages
 ) -> Judgment | str:
-    """A judgment, or the reason why there is none. Raises JudgeError for an error of
-    all requests."""
+    """Sends a request to the judge. Gives the judgment, or the reason why there is none.
+    Raises JudgeError for what fails every request. key: of the judgment."""
     import openai
 
     settings: Any = {"temperature": judge.temperature, "max_tokens": judge.max_tokens}
@@ -318,20 +332,21 @@ async def _ask(
         return "the reply is no chat completion"
 
 
-#: A shorter key is a placeholder for a local server.
+#: A shorter key is a placeholder for a local server, such as "x": it is not hidden, since
+#: hiding it would spoil messages.
 LEAST_KEY_CHARACTERS = 8
 
 
 def _refusal(client: "AsyncOpenAI", judge: Judge, error: "APIStatusError") -> str:
-    """The reason in a server's refusal of one request. Raises JudgeError where it
-    refuses all."""
+    """The reason that a server gives for refusing one request, without the key. Raises
+    JudgeError where it would refuse all requests."""
     url = _address(client)
     code = f"HTTP {error.status_code}"
     if error.status_code == 404 or error.code == "model_not_found":
         raise JudgeError(
             f"{url} knows no judge {judge.name!r} ({code}). Does it end in /v1?"
         ) from None
-    # the server's own message may hold a part of the key
+    # Without the server's own message, which may hold a part of the key
     if error.status_code in (401, 403):
         raise JudgeError(f"{url} refuses the key in OPENAI_API_KEY ({code})") from None
     if error.code == "insufficient_quota":
@@ -345,7 +360,7 @@ def _refusal(client: "AsyncOpenAI", judge: Judge, error: "APIStatusError") -> st
 
 
 def _reason_without_reply(client: "AsyncOpenAI", error: "APIConnectionError") -> str:
-    """Why a request has no reply. Raises JudgeError where nothing listens."""
+    """Why a request got no reply. Raises JudgeError where nothing listens at the address."""
     import openai
 
     # The causes are httpx's or httpx2's exceptions, by the version of openai
@@ -358,14 +373,15 @@ def _reason_without_reply(client: "AsyncOpenAI", error: "APIConnectionError") ->
 
 
 def _address(client: "AsyncOpenAI") -> str:
+    """The judge's address for a message."""
     return _public(str(client.base_url)).rstrip("/")
 
 
 def _public(url: str) -> str:
-    """An address without its password."""
+    """An address without the user and password in it."""
     return re.sub(r"//[^/]*@", "//", url)
 
 
 def on_one_line(message: object) -> str:
-    """A message on one line, without its end if it is long."""
+    """A message on one line, cut after 200 characters."""
     return " ".join(str(message).split())[:200]

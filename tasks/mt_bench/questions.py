@@ -14,6 +14,7 @@ from tasks.files import atomic_write, placeholders, read_objects
 
 #: The number of turns of each question.
 BENCHES = {"mt_bench": 2, "vicuna_bench": 1}
+#: The temperature at which a model answers, by the question's category.
 TEMPERATURES = {
     "writing": 0.7,
     "roleplay": 0.7,
@@ -34,7 +35,9 @@ INSTEAD = (
     "task.mt_bench_dir=/where/FastChat/fastchat/llm_judge/data (here --data)"
 )
 
+#: Messages of a chat, as OpenAI's protocol has them: dictionaries of role and content.
 Messages = list[dict[str, str]]
+#: A question's number: a whole number of 64 bits.
 Number = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 
 
@@ -49,6 +52,8 @@ class Question(BaseModel):
 
 
 class _Choice(BaseModel):
+    """One answer to a question. turns: its text in each turn."""
+
     turns: list[str]
 
 
@@ -60,6 +65,8 @@ class Reference(BaseModel):
 
 
 class _Answer(Reference):
+    """A row of a model's answer file."""
+
     model_id: str
 
 
@@ -71,8 +78,8 @@ def temperature(category: str) -> float:
 
 def bench_folder(settings: Settings) -> Path:
     """The folder with judge_prompts.jsonl and one folder for each bench:
-    settings["mt_bench_dir"], else from the hub. Raises DataError where there is
-    none."""
+    settings["mt_bench_dir"] or its subfolder data, or without that setting a copy from the
+    hub. Raises DataError where there is none."""
     if settings.get("mt_bench_dir"):
         copy = Path(settings["mt_bench_dir"])
         for folder in (copy, copy / "data"):
@@ -116,11 +123,13 @@ def read_questions(folder: Path, bench: str) -> list[Question]:
 def read_answers(
     path: Path, questions: Sequence[Question], model: str | None = None
 ) -> tuple[str, dict[int, list[str]]]:
-    """The model's id, and its answers by question: each turn's text, of the choice that
-    FastChat judges.
+    """The model's id, and its answers by the question's number: each turn's text, of the
+    choice that FastChat judges.
 
-    Raises DataError for answers of two models (or of another than `model`), missing,
-    unknown or repeated questions, and another number of turns."""
+    model: the id that the answers must have; None for that of the first answer.
+
+    Raises DataError for answers of another model, for missing, unknown or repeated
+    questions, and for another number of turns."""
     turns = {question.id: len(question.turns) for question in questions}
     answers: dict[int, list[str]] = {}
     for place, row in read_objects(path, _Answer):
@@ -158,8 +167,9 @@ def write_answers(
     answers: Mapping[int, Sequence[str]],
     questions: Sequence[Question],
 ) -> None:
-    """Writes an answer file, whole or not at all. Raises ValueError for other
-    questions, and OSError."""
+    """Writes an answer file, whole or not at all. answers: by the question's number, the
+    text of each turn. Raises ValueError where they do not fit the questions, and
+    OSError."""
     expected = {question.id: len(question.turns) for question in questions}
     if expected != {number: len(turns) for number, turns in answers.items()}:
         raise ValueError("the answers do not fit the questions and their turns")
@@ -180,15 +190,15 @@ def write_answers(
 
 
 class _Prompt(BaseModel):
-    """A template of FastChat's."""
+    """A template of FastChat's for a prompt to the judge."""
 
     name: str
     system_prompt: str
     prompt_template: str
 
     def messages(self, path: Path, fields: Mapping[str, str]) -> Messages:
-        """The messages to the judge. path: of the template, for the message. Raises
-        DataError for a placeholder that is in no field."""
+        """The messages to the judge. fields: the texts of the placeholders. path: of the
+        template, for the error. Raises DataError for a placeholder that has no field."""
         unknown = placeholders(self.prompt_template) - fields.keys()
         if unknown:
             raise DataError(
@@ -255,6 +265,7 @@ def _references(
 
 
 def _template_name(question: Question, turn: int) -> str:
+    """FastChat's name of the template for a question's turn (from 1)."""
     name = "single-"
     if question.category in REFERENCED:
         name += "math-"
@@ -265,8 +276,9 @@ def _template_name(question: Question, turn: int) -> str:
 
 
 def _fields(texts: Mapping[str, Sequence[str]], turn: int) -> dict[str, str]:
-    """The fields of a template: question_1, answer_1 and so on up to a turn. For the first
-    turn also question and answer."""
+    """The fields of a template: question_1, answer_1 and so on, up to this turn (from 1).
+    For the first turn also question and answer. texts: the text of each turn, by the
+    names question, answer and ref_answer."""
     fields = {}
     for key, turns in texts.items():
         for number in range(1, turn + 1):

@@ -34,10 +34,11 @@ class Summary(TypedDict):
     """The scores of a model's answers from the saved judgments: 1 to 10, None where
     there are none.
 
-    n: the number of judgments if complete; judged: those with a reply; n_valid: those
-    with a rating. mean: over all ratings, of all turns and passes. low, high: its 95%
-    interval (see `_interval`). pass_means: of each pass. answers: a hash of them.
-    tokens: the judge's, of prompts and replies."""
+    n: how many judgments there are when all are made; judged: how many are saved; n_valid:
+    how many of these have a rating. mean: over all ratings, of all turns and passes. low,
+    high: its 95% interval (see `_interval`). turns, categories, pass_means: the mean of
+    each. answers: a hash of them. tokens: those that the judge has read and written, under
+    "prompt" and "completion"."""
 
     bench: str
     judge: str
@@ -61,10 +62,15 @@ def judge_systems(
     file: Path,
     options: Mapping[str, Any] | None,
 ) -> tuple[Outcome, list[Summary]]:
-    """Has a judge score the answers of systems, as far as `file` lacks judgments, and
-    summarises all judgments of each system.
+    """Requests the judgments of the systems' answers that `file` lacks, and summarises all
+    judgments of each system.
 
-    options: of `request_judgments`, whose errors this raises. None sends no request."""
+    Args:
+        file: of the judgments.
+        options: keyword arguments of `request_judgments`, whose errors this raises. None
+            sends no request.
+
+    Returns how the judging went, and the summary of each system."""
     outcome = Outcome()
     if options is not None:
         messages: list[Messages] = []
@@ -83,7 +89,8 @@ def bench_summary(
     judge: Judge,
     saved: Mapping[str, Judgment],
 ) -> Summary:
-    """The scores of a model's answers from the saved judgments."""
+    """The scores of a model's answers from the saved judgments. folder: see
+    `bench_folder`. answers: by the question's number. saved: the judgments by key."""
     questions = read_questions(folder, bench)
     requests = prompts(folder, bench, questions, answers)
     categories = {question.id: question.category for question in questions}
@@ -118,8 +125,8 @@ def bench_summary(
 
 
 def _row(judgment: Judgment, number: int, turn: int, judge_pass: int) -> dict[str, Any]:
-    """A row of the frame of judgments, but for its category. judge_pass: the number of the
-    judge's pass, from 0."""
+    """A row of the frame of judgments, without its category. number: the question's.
+    judge_pass: the number of the judge's pass, from 0."""
     return {
         "question": number,
         "turn": str(turn),
@@ -143,6 +150,7 @@ COLUMNS = (
 
 
 def _frame(rows: list[dict[str, Any]]) -> "pd.DataFrame":
+    """The frame of judgments, a row for each; it may be empty."""
     import pandas as pd
 
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"rating": float})
@@ -151,14 +159,15 @@ def _frame(rows: list[dict[str, Any]]) -> "pd.DataFrame":
 def _means(
     frame: "pd.DataFrame", column: str, values: Sequence[Any]
 ) -> dict[Any, float | None]:
-    """The mean rating by the values of a column; None for a value without a rating."""
+    """The mean rating for each of these values of a column; None for a value without a
+    rating."""
     means = frame.groupby(column)["rating"].mean().dropna()
     return {value: float(means[value]) if value in means else None for value in values}
 
 
 def _interval(rated: "pd.DataFrame") -> tuple[float | None, float | None]:
-    """2.5th and 97.5th percentile of the mean rating, over 10,000 bootstrap samples of
-    the questions."""
+    """The 95% interval of the mean rating: its 2.5th and 97.5th percentile over SAMPLES
+    bootstrap samples of the questions. (None, None) without a rating."""
     if rated.empty:
         return None, None
     by_question = rated.groupby("question", sort=False)["rating"]
@@ -174,8 +183,7 @@ def _interval(rated: "pd.DataFrame") -> tuple[float | None, float | None]:
 def bench_table(summaries: Sequence[Mapping[str, Any]]) -> str:
     """A table with a row for each summary, and a line below for each incomplete one.
 
-    summaries: of `bench_summary`, each with the key model; n: judgments wanted, judged:
-    made, n_valid: with a rating."""
+    summaries: of `bench_summary`, each with one key more, the model's name (model)."""
     import pandas as pd
 
     frame = pd.DataFrame([_table_row(summary) for summary in summaries])
@@ -191,6 +199,7 @@ def bench_table(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table_row(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a summary by the table's columns."""
     interval = "-"
     if summary["low"] is not None:
         interval = f"{summary['low']:.2f} to {summary['high']:.2f}"

@@ -55,7 +55,7 @@ def test_a_demonstration_has_random_tokens_between_answer_and_end(tokenizer):
     fillers = []
     for before, after in zip(plain._rows["train"], shown._rows["train"], strict=True):
         *text, end = before.ids
-        assert after.last == before.last
+        assert after.last_given == before.last_given
         assert after.ids[: len(text)] == text
         assert after.ids[-1] == end
         fillers.append(after.ids[len(text) : -1])
