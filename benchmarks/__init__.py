@@ -1,2 +1,2 @@
-"""Speed beside peft and transformers, and of commands, outside the product. The command
-is __main__.py."""
+"""Measures speed and memory beside peft, transformers and TRL, and of commands. It is no
+part of the product. The command is __main__.py."""

@@ -56,6 +56,7 @@ class Settings(CommonSettings):
     output: str = setting("outputs", "the tables go to bench/ in this folder")
 
 
+#: What each part measures: a function that returns the rows of its tables.
 PARTS: dict[str, Callable[[Settings], list[Row]]] = {
     "training": lambda settings: training(settings.full),
     "serving": lambda settings: serving(settings.full),
@@ -68,6 +69,8 @@ PARTS: dict[str, Callable[[Settings], list[Row]]] = {
 
 
 def main(arguments: list[str]) -> int:
+    """Measures a part (training by default), and writes its rows and tables to files.
+    Returns the exit code."""
     line = read_command_line(arguments, Settings, positional="[PART]")
     name = require_known("part", "".join(line.positional) or "training", PARTS)
     rows = PARTS[name](line.settings)
@@ -80,12 +83,12 @@ def main(arguments: list[str]) -> int:
         "versions": versions(),
         "code": code_state(),
     }
-    text, folder = markdown(rows), Path(line.settings.output) / "bench"
-    write_atomically(
-        folder / f"{name}.json", json.dumps({**origin, "rows": rows}, indent=1) + "\n"
-    )
-    write_atomically(folder / f"{name}.md", text + "\n")
-    print(f"{text}\n\nThe numbers behind it: {folder / name}.json")
+    folder = Path(line.settings.output) / "bench"
+    numbers = json.dumps({**origin, "rows": rows}, indent=1)
+    tables = markdown(rows)
+    write_atomically(folder / f"{name}.json", f"{numbers}\n")
+    write_atomically(folder / f"{name}.md", f"{tables}\n")
+    print(f"{tables}\n\nThe numbers behind it: {folder / name}.json")
     return 0
 
 

@@ -2,8 +2,8 @@
 
 python -m benchmarks.child FILE COMMAND ...
 
-Linux counts the memory of the process that starts another one as the other one's, too.
-This one is small: it imports nothing of the project."""
+Why a process of its own: Linux counts the memory that a parent has when it starts a command
+towards the command's peak. This parent is small, since it imports nothing of the project."""
 
 import json
 import os
@@ -13,7 +13,8 @@ from pathlib import Path
 
 
 def main(file: str, command: list[str]) -> int:
-    """Runs the command; returns its exit code. file: where the measures are written."""
+    """Runs the command and returns its exit code. file: gets the CPU "seconds" of the
+    command and its children, and the peak of its memory in "bytes"."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -18,7 +18,7 @@ from runs.record.kept_rows import SETTLED_S
 from runs.record.ledger import ROOT, record_path, study_folders
 from runs.record.schema import Record
 
-#: Commands by their names; each takes output=.
+#: The words of each command that is measured, by its name in the table. It takes output=.
 COMMANDS = {
     "table table2": ("table", "table2"),
     "plan experiment=table2_base": ("plan", "experiment=table2_base"),
@@ -32,7 +32,8 @@ ROUNDS = 3
 
 
 def commands(full: bool) -> list[Row]:
-    """Each command with an empty user cache, and then repeated."""
+    """Measures each command for each number of records: first with an empty user cache,
+    then repeated. full: also with the last of SIZES."""
     rows = list[Row]()
     for size in SIZES if full else SIZES[:-1]:
         with tempfile.TemporaryDirectory() as folder:
@@ -43,6 +44,7 @@ def commands(full: bool) -> list[Row]:
                 for name, words in COMMANDS.items()
             }
             about: Row = {"part": "commands", "records": size}
+            # The call that warms up each command is the one that fills its cache
             for row in time_in_turns(work, ROUNDS, about):
                 measured = work[row["variant"]]
                 first_call = f"{measured.seconds[0]:.3g} s"
@@ -53,9 +55,9 @@ def commands(full: bool) -> list[Row]:
 class MeasuredCommand:
     """A command that is measured each time it is called.
 
-    cache: the user's cache folder, which all commands of a size share. seconds: the CPU
-    seconds of each call. peak_bytes: the most memory that a call took, without the first
-    one, which fills the cache."""
+    output: the folder of its records. cache: the user's cache folder, which all commands of a
+    size share. seconds: the CPU seconds of each call. peak_bytes: the most memory that a
+    call took, without the first one, which fills the cache."""
 
     def __init__(self, words: tuple[str, ...], output: Path, cache: Path) -> None:
         self.words = [*words, f"output={output}"]
@@ -64,6 +66,7 @@ class MeasuredCommand:
         self.peak_bytes = 0
 
     def __call__(self) -> float:
+        """Runs the command and returns its CPU seconds. Raises UserError if it fails."""
         result = self.cache.with_name("measured.json")
         command = [sys.executable, "-m", "benchmarks.child", str(result)]
         command += [sys.executable, "-m", "vera_bench", *self.words]
@@ -82,8 +85,8 @@ class MeasuredCommand:
 
 
 def write_records(output: Path, count: int) -> None:
-    """Writes `count` records below a folder: copies of the published ones, with other
-    ids and other seeds."""
+    """Writes `count` records below a folder: copies of the published ones, with ids and
+    seeds of their own. Waits until their files count as settled."""
     texts: list[bytes] = []
     for folder in study_folders():
         texts += (folder / "records.jsonl").read_bytes().splitlines()
@@ -99,7 +102,7 @@ def write_records(output: Path, count: int) -> None:
 
 
 def _reseed(record: Record, added: int) -> None:
-    """Adds a number to a record's seed, wherever it has it."""
+    """Adds a number to a record's seed, in all places where the record has it."""
     seed = record["cell"]["seed"]
     record["cell"]["seed"] = seed + added
     for key in ("seed", "data_seed"):

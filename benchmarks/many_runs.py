@@ -22,10 +22,11 @@ from benchmarks.training import Row
 from runs.command.errors import UserError
 from runs.machine.processes import process_environment
 
-#: The words of the texts: the first half make a text good, the others bad.
+#: The words of the texts: each of the first half makes a text good, the others bad.
 WORDS = ["good", "kind", "calm", "bright", "bad", "rude", "loud", "dull"]
+#: The special tokens of the tiny model's tokenizer.
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-#: How many seconds lie between two samples of the processes.
+#: How many seconds lie between two looks at the processes.
 SAMPLING_INTERVAL_S = 0.1
 MB = 2**20
 
@@ -39,7 +40,9 @@ class Sample:
         wall_s: seconds since the command started.
         cpu_s: CPU seconds of the command, of the server that runs are forked from, and
             of the runs that have ended.
-        parent_rss, parent_pss, server_rss: bytes of memory.
+        parent_rss, parent_pss: bytes of the command's memory, where PSS counts a page
+            that processes share in parts.
+        server_rss: bytes of the memory of the server that runs are forked from.
     """
 
     runs: int
@@ -52,8 +55,8 @@ class Sample:
 
 def many_runs(number: int) -> list[Row]:
     """Does `number` runs of one step in one command, one after another. Returns a row
-    for each mark (`marks_up_to`): what a run cost since the mark before, and the memory
-    at the mark."""
+    for each mark (`marks_up_to`): what each run since the mark before has cost, and the
+    memory at the mark."""
     with tempfile.TemporaryDirectory() as folder:
         samples = list(_samples(Path(folder), number))
         training_seconds = _training_seconds(Path(folder))
@@ -79,8 +82,8 @@ def many_runs(number: int) -> list[Row]:
 
 
 def marks_up_to(number: int) -> list[int]:
-    """The numbers of runs after which a sample is taken: 1, 10, 100, then each hundred, and
-    the last."""
+    """The marks of a command of `number` runs: after how many of them a sample is taken. These
+    are 1, 10, each hundred, and the end."""
     marks = {1, 10, *range(100, number, 100), number}
     return sorted(mark for mark in marks if mark <= number)
 
@@ -96,17 +99,31 @@ def _command(folder: Path, number: int) -> list[str]:
     rows = folder / "rows.csv"
     rows.write_text("\n".join(lines) + "\n")
     return [
-        *(sys.executable, "-W", "ignore", "-m", "runs"),
-        *("model=encoder", f"model.path={folder / 'bert'}"),
-        *("task=text", "task.name=tones"),
-        *(f"task.train_file={rows}", f"task.dev_file={rows}"),
-        *("method=vera", f"seed=range({number})", "device=cpu", "tracking=off"),
-        *("train.max_steps=1", "train.epochs=1", "train.effective_batch=8"),
-        *("table=false", f"output={folder / 'outputs'}"),
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "runs",
+        "model=encoder",
+        f"model.path={folder / 'bert'}",
+        "task=text",
+        "task.name=tones",
+        f"task.train_file={rows}",
+        f"task.dev_file={rows}",
+        "method=vera",
+        f"seed=range({number})",
+        "device=cpu",
+        "tracking=off",
+        "train.max_steps=1",
+        "train.epochs=1",
+        "train.effective_batch=8",
+        "table=false",
+        f"output={folder / 'outputs'}",
     ]
 
 
 def _write_model(folder: Path) -> None:
+    """Writes a tiny random BERT, and a tokenizer that knows WORDS."""
     sizes = {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -129,8 +146,9 @@ def _write_model(folder: Path) -> None:
 
 
 def _samples(folder: Path, number: int) -> Iterator[Sample]:
-    """Runs the command. Yields a sample at its start, and one at each mark
-    (`marks_up_to`). Raises UserError if the command fails."""
+    """Runs the command in a process of its own. Yields a sample at its start, and one at
+    each mark (`marks_up_to`). folder: for its files. Raises UserError if the command
+    fails."""
     command = _command(folder, number)
     log = folder / "log.txt"
     marks = marks_up_to(number)
@@ -142,12 +160,14 @@ def _samples(folder: Path, number: int) -> Iterator[Sample]:
             command, env=process_environment(), stdout=printed, stderr=subprocess.STDOUT
         ) as process,
     ):
-        latest = Sample(0, 0.0, 0.0, 0, 0, 0)
+        latest = Sample(
+            runs=0, wall_s=0.0, cpu_s=0.0, parent_rss=0, parent_pss=0, server_rss=0
+        )
         yield latest
         while process.poll() is None:
             runs = len(list(folder.glob("outputs/records/[!.]*.json")))
             bar.update(runs - bar.n)
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error):  # the command has just ended
                 latest = _sample(process.pid, runs, time.perf_counter() - started)
             if marks and latest.runs >= marks[0]:
                 yield latest
@@ -156,7 +176,9 @@ def _samples(folder: Path, number: int) -> Iterator[Sample]:
     if process.returncode:
         last_line = log.read_text().strip().splitlines()[-1:]
         raise UserError(f"the runs that are timed failed: {last_line}")
-    if marks:  # the last record was written after the last look at the processes
+    if marks:
+        # The last record was written after the last look at the processes, whose CPU time
+        # and memory have to do
         yield replace(latest, runs=number, wall_s=time.perf_counter() - started)
 
 
@@ -169,6 +191,7 @@ def _sample(pid: int, runs: int, wall_s: float) -> Sample:
     server_rss = 0
     for child in parent.children():
         times.append(child.cpu_times())
+        # The largest child: the others are small helpers of Python
         server_rss = max(server_rss, child.memory_info().rss)
     cpu_s = 0.0
     for process_times in times:
@@ -178,7 +201,8 @@ def _sample(pid: int, runs: int, wall_s: float) -> Sample:
 
 
 def _training_seconds(folder: Path) -> float:
-    """The mean seconds that a run trained and evaluated, by the records."""
+    """The mean seconds that a run has trained and evaluated, from the records in
+    `folder`."""
     seconds = []
     for path in folder.glob("outputs/records/*.json"):
         cost = json.loads(path.read_text())["cost"]

@@ -26,15 +26,16 @@ from runs.training.policy_gradient import (
 from runs.training.sampling import CompletionKey, sample_completions, uniform_numbers
 
 ROUNDS = 5
-#: How many prompts a step has, how many samples a prompt, and how many tokens a
-#: completion.
+#: The sizes of a step: its prompts, the samples of a prompt, the tokens of a completion.
 SIZES = ((4, 8, 16), (4, 8, 1))
+#: Further ones, with full=true.
 MORE_SIZES = ((4, 8, 64), (16, 16, 1))
 LEARNING_RATE = 1e-4
 
 
 def reward(full: bool) -> list[Row]:
-    """SmolLM2-135M with LoRA r=8 on all linear layers, in float32 on a CPU."""
+    """Times steps of SmolLM2-135M with LoRA r=8 on all linear layers, in float32. full: also
+    steps of MORE_SIZES."""
     folder = smollm2()
     rows: list[Row] = []
     for prompts, samples, tokens in SIZES + (MORE_SIZES if full else ()):
@@ -58,12 +59,14 @@ def smollm2() -> Path:
 
 
 def even_tokens(ids: list[int]) -> float:
-    """A reward with a signal: the share of even token ids."""
+    """The reward of a completion: the share of even token ids. It differs between samples,
+    so that there is a gradient."""
     return sum(token % 2 == 0 for token in ids) / len(ids)
 
 
 class OwnStep:
-    """A step as runs/training/reward.py makes it."""
+    """A step of training by reward, with the functions that runs/training/reward.py uses.
+    Each call does one. samples: of each prompt; tokens: of each completion."""
 
     def __init__(self, folder: Path, texts: list[str], samples: int, tokens: int):
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -81,18 +84,11 @@ class OwnStep:
         self.step = 0
 
     def __call__(self) -> None:
-        numbers_of_prompts = []
-        for row in range(len(self.prompts)):
-            positions = [
-                CompletionKey(0, self.step, row, sample)
-                for sample in range(self.samples)
-            ]
-            numbers_of_prompts.append(
-                [uniform_numbers(position, self.tokens) for position in positions]
-            )
-        numbers = np.array(numbers_of_prompts)
+        """Samples completions, rewards them, and updates the adapter."""
         # Without end tokens, so that every completion has the same length
-        groups = sample_completions(self.model, self.prompts, numbers, 1.0, [])
+        groups = sample_completions(
+            self.model, self.prompts, self._random_numbers(), temperature=1.0, ends=[]
+        )
         rewards = torch.tensor(
             [[even_tokens(ids) for ids in group] for group in groups]
         )
@@ -105,17 +101,31 @@ class OwnStep:
             self.prompts, groups, advantages, weights_of_groups, strict=True
         ):
             rows += policy_rows(prompt, group, advantage, weight)
-        tokens = token_tensors(self.model, rows, 1.0)
+        tokens = token_tensors(self.model, rows, temperature=1.0)
         loss = policy_loss(tokens.log_p, tokens.advantages, tokens.weights)
         torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        torch.nn.utils.clip_grad_norm_(self.trained, max_norm=1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
 
+    def _random_numbers(self) -> np.ndarray:
+        """The random numbers of the step's completions, (prompts, samples, tokens)."""
+        numbers_of_prompts = []
+        for prompt in range(len(self.prompts)):
+            numbers_of_samples = []
+            for sample in range(self.samples):
+                key = CompletionKey(
+                    seed=0, step=self.step, prompt=prompt, sample=sample
+                )
+                numbers_of_samples.append(uniform_numbers(key, self.tokens))
+            numbers_of_prompts.append(numbers_of_samples)
+        return np.array(numbers_of_prompts)
+
 
 class TrlStep:
-    """A step of TRL's trainer, with peft's LoRA of the same size."""
+    """A step of TRL's trainer, with peft's LoRA of the same size. Each call does one, and
+    returns its seconds. output: a folder that the trainer needs."""
 
     def __init__(
         self, folder: Path, texts: list[str], samples: int, tokens: int, output: str
@@ -171,5 +181,6 @@ class TrlStep:
         self.trainer.remove_callback(PrinterCallback)
 
     def __call__(self) -> float:
+        # The clock leaves out what the trainer does before and after its only step
         self.trainer.train()
         return self.clock.seconds

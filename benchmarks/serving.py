@@ -1,5 +1,5 @@
-"""Answers: many adapters in one batch; and beam search for E2E, beside transformers'
-own."""
+"""How fast models answer: many adapters in one batch, beside the base model and peft; and
+beam search for E2E, beside transformers' own."""
 
 import copy
 import tempfile
@@ -15,6 +15,7 @@ from benchmarks.training import (
     DEVICE,
     SHAPES,
     Row,
+    Shape,
     base_model,
     share_weights,
     time_in_turns,
@@ -23,14 +24,15 @@ from benchmarks.training import (
 from tasks.beam import BeamSearch, beam_search, transformers_search
 from vera.methods.layers import layer_changes
 
-#: How many adapters are in memory. A batch uses the first number of them. The last
-#: number is measured only with full=true.
+#: How many adapters are in memory. The first number is also how many requests a batch has.
+#: The last number is measured only with full=true.
 RESIDENT = (64, 1000, 10_000)
+ROUNDS = 5
 
 
 def serving(full: bool) -> list[Row]:
-    """Short requests in a batch of 64, each for another adapter, beside the base
-    model."""
+    """Times batches of short requests, each for another adapter, beside the base model.
+    full: with more adapters in memory, and more lengths."""
     shape, count = SHAPES[0], RESIDENT[0]
     base = base_model(shape).eval()
     method = vera.VeRA(rank=shape.rank)
@@ -52,17 +54,10 @@ def serving(full: bool) -> list[Row]:
     peft_lora = peft_model_with("peft LoRA r=8", base, names)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "adapter"
-        rows: list[Row] = []
-        saved_models: list[tuple[str, nn.Module, vera.Method]] = [
-            (f"LoRA r={lora.rank}", with_lora, lora),
-            # The last file stays: it is the one that is served
-            (f"VeRA r={method.rank}", with_vera, method),
+        rows = [
+            save_adapter(with_lora, lora, shape, Path(folder) / "lora"),
+            save_adapter(with_vera, method, shape, path),
         ]
-        for label, model, method_of_model in saved_models:
-            row: Row = {"part": "adapter file", "model": shape.label, "variant": label}
-            row["bytes"] = vera.save(model, method_of_model, path)
-            row["parameters"] = method_of_model.count(model)
-            rows.append(row)
         for resident in RESIDENT if full else RESIDENT[:2]:
             for i in range(len(adapters), resident):
                 adapters.add(str(i), path)
@@ -70,29 +65,40 @@ def serving(full: bool) -> list[Row]:
                 ids = torch.randint(
                     3, shape.config["vocab_size"], (count, length), device=DEVICE
                 )
+                many = partial(with_many, ids, adapter_names=names)
                 work = {
                     "base model": partial(base, ids),
-                    f"VeRA, {count} of {resident:,} adapters": partial(
-                        with_many, ids, adapter_names=names
-                    ),
+                    f"VeRA, {count} of {resident:,} adapters": many,
                 }
                 if resident == count:
                     mixed = partial(peft_lora, ids, adapter_names=names)
+                    one_by_one = partial(answer_one_by_one, peft_vera, ids)
                     work |= {
                         "VeRA, one adapter, merged": partial(merged, ids),
                         "VeRA, one adapter, not merged": partial(with_vera, ids),
                         f"peft LoRA r=8, mixed batch of {count}": mixed,
-                        f"peft VeRA, batch split over {count}": partial(
-                            split, peft_vera, ids
-                        ),
+                        f"peft VeRA, batch split over {count}": one_by_one,
                     }
                 about = {"part": "serving", "tokens": length, "resident": resident}
-                rows += time_in_turns(work, 5, about)
+                rows += time_in_turns(work, ROUNDS, about)
         size = sum(
             vector.untyped_storage().nbytes() for vector in adapters.vectors.values()
         )
         label = f"{len(adapters):,} adapters in memory"
         return [*rows, {"part": "resident", "variant": label, "bytes": size}]
+
+
+def save_adapter(
+    model: nn.Module, method: vera.LoRA | vera.VeRA, shape: Shape, path: Path
+) -> Row:
+    """Saves a model's adapter. Returns the row of its file: bytes and parameters."""
+    return {
+        "part": "adapter file",
+        "model": shape.label,
+        "variant": f"{type(method).__name__} r={method.rank}",
+        "bytes": vera.save(model, method, path),
+        "parameters": method.count(model),
+    }
 
 
 def peft_model_with(name: str, base: nn.Module, adapters: list[str]) -> Any:
@@ -104,8 +110,9 @@ def peft_model_with(name: str, base: nn.Module, adapters: list[str]) -> Any:
     return model.eval()
 
 
-def split(model: Any, ids: Tensor) -> None:
-    """A forward pass for each adapter, which is what peft offers for VeRA."""
+def answer_one_by_one(model: Any, ids: Tensor) -> None:
+    """Does a forward pass for each row of a batch, row i with adapter i: for VeRA peft has
+    no batches of several adapters."""
     for i in range(len(ids)):
         model.set_adapter(str(i))
         model(ids[i : i + 1])
@@ -114,6 +121,8 @@ def split(model: Any, ids: Tensor) -> None:
 # --- beam search
 
 GPT2: dict[str, Any] = {"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024}
+#: The transformers configuration of each model. Only the first is measured without
+#: full=true.
 MODELS = {
     "GPT-2 small": GPT2,
     "GPT-2 medium": GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16},
@@ -121,8 +130,8 @@ MODELS = {
 
 
 def decoding(full: bool) -> list[Row]:
-    """Beam search from prompts of 20 to 50 tokens, with 10 beams, and without an end
-    token, so that every search takes all steps."""
+    """Times beam searches with 10 beams from prompts of 20 to 49 tokens. No end token can
+    come, so that every search takes all steps. full: both models, and longer searches."""
     import transformers
 
     rows = []
@@ -143,14 +152,17 @@ def decoding(full: bool) -> list[Row]:
         ]
         # An id beyond the vocabulary, which no search writes
         ends = (shape["vocab_size"],)
-        search = BeamSearch(10, (0.9,), 4, steps, ends)
+        search = BeamSearch(
+            beams=10,
+            penalties=(0.9,),
+            no_repeat_ngram=4,
+            max_new_tokens=steps,
+            ends=ends,
+        )
         work = {
             "model.generate": partial(transformers_search, model, prompts, search),
             "this project's search": partial(beam_search, model, prompts, search),
         }
-        rows += time_in_turns(
-            work,
-            3,
-            {"part": "decoding", "model": label, "items": count, "steps": steps},
-        )
+        about = {"part": "decoding", "model": label, "items": count, "steps": steps}
+        rows += time_in_turns(work, rounds=3, about=about)
     return rows

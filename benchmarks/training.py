@@ -1,6 +1,6 @@
-"""Pieces of work in interleaved rounds; training beside peft, of models with random
-weights: times and memory of steps; and a run on cores that others use, too, by the way
-in which OpenMP's threads wait."""
+"""Times pieces of work in interleaved rounds, for all benchmarks. Two of them are here:
+training steps of models with random weights, beside peft; and a run on cores that other
+processes use, too, by the way in which OpenMP's threads wait."""
 
 import copy
 import gc
@@ -38,12 +38,17 @@ Row = dict[str, Any]
 def time_in_turns(
     work: Mapping[str, Callable[[], Any]], rounds: int, about: Row, warm_up: int = 1
 ) -> list[Row]:
-    """The seconds of each piece of work, and in each round its ratio to those of the
-    first piece. The pieces take turns, so that a slow minute of the machine hits all
-    alike; the first `warm_up` rounds do not count. A piece that returns a float has
-    measured its own seconds.
+    """Times pieces of work. They take turns, so that a slow minute of the machine hits all
+    alike.
 
-    about: what each row says beside its variant and times."""
+    Args:
+        work: the pieces by name. One that returns a float has measured its own seconds.
+        rounds: how often each piece is timed.
+        about: what each row says beside its variant and times.
+        warm_up: how many further rounds come first, which do not count.
+
+    Returns a row for each piece: its name (variant), its seconds in each round, and their
+    ratios to the first piece's seconds in that round."""
     names = list(work)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     title = str(about["part"])
@@ -56,13 +61,13 @@ def time_in_turns(
                 seconds[name].append(piece_seconds)
     rows = []
     for name in names:
-        pairs = zip(seconds[name], seconds[names[0]], strict=True)
-        ratios = [
-            piece_seconds / first_seconds for piece_seconds, first_seconds in pairs
-        ]
-        rows.append(
-            about | {"variant": name, "seconds": seconds[name], "ratios": ratios}
-        )
+        ratios = []
+        for piece_seconds, first_seconds in zip(
+            seconds[name], seconds[names[0]], strict=True
+        ):
+            ratios.append(piece_seconds / first_seconds)
+        row = about | {"variant": name, "seconds": seconds[name], "ratios": ratios}
+        rows.append(row)
     return rows
 
 
@@ -78,12 +83,12 @@ def _seconds(piece: Callable[[], Any]) -> float:
 
 
 def markdown(rows: list[Row]) -> str:
-    """A table for each part: what a row is about, then the minimum and median of its
-    times, and the median, lowest and highest ratio of a round; bytes as they are."""
+    """The rows as Markdown tables, one for each part. Columns are in the order in which
+    rows first have them."""
     tables = []
-    for _, of_part in groupby(rows, lambda row: row["part"]):
-        texts_of_rows = [_cells(row) for row in of_part]
-        columns: dict[str, None] = {}  # in the order in which they come first
+    for _, rows_of_part in groupby(rows, lambda row: row["part"]):
+        texts_of_rows = [_cells(row) for row in rows_of_part]
+        columns: dict[str, None] = {}  # a dictionary, since a set has no order
         for texts in texts_of_rows:
             columns |= dict.fromkeys(texts)
         rule = ["---" if name in ("model", "variant") else "---:" for name in columns]
@@ -95,7 +100,8 @@ def markdown(rows: list[Row]) -> str:
 
 
 def _cells(row: Row) -> dict[str, str]:
-    """The texts of a row by the names of the columns."""
+    """The texts of a row by the names of the columns: its values as they are, but of its
+    seconds the least and the median, and of its ratios the median and the range."""
     texts = {}
     for name, value in row.items():
         if name not in ("part", "seconds", "ratios"):
@@ -113,8 +119,8 @@ def _cells(row: Row) -> dict[str, str]:
 
 
 class Shape(NamedTuple):
-    """A model: its transformers configuration, VeRA's rank on it, and the tokens of a
-    sequence."""
+    """A model that is measured. label: its name in tables. rank: VeRA's. config: its
+    transformers configuration. sequence: the tokens of each sequence of a batch."""
 
     label: str
     rank: int
@@ -138,6 +144,7 @@ LARGE = {
 }
 # One block of the size of those in Llama's 7B
 LLAMA = {"model_type": "llama", "num_hidden_layers": 1, "vocab_size": 256}
+#: The models; only the first is measured without full=true.
 SHAPES = (
     Shape("RoBERTa-base", 1024, ROBERTA),
     Shape("RoBERTa-large", 256, ROBERTA | LARGE),
@@ -157,8 +164,9 @@ def base_model(shape: Shape) -> nn.Module:
 
 
 def share_weights(base: nn.Module) -> nn.Module:
-    """A frozen copy with the same weights in memory: many variants then take no more of it
-    than one."""
+    """A frozen copy of a model whose weights are the same tensors in memory, so that many
+    variants take no more memory than one."""
+    # deepcopy takes these for copies that it has already made
     memo: dict[int, Any] = {
         id(p): nn.Parameter(p.data, requires_grad=False) for p in base.parameters()
     }
@@ -166,8 +174,9 @@ def share_weights(base: nn.Module) -> nn.Module:
 
 
 def variant(name: str, base: nn.Module, shape: Shape) -> nn.Module:
-    """The base model with the trained parameters of a variant: "VeRA" alone or with one
-    of its paths, "peft VeRA", "peft LoRA r=8" or "full"."""
+    """A copy of the base model with the trained parameters of a variant. name: one of
+    METHODS or MORE_METHODS; "VeRA" may be followed by its path, the way in which it
+    computes ("VeRA factor")."""
     if name == "full":
         return copy.deepcopy(base).requires_grad_(True)
     model = share_weights(base)
@@ -187,8 +196,9 @@ def variant(name: str, base: nn.Module, shape: Shape) -> nn.Module:
 
 
 def batch_of(shape: Shape, base: nn.Module, tokens: int) -> Tensor:
-    """The embeddings of a random batch with this number of tokens in all. A model of one
-    layer stands for a block in the middle of a stack, whose input needs a gradient."""
+    """The embeddings of a random batch with this number of tokens in all, (sequences,
+    tokens, width). A model of one layer stands for a block in the middle of a stack: its
+    input needs a gradient, too."""
     sequence = min(shape.sequence, tokens)
     ids = torch.randint(
         3, shape.config["vocab_size"], (tokens // sequence, sequence), device=DEVICE
@@ -198,14 +208,15 @@ def batch_of(shape: Shape, base: nn.Module, tokens: int) -> Tensor:
 
 
 def loss_of(model: nn.Module, batch: Tensor) -> Tensor:
-    """The mean size of the last hidden states."""
+    """A loss for timing: the mean absolute value of the last hidden states. batch: of
+    `batch_of`."""
     with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=DEVICE == "cuda"):
         states: Tensor = model(inputs_embeds=batch)[0]
         return states.float().abs().mean()
 
 
 def stepper(model: nn.Module) -> Callable[[Tensor], None]:
-    """A function that does a whole training step."""
+    """A function that does a whole training step of a model on a batch."""
     optimizer = torch.optim.AdamW(
         [p for p in model.train().parameters() if p.requires_grad], lr=1e-4
     )
@@ -227,8 +238,8 @@ MORE_METHODS = ("VeRA factor", "VeRA hybrid", "VeRA materialised", "full")
 
 
 def training(full: bool) -> list[Row]:
-    """Whole training steps of each model, and the peak memory of two of them in a
-    process of their own."""
+    """Times whole training steps of each model and variant, and measures the peak memory of
+    two steps in a process of their own. full: with all models, variants and lengths."""
     rows = []
     names = list(METHODS)
     shapes = list(SHAPES[:1])
@@ -278,8 +289,8 @@ def _peak_of_steps(name: str, shape: Shape, tokens: int) -> int:
 
 # --- a run beside others
 
-#: The environment of each way of waiting. By default a thread of GCC's OpenMP turns a
-#: loop 300,000 times before it sleeps.
+#: The environment variables of each way of waiting, by its name. By default a thread of
+#: GCC's OpenMP turns a loop 300,000 times before it sleeps.
 WAITS = {
     "OpenMP's default": {"GOMP_SPINCOUNT": "300000"},
     "the harness's": SPINNING,
@@ -287,25 +298,28 @@ WAITS = {
 }
 #: How many other processes keep the cores busy.
 BUSY = 2
-#: What each of them does. None outlives this process.
+#: The Python code that each of them runs. It ends with this process.
 BUSY_LOOP = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
 
 
 def contention(full: bool) -> list[Row]:
-    """Seconds of an epoch of full fine-tuning, MiniLM on reviews, by how threads wait:
-    on a machine that is idle otherwise, and beside busy processes."""
-    _epoch({}, 0)  # fetches model and data
+    """Times an epoch of full fine-tuning, MiniLM on reviews, for each way in which threads
+    wait: on a machine that is idle otherwise, and beside busy processes. full: three times
+    instead of once."""
+    _epoch(waits={}, busy=0)  # fetches model and data
     work = {}
     for busy in (0, BUSY):
         for name, waits in WAITS.items():
             title = f"{name}, beside {busy} busy processes"
-            work[title] = partial(_epoch, waits, busy)
-    return time_in_turns(work, 3 if full else 1, {"part": "contention"}, warm_up=0)
+            work[title] = partial(_epoch, waits=waits, busy=busy)
+    rounds = 3 if full else 1
+    return time_in_turns(work, rounds, {"part": "contention"}, warm_up=0)
 
 
 def _epoch(waits: dict[str, str], busy: int) -> float:
-    """The seconds that a run took to train and to evaluate, by its record. waits: variables
-    of its environment. busy: how many busy processes there are beside it."""
+    """Does a run of one epoch. Returns the seconds that it took to train and to evaluate,
+    from its record. waits: a value of WAITS. busy: how many busy processes are beside
+    it."""
     command = [sys.executable, "-m", "runs", "task=reviews", "model=minilm"]
     command += ["method=full", "train.epochs=1"]
     command += ["keep=none", "tracking=off", "table=false"]
