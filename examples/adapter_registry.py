@@ -26,6 +26,7 @@ from vera.head_file import HEAD_FORMAT
 from vera.sites import head_parameters
 
 LONGEST_NAME = 255  # characters
+#: The files of a run's folder.
 ADAPTER = "adapter.safetensors"
 HEAD = "head.safetensors"
 #: How many names `report` prints.
@@ -66,9 +67,10 @@ def load(folder: str) -> BaseModel:
 class Resident:
     """An adapter in memory.
 
-    adapters: the model that it is on. key: its name there; None is the base model
-    itself. classes: the names of its classes, where it has some. hashes: of its files,
-    by their names."""
+    adapters: the model that it is on, with other adapters. key: its name there, which is
+    new for each version of an adapter; None stands for the base model itself. classes: the
+    names of its classes, where it has some. hashes: the SHA-256 of its files, by their
+    names."""
 
     adapters: vera.Adapters
     key: str | None
@@ -81,9 +83,11 @@ class Registry:
     are on one model; all models share the base model's weights. Any thread may call a
     method.
 
-    alone: the base model without an adapter. models: the models by method, settings and
-    number of labels. residents: the adapters by name. compute_thread: the one thread that
-    uses the models, which take one call at a time."""
+    alone: the base model without an adapter. models: by a text of method, settings and
+    number of labels. residents: the adapters by name; a change replaces this dictionary,
+    so that other threads can read it at any time. folders_put: the folders of adapters that
+    came by `put`, by name. compute_thread: the one thread that uses the models, which take
+    one call at a time."""
 
     def __init__(
         self,
@@ -96,7 +100,7 @@ class Registry:
 
         Args:
             base: The base model.
-            own_head: Whether the base model answers, too.
+            own_head: Whether the base model has a trained head, and so answers, too.
             patterns: [NAME=]FOLDER, for `read`; FOLDER may be a pattern such as runs/*.
             root: The folder below which `put` finds adapters.
         """
@@ -104,7 +108,7 @@ class Registry:
         self.own_head = own_head
         self.patterns = patterns
         self.root = root
-        # The name of a parameter of the last layer, (labels, ...)
+        # The name of a parameter of the last layer; its first dimension is the labels
         self.output = list(head_parameters(base))[-1]
         self.alone = Resident(vera.Adapters(base), None, _class_names(base), {})
         self.models: dict[str, vera.Adapters] = {}
@@ -118,9 +122,9 @@ class Registry:
         self.order_lock = threading.Lock()
 
     def read(self) -> None:
-        """Reads the folders: adds new and changed adapters, removes those that are
-        gone. One that cannot be read leaves what was there, and a line on stderr says
-        why."""
+        """Reads the folders again: adds new and changed adapters, and removes those that
+        are gone. If one cannot be read, the adapter of its name stays as it was, and a
+        line on stderr says why."""
         with self.change_lock:
             residents_before = self.residents
             folders = self._folders()
@@ -141,12 +145,13 @@ class Registry:
                     print(f"{state}: {first_line(error)}", file=sys.stderr, flush=True)
             report(self.residents, f"on {self.base.device}")
             if residents_before:
+                # The names that are new or gone, or have another adapter now
                 changes = {*residents_before.items()} ^ {*self.residents.items()}
                 report({name for name, _ in changes}, "changed")
 
     def _folders(self) -> dict[str, Path]:
-        """The folder of each name: those of `put`, while they are there, and those of
-        the command line."""
+        """The folder of each name: those of the command line, and those of `put`, which
+        come first where both have a name. Forgets those of `put` that are gone."""
         folders = {}
         for pattern in self.patterns:
             for path in sorted(glob.glob(pattern)) or [pattern]:
@@ -158,7 +163,8 @@ class Registry:
         return folders | self.folders_put
 
     def put(self, name: str, folder: str | Path) -> None:
-        """Serves an adapter like `add`, from a folder below the root.
+        """Serves an adapter from a folder below the root, in place of another one of its
+        name.
 
         Args:
             name: What requests call it.
@@ -182,8 +188,9 @@ class Registry:
             self.folders_put[name] = resolved
 
     def add(self, name: str, folder: Path) -> None:
-        """Serves a folder's adapter, in place of another one of its name. For `read`
-        and `put`.
+        """Serves a folder's adapter, in place of another one of its name. Does nothing if
+        the files are those that it serves already. For `read` and `put`, which hold the
+        lock.
 
         Args:
             name: What requests call it.
@@ -214,12 +221,13 @@ class Registry:
             shape = read_file(head, HEAD_FORMAT).shapes.get(self.output)
             labels = shape[0] if shape else labels
             classes = vera.read_classes(head)
-        # Dropout and the start of d may differ on one model
+        # Adapters may share a model though their dropout and their start of d differ:
+        # answers depend on neither
         settings = vera.read_method(file).settings() | {"dropout": 0, "d_init": 0}
         kind = f"{labels} {sorted(settings.items())}"
         key = secrets.token_hex(8)
         adapters = self.models.get(kind)
-        if adapters is None:  # Nothing is computed by it yet
+        if adapters is None:  # Nothing is computed by the new model yet: any thread may
             adapters = vera.Adapters(share_weights(self.base, self.output, labels))
             adapters.add(key, file, head)
             self.models[kind] = adapters
@@ -228,8 +236,8 @@ class Registry:
         self.replace(name, Resident(adapters, key, classes, hashes))
 
     def replace(self, name: str, successor: Resident | None = None) -> bool:
-        """Puts an adapter in the place of another one, which leaves its model after the
-        requests that have it.
+        """Puts an adapter in the place of another one. The old one leaves its model after
+        the requests that were meant for it.
 
         Args:
             name: The name of both.
@@ -249,7 +257,8 @@ class Registry:
 
 
 def share_weights(base: Any, output: str, labels: int) -> Any:
-    """A copy with the same weights in memory, but for its last layer.
+    """A copy of a model with the same weights in memory. Its last layer is new, and zero,
+    if the copy gets another number of outputs.
 
     Args:
         base: The base model.
@@ -266,7 +275,7 @@ def share_weights(base: Any, output: str, labels: int) -> Any:
 
 
 def _class_names(base: Any) -> list[str] | None:
-    """The names of the base model's classes; None where they have none."""
+    """The names of the base model's classes, by index; None where they have none."""
     labels = base.config.id2label
     # transformers calls a class without a name LABEL_1
     if labels.get(0) == "LABEL_0":
@@ -275,7 +284,8 @@ def _class_names(base: Any) -> list[str] | None:
 
 
 def report(names: Collection[str], where: str) -> None:
-    """Prints how many adapters there are, and the first of their names."""
+    """Prints how many adapters there are, and the first of their names. where: the words
+    after "adapters", such as "from PUT"."""
     listed = ", ".join(map(ascii, sorted(names)[:NAMES_SHOWN])) or "none"
     if len(names) > NAMES_SHOWN:
         listed += ", ..."
@@ -299,10 +309,11 @@ def check_record(folder: Path) -> dict[str, str]:
         folder: A run's.
 
     Returns:
-        The SHA-256 of each file, by its name.
+        The SHA-256 of the adapter and of the head, by their files' names; only of those
+        that are there.
 
     Raises:
-        AdapterError: The record has another one.
+        AdapterError: The record has another hash for a file.
     """
     run = folder.resolve()
     path = run.parent.parent / "records" / f"{run.name}.json"

@@ -15,7 +15,9 @@ import random
 import sys
 from pathlib import Path
 
-ROWS, PLANTED, SEED = 1000, 50, 0
+#: How many rows are written, and how many of them get a wrong label.
+ROWS, PLANTED = 1000, 50
+SEED = 0
 OTHER_LABEL = {"negative": "positive", "positive": "negative"}
 
 
@@ -25,7 +27,7 @@ def planted_rows() -> set[int]:
 
 
 def plant(target: Path) -> None:
-    """Writes the demo's training rows with the planted labels."""
+    """Writes the demo's training rows with the planted labels. target: a new CSV file."""
     from tasks import reviews
 
     train = reviews.splits(train_rows=ROWS, dev_rows=500)["train"]
@@ -41,14 +43,16 @@ def plant(target: Path) -> None:
 
 
 def count(suspects: Path) -> list[str]:
-    """How many planted labels stand in the first rows of a list of `mistakes`, and how
-    many among the rows that are predicted otherwise."""
+    """Counts the planted labels among the first rows of a list of `vera-bench mistakes`,
+    and among its rows whose prediction is not the label. Returns a line for each count.
+
+    suspects: the list, a CSV file."""
     with open(suspects, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     planted = planted_rows()
     selections = {}
-    for first in (PLANTED, 2 * PLANTED, 4 * PLANTED):
-        selections[f"first {first} rows"] = rows[:first]
+    for length in (PLANTED, 2 * PLANTED, 4 * PLANTED):
+        selections[f"first {length} rows"] = rows[:length]
     differing = [row for row in rows if row["label"] != row["predicted"]]
     selections[f"{len(differing)} rows predicted otherwise"] = differing
     lines = []
@@ -63,6 +67,6 @@ if __name__ == "__main__":
     commands = {"plant": plant, "count": count}
     if len(sys.argv) != 3 or sys.argv[1] not in commands:
         sys.exit(__doc__)
-    answer = commands[sys.argv[1]](Path(sys.argv[2]))
-    if answer:
-        print("\n".join(answer))
+    lines = commands[sys.argv[1]](Path(sys.argv[2]))
+    if lines:
+        print("\n".join(lines))

@@ -66,12 +66,13 @@ class Question(BaseModel, extra="forbid"):
 
     @model_validator(mode="after")
     def check_pairs(self) -> "Question":
+        """Refuses pairs that do not fit the texts."""
         if self.text_pair is not None and _length(self.text) != _length(self.text_pair):
             raise ValueError("text_pair needs one text for each in text")
         return self
 
-    def items(self) -> list["Asked"]:
-        """The question as single texts, or single pairs."""
+    def items(self) -> list["Item"]:
+        """The question, taken apart into single texts or pairs."""
         texts = self.text if isinstance(self.text, list) else [self.text]
         pairs: Sequence[str | None] = [None] * len(texts)
         if isinstance(self.text_pair, list):
@@ -80,7 +81,7 @@ class Question(BaseModel, extra="forbid"):
             pairs = [self.text_pair]
         items = []
         for text, pair in zip(texts, pairs, strict=True):
-            items.append(Asked(self.adapter, text, pair))
+            items.append(Item(self.adapter, text, pair))
         return items
 
 
@@ -90,8 +91,9 @@ def _length(texts: str | list[str]) -> int | None:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One text, or one pair, and the name of the adapter that is to answer."""
+class Item:
+    """One text, or one pair, and the name of the adapter that is to answer; None for the
+    base model."""
 
     adapter: str | None
     text: str
@@ -134,17 +136,19 @@ class Source(BaseModel, extra="forbid"):
 
 @dataclass(frozen=True)
 class Waiting:
-    """A text that waits for its answer. future: where the answer goes."""
+    """An item that waits for its answer. resident: the adapter that its name stood for when
+    it came. future: gets the answer."""
 
-    asked: Asked
+    item: Item
     resident: Resident
     future: asyncio.Future[Answer]
 
 
 class Batches:
-    """The texts that wait, and how they are answered in batches.
+    """The items that wait, and how they are answered in batches.
 
-    waiting: the texts. sizes: of the newest batches."""
+    waiting: the items, the oldest first. sizes: how many items each of the newest batches
+    had. max_input_tokens: where a text is cut."""
 
     def __init__(self, registry: Registry, tokenizer: Any) -> None:
         self.registry = registry
@@ -154,57 +158,61 @@ class Batches:
         self.sizes: deque[int] = deque(maxlen=BATCHES_REMEMBERED)
 
     def submit(self, waiting: Waiting) -> None:
-        """Makes a text wait, and answers it in a batch of those that wait then."""
+        """Makes an item wait, and has the compute thread answer a batch of those that wait
+        when it gets there."""
         self.waiting.append(waiting)
         self.registry.compute_thread.submit(self._answer_waiting)
 
     def _answer_waiting(self) -> None:
-        """Answers a batch of the texts that wait. Each text submits one such call, so that
-        it is answered by its own call at the latest."""
+        """Answers a batch of the items that wait. There is one such call for each item, so
+        that none is forgotten; a call whose item an earlier batch had may find nothing."""
         count = min(len(self.waiting), LARGEST_BATCH)
         batch = [self.waiting.popleft() for _ in range(count)]
         self.sizes.append(len(batch))
         by_model: dict[int, list[Waiting]] = {}
-        for item in batch:
-            by_model.setdefault(id(item.resident.adapters), []).append(item)
-        for items in by_model.values():
-            answers = self._compute(items)
-            loop = items[0].future.get_loop()
-            loop.call_soon_threadsafe(_deliver, items, answers)
+        for waiting in batch:
+            by_model.setdefault(id(waiting.resident.adapters), []).append(waiting)
+        for batch_of_model in by_model.values():
+            answers = self._compute(batch_of_model)
+            # The futures belong to the event loop's thread, not to this one
+            loop = batch_of_model[0].future.get_loop()
+            loop.call_soon_threadsafe(_deliver, batch_of_model, answers)
 
-    def _compute(self, items: Sequence[Waiting]) -> list[Answer | Exception]:
-        """The answers of one model. A text that cannot be computed fails alone."""
+    def _compute(self, batch: Sequence[Waiting]) -> list[Answer | Exception]:
+        """The answers to a batch for one model. If it fails, each item is computed by
+        itself, so that only the one at fault gets the error."""
         try:
-            logits = self._logits(items)
-            return [_answer(item, row) for item, row in zip(items, logits, strict=True)]
+            logits = self._logits(batch)
+            pairs = zip(batch, logits, strict=True)
+            return [_answer(waiting, outputs) for waiting, outputs in pairs]
         except Exception as error:
-            if len(items) == 1:
+            if len(batch) == 1:
                 return [error]
             answers = []
-            for item in items:
-                answers += self._compute([item])
+            for waiting in batch:
+                answers += self._compute([waiting])
             return answers
 
-    def _logits(self, items: Sequence[Waiting]) -> torch.Tensor:
-        """(texts, outputs), on the CPU."""
-        adapters = items[0].resident.adapters
+    def _logits(self, batch: Sequence[Waiting]) -> torch.Tensor:
+        """The outputs for a batch for one model, (items, outputs), on the CPU."""
+        adapters = batch[0].resident.adapters
         # Each text is tokenised by itself, then padded: one request cannot change
         # another's answer.
         tokens = []
-        for item in items:
-            text, pair = item.asked.text, item.asked.text_pair
+        for waiting in batch:
+            text, pair = waiting.item.text, waiting.item.text_pair
             tokens.append(
                 self.tokenizer(
                     text, pair, truncation=True, max_length=self.max_input_tokens
                 )
             )
-        batch = self.tokenizer.pad(tokens, return_tensors="pt")
-        batch = batch.to(self.registry.base.device)
+        inputs = self.tokenizer.pad(tokens, return_tensors="pt")
+        inputs = inputs.to(self.registry.base.device)
         names = {}
         if len(adapters):
-            names["adapter_names"] = [item.resident.key for item in items]
+            names["adapter_names"] = [waiting.resident.key for waiting in batch]
         with torch.inference_mode():
-            logits: torch.Tensor = adapters.model(**batch, **names).logits
+            logits: torch.Tensor = adapters.model(**inputs, **names).logits
             return logits.float().cpu()
 
 
@@ -221,29 +229,29 @@ def _max_input_tokens(base: Any, tokenizer: Any) -> int:
     return int(min(tokenizer.model_max_length, positions))
 
 
-def _answer(item: Waiting, outputs: torch.Tensor) -> Answer:
-    """The answer to a text, from its outputs (classes,)."""
-    adapter = item.asked.adapter
+def _answer(waiting: Waiting, outputs: torch.Tensor) -> Answer:
+    """The answer to an item, from its outputs (classes,), or (1,) for a regression."""
+    adapter = waiting.item.adapter
     if len(outputs) == 1:
         return Answer(adapter=adapter, score=float(outputs))
     row = outputs.softmax(-1).tolist()
     number = int(outputs.argmax())
-    classes = item.resident.classes
+    classes = waiting.resident.classes
     if not classes:
         return Answer(adapter=adapter, label=number, probabilities=row)
     probabilities = dict(zip(classes, row, strict=True))
     return Answer(adapter=adapter, label=classes[number], probabilities=probabilities)
 
 
-def _deliver(items: Sequence[Waiting], answers: Sequence[Answer | Exception]) -> None:
-    """Gives the answers to those who still wait for them."""
-    for item, answer in zip(items, answers, strict=True):
-        if item.future.done():
+def _deliver(batch: Sequence[Waiting], answers: Sequence[Answer | Exception]) -> None:
+    """Gives each item its answer, unless nobody waits for it any more."""
+    for waiting, answer in zip(batch, answers, strict=True):
+        if waiting.future.done():  # cancelled, for example by a client that left
             continue
         if isinstance(answer, Exception):
-            item.future.set_exception(answer)
+            waiting.future.set_exception(answer)
         else:
-            item.future.set_result(answer)
+            waiting.future.set_result(answer)
 
 
 # --- the application
@@ -266,8 +274,8 @@ def build(registry: Registry, tokenizer: Any, token: str | None = None) -> FastA
 
     @app.exception_handler(RequestValidationError)
     async def refuse(http: Request, error: RequestValidationError) -> JSONResponse:
-        """FastAPI's own answer repeats the input, which fails for NaN and lone
-        surrogates: not JSON."""
+        """Answers a wrong body. FastAPI's own answer would repeat the input, which fails
+        for NaN and lone surrogates: they are not JSON."""
         problems = []
         for problem in error.errors():
             problems.append({key: problem[key] for key in ("loc", "msg", "type")})
@@ -291,6 +299,7 @@ def _add_changes(app: FastAPI, registry: Registry, token: str | None) -> None:
     """Adds the requests that change adapters, for those who have the token."""
 
     def admin(authorization: Annotated[str, Header()] = "") -> None:
+        """Refuses a request without the token."""
         if token is None:
             raise HTTPException(
                 403, "this server has no token: nobody changes its adapters over HTTP"
@@ -341,16 +350,17 @@ def _add_questions(app: FastAPI, registry: Registry, batches: Batches) -> None:
             )
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Answer]] = []
+        # While it is held, the adapter cannot be replaced
         with registry.order_lock:
             resident = registry.alone if name is None else registry.residents.get(name)
             if resident is None:
                 raise HTTPException(
                     404, f"no adapter {name!r}: GET /adapters lists those here"
                 )
-            for asked in items:
+            for item in items:
                 future = loop.create_future()
                 futures.append(future)
-                batches.submit(Waiting(asked, resident, future))
+                batches.submit(Waiting(item, resident, future))
         answers = await asyncio.gather(*futures)
         return answers if isinstance(question.text, list) else answers[0]
 
@@ -359,7 +369,7 @@ def _add_questions(app: FastAPI, registry: Registry, batches: Batches) -> None:
 
 
 def read_options() -> argparse.Namespace:
-    """The command line."""
+    """The options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -401,8 +411,9 @@ def read_options() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Loads the base model and the adapters, and serves them until it is stopped."""
     options = read_options()
-    # It would report a missing head; the adapters have heads
+    # transformers would report that the head is missing, which the adapters bring
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -425,6 +436,7 @@ def main() -> None:
     )
 
     def read_again(*signal_and_frame: object) -> None:
+        """Reads the folders in a thread, so that the server answers meanwhile."""
         threading.Thread(target=registry.read).start()
 
     signal.signal(signal.SIGHUP, read_again)
