@@ -13,33 +13,39 @@ from analysis.frame import cells, runs
 from runs.record.ledger import Ledger
 from runs.record.schema import SCHEMA
 
-#: Exact counts of the paper's rows: another count would be a row of another size, which
-#: is not compared.
+#: Exact parameter counts of the paper's rows. A record with another count would be a row
+#: of another size, which is not compared with the paper's.
 COUNTS = yaml.safe_load(
     (Path(__file__).parent.parent / "conf" / "counts.yaml").read_text()
 )
-LABELS = {"vera": "VeRA r=1024", "lora": "LoRA r=8", "rte": "RTE"}
-LABELS |= {"roberta_base": "RoBERTa-base", "minilm": "MiniLM"}
+#: The label of a row, model or task, where it differs from the name.
+LABELS = {
+    "vera": "VeRA r=1024",
+    "lora": "LoRA r=8",
+    "rte": "RTE",
+    "roberta_base": "RoBERTa-base",
+    "minilm": "MiniLM",
+}
+#: The count of VeRA on RoBERTa-base, for rows that the paper does not have.
+OTHER_COUNT = 43008
 
 
-def count(model, row):
-    """Trained parameters without the head: the paper's row's, or those of VeRA on
-    RoBERTa-base where it has no such row."""
+def parameter_count(model, row):
+    """Trained parameters without the head: those of the paper's row, or OTHER_COUNT where
+    it has no such row."""
     if row in ("head", "none"):
         return 0
     name = row.removesuffix("_mnli")
-    for of in COUNTS:
-        if of["model"] == model and name in (
-            of["method"],
-            f"{of['method']}_r{of['settings'].get('rank')}",
-        ):
-            return of["count"]
-    return 43008
+    for entry in COUNTS:
+        name_with_rank = f"{entry['method']}_r{entry['settings'].get('rank')}"
+        if entry["model"] == model and name in (entry["method"], name_with_rank):
+            return entry["count"]
+    return OTHER_COUNT
 
 
-def of_metric(name):
-    """What a result says of its metric, and of the epoch that tables report: of a
-    perplexity the last."""
+def metric_fields(name):
+    """A result's fields about its metric and the epoch that tables report: the last one for
+    a perplexity."""
     if name == "perplexity":
         return {
             "metric": name,
@@ -68,149 +74,167 @@ def record(
     values=None,
     **changes,
 ):
-    """One record: the dev metric at its best epoch, the second, and at its last, the
-    third; or `values` of all epochs, the best of which is selected (none: it diverged
-    or failed before the first). Half A of dev lies 0.02 above and half B 0.02 below, of
-    5 rows each: the cross-fitted number is the same. `halves` makes them say something
-    else."""
-    place = 1 if values is None else values.index(max(values)) if values else 0
-    values = [best - 0.2, best, last] if values is None else list(values)
-    numbers = dict.fromkeys(("best", "best_epoch", "last"))
+    """One record.
+
+    Args:
+        best, last: the dev metric at its best epoch, which is the second of three, and at
+            the last one.
+        values: the dev metric of all epochs in place of these; the best is selected. None
+            of them for a run that diverged or failed before the first epoch ended.
+        changes: further fields, or others in place of those here.
+
+    Half A of the dev rows lies 0.02 above the metric and half B 0.02 below, so that the
+    cross-fitted number is the metric itself. `with_halves` gives them other values."""
+    if values is None:
+        values = [best - 0.2, best, last]
+        best_index = 1
+    else:
+        values = list(values)
+        best_index = values.index(max(values)) if values else 0
+    selected = dict.fromkeys(("best", "best_epoch", "last"))
+    protocols = {}
     if values:
-        numbers = {"best": values[place], "best_epoch": place + 1.0, "last": values[-1]}
+        selected = {
+            "best": values[best_index],
+            "best_epoch": best_index + 1.0,
+            "last": values[-1],
+        }
+        protocols = {"paper": selected}
     epochs = [i + 1.0 for i in range(len(values))]
-    made = {
+    names = {"row": row, "model": model, "task": task}
+    return {
         "schema": SCHEMA,
         "id": f"{model}-{row}-{task}-{seed}-{lr}-{status}",
         "status": status,
-    }
-    made |= {"error": None, "tries": [], "start": None, "deviations": list(deviations)}
-    made["cell"] = {
-        "paper": "table2_base",
-        "row": row,
-        "model": model,
-        "task": task,
-        "seed": seed,
-    }
-    made["label"] = {
-        of: LABELS.get(made["cell"][of], made["cell"][of])
-        for of in ("row", "model", "task")
-    }
-    made["config"] = {
-        "keep": "best",
-        "model": {"name": model, "path": f"/somebody/models/{model}"},
-    }
-    made["config"]["task"] = {
-        "name": task,
-        "family": "glue",
-        "data_dir": f"/somebody/{seed}/glue",
-    }
-    made["config"] |= {"method": {"kind": row, "rank": 8}, "seed": seed}
-    made["config"]["train"] = {"lr": lr, "epochs": len(values) or 3, "max_steps": None}
-    made |= {
+        "error": None,
+        "tries": [],
+        "start": None,
+        "deviations": list(deviations),
+        "cell": {
+            "paper": "table2_base",
+            "row": row,
+            "model": model,
+            "task": task,
+            "seed": seed,
+        },
+        "label": {key: LABELS.get(name, name) for key, name in names.items()},
+        "config": {
+            "keep": "best",
+            "model": {"name": model, "path": f"/somebody/models/{model}"},
+            "task": {
+                "name": task,
+                "family": "glue",
+                "data_dir": f"/somebody/{seed}/glue",
+            },
+            "method": {"kind": row, "rank": 8},
+            "seed": seed,
+            "train": {"lr": lr, "epochs": len(values) or 3, "max_steps": None},
+        },
         "recipe": {"name": "r", "source": "s"},
         "seeds": {"training": seed, "projection": 0},
-    }
-    made |= {
         "code": {"commit": "0123abc", "dirty": False},
         "versions": {"torch": "2.9"},
-    }
-    made |= {"device": {"type": "cpu", "name": "a CPU"}, "determinism": {"threads": 1}}
-    made |= {
+        "device": {"type": "cpu", "name": "a CPU"},
+        "determinism": {"threads": 1},
         "model": "hash",
         "data": {"content": "hash", "train_rows": 10, "dev_rows": 10},
+        "parameters": {
+            "adapter": parameter_count(model, row),
+            "head": 10,
+            "formula": parameter_count(model, row),
+        },
+        "effective_batch": 32,
+        "steps": len(values),
+        "curve": {
+            "epoch": epochs,
+            "train_loss": [1 / epoch for epoch in epochs],
+            "dev_loss": [1.5 / epoch for epoch in epochs],
+            "metric": values,
+            "metric_select": [value + 0.02 for value in values],
+            "metric_report": [value - 0.02 for value in values],
+        },
+        "result": {
+            **metric_fields("accuracy"),
+            "select": "paper",
+            **selected,
+            "protocols": protocols,
+        },
+        "cost": {
+            "train_seconds": 10.0,
+            "evaluate_seconds": 1.0,
+            "adapter_bytes": 172032,
+            "tokens_per_second": 5,
+            "peak_memory_bytes": 10**9,
+        },
+        **changes,
     }
-    made["parameters"] = {
-        "adapter": count(model, row),
-        "head": 10,
-        "formula": count(model, row),
-    }
-    made |= {"effective_batch": 32, "steps": len(values)}
-    made["curve"] = {"epoch": epochs, "train_loss": [1 / e for e in epochs]}
-    made["curve"] |= {"dev_loss": [1.5 / e for e in epochs], "metric": values}
-    made["curve"]["metric_select"] = [value + 0.02 for value in values]
-    made["curve"]["metric_report"] = [value - 0.02 for value in values]
-    made["result"] = {**of_metric("accuracy"), "select": "paper", **numbers}
-    made["result"]["protocols"] = {"paper": numbers} if values else {}
-    made["cost"] = {
-        "train_seconds": 10.0,
-        "evaluate_seconds": 1.0,
-        "adapter_bytes": 172032,
-    }
-    made["cost"] |= {"tokens_per_second": 5, "peak_memory_bytes": 10**9}
-    return made | changes
 
 
-def halves(made, a, b):
-    """The same record with these values on the halves A and B of dev, of 5 rows each,
-    at its epochs; the whole is their mean."""
-    made["curve"] |= {"metric_select": list(a), "metric_report": list(b)}
-    made["curve"]["metric"] = [
-        (one + other) / 2 for one, other in zip(a, b, strict=True)
-    ]
-    metrics = made["curve"]["metric"]
-    place = metrics.index(max(metrics))
-    made["result"]["protocols"] = {
+def with_halves(record, half_a, half_b):
+    """Gives a record these metrics on the halves A and B of the dev rows, one for each
+    epoch, and their mean on all dev rows. Changes the record and returns it."""
+    metrics = [(a + b) / 2 for a, b in zip(half_a, half_b, strict=True)]
+    record["curve"] |= {
+        "metric_select": list(half_a),
+        "metric_report": list(half_b),
+        "metric": metrics,
+    }
+    best_index = metrics.index(max(metrics))
+    record["result"]["protocols"] = {
         "paper": {
-            "best": metrics[place],
-            "best_epoch": made["curve"]["epoch"][place],
+            "best": metrics[best_index],
+            "best_epoch": record["curve"]["epoch"][best_index],
             "last": metrics[-1],
         }
     }
-    return made
+    return record
 
 
 SCORES = {"bleu": 68.0, "nist": 8.5, "meteor": 46.0, "rouge_l": 71.0, "cider": 2.4}
 
 
-def texts(
+def text_record(
     row="lora",
     seed=0,
     add=0.0,
     best_epoch=5.0,
     status="done",
     model="gpt2_medium",
-    **without,
+    **other_scores,
 ):
-    """A record of E2E: last and best epoch, two length penalties, an eighth of a point
-    apart."""
-    found = record(row, "e2e", seed, best=3.2, last=3.3, model=model, status=status)
+    """A record of E2E, with scores of the last and the best epoch for two length penalties.
+    These four are an eighth of a point apart.
+
+    add: what is added to each of SCORES. other_scores: in place of some of them."""
+    made = record(row, "e2e", seed, best=3.2, last=3.3, model=model, status=status)
+    is_done = status == "done"
+    made["curve"] = {"epoch": [1.0, 2.0, 3.0, 4.0, 5.0] if is_done else [1.0]}
+    made["texts"] = None
+    if not is_done:
+        return made
     entries = []
-    for i, (which, variant) in enumerate(
-        (w, v) for w in ("last", "best") for v in ("0.9", "0.8")
-    ):
-        scores = {
-            key: value + add + 0.125 * i for key, value in SCORES.items()
-        } | without
-        entries.append(
-            {
-                "which": which,
-                "epoch": 5.0 if which == "last" else best_epoch,
-                "variant": variant,
-                **scores,
-            }
-        )
-    done = status == "done"
-    found["curve"] = {"epoch": [1.0, 2.0, 3.0, 4.0, 5.0] if done else [1.0]}
-    found["texts"] = (
-        {"split": "test", "items": 630, "scores": entries} if done else None
-    )
-    return found
+    for which, epoch in (("last", 5.0), ("best", best_epoch)):
+        for variant in ("0.9", "0.8"):
+            shift = add + 0.125 * len(entries)
+            scores = {key: score + shift for key, score in SCORES.items()}
+            entry = {"which": which, "epoch": epoch, "variant": variant}
+            entries.append(entry | scores | other_scores)
+    made["texts"] = {"split": "test", "items": 630, "scores": entries}
+    return made
 
 
-def exact(
+def exact_record(
     row="lora", seed=0, task="gsm8k", model="llama3_2_3b", unread=0.0, beams=1, **parts
 ):
-    """A record of a task with exact answers: the percentage of each part, of the last
-    and the best epoch."""
-    found = record(row, task, seed, best=2.1, last=2.0, model=model)
-    family = "commonsense" if task == "commonsense" else "maths"
-    found["config"]["task"] |= {
-        "family": family,
+    """A record of a task with exact answers, with the same scores for the last and the best
+    epoch. parts: the percentage of each test set."""
+    made = record(row, task, seed, best=2.1, last=2.0, model=model)
+    made["config"]["task"] |= {
+        "family": "commonsense" if task == "commonsense" else "maths",
         "train_on_inputs": True,
         "beams": beams,
     }
-    found["result"] |= of_metric("perplexity")
+    made["result"] |= metric_fields("perplexity")
     parts = parts or {task: 40.0 + seed}
     scores = {
         "exact_match": statistics.fmean(parts.values()),
@@ -218,27 +242,31 @@ def exact(
         "unread": unread,
     }
     entries = [
-        {"which": w, "epoch": 3.0, "variant": "greedy", **scores}
-        for w in ("last", "best")
+        {"which": which, "epoch": 3.0, "variant": "greedy", **scores}
+        for which in ("last", "best")
     ]
-    return found | {"texts": {"split": "test", "items": 100, "scores": entries}}
+    return made | {"texts": {"split": "test", "items": 100, "scores": entries}}
 
 
-def shot(row, task, seed, last, shots=10, model="vit_base", name=None, **changes):
+def image_record(
+    row, task, seed, last, shots=10, model="vit_base", name=None, **changes
+):
+    """A record of image classification. last: the accuracy of the last epoch, 0.05 below the
+    best. name: the task's label."""
     made = record(row, task, seed, last + 0.05, last, model=model, **changes)
     made["config"]["task"] |= {
         "family": "images",
         "shots": shots,
         "draw_seed": seed,
         "workers": seed,
+        "cache_dir": f"/c/{seed}",
     }
-    made["config"]["task"]["cache_dir"] = f"/c/{seed}"
     made["label"]["task"] = name or task
     made["result"]["reported"] = "last"
     return made
 
 
-def instructed(
+def instruction_record(
     row="vera",
     seed=0,
     model="llama_7b",
@@ -247,57 +275,63 @@ def instructed(
     bench="mt_bench",
     **changes,
 ):
-    """A record of instruction tuning, judged with a mean by each judge."""
-    found = record(row, "alpaca", seed, best=3.2, last=3.3, model=model, **changes)
-    found["id"] += f"-{train_rows}"
-    found["config"]["task"] |= {"family": "instruct", "train_rows": train_rows}
-    found["result"]["reported"] = "last"
-    found["config"]["method"]["rank"] = {"vera": 1024, "lora": 64, "vera_r64": 64}.get(
-        row
-    )
-    found |= {"steps": 100, "device": {"name": "Own GPU"}, "judged": []}
-    made = {
-        "answer_tokens": 1024,
-        "top_p": 1.0,
-        "top_k": 50,
-        "batch": 8,
-        "without_room": 0,
-    }
+    """A record of instruction tuning. scores: (judge, mean) of each judge of its answers."""
+    made = record(row, "alpaca", seed, best=3.2, last=3.3, model=model, **changes)
+    made["id"] += f"-{train_rows}"
+    made["config"]["task"] |= {"family": "instruct", "train_rows": train_rows}
+    made["result"]["reported"] = "last"
+    ranks = {"vera": 1024, "lora": 64, "vera_r64": 64}
+    made["config"]["method"]["rank"] = ranks.get(row)
+    made |= {"steps": 100, "device": {"name": "Own GPU"}, "judged": []}
     for judge, mean in scores:
-        of = {
+        judged = {
             "bench": bench,
             "judge": judge,
             "mean": mean,
             "low": mean - 0.5,
             "high": mean + 0.5,
             "n": 160,
-        }
-        of |= {
             "n_valid": 159,
             "turns": {"1": mean + 0.25, "2": mean - 0.25},
-            "answering": made,
+            "answering": {
+                "answer_tokens": 1024,
+                "top_p": 1.0,
+                "top_k": 50,
+                "batch": 8,
+                "without_room": 0,
+            },
         }
-        found["judged"].append(of)
-    return found
+        made["judged"].append(judged)
+    return made
 
 
 def ledger(*records, problems=(), measures=()) -> Ledger:
-    by_id, origin = {r["id"]: r for r in records}, {r["id"]: "ours" for r in records}
-    return Ledger(by_id, origin, list(problems), {m["id"]: m for m in measures})
+    """A ledger of these records, all of them our own."""
+    return Ledger(
+        records={record["id"]: record for record in records},
+        origin={record["id"]: "ours" for record in records},
+        problems=list(problems),
+        measures={measure["id"]: measure for measure in measures},
+    )
 
 
-def seeds(row="vera", task="rte", bests=(0.78, 0.79, 0.80, 0.77, 0.787), **changes):
-    """A record for each best value; it is reached at the second of three epochs."""
+def seed_records(
+    row="vera", task="rte", bests=(0.78, 0.79, 0.80, 0.77, 0.787), **changes
+):
+    """A record for each best value, with seeds from 0. The value is reached at the second of
+    three epochs."""
     return [
         record(row, task, seed, best, best - 0.01, **changes)
         for seed, best in enumerate(bests)
     ]
 
 
-def apart(*tasks, decimals=1):
-    """Ours less the paper's, +- half of the 95% interval, as a table prints it; of
-    several tasks, of their mean. Each of them: the values of 5 seeds, and the paper's
-    number with its spread or None. By Welch's formula and scipy's t."""
+def expected_difference(*tasks, decimals=1):
+    """Our mean minus the paper's over tasks, +- half of the 95% interval, as a table prints
+    it: computed here by Welch's formula and scipy's t.
+
+    tasks: of each, the values of 5 seeds, and the paper's number with its spread or
+    None."""
     factor = 1.4342  # of the variance of a mean of 5
     gap = statistics.fmean(
         statistics.median(values) - printed for values, printed, _ in tasks
@@ -306,25 +340,27 @@ def apart(*tasks, decimals=1):
     if all(spread is not None for *_, spread in tasks):
         variances += [spread**2 for *_, spread in tasks]
     parts = [factor * variance / 5 / len(tasks) ** 2 for variance in variances]
-    df = sum(parts) ** 2 / sum(part**2 / 4 for part in parts)
-    return f"{gap:+.{decimals}f} +-{scipy.stats.t.ppf(0.975, df) * math.sqrt(sum(parts)):.{decimals}f}"
+    freedom = sum(parts) ** 2 / sum(part**2 / 4 for part in parts)
+    half_width = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(sum(parts))
+    return f"{gap:+.{decimals}f} +-{half_width:.{decimals}f}"
 
 
-def made(name, *records, **how):
-    """The parts of a table of some records."""
-    return tables.tables_of_runs(name, runs(ledger(*records)), **how)
+def made_tables(name, *records, **options):
+    """The tables that a table's name stands for, of some records."""
+    return tables.tables_of_runs(name, runs(ledger(*records)), **options)
 
 
 def cells_of(records, seeds=5, value="value"):
-    """The cells of some records by model, row and task."""
-    of = cells(runs(ledger(*records)), value, seeds)
-    return {(cell.model, cell.row, cell.task): cell for cell in of.itertuples()}
+    """The cells of some records by (model, row, task)."""
+    all_cells = cells(runs(ledger(*records)), value, seeds)
+    return {(cell.model, cell.row, cell.task): cell for cell in all_cells.itertuples()}
 
 
 def lines(table, source=None):
-    """A table's lines as text, by column; of one source alone."""
-    found = [dict(zip(table.header, row, strict=True)) for row in table.texts]
-    return [line for line in found if source in (None, line.get("source"))]
+    """A table's lines, each as texts by column. source: only the lines of this source, such
+    as "ours"; None for all."""
+    all_lines = [dict(zip(table.header, row, strict=True)) for row in table.texts]
+    return [line for line in all_lines if source in (None, line.get("source"))]
 
 
 def notes(table):
@@ -332,14 +368,21 @@ def notes(table):
     return " ".join(table.notes)
 
 
-def asked(record, task="gsm8k", after=0.5, before=0.25, **more):
-    """The record with a result of a task of lm-eval."""
-    of = {
-        "metric": "exact_match",
-        "filter": "strict-match",
-        "stderr": 0.01,
-        "higher_is_better": True,
-    }
+def with_lm_eval(record, task="gsm8k", after=0.5, before=0.25, **changes):
+    """A copy of a record with a result of one of lm-eval's tasks. after, before: the scores
+    of the trained model and of its base model. changes: other fields of the result."""
+
+    def metrics(value):
+        return [
+            {
+                "metric": "exact_match",
+                "filter": "strict-match",
+                "stderr": 0.01,
+                "higher_is_better": True,
+                "value": value,
+            }
+        ]
+
     entry = {
         "task": task,
         "asked": "0" * 16,
@@ -347,12 +390,11 @@ def asked(record, task="gsm8k", after=0.5, before=0.25, **more):
         "version": 3.0,
         "shots": 5,
         "limit": None,
-    }
-    entry |= {
         "rows": 9,
         "settings": {},
         "samples": "",
-        "metrics": [of | {"value": after}],
+        "metrics": metrics(after),
+        "before": {"samples": "", "metrics": metrics(before)},
+        **changes,
     }
-    entry |= {"before": {"samples": "", "metrics": [of | {"value": before}]}, **more}
     return {**record, "result": {**record["result"], "lm_eval": [entry]}}
