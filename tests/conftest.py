@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 from bench import write_mt_bench
-from tiers import declared, java, network, process, ray, real_model  # noqa: F401 - fixtures
+from tiers import java, network, process, ray, real_model, slow_fixtures_of  # noqa: F401 - fixtures
 
 # A shell that starts the tests in the background makes them, and the processes that they
 # start, ignore Ctrl-C. Some tests stop a process by it.
@@ -58,7 +58,7 @@ def pytest_xdist_auto_num_workers(config):
 def pytest_collection_modifyitems(items) -> None:
     """Marks the tests that use a fixture of tiers.SLOW as slow."""
     for item in items:
-        if declared(item):
+        if slow_fixtures_of(item):
             item.add_marker(pytest.mark.slow)
 
 
@@ -82,7 +82,7 @@ def isolated(request, tmp_path_factory) -> Iterator[None]:
                 "runs.record.ledger.PUBLISHED",
                 tmp_path_factory.getbasetemp() / "nothing published",
             )
-        if "process" not in declared(request.node):
+        if "process" not in slow_fixtures_of(request.node):
             patch.setattr("multiprocessing.forkserver.ensure_running", lambda: None)
         yield
 

@@ -52,7 +52,7 @@ def begin(words, report=lambda event: None):
     return training
 
 
-def do(words):
+def train_here(words):
     """A run in this process, of the same; its record, as written."""
     training = begin(words)
     train(training)
@@ -76,7 +76,7 @@ def trained(words):
     )
     if key not in TRAINED:
         folder = f"{FOLDER.name}/{len(TRAINED)}"
-        do(elsewhere(words, output=folder))
+        train_here(replace_words(words, output=folder))
         TRAINED[key] = folder
     shutil.copytree(TRAINED[key], output, dirs_exist_ok=True)
     path = record_path(output, run_id(run))
@@ -96,7 +96,7 @@ def comparable(record):
     return record
 
 
-def killed_at(words, of, number):
+def kill_at_call(words, of, number):
     """Begins a run, which is killed as it calls this function of its training for the
     nth time; the folder of its attempt."""
     training, calls = begin(words), itertools.count(1)
@@ -119,13 +119,13 @@ def straight_and_resumed(words, folder, of, number):
     """The record of a run, and that of the same run where it is killed and done
     again."""
     straight, resumed = (
-        elsewhere(words, output=folder / name) for name in ("straight", "resumed")
+        replace_words(words, output=folder / name) for name in ("straight", "resumed")
     )
-    killed_at([*resumed, "checkpoint_minutes=0"], of, number)
-    return do(straight), do(resumed)
+    kill_at_call([*resumed, "checkpoint_minutes=0"], of, number)
+    return train_here(straight), train_here(resumed)
 
 
-def elsewhere(words, **changes):
+def replace_words(words, **changes):
     return [
         next((f"{k}={v}" for k, v in changes.items() if w.startswith(f"{k}=")), w)
         for w in words

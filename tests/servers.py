@@ -70,11 +70,11 @@ class Reply:
     wait: float = 0.0  # seconds before anything is sent, less if the server closes
 
 
-def score(value: float | str) -> Reply:
+def score_reply(value: float | str) -> Reply:
     return Reply(f"A fair answer, as far as it goes. Rating: [[{value}]]")
 
 
-def error(status: int, words: str = "no", code: str | None = None) -> Reply:
+def error_reply(status: int, words: str = "no", code: str | None = None) -> Reply:
     body = {"error": {"message": words, "type": "t", "code": code}}
     return Reply(status=status, headers={"retry-after": "0.01"}, body=body)
 
@@ -82,7 +82,7 @@ def error(status: int, words: str = "no", code: str | None = None) -> Reply:
 DROP = Reply(status=0)
 
 
-class Asked(Handler):
+class JudgeHandler(Handler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
@@ -97,7 +97,7 @@ class Asked(Handler):
         reply = (
             server.answer(prompt, nth)
             if self.path == "/v1/chat/completions"
-            else error(404)
+            else error_reply(404)
         )
         server.closing.wait(reply.wait)
         with server.lock:
@@ -136,9 +136,9 @@ class JudgeServer(Server):
     were here at once."""
 
     def __init__(
-        self, answer: Callable[[str, int], Reply] = lambda prompt, nth: score(7)
+        self, answer: Callable[[str, int], Reply] = lambda prompt, nth: score_reply(7)
     ):
-        super().__init__(Asked)
+        super().__init__(JudgeHandler)
         self.url += "/v1"
         self.answer, self.requests = answer, list[dict]()
         self.keys, self.paid, self.busiest, self.now = set[str](), Counter[str](), 0, 0
@@ -235,7 +235,7 @@ def serving(**repositories: Path) -> Iterator[str]:
 NOBODY = "http://127.0.0.1:1"
 
 
-class Told(Handler):
+class WandbHandler(Handler):
     def do_POST(self):
         server, body = self.server, self.received()
         if server.status is None:
@@ -357,7 +357,7 @@ def logged_in(status=200):
     """Logs in to a server that answers with this status, or never (None). It keeps
     .told (GraphQL) and .streams (run id, content). For `wandb agent`: .sweep, its YAML,
     and .commands, one each time it asks."""
-    server = WandbServer(Told)
+    server = WandbServer(WandbHandler)
     server.status, server.sweep, server.view = status, "", {}
     server.commands, server.told, server.streams = [], [], []
     with server, pytest.MonkeyPatch.context() as patch:

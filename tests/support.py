@@ -65,15 +65,15 @@ def sites_on(name: str, architecture: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def of_peft(name: str, **config) -> Callable[[str], vera.Method]:
+def peft_method(name: str, **config) -> Callable[[str], vera.Method]:
     """A method of peft's for each architecture."""
     return lambda a: vera.Peft(name, config, sites_on(name, a))
 
 
-def of_class(name: str) -> Callable[[str], vera.Method]:
+def default_method(name: str) -> Callable[[str], vera.Method]:
     """A class at its defaults, where these fit a tiny model."""
     if name != "TrainableTokensConfig":
-        return of_peft(name, **SMALL.get(name, {}))
+        return peft_method(name, **SMALL.get(name, {}))
 
     def two_tokens(architecture: str) -> vera.Method:
         named = (
@@ -95,7 +95,7 @@ def roberta_base() -> nn.Module:
     return RobertaForSequenceClassification(RobertaConfig(**sizes))
 
 
-def facts(name: str) -> list[str]:
+def class_facts(name: str) -> list[str]:
     """Of a class at its defaults on RoBERTa-base: its own sites, the parameters that
     train without the head, the bytes of the adapter file, and the last names of the
     frozen tensors that peft draws again and the file lacks. Raises AdapterError for a
@@ -103,7 +103,7 @@ def facts(name: str) -> list[str]:
     method = (
         vera.Peft(name)
         if name != "TrainableTokensConfig"
-        else of_class(name)("RoBERTa")
+        else default_method(name)("RoBERTa")
     )
     model = roberta_base()
     torch.manual_seed(0)
@@ -152,7 +152,7 @@ METHODS: dict[str, Callable[[str], vera.Method]] = {
     "DyLoRA": lambda a: vera.DyLoRA(rank=4),
     "AdaLoRA": lambda a: vera.AdaLoRA(rank=2, init_rank=4),
     "SSF": lambda a: vera.SSF(),
-    "DoRA (peft)": of_peft("LoraConfig", use_dora=True, r=4),
+    "DoRA (peft)": peft_method("LoraConfig", use_dora=True, r=4),
 }
 
 
@@ -160,14 +160,16 @@ METHODS: dict[str, Callable[[str], vera.Method]] = {
 IN_PLACE = {"none", "full", "head", "bitfit"}
 
 
-def moved(model: nn.Module, method: vera.Method, size: float = 0.3) -> nn.Module:
+def adapt_and_shake(
+    model: nn.Module, method: vera.Method, size: float = 0.3
+) -> nn.Module:
     """A model with an adapter of a method, away from its start."""
     method.adapt(model)
     shake(model, size)
     return model
 
 
-def written(
+def write_adapter(
     base: nn.Module, method: vera.Method, folder: Path, seed=2, size=0.3, labels=None
 ):
     """A copy of a model with an adapter and a head away from their start, and their
@@ -201,7 +203,7 @@ def state(model: nn.Module) -> tuple[Any, dict[str, tuple[torch.Tensor, bool]]]:
 
 
 @contextlib.contextmanager
-def refused(named: str, *models: nn.Module) -> Iterator[None]:
+def refused_unchanged(named: str, *models: nn.Module) -> Iterator[None]:
     """What is done here is an AdapterError of one line that names this (a pattern), and
     the models are as they were."""
     before = [state(model) for model in models]
@@ -226,14 +228,14 @@ def adapted(
     architecture: str, method: vera.Method, four_bit: bool = False
 ) -> nn.Module:
     """An adapted model, away from its start."""
-    model = moved(
+    model = adapt_and_shake(
         quantise(tiny(architecture)) if four_bit else tiny(architecture), method
     )
     method.before_training(model, 10)
     return model
 
 
-def near(model: nn.Module, method: vera.Method) -> float:
+def tolerance_for(model: nn.Module, method: vera.Method) -> float:
     """How near an answer must come to the model's to count as the same: a thousandth of
     what the adapter changes. That is at least a thousandth itself, or a comparison
     would show nothing."""
@@ -301,7 +303,7 @@ def merge(model: nn.Module, method: vera.Method, architecture: str) -> None:
         {n: p.clone() for n, p in model.named_parameters()},
         answer(model),
     )
-    tolerance = near(model, method)
+    tolerance = tolerance_for(model, method)
     method.merge(model)
     assert torch.allclose(answer(model), expected, rtol=0, atol=tolerance), (
         "merged, it answers otherwise"
@@ -338,7 +340,10 @@ def export(model: nn.Module, method: vera.Method, architecture: str) -> None:
         torch.manual_seed(9)
         theirs = peft.PeftModel.from_pretrained(tiny(architecture), folder).eval()
     same = torch.allclose(
-        answer(theirs.base_model.model), answer(model), rtol=0, atol=near(model, method)
+        answer(theirs.base_model.model),
+        answer(model),
+        rtol=0,
+        atol=tolerance_for(model, method),
     )
     assert same, "under peft, it answers otherwise"
 
@@ -351,7 +356,7 @@ def four_bit(model: nn.Module, method: vera.Method, architecture: str) -> None:
     for of in (head_parameters, functools.partial(file_tensors, method=method)):
         fill(of(whole), of(model))
     same = torch.allclose(
-        answer(model), answer(whole), rtol=0, atol=near(whole, method)
+        answer(model), answer(whole), rtol=0, atol=tolerance_for(whole, method)
     )
     assert same, "over dequantised weights, it answers otherwise"
 
@@ -362,7 +367,7 @@ BEHAVIOURS = {"T": train, "M": merge, "S": save, "P": export, "4": four_bit}
 def cell(architecture: str, name: str) -> str:
     """The letters of what works; what does not is refused in a line. One model is
     trained, then merged, saved and exported; another has weights in 4 bit."""
-    letters, method = "", (METHODS.get(name) or of_class(name))(architecture)
+    letters, method = "", (METHODS.get(name) or default_method(name))(architecture)
 
     @functools.cache
     def model(in_4_bit: bool) -> nn.Module:
@@ -400,7 +405,7 @@ def page() -> str:
         for of in (METHODS, classes())
     )
     works = [
-        [row[0], *facts(row[0])]
+        [row[0], *class_facts(row[0])]
         for row in theirs
         if any(cell[0] == "T" for cell in row[1:])
     ]

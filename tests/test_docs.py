@@ -16,9 +16,9 @@ import pytest
 import support
 import torch
 import yaml
-from ledgers import ledger, seeds
+from ledgers import ledger, seed_records
 from running import ROOT
-from tiers import sample
+from tiers import slow_except
 from tiny import tiny
 
 import runs.command.parser
@@ -236,7 +236,7 @@ def svft(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "page", sample(PAGES, ROOT / "README.md"), ids=lambda page: page.stem
+    "page", slow_except(PAGES, ROOT / "README.md"), ids=lambda page: page.stem
 )
 def test_every_command_exists_as_it_is_written(page, request):
     options = [request.getfixturevalue("svft")] if page.stem == "own_method" else []
@@ -307,7 +307,7 @@ def test_the_card_of_the_data_names_columns_that_are_there():
     card = (ROOT / ".ci" / "data.md").read_text()
     named = re.findall(r"`(\w+)`", card.partition("\n- `kind`")[2])
     words = {"result", "trial", "stopped", "failed", "no"}  # values
-    frame = flat_runs(ledger(*seeds("vera")))
+    frame = flat_runs(ledger(*seed_records("vera")))
     assert {"kind", *named} - words <= {*frame}
     # as its code says
     cells = frame[(frame.kind == "result") & (frame.left_out == "no")]

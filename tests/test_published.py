@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 
 import pytest
-from tiers import sample
+from tiers import slow_except
 
 from analysis.results.__main__ import main
 from runs.config import expand
@@ -81,7 +81,9 @@ def test_no_record_tells_where_files_lay():
 
 
 @pytest.mark.parametrize(
-    "study", sample(STUDIES, PUBLISHED / "e2e_smollm2"), ids=lambda folder: folder.name
+    "study",
+    slow_except(STUDIES, PUBLISHED / "e2e_smollm2"),
+    ids=lambda folder: folder.name,
 )
 def test_the_overrides_of_a_record_compose_its_run(study, monkeypatch):
     """By the id, with the contents of model and data that the record names. Of a dozen

@@ -20,7 +20,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from running import ROOT, elsewhere
+from running import ROOT, replace_words
 
 import runs
 from analysis.results import __main__ as results
@@ -371,7 +371,7 @@ TWO_STEPS = {"train.epochs": 1, "train.effective_batch": 20}
 
 def test_runs_own_files_and_tables_work_without_a_clone(outside, project, words):
     printed = outside(
-        "-m", "runs", "method=vera", *elsewhere(words[:-1], **TWO_STEPS)
+        "-m", "runs", "method=vera", *replace_words(words[:-1], **TWO_STEPS)
     ).stdout
     (path,) = (project / "outputs" / "records").glob("*.json")
     record = json.loads(path.read_text())

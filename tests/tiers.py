@@ -47,14 +47,14 @@ def real_model() -> None:
     """Loads a model that people use, and no tiny one of the tests."""
 
 
-def declared(item: pytest.Item) -> set[str]:
+def slow_fixtures_of(item: pytest.Item) -> set[str]:
     """The fixtures of SLOW that a test uses, itself or through others; a parameter
     names its own by pytest.mark.slow(NAME)."""
     marked = [name for mark in item.iter_markers("slow") for name in mark.args]
     return SLOW.intersection([*marked, *getattr(item, "fixturenames", ())])
 
 
-def each(rows: Iterable[Any], columns: Iterable[Any]) -> list[Any]:
+def pair_up(rows: Iterable[Any], columns: Iterable[Any]) -> list[Any]:
     """Each row with one column, and each column with a row, as a test's parameters."""
     rows, columns = list(rows), list(columns)
     return [
@@ -63,12 +63,12 @@ def each(rows: Iterable[Any], columns: Iterable[Any]) -> list[Any]:
     ]
 
 
-def pairs(rows: Iterable[str], columns: Iterable[str]) -> list[Any]:
+def all_pairs(rows: Iterable[str], columns: Iterable[str]) -> list[Any]:
     """Every row with every column; those of `each` are fast."""
-    return sample(itertools.product(rows, columns), *each(rows, columns))
+    return slow_except(itertools.product(rows, columns), *pair_up(rows, columns))
 
 
-def sample(cases: Iterable[Any], *fast: Any) -> list[Any]:
+def slow_except(cases: Iterable[Any], *fast: Any) -> list[Any]:
     """All cases as a test's parameters, of which those that are not in `fast` are slow:
     the rest of a matrix."""
     cases = list(cases)

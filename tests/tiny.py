@@ -368,7 +368,7 @@ def picture(label: int, rng: np.random.Generator, side: int = 24) -> np.ndarray:
     )
 
 
-def cells(images) -> list[dict]:
+def image_column(images) -> list[dict]:
     """Images, uint8 (height, width, 3), as a column of the hub's parquet files."""
     files = [io.BytesIO() for _ in images]
     for image, file in zip(images, files, strict=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from ledgers import ledger
-from small import rows
+from small import minilm_records_by_row
 
 from analysis import tables
 from analysis.findings import claims_table, main, tables_by_task
@@ -41,7 +41,7 @@ PEERS = {f"lora_r{rank}": 0.70 + rank / 1000 for rank in range(1, 11)}
 def of_rows(*tasks, **scores):
     made = []
     for task in tasks:
-        made += rows(task, **scores)
+        made += minilm_records_by_row(task, **scores)
     return ledger(*made)
 
 

@@ -37,7 +37,7 @@ def colours(records):
 
 def test_what_has_no_curve_or_another_metric_is_refused():
     other = ledgers.record(task="e2e")
-    other["result"] |= ledgers.of_metric("perplexity")
+    other["result"] |= ledgers.metric_fields("perplexity")
     with refused("one picture is of one metric"):
         curve([ledgers.record(), other])
     with refused("stopped before the first evaluation"):

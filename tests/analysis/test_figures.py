@@ -6,7 +6,7 @@ import random
 import xml.etree.ElementTree as ET
 
 import pytest
-from ledgers import ledger, record, seeds
+from ledgers import ledger, record, seed_records
 
 from analysis import figures
 from analysis.figures import pareto
@@ -267,7 +267,7 @@ def fit(seed=0, errors=(0.5, 0.7)):
 
 def sized(row, parameters, *bests, cost=(), model="minilm", **changes):
     """A run for each value, of a row with so many parameters."""
-    found = seeds(row, bests=bests, model=model, **changes)
+    found = seed_records(row, bests=bests, model=model, **changes)
     for one in found:
         one["parameters"]["adapter"] = parameters
         one["cost"] |= dict(cost)
@@ -358,7 +358,9 @@ def test_what_is_not_drawn_is_said():
     ]
     odd += [record("adapter_p", status="diverged", values=[], model="minilm")]
     odd += sized("peer", 3000, 0.8, device={"type": "cpu", "name": "another CPU"})
-    scored = seeds("bitfit", "rte", (0.5, 0.5), model="minilm", deviations=["texts"])
+    scored = seed_records(
+        "bitfit", "rte", (0.5, 0.5), model="minilm", deviations=["texts"]
+    )
     odd = [one for one in odd if one["cell"]["row"] != "bitfit"] + scored
     for one in scored:
         one["texts"] = {"scores": [{"which": "last", "variant": "0.9", "bleu": 66.0}]}

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from ledgers import halves, ledger
-from small import rows, small
+from ledgers import ledger, with_halves
+from small import minilm_records, minilm_records_by_row
 
 from analysis.frame import runs, with_reported_scores
 from analysis.inference import Verdict, over_seeds_and_items
@@ -61,7 +61,7 @@ def compared(*records, name=NEAR):
 )
 def test_vera_is_near_lora_by_pairs_of_one_seed(vera, differences, verdict):
     lora = (0.41, 0.42, 0.44)
-    made = rows("cola", vera=vera, lora=lora)
+    made = minilm_records_by_row("cola", vera=vera, lora=lora)
     near = compared(*made)
     assert near.pairs[0].mean.mean == pytest.approx(np.mean(differences))
     assert (near.verdict, near.crossfit) == (verdict, verdict)
@@ -78,8 +78,8 @@ def test_vera_is_near_lora_by_pairs_of_one_seed(vera, differences, verdict):
 
 def test_pairs_are_of_seeds_that_both_rows_have_on_the_same_data():
     made = [
-        *small("vera", "cola", (0.9, 0.9, 0.4, 0.42)),
-        *small("lora", "cola", (0.1, 0.1, 0.41, 0.42))[2:],
+        *minilm_records("vera", "cola", (0.9, 0.9, 0.4, 0.42)),
+        *minilm_records("lora", "cola", (0.1, 0.1, 0.41, 0.42))[2:],
     ]
     near = compared(*made)
     assert near.counts == (2,)
@@ -92,23 +92,28 @@ def test_pairs_are_of_seeds_that_both_rows_have_on_the_same_data():
 
 
 def test_pairs_that_all_collapsed_decide_nothing():
-    made = [*small("vera", "cola", (0.9, 0.1)), *small("lora", "cola", (0.1, 0.9))]
+    made = [
+        *minilm_records("vera", "cola", (0.9, 0.1)),
+        *minilm_records("lora", "cola", (0.1, 0.9)),
+    ]
     near = the(found_on(*made))
     assert (near.task_means, near.verdict) == ({}, INCONCLUSIVE)
 
 
 def test_a_pair_that_the_difference_leaves_out_is_not_counted_on_the_page():
     scores = (0.50, 0.51, 0.52)
-    near = compared(*rows("cola", lora=scores, vera=scores))
+    near = compared(*minilm_records_by_row("cola", lora=scores, vera=scores))
     assert str(WORDS.pair_count(near.pairs[0])) == "3"
-    finding = the(found_on(*rows("cola", lora=scores, vera=(0.50, 0.51, 0.1))))
+    finding = the(
+        found_on(*minilm_records_by_row("cola", lora=scores, vera=(0.50, 0.51, 0.1)))
+    )
     assert "| 2 of 3 |" in str(WORDS.lines(finding, 0, ""))
 
 
 @pytest.mark.parametrize(("pairs", "text"), [(4, "supported"), (5, "**supported**")])
 def test_five_pairs_make_a_verdict_bold(pairs, text):
     scores = [0.40, 0.401, 0.402, 0.403, 0.404][:pairs]
-    near = compared(*rows("cola", lora=scores, vera=scores))
+    near = compared(*minilm_records_by_row("cola", lora=scores, vera=scores))
     assert str(WORDS.verdict(near)) == text
 
 
@@ -123,7 +128,10 @@ def test_rows_that_may_have_learned_nothing_are_left_out(task, border, chance, o
     name = NEAR if other == "lora" else "A and B may be shared"
     for shift in (-0.01, 0.01):
         theirs = ((border + shift) / 100,) * 2
-        made = [*small("vera", task, (0.0, 0.0), 400), *small(other, task, theirs, 400)]
+        made = [
+            *minilm_records("vera", task, (0.0, 0.0), 400),
+            *minilm_records(other, task, theirs, 400),
+        ]
         finding = the(found_on(*made, origin="mine"), name)
         (near,) = finding.comparisons
         if shift > 0:
@@ -138,11 +146,11 @@ def test_rows_that_may_have_learned_nothing_are_left_out(task, border, chance, o
 def test_cross_fitted_epochs_have_a_verdict_of_their_own_and_no_veto():
     """Cross-fitted, VeRA is where each half's best epoch leaves the other: at 40, not
     at the 50 of the whole."""
-    made = rows("cola", vera=(0.5,) * 5, lora=(0.5,) * 5)
+    made = minilm_records_by_row("cola", vera=(0.5,) * 5, lora=(0.5,) * 5)
     assert compared(*made).crossfit == SUPPORTED
     for record in made[:5]:
         lower = 0.4 + record["cell"]["seed"] / 1000
-        halves(record, (0.6, 0.5, lower), (lower, 0.5, 0.6))
+        with_halves(record, (0.6, 0.5, lower), (lower, 0.5, 0.6))
     near = compared(*made)
     assert (near.verdict, near.crossfit) == (SUPPORTED, CONTRADICTED)
 
@@ -152,7 +160,7 @@ def test_cross_fitted_epochs_have_a_verdict_of_their_own_and_no_veto():
     [(0.6, CONTRADICTED), (0.5, INCONCLUSIVE), (0.4, SUPPORTED)],
 )
 def test_both_vectors_are_better_only_where_they_beat_each(only_d, verdict):
-    made = rows(
+    made = minilm_records_by_row(
         "cola", vera=(0.5,) * 3, vera_only_d=(only_d,) * 3, vera_only_b=(0.4,) * 3
     )
     group = [
@@ -180,7 +188,7 @@ def ranks(counts=COUNTS, **scores):
     made = []
     for name, of_row in scores.items():
         row = name.removesuffix("_proportional")
-        for record in small(row, "cola", of_row):
+        for record in minilm_records(row, "cola", of_row):
             record["id"] += name
             record["parameters"]["adapter"] = counts[row]
             if row.startswith("lora"):
@@ -258,7 +266,9 @@ def with_items(records, random):
 
 
 def test_an_interval_covers_test_rows_where_the_records_say_which_are_right():
-    made = rows("mrpc", vera=(0.80, 0.81, 0.82, 0.0), lora=(0.84, 0.83, 0.84, 0.82))
+    made = minilm_records_by_row(
+        "mrpc", vera=(0.80, 0.81, 0.82, 0.0), lora=(0.84, 0.83, 0.84, 0.82)
+    )
     bits = with_items(made, np.random.default_rng(2))
     of_ledger = ledger(*made)
     near = the(findings(runs(of_ledger), records=of_ledger.records))
@@ -328,8 +338,10 @@ def test_the_band_of_random_cosines_holds_95_percent_of_means():
 
 
 def test_a_run_has_collapsed_that_diverged_gives_one_class_or_is_far_below_its_row():
-    made = small("lora", "digits", (0.85, 0.86, 0.87, 0.55, 0.58), family="images")
-    made += small("vera", "digits", (0.85, 0.86, 0.87), family="images")
+    made = minilm_records(
+        "lora", "digits", (0.85, 0.86, 0.87, 0.55, 0.58), family="images"
+    )
+    made += minilm_records("vera", "digits", (0.85, 0.86, 0.87), family="images")
     made[5]["status"] = "diverged"
     frame = runs(ledger(*made))
     for less, wanted in ((False, [3]), (True, [])):
@@ -348,8 +360,8 @@ def tasks_below(below=0.02):
     noise = (0.001, -0.001, 0.0)
     vera, lora = [], []
     for task, level in levels.items():
-        vera += small("vera", task, [level - below + n for n in noise])
-        lora += small("lora", task, [level + n / 2 for n in noise])
+        vera += minilm_records("vera", task, [level - below + n for n in noise])
+        lora += minilm_records("lora", task, [level + n / 2 for n in noise])
     return vera, lora
 
 
@@ -409,12 +421,12 @@ def test_a_new_task_lies_in_a_wider_interval_than_the_mean():
 
 
 def test_tasks_of_chance_are_out_of_the_mean_and_a_task_compared_twice_counts_once():
-    made = rows("cola", vera=(0.4, 0.41), lora=(0.4, 0.41))
-    made += rows("rte", vera=(0.5, 0.51), lora=(0.1, 0.1))
+    made = minilm_records_by_row("cola", vera=(0.4, 0.41), lora=(0.4, 0.41))
+    made += minilm_records_by_row("rte", vera=(0.5, 0.51), lora=(0.1, 0.1))
     near = the(found_on(*made))
     assert [*near.task_means] == ["MiniLM, cola"]
     assert (len(near.comparisons), near.verdict) == (2, SUPPORTED)
-    longer = rows("cola", vera=(0.44, 0.45), lora=(0.4, 0.41))
+    longer = minilm_records_by_row("cola", vera=(0.44, 0.45), lora=(0.4, 0.41))
     for record in longer:
         record["id"] += "-longer"
         record["deviations"] = ("epochs 9",)
@@ -426,11 +438,11 @@ def test_tasks_of_chance_are_out_of_the_mean_and_a_task_compared_twice_counts_on
 
 def test_every_pair_of_a_task_in_points_counts_whatever_its_family():
     """A family that no table of the paper has, and a study of other settings."""
-    counted = rows("cola", vera=(0.4, 0.41), lora=(0.4, 0.41))
+    counted = minilm_records_by_row("cola", vera=(0.4, 0.41), lora=(0.4, 0.41))
     for family in ("text", "maths", "mine"):
         made = [
-            *small("vera", "mine", (0.7, 0.7), family=family),
-            *small("lora", "mine", (0.8, 0.8), family=family),
+            *minilm_records("vera", "mine", (0.7, 0.7), family=family),
+            *minilm_records("lora", "mine", (0.8, 0.8), family=family),
         ]
         near = the(found_on(*counted, *made))
         assert near.task_means["MiniLM, mine"].mean == pytest.approx(-10)
@@ -438,10 +450,12 @@ def test_every_pair_of_a_task_in_points_counts_whatever_its_family():
 
 
 def test_a_score_that_is_not_in_points_is_left_out_with_its_reason():
-    made = rows("cola", vera=(0.4, 0.41), lora=(0.4, 0.41))
+    made = minilm_records_by_row("cola", vera=(0.4, 0.41), lora=(0.4, 0.41))
     for record in made:
         record["result"] |= {"metric": "perplexity", "scale": 1.0}
-    alone = rows("mrpc", vera=(0.8, 0.8)) + rows("sst2", vera=(0.8,), lora=(0.8,))
+    alone = minilm_records_by_row("mrpc", vera=(0.8, 0.8)) + minilm_records_by_row(
+        "sst2", vera=(0.8,), lora=(0.8,)
+    )
     near = the(found_on(*made, *alone, origin="mine"))
     assert [*near.task_means] == ["MiniLM, sst2"]
     reasons = {one.place: (one.study, one.reason) for one in near.exclusions}
@@ -460,7 +474,7 @@ def trials(scores):
     for rank, by_rate in scores.items():
         for place, of_seeds in enumerate(by_rate):
             row = "vera" if rank == 256 else f"vera_r{rank}"
-            for record in small(row, "sst2", of_seeds, lr=0.01 * 4**place):
+            for record in minilm_records(row, "sst2", of_seeds, lr=0.01 * 4**place):
                 record["config"]["task"]["holdout"] = 0.2
                 record["config"]["method"]["rank"] = rank
                 record["id"] += f"-{rank}-{place}"
@@ -539,7 +553,7 @@ def test_a_rank_that_was_not_tried_at_a_rate_has_no_regret():
 
 
 def test_reported_scores_are_those_of_the_frame():
-    made = rows("cola", vera=(0.4, 0.42), lora=(0.5, 0.5))
+    made = minilm_records_by_row("cola", vera=(0.4, 0.42), lora=(0.5, 0.5))
     frame = with_reported_scores(runs(ledger(*made)))
     left = compared(*made).pairs[0].left
     assert left.mean == pytest.approx(frame[frame.row == "vera"].number.mean())

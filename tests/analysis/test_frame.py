@@ -7,7 +7,7 @@ import random
 import statistics
 
 import pytest
-from ledgers import cells_of, halves, ledger, record
+from ledgers import cells_of, ledger, record, with_halves
 
 import analysis
 from analysis.frame import (
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.properties
 
 
 def test_a_run_is_a_row_of_numbers():
-    one = halves(record("vera", "rte", 3), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8))
+    one = with_halves(record("vera", "rte", 3), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8))
     (run,) = runs(ledger(one)).itertuples()
     assert (run.model, run.row, run.task, run.seed) == (
         "roberta_base",

@@ -7,8 +7,8 @@ import runpy
 
 import jupytext
 import pytest
-from ledgers import seeds
-from tiers import sample
+from ledgers import seed_records
+from tiers import slow_except
 
 from analysis.notebooks import __main__ as build
 from runs.command.errors import UserError
@@ -26,9 +26,9 @@ WORDS["rank_scaling"] = "MiniLM hash on reviews: accuracy against parameters"
 def output(tmp_path_factory):
     folder = tmp_path_factory.mktemp("outputs")
     for r in [
-        *seeds(),
-        *seeds("lora"),
-        *seeds("vera", "reviews", (0.8, 0.81, 0.82), model="minilm"),
+        *seed_records(),
+        *seed_records("lora"),
+        *seed_records("vera", "reviews", (0.8, 0.81, 0.82), model="minilm"),
     ]:
         r["label"]["model"] = {"minilm": "MiniLM"}.get(
             r["cell"]["model"], "RoBERTa-base"
@@ -52,7 +52,7 @@ def test_a_notebook_runs_on_a_small_ledger(name, output):
     assert 'src="http' not in page
 
 
-@pytest.mark.parametrize("name", sample(build.NAMES, "cost"))
+@pytest.mark.parametrize("name", slow_except(build.NAMES, "cost"))
 def test_a_notebook_is_a_script_that_begins_with_the_frames(
     name, tmp_path, monkeypatch, capsys
 ):

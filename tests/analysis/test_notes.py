@@ -7,7 +7,7 @@ import re
 import pandas as pd
 import pytest
 from ledgers import ledger
-from small import rows, small
+from small import minilm_records, minilm_records_by_row
 
 from analysis.frame import runs
 from analysis.results.numbers import StudyNumbers, rendered_notes
@@ -134,9 +134,11 @@ def test_notes_begin_with_a_short_answer_and_what_would_change_it(path):
 
 @pytest.fixture
 def study():
-    made = rows("cola", vera=(0.40, 0.42, 0.44), lora=(0.42, 0.43, 0.47))
+    made = minilm_records_by_row(
+        "cola", vera=(0.40, 0.42, 0.44), lora=(0.42, 0.43, 0.47)
+    )
     for rate, best in ((1e-3, 0.2), (4e-3, 0.3), (1.6e-2, 0.1)):
-        (trial,) = small("vera", "cola", (best,), lr=rate)
+        (trial,) = minilm_records("vera", "cola", (best,), lr=rate)
         trial["config"]["task"]["holdout"] = 0.2
         trial["id"] += "-trial"
         made.append(trial)

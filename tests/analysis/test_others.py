@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 import pytest
-from ledgers import halves, instructed, ledger, lines, record
+from ledgers import instruction_record, ledger, lines, record, with_halves
 
 from analysis import frame, tables
 from analysis.others import (
@@ -131,7 +131,7 @@ def test_below_a_row_of_the_paper_is_what_others_report():
     assert line(each, "RandLoRA", -1)["RTE"] == "74.9 +-1.5^"
     assert line(each, "C3A", -1)["status"] == "r 1,024, q, v; epoch by other rows"
     assert line(table("table5", model="vit_base"), "others", -1)["Food-101"] == "76.0"
-    judged = instructed(
+    judged = instruction_record(
         "lora", model="llama2_7b", scores=[("gpt-4", 5.33), ("gpt-4o", 9.0)]
     )
     # GPT-4's beside theirs
@@ -146,7 +146,7 @@ def lora(a, b, task="cola"):
     """LoRA on RoBERTa-large, 5 seeds: the best epoch of half A is the first, of all of
     dev the second."""
     return [
-        halves(
+        with_halves(
             record("lora", task, seed, model="roberta_large"),
             (a, a - 0.02, 0.1),
             (b, b + 0.1, 0.1),

@@ -2,7 +2,7 @@
 variant on request."""
 
 import pytest
-from ledgers import ledger, notes, record, seeds
+from ledgers import ledger, notes, record, seed_records
 
 from analysis import tables
 from analysis.command import open_ledger, own_and_published, select_records
@@ -32,7 +32,7 @@ def publish(folder, monkeypatch, records):
 def test_a_run_that_is_published_too_is_in_both_with_its_own_number(
     tmp_path, monkeypatch
 ):
-    theirs = seeds("vera", "mrpc", model="minilm")
+    theirs = seed_records("vera", "mrpc", model="minilm")
     publish(tmp_path, monkeypatch, theirs)
     mine = record("vera", "mrpc", 0, 0.5, model="minilm")
     assert mine["id"] == theirs[0]["id"]
@@ -47,7 +47,7 @@ def test_a_run_that_is_published_too_is_in_both_with_its_own_number(
 def test_a_run_that_is_published_too_is_in_no_table_of_another_task():
     """Both of its records are filtered, not this machine's alone."""
     mine, theirs = record("vera", "reviews", 0), record("vera", "reviews", 0)
-    both = ledger(mine, *seeds("lora", "mrpc"))
+    both = ledger(mine, *seed_records("lora", "mrpc"))
     both.published = {theirs["id"]: ("a_study", theirs)}
     both.origin = dict.fromkeys(both.records, "ours")
     chosen = select_records(both, lambda one, _: one["cell"]["task"] == "mrpc")
@@ -60,8 +60,8 @@ def test_a_run_that_is_published_too_is_in_no_table_of_another_task():
 
 
 def test_every_variant_is_a_row_that_says_what_sets_it_apart():
-    usual = seeds("vera", "mrpc", bests=(0.8, 0.82), model="minilm")
-    other = seeds(
+    usual = seed_records("vera", "mrpc", bests=(0.8, 0.82), model="minilm")
+    other = seed_records(
         "vera",
         "mrpc",
         bests=(0.6,),
@@ -85,7 +85,8 @@ def test_every_variant_is_a_row_that_says_what_sets_it_apart():
     # On the paper's model the nearest to the recipe stays beside the paper's row,
     # whatever else there is.
     base = ledger(
-        *seeds("vera", "mrpc"), *seeds("vera", "mrpc", lr=0.5, deviations=["lr"])
+        *seed_records("vera", "mrpc"),
+        *seed_records("vera", "mrpc", lr=0.5, deviations=["lr"]),
     )
     (shown,) = tables.tables_of_ledger(
         "table2", base, all_variants=True, models=["roberta_base"]
@@ -100,10 +101,10 @@ def test_every_variant_is_a_row_that_says_what_sets_it_apart():
 
 
 def test_published_runs_on_models_that_did_not_run_here_are_left_out_with_a_note():
-    own = seeds("vera", "mrpc", model="minilm")
+    own = seed_records("vera", "mrpc", model="minilm")
     theirs = [
-        *seeds("lora", "mrpc", model="minilm"),
-        *seeds("vera", "mrpc", model="mpnet_base"),
+        *seed_records("lora", "mrpc", model="minilm"),
+        *seed_records("vera", "mrpc", model="mpnet_base"),
     ]
     both = of_study(ledger(*own, *theirs), *theirs)
     shown = tables.tables_of_ledger("table2", both, own_models_only=True)
@@ -120,11 +121,11 @@ def test_published_runs_on_models_that_did_not_run_here_are_left_out_with_a_note
 
 def test_the_papers_rows_are_those_of_the_methods_that_are_asked_for():
     (everything,) = tables.tables_of_ledger(
-        "table2", ledger(*seeds("vera", "mrpc")), models=["roberta_base"]
+        "table2", ledger(*seed_records("vera", "mrpc")), models=["roberta_base"]
     )
     (shown,) = tables.tables_of_ledger(
         "table2",
-        ledger(*seeds("vera", "mrpc")),
+        ledger(*seed_records("vera", "mrpc")),
         models=["roberta_base"],
         methods=["vera"],
     )
@@ -135,12 +136,12 @@ def test_the_papers_rows_are_those_of_the_methods_that_are_asked_for():
 
 def test_the_table_of_a_sweep_shows_each_variant_of_own_rows():
     own = [
-        *seeds("vera", "mine", (0.5,), lr=0.3),
-        *seeds("vera", "mine", (0.6,), lr=0.2),
+        *seed_records("vera", "mine", (0.5,), lr=0.3),
+        *seed_records("vera", "mine", (0.6,), lr=0.2),
     ]
     theirs = [
-        *seeds("vera", "mine", (0.7, 0.8), lr=0.1),
-        *seeds("vera", "mine", (0.9,), lr=0.4),
+        *seed_records("vera", "mine", (0.7, 0.8), lr=0.1),
+        *seed_records("vera", "mine", (0.9,), lr=0.4),
     ]
     both = of_study(ledger(*own, *theirs), *theirs)
     for every, rows in ((False, 1), (True, 2)):
@@ -160,7 +161,7 @@ def test_a_sweep_counts_what_has_run_here_and_shows_no_copy_as_its_own(
 ):
     """Though the project has published the same runs, and one of another sweep that was
     done here, too."""
-    made = seeds("vera", "mine", (0.7, 0.8, 0.9), lr=0.1)
+    made = seed_records("vera", "mine", (0.7, 0.8, 0.9), lr=0.1)
     publish(tmp_path, monkeypatch, made)
     for one in (made[0], own := record("vera", "mine", 0, 0.6, lr=0.2)):
         write_record(tmp_path, one)
@@ -186,7 +187,7 @@ def test_a_sweep_counts_what_has_run_here_and_shows_no_copy_as_its_own(
 
 
 def test_runs_that_no_table_shows_come_with_the_command_that_reads_them(tmp_path):
-    folds = seeds("vera", "mine", (0.7, 0.8, 0.9))
+    folds = seed_records("vera", "mine", (0.7, 0.8, 0.9))
     for number, fold in enumerate(folds):
         fold["config"]["task"] |= {"folds": 3, "fold": number}
     trial = record("vera", "yours", lr=1)
@@ -219,7 +220,7 @@ def test_runs_that_stopped_before_their_end_are_counted_with_what_continues_them
     tmp_path, capsys
 ):
     """Not those of another model or task, nor what has a record or cannot be read."""
-    finished = seeds("vera", "mine", (0.7, 0.8), model="encoder")
+    finished = seed_records("vera", "mine", (0.7, 0.8), model="encoder")
     for made in finished:
         made["config"]["model"]["path"] = "/a/tiny"
         write_record(tmp_path, made)
@@ -246,7 +247,7 @@ def test_runs_that_stopped_before_their_end_are_counted_with_what_continues_them
 
 def test_a_large_share_of_a_small_model_is_no_difference_from_the_recipe():
     stored = "trains 8.6% of the model's parameters (4,224), as no small adapter does"
-    own = seeds("vera", "mrpc", (0.7, 0.71), model="minilm", deviations=[stored])
+    own = seed_records("vera", "mrpc", (0.7, 0.71), model="minilm", deviations=[stored])
     (table,) = tables.tables_of_ledger("table2", ledger(*own), models=["minilm"])
     assert "Differs from" not in notes(table)
     shown = "(4,224): a large share, but no deviation"
@@ -271,7 +272,7 @@ def test_the_command_shows_a_part_and_refuses_what_there_is_not_in_one_line(
     for one in (
         stopped,
         record("vera", "mrpc"),
-        *seeds("vera", "mrpc", (0.7, 0.8, 0.9), model="minilm"),
+        *seed_records("vera", "mrpc", (0.7, 0.8, 0.9), model="minilm"),
     ):
         write_record(tmp_path, one)
     assert main(["table2", "model=minilm", "seed=0,2", *own]) == 0
@@ -307,7 +308,7 @@ def test_the_command_shows_a_part_and_refuses_what_there_is_not_in_one_line(
 
 
 def test_own_runs_that_deviate_stand_first_and_say_how():
-    own = seeds(
+    own = seed_records(
         "vera",
         "mrpc",
         (0.7, 0.71),
@@ -315,7 +316,7 @@ def test_own_runs_that_deviate_stand_first_and_say_how():
         deviations=["epochs 1 instead of 40"],
         lr=1,
     )
-    theirs = seeds("vera", "mrpc", model="minilm")
+    theirs = seed_records("vera", "mrpc", model="minilm")
     both = of_study(ledger(*own, *theirs), *theirs)
     first, last = tables.tables_of_ledger("table2", both, models=["minilm"])
     assert first.texts[0][:4] == ["VeRA r=1024", "ours", "43,008", "70.5 +-0.7 (2/5)"]
@@ -366,8 +367,8 @@ def test_what_holds_for_every_row_of_a_task_is_said_once():
 
 
 def test_rows_that_were_not_measured_on_the_same_have_columns_of_their_own():
-    bitfit = seeds("bitfit")
-    made = [*seeds("vera"), *seeds("lora"), *bitfit]
+    bitfit = seed_records("bitfit")
+    made = [*seed_records("vera"), *seed_records("lora"), *bitfit]
     assert {*cells(runs(ledger(*made))).measurement_text} == {""}
     for one in bitfit:
         one["data"]["dev_rows"] = 20
@@ -421,7 +422,7 @@ def test_rows_that_were_not_measured_on_the_same_have_columns_of_their_own():
 def test_seeds_of_a_file_that_changed_between_them_are_named(
     part, uncommitted, versions, imports, told
 ):
-    made = seeds("vera", "rte", (0.7, 0.8, 0.9))
+    made = seed_records("vera", "rte", (0.7, 0.8, 0.9))
     for one, version, imported in zip(made, versions, imports, strict=True):
         source = {
             "file": "mine.py",
@@ -458,12 +459,12 @@ def test_a_run_that_was_stopped_early_is_named_once():
     """Also below published rows, and for a model that no table of own runs has."""
 
     def trials(task, count):
-        made = seeds("vera", task, bests=[0.7] * count, model="minilm")
+        made = seed_records("vera", task, bests=[0.7] * count, model="minilm")
         for one in made:
             one["config"]["train"]["max_steps"] = 3
         return made
 
-    theirs = seeds("vera", "mrpc", model="minilm", lr=0.3)
+    theirs = seed_records("vera", "mrpc", model="minilm", lr=0.3)
     own = [*trials("mrpc", 7), *trials("reviews", 1)]
     both = of_study(ledger(*own, *theirs), *theirs)
     for name, count in (("table2", 7), ("", 8)):
@@ -477,7 +478,7 @@ def test_a_run_that_was_stopped_early_is_named_once():
             == 1
         )
         assert found.count("stopped early") == 1
-    more = ledger(*own, *seeds("lora", "mrpc", model="minilm"))
+    more = ledger(*own, *seed_records("lora", "mrpc", model="minilm"))
     (first,) = tables.tables_of_ledger("table2", more, models=["minilm"])
     assert notes(first).count("stopped early") == 1
     assert not any(

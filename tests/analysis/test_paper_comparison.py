@@ -2,7 +2,7 @@
 and the words for a row."""
 
 import pytest
-from ledgers import COUNTS, apart, ledger, record, seeds
+from ledgers import COUNTS, expected_difference, ledger, record, seed_records
 
 from analysis import paper_comparison
 from analysis.frame import cells, runs
@@ -94,7 +94,9 @@ def test_the_mean_of_a_row_is_judged_where_every_cell_is():
     assert list(rows.verdict) == ["not reproduced", "not reproduced"]
     whole = paper_comparison.mean_verdict(rows)
     values = [[100 * one["result"]["best"] for one in of] for of in (below, above)]
-    expected = apart((values[0], 91.8, 0.2), (values[1], 78.7, 0.7), decimals=3)
+    expected = expected_difference(
+        (values[0], 91.8, 0.2), (values[1], 78.7, 0.7), decimals=3
+    )
     assert f"{whole.difference:+.3f} +-{whole.half_width:.3f}" == expected
     assert whole.verdict == "reproduced"  # 1.6 below, 1.4 above
     assert paper_comparison.row_status(rows).endswith("; mean reproduced")
@@ -105,17 +107,17 @@ def test_the_mean_of_a_row_is_judged_where_every_cell_is():
 
 
 def test_fewer_seeds_than_a_verdict_needs_and_a_seed_without_its_number_are_incomplete():
-    (row,) = of_table_2(*seeds(bests=(0.78, 0.79, 0.80))).itertuples()
+    (row,) = of_table_2(*seed_records(bests=(0.78, 0.79, 0.80))).itertuples()
     assert (row.verdict, round(row.difference, 9)) == ("incomplete", 0.3)
-    six = seeds(task="sst2", bests=(0.944, 0.945, 0.946, 0.947, 0.948, 0.946))
+    six = seed_records(task="sst2", bests=(0.944, 0.945, 0.946, 0.947, 0.948, 0.946))
     assert list(of_table_2(*six).verdict) == ["reproduced"]
     # five have their number, and a sixth has none
     six[5]["result"]["protocols"]["paper"]["best"] = None
     assert list(of_table_2(*six).verdict) == ["incomplete"]
     # Without a spread of ours
-    assert list(of_table_2(*seeds(task="sst2", bests=[0.946] * 5)).verdict) == [
+    assert list(of_table_2(*seed_records(task="sst2", bests=[0.946] * 5)).verdict) == [
         "reproduced"
     ]
-    assert list(of_table_2(*seeds(task="sst2", bests=[0.95] * 5)).verdict) == [
+    assert list(of_table_2(*seed_records(task="sst2", bests=[0.95] * 5)).verdict) == [
         "not reproduced"
     ]

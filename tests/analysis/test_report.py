@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from ledgers import apart, halves, ledger, record, seeds
+from ledgers import expected_difference, ledger, record, seed_records, with_halves
 from tiers import ALL_TESTS
 
 from analysis import figures, report, tables
@@ -29,21 +29,21 @@ EVIL = "</script ><img src=x onerror=alert(1)>{{ 7 * 7 }}"
 def mixed():
     """Two methods on two tasks, a cell with too few seeds, another model, other
     settings, a failed run, a trial, a bad file."""
-    first, *others = seeds()
+    first, *others = seed_records()
     # the same means, and 74 cross-fitted
-    halves(first, (0.58, 0.80, 0.72), (0.58, 0.76, 0.82))
+    with_halves(first, (0.58, 0.80, 0.72), (0.58, 0.76, 0.82))
     records = [
         first,
         *others,
-        *seeds("vera", "cola", (0.65, 0.66)),
+        *seed_records("vera", "cola", (0.65, 0.66)),
         record(seed=7, lr=0.1),
     ]
     records[-1]["config"]["task"]["holdout"] = 0.1
-    records += seeds(
+    records += seed_records(
         "lora", "cola", (0.56, 0.57, 0.58, 0.59, 0.60), deviations=["max_length 128"]
     )
-    records += seeds("vera", "reviews", (0.84, 0.85, 0.83), model="minilm")
-    records += seeds(bests=(0.5, 0.5), lr=0.5, deviations=["lr 0.5"])
+    records += seed_records("vera", "reviews", (0.84, 0.85, 0.83), model="minilm")
+    records += seed_records(bests=(0.5, 0.5), lr=0.5, deviations=["lr 0.5"])
     failed = record(
         "full", status="failed", values=(), error="out of memory at batch 32"
     )
@@ -121,7 +121,9 @@ def test_a_verdict_has_both_numbers_and_their_difference(page):
         name: plain(text)
         for name, text in re.findall(r'<td data-label="([^"]*)"[^>]*>(.*?)</td>', found)
     }
-    gap, _, half = apart(([78.0, 79.0, 80.0, 77.0, 78.7], 78.7, 0.7)).partition(" +-")
+    gap, _, half = expected_difference(
+        ([78.0, 79.0, 80.0, 77.0, 78.7], 78.7, 0.7)
+    ).partition(" +-")
     expected = {
         "number": "RTE",
         "paper": "78.7 ±0.7",
@@ -215,7 +217,7 @@ def test_labels_cannot_write_into_the_page(monkeypatch):
     """The browser's test below has every table."""
     monkeypatch.setattr(tables, "TABLES", ("demo",))
     monkeypatch.setattr(figures, "FIGURES", {"demo": figures.FIGURES["demo"]})
-    records = [*seeds(model="minilm", task="reviews", deviations=[EVIL])]
+    records = [*seed_records(model="minilm", task="reviews", deviations=[EVIL])]
     for r in [
         *records,
         failed := record("full", status="failed", values=(), error=EVIL),

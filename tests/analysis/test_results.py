@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 from ledgers import ledger
 from matplotlib.markers import CARETLEFT, CARETRIGHT
-from small import rows, small
+from small import minilm_records, minilm_records_by_row
 
 from analysis import report
 from analysis.frame import runs
@@ -42,9 +42,11 @@ def records():
         "adapter_p": (0.70, 0.71, 0.72),
         "full": (0.9, 0.5, 0.2),
     }
-    made = rows("mrpc", **scores) + rows("cola", vera=(0.4, 0.41), lora=(0.4, 0.42))
+    made = minilm_records_by_row("mrpc", **scores) + minilm_records_by_row(
+        "cola", vera=(0.4, 0.41), lora=(0.4, 0.42)
+    )
     for row, level in (("vera", 0.2), ("lora", 0.3)):
-        made += small(row, "mine", (level, level + 0.01), family="maths")
+        made += minilm_records(row, "mine", (level, level + 0.01), family="maths")
     return made
 
 
@@ -248,7 +250,7 @@ def study(tmp_path, monkeypatch):
     """A published study: head, LoRA and VeRA on CoLA, two trials, and words by hand."""
     folder = tmp_path / "records" / "glue_minilm"
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", folder.parent)
-    made = rows(
+    made = minilm_records_by_row(
         "cola",
         head=(0.1, 0.2, 0.3),
         vera=(0.41, 0.415, 0.42),
@@ -257,7 +259,7 @@ def study(tmp_path, monkeypatch):
     for one in made[:3]:
         one["parameters"]["adapter"] = 0
     for rate, best in ((1e-2, 0.2), (4e-2, 0.3)):
-        (trial,) = small("vera", "cola", (best,), lr=rate)
+        (trial,) = minilm_records("vera", "cola", (best,), lr=rate)
         trial["config"]["task"]["holdout"] = 0.2
         trial["id"] += "-trial"
         made.append(trial)

@@ -4,7 +4,7 @@ not make it."""
 import pytest
 import yaml
 from ledgers import ledger
-from small import small
+from small import minilm_records
 
 from analysis.frame import runs
 from analysis.results.starting_rates import (
@@ -20,7 +20,7 @@ def search(row, task, scores):
     """The trials of a row on a task. scores: of two seeds, by rate."""
     trials = []
     for rate, bests in scores.items():
-        for trial in small(row, task, bests, lr=rate):
+        for trial in minilm_records(row, task, bests, lr=rate):
             trial["config"]["task"]["holdout"] = 0.2
             trial["id"] += f"-{rate}"
             trials.append(trial)

@@ -6,7 +6,15 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from ledgers import halves, ledger, lines, notes, of_metric, record, seeds
+from ledgers import (
+    ledger,
+    lines,
+    metric_fields,
+    notes,
+    record,
+    seed_records,
+    with_halves,
+)
 
 from analysis import inference, stats, tables
 from analysis.frame import runs
@@ -89,12 +97,12 @@ def test_the_sign_test_and_the_probability_of_improvement_are_scipys():
 
 def test_runs_are_paired_by_task_and_seed():
     rte = [
-        *seeds("vera", "rte", (0.80, 0.81, 0.82)),
-        *seeds("lora", "rte", (0.79, 0.82, 0.80, 0.50)),
+        *seed_records("vera", "rte", (0.80, 0.81, 0.82)),
+        *seed_records("lora", "rte", (0.79, 0.82, 0.80, 0.50)),
     ]
     cola = [
-        *seeds("vera", "cola", (0.60, 0.61, 0.62)),
-        *seeds("lora", "cola", (0.59, 0.60, 0.62)),
+        *seed_records("vera", "cola", (0.60, 0.61, 0.62)),
+        *seed_records("lora", "cola", (0.59, 0.60, 0.62)),
     ]
     first, _ = compared(*rte, *cola)
     # +1, -1, +2: seed 3 has no pair
@@ -118,10 +126,12 @@ def test_holms_correction_is_for_all_comparisons_of_a_model():
         "lora": (0.7, 0.72, 0.7),
         "full": (0.8, 0.7, 0.9),
     }
-    made = [one for row, of_row in bests.items() for one in seeds(row, "rte", of_row)]
+    made = [
+        one for row, of_row in bests.items() for one in seed_records(row, "rte", of_row)
+    ]
     other_model = [
-        *seeds("vera", "rte", (0.8, 0.9), model="minilm"),
-        *seeds("lora", "rte", (0.7, 0.9), model="minilm"),
+        *seed_records("vera", "rte", (0.8, 0.9), model="minilm"),
+        *seed_records("lora", "rte", (0.7, 0.9), model="minilm"),
     ]
     lines = paired_differences(of(*made, *other_model), "vera").set_index(
         ["model", "other"]
@@ -133,7 +143,7 @@ def test_holms_correction_is_for_all_comparisons_of_a_model():
 
 
 def test_a_table_of_comparisons_ends_with_which_p_to_use():
-    *_, table = told(*seeds("vera"), *seeds("lora"))
+    *_, table = told(*seed_records("vera"), *seed_records("lora"))
     assert table.notes[-1] == (
         "95% CI and p are not corrected and leave out the choice of dev rows. Use p for "
         "one comparison that you chose before looking, and p (Holm) for the best of a "
@@ -142,12 +152,14 @@ def test_a_table_of_comparisons_ends_with_which_p_to_use():
 
 
 def test_a_table_of_comparisons_says_what_holms_correction_is_over():
-    *_, table = told(*seeds("vera"), *seeds("lora"), *seeds("full"))
+    *_, table = told(
+        *seed_records("vera"), *seed_records("lora"), *seed_records("full")
+    )
     assert (
         "p (Holm) is corrected for the 2 comparisons of the rows and tasks selected."
         in " ".join(table.notes)
     )
-    *_, table = told(*seeds("vera"), *seeds("lora"))
+    *_, table = told(*seed_records("vera"), *seed_records("lora"))
     assert "p (Holm) equals p, as the rows and tasks selected make one comparison." in (
         " ".join(table.notes)
     )
@@ -155,11 +167,13 @@ def test_a_table_of_comparisons_says_what_holms_correction_is_over():
 
 def test_a_difference_that_holm_leaves_open_comes_with_how_it_goes_with_findings():
     x, y = (0.80, 0.83, 0.79, 0.81), (0.78, 0.82, 0.76, 0.78)
-    chosen = [*seeds("vera", "rte", x), *seeds("lora", "rte", y)]
+    chosen = [*seed_records("vera", "rte", x), *seed_records("lora", "rte", y)]
     *_, alone = told(*chosen)
     assert NOTE_ON_FINDINGS not in alone.notes
     *_, among_many = told(
-        *chosen, *seeds("full", "rte", x[::-1]), *seeds("bitfit", "rte", y[::-1])
+        *chosen,
+        *seed_records("full", "rte", x[::-1]),
+        *seed_records("bitfit", "rte", y[::-1]),
     )
     assert among_many.notes[-1] == NOTE_ON_FINDINGS
     assert len(NOTE_ON_FINDINGS) <= NOTE_LENGTH
@@ -167,8 +181,8 @@ def test_a_difference_that_holm_leaves_open_comes_with_how_it_goes_with_findings
 
 def test_the_sign_test_and_the_median_come_on_request():
     made = [
-        *seeds("vera", "rte", (0.80, 0.81, 0.82)),
-        *seeds("lora", "rte", (0.79, 0.82, 0.80)),
+        *seed_records("vera", "rte", (0.80, 0.81, 0.82)),
+        *seed_records("lora", "rte", (0.79, 0.82, 0.80)),
     ]
     usual, more = told(*made)[1], told(*made, with_details=True)[1]
     assert usual.header == [
@@ -195,7 +209,12 @@ def test_the_sign_test_and_the_median_come_on_request():
 
 
 def test_one_row_has_its_own_cells_and_its_comparisons_alone():
-    made = [*seeds("vera"), *seeds("lora"), *seeds("full"), *seeds("lora", "cola")]
+    made = [
+        *seed_records("vera"),
+        *seed_records("lora"),
+        *seed_records("full"),
+        *seed_records("lora", "cola"),
+    ]
     cells, compared_with = told(*made, row="full", own_cells_only=True)
     assert [line["method"] for line in lines(cells)] == ["full"]
     assert [line["difference"] for line in lines(compared_with)] == [
@@ -212,8 +231,11 @@ def test_statistics_name_what_they_leave_out():
         ("2/5", "75.0")
     ]
     assert "nan: 1 run finished without the score" in notes(table)
-    full = [one | {"data": one["data"] | {"content": "other"}} for one in seeds("full")]
-    _, table = told(*seeds("vera"), *seeds("lora"), *full)
+    full = [
+        one | {"data": one["data"] | {"content": "other"}}
+        for one in seed_records("full")
+    ]
+    _, table = told(*seed_records("vera"), *seed_records("lora"), *full)
     assert [line["difference"] for line in lines(table)] == [
         "VeRA r=1024 minus LoRA r=8"
     ]
@@ -222,14 +244,14 @@ def test_statistics_name_what_they_leave_out():
 
 def test_of_perplexity_less_is_better_and_a_diverged_seed_is_the_worst():
     records = [
-        *seeds("vera", "alpaca", (3.0, 3.1)),
-        *seeds("lora", "alpaca", (3.5, 3.4)),
+        *seed_records("vera", "alpaca", (3.0, 3.1)),
+        *seed_records("lora", "alpaca", (3.5, 3.4)),
     ]
     gone = [
         record(row, "alpaca", values=(), status="diverged") for row in ("vera", "lora")
     ]
     for r in (*records, *gone):
-        r["result"] |= of_metric("perplexity")
+        r["result"] |= metric_fields("perplexity")
     (line,) = compared(*records)
     assert line.differences == pytest.approx((0.5, 0.3))
     cells, table = told(*records)
@@ -249,11 +271,13 @@ def test_the_statistics_tell_what_choosing_the_epoch_adds(reported, columns):
     """Over three seeds: best and cross-fitted are medians of their own, and so is their
     difference. An interval of fewer than five is called a range."""
     made = [
-        halves(record(seed=0), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8)),  # 75, cross-fitted 65
+        with_halves(
+            record(seed=0), (0.6, 0.9, 0.7), (0.5, 0.6, 0.8)
+        ),  # 75, cross-fitted 65
         # 75, cross-fitted (60 + 80) / 2 = 70
-        halves(record(seed=1), (0.6, 0.8, 0.8), (0.5, 0.6, 0.7)),
+        with_halves(record(seed=1), (0.6, 0.8, 0.8), (0.5, 0.6, 0.7)),
         # 90, both halves at the same epoch
-        halves(record(seed=2), (0.6, 0.9, 0.7), (0.5, 0.9, 0.8)),
+        with_halves(record(seed=2), (0.6, 0.9, 0.7), (0.5, 0.9, 0.8)),
     ]
     for one in made:
         one["result"]["reported"] = reported
@@ -262,7 +286,7 @@ def test_the_statistics_tell_what_choosing_the_epoch_adds(reported, columns):
         lines(table)[0][key] for key in ("best", "last", "cross-fitted", "optimism")
     ] == columns
     assert table.header[5] == "range of 3 seeds"
-    both = told(*made, *seeds("lora"))[0]
+    both = told(*made, *seed_records("lora"))[0]
     assert both.header[5] == "95%, or range below 5 seeds"
 
 
@@ -282,9 +306,9 @@ def test_the_command_prints_statistics_of_a_part_or_refuses_in_one_line(
     trial = record("bitfit", "mrpc")
     trial["config"]["train"]["max_steps"] = 3
     for one in (
-        *seeds(),
-        *seeds("lora", bests=(0.7,) * 5),
-        *seeds("lora", "cola"),
+        *seed_records(),
+        *seed_records("lora", bests=(0.7,) * 5),
+        *seed_records("lora", "cola"),
         trial,
     ):
         write_record(tmp_path, one)

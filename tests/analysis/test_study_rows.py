@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 from ledgers import ledger
-from small import rows, small
+from small import minilm_records, minilm_records_by_row
 
 from analysis.frame import runs
 from analysis.paired import paired_differences
@@ -37,7 +37,9 @@ MANY = {
 
 def many_rows():
     """Twenty rows of three seeds."""
-    return rows("cola", vera=(0.70, 0.71, 0.72), lora=(0.80, 0.82, 0.81), **MANY)
+    return minilm_records_by_row(
+        "cola", vera=(0.70, 0.71, 0.72), lora=(0.80, 0.82, 0.81), **MANY
+    )
 
 
 def test_the_variance_of_many_rows_is_pooled():
@@ -54,8 +56,10 @@ def test_the_variance_of_many_rows_is_pooled():
 def test_a_row_that_varies_more_is_not_pooled_and_has_its_own_interval():
     """Nor does one more seed of ten rows change what is pooled."""
     pooled = study_of(*many_rows()).pooled["cola"]
-    more = [small(f"row{i}", "cola", (0.7, 0.7, 0.7, 0.7))[3] for i in range(10)]
-    wild = rows("cola", wild=(0.6, 0.7, 0.8))
+    more = [
+        minilm_records(f"row{i}", "cola", (0.7, 0.7, 0.7, 0.7))[3] for i in range(10)
+    ]
+    wild = minilm_records_by_row("cola", wild=(0.6, 0.7, 0.8))
     study = study_of(*many_rows(), *more, *wild)
     assert study.pooled["cola"].variance == pooled.variance
     assert study.pooled["cola"].outliers == ("wild",)
@@ -64,7 +68,7 @@ def test_a_row_that_varies_more_is_not_pooled_and_has_its_own_interval():
 
 
 def test_few_rows_stand_beside_vera_by_their_own_pairs():
-    few = rows("cola", vera=(0.7, 0.71, 0.72), lora=(0.69, 0.71, 0.70))
+    few = minilm_records_by_row("cola", vera=(0.7, 0.71, 0.72), lora=(0.69, 0.71, 0.70))
     study = study_of(*few)
     expected = scipy.stats.ttest_rel([69, 71, 70], [70, 71, 72])
     ends = expected.confidence_interval()
@@ -101,7 +105,9 @@ def test_a_studys_pairs_are_those_of_every_other_page():
 
 def test_costs_of_a_study_stand_where_rows_share_what_they_depend_on():
     """One row on another device hides no other row's cost."""
-    made = rows("cola", vera=(0.7, 0.71), lora=(0.69, 0.7), full=(0.8, 0.8))
+    made = minilm_records_by_row(
+        "cola", vera=(0.7, 0.71), lora=(0.69, 0.7), full=(0.8, 0.8)
+    )
     for one in made:
         if one["cell"]["row"] == "full":
             one["device"] = one["device"] | {"name": "another card"}
@@ -112,8 +118,8 @@ def test_costs_of_a_study_stand_where_rows_share_what_they_depend_on():
 
 
 def test_a_task_that_was_measured_in_two_ways_is_two_tasks():
-    made = rows("cola", vera=(0.7, 0.71), lora=(0.69, 0.7))
-    other = rows("cola", vera=(0.6, 0.61), lora=(0.58, 0.6))
+    made = minilm_records_by_row("cola", vera=(0.7, 0.71), lora=(0.69, 0.7))
+    other = minilm_records_by_row("cola", vera=(0.6, 0.61), lora=(0.58, 0.6))
     for one in other:
         one["id"] += "-other"
         one["data"] = one["data"] | {"train_rows": 7}
@@ -132,7 +138,7 @@ def gains_over_tasks(gains):
         for row, gain in gains.items():
             bests = level + gain + draws.normal(0, 0.001) + draws.normal(0, 0.001, 3)
             means[row, task] = 100 * bests.mean()
-            made += small(row, task, [*bests])
+            made += minilm_records(row, task, [*bests])
     return made, means
 
 
@@ -143,10 +149,10 @@ def test_rows_stand_beside_vera_over_tasks_by_a_mixed_model():
     """Held to least squares: a column for each row, and for each task but the first."""
     made, means = gains_over_tasks(GAINS)
     # Two rows that count for nothing: on one task alone, and with a collapsed run
-    made += small("row10", "cola", (0.4, 0.4, 0.4))
-    made += small("row11", "cola", (0.4, 0.4, 0.0))
-    made += small("row11", "mrpc", (0.7, 0.7, 0.7))
-    made += small("row11", "sst2", (0.7, 0.7, 0.7))
+    made += minilm_records("row10", "cola", (0.4, 0.4, 0.4))
+    made += minilm_records("row11", "cola", (0.4, 0.4, 0.0))
+    made += minilm_records("row11", "mrpc", (0.7, 0.7, 0.7))
+    made += minilm_records("row11", "sst2", (0.7, 0.7, 0.7))
     compared = rows_over_tasks(study_of(*made).poolable)
     assert compared.tasks == ("cola", "mrpc", "sst2")
     assert (len(compared.rows), compared.variance.freedom) == (11, 11 * 2)
@@ -184,7 +190,7 @@ def test_one_task_is_not_compared_over_tasks():
 def test_a_gain_is_a_share_of_that_from_the_head_to_lora():
     made, means = gains_over_tasks(GAINS)
     for task, level in (("cola", 0.3), ("mrpc", 0.5), ("sst2", 0.5)):
-        heads = small("head", task, (level, level, level))
+        heads = minilm_records("head", task, (level, level, level))
         for record in heads:
             record["parameters"]["adapter"] = 0
         made += heads
@@ -224,7 +230,7 @@ def test_a_best_rate_at_an_end_of_its_grid_is_known(bests, is_at_end, less):
 
 
 def test_seconds_of_several_processors_do_not_compare():
-    made = rows("cola", vera=(0.7, 0.71), lora=(0.7, 0.71))
+    made = minilm_records_by_row("cola", vera=(0.7, 0.71), lora=(0.7, 0.71))
     for record in made:
         record["cost"]["train_seconds"] = 60.0
     assert not any(math.isnan(row.cell.seconds) for row in study_of(*made).rows)

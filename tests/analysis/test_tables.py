@@ -17,18 +17,18 @@ import pandas as pd
 import pytest
 import scipy.stats
 from ledgers import (
-    apart,
-    asked,
-    exact,
-    instructed,
+    exact_record,
+    expected_difference,
+    image_record,
+    instruction_record,
     ledger,
     lines,
-    made,
+    made_tables,
     notes,
     record,
-    seeds,
-    shot,
-    texts,
+    seed_records,
+    text_record,
+    with_lm_eval,
 )
 
 from analysis import tables
@@ -68,7 +68,7 @@ def complete(row="vera", values=(0.80, 0.75, 0.90, 0.70, 0.85), **changes):
 
 def part(name, *records, model="roberta_base", **how):
     """The part of a table that is of one model."""
-    (table,) = made(name, *records, models=[model], **how)
+    (table,) = made_tables(name, *records, models=[model], **how)
     return table
 
 
@@ -92,15 +92,17 @@ def test_a_complete_row_stands_beside_the_papers_with_median_spread_and_differen
     printed = {"SST-2": (94.6, 0.1), "MRPC": (89.5, 0.5), "CoLA": (65.6, 0.8)}
     printed |= {"QNLI": (91.8, 0.2), "RTE": (78.7, 0.7), "STS-B": (90.7, 0.2)}
     assert [difference[task] for task in printed] == [
-        apart((VALUES, *of)) for of in printed.values()
+        expected_difference((VALUES, *of)) for of in printed.values()
     ]
-    assert difference["Avg"] == apart(*((VALUES, *of) for of in printed.values()))
+    assert difference["Avg"] == expected_difference(
+        *((VALUES, *of) for of in printed.values())
+    )
     # The average is the mean over tasks of the medians over seeds
     bests = [(0.5 + 0.05 * i, 0.6, 0.9, 0.1, 0.7) for i in range(6)]
     unlike = [
         one
         for task, of in zip(GLUE, bests, strict=True)
-        for one in seeds("vera", task, of)
+        for one in seed_records("vera", task, of)
     ]
     assert (
         first("table2", *unlike)["Avg"]
@@ -128,7 +130,7 @@ def test_our_row_from_mnli_is_compared_with_the_papers():
         "-",
     )
     of_plain = ((VALUES, 95.1, 0.2), (VALUES, 63.4, 1.2), (VALUES, 93.3, 0.3))
-    assert last["Avg"] == apart(
+    assert last["Avg"] == expected_difference(
         *of_plain, (equal, 89.7, 0.7), (equal, 86.6, 0.7), (equal, 91.5, 0.2)
     )
     assert first("table2", *from_mnli)["Avg"] == "-"
@@ -186,7 +188,7 @@ def test_other_models_have_the_ablations_that_ran():
         for task in ("cola", "sst2")
     ]
     plain = record("vera", "rte", 0, 0.8, model="minilm")  # table 2's, and no ablation
-    _, own = made("table7", *small, plain, record("vera", "rte", model="other"))
+    _, own = made_tables("table7", *small, plain, record("vera", "rte", model="other"))
     assert own.header == ["setting", "source", "SST-2", "CoLA", "status"]
     expected = [[f"{name} A, B", "ours", "80.0 (1/5)"] for name in ("shared", "unique")]
     assert [row[:3] for row in own.texts] == expected
@@ -199,7 +201,8 @@ def test_table_5_shows_other_models_and_sets():
         ("digits", 0.9, {}),
     ):
         records += [
-            shot("lora", task, s, value, model="dinov2_small", **more) for s in range(5)
+            image_record("lora", task, s, value, model="dinov2_small", **more)
+            for s in range(5)
         ]
     small = part("table5", *records, model="dinov2_small")
     assert small.header[3:5] == ["digits", "my birds"]
@@ -215,17 +218,18 @@ def e2e(*records, **how):
 
 
 def test_another_way_of_decoding_has_a_line_and_a_seed_that_lacks_it_is_no_zero():
-    fewer = texts("vera", 1)
+    fewer = text_record("vera", 1)
     fewer["texts"]["scores"] = [
         e for e in fewer["texts"]["scores"] if e["variant"] == "0.9"
     ]
-    medium = e2e(texts("vera"), fewer)
+    medium = e2e(text_record("vera"), fewer)
     assert lines(medium, "ours")[0]["BLEU"] == "68.0 +-0.0 (2/3)"
     assert lines(medium, "ours, length penalty 0.8")[0]["BLEU"] == "68.1 (1/3)"
-    medium = e2e(texts("vera", best_epoch=4.0))
+    medium = e2e(text_record("vera", best_epoch=4.0))
     assert lines(medium, "ours, best epoch")[0]["BLEU"] == "68.2 (1/3)"
     (best,) = lines(
-        e2e(texts("vera", best_epoch=4.0), texts("vera", 1)), "ours, best epoch"
+        e2e(text_record("vera", best_epoch=4.0), text_record("vera", 1)),
+        "ours, best epoch",
     )
     assert best["BLEU"] == "68.2 +-0.0 (2/3)"  # of one seed the best epoch is the last
     assert lines(medium, "ours")[0]["status"] == "ours, 1 of 3 seeds"
@@ -236,9 +240,9 @@ def test_scores_without_java_are_gaps_with_a_reason_and_a_diverged_seed_counts_a
     missing = dict.fromkeys(("meteor", "rouge_l", "cider"))
     missing |= {"unavailable": {"meteor": "no java on this machine"}}
     records = [
-        texts("vera", 0),
-        texts("vera", 1, **missing),
-        texts("vera", 2, status="diverged"),
+        text_record("vera", 0),
+        text_record("vera", 1, **missing),
+        text_record("vera", 2, status="diverged"),
     ]
     medium = e2e(*records)
     (ours,), (difference,) = lines(medium, "ours"), lines(medium, "difference")
@@ -251,10 +255,12 @@ def test_scores_without_java_are_gaps_with_a_reason_and_a_diverged_seed_counts_a
 
 
 def test_runs_that_decoded_nothing_do_not_hide_those_that_did():
-    silent = [texts("vera", s) | {"texts": None, "id": f"silent {s}"} for s in range(3)]
+    silent = [
+        text_record("vera", s) | {"texts": None, "id": f"silent {s}"} for s in range(3)
+    ]
     for r in silent:
         r["config"]["task"]["decode"] = "none"
-    medium = e2e(texts("vera"), *silent, select="crossfit")
+    medium = e2e(text_record("vera"), *silent, select="crossfit")
     assert lines(medium, "ours")[0]["BLEU"] == "68.0 (1/3)"
     assert "select= changes nothing here" in notes(medium)
 
@@ -268,7 +274,7 @@ def llama(name, *records, **how):
 
 def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
     table = llama(
-        "table4", instructed(scores=[("gpt-4-0613", 5.0), ("gpt-4o-mini", 7.0)])
+        "table4", instruction_record(scores=[("gpt-4-0613", 5.0), ("gpt-4o-mini", 7.0)])
     )
     ours, difference, other = [row for row in table.texts if row[1] != "paper"]
     assert ours[:5] == ["VeRA r=1024", "ours", "1,589,248", "5.00", "4.50 to 5.50"]
@@ -277,7 +283,7 @@ def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
     assert other[:5] == ["", "ours", "", "7.00", "6.50 to 7.50"]
     assert other[5:] == ["7.25 / 6.75", "159 of 160", "gpt-4o-mini", "ours"]
     assert "Only GPT-4's scores are compared" in notes(table)
-    silent = instructed(scores=[("gpt-4", 5.0)])
+    silent = instruction_record(scores=[("gpt-4", 5.0)])
     silent["judged"][0] |= {
         "mean": None,
         "low": None,
@@ -289,14 +295,14 @@ def test_mt_bench_stands_beside_the_papers_with_the_difference_of_a_gpt_4():
 
 
 def test_answers_of_another_way_are_told():
-    ours = instructed(scores=[("gpt-4", 5.0)])
+    ours = instruction_record(scores=[("gpt-4", 5.0)])
     ours["judged"][0]["answering"] |= {
         "answer_tokens": 64,
         "top_p": 0.9,
         "top_k": None,
         "without_room": 3,
     }
-    lora = instructed("lora", scores=[("gpt-4", 5.0)])
+    lora = instruction_record("lora", scores=[("gpt-4", 5.0)])
     lora["judged"][0]["answering"] |= {"top_p": 0.8}
     note = notes(llama("table4", ours, lora))
     assert re.search(r"top_p 0\.8 instead of FastChat's 1\.0 \(LoRA[^,]*\)", note)
@@ -312,7 +318,7 @@ def test_answers_of_another_way_are_told():
 
 def test_several_seeds_are_a_median_and_what_is_not_judged_is_said():
     records = [
-        instructed(seed=seed, scores=[("gpt-4", mean)])
+        instruction_record(seed=seed, scores=[("gpt-4", mean)])
         for seed, mean in enumerate((5.0, 6.0, 4.0))
     ]
     (line,) = lines(llama("table4", *records, seeds=3), "ours")
@@ -331,7 +337,10 @@ def test_several_seeds_are_a_median_and_what_is_not_judged_is_said():
     # where one would do
     assert lines(llama("table4", *records), "ours")[0]["score"] == "4.50 +-0.71 (2/3)"
     table = llama(
-        "table4", instructed("none"), instructed(status="diverged", seed=1), seeds=1
+        "table4",
+        instruction_record("none"),
+        instruction_record(status="diverged", seed=1),
+        seeds=1,
     )
     states = {line["method"]: line["status"] for line in lines(table, "ours")}
     assert states == {"none": "ours, not judged by MT-Bench", "VeRA r=1024": "diverged"}
@@ -339,10 +348,10 @@ def test_several_seeds_are_a_median_and_what_is_not_judged_is_said():
 
 
 def test_a_part_of_the_rows_is_table_13s_and_not_table_4s():
-    part = instructed(
+    part = instruction_record(
         "vera_r256", train_rows=10000, scores=[("gpt-4", 7.0)], bench="vicuna_bench"
     )
-    lora = instructed("lora", scores=[("gpt-4", 5.0)])
+    lora = instruction_record("lora", scores=[("gpt-4", 5.0)])
     four, thirteen = (llama(name, part, lora) for name in ("table4", "table13"))
     assert [line["method"] for line in lines(four, "ours")] == ["LoRA r=8"]
     # to 7.48
@@ -351,17 +360,17 @@ def test_a_part_of_the_rows_is_table_13s_and_not_table_4s():
         "159.9M (610MB)",
         "1.4M (5.4MB)",
     ]
-    fewer = instructed(
+    fewer = instruction_record(
         "lora", train_rows=64, scores=[("gpt-4", 6.0)], bench="vicuna_bench"
     )
     assert lines(llama("table13", fewer), "ours")[0]["score"] == "6.00"
     # Another model is there with all of its rows, once Vicuna-bench has judged it
     waiting, judged = (
-        instructed(row, scores=[("gpt-4", 5.0)], model="own", bench=bench)
+        instruction_record(row, scores=[("gpt-4", 5.0)], model="own", bench=bench)
         for row, bench in (("lora", "mt_bench"), ("vera", "vicuna_bench"))
     )
-    assert [table.model for table in made("table13", waiting)] == ["llama_7b"]
-    _, own = made("table13", waiting, judged)
+    assert [table.model for table in made_tables("table13", waiting)] == ["llama_7b"]
+    _, own = made_tables("table13", waiting, judged)
     assert [row[-1] for row in own.texts] == [
         "ours, not judged by Vicuna-bench",
         "ours",
@@ -381,7 +390,7 @@ def test_the_demo_has_a_table_for_each_size_of_the_data():
     for one in larger:
         one["id"] += "2000"
         one["config"]["task"]["dev_rows"] = one["data"]["dev_rows"] = 2000
-    found = made("demo", *runs, *larger)
+    found = made_tables("demo", *runs, *larger)
     title = "reviews (MiniLM, 10 training and {} dev rows): dev accuracy, medians over seeds"
     assert [table.title for table in found] == [
         title.format(rows) for rows in (10, "2,000")
@@ -409,7 +418,7 @@ def test_the_demo_marks_a_rate_at_an_end_of_its_grid():
     ]
     trials += [trial("lora", 0, lr=lr, lr_head=1e-3) for lr in (1e-3, 1e-2)]
     trials += [trial("head", 0, lr=1e-3, lr_head=lr) for lr in (1e-3, 1e-2)]
-    (table,) = made("demo", *runs, *trials, seeds=1)
+    (table,) = made_tables("demo", *runs, *trials, seeds=1)
     assert {row[0] for row in table.texts} == {
         "VeRA r=1024",
         "LoRA r=8 ^",
@@ -417,7 +426,7 @@ def test_the_demo_marks_a_rate_at_an_end_of_its_grid():
         "full",
     }
     assert "^: its best rate is the lowest or highest of the grid" in notes(table)
-    (table,) = made("demo", *runs, seeds=1)
+    (table,) = made_tables("demo", *runs, seeds=1)
     assert not any(
         "^" in text for text in (*(row[0] for row in table.texts), notes(table))
     )
@@ -430,7 +439,7 @@ def test_a_recipe_that_is_not_the_papers_is_told(lr, shown, monkeypatch):
     monkeypatch.setattr(
         formulas, "_recipe_file", lambda row, of: whole(row, of) | other.get(of, {})
     )
-    (table,) = made("table10")
+    (table,) = made_tables("table10")
     (line,) = [row for row in table.texts if row[0] == "learning rate"]
     assert line == ["learning rate", shown, "0.02", "DIFFERS: 0.1, 0.02"]
 
@@ -438,13 +447,13 @@ def test_a_recipe_that_is_not_the_papers_is_told(lr, shown, monkeypatch):
 def test_what_lm_eval_measured_before_and_after_training():
     """Over the seeds that have it; what was not asked alike has a column of its own."""
     two, other, lacks = (
-        [exact(seed=seed) for seed in (0, 1)],
-        exact(seed=2),
-        exact(seed=3),
+        [exact_record(seed=seed) for seed in (0, 1)],
+        exact_record(seed=2),
+        exact_record(seed=3),
     )
     found = [
-        *map(asked, two, ("gsm8k", "gsm8k"), (0.5, 0.75)),
-        asked(other, asked="1" * 16),
+        *map(with_lm_eval, two, ("gsm8k", "gsm8k"), (0.5, 0.75)),
+        with_lm_eval(other, asked="1" * 16),
     ]
     (table,) = tables.tables_of_ledger("lm_eval", ledger(*found, lacks))
     old, new = (
@@ -465,7 +474,9 @@ def test_what_lm_eval_measured_before_and_after_training():
 def test_csv_is_one_frame_of_numbers_for_the_whole_command():
     """Also of several tables: one header, a row a number, each part in a column of its
     own."""
-    of = made("table2", *complete(), *seeds("vera", "cola", (0.7, 0.8), model="minilm"))
+    of = made_tables(
+        "table2", *complete(), *seed_records("vera", "cola", (0.7, 0.8), model="minilm")
+    )
     read = pd.read_csv(io.StringIO(render(of, "csv")))
     assert list(read) == TIDY
     assert read.table.nunique() == 3
@@ -616,8 +627,8 @@ def against(name, *records):
 def two_rows(x, y, task="rte"):
     """Runs of VeRA and of LoRA on MiniLM."""
     return [
-        *seeds("vera", task, x, model="minilm"),
-        *seeds("lora", task, y, model="minilm"),
+        *seed_records("vera", task, x, model="minilm"),
+        *seed_records("lora", task, y, model="minilm"),
     ]
 
 
@@ -651,7 +662,7 @@ def test_over_several_tasks_each_counts_once():
 
 def test_a_row_that_is_not_in_the_table_can_be_compared_with():
     records = two_rows((0.80, 0.83), (0.78, 0.82))
-    unique = seeds("vera_unique", bests=(0.9, 0.9), model="minilm")
+    unique = seed_records("vera_unique", bests=(0.9, 0.9), model="minilm")
     names = [name for name, _ in against("table7", *records, *unique)]
     assert names == ["VeRA r=1024 minus LoRA r=8", "vera_unique minus LoRA r=8"]
 
@@ -773,7 +784,7 @@ def test_a_cost_is_shown_for_rows_that_share_what_it_depends_on():
 def test_forgetting_is_the_median_change_of_the_seeds_that_measured_it_on_one_text():
     def of(row, seed=0, after=math.nan, before=3.0, sha256="a", text="shipped"):
         one, values = (
-            texts(row, seed),
+            text_record(row, seed),
             {"before": before, "after": None if after < 0 else after},
         )
         if not math.isnan(after):
@@ -886,8 +897,10 @@ def test_a_label_keeps_its_cell_in_every_form_and_a_spreadsheet_runs_none():
 def test_exact_answers_have_a_column_for_each_part_and_an_average_of_all():
     parts = dict.fromkeys(specs()["commonsense"][0].columns, 60.0) | {"boolq": 68.0}
     del parts["commonsense"]
-    whole = exact("lora", 0, "commonsense", "llama_7b", beams=4, **parts)
-    few = exact("vera", 0, "commonsense", "llama_7b", beams=4, unread=12.0, boolq=70.0)
+    whole = exact_record("lora", 0, "commonsense", "llama_7b", beams=4, **parts)
+    few = exact_record(
+        "vera", 0, "commonsense", "llama_7b", beams=4, unread=12.0, boolq=70.0
+    )
     table = part("commonsense", whole, few, model="llama_7b")
     shown = [
         [line[key] for key in ("BoolQ", "OBQA", "Avg", "unread")]
@@ -901,18 +914,18 @@ def test_exact_answers_have_a_column_for_each_part_and_an_average_of_all():
         lines(table, "ours")[0]["status"] == "ours, loss on prompt and answer, 4 beams"
     )
     # Texts that were decoded in another way are in columns of their own.
-    greedy = exact("full", 0, "commonsense", "llama_7b", beams=1, boolq=50.0)
+    greedy = exact_record("full", 0, "commonsense", "llama_7b", beams=1, boolq=50.0)
     table = part("commonsense", whole, few, greedy, model="llama_7b")
     assert "BoolQ, beams=1" in table.header
 
 
 def test_a_diverged_seed_has_no_right_answer_and_others_stand_beside():
-    diverged = exact("vera", 2) | {"status": "diverged", "texts": None}
+    diverged = exact_record("vera", 2) | {"status": "diverged", "texts": None}
     records = [
-        exact("vera", 0),
-        exact("vera", 1),
+        exact_record("vera", 0),
+        exact_record("vera", 1),
         diverged,
-        exact("mine", 0, "sums", "smollm2", sums=9.0),
+        exact_record("mine", 0, "sums", "smollm2", sums=9.0),
     ]
     maths, small = (
         of
@@ -928,7 +941,7 @@ def test_a_diverged_seed_has_no_right_answer_and_others_stand_beside():
 
 @pytest.mark.parametrize(
     ("record", "name", "shown"),
-    [(texts(), "BLEU", "68.0"), (exact(), "exact match", "40.0%")],
+    [(text_record(), "BLEU", "68.0"), (exact_record(), "exact match", "40.0%")],
 )
 def test_a_runs_number_is_the_score_of_its_texts(record, name, shown):
     (cell,) = reported_cells(runs(ledger(record))).itertuples()
@@ -940,7 +953,7 @@ def test_a_runs_number_is_the_score_of_its_texts(record, name, shown):
         1,
     )
     assert result_words(record).endswith(f"{name} {shown} on test")
-    plain = made("", record)[0]
+    plain = made_tables("", record)[0]
     is_named = cell.name.lower() in notes(plain).lower()
     assert (lines(plain)[0][record["cell"]["task"]], is_named) == (
         f"{value} (1)",

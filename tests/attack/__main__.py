@@ -35,7 +35,7 @@ from attack.cases import HOSTILE, Case, run
 from fastapi.testclient import TestClient
 from ledgers import record
 from running import ROOT, call_here, values_of
-from support import table, written
+from support import table, write_adapter
 from tiny import save_tiny, write_glue
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -148,7 +148,7 @@ def requests(home: Path, share: float) -> Iterator[Case]:
     base = AutoModelForSequenceClassification.from_pretrained(
         save_tiny(place / "model", "bert")
     )
-    written(base, vera.VeRA(rank=4), place / "a0")
+    write_adapter(base, vera.VeRA(rank=4), place / "a0")
     bodies = [body.encode("latin-1") for body in files.repeated(HOSTILE["bodies"])]
     names = [
         json.dumps({"adapter": name, "text": "a"}).encode()

@@ -22,7 +22,7 @@ import torch
 from attack.cases import CODE, HOSTILE, SHELL, Case
 from bench import answer_row, jsonl, write_mt_bench
 from PIL import Image
-from support import written
+from support import write_adapter
 
 import vera
 from runs import models
@@ -348,7 +348,7 @@ def write_sound(at: Path) -> None:
         [answer_row(n, ["a", "b"]) for n in (81, 101, 111, 151)],
     )
     for name in ("adapter", "one of many adapters", "head"):
-        written(MODEL, vera.VeRA(rank=4), at / name)
+        write_adapter(MODEL, vera.VeRA(rank=4), at / name)
     for name, of in (("LoRA", peft.LoraConfig), ("VeRA", peft.VeraConfig)):
         theirs = peft.get_peft_model(
             tiny.tiny_model(), of(r=4, target_modules=["query"])

@@ -21,7 +21,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from running import wait_for
-from support import written
+from support import write_adapter
 from tiny import save_tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -81,7 +81,7 @@ def base_model(place, labels=2):
 def write(place, folder, method=None, labels=2, classes=None, size=0.3):
     """A folder with an adapter and a head; the model that has them alone."""
     folder.parent.mkdir(exist_ok=True)
-    return written(
+    return write_adapter(
         base_model(place, labels),
         method or vera.VeRA(rank=12),
         folder,

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import ROOT, elsewhere
+from running import ROOT, replace_words
 from tiny import save_gpt2
 
 from gpu_check import DEVICE, GPU_ONLY, ON_GPU, cases
@@ -56,7 +56,7 @@ LIMIT = 120
 def sharp_words(e2e_words, tmp_path):
     """GPT-2, whose logits differ enough that rounding does not choose among tokens."""
     model = save_gpt2(tmp_path / "gpt2", initializer_range=0.2)
-    return elsewhere(e2e_words, **{"model.path": model, "task.max_new_tokens": 12})
+    return replace_words(e2e_words, **{"model.path": model, "task.max_new_tokens": 12})
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def command(words: list[str], home: Path, *places: Path, **more: str) -> dict[st
 def started(output: Path, words: list[str]) -> Any:
     """`python -m runs` in a session of its own, all of which is killed at the end."""
     with open(f"{output}.txt", "ab") as screen:
-        of = command(elsewhere(words, output=output), output.parent)
+        of = command(replace_words(words, output=output), output.parent)
         process = subprocess.Popen(
             **of, stdout=screen, stderr=screen, start_new_session=True
         )
@@ -182,7 +182,7 @@ def test_beam_search_writes_what_the_cpu_writes(sharp_words, tmp_path, found):
 def decoded(words: list[str], output: Path) -> list[Any]:
     """The tokens that beam search gives for each prompt, of a model as it begins."""
     training = Training(
-        expand(elsewhere(words, output=output))[0], "0" * 12, lambda event: None
+        expand(replace_words(words, output=output))[0], "0" * 12, lambda event: None
     )
     training.raw_model.eval()
     with torch.no_grad():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from tiers import sample
+from tiers import slow_except
 
 from analysis import figures, tables
 from analysis.command import own_and_published
@@ -127,7 +127,7 @@ def test_comparisons(whole):
 
 @pytest.mark.parametrize(
     ("name", "which"),
-    sample(
+    slow_except(
         [
             *itertools.product(OF_RECORDS, LEDGERS),
             *((name, "none") for name in tables.WITHOUT_RECORDS),
@@ -153,7 +153,7 @@ def test_tables(name, which, ledgers, frames):
         assert all(mark in render([table], form) for table in made[:1])
 
 
-@pytest.mark.parametrize("name", sample(["table2", "table6"], "table2"))
+@pytest.mark.parametrize("name", slow_except(["table2", "table6"], "table2"))
 def test_tables_by_the_other_protocol(name, ledgers, frames):
     made = tables.tables_of_ledger(
         name, ledgers["published"], frames["published"], select="crossfit"
@@ -163,7 +163,7 @@ def test_tables_by_the_other_protocol(name, ledgers, frames):
 
 
 @pytest.mark.parametrize(
-    "name", sample(FIGURES, *(name for name in FIGURES if name != "pareto"))
+    "name", slow_except(FIGURES, *(name for name in FIGURES if name != "pareto"))
 )
 def test_figures(name, ledgers, frames):
     """Parameters and demo are parts of pareto."""

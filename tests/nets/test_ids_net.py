@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import transformers
 import yaml
-from tiers import sample
+from tiers import slow_except
 
 import tasks
 import vera
@@ -39,7 +39,7 @@ FAST = ["figure3", "table12", "e2e_smollm2", "images_dinov2"]
 # --- records
 
 
-@pytest.mark.parametrize("study", sample(STUDIES, *SMALL))
+@pytest.mark.parametrize("study", slow_except(STUDIES, *SMALL))
 def test_the_ids_and_groups_of_records(study, monkeypatch):
     """An id, computed from the record's own configuration, contents, protocol and
     seeds; and what its optimizer trains at which rate, parameter by parameter."""
@@ -125,7 +125,7 @@ def flat(value, name=""):
     return {name: json.dumps(value)}  # 8 stays 8, and is not 8.0: ids are made of this
 
 
-@pytest.mark.parametrize("preset", sample(PRESETS, *FAST))
+@pytest.mark.parametrize("preset", slow_except(PRESETS, *FAST))
 def test_a_presets_runs(preset, monkeypatch):
     """By its words: its id, with stubs for the contents of models and data, which need
     files, and a hash of its whole configuration, of which much is in no id. Of a preset
@@ -231,7 +231,7 @@ OWN = {"decoder", "encoder", "vision", "image_folder", "text", "problems"}
 
 
 # data are many bytes
-@pytest.mark.parametrize("group", sample(["model", "task"], "model"))
+@pytest.mark.parametrize("group", slow_except(["model", "task"], "model"))
 def test_the_contents_of_what_is_pinned(group):
     """The contents that ids hold: of each model in a package or at a revision, and of
     each data set."""

@@ -4,7 +4,7 @@ numbers."""
 import re
 
 import pytest
-from running import do
+from running import train_here
 
 from nets.golden import same_json
 
@@ -41,7 +41,7 @@ def test_the_record_of_a_tiny_run(family, request, monkeypatch, drawn):
     words = request.getfixturevalue(fixture)
     # Java may be here or not
     monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)
-    record = do([*words, "seed=1"])
+    record = train_here([*words, "seed=1"])
     if family == "e2e":  # texts of a model that has learned nothing hang on a rounding
         for scores in record["texts"]["scores"]:
             scores |= dict.fromkeys(("bleu", "nist"), "float")

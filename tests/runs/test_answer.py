@@ -9,9 +9,9 @@ import shutil
 import pytest
 import torch
 from bench import QUESTIONS
-from running import comparable, do, elsewhere, refused, trained
+from running import comparable, refused, replace_words, train_here, trained
 from safetensors.torch import load_file
-from servers import JudgeServer, error, score
+from servers import JudgeServer, error_reply, score_reply
 from tiny import save_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -64,7 +64,7 @@ def test_a_run_on_instructions(alpaca_words, done, tmp_path):
     assert record["curve"]["dev_loss"][1] < record["curve"]["dev_loss"][0]
     for name in "tu":
         (tmp_path / name).write_text(json.dumps(FORMS))
-    other = elsewhere(
+    other = replace_words(
         alpaca_words, **{"task.mt_bench_dir": "/other", "task.answer_tokens": 9}
     )
     plus = [
@@ -91,8 +91,8 @@ def test_checkpointing_recomputes_and_with_micro_batches_changes_no_gradient(
         "task.forgetting_text=none",
     ]
     plain = trained(words)
-    other = do(
-        elsewhere(
+    other = train_here(
+        replace_words(
             [*words, "gradient_checkpointing=true", "micro_batch=2"],
             output=tmp_path / "other",
         )
@@ -254,10 +254,10 @@ def test_a_long_prompt_shortens_no_answer_beside_it(
     prompts = [tokenizer(template.prompt(row["turns"][0]))["input_ids"] for row in rows]
     positions = max(map(len, prompts))  # the long one fills them
     small = save_llama(tmp_path / "small", max_position_embeddings=positions)
-    words = elsewhere(
+    words = replace_words(
         alpaca_words, **{"model.path": small, "task.mt_bench_dir": tmp_path / "long"}
     )
-    record, output = do([*words, "train.max_steps=1"]), tmp_path / "outputs"
+    record, output = train_here([*words, "train.max_steps=1"]), tmp_path / "outputs"
     one = asked(record, output, "eval_batch=1", "task.answer_tokens=90")
     note = f"({1 + COUNT} cut short or left empty: the model has no more positions)"
     assert note in capsys.readouterr().out
@@ -316,7 +316,7 @@ def test_words_name_the_runs_that_have_finished(alpaca_words, tmp_path, capsys):
     (tmp_path / "t.json").write_text(json.dumps(FORMS))
     plain = [w for w in alpaca_words if not w.startswith("method.")]
     words = [*plain, "method=none", f"task.template={tmp_path / 't.json'}"]
-    record, output = do(words), tmp_path / "outputs"
+    record, output = train_here(words), tmp_path / "outputs"
     named = [w for w in words if not w.startswith("output=")]
     assert (
         answer.main([*named, "seed=0,1", f"output={output}", "task.bench=vicuna_bench"])
@@ -362,7 +362,7 @@ def judged(done, monkeypatch):
 def test_scores_go_into_the_record(judged, capsys):
     record, output, judged_by = judged
     with JudgeServer(
-        lambda prompt, nth: error(500) if "known 5" in prompt else score(3)
+        lambda prompt, nth: error_reply(500) if "known 5" in prompt else score_reply(3)
     ) as server:
         assert judged_by(server, "retries=0") == 1
     assert "1 not judged: HTTP 500" in capsys.readouterr().out
@@ -371,7 +371,7 @@ def test_scores_go_into_the_record(judged, capsys):
     assert not read_record(path).get("judged")
     (output / "judgments" / "own-judge.jsonl").unlink()
     with JudgeServer(
-        lambda prompt, nth: score(9 if "known" in prompt else 4)
+        lambda prompt, nth: score_reply(9 if "known" in prompt else 4)
     ) as server:
         for _ in range(2):
             assert judged_by(server) == 0
@@ -418,7 +418,7 @@ def test_what_changes_while_a_judge_judges_and_what_cannot_be_judged(
             judge, "judge_systems", lambda *inputs: change() or real(*inputs)
         )
 
-    with JudgeServer(lambda prompt, nth: score(5)) as server:
+    with JudgeServer(lambda prompt, nth: score_reply(5)) as server:
         meanwhile(
             lambda: (
                 write_record(output, record | {"deviations": ["of somebody else"]})
@@ -467,7 +467,7 @@ def test_a_judges_last_scores_count_and_scores_of_other_answers_go():
 def test_an_adapter_trained_over_4_bit_weights_is_merged_into_whole_ones(
     alpaca_words, tmp_path
 ):
-    record = do([*alpaca_words, "model.quantise=nf4"])
+    record = train_here([*alpaca_words, "model.quantise=nf4"])
     output, folder = str(tmp_path / "outputs"), tmp_path / "merged"
     up = evaluate.restore(record, output).raw_model.model.layers[0].mlp.up_proj
     # half a byte a weight

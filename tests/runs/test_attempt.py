@@ -24,10 +24,10 @@ from running import (
     CONFIGURATION,
     ROOT,
     comparable,
-    do,
-    elsewhere,
     output_of,
     refused,
+    replace_words,
+    train_here,
     trained,
     wait_for,
 )
@@ -382,9 +382,13 @@ def test_record_and_files_are_of_one_attempt(
         *request.getfixturevalue(kind),
         f"keep={'last' if kind == 'words' else 'both'}",
     ]
-    straight, reached, at = do(elsewhere(words, output=tmp_path / "straight")), True, 1
+    straight, reached, at = (
+        train_here(replace_words(words, output=tmp_path / "straight")),
+        True,
+        1,
+    )
     with patch.object(Training, "batch", lambda *_: 1 / 0):
-        how, failed = go(elsewhere(words, output=tmp_path / "failed"))
+        how, failed = go(replace_words(words, output=tmp_path / "failed"))
     assert (how, json.loads(failed)["status"], json.loads(failed)["tries"]) == (
         "failed",
         "failed",
@@ -402,8 +406,8 @@ def test_record_and_files_are_of_one_attempt(
         record_path(tmp_path / "failed", straight["id"]).write_text("{")  # damaged
     while reached:
         output = Path(shutil.copytree(tmp_path / "failed", tmp_path / f"{at}"))
-        reached = stop(elsewhere(words, output=output), at)
-        go(elsewhere(words, output=output))
+        reached = stop(replace_words(words, output=output), at)
+        go(replace_words(words, output=output))
         record, folder = (
             finished_record(output, straight["id"]),
             run_folder(output, straight["id"]),
@@ -495,15 +499,15 @@ def test_a_stop_within_an_evaluation_evaluates_again(words, more, tmp_path):
     """At the end of the last epoch, where no step is left to be done after it; the
     epoch may end early."""
     words = [*words, *more]
-    straight = trained(elsewhere(words, output=tmp_path / "straight"))
+    straight = trained(replace_words(words, output=tmp_path / "straight"))
 
     def stop(self, *given, evaluate=Training.evaluate):
         self.stop.is_requested = self.state.epoch == 1
         return evaluate(self, *given)
 
     with patch.object(Training, "evaluate", stop), pytest.raises(StoppedError):
-        do(words)
-    assert comparable(do(words)) == comparable(straight)
+        train_here(words)
+    assert comparable(train_here(words)) == comparable(straight)
 
 
 def test_a_stop_while_a_run_loads_ends_it_at_once_and_is_no_failure(words):

@@ -23,7 +23,7 @@ from nets.golden import read_lines
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 from running import call_here, output_of, refused, trained, values_of
-from tiers import sample
+from tiers import slow_except
 
 import runs.__main__ as main
 import vera
@@ -237,7 +237,8 @@ NONE = (
 
 
 @pytest.mark.parametrize(
-    "of", sample(PRINTED, "vera roberta_base", "lora roberta_large", "vera gpt2_large")
+    "of",
+    slow_except(PRINTED, "vera roberta_base", "lora roberta_large", "vera gpt2_large"),
 )
 def test_recipes_are_what_the_papers_print(of):
     (part, *names), (row, model) = PRINTED[of].split(), of.split()

@@ -14,14 +14,14 @@ from running import (
     CONFIGURATION,
     begin,
     comparable,
-    do,
-    elsewhere,
-    killed_at,
+    kill_at_call,
     refused,
+    replace_words,
     straight_and_resumed,
+    train_here,
     trained,
 )
-from tiers import sample
+from tiers import slow_except
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tasks.e2e_metrics
@@ -120,14 +120,14 @@ def test_the_texts_of_the_last_and_the_best_epoch_are_each_of_its_own_adapter(
 KEPT = [("both", "fp16"), ("none", "fp32"), ("best", "fp32")]
 
 
-@pytest.mark.parametrize(("keep", "precision"), sample(KEPT, *KEPT[:2]))
+@pytest.mark.parametrize(("keep", "precision"), slow_except(KEPT, *KEPT[:2]))
 def test_what_stays_on_disk_is_what_keep_says(
     keep, precision, e2e_words, tmp_path, capsys
 ):
     """And the scores are of full precision, whatever is kept."""
     words = worse(e2e_words, f"keep={keep}", f"adapter_precision={precision}")
-    whole = worse(elsewhere(e2e_words, output=tmp_path / "reference"))
-    record = do(words)
+    whole = worse(replace_words(e2e_words, output=tmp_path / "reference"))
+    record = train_here(words)
     assert record["texts"] == trained(whole)["texts"]
     names = {"none": [], "both": ["adapter", "adapter_best"]}.get(keep, ["adapter"])
     kept = {path.name for path in folder_of(words).glob("*.safetensors")}
@@ -151,7 +151,7 @@ def test_what_stays_on_disk_is_what_keep_says(
 
 def test_the_untrained_model_is_a_row(e2e_words, capsys):
     plain = [w for w in e2e_words if not w.startswith("method.")]
-    record = do([*plain, "method=none"])
+    record = train_here([*plain, "method=none"])
     assert (record["steps"], {e["epoch"] for e in record["texts"]["scores"]}) == (
         0,
         {0.0},
@@ -167,7 +167,7 @@ def test_a_model_that_cannot_be_decoded_is_told_before_training(e2e_words, monke
         tasks.DataError,
         match=r"e2e: this model cannot be decoded .* task.decode=none trains",
     ):
-        do(e2e_words)
+        train_here(e2e_words)
     assert {path.name for path in folder_of(e2e_words).iterdir()} == CONFIGURATION | {
         "attempts"
     }
@@ -179,15 +179,18 @@ def test_a_model_that_cannot_be_decoded_is_told_before_training(e2e_words, monke
 # --- a killed run
 
 
-@pytest.mark.parametrize("after", sample(range(4), 3))
+@pytest.mark.parametrize("after", slow_except(range(4), 3))
 def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, capfd):
     """And with what it was begun to keep: another adapter would be on disk than the
     record says."""
     words = worse(e2e_words, "task.beams=6")  # an MR a call
     killed, undisturbed = (
-        elsewhere(words, output=tmp_path / name) for name in ("killed", "straight")
+        replace_words(words, output=tmp_path / name) for name in ("killed", "straight")
     )
-    straight, folder = trained(undisturbed), killed_at(killed, "task.decode", after + 1)
+    straight, folder = (
+        trained(undisturbed),
+        kill_at_call(killed, "task.decode", after + 1),
+    )
     path = folder / f"decoded_{'last' if after < 3 else 'best'}.jsonl"
     assert path.read_text().count("\n") == 1 + after % 3
     if after == 2:  # a kill in the middle of a line
@@ -205,7 +208,7 @@ def test_a_killed_decode_goes_on_where_it_was(after, e2e_words, tmp_path, capfd)
         ):
             begin([*killed, change]).train_and_decode()
     capfd.readouterr()
-    record = do(killed)
+    record = train_here(killed)
     assert comparable(record) == comparable(straight)
     assert (saved["decoding"] > 0, 1000 < record["cost"]["decode_seconds"] < 1100) == (
         after > 0,
@@ -309,7 +312,7 @@ WITH_VERA = ["method=vera", "method.rank=8"]
 
 @pytest.mark.parametrize(
     "change",
-    sample([WITH_VERA, ["method=full"]], WITH_VERA),
+    slow_except([WITH_VERA, ["method=full"]], WITH_VERA),
     ids=lambda change: change[0],
 )
 def test_before_is_the_base_model_and_after_the_last_epochs(
@@ -369,9 +372,12 @@ def test_to_measure_it_changes_nothing_of_the_training(change, e2e_words, tmp_pa
     words = [*of_method(e2e_words, *change), "task.decode=none"]
     # with dropout, whose draws must not move
     words = [w for w in words if "pdrop" not in w]
-    with_it = do(elsewhere(words, output=tmp_path / "with"))
-    without = do(
-        [*elsewhere(words, output=tmp_path / "without"), "task.forgetting_text=none"]
+    with_it = train_here(replace_words(words, output=tmp_path / "with"))
+    without = train_here(
+        [
+            *replace_words(words, output=tmp_path / "without"),
+            "task.forgetting_text=none",
+        ]
     )
     assert with_it["id"] == without["id"]
     assert with_it["result"].pop("forgetting")["after"] is not None
@@ -389,7 +395,7 @@ def test_a_resumed_run_has_the_same_forgetting_and_a_diverged_one_none(
     straight, resumed = straight_and_resumed(words, tmp_path, "step", 4)
     assert comparable(resumed) == comparable(straight)
     assert resumed["result"]["forgetting"] == straight["result"]["forgetting"]
-    diverged = do(
+    diverged = train_here(
         [*of_method(e2e_words, "method=vera", "train.lr=1e30"), "task.decode=none"]
     )
     assert (diverged["status"], "forgetting" in diverged["result"]) == (

@@ -4,13 +4,13 @@ import importlib
 
 import pytest
 import torch
-from ledgers import ledger, seeds
+from ledgers import ledger, seed_records
 from running import (
     begin,
     comparable,
-    elsewhere,
     output_of,
     refused,
+    replace_words,
     straight_and_resumed,
     trained,
 )
@@ -93,7 +93,7 @@ def test_full_fine_tuning_trains_the_weights_in_their_own_dtype(alpaca_words):
 
 def test_values_in_place_without_autocast_are_refused(alpaca_words, tiny_gpt2):
     """A bias in float32 beside weights in bf16."""
-    words = elsewhere(alpaca_words, **{"model.path": tiny_gpt2})
+    words = replace_words(alpaca_words, **{"model.path": tiny_gpt2})
     words = [word for word in words if not word.startswith("method.")]
     words += ["method=bitfit", BF16, "task.forgetting_text=none"]
     with refused("model.dtype=bf16", "BitFit", "ln_1.bias", "train.precision=bf16"):
@@ -150,7 +150,10 @@ def test_the_default_is_in_no_id_and_another_dtype_is_another_run(alpaca_words):
 
 def test_a_table_says_where_rows_have_other_base_weights():
     """Their scores and costs are not compared."""
-    lines = [*seeds("vera", "rte", [0.70, 0.71]), *seeds("lora", "rte", [0.72, 0.73])]
+    lines = [
+        *seed_records("vera", "rte", [0.70, 0.71]),
+        *seed_records("lora", "rte", [0.72, 0.73]),
+    ]
     for record in lines[2:]:
         record["config"]["model"] = {**record["config"]["model"], "dtype": "bf16"}
     cells = frame.cells(frame.runs(ledger(*lines))).set_index("row")

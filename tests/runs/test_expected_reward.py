@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from running import begin, do, elsewhere, refused
+from running import begin, refused, replace_words, train_here
 
 from runs.config import expand
 from runs.run.definition import epoch_batches
@@ -25,7 +25,7 @@ def words(sums_words, tmp_path, monkeypatch):
     (tmp_path / "letters_of.py").write_text(FUNCTIONS)
     monkeypatch.syspath_prepend(str(tmp_path))
     return [
-        *elsewhere(
+        *replace_words(
             sums_words, task="sums_digit", **{"task.dev_rows": 20, "task.test_rows": 20}
         ),
         "train.objective=reward",
@@ -99,7 +99,7 @@ def test_micro_batches_change_rounding_alone(words):
 def test_the_reward_grows_and_the_record_says_how_it_was_trained(words):
     words = [word for word in words if not word.startswith("method.")]
     changes = ["method=full", "train.epochs=4", "train.lr=2e-2", "task.decode=none"]
-    record = do([*words, *changes, "reward.expected=true"])
+    record = train_here([*words, *changes, "reward.expected=true"])
     assert record["cell"]["row"].endswith("_by_expected_reward")
     assert record["label"]["row"].endswith(" by expected reward")
     rewards = record["curve"]["reward"]

@@ -16,9 +16,9 @@ import torch
 import yaml
 from huggingface_hub.errors import RepositoryNotFoundError
 from ledgers import record as made_record
-from running import call_here, elsewhere, output_of, refused, trained
+from running import call_here, output_of, refused, replace_words, trained
 from servers import COMMIT
-from tiers import sample
+from tiers import slow_except
 from tiny import answer
 from transformers import AutoModelForSequenceClassification
 
@@ -292,7 +292,8 @@ def test_a_card_says_which_of_its_seeds_others_ran_and_is_not_forged(
 
 
 @pytest.mark.parametrize(
-    "kind", sample(["words", "e2e_words", "image_words", "timm"], "words", "e2e_words")
+    "kind",
+    slow_except(["words", "e2e_words", "image_words", "timm"], "words", "e2e_words"),
 )
 def test_the_lines_of_a_card_load_what_answers_as_the_run(
     kind, request, tiny_timm, tmp_path, monkeypatch
@@ -304,7 +305,9 @@ def test_the_lines_of_a_card_load_what_answers_as_the_run(
         "train.lr=0.1",
     ]
     words += ["task.decode=none"] if kind == "e2e_words" else []
-    words = elsewhere(words, **{"model.path": tiny_timm}) if kind == "timm" else words
+    words = (
+        replace_words(words, **{"model.path": tiny_timm}) if kind == "timm" else words
+    )
     record, output = trained(words), output_of(words)
     line = [
         record["id"],

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
-from running import ROOT, call_here, do, output_of, refused
+from running import ROOT, call_here, output_of, refused, train_here
 
 from runs.config import expand
 from runs.mistakes import dev_rows, words_on_own_errors
@@ -126,14 +126,16 @@ def test_no_advice_on_the_tenth_that_a_fold_replaces(text_words, tmp_path):
 
 def test_of_another_family_they_are_refused(alpaca_words):
     with refused("task.folds=3", "task=text has"):
-        do([*alpaca_words, "task.folds=3", "task.fold=0"])
+        train_here([*alpaca_words, "task.folds=3", "task.fold=0"])
 
 
 def test_every_row_is_judged_by_the_run_that_has_not_seen_it(
     text_words, tmp_path, capsys
 ):
     """All of them once, in the order of their loss."""
-    records = [do([*text_words, "task.folds=3", f"task.fold={n}"]) for n in range(2)]
+    records = [
+        train_here([*text_words, "task.folds=3", f"task.fold={n}"]) for n in range(2)
+    ]
     output = output_of(text_words)
     run = records[0]["id"]
     rows, _ = dev_rows(records[1], output)
@@ -142,7 +144,7 @@ def test_every_row_is_judged_by_the_run_that_has_not_seen_it(
         "the rows of fold 2 (of 0 to 2), which nobody has trained yet."
         in capsys.readouterr().out
     )
-    records.append(do([*text_words, "task.folds=3", "task.fold=2"]))
+    records.append(train_here([*text_words, "task.folds=3", "task.fold=2"]))
     out = tmp_path / "suspects.csv"
     assert mistakes([run, f"output={output}", "limit=3", f"out={out}"]) == 0
     printed = capsys.readouterr().out
@@ -225,7 +227,7 @@ def test_the_help_and_the_page_say_which_row_is_row_1():
 
 
 def test_the_rows_of_a_file_are_ranked_by_the_run(text_words, tmp_path, capsys):
-    record = do(text_words)
+    record = train_here(text_words)
     where = f"output={output_of(text_words)}"
     file = write_rows(tmp_path / "more.csv", count=12, flipped=(7,))
     capsys.readouterr()
@@ -266,7 +268,7 @@ def test_planted_errors_come_first_as_often_as_in_cleanlab(tmp_path):
     words = ["model=minilm", "method=head", "task=text", "task.name=planted"]
     words += [f"task.train_file={file}", "task.folds=5", f"output={tmp_path}"]
     words += ["train.epochs=4", "train.lr_head=1e-2", "device=cpu", "tracking=off"]
-    records = [do([*words, f"task.fold={number}"]) for number in range(5)]
+    records = [train_here([*words, f"task.fold={number}"]) for number in range(5)]
 
     suspects = tmp_path / "suspects.csv"
     where = f"output={tmp_path}"

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from running import ROOT, TRAINING, begin, call_here, output_of, refused, trained
-from tiers import sample
+from tiers import slow_except
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
@@ -111,7 +111,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "changes"), sample(SMALL, SMALL[0], SMALL[4]))
+@pytest.mark.parametrize(("kind", "changes"), slow_except(SMALL, SMALL[0], SMALL[4]))
 def test_steps_and_rows_are_those_of_the_run(kind, changes, request):
     """From its files alone."""
     (run,) = expand([*request.getfixturevalue(kind), *changes])
@@ -452,7 +452,9 @@ def test_how_many_texts_are_decoded(e2e):
 # --- hours
 
 
-@pytest.mark.parametrize("kind", sample(["words", "e2e_words", "image_words"], "words"))
+@pytest.mark.parametrize(
+    "kind", slow_except(["words", "e2e_words", "image_words"], "words")
+)
 def test_a_probe_brings_time_and_a_finished_run_a_better_one(
     kind, request, monkeypatch
 ):

@@ -18,7 +18,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from running import ROOT, begin, refused
-from tiers import sample
+from tiers import slow_except
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -574,7 +574,7 @@ PAIRS += [("e2e_words", "VeRA, merged, kept")]
 
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize(
-    ("family", "name"), sample(PAIRS, *PAIRS[:4], ("words", "LoRA"), PAIRS[-1])
+    ("family", "name"), slow_except(PAIRS, *PAIRS[:4], ("words", "LoRA"), PAIRS[-1])
 )
 def test_a_step_and_an_evaluation_mix_no_devices_and_read_as_little_as_they_do(
     family, name, request

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import ROOT, call_here, elsewhere, output_of, refused, trained
+from running import ROOT, call_here, output_of, refused, replace_words, trained
 from safetensors.torch import load_file
 
 import tasks
@@ -156,7 +156,7 @@ def test_content_and_the_protocols_version_decide_not_the_name(
 ):
     for key, source in (("task.data_dir", glue / "RTE"), ("model.path", tiny_bert)):
         folder = shutil.copytree(source, tmp_path / key)
-        place = elsewhere(words, **{key: folder})
+        place = replace_words(words, **{key: folder})
         before = identity(place)
         file = folder / {"model.path": "model.safetensors"}.get(key, "train.tsv")
         content = bytearray(file.read_bytes())
@@ -179,7 +179,7 @@ def test_another_model_than_the_configuration_names_and_missing_data(
     with refused(f"{problem} (model=encoder)"):
         identity([*other, "method=vera", "recipe=roberta_large"])
     with refused("task.data_dir"):
-        identity(elsewhere(words, **{"task.data_dir": tmp_path}))
+        identity(replace_words(words, **{"task.data_dir": tmp_path}))
 
 
 @pytest.mark.parametrize("others", [0, 20])

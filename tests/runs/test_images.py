@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from running import begin, do, elsewhere, refused, trained
+from running import begin, refused, replace_words, train_here, trained
 from safetensors.torch import load_file
-from tiers import pairs
+from tiers import all_pairs
 from tiny import VIT_IMAGES, write_images
 from transformers import (
     AutoConfig,
@@ -35,14 +35,16 @@ from tasks.fetch import cache_folder
 pytestmark = pytest.mark.contract
 
 
-@pytest.mark.parametrize(("kind", "size"), pairs(["tiny_vit", "tiny_timm"], [None, 24]))
+@pytest.mark.parametrize(
+    ("kind", "size"), all_pairs(["tiny_vit", "tiny_timm"], [None, 24])
+)
 def test_a_merged_model_predicts_the_same_in_transformers_alone(
     kind, size, image_words, images, request, tmp_path
 ):
-    words = elsewhere(image_words, **{"model.path": request.getfixturevalue(kind)})
+    words = replace_words(image_words, **{"model.path": request.getfixturevalue(kind)})
     if size and kind == "tiny_timm":
         with refused("task.image_size=24", "dynamic_img_size"):
-            do([*words, "task.image_size=24"])
+            train_here([*words, "task.image_size=24"])
         words += ["model.settings={model_args:{dynamic_img_size:true}}"]
     record = trained([*words, *[f"task.image_size={size}"] * bool(size)])
     assert (
@@ -98,7 +100,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_run(
 ):
     """And the last epoch's adapter is kept, which is the one reported."""
     monkeypatch.setattr("tasks.pictures.draw_grid", lambda *_: 1 / 0)
-    record = do(image_words)
+    record = train_here(image_words)
     assert (
         "the pictures of its predictions were not drawn (ZeroDivisionError"
         in capsys.readouterr().out
@@ -122,7 +124,9 @@ def test_a_sweep_prepares_the_images_once_and_stops_before_its_start_where_one_i
     (folder / "test" / "ant" / "ant_000.png").write_bytes(b"x")
     with pytest.raises(DataError, match=r"test/ant/ant_000\.png"):
         sweep(
-            expand(elsewhere([*image_words, "seed=0,1"], **{"task.data_dir": folder}))
+            expand(
+                replace_words([*image_words, "seed=0,1"], **{"task.data_dir": folder})
+            )
         )
     assert not (tmp_path / "outputs" / "records").exists()
     preflight(runs)
@@ -157,7 +161,7 @@ def test_a_head_trained_on_as_many_classes_is_drawn_anew_from_the_seed(
     image_words, tmp_path
 ):
     folder = other_model("siglip", tmp_path / "model")
-    words = elsewhere(image_words, **{"model.path": folder})
+    words = replace_words(image_words, **{"model.path": folder})
     kept = load_file(folder / "model.safetensors")["classifier.weight"]
     first, again, other = (begin([*words, f"seed={seed}"]) for seed in (1, 1, 2))
     heads = [training.raw_model.classifier.weight for training in (first, again, other)]
@@ -187,10 +191,10 @@ def test_what_does_not_fit_is_refused(image_words, tiny_vit, tiny_timm, tmp_path
             "architecture is vit_tiny, vit_base has vit_base",
         ),
     ):
-        words = elsewhere(image_words, model=model, **{"model.path": path})
+        words = replace_words(image_words, model=model, **{"model.path": path})
         words += ["task.image_size=20"] * (path == tiny_vit)
         with refused(named):
-            sweep(expand(words)) if swept else do(words)
+            sweep(expand(words)) if swept else train_here(words)
 
 
 # --- DINOv2-small, for real
@@ -244,7 +248,7 @@ def test_dinov2_trains_on_digits(dinov2, tmp_path):
         "task.dev_rows=20",
         "method.rank=8",
     ]
-    record = do(
+    record = train_here(
         [
             *words,
             "task.image_size=28",

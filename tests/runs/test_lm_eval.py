@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from running import call, do, elsewhere, refused, trained
+from running import call, refused, replace_words, train_here, trained
 from tiers import ALL_TESTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -129,7 +129,7 @@ def own(tmp_path_factory):
 def far(alpaca_words):
     """Of runs that move far enough for other answers."""
     return [
-        *elsewhere(alpaca_words, **{"train.lr": "0.1"}),
+        *replace_words(alpaca_words, **{"train.lr": "0.1"}),
         "task.forgetting_text=none",
         "keep=last",
     ]
@@ -302,8 +302,8 @@ def test_runs_share_one_base_model(far, own, tmp_path, asks, monkeypatch):
         context, "load_base", lambda *given: loads.append(1) or real(*given)
     )
     plain = [word for word in far if not word.startswith("method.")]
-    records = [do([*plain, f"method={of}"]) for of in ("none", "full")]
-    records += [do([*far, f"method={of}"]) for of in ("lora", "vera")]
+    records = [train_here([*plain, f"method={of}"]) for of in ("none", "full")]
+    records += [train_here([*far, f"method={of}"]) for of in ("lora", "vera")]
     loads.clear()
     asked(
         records[0],
@@ -329,7 +329,7 @@ def test_runs_share_one_base_model(far, own, tmp_path, asks, monkeypatch):
 def test_what_was_asked_alike_is_not_asked_again(far, own, tmp_path, asks):
     """Each way of asking has a result."""
     words, output = [*far, "method=lora"], tmp_path / "outputs"
-    one, two = (do([*words, f"seed={seed}"]) for seed in (0, 1))
+    one, two = (train_here([*words, f"seed={seed}"]) for seed in (0, 1))
     both, few = ["picks before", "picks"], ["tasks=picks", "num_fewshot=0"]
     for given, expected, ways in (
         (["tasks=picks, picks"], both, [(2, ROWS)]),

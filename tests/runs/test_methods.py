@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from running import begin, call_here, do, output_of, refused
-from tiers import sample
+from running import begin, call_here, output_of, refused, train_here
+from tiers import slow_except
 from tiny import tiny_model
 
 import vera
@@ -131,7 +131,7 @@ def cells_of(paper, words):
     return [*expand([*words, first["task"]]), *expand([*words, first["method"]])]
 
 
-@pytest.mark.parametrize("paper", sample(PRESETS, *FAST))
+@pytest.mark.parametrize("paper", slow_except(PRESETS, *FAST))
 def test_every_row_and_task_runs_for_two_steps(paper, request, tmp_path, monkeypatch):
     # Java takes seconds a run
     monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)
@@ -196,7 +196,9 @@ PEFTS = {
 }
 
 
-@pytest.mark.parametrize("row", sample(PEFTS, "vera", "vblora", "lora_xs", "tinylora"))
+@pytest.mark.parametrize(
+    "row", slow_except(PEFTS, "vera", "vblora", "lora_xs", "tinylora")
+)
 def test_rows_train_as_many_parameters_as_pefts_results_print(row):
     (run,) = expand(["experiment=metamath_peft", "seed=0", f"method={row}"])
     model = models.skeleton(run.config["model"], num_labels=0)
@@ -274,7 +276,7 @@ def test_a_method_outside_of_the_clone_trains_and_its_record_names_its_source(
     own, words
 ):
     mine = [*of_method(words, "method=biases"), "--config-dir", str(own / "conf")]
-    record = do(mine)
+    record = train_here(mine)
     assert record["cell"]["row"] == "biases"
     assert record["config"]["method"]["kind"] == "own_method_of_a_test.Biases"
     source = record["code"]["sources"]["method"]
@@ -369,7 +371,7 @@ def test_what_the_files_of_a_run_lack_does_not_come_back_with_its_seed(
     careless, capsys
 ):
     """As in a program that loads the file: there the random A is another one."""
-    record = do([*careless, "train.epochs=3"])
+    record = train_here([*careless, "train.epochs=3"])
     assert evaluate.main([record["id"], f"output={output_of(careless)}"]) == 1
     assert "NOT the same" in capsys.readouterr().out
     formula, trained = (record["parameters"][key] for key in ("formula", "adapter"))
@@ -407,7 +409,7 @@ def test_a_count_that_differs_from_what_trains_is_said_before_the_first_step(
         display.show([("[1/1] careless", started)])
     assert capsys.readouterr().out.count(f"[1/1] careless  note: {problem}") == 1
 
-    record = do([*careless, "train.max_steps=1"])
+    record = train_here([*careless, "train.max_steps=1"])
     assert problem in result_words(record)
 
 

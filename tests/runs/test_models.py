@@ -28,7 +28,7 @@ from huggingface_hub.utils import disable_progress_bars
 from running import call_here, refused
 from safetensors.torch import load_file, save_file
 from servers import COMMIT, Hub, serving
-from tiny import SIZES, cells, picture, write_e2e_hub
+from tiny import SIZES, image_column, picture, write_e2e_hub
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     AutoTokenizer,
@@ -457,7 +457,7 @@ def hub(tiny_bert, tiny_gpt2, tiny_llama, tiny_timm, glue, alpaca, mt_bench, tmp
     cifar, rng = tmp_path / "served_cifar" / "cifar100", np.random.default_rng(0)
     cifar.mkdir(parents=True)
     for split in ("train", "test"):
-        images = cells([picture(label % 3, rng) for label in range(12)])
+        images = image_column([picture(label % 3, rng) for label in range(12)])
         table = pyarrow.table(
             {"img": images, "fine_label": [0, 1, 2] * 4, "coarse_label": [0] * 12}
         )

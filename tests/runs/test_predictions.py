@@ -7,21 +7,21 @@ import json
 import numpy as np
 import pytest
 import torch
-from ledgers import exact, record, texts
+from ledgers import exact_record, record, text_record
 from PIL import Image
 from running import (
     begin,
     call_here,
-    do,
-    elsewhere,
     output_of,
     refused,
+    replace_words,
     straight_and_resumed,
+    train_here,
     trained,
 )
 from safetensors.torch import load_file
 from sklearn.metrics import classification_report
-from tiers import pairs
+from tiers import all_pairs
 
 from analysis.report import main as report
 from runs.evaluate import kept_score, restore
@@ -84,7 +84,7 @@ def mistakes_of(record, *words):
 
 
 def test_a_run_leaves_what_it_predicted_and_how_well_by_class(tickets, drawn):
-    record = do([*tickets, "task.metric=macro_f1", "train.epochs=3"])
+    record = train_here([*tickets, "task.metric=macro_f1", "train.epochs=3"])
     folder = files_of(record)
     rows = read_own_csv(folder / "predictions.csv")
     assert [*rows[0]][:6] == ["file", "row", "id", "text", "label", "predicted"]
@@ -128,7 +128,9 @@ def test_a_regression_leaves_a_scatter_and_its_largest_errors_come_first(
     words, tmp_path, drawn, capsys
 ):
     rows = [(f"=T({i})", f"{'old ' * (i % 7)}dog", 100 + i / 4) for i in range(40)]
-    record = do(own_words(words, tmp_path / "prices.csv", rows, "task.keep_text=false"))
+    record = train_here(
+        own_words(words, tmp_path / "prices.csv", rows, "task.keep_text=false")
+    )
     path = files_of(record) / "predictions.csv"
     # a spreadsheet runs no id, and the commands see it as it is
     assert path.read_text().splitlines()[1].startswith("prices.csv,1,'=T(0),100,")
@@ -148,7 +150,7 @@ def test_a_regression_leaves_a_scatter_and_its_largest_errors_come_first(
 
 
 def test_the_rows_with_the_largest_loss_are_shown(tickets, monkeypatch):
-    record, output = do(tickets), output_of(tickets)
+    record, output = train_here(tickets), output_of(tickets)
     monkeypatch.setenv("COLUMNS", "70")
     *lines, summary, last = mistakes_of(record)
     rows = read_own_csv(files_of(record) / "predictions.csv")
@@ -199,11 +201,11 @@ def test_a_runs_wrong_answers_with_what_was_read_and_expected(sums_words, monkey
 
 
 def test_a_run_without_such_texts_is_refused(tmp_path):
-    of_e2e = texts() | {"curve": record()["curve"]}
+    of_e2e = text_record() | {"curve": record()["curve"]}
     for made, why in (
         (record(), "predictions.csv"),
         (of_e2e, "answers"),
-        (exact(), "last_greedy.jsonl"),
+        (exact_record(), "last_greedy.jsonl"),
     ):
         write_record(tmp_path, made)
         with refused(made["id"], why):
@@ -211,7 +213,7 @@ def test_a_run_without_such_texts_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "keep"), pairs(["words", "image_words"], ["best", "last", "none"])
+    ("family", "keep"), all_pairs(["words", "image_words"], ["best", "last", "none"])
 )
 def test_predictions_and_adapter_are_of_the_epoch_that_is_kept(
     family, keep, request, monkeypatch
@@ -284,7 +286,9 @@ def test_no_row_leaves_the_folder_of_its_run(tickets, tmp_path, monkeypatch, dra
     output, published = tmp_path / "outputs", tmp_path / "published"
     monkeypatch.setattr("runs.record.ledger.PUBLISHED", published)
     monkeypatch.chdir(tmp_path)
-    do(elsewhere([*tickets, "task.keep_text=false"], output=tmp_path / "without"))
+    train_here(
+        replace_words([*tickets, "task.keep_text=false"], output=tmp_path / "without")
+    )
     loop = begin([*tickets, "task.keep_text=true"])
     train(loop, Tracking("offline", adapter=True))
     record = read_record(record_path(output, loop.run_id))

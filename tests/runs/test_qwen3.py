@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from running import do, refused
+from running import refused, train_here
 from tiny import write_maths
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
@@ -84,7 +84,7 @@ def test_its_parameters_are_counted_as_the_formulas_say(model, vera, lora):
 
 
 def test_it_trains_and_answers_in_the_form_of_a_chat_without_thinking(qwen3_words):
-    record = do(qwen3_words)
+    record = train_here(qwen3_words)
     assert record["status"] == "done"
     assert record["config"]["model"]["chat"] == {"enable_thinking": False}
     assert record["config"]["model"]["dtype"] == "bf16"
@@ -105,4 +105,4 @@ def test_what_the_template_gets_is_part_of_the_run(qwen3_words, tiny_llama):
     assert ids[0] != ids[1]
     plain = [word for word in qwen3_words if "model.path" not in word]
     with refused("no chat template"):
-        do([*plain, f"model.path={tiny_llama}"])
+        train_here([*plain, f"model.path={tiny_llama}"])

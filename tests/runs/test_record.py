@@ -12,7 +12,7 @@ import tempfile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledgers import of_metric, record, seeds, texts
+from ledgers import metric_fields, record, seed_records, text_record
 from running import ODD, refused
 
 from analysis import frame
@@ -137,7 +137,7 @@ def stranger(draw):
     """A record with another value, or none, at one to three places of any depth; or any
     JSON at all."""
     made = draw(
-        st.sampled_from([record(), texts(), failed(), record() | {"schema": 2}])
+        st.sampled_from([record(), text_record(), failed(), record() | {"schema": 2}])
     )
     for _ in range(draw(st.integers(1, 3))):
         place = made
@@ -173,7 +173,7 @@ def test_any_json_is_a_record_that_frames_take_or_a_problem_that_names_its_file(
 def odd(tmp_path):
     """A folder of records with five seeds of a row, and beside them everything that is
     no record; and the odd ones' names."""
-    for one in seeds():
+    for one in seed_records():
         write_record(tmp_path, one)
     records = tmp_path / "records"
     shapes = {
@@ -217,7 +217,7 @@ def test_a_ledger_names_each_odd_file_once_and_keeps_the_rest(odd, capsys):
     folder, names = odd
     found = open_ledger(folder, published=False)  # as every command does
     said = capsys.readouterr().err
-    assert sorted(found.records) == sorted(one["id"] for one in seeds())
+    assert sorted(found.records) == sorted(one["id"] for one in seed_records())
     assert not found.measures
     assert len(found.problems) == len(names)
     assert "huge.json: larger than 67,108,864 bytes" in said  # and not read
@@ -233,7 +233,7 @@ def test_a_ledger_names_each_odd_file_once_and_keeps_the_rest(odd, capsys):
 def test_a_new_run_of_a_study_is_a_line_more_and_a_damaged_line_is_named_alone(
     tmp_path,
 ):
-    path, (one, two, three, *_) = tmp_path / "records.jsonl", seeds()
+    path, (one, two, three, *_) = tmp_path / "records.jsonl", seed_records()
     older = json.dumps(one | {"schema": 2}) + "\n"  # as another version wrote it
     path.write_text(older + record_text(three))
     for added in (two, two | {"deviations": ["some"]}):
@@ -405,7 +405,11 @@ ONE, TWO = (
 )
 def test_a_curve_without_halves_has_no_cross_fitted_number(odd):
     assert crossfit(odd, 10, ACCURACY) is None
-    record = {"curve": odd, "data": {"dev_rows": 10}, "result": of_metric("accuracy")}
+    record = {
+        "curve": odd,
+        "data": {"dev_rows": 10},
+        "result": metric_fields("accuracy"),
+    }
     assert best_and_last(record, "crossfit") == best_and_last(record, "half") == {}
     # of a run that diverged before its first epoch
     assert best_and_last(record, "paper") == {}
@@ -417,7 +421,7 @@ def test_a_record_of_before_cross_fitting_says_it_from_its_curve():
         "curve": curve((0.6, 0.9, 0.7), (0.5, 0.6, 0.8)),
         "data": {"dev_rows": 10},
     }
-    record["result"] = of_metric("accuracy") | {"select": "paper"}
+    record["result"] = metric_fields("accuracy") | {"select": "paper"}
     record["result"]["protocols"] = {"paper": paper, "unbiased": {"best": 0.6}}
     assert best_and_last(record, "paper") == paper
     assert best_and_last(record, "crossfit")["best"] == pytest.approx(0.65)
@@ -426,7 +430,7 @@ def test_a_record_of_before_cross_fitting_says_it_from_its_curve():
     # first
     assert best_and_last(record, "half") == {"best": 0.6, "last": 0.8}
     assert (
-        best_and_last(record | {"result": of_metric("perplexity")}, "half")["best"]
+        best_and_last(record | {"result": metric_fields("perplexity")}, "half")["best"]
         == 0.5
     )
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from ledgers import exact
+from ledgers import exact_record
 
 from analysis.leaderboard.reader import read_leaderboard
 from runs import export
@@ -20,7 +20,7 @@ def write(tmp_path):
     """Writes a finished run of GSM8K; its id."""
 
     def write(row="lora", percent=100 * CORRECT / 1319, **config):
-        record = exact(row, gsm8k=percent)
+        record = exact_record(row, gsm8k=percent)
         record["config"]["method"] |= {"rank": 32, "sites": ["query", "value"]}
         record["config"]["train"] |= config
         record |= {"steps": 5000, "effective_batch": 4}
@@ -68,7 +68,7 @@ def test_full_fine_tuning_has_no_adapter(write, tmp_path):
 
 
 def test_a_run_of_another_task_or_of_some_questions_is_refused(write, tmp_path):
-    other = exact("vera", task="sums", sums=12.5)
+    other = exact_record("vera", task="sums", sums=12.5)
     write_record(tmp_path, other)
     for name, why in (
         (other["id"], "has no score on GSM8K"),

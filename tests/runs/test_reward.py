@@ -11,10 +11,10 @@ from running import (
     begin,
     call_here,
     comparable,
-    do,
-    elsewhere,
     refused,
+    replace_words,
     straight_and_resumed,
+    train_here,
 )
 
 from runs.config import expand
@@ -88,7 +88,7 @@ def reward_words(sums_words, functions):
 @pytest.fixture
 def digit_words(reward_words):
     """A run by reward whose answers are one token."""
-    words = elsewhere(reward_words, task="sums_digit")
+    words = replace_words(reward_words, task="sums_digit")
     return [*words, "task.test_rows=20", "task.dev_rows=20"]
 
 
@@ -96,9 +96,9 @@ def digit_words(reward_words):
 
 
 def test_the_reward_grows(reward_words):
-    words = elsewhere(reward_words, **{"reward.function": "my_rewards.longer"})
+    words = replace_words(reward_words, **{"reward.function": "my_rewards.longer"})
     words = [word for word in words if not word.startswith("method.")]
-    record = do([*words, "method=full", "train.epochs=6", "train.lr=3e-3"])
+    record = train_here([*words, "method=full", "train.epochs=6", "train.lr=3e-3"])
     rewards = record["curve"]["reward"]
     assert rewards[-1] > rewards[0] + 1
 
@@ -171,7 +171,7 @@ def test_dropout_is_off(reward_words):
 def test_micro_batches_change_rounding_alone(kind, request):
     words = request.getfixturevalue(f"{'reward' if kind == 'whole' else 'digit'}_words")
     records = [
-        do([*elsewhere(words, output=f"{folder}"), f"micro_batch={size}"])
+        train_here([*replace_words(words, output=f"{folder}"), f"micro_batch={size}"])
         for folder, size in (
             (request.getfixturevalue("tmp_path") / "whole", "null"),
             (request.getfixturevalue("tmp_path") / "parts", 2),
@@ -281,16 +281,16 @@ def test_of_one_batch_the_effect_is_the_sum_of_its_gradient():
 
 
 def test_an_estimate_changes_nothing_that_follows(reward_words, tmp_path, monkeypatch):
-    with_it = do(elsewhere(reward_words, output=tmp_path / "with"))
+    with_it = train_here(replace_words(reward_words, output=tmp_path / "with"))
     monkeypatch.setattr(Training, "_estimate_reach", lambda training: None)
-    without = do(elsewhere(reward_words, output=tmp_path / "without"))
+    without = train_here(replace_words(reward_words, output=tmp_path / "without"))
     assert with_it["reach"]["effect"] > 0
     assert with_it["curve"] == without["curve"]
     assert with_it["predictions"] == without["predictions"]
 
 
 def test_a_run_that_can_change_nothing_warns(reward_words, capsys):
-    record = do([*reward_words, "train.lr=1e-9"])
+    record = train_here([*reward_words, "train.lr=1e-9"])
     assert record["reach"]["effect"] < 0.01
     assert "points of mean reward at most" in capsys.readouterr().out
 
@@ -303,7 +303,7 @@ def test_vera_at_perls_rate_is_warned_about_and_at_a_working_one_is_not(sums_wor
     words += ["train.schedule=constant", "train.warmup_ratio=0"]
     notes = []
     for rate in ("1e-5", "1"):
-        training = begin(elsewhere(words, **{"train.lr": rate}))
+        training = begin(replace_words(words, **{"train.lr": rate}))
         groups = training.optimizer.param_groups
         reach = estimate_effect(training, training.objective, groups, 1024)
         assert reach["effect"] > 0
@@ -334,7 +334,7 @@ def test_functions_are_weighted_and_truncated_completions_have_their_own_reward(
     reward_words,
 ):
     both = "{my_rewards.longer: 0.5, my_rewards.even: -2}"
-    words = elsewhere(reward_words, **{"reward.function": both})
+    words = replace_words(reward_words, **{"reward.function": both})
     training = begin([*words, "reward.truncated=-7"])
     groups = training.objective._sample([0, 1, 2], 0)
     rewards = training.objective._rewards(groups)
@@ -348,7 +348,7 @@ def test_functions_are_weighted_and_truncated_completions_have_their_own_reward(
 
 
 def test_the_metrics_have_trls_names(reward_words):
-    words = elsewhere(
+    words = replace_words(
         reward_words,
         **{"reward.function": "{my_rewards.longer: 1, my_rewards.even: 1}"},
     )
@@ -368,8 +368,8 @@ def test_the_metrics_have_trls_names(reward_words):
 
 
 def test_a_run_without_a_signal_warns(reward_words, capsys):
-    words = elsewhere(reward_words, **{"reward.function": "exact_match"})
-    do([*words, "train.epochs=1"])
+    words = replace_words(reward_words, **{"reward.function": "exact_match"})
+    train_here([*words, "train.epochs=1"])
     assert "no prompt had completions of different rewards" in capsys.readouterr().out
 
 
@@ -378,7 +378,7 @@ def test_a_run_without_a_signal_warns(reward_words, capsys):
 
 def test_dev_rows_are_answered(digit_words):
     """By hand: greedily, by the logits after the prompt."""
-    training = begin(elsewhere(digit_words, **{"reward.function": "exact_match"}))
+    training = begin(replace_words(digit_words, **{"reward.function": "exact_match"}))
     task = training.task
     right = training.evaluate()[1]
     for row, exercise in enumerate(task.exercises("dev")):
@@ -389,8 +389,8 @@ def test_dev_rows_are_answered(digit_words):
 
 
 def test_a_run_by_likelihood_on_the_same_task_has_the_same_score(digit_words):
-    words = elsewhere(digit_words, **{"train.objective": "likelihood"})
-    record = do(words)
+    words = replace_words(digit_words, **{"train.objective": "likelihood"})
+    record = train_here(words)
     assert record["result"]["metric"] == "exact_match"
     assert "sampled_exact_match" in record["curve"]
     assert "reward" not in record["curve"]
@@ -399,13 +399,13 @@ def test_a_run_by_likelihood_on_the_same_task_has_the_same_score(digit_words):
 
 
 def test_a_run_by_demonstrations_learns_tokens_that_its_score_ignores(digit_words):
-    words = elsewhere(digit_words, **{"train.objective": "demonstrations"})
+    words = replace_words(digit_words, **{"train.objective": "demonstrations"})
     training = begin(words)
-    answers = begin(elsewhere(digit_words, **{"train.objective": "likelihood"}))
+    answers = begin(replace_words(digit_words, **{"train.objective": "likelihood"}))
     longer = [length + FILLER_TOKENS for length in answers.lengths]
     assert [*training.lengths] == longer
     assert [*training.task.lengths("dev")] == [*answers.task.lengths("dev")]
-    record = do(words)
+    record = train_here(words)
     assert record["cell"]["row"].endswith("_by_demonstrations")
     assert record["label"]["row"].endswith(" by demonstrations")
     assert record["result"]["metric"] == "exact_match"
@@ -413,7 +413,9 @@ def test_a_run_by_demonstrations_learns_tokens_that_its_score_ignores(digit_word
 
 
 def test_a_record_has_the_curve_of_the_reward(digit_words):
-    record = do(elsewhere(digit_words, **{"reward.function": "exact_match"}))
+    record = train_here(
+        replace_words(digit_words, **{"reward.function": "exact_match"})
+    )
     curve = record["curve"]
     assert record["result"]["metric"] == "exact_match"
     for column in ("reward", "entropy", "frac_reward_zero_std", "sampled_exact_match"):
@@ -424,7 +426,7 @@ def test_a_record_has_the_curve_of_the_reward(digit_words):
 
 def test_pass_at_k_counts_rows_with_one_right_sample(digit_words):
     """It has the first sample of a run that samples one answer, and its id."""
-    words = elsewhere(digit_words, **{"reward.function": "exact_match"})
+    words = replace_words(digit_words, **{"reward.function": "exact_match"})
     one, several = begin(words), begin([*words, "task.pass_at=8"])
     assert one.run_id == several.run_id
     right = several.evaluate()[1]
@@ -447,8 +449,8 @@ def test_less_memory_halves_the_completions_at_once(reward_words, digit_words):
 def test_a_start_that_saw_a_test_problem_is_rejected(digit_words):
     """The start's training rows are the last ones of the problems, or reach into the
     test problems of a run with more of them."""
-    likelihood = elsewhere(digit_words, **{"train.objective": "likelihood"})
-    start = do([*likelihood, "keep=last"])["id"]
+    likelihood = replace_words(digit_words, **{"train.objective": "likelihood"})
+    start = train_here([*likelihood, "keep=last"])["id"]
     begin([*digit_words, f"init_from={start}"])
     with refused(f"init_from={start}", "was trained on", "test problems"):
         begin([*digit_words, "task.test_rows=200", f"init_from={start}"])
@@ -504,11 +506,11 @@ def test_settings_of_the_reward_tell_runs_apart_by_reward_alone(reward_words):
     other = [*reward_words, "reward.scale=none"]
     assert id_of(reward_words) != id_of(other)
     assert id_of(reward_words) != id_of(
-        elsewhere(reward_words, **{"reward.samples": "5"})
+        replace_words(reward_words, **{"reward.samples": "5"})
     )
     shown = [*reward_words, "reward.samples_every=3"]
     assert id_of(reward_words) == id_of(shown)
-    likelihood = elsewhere(reward_words, **{"train.objective": "likelihood"})
+    likelihood = replace_words(reward_words, **{"train.objective": "likelihood"})
     assert id_of(likelihood) == id_of([*likelihood, "reward.scale=none"])
     assert id_of(likelihood) != id_of(reward_words)
 
@@ -549,7 +551,7 @@ def test_a_value_that_cannot_be_is_refused_before_anything_is_loaded(
     word, named, reward_words
 ):
     key, _, value = word.partition("=")
-    words = elsewhere(reward_words, **{key: value})
+    words = replace_words(reward_words, **{key: value})
     words = words if word in words else [*words, word]
     with refused(*named):
         id_of(words)
@@ -566,7 +568,7 @@ def test_a_value_that_cannot_be_is_refused_before_anything_is_loaded(
 def test_a_function_that_fails_is_refused_before_the_first_step(
     name, named, reward_words
 ):
-    words = elsewhere(reward_words, **{"reward.function": f"my_rewards.{name}"})
+    words = replace_words(reward_words, **{"reward.function": f"my_rewards.{name}"})
     with refused(*named):
         begin(words)
 

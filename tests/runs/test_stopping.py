@@ -12,7 +12,7 @@ import termios
 
 import numpy as np
 import pytest
-from running import ROOT, do, output_of, wait_for
+from running import ROOT, output_of, train_here, wait_for
 
 import tasks
 from runs.config import expand
@@ -112,7 +112,7 @@ def test_a_run_needs_no_locks_of_its_file_systems(words, monkeypatch):
     labels = np.array([0, 1, 1, 0])
     for name in metrics.METRICS:
         assert metrics.score(name, labels, labels) == pytest.approx(1.0)
-    assert do(words)["status"] == "done"
+    assert train_here(words)["status"] == "done"
 
 
 def test_a_table_is_written_where_memory_is_too_little_for_pictures(
@@ -122,7 +122,7 @@ def test_a_table_is_written_where_memory_is_too_little_for_pictures(
     monkeypatch.setitem(sys.modules, "tasks.pictures", None)
     # another test may have imported it: then the package has it as an attribute
     monkeypatch.delattr(tasks, "pictures", raising=False)
-    record = do(words)
+    record = train_here(words)
     folder = run_folder(output_of(words), record["id"])
     assert "the pictures of its predictions were not drawn" in capsys.readouterr().out
     assert [row["class"] for row in read_own_csv(folder / "by_class.csv")][-2:] == [

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ledgers import seeds
+from ledgers import seed_records
 from running import ROOT, call_here, output_of, refused, trained
 
 import tasks
@@ -84,7 +84,7 @@ def sha(text):
 
 def sound(clone, method="vera/methods/vera.py", row="vera"):
     """Two seeds of a run in the clone."""
-    made = seeds(
+    made = seed_records(
         row=row,
         bests=(0.8, 0.81),
         protocol=tasks.protocol({"family": "glue", "name": "rte"}),
@@ -405,7 +405,7 @@ def test_a_method_and_configuration_from_outside_come_along(tmp_path, monkeypatc
     preset.parent.mkdir(parents=True)
     preset.write_text("seed: 0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    (made,) = seeds(row="mine", bests=(0.8,))
+    (made,) = seed_records(row="mine", bests=(0.8,))
     made["config"]["method"]["kind"] = "my_method.Mine"
     sources = publish.own_sources([made], str(tmp_path / "conf"))
     assert sources == {

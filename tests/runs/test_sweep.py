@@ -28,10 +28,10 @@ from running import (
     call,
     call_here,
     comparable,
-    do,
-    elsewhere,
     output_of,
     refused,
+    replace_words,
+    train_here,
     trained,
     wait_for,
 )
@@ -110,9 +110,9 @@ def checkpoints(words):
 def end_of(words, tmp_path):
     """Compares what a sweep left with what undisturbed runs leave; returns its
     records."""
-    undisturbed = expand(elsewhere(words, output=tmp_path / "straight"))
+    undisturbed = expand(replace_words(words, output=tmp_path / "straight"))
     for record, run in zip(records_of(words), undisturbed, strict=True):
-        straight, folder = do(run), run_folder(output_of(words), record["id"])
+        straight, folder = train_here(run), run_folder(output_of(words), record["id"])
         assert comparable(record) == comparable(straight)
         assert {
             name: files_sha256(folder / name) for name in straight["files"]
@@ -129,7 +129,10 @@ def test_a_sweep_runs_skips_and_survives_a_failure(dropout_words, tmp_path):
     sweep_words = [*words, "seed=0,1", "train.max_steps=2"]
     assert "2 of 2 runs done in " in call("runs", *sweep_words, check=0).stdout
     here = [
-        [do(run) for run in expand(elsewhere(sweep_words, output=tmp_path / name))]
+        [
+            train_here(run)
+            for run in expand(replace_words(sweep_words, output=tmp_path / name))
+        ]
         for name in "ab"
     ]
     for records in here:
@@ -217,7 +220,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_result(
     words, fork, monkeypatch, tmp_path
 ):
     straight, collate = (
-        trained(elsewhere(words, output=tmp_path / "straight")),
+        trained(replace_words(words, output=tmp_path / "straight")),
         Training.batch,
     )
 
@@ -999,8 +1002,8 @@ def test_data_parallel_trains_and_decodes_as_one_process_does(
     monkeypatch.setattr("tasks.e2e_metrics.shutil.which", lambda name: None)
     words = [*request.getfixturevalue(kind), "train.effective_batch=3"]
     first, two = (
-        do(elsewhere(words, output=tmp_path / "one")),
-        elsewhere(words, output=tmp_path / "two"),
+        train_here(replace_words(words, output=tmp_path / "one")),
+        replace_words(words, output=tmp_path / "two"),
     )
     if kind == "words":
         launched = [
@@ -1042,8 +1045,8 @@ def test_two_processes_sample_what_one_does(sums_words, tmp_path, monkeypatch):
         "reward.kl=0.1",
         "micro_batch=2",
     ]
-    first = do(elsewhere(words, output=tmp_path / "one"))
-    two = elsewhere(words, output=tmp_path / "two")
+    first = train_here(replace_words(words, output=tmp_path / "one"))
+    two = replace_words(words, output=tmp_path / "two")
     in_two_processes(two, tmp_path)
     (second,) = records_of(two)
     for key in ("reward", "reward_std", "completions/mean_length", "metric"):

@@ -17,7 +17,7 @@ import ledgers
 import pytest
 import wandb
 import yaml
-from running import ROOT, call, comparable, elsewhere, output_of, trained
+from running import ROOT, call, comparable, output_of, replace_words, trained
 from servers import NOBODY, logged_in
 
 from runs.command.errors import StoppedError
@@ -180,7 +180,9 @@ def test_a_fault_of_wandb_changes_no_record(fault, run, words, monkeypatch, tmp_
     assert tracker.START_TIMEOUT + tracker.FINISH_TIMEOUT <= 30
     monkeypatch.setattr(tracker, "INIT_TIMEOUT", 4.0)
     monkeypatch.setattr(tracker, "FINISH_TIMEOUT", 3.0)
-    straight = trained(elsewhere([*words, "method=vera"], output=tmp_path / "straight"))
+    straight = trained(
+        replace_words([*words, "method=vera"], output=tmp_path / "straight")
+    )
 
     def report(event):  # the second epoch is over
         if event["phase"] == "evaluated" and event["epoch"] == 1:
@@ -369,7 +371,7 @@ def test_job_types_tags_and_limits():
 def test_scores_of_texts_are_in_the_summary():
     """By the protocol alone, the first length penalty; numbers, not the hash of the
     texts."""
-    found = summary_of(ledgers.texts(hash="h"))
+    found = summary_of(ledgers.text_record(hash="h"))
     expected = {
         "texts/last/bleu": 68.0,
         "texts/best/bleu": 68.25,

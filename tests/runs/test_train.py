@@ -15,12 +15,12 @@ from running import (
     ROOT,
     begin,
     comparable,
-    do,
-    elsewhere,
+    replace_words,
     straight_and_resumed,
+    train_here,
     trained,
 )
-from tiers import sample
+from tiers import slow_except
 from torch import nn
 
 from runs.command.errors import UserError
@@ -66,7 +66,7 @@ LOSSES = {
 FAST = ("full", "head", "bitfit", "lora", "vera", "adapter_drop", "dylora", "adalora")
 
 
-@pytest.mark.parametrize("method", sample(LOSSES, *FAST))
+@pytest.mark.parametrize("method", slow_except(LOSSES, *FAST))
 def test_loss_sequence(method, words):
     rate, expected = LOSSES[method]
     words = [word for word in words if not word.startswith("method.")]
@@ -304,9 +304,9 @@ def test_fewer_evaluations_see_the_same_training(words, tmp_path):
     """Of five epochs the second, the fourth and the last are evaluated: the rest of the
     record is that of five."""
     words = [*words, "train.epochs=5"]
-    every = trained(elsewhere(words, output=tmp_path / "every"))
-    second = do(
-        [*elsewhere(words, output=tmp_path / "second"), "train.evaluate_every=2"]
+    every = trained(replace_words(words, output=tmp_path / "every"))
+    second = train_here(
+        [*replace_words(words, output=tmp_path / "second"), "train.evaluate_every=2"]
     )
     assert (second["id"] != every["id"], second["curve"]["epoch"]) == (
         True,
@@ -325,10 +325,10 @@ def test_fewer_evaluations_see_the_same_training(words, tmp_path):
 
 def test_steps_between_evaluations_replace_epochs(words, tmp_path):
     """The same training, seen at other steps: the last one is always among them."""
-    every = trained(elsewhere(words, output=tmp_path / "every"))
+    every = trained(replace_words(words, output=tmp_path / "every"))
     last = every["steps"]
-    record = do(
-        [*elsewhere(words, output=tmp_path / "steps"), "train.evaluate_steps=3"]
+    record = train_here(
+        [*replace_words(words, output=tmp_path / "steps"), "train.evaluate_steps=3"]
     )
     steps = [*range(3, last, 3), last]
     assert record["curve"]["step"] == steps
@@ -342,7 +342,7 @@ def test_keep_none_keeps_nothing_and_full_does_so_by_default(words):
     plain, told = [w for w in words if not w.startswith("method.")], []
     peft = ["method=peft:LNTuningConfig", "method.sites=[query,value]"]
     for extra in ([*peft, "keep=none"], ["method=full"]):
-        record = do([*plain, *extra, "train.max_steps=1"])
+        record = train_here([*plain, *extra, "train.max_steps=1"])
         folder = Path(record["config"]["output"]) / "runs" / record["id"]
         assert {path.name for path in folder.iterdir()} == {
             *CONFIGURATION,
@@ -365,13 +365,13 @@ def test_divergence_is_a_result_and_the_record_stays_readable(
         "train.clip=null",
         "train.warmup_ratio=0",
     ]
-    record = do([*words, *rates, "train.schedule=constant"])
+    record = train_here([*words, *rates, "train.schedule=constant"])
     assert (record["status"], record["steps"] < 10) == ("diverged", True)
     assert "loss became" in record["error"]
     monkeypatch.setattr(
         Training, "evaluate", lambda *_: (float("nan"), np.zeros((24, 2)))
     )
-    record = do(elsewhere(words, output=tmp_path / "evaluated"))
+    record = train_here(replace_words(words, output=tmp_path / "evaluated"))
     assert (record["status"], record["result"]["best"]) == ("diverged", None)
     assert "dev loss became nan" in record["error"]
 
@@ -399,7 +399,7 @@ def test_every_method_starts_from_the_same_head_and_the_seed_decides(words):
 
 
 def test_half_precision_trains(words):
-    half, single = do([*words, "train.precision=bf16"]), trained(words)
+    half, single = train_here([*words, "train.precision=bf16"]), trained(words)
     assert half["id"] != single["id"]
     assert half["curve"]["train_loss"] == pytest.approx(
         single["curve"]["train_loss"], abs=0.02
@@ -463,7 +463,7 @@ def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(
     words, tmp_path, capfd
 ):
     straight, damaged = (
-        elsewhere(words, output=tmp_path / name) for name in ("straight", "damaged")
+        replace_words(words, output=tmp_path / name) for name in ("straight", "damaged")
     )
     loop = begin(damaged)
     for rows in epoch_batches(loop.lengths, 8, seed=0, epoch=0)[:2]:
@@ -490,7 +490,7 @@ def test_a_damaged_checkpoint_starts_over_and_gives_the_same_record(
         torch.equal(parameter, before[name])
         for name, parameter in loop.parameters.items()
     )
-    assert comparable(do(damaged)) == comparable(trained(straight))
+    assert comparable(train_here(damaged)) == comparable(trained(straight))
 
 
 CHANGES = [
@@ -513,7 +513,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(
-    "change", sample(CHANGES, *CHANGES[:2]), ids=lambda change: change[0]
+    "change", slow_except(CHANGES, *CHANGES[:2]), ids=lambda change: change[0]
 )
 def test_resuming_inside_an_epoch_gives_the_record_of_the_straight_run(
     change, dropout_words, tmp_path
@@ -555,7 +555,7 @@ def test_a_run_that_goes_on_under_other_conditions_says_so(words, monkeypatch, c
     older = provenance.versions()["torch"]
     newer = provenance.versions() | {"torch": "9.9"}
     monkeypatch.setattr(provenance, "versions", lambda: newer)
-    record = do([*words, "micro_batch=2"])
+    record = train_here([*words, "micro_batch=2"])
     words = f"torch {older}, then 9.9; micro_batch 4, then 2"
     assert record["determinism"]["resumed"] == [
         f"at step 0 of {loop.plan.total_steps}: {words}"

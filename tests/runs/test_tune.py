@@ -14,9 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from ledgers import of_metric
+from ledgers import metric_fields
 from ledgers import record as made_record
-from running import do, elsewhere, output_of
+from running import output_of, replace_words, train_here
 from tiny import write_glue
 
 from analysis.frame import runs as frame_of
@@ -103,7 +103,7 @@ def test_the_dev_set_is_never_looked_at(words, tmp_path):
     one where dev is used."""
     folder = write_glue(tmp_path / "glue", {"train": 40, "dev": 24})
     path = folder / "RTE" / "dev.tsv"
-    here = elsewhere(words, **{"task.data_dir": folder, "train.epochs": 1})
+    here = replace_words(words, **{"task.data_dir": folder, "train.epochs": 1})
     curves = []
     for poison in (False, True):
         if poison:
@@ -111,10 +111,10 @@ def test_the_dev_set_is_never_looked_at(words, tmp_path):
             path.write_text(
                 "\n".join(["index\tsentence1\tsentence2\tlabel", *rows]) + "\n"
             )
-        at = elsewhere(here, output=tmp_path / str(poison))
+        at = replace_words(here, output=tmp_path / str(poison))
         curves.append(
             [
-                do([*at, *extra])["curve"]["dev_loss"]
+                train_here([*at, *extra])["curve"]["dev_loss"]
                 for extra in (["task.holdout=0.25"], [])
             ]
         )
@@ -252,7 +252,7 @@ def finished(metric, value, status="done"):
     """A record with this number at the epoch of the table; None: finished without
     one."""
     record = made_record(status=status)
-    result = {**of_metric(metric), "best": value, "best_epoch": 1}
+    result = {**metric_fields(metric), "best": value, "best_epoch": 1}
     result["protocols"] = (
         {"paper": {result["reported"]: value}} if value is not None else {}
     )

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiers import each
+from tiers import pair_up
 from tiny import tiny
 from transformers import GenerationConfig
 
@@ -88,7 +88,9 @@ SEARCHES = {
 }
 
 
-@pytest.mark.parametrize(("name", "architecture"), each(SEARCHES, ["GPT-2", "Llama"]))
+@pytest.mark.parametrize(
+    ("name", "architecture"), pair_up(SEARCHES, ["GPT-2", "Llama"])
+)
 def test_it_is_the_plain_search(name, architecture):
     search = SEARCHES[name]
     model, prompts = sharp(architecture), prompts_of(8)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from running import refused, task_of
 from sklearn.datasets import load_digits
-from tiny import cells, picture, write_images
+from tiny import image_column, picture, write_images
 
 import tasks
 from runs.config import expand
@@ -164,7 +164,7 @@ def test_of_parquet_files_only_those_with_a_wanted_row_are_read(tmp_path):
 
 def test_parquet_files_without_class_names_take_the_labels_words(tmp_path):
     rng = np.random.default_rng(0)
-    images = cells([picture(number % 3, rng) for number in range(12)])
+    images = image_column([picture(number % 3, rng) for number in range(12)])
     written(tmp_path / "data", images, label=["ant", "bee", "cow"] * 4)
     task = prepared("image_folder", tmp_path / "data", shots=2)
     assert task.classes == ["ant", "bee", "cow"]
@@ -174,7 +174,7 @@ def test_parquet_files_without_class_names_take_the_labels_words(tmp_path):
 def test_another_image_column_is_another_file_of_prepared_images(tmp_path):
     shades = {"image": 10, "other": 200}
     columns = {
-        name: cells([np.full((8, 8, 3), shade, np.uint8)] * 4)
+        name: image_column([np.full((8, 8, 3), shade, np.uint8)] * 4)
         for name, shade in shades.items()
     }
     written(tmp_path / "data", columns.pop("image"), **columns, label=[0, 1] * 2)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from bench import QUESTIONS, jsonl, write_mt_bench
 from running import ROOT, refused
-from servers import DROP, JudgeServer, Reply, error, score
+from servers import DROP, JudgeServer, Reply, error_reply, score_reply
 
 from tasks.mt_bench import (
     Judge,
@@ -332,7 +332,7 @@ NOWHERE = "http://127.0.0.1:9/v1"
 
 def test_a_model_is_judged_and_shown(data, answers, monkeypatch, capsys):
     scores = iter([8, 6, 5, 5, 9, 3, 7, 7])
-    with JudgeServer(lambda prompt, nth: score(next(scores))) as server:
+    with JudgeServer(lambda prompt, nth: score_reply(next(scores))) as server:
         assert run(data, server, answers, "--concurrency", "1") == 0
     first, *shown = capsys.readouterr().out.splitlines()
     assert first.startswith(
@@ -370,7 +370,7 @@ def test_a_model_is_judged_and_shown(data, answers, monkeypatch, capsys):
 
 
 def test_passes_are_asked_anew_and_kept_apart(data, answers, monkeypatch, capsys):
-    with JudgeServer(lambda prompt, nth: score(nth)) as server:
+    with JudgeServer(lambda prompt, nth: score_reply(nth)) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         assert main(["judge", str(answers), "--data", str(data)]) == 0
         server.answer = lambda prompt, nth: Reply(f"[[{nth}]]", wait=0.15)
@@ -392,8 +392,8 @@ def test_passes_are_asked_anew_and_kept_apart(data, answers, monkeypatch, capsys
 #: What the server does with one prompt, and the reason in the refusal; and with all but
 #: the first three.
 ONE_FAILS = [
-    (error(422, "x" * 190 + KEY), f"HTTP 422: {'x' * 190}***"),
-    (error(429, "slower"), "HTTP 429: slower"),
+    (error_reply(422, "x" * 190 + KEY), f"HTTP 422: {'x' * 190}***"),
+    (error_reply(429, "slower"), "HTTP 429: slower"),
     (Reply(body=b"[" * 200_000), "the reply is no chat completion"),
     (
         Reply(body={"choices": [{"message": {"content": [7]}}]}),
@@ -407,12 +407,12 @@ ONE_FAILS = [
 ]
 ALL_FAIL = [
     *(
-        (error(code, f"wrong key {KEY}"), f"OPENAI_API_KEY (HTTP {code})")
+        (error_reply(code, f"wrong key {KEY}"), f"OPENAI_API_KEY (HTTP {code})")
         for code in (401, 403)
     ),
-    (error(404, "no such model"), "'gpt-4' (HTTP 404)"),
-    (error(400, "no such model", "model_not_found"), "'gpt-4' (HTTP 400)"),
-    (error(429, "pay first", "insufficient_quota"), "quota"),
+    (error_reply(404, "no such model"), "'gpt-4' (HTTP 404)"),
+    (error_reply(400, "no such model", "model_not_found"), "'gpt-4' (HTTP 400)"),
+    (error_reply(429, "pay first", "insufficient_quota"), "quota"),
 ]
 
 
@@ -424,7 +424,7 @@ def test_what_fails_is_a_line_and_what_dooms_all_stops_at_once_and_keeps_what_is
 
     def answer(prompt, nth):
         fails = len(server.requests) > 3 if all_fail else prompt.endswith("own on 81.1")
-        return trouble if fails else score(7)
+        return trouble if fails else score_reply(7)
 
     words = [
         "--json",
@@ -554,7 +554,7 @@ def test_a_run_that_is_stopped_goes_on_and_pays_for_nothing_twice(
     def hold(prompt, nth):
         """Five are answered, the others held until they are let go, unpaid."""
         if next(count) < 5 or free.is_set():
-            return score(7)
+            return score_reply(7)
         free.wait(30)
         return DROP
 

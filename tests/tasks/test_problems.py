@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from running import do, refused, task_of
+from running import refused, task_of, train_here
 
 import tasks
 from runs.config import expand
@@ -121,7 +121,7 @@ def _without(folder):
 @pytest.mark.parametrize("objective", ["likelihood", "reward"])
 def test_a_run_on_files(objective, files, tiny_llama, tmp_path):
     words = [f"task.{key}={path}" for key, path in files.items()]
-    record = do(
+    record = train_here(
         [
             *words,
             "model=decoder",

@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from support import moved, refused
-from tiers import sample
+from support import adapt_and_shake, refused_unchanged
+from tiers import slow_except
 from tiny import ARCHITECTURES, answer, quantise, tiny, tiny_config, tiny_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -83,7 +83,7 @@ def pair(build, rank, path, weights, **settings):
     """A float64 model on a forced path, and the same with the formula in plain
     autograd."""
     torch.manual_seed(0)
-    model = moved(
+    model = adapt_and_shake(
         build().double(), vera.VeRA(rank=rank, path=path, weights=weights, **settings)
     )
     return model, plainly(copy.deepcopy(model))
@@ -142,7 +142,7 @@ FAST = [
 ]
 
 
-@pytest.mark.parametrize(("how", "case"), sample(product(FORCED, CASES), *FAST))
+@pytest.mark.parametrize(("how", "case"), slow_except(product(FORCED, CASES), *FAST))
 def test_every_path_is_plain_autograd(how, case):
     """In inference; and in training after it, which what inference kept does no harm
     to."""
@@ -187,7 +187,7 @@ def test_activation_checkpointing(path, weights, reentrant):
 @pytest.mark.parametrize(("path", "weights"), FORCED)
 def test_bf16_autocast_is_float32_to_its_precision(path, weights):
     torch.manual_seed(0)
-    model = moved(
+    model = adapt_and_shake(
         Attention(64, 48), vera.VeRA(rank=96, path=path, weights=weights), 0.1
     )
     x, results = torch.randn(4, 16, 64), []
@@ -242,7 +242,7 @@ def test_a_change_between_forward_and_backward_is_an_error_as_in_plain_torch(
     weights, change
 ):
     model, method = Attention(8, 6), vera.VeRA(rank=12, path="hybrid", weights=weights)
-    moved(model, method)
+    adapt_and_shake(model, method)
     loss = attend(model, torch.randn(3, 5, 8, requires_grad=True))
     with torch.no_grad():
         method.merge(model) if change == "merge" else next(layer_changes(model)).b.add_(
@@ -287,7 +287,7 @@ def test_the_values_of_a_cross_attention_are_of_their_own_input():
     decoder = BertModel(
         tiny_config("bert", is_decoder=True, add_cross_attention=True)
     ).eval()
-    model = moved(decoder.double(), vera.VeRA(rank=12))
+    model = adapt_and_shake(decoder.double(), vera.VeRA(rank=12))
     other = plainly(copy.deepcopy(model))
     ids, seen = torch.randint(3, 30, (2, 7)), torch.randn(2, 9, 32).double()
     of_both = [
@@ -339,7 +339,7 @@ def test_float16_does_not_overflow_where_the_factor_path_does_not():
     torch.manual_seed(0)
     for path in ("factor", "hybrid", "materialised"):
         torch.manual_seed(0)
-        model = moved(Attention(64, 48), vera.VeRA(rank=256, path=path))
+        model = adapt_and_shake(Attention(64, 48), vera.VeRA(rank=256, path=path))
         with torch.autocast("cpu", dtype=torch.float16):
             loss = (
                 sum(o.float().square().sum() for o in model(torch.randn(600, 64))) * 100
@@ -372,7 +372,7 @@ def test_a_base_that_cannot_be_merged_takes_the_factor_path_and_no_other(
 ):
     model = tiny_model()
     spoil(model)
-    with refused(words):
+    with refused_unchanged(words):
         vera.VeRA(rank=40, path=path).adapt(model)
     assert not any(m._forward_pre_hooks for m in model.modules())
     vera.VeRA(rank=40).adapt(model)
@@ -381,7 +381,7 @@ def test_a_base_that_cannot_be_merged_takes_the_factor_path_and_no_other(
     spoilt_later = Attention(8, 6)
     vera.VeRA(rank=12, path=path).adapt(spoilt_later)
     spoilt_later.query.base.requires_grad_(True)
-    with refused("trains"):
+    with refused_unchanged("trains"):
         spoilt_later(torch.randn(2, 8))
 
 

@@ -6,7 +6,7 @@ from typing import Optional
 
 import pytest
 import torch
-from support import modules, refused
+from support import modules, refused_unchanged
 from tiny import answer, shake, tiny, tiny_model
 from torch import nn
 
@@ -39,7 +39,7 @@ def method(registry):
 def test_weights_that_cannot_be_unpacked_are_refused():
     whole = nn.Linear(4, 4)
     whole.weight = nn.Parameter(whole.weight.to(torch.int8), requires_grad=False)
-    with refused("cannot be unpacked"):
+    with refused_unchanged("cannot be unpacked"):
         base_weight(whole)
 
 
@@ -51,13 +51,13 @@ def test_a_method_that_refuses_half_way_leaves_no_hook(method, monkeypatch):
         raise vera.AdapterError("no further")
 
     monkeypatch.setattr(type(method), "install", install)
-    with refused("no further", model := tiny_model("bert")):
+    with refused_unchanged("no further", model := tiny_model("bert")):
         method.adapt(model)
 
 
 def test_a_kind_that_is_taken_is_refused_and_the_same_class_may_come_again(method):
     lora, ours = METHODS["lora"], METHODS["mine"]
-    with refused(r"kind 'lora' is taken by vera\.methods\.lora\.LoRA$"):
+    with refused_unchanged(r"kind 'lora' is taken by vera\.methods\.lora\.LoRA$"):
         type("Mine", (vera.Method,), {}, kind="lora")
     assert METHODS["lora"] is lora
     names = {"__module__": ours.__module__, "__qualname__": ours.__qualname__}
@@ -73,7 +73,7 @@ def test_a_file_whose_class_nobody_has_imported_names_itself_and_the_class(
     vera.save(model, method, path)
     with monkeypatch.context() as absent:
         absent.delitem(METHODS, "mine")
-        with refused(f"import {of.__module__}.{of.__qualname__} first"):
+        with refused_unchanged(f"import {of.__module__}.{of.__qualname__} first"):
             vera.load(tiny_model(), path)
     assert vera.load(tiny_model(), path) == method == vera.make_method("mine", rank=4)
 
@@ -92,7 +92,7 @@ def test_a_settings_type_may_be_written_in_any_way():
         ({"rank": "x"}, "rank must be a whole number"),
         ({"odd": b"x"}, "odd: .*bytes"),
     ):
-        with refused(named):
+        with refused_unchanged(named):
             Postponed(**settings)
 
 
@@ -114,9 +114,9 @@ def test_a_class_that_no_dataclass_makes_of_no_known_type_or_not_finished_says_w
         ("unknown", "Nowhere"),
     ):
         for settings in ({}, {"speed": 3.0}, {"fast": 3.0}):
-            with refused(named):
+            with refused_unchanged(named):
                 vera.make_method(kind, rank=4, **settings)
-    with refused("count"):
+    with refused_unchanged("count"):
         vera.make_method("no_count")
 
 
@@ -223,7 +223,7 @@ def wrong(name, architecture="BERT", site="query", dtype=torch.float32):
 def test_a_change_of_the_wrong_shape_is_named_in_the_first_step(
     name, message, architecture
 ):
-    with refused(message):
+    with refused_unchanged(message):
         wrong(name, architecture)[0](torch.randint(3, 30, (4, 9)))
 
 
@@ -387,7 +387,7 @@ def test_check_finds_each_fault_of_a_method_and_leaves_the_model_alone(fault, na
     if named is None:
         assert vera.check(Own(), model) is True
     else:
-        with refused(named, model):
+        with refused_unchanged(named, model):
             vera.check(Own(), model, start=9.0 if fault == "off" else 1e-3)
-    with refused("inputs: what is a Linear called with"):
+    with refused_unchanged("inputs: what is a Linear called with"):
         vera.check(Own(), nn.Linear(2, 2))

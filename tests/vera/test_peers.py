@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support import moved, refused
+from support import adapt_and_shake, refused_unchanged
 from tiny import answer, quantise, tiny, tiny_model
 from torch import nn
 
@@ -26,7 +26,7 @@ IMAGES = ("ViT", "DINOv2", "ViT of timm", "ViT of timm in transformers")
 
 
 def adapted(method, architecture="BERT"):
-    return moved(tiny(architecture).double(), method)
+    return adapt_and_shake(tiny(architecture).double(), method)
 
 
 def numbers(tensor):
@@ -187,14 +187,14 @@ def test_the_file_holds_r_alone_or_a_pair_that_goes_onto_other_weights(store, tm
         tiny_model(),
         changed_base(tiny_model()),
     )
-    moved(model, method)
+    adapt_and_shake(model, method)
     vera.save(model, method, tmp_path / "a")
     file = read_file(tmp_path / "a", FORMAT)
     header, tensors = file.header, file.tensors()
     assert sum(t.numel() for t in tensors.values()) == 4 * (16 + store * 2 * 4 * 32)
     assert set(header["fixed"]) == set("" if store else "AB")
     for allowed in (False,) if store else (False, True):
-        with refused(
+        with refused_unchanged(
             "other base weights" if store else f"{header['fixed']['A']}.*store=true",
             other,
         ):
@@ -205,12 +205,12 @@ def test_the_file_holds_r_alone_or_a_pair_that_goes_onto_other_weights(store, tm
         assert all(
             torch.equal(ours.weight(), theirs.weight()) for ours, theirs in pairs
         )
-    with refused("unquantised"):
+    with refused_unchanged("unquantised"):
         vera.load(quantise(tiny_model()), tmp_path / "a")
 
 
 def test_a_rank_beyond_the_matrix_is_refused_and_a_fused_blocks_pair_is_of_that_block():
-    with refused(r"rank 33 is above .*query, 32 x 32"):
+    with refused_unchanged(r"rank 33 is above .*query, 32 x 32"):
         vera.LoRAXS(rank=33).adapt(tiny_model())
     vera.LoRAXS(rank=32).adapt(tiny_model())
     model = tiny("GPT-2").double()
@@ -318,5 +318,5 @@ def without_bias(kind):
 def test_ssf_refuses_what_it_cannot_merge(model, named):
     model = model()
     vera.SSF().adapt(model)
-    with refused(named, model):
+    with refused_unchanged(named, model):
         vera.SSF().merge(model)

@@ -11,8 +11,8 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import moved, refused
-from tiers import each, sample
+from support import adapt_and_shake, refused_unchanged
+from tiers import pair_up, slow_except
 from tiny import ARCHITECTURES, answer, shake, tiny, tiny_model
 
 import vera
@@ -44,13 +44,13 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize(("name", "architecture"), each(METHODS, ARCHITECTURES))
+@pytest.mark.parametrize(("name", "architecture"), pair_up(METHODS, ARCHITECTURES))
 def test_exported_it_is_the_same_under_peft_and_comes_back_whole(
     name, architecture, tmp_path
 ):
     """Outputs, gradients and merged weights, in float64."""
     method, base = METHODS[name], tiny(architecture).double()
-    model = moved(tiny(architecture).double(), method)
+    model = adapt_and_shake(tiny(architecture).double(), method)
     vera.export_peft(model, tmp_path)
     of_peft = {"autocast_adapter_dtype": False, "is_trainable": True}
     theirs = (
@@ -94,7 +94,7 @@ def test_exported_it_is_the_same_under_peft_and_comes_back_whole(
 @pytest.mark.parametrize("architecture", ["GPT-2", "Llama"])
 def test_a_b_that_layers_share_is_exported_to_each_of_them(architecture, tmp_path):
     method, base = vera.VeRA(rank=12, shared_b=True), tiny(architecture).double()
-    model = moved(tiny(architecture).double(), method)
+    model = adapt_and_shake(tiny(architecture).double(), method)
     vera.export_peft(model, tmp_path)
     of_peft = {"autocast_adapter_dtype": False}
     theirs = peft.PeftModel.from_pretrained(
@@ -110,7 +110,7 @@ def test_a_b_that_layers_share_is_exported_to_each_of_them(architecture, tmp_pat
 
 
 def test_the_base_model_is_named_and_no_path_of_this_machine(tmp_path):
-    model = moved(tiny("BERT").double(), METHODS["vera"])
+    model = adapt_and_shake(tiny("BERT").double(), METHODS["vera"])
     for loaded, given, expected in (
         ("/somewhere/models/my-bert", {}, ("my-bert", None)),
         (str(tmp_path), {}, (tmp_path.name, None)),
@@ -151,7 +151,7 @@ FUSED = {"GPT-2": "c_attn", "ViT of timm": "qkv"}  # which peft adapts whole
 
 @pytest.mark.parametrize(
     ("name", "architecture", "dtype"),
-    sample(
+    slow_except(
         [
             *((name, "BERT", torch.float32) for name in CONFIGS),
             ("vera", "BERT", torch.bfloat16),  # peft rounds A and B with the base
@@ -191,7 +191,7 @@ def test_one_trained_with_peft_imports(name, architecture, dtype, tmp_path):
 
 def export_of(folder, method, architecture="BERT"):
     """The answers of an adapter that is exported to a folder."""
-    model = moved(tiny(architecture).double(), method)
+    model = adapt_and_shake(tiny(architecture).double(), method)
     vera.export_peft(model, folder)
     return answer(model)
 
@@ -329,14 +329,14 @@ def test_a_large_seed_is_not_found_there_and_the_refusal_says_what_was_tried(tmp
 
 
 def exported(folder, name="vera", architecture="BERT"):
-    model = moved(tiny(architecture).double(), METHODS[name])
+    model = adapt_and_shake(tiny(architecture).double(), METHODS[name])
     vera.export_peft(model, folder)
     return model
 
 
 def refuses(folder, named, model=None):
     model = model or tiny_model()
-    with refused(named, model):
+    with refused_unchanged(named, model):
         vera.import_peft(model, folder)
 
 
@@ -500,7 +500,7 @@ def edit(folder, what, change, name):
 
 
 @pytest.mark.parametrize(
-    "name", sample(["lora", "vera", "vera, peft's draw"], "lora", "vera")
+    "name", slow_except(["lora", "vera", "vera, peft's draw"], "lora", "vera")
 )
 def test_an_export_that_was_changed_is_refused_in_one_line(name, tmp_path):
     exported(tmp_path / "as it was", name)
@@ -571,14 +571,16 @@ def test_nothing_of_a_fused_adapter_is_dropped_in_silence(name, tmp_path):
 def test_what_peft_has_no_place_for_is_not_exported(
     method, architecture, named, tmp_path
 ):
-    with refused(named):
-        vera.export_peft(moved(tiny(architecture).double(), method), tmp_path / "out")
+    with refused_unchanged(named):
+        vera.export_peft(
+            adapt_and_shake(tiny(architecture).double(), method), tmp_path / "out"
+        )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("name", "architecture"),
-    each(
+    pair_up(
         ["lora", "vera", "vera on all linear layers", "lora on all linear layers"],
         ["BERT", "GPT-2"],
     ),
@@ -593,7 +595,7 @@ def test_what_peft_writes_again_is_not_an_edit(name, architecture, tmp_path):
             else tiny_model(num_hidden_layers=4)
         )
 
-    model = moved(make(), METHODS[name])
+    model = adapt_and_shake(make(), METHODS[name])
     vera.export_peft(model, tmp_path)
     theirs = peft.PeftModel.from_pretrained(make(), tmp_path)
     theirs.save_pretrained(tmp_path / "again")  # without this project's metadata

@@ -5,8 +5,8 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from support import modules, refused, written
-from tiers import each
+from support import modules, refused_unchanged, write_adapter
+from tiers import pair_up
 from tiny import tiny, tiny_model
 from torch import nn
 
@@ -27,12 +27,14 @@ def logits(output) -> torch.Tensor:
 
 
 def train_one(base: nn.Module, seed: int, folder, kind=vera.VeRA, **settings):
-    return written(base, kind(**{"rank": 12, **settings}), folder / str(seed), seed)
+    return write_adapter(
+        base, kind(**{"rank": 12, **settings}), folder / str(seed), seed
+    )
 
 
 @pytest.mark.parametrize(
     ("settings", "architecture"),
-    each(
+    pair_up(
         [
             *(
                 {},
@@ -146,12 +148,12 @@ def test_what_does_not_fit_is_refused_with_nothing_changed(two, tmp_path):
         ("other base weights", train_one(tiny_model(seed=5), 10, tmp_path)[1], None),
         (
             "its kind is lora",
-            written(base, vera.LoRA(rank=4), tmp_path / "lora")[1],
+            write_adapter(base, vera.LoRA(rank=4), tmp_path / "lora")[1],
             None,
         ),
         ("not a file of the format", files["bob"], files["bob"]),
     ):
-        with refused(words, model):
+        with refused_unchanged(words, model):
             adapters.add("carol", path, head)
     assert list(adapters) == ["alice", "bob"]
     model(ids(2), adapter_names=["alice", "bob"])
@@ -161,15 +163,15 @@ def test_a_first_adapter_that_does_not_fit_leaves_a_plain_model(tmp_path):
     base = tiny_model()
     plain = modules(base)
     adapters = vera.Adapters(base)
-    with refused("other base weights", base):
+    with refused_unchanged("other base weights", base):
         adapters.add("a", train_one(tiny_model(seed=5), 0, tmp_path)[1])
-    with refused("a bitfit adapter", base):
-        adapters.add("a", written(base, vera.BitFit(), tmp_path / "bitfit")[1])
+    with refused_unchanged("a bitfit adapter", base):
+        adapters.add("a", write_adapter(base, vera.BitFit(), tmp_path / "bitfit")[1])
     adapters.add("b", train_one(tiny_model(), 1, tmp_path)[1])
     adapters.unload()
     assert modules(base) == plain
     vera.VeRA(rank=4).adapt(base)
-    with refused("carries an adapter"):
+    with refused_unchanged("carries an adapter"):
         vera.Adapters(base)
 
 
@@ -193,7 +195,7 @@ def test_use_reaches_parts_of_the_model_and_names_given_to_a_part_are_refused(tw
         inside = model.bert(ids()).last_hidden_state
     same(inside, alone.bert(ids()).last_hidden_state)
     same(model.bert(ids()).last_hidden_state, base.bert(ids()).last_hidden_state)
-    with refused("goes to the whole model"):
+    with refused_unchanged("goes to the whole model"):
         model.bert(ids(), adapter_names=["bob"] * 6)
 
 
@@ -235,7 +237,7 @@ def test_names_come_as_any_list_and_must_be_known_one_for_each_sample(two):
         (lambda: adapters.remove("x"), "no adapter 'x'"),
         (lambda: single(ids(), adapter_names=["a"] * 6), r"vera\.Adapters"),
     ):
-        with refused(named, model):
+        with refused_unchanged(named, model):
             act()
     same(model(ids()).logits, base(ids()).logits)  # nothing is left
 
@@ -267,7 +269,7 @@ def test_a_model_that_holds_many_is_not_loaded_or_unloaded_otherwise(two, tmp_pa
         *(vera.unload, vera.Adapters, lambda m: vera.load(m, files["bob"])),
         lambda m: vera.start_from(m, files["bob"]),
     ):
-        with refused("holds many adapters"):
+        with refused_unchanged("holds many adapters"):
             change(model)
     for name in list(adapters):
         adapters.remove(name)
@@ -330,5 +332,5 @@ def test_what_does_not_keep_samples_or_heads_apart_is_no_silent_answer(
     model = copy.deepcopy(base)
     _, path, head = train_one(base, 0, tmp_path, sites=["query"])
     vera.Adapters(model).add("a", path, head if build is NeverCalled else None)
-    with refused(words):
+    with refused_unchanged(words):
         model(torch.randn(2, 5, 8), adapter_names=["a", "a"])
