@@ -1,4 +1,4 @@
-"""docs/keys.md, from the declarations in runs/record/keys.py: make keys."""
+"""Writes docs/keys.md from the declarations in runs/record/keys.py: make keys."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ TITLES = {
 
 
 def page() -> str:
-    """The page's text."""
+    """The text of docs/keys.md."""
     parts = [INTRODUCTION]
     for role in ORDER:
         keys = [key for key in KEYS.values() if key.role == role]
@@ -58,24 +58,27 @@ def page() -> str:
         parts.append(f"\n## {TITLES[role]}\n\n{role.value}\n\n")
         parts.append("| key | takes | default before |\n")
         parts.append("|---|---|---|\n")
-        parts += map(row, keys)
+        parts += [table_line(key) for key in keys]
     return "".join(parts)
 
 
-def row(key: Key) -> str:
-    """A line of a table."""
-    before = ""
+def table_line(key: Key) -> str:
+    """The line of a key in its table."""
+    default_before = ""
     if key.added:
-        before = f"`{written(key.added.neutral)}`"
+        default_before = f"`{as_typed(key.added.neutral)}`"
         if key.added.families:
-            before += f" in {', '.join(key.added.families)}"
-    return f"| `{key.name}` | {key.values} | {before} |\n"
+            default_before += f" in {', '.join(key.added.families)}"
+    return f"| `{key.name}` | {key.values} | {default_before} |\n"
 
 
-def written(value: object) -> str:
+def as_typed(value: object) -> str:
     """A value as a user types it."""
-    words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else f"{value}"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs in this process, commands in others, and their records, for tests."""
+"""Does runs in this process and commands in others for tests, and gives their records."""
 
 import contextlib
 import copy
@@ -37,43 +37,44 @@ CONFIGURATION = {"config.yaml", "overrides.yaml"}
 
 @functools.cache
 def task_of(task, *words):
-    """The configuration of a task, for a model of these words."""
+    """The composed configuration of a task. words: of a model and further overrides; by
+    default a decoder."""
     (run,) = expand([f"task={task}", *(words or ("model=decoder", "model.path=/x"))])
     return run.config["task"]
 
 
 def begin(words, report=lambda event: None):
-    """A run's training, of a command's words or as they are expanded. report: gets its
-    events."""
+    """A run's training, which has not begun. words: of the run's command, or the run that
+    `expand` has made of them. report: gets the training's events."""
     (run,) = expand(words) if isinstance(words, list) else [words]
     training = Training(run, run_id(run), report)
-    # At its end all garbage is looked through: a third of a tiny run's time
+    # It collects all garbage at the end, which takes a third of a tiny run's time
     training.accelerator.free_memory = lambda: None
     return training
 
 
 def train_here(words):
-    """A run in this process, of the same; its record, as written."""
+    """Does a run in this process, and returns its record as it was written. words: as
+    `begin` takes them."""
     training = begin(words)
     train(training)
     return read_record(record_path(training.config["output"], training.run_id))
 
 
-#: What `trained` has trained in this process: a run's seed and words without its output
-#: and what draws its predictions, and its folder.
+#: The output folder of each run that `trained` has done in this process. Its key is the
+#: run's seed, the function that draws its predictions (some tests replace it), and its
+#: overrides without output.
 TRAINED: dict[tuple[object, ...], str] = {}
 FOLDER = tempfile.TemporaryDirectory(prefix="trained-")
 
 
 def trained(words):
-    """The record of `do(words)`, and its files, for tests that only look: trained once
-    in this process, then copied."""
-    output, run = output_of(words), expand(words)[0]
-    key = (
-        run.seed,
-        predictions.illustrate,
-        *(w for w in run.overrides if not w.startswith("output=")),
-    )
+    """The record of `train_here(words)`, and its files in the words' output folder. The run
+    is done once in this process and then copied, for tests that change nothing in it."""
+    output = output_of(words)
+    (run,) = expand(words)
+    overrides = [word for word in run.overrides if not word.startswith("output=")]
+    key = (run.seed, predictions.illustrate, *overrides)
     if key not in TRAINED:
         folder = f"{FOLDER.name}/{len(TRAINED)}"
         train_here(replace_words(words, output=folder))
@@ -85,8 +86,9 @@ def trained(words):
 
 
 def comparable(record):
-    """A record without times, costs, how earlier tries ended, and the place where it
-    was made."""
+    """A copy of a record without what may differ between two runs of one configuration:
+    times, costs, how earlier attempts ended, and where and in which batches it was
+    computed."""
     record = copy.deepcopy(record)
     for key in ("cost", "code", "config_hash", "tries", "overrides"):
         del record[key]
@@ -96,45 +98,55 @@ def comparable(record):
     return record
 
 
-def kill_at_call(words, of, number):
-    """Begins a run, which is killed as it calls this function of its training for the
-    nth time; the folder of its attempt."""
-    training, calls = begin(words), itertools.count(1)
-    holder, _, name = of.rpartition(".")
-    holder = getattr(training, holder) if holder else training
-    real = getattr(holder, name)
+def kill_at_call(words, method, number):
+    """Begins a run that is killed when it calls a method for the nth time. Returns the
+    folder of its attempt.
 
-    def killed(*given):
+    method: the method's name on Training, or that of an attribute of it ("task.decode").
+    number: the n, from 1."""
+    training = begin(words)
+    calls = itertools.count(1)
+    attribute, _, name = method.rpartition(".")
+    holder = getattr(training, attribute) if attribute else training
+    real_method = getattr(holder, name)
+
+    def count_and_kill(*arguments):
         if next(calls) == number:
             raise KeyboardInterrupt
-        return real(*given)
+        return real_method(*arguments)
 
-    setattr(holder, name, killed)
+    setattr(holder, name, count_and_kill)
     with pytest.raises(KeyboardInterrupt):
         train(training)
     return training.folder
 
 
-def straight_and_resumed(words, folder, of, number):
-    """The record of a run, and that of the same run where it is killed and done
-    again."""
-    straight, resumed = (
-        replace_words(words, output=folder / name) for name in ("straight", "resumed")
-    )
-    kill_at_call([*resumed, "checkpoint_minutes=0"], of, number)
+def straight_and_resumed(words, folder, method, number):
+    """The record of a run, and that of the same run after it was killed (see
+    `kill_at_call`) and resumed. folder: for the output of both."""
+    straight = replace_words(words, output=folder / "straight")
+    resumed = replace_words(words, output=folder / "resumed")
+    kill_at_call([*resumed, "checkpoint_minutes=0"], method, number)
     return train_here(straight), train_here(resumed)
 
 
 def replace_words(words, **changes):
-    return [
-        next((f"{k}={v}" for k, v in changes.items() if w.startswith(f"{k}=")), w)
-        for w in words
-    ]
+    """The words of a command, with other values for these keys. A key that no word has is
+    not added."""
+    replaced = []
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if equals and key in changes:
+            word = f"{key}={changes[key]}"
+        replaced.append(word)
+    return replaced
 
 
 def call(module, *words, check=None):
-    """A command in a process of its own, as a user starts it: how it ended, and what it
-    printed."""
+    """Runs a command in a process of its own, as a user starts it. Returns the
+    CompletedProcess: its exit code and what it printed.
+
+    module: the command's module. check: the exit code that is asserted; None for any."""
     command = [sys.executable, "-m", module, *words]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=300
@@ -144,8 +156,8 @@ def call(module, *words, check=None):
 
 
 def call_here(module, *words, check):
-    """The same in this process, where torch and transformers, and the server that runs
-    are forked from, are there already."""
+    """Does the same as `call` in this process, which saves the time to import torch and
+    transformers and to start the server that runs are forked from."""
     main = importlib.import_module("runs.__main__" if module == "runs" else module).main
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
@@ -163,38 +175,41 @@ def call_here(module, *words, check):
     return done
 
 
-def wait_for(there, process=None, seconds=120):
-    """What there() finds, once it finds something; meanwhile the process has to
-    live."""
+def wait_for(condition, process=None, seconds=120):
+    """Calls condition() until it returns something true, and returns that. Fails after so
+    many seconds, or when the process ends before."""
     end = time.monotonic() + seconds
-    while not (found := there()):
+    while not (result := condition()):
         assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.02)
-    return found
+    return result
 
 
 @contextlib.contextmanager
-def refused(*named, longest=1500):
-    """What is done in here is refused, in one line that names each of these."""
+def refused(*parts, longest=1500):
+    """Asserts that the with block raises a UserError or DataError, whose message is one line
+    of fewer than `longest` characters with each of these parts in it."""
     with pytest.raises((UserError, DataError)) as error:
         yield
     line = str(error.value)
     assert "\n" not in line
     assert len(line) < longest
-    assert [name for name in named if name not in line] == [], line
+    assert [part for part in parts if part not in line] == [], line
 
 
 def output_of(words) -> str:
+    """The output folder that a command's words name."""
     return next(w.partition("=")[2] for w in words if w.startswith("output="))
 
 
 def make_folder(path) -> None:
+    """Makes a folder with a file in it."""
     path.mkdir()
     (path / "mine").touch()
 
 
-#: What a run tells of itself in the middle of its training.
+#: An event that a run reports in the middle of its training.
 TRAINING = {
     "phase": "training",
     "epoch": 2,
@@ -202,11 +217,16 @@ TRAINING = {
     "step": 9,
     "steps": 25,
     "seconds_left": 61.0,
+    "metric_name": "accuracy",
+    "scale": 100.0,
+    "metric": 0.75,
+    "best": 0.8,
+    "loss": 0.5,
+    "pace": 1500,
+    "unit": "tokens",
 }
-TRAINING |= {"metric_name": "accuracy", "scale": 100.0, "metric": 0.75, "best": 0.8}
-TRAINING |= {"loss": 0.5, "pace": 1500, "unit": "tokens"}
 
-#: What may stand in a file's place and is none, and what makes it there.
+#: Things that may be where a file should be, each with a function that makes it at a path.
 ODD = {
     "a folder": make_folder,
     "a named pipe": os.mkfifo,
@@ -216,16 +236,25 @@ ODD = {
 
 
 def values_of(groups):
-    """Every key that has a value with these group choices, as KEY=VALUE: what --help
-    and --cfg show."""
+    """The keys of a run's configuration with these choices of groups, as KEY=VALUE words.
+    Left out are keys that a user cannot set like that: groups, names, and where a run is
+    done.
+
+    groups: words such as task=mrpc."""
     with Composer(Files()) as composer:
         plain = without_hydra(composer.defaults(tuple(groups)), resolve=True)
-    keys = dict(dotted_items(plain))
-    parents = {key.rpartition(".")[0] for key in keys}
-    where = ("launcher", "tracking", "redo")
-    return [
-        f"{key}={as_override_value(value)}"
-        for key, value in keys.items()
-        if key not in (*parents, *GROUPS, "task.name", "model.name")
-        and not key.startswith((*where, "recipe.", "model.architecture"))
-    ]
+    values = dict(dotted_items(plain))
+    parents = {key.rpartition(".")[0] for key in values}
+    left_out = {*parents, *GROUPS, "task.name", "model.name"}
+    left_out_prefixes = (
+        "launcher",
+        "tracking",
+        "redo",
+        "recipe.",
+        "model.architecture",
+    )
+    words = []
+    for key, value in values.items():
+        if key not in left_out and not key.startswith(left_out_prefixes):
+            words.append(f"{key}={as_override_value(value)}")
+    return words
