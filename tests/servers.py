@@ -1,5 +1,5 @@
-"""Small servers on loopback: a judge behind OpenAI's protocol and the hub, which fail
-as a test asks, and W&B, which keeps what it was told."""
+"""Small servers on loopback for tests: a judge with OpenAI's protocol, the hub, and W&B. The
+first two fail as a test wants, and all keep what they were sent."""
 
 import contextlib
 import hashlib
@@ -20,25 +20,30 @@ import pytest
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers one request. Subclasses define do_GET or do_POST."""
+
     def received(self) -> bytes:
+        """The request's body."""
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def send(self, content: Any, status: int = 200, **headers: str) -> None:
-        """Bytes, or a value as JSON."""
-        sent = content if isinstance(content, bytes) else json.dumps(content).encode()
+        """Sends a response. content: bytes, or a value that is sent as JSON."""
+        body = content
+        if not isinstance(content, bytes):
+            body = json.dumps(content).encode()
         self.send_response(status)
-        for key, value in ({"Content-Length": str(len(sent))} | headers).items():
+        for key, value in ({"Content-Length": str(len(body))} | headers).items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(sent)
+            self.wfile.write(body)
 
     def log_message(self, *_) -> None:
-        pass
+        """Prints nothing."""
 
 
 class Server(ThreadingHTTPServer):
-    """In a with block it listens at `url`; from its end on nobody does."""
+    """A server that listens at `url` during a with block, in a thread."""
 
     def __init__(self, handler: type[Handler]) -> None:
         super().__init__(("127.0.0.1", 0), handler)
@@ -60,111 +65,134 @@ class Server(ThreadingHTTPServer):
 
 @dataclass
 class Reply:
-    """What the server does with one request. Status 0: it drops the connection."""
+    """What the judge's server does with one request.
+
+    text: the judge's reply. status: the HTTP status; 0 drops the connection. body: is sent in
+    place of a chat completion, as JSON, or as it is if it is bytes. wait: seconds before
+    anything is sent, less if the server closes."""
 
     text: str = ""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    # in place of a chat completion or an error: JSON, or bytes as they are
     body: Any = None
-    wait: float = 0.0  # seconds before anything is sent, less if the server closes
+    wait: float = 0.0
 
 
 def score_reply(value: float | str) -> Reply:
+    """A reply with this rating."""
     return Reply(f"A fair answer, as far as it goes. Rating: [[{value}]]")
 
 
 def error_reply(status: int, words: str = "no", code: str | None = None) -> Reply:
+    """An error as OpenAI's servers send it. words: its message."""
     body = {"error": {"message": words, "type": "t", "code": code}}
     return Reply(status=status, headers={"retry-after": "0.01"}, body=body)
 
 
+#: Drops the connection.
 DROP = Reply(status=0)
 
 
 class JudgeHandler(Handler):
+    """Answers a request for a judgment as its JudgeServer says."""
+
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        server, request = self.server, json.loads(self.received())
-        prompt = request["messages"][-1]["content"]
+        server = self.server
+        request = json.loads(self.received())
+        prompt = prompt_of(request)
         with server.lock:
             server.requests.append(request)
             server.keys.add(self.headers["Authorization"])
-            server.now += 1
-            server.busiest = max(server.busiest, server.now)
-            nth = sum(r["messages"][-1]["content"] == prompt for r in server.requests)
-        reply = (
-            server.answer(prompt, nth)
-            if self.path == "/v1/chat/completions"
-            else error_reply(404)
-        )
+            server.active += 1
+            server.busiest = max(server.busiest, server.active)
+            nth = sum(prompt_of(earlier) == prompt for earlier in server.requests)
+        reply = error_reply(404)
+        if self.path == "/v1/chat/completions":
+            reply = server.answer(prompt, nth)
         server.closing.wait(reply.wait)
         with server.lock:
-            server.now -= 1
-        message = {"role": "assistant", "content": reply.text}
-        choices = [{"index": 0, "finish_reason": "stop", "message": message}]
-        usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
-        body = {
-            "id": "1",
-            "object": "chat.completion",
-            "created": 0,
-            "model": request["model"],
-        }
-        body |= {"choices": choices, "usage": usage}
+            server.active -= 1
         self.close_connection = reply.status == 0
-        # it waited longer than the client, or the client is killed
+        # The client may have stopped waiting, or was killed
         with contextlib.suppress(OSError):
             if reply.status:
-                content = body if reply.body is None else reply.body
-                self.send(
-                    content,
-                    reply.status,
-                    **{"Content-Type": "application/json", **reply.headers},
+                is_completion = reply.body is None
+                content = (
+                    chat_completion(request, reply) if is_completion else reply.body
                 )
-                if reply.status == 200 and reply.body is None:
+                headers = {"Content-Type": "application/json", **reply.headers}
+                self.send(content, reply.status, **headers)
+                if reply.status == 200 and is_completion:
                     with server.lock:
                         server.paid[prompt] += 1
 
 
-class JudgeServer(Server):
-    """`answer(prompt, nth)` says what to do with the nth request for a prompt, from 1.
-    A prompt is the text of its last message.
+def prompt_of(request: dict[str, Any]) -> str:
+    """The text of a request's last message."""
+    return request["messages"][-1]["content"]
 
-    `requests` are the bodies in order; `keys` those that came with them; `paid` counts
-    the chat completions by prompt that were sent in full; `busiest` is the most that
-    were here at once."""
+
+def chat_completion(request: dict[str, Any], reply: Reply) -> dict[str, Any]:
+    """A reply in OpenAI's format."""
+    message = {"role": "assistant", "content": reply.text}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": request["model"],
+        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+    }
+
+
+class JudgeServer(Server):
+    """A judge. `answer(prompt, nth)` says what to do with the nth request (from 1) for a
+    prompt, which is the text of its last message.
+
+    requests: the bodies, in order. keys: the Authorization headers that came with them. paid:
+    by prompt, how many chat completions were sent in full. busiest: the most requests that
+    were here at one time. active: how many are here now."""
 
     def __init__(
         self, answer: Callable[[str, int], Reply] = lambda prompt, nth: score_reply(7)
     ):
         super().__init__(JudgeHandler)
         self.url += "/v1"
-        self.answer, self.requests = answer, list[dict]()
-        self.keys, self.paid, self.busiest, self.now = set[str](), Counter[str](), 0, 0
-        self.lock, self.closing = threading.Lock(), threading.Event()
+        self.answer = answer
+        self.requests = list[dict]()
+        self.keys = set[str]()
+        self.paid = Counter[str]()
+        self.busiest = 0
+        self.active = 0
+        self.lock = threading.Lock()
+        self.closing = threading.Event()
 
     def server_close(self) -> None:
+        """Closes the server. Ends the waits of its replies."""
         self.closing.set()
         super().server_close()
 
 
 # --- the hub
 
+#: The commit of every repository.
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-#: Of its API or of files: the repository, what of it is asked for, and the path of a
-#: file.
+#: The path of a request. Its groups: api/ or nothing (then it is for a file); the
+#: repository; the kind of request, such as tree; and the path of a file.
 ADDRESS = re.compile(
     r"(api/)?((?:(?:models|datasets|spaces)/)?[^/]+/[^/]+)(?:/(\w+)/[^/]+(?:/(.*))?)?"
 )
 
 
 class Hub(Handler):
-    """What snapshot_download asks for: a repository's information, its tree, and files
-    with ETag and commit.
+    """The requests that snapshot_download sends: for a repository's information, its tree,
+    and files with ETag and commit.
 
-    repositories: kind/OWNER/NAME to its folder. breaks_at: a part of a path, at which
-    the connection is dropped. fails_with: the status of every answer."""
+    repositories: the folder of each, by kind/OWNER/NAME (kind: models, datasets or spaces).
+    breaks_at: a request with this in its path is dropped; None for no request. fails_with:
+    the status of every answer; None for answers without faults."""
 
     repositories: ClassVar[dict[str, Path]] = {}
     breaks_at: ClassVar[str | None] = None
@@ -183,47 +211,52 @@ class Hub(Handler):
     do_HEAD = do_GET  # noqa: N815
 
     def refuse(self, status, code):
+        """Refuses a request. code: the hub's own name of the error."""
         self.send(b"", status, **{"X-Error-Code": code})
 
     def get(self, path):
+        """Answers a request for a path, without faults."""
         match = ADDRESS.fullmatch(path)
-        api, repo, what, file = match.groups() if match else ("", "", "", "")
+        api, repo, kind, file = match.groups() if match else ("", "", "", "")
         name = repo if repo.count("/") == 2 else f"models/{repo}"
-        if (folder := self.repositories.get(name)) is None:
+        folder = self.repositories.get(name)
+        if folder is None:
             return self.refuse(404, "RepoNotFound")
-        files = {
-            p.relative_to(folder).as_posix(): p
-            for p in sorted(folder.rglob("*"))
-            if p.is_file()
-        }
-        tags = {
-            file: hashlib.sha1(p.read_bytes()).hexdigest() for file, p in files.items()
+        contents = {}
+        for child in sorted(folder.rglob("*")):
+            if child.is_file():
+                contents[child.relative_to(folder).as_posix()] = child.read_bytes()
+        hashes = {
+            path: hashlib.sha1(content).hexdigest()
+            for path, content in contents.items()
         }
         if not api:
-            if file not in files:
+            if file not in contents:
                 return self.refuse(404, "EntryNotFound")
-            headers = {"ETag": f'"{tags[file]}"', "X-Repo-Commit": COMMIT}
-            return self.send(files[file].read_bytes(), **headers)
-        sizes = {
-            file: {"size": p.stat().st_size, "oid": tags[file]}
-            for file, p in files.items()
-        }
-        tree = [{"type": "file", "path": file, **of} for file, of in sizes.items()]
-        siblings = [{"rfilename": file} for file in files]
-        about = {
+            headers = {"ETag": f'"{hashes[file]}"', "X-Repo-Commit": COMMIT}
+            return self.send(contents[file], **headers)
+        headers = {"Content-Type": "application/json"}
+        if kind == "tree":
+            tree = []
+            for path, content in contents.items():
+                entry = {"type": "file", "path": path}
+                tree.append(entry | {"size": len(content), "oid": hashes[path]})
+            return self.send(tree, **headers)
+        information = {
             "id": name.partition("/")[2],
             "sha": COMMIT,
             "private": False,
-            "siblings": siblings,
+            "siblings": [{"rfilename": path} for path in contents],
         }
-        return self.send(
-            tree if what == "tree" else about, **{"Content-Type": "application/json"}
-        )
+        return self.send(information, **headers)
 
 
 @contextlib.contextmanager
 def serving(**repositories: Path) -> Iterator[str]:
-    """The address of a hub with these repositories and no faults."""
+    """During the with block, a hub with these repositories. Gives its address. A test may
+    set Hub.breaks_at and Hub.fails_with in the block.
+
+    repositories: as Hub has them."""
     Hub.repositories, Hub.breaks_at, Hub.fails_with = dict(repositories), None, None
     with Server(Hub) as server:
         yield server.url
@@ -236,18 +269,18 @@ NOBODY = "http://127.0.0.1:1"
 
 
 class WandbHandler(Handler):
+    """Answers the requests of the package wandb, and keeps them in its WandbServer."""
+
     def do_POST(self):
         server, body = self.server, self.received()
         if server.status is None:
             time.sleep(300)
         answer = {}
         if "graphql" in self.path:
-            server.told.append(json.loads(body))
-            answer = {
-                "data": self.data(
-                    server.told[-1]["query"], server.told[-1].get("variables", {})
-                )
-            }
+            request = json.loads(body)
+            server.told.append(request)
+            data = self.data(request["query"], request.get("variables", {}))
+            answer = {"data": data}
         elif self.path.endswith("file_stream"):
             server.streams.append((self.path.split("/")[-2], json.loads(body)))
         self.send(answer, server.status)
@@ -255,16 +288,15 @@ class WandbHandler(Handler):
     do_GET = do_PUT = do_POST  # noqa: N815
 
     def data(self, query, variables):
-        """W&B's answers to all that is asked here: wandb reads the one to its query."""
+        """The answers to every query that the tests cause, all in one dictionary: wandb
+        reads only the one to its query."""
         server, name, agent = self.server, variables.get("name"), {"id": "QWc="}
-        due = (
-            [server.commands.pop(0)]
-            if "agentHeartbeat" in query and server.commands
-            else []
-        )
+        commands = []
+        if "agentHeartbeat" in query and server.commands:
+            commands = [server.commands.pop(0)]
         if "upsertView" in query:
             server.view = variables
-        of = {
+        project = {
             "id": "UHI=",
             "name": variables.get("project"),
             "entity": {"id": "RW50", "name": "me"},
@@ -273,7 +305,7 @@ class WandbHandler(Handler):
             "id": "QnU=",
             "name": name,
             "config": "{}",
-            "project": of,
+            "project": project,
             "historyLineCount": 0,
         }
         sweep = {
@@ -282,9 +314,12 @@ class WandbHandler(Handler):
             "config": server.sweep,
             "runs": {"edges": []},
         }
-        # One that it has already: nothing is uploaded
-        artifact = {"id": "QXI=", "state": "COMMITTED"}
-        artifact["artifactSequence"] = {"id": "QXM=", "latestArtifact": None}
+        # As if the server had it already, so that nothing is uploaded
+        artifact = {
+            "id": "QXI=",
+            "state": "COMMITTED",
+            "artifactSequence": {"id": "QXM=", "latestArtifact": None},
+        }
         files = [
             {"name": file, "uploadUrl": f"{server.url}/file"}
             for file in variables.get("files", [])
@@ -295,18 +330,19 @@ class WandbHandler(Handler):
             "displayName": "x",
             "spec": server.view.get("spec"),
         }
-        me = {
+        viewer = {
             "id": "VXM=",
             "entity": "me",
             "username": "me",
             "email": "",
             "flags": "{}",
+            "teams": {"edges": []},
         }
         return {
-            "viewer": me | {"teams": {"edges": []}},
+            "viewer": viewer,
             "upsertBucket": {"bucket": bucket, "inserted": True},
             "createAgent": {"agent": agent},
-            "agentHeartbeat": {"agent": agent, "commands": json.dumps(due)},
+            "agentHeartbeat": {"agent": agent, "commands": json.dumps(commands)},
             "createArtifact": {"artifact": artifact},
             "createRunFiles": {"runID": "QnU=", "uploadHeaders": [], "files": files},
             "upsertView": {"view": view, "inserted": True},
@@ -319,32 +355,31 @@ class WandbHandler(Handler):
 
 
 class WandbServer(Server):
+    """W&B. See `logged_in` for what it keeps."""
+
     def run(self, name):
-        """What was told of a run: the variables of its creation, its configuration,
-        history and summary, and the exit codes with which it ended."""
-        upserts = [
-            told["variables"] for told in self.told if "upsertBucket" in told["query"]
-        ]
-        made = {
-            key: value
-            for of in upserts
-            if of["name"] == name
-            for key, value in of.items()
-            if value
-        }
+        """What was sent about a run: the variables of its creation (made), its
+        configuration, history and last summary, the exit codes with which it ended (exit),
+        and whether it said that it is preempted."""
+        made = {}
+        for request in self.told:
+            variables = request.get("variables", {})
+            if "upsertBucket" in request["query"] and variables["name"] == name:
+                made |= {key: value for key, value in variables.items() if value}
         bodies = [body for run_id, body in self.streams if run_id == name]
 
-        def lines(kind):
-            files = [(body.get("files") or {}).get(kind, {}) for body in bodies]
-            return [
-                json.loads(line) for file in files for line in file.get("content", [])
-            ]
+        def lines(file_name):
+            """The JSON lines that were sent for a file of the run."""
+            sent = []
+            for body in bodies:
+                file = (body.get("files") or {}).get(file_name, {})
+                sent += [json.loads(line) for line in file.get("content", [])]
+            return sent
 
+        config = json.loads(made["config"])
         return {
             "made": made,
-            "config": {
-                key: of["value"] for key, of in json.loads(made["config"]).items()
-            },
+            "config": {key: entry["value"] for key, entry in config.items()},
             "history": lines("wandb-history.jsonl"),
             "summary": [{}, *lines("wandb-summary.json")][-1],
             "exit": [body["exitcode"] for body in bodies if body.get("complete")],
@@ -354,16 +389,19 @@ class WandbServer(Server):
 
 @contextlib.contextmanager
 def logged_in(status=200):
-    """Logs in to a server that answers with this status, or never (None). It keeps
-    .told (GraphQL) and .streams (run id, content). For `wandb agent`: .sweep, its YAML,
-    and .commands, one each time it asks."""
+    """During the with block, this process and its children are logged in to a WandbServer.
+
+    status: of every answer; None for a server that does not answer. The server keeps the
+    GraphQL requests (told) and what was streamed (streams: run id and body). For `wandb
+    agent` a test may set .sweep, the YAML of its sweep, and .commands, of which the agent
+    gets one each time it asks."""
     server = WandbServer(WandbHandler)
     server.status, server.sweep, server.view = status, "", {}
     server.commands, server.told, server.streams = [], [], []
     with server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_BASE_URL", server.url)
         patch.setenv("WANDB_API_KEY", "a" * 40)
-        # wandb keeps the address that it read first in this process
+        # Otherwise wandb would use the address that it read first in this process
         if "wandb" in sys.modules:
             sys.modules["wandb"].teardown()
         yield server

@@ -1,8 +1,8 @@
-"""What each method can do on each architecture, found by doing it. Writes
+"""Finds out what each method can do on each architecture, by doing it. Writes
 docs/methods.md: make methods
 
-tests/vera/test_support.py does the same and compares, so that the page cannot lie: a
-pair is tried there, and nowhere else."""
+tests/vera/test_support.py does the same and compares the results with the page, so that the
+page stays true. These pairs are tried there and nowhere else."""
 
 import contextlib
 import copy
@@ -28,105 +28,112 @@ from vera.sites import head_parameters
 
 # --- every class of the installed peft
 
-#: The layer that holds query, key and value, where one does.
+#: By architecture, the layer that computes query, key and value together, if there is one.
 FUSED = {"GPT-2": "c_attn", "ViT of timm": "qkv", "ViT of timm in transformers": "qkv"}
-WORDS = "word_embeddings"
-EMBEDDINGS = {"BERT": WORDS, "RoBERTa": WORDS, "GPT-2": "wte", "Llama": "embed_tokens"}
-#: Settings without which a class does not fit 32 x 32 matrices.
+#: By architecture, the layer that embeds tokens, if there is one.
+EMBEDDINGS = {
+    "BERT": "word_embeddings",
+    "RoBERTa": "word_embeddings",
+    "GPT-2": "wte",
+    "Llama": "embed_tokens",
+}
+#: Settings that a class needs to fit matrices of 32 x 32.
 SMALL = {
     "C3AConfig": {"block_size": 8},
     "FourierFTConfig": {"n_frequency": 50},
     "MissConfig": {"r": 4},
-}
-SMALL |= {
     "PsoftConfig": {"r": 8},
     "RoadConfig": {"group_size": 16},
     "ShiraConfig": {"r": 4},
+    "VBLoRAConfig": {"vector_length": 16, "num_vectors": 8, "r": 2},
+    "WaveFTConfig": {"n_frequency": 64},
 }
-SMALL |= {"VBLoRAConfig": {"vector_length": 16, "num_vectors": 8, "r": 2}}
-SMALL["WaveFTConfig"] = {"n_frequency": 64}
 
 
 def classes() -> list[str]:
-    """The names of all configuration classes, also of those that are refused here."""
-    return sorted(
-        {c.__name__ for c in peft.PEFT_TYPE_TO_CONFIG_MAPPING.values()}, key=str.lower
-    )
+    """The names of all of peft's configuration classes, also of those that vera refuses."""
+    names = {c.__name__ for c in peft.PEFT_TYPE_TO_CONFIG_MAPPING.values()}
+    return sorted(names, key=str.lower)
 
 
 def sites_on(name: str, architecture: str) -> tuple[str, ...]:
-    """A class's own sites; a fused projection as a whole, since peft adapts no part of
-    it."""
+    """The sites of a class on an architecture: its default ones, where a fused projection
+    stands for query, key and value, since peft cannot adapt a part of it."""
     fused = FUSED.get(architecture)
-    own = DEFAULT_SITES.get(name, DEFAULT_SITES["others"])
-    found = (
-        fused if fused and site in ("query", "key", "value") else site for site in own
-    )
-    return tuple(dict.fromkeys(found))
+    sites = []
+    for site in DEFAULT_SITES.get(name, DEFAULT_SITES["others"]):
+        is_fused = fused and site in ("query", "key", "value")
+        sites.append(fused if is_fused else site)
+    return tuple(dict.fromkeys(sites))
 
 
 def peft_method(name: str, **config) -> Callable[[str], vera.Method]:
-    """A method of peft's for each architecture."""
-    return lambda a: vera.Peft(name, config, sites_on(name, a))
+    """A function that makes a method of peft's for an architecture. name: of the
+    configuration class. config: its settings."""
+    return lambda architecture: vera.Peft(name, config, sites_on(name, architecture))
 
 
 def default_method(name: str) -> Callable[[str], vera.Method]:
-    """A class at its defaults, where these fit a tiny model."""
+    """As `peft_method`, with the class's defaults as far as they fit a tiny model."""
     if name != "TrainableTokensConfig":
         return peft_method(name, **SMALL.get(name, {}))
 
     def two_tokens(architecture: str) -> vera.Method:
-        named = (
-            {"target_modules": [EMBEDDINGS[architecture]]}
-            if architecture in EMBEDDINGS
-            else {}
-        )
-        return vera.Peft(name, {**named, "token_indices": [3, 4]})
+        """TrainableTokens needs to be told which tokens train, and in which layer."""
+        config: dict[str, Any] = {"token_indices": [3, 4]}
+        if architecture in EMBEDDINGS:
+            config["target_modules"] = [EMBEDDINGS[architecture]]
+        return vera.Peft(name, config)
 
     return two_tokens
 
 
 @functools.cache
 def roberta_base() -> nn.Module:
-    """Its matrices, with random values; and 64 words, at which no class but
-    TrainableTokens looks."""
+    """A model with RoBERTa-base's layers and random values. Its vocabulary has only 64
+    words, since of all classes only TrainableTokens looks at the embeddings."""
     torch.manual_seed(0)
     sizes = {"max_position_embeddings": 514, "vocab_size": 64, "type_vocab_size": 1}
     return RobertaForSequenceClassification(RobertaConfig(**sizes))
 
 
 def class_facts(name: str) -> list[str]:
-    """Of a class at its defaults on RoBERTa-base: its own sites, the parameters that
-    train without the head, the bytes of the adapter file, and the last names of the
-    frozen tensors that peft draws again and the file lacks. Raises AdapterError for a
-    class that is refused."""
-    method = (
-        vera.Peft(name)
-        if name != "TrainableTokensConfig"
-        else default_method(name)("RoBERTa")
-    )
+    """The columns of docs/methods.md for a class at its defaults on RoBERTa-base: its sites,
+    how many parameters train without the head, the bytes of the adapter file, and the names
+    of the frozen tensors that the file lacks, since peft draws them again. Raises
+    AdapterError for a class that is refused."""
+    method = vera.Peft(name)
+    if name == "TrainableTokensConfig":
+        method = default_method(name)("RoBERTa")
     model = roberta_base()
     torch.manual_seed(0)
     method.adapt(model)
     with tempfile.TemporaryDirectory() as folder:
         vera.save(model, method, f"{folder}/adapter")
         size = os.path.getsize(f"{folder}/adapter")
-    names, count = {*method.redrawn(model), *model._peft.hidden}, method.count(model)
+    redrawn_names = {*method.redrawn(model), *model._peft.hidden}
+    count = method.count(model)
     try:
         vera.unload(model)
     except vera.AdapterError:  # such as OSF, which changes the base weights
         roberta_base.cache_clear()
-    # Such as vera_A of ...query.vera_A.default; peft also names tensors by their module
-    last = {re.sub(r"\.default\b", "", name).split(".")[-1] for name in names}
-    sites = (
-        ", ".join(DEFAULT_SITES.get(name, DEFAULT_SITES["others"])) or "named in config"
-    )
-    return [sites, f"{count:,}", f"{size:,}", ", ".join(sorted(last)) or "nothing"]
+    # vera_A for ...query.vera_A.default: the layers' names would be too many
+    last_parts = {
+        re.sub(r"\.default\b", "", redrawn).split(".")[-1] for redrawn in redrawn_names
+    }
+    sites = ", ".join(DEFAULT_SITES.get(name, DEFAULT_SITES["others"]))
+    return [
+        sites or "named in config",
+        f"{count:,}",
+        f"{size:,}",
+        ", ".join(sorted(last_parts)) or "nothing",
+    ]
 
 
 # --- every method
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+#: By its name on the page, a function that makes a method for an architecture.
 METHODS: dict[str, Callable[[str], vera.Method]] = {
     "none": lambda a: vera.NoMethod(),
     "full": lambda a: vera.Full(),
@@ -163,7 +170,7 @@ IN_PLACE = {"none", "full", "head", "bitfit"}
 def adapt_and_shake(
     model: nn.Module, method: vera.Method, size: float = 0.3
 ) -> nn.Module:
-    """A model with an adapter of a method, away from its start."""
+    """Adapts a model, and moves all that trains away from its start. Returns the model."""
     method.adapt(model)
     shake(model, size)
     return model
@@ -172,8 +179,10 @@ def adapt_and_shake(
 def write_adapter(
     base: nn.Module, method: vera.Method, folder: Path, seed=2, size=0.3, labels=None
 ):
-    """A copy of a model with an adapter and a head away from their start, and their
-    files."""
+    """Makes a copy of a model with an adapter and a head, both moved away from their start,
+    and saves them in a folder. Returns the copy and the paths of the adapter and the head.
+
+    labels: the names of the classes, for the head's file."""
     model = copy.deepcopy(base)
     method.adapt(model)
     shake(model, size, seed)
@@ -185,60 +194,68 @@ def write_adapter(
 
 
 def modules(model: nn.Module) -> list[tuple[str, type, int, int]]:
-    """A model's modules: names, types, and how many hooks they have."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks")
-    return [
-        (name, type(m), *(len(getattr(m, of)) for of in hooks))
-        for name, m in model.named_modules()
-    ]
+    """For each module of a model its name, its type, and how many forward hooks and forward
+    pre-hooks it has."""
+    described = []
+    for name, module in model.named_modules():
+        hooks = len(module._forward_hooks)
+        pre_hooks = len(module._forward_pre_hooks)
+        described.append((name, type(module), hooks, pre_hooks))
+    return described
 
 
 def state(model: nn.Module) -> tuple[Any, dict[str, tuple[torch.Tensor, bool]]]:
-    """A model's modules; the values of its parameters, and which train."""
-    values = {
+    """What `refused_unchanged` compares: a model's modules, and by name the value of each
+    parameter and whether it trains."""
+    parameters = {
         name: (p.detach().clone(), p.requires_grad)
         for name, p in model.named_parameters()
     }
-    return modules(model), values
+    return modules(model), parameters
 
 
 @contextlib.contextmanager
 def refused_unchanged(named: str, *models: nn.Module) -> Iterator[None]:
-    """What is done here is an AdapterError of one line that names this (a pattern), and
-    the models are as they were."""
-    before = [state(model) for model in models]
-    words = None
+    """Asserts that the with block raises an AdapterError of one line that the pattern `named`
+    matches, and that it leaves the models as they were."""
+    states_before = [state(model) for model in models]
+    message = None
     try:
         yield
     except vera.AdapterError as error:
-        words = f"{error}"
-    assert words is not None, f"is not refused: {named}"
-    assert re.search(named, words), words
-    assert "\n" not in words
-    for (were, values), (are, now) in zip(before, map(state, models), strict=True):
-        assert were == are
-        assert values.keys() == now.keys()
-        assert all(
-            torch.equal(now[name][0], value) for name, (value, _) in values.items()
-        )
-        assert all(now[name][1] is trains for name, (_, trains) in values.items())
+        message = str(error)
+    assert message is not None, f"is not refused: {named}"
+    assert re.search(named, message), message
+    assert "\n" not in message
+    for model, (modules_before, parameters_before) in zip(
+        models, states_before, strict=True
+    ):
+        modules_after, parameters_after = state(model)
+        assert modules_before == modules_after
+        assert parameters_before.keys() == parameters_after.keys()
+        for name, (value, trains) in parameters_before.items():
+            value_after, trains_after = parameters_after[name]
+            assert torch.equal(value_after, value)
+            assert trains_after is trains
 
 
 def adapted(
     architecture: str, method: vera.Method, four_bit: bool = False
 ) -> nn.Module:
-    """An adapted model, away from its start."""
-    model = adapt_and_shake(
-        quantise(tiny(architecture)) if four_bit else tiny(architecture), method
-    )
+    """A tiny model with an adapter that is moved away from its start, ready to train.
+    four_bit: whether the base weights are quantised."""
+    base = tiny(architecture)
+    if four_bit:
+        base = quantise(base)
+    model = adapt_and_shake(base, method)
     method.before_training(model, 10)
     return model
 
 
 def tolerance_for(model: nn.Module, method: vera.Method) -> float:
-    """How near an answer must come to the model's to count as the same: a thousandth of
-    what the adapter changes. That is at least a thousandth itself, or a comparison
-    would show nothing."""
+    """How far an answer may be from the model's to count as the same: a thousandth of what
+    the adapter changes in it. Asserts that this change is itself above a thousandth, since
+    otherwise the comparison would show nothing."""
     if method.kind in IN_PLACE:
         return 1e-6
     expected = answer(model)
@@ -253,11 +270,14 @@ def tolerance_for(model: nn.Module, method: vera.Method) -> float:
 
 
 def train(model: nn.Module, method: vera.Method, architecture: str = "") -> None:
-    """One step after an evaluation moves what should move, and nothing else; the loss
-    falls."""
+    """Asserts that training steps after an evaluation change no frozen parameter, reach
+    each trainable one with a gradient, and lower the loss. Raises AdapterError for a method
+    that trains nothing.
+
+    architecture: not used; all of BEHAVIOURS take it."""
     with torch.no_grad():
         answer(model)
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    values_before = {n: p.detach().clone() for n, p in model.named_parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
     if method.kind == "none":
         assert not trainable, "something trains"
@@ -280,44 +300,43 @@ def train(model: nn.Module, method: vera.Method, architecture: str = "") -> None
         method.after_step(model, step)
         optimizer.zero_grad()
         losses.append(loss.item())
-    known = {method.kind, *map(str, method.settings().items())}
-    stochastic = known & {
-        "dylora",
-        "('drop_per_batch', True)",
-        "('config_class', 'PveraConfig')",
-    }
-    assert losses[-1] < losses[0] or stochastic, (
+    settings = method.settings()
+    is_random = (
+        method.kind == "dylora"
+        or settings.get("drop_per_batch") is True
+        or settings.get("config_class") == "PveraConfig"
+    )
+    # A method that draws something in each step may have drawn a worse case last
+    assert losses[-1] < losses[0] or is_random, (
         f"the loss went from {losses[0]} to {losses[-1]}"
     )
-    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    assert moved <= {n for n, p in model.named_parameters() if p.requires_grad}, (
-        "a frozen parameter moved"
-    )
+    for name, parameter in model.named_parameters():
+        is_same = torch.equal(parameter, values_before[name])
+        assert is_same or parameter.requires_grad, "a frozen parameter moved"
     model.eval()
 
 
 def merge(model: nn.Module, method: vera.Method, architecture: str) -> None:
-    """The merged model answers the same, and unmerging restores every weight bit for
-    bit."""
-    before, expected = (
-        {n: p.clone() for n, p in model.named_parameters()},
-        answer(model),
-    )
+    """Asserts that the merged model answers the same, and that unmerging restores every
+    weight bit for bit."""
+    weights_before = {n: p.clone() for n, p in model.named_parameters()}
+    expected = answer(model)
     tolerance = tolerance_for(model, method)
     method.merge(model)
     assert torch.allclose(answer(model), expected, rtol=0, atol=tolerance), (
         "merged, it answers otherwise"
     )
     method.unmerge(model)
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters()), (
-        "unmerged, a weight differs"
-    )
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, weights_before[name]), (
+            "unmerged, a weight differs"
+        )
     assert torch.equal(answer(model), expected), "unmerged, it answers otherwise"
 
 
 def reloaded(model: nn.Module, method: vera.Method, onto: nn.Module) -> nn.Module:
-    """Another base model with the adapter and the head of this one, through their
-    files."""
+    """Saves the adapter and the head of a model, and loads them onto another base model,
+    which is returned."""
     with tempfile.TemporaryDirectory() as folder:
         vera.save(model, method, f"{folder}/adapter")
         vera.save_head(model, f"{folder}/head")
@@ -328,13 +347,14 @@ def reloaded(model: nn.Module, method: vera.Method, onto: nn.Module) -> nn.Modul
 
 
 def save(model: nn.Module, method: vera.Method, architecture: str) -> None:
-    """Adapter and head load onto a fresh base model, which then answers the same."""
+    """Asserts that adapter and head load onto a fresh base model, which then answers the
+    same."""
     again = reloaded(model, method, tiny(architecture))
     assert torch.equal(answer(again), answer(model)), "loaded, it answers otherwise"
 
 
 def export(model: nn.Module, method: vera.Method, architecture: str) -> None:
-    """peft.PeftModel reads the export and answers the same."""
+    """Asserts that peft.PeftModel reads the export and answers the same."""
     with tempfile.TemporaryDirectory() as folder:
         vera.export_peft(model, folder)
         torch.manual_seed(9)
@@ -349,33 +369,45 @@ def export(model: nn.Module, method: vera.Method, architecture: str) -> None:
 
 
 def four_bit(model: nn.Module, method: vera.Method, architecture: str) -> None:
-    """Training over NF4 weights; and the adapter answers as over the same weights
-    dequantised. (That its file loads there: tests/vera/test_support.py.)"""
+    """Asserts that an adapter trains over NF4 weights, and answers over the dequantised
+    weights as it does over them. (tests/vera/test_support.py asserts that its file loads
+    there.) model: quantised."""
     train(model, method)
-    method.adapt(whole := dequantised(architecture))
-    for of in (head_parameters, functools.partial(file_tensors, method=method)):
-        fill(of(whole), of(model))
+    full_model = dequantised(architecture)
+    method.adapt(full_model)
+    fill(head_parameters(full_model), head_parameters(model))
+    fill(file_tensors(full_model, method), file_tensors(model, method))
     same = torch.allclose(
-        answer(model), answer(whole), rtol=0, atol=tolerance_for(whole, method)
+        answer(model),
+        answer(full_model),
+        rtol=0,
+        atol=tolerance_for(full_model, method),
     )
     assert same, "over dequantised weights, it answers otherwise"
 
 
+#: What a method may be able to do, by its letter on the page. Each function takes an adapted
+#: model, its method and its architecture, and raises AdapterError where vera refuses it.
 BEHAVIOURS = {"T": train, "M": merge, "S": save, "P": export, "4": four_bit}
 
 
 def cell(architecture: str, name: str) -> str:
-    """The letters of what works; what does not is refused in a line. One model is
-    trained, then merged, saved and exported; another has weights in 4 bit."""
-    letters, method = "", (METHODS.get(name) or default_method(name))(architecture)
+    """A cell of the page's table: the letters of BEHAVIOURS, with "-" for one that is refused
+    in one line, and "?" for one that is refused in several lines.
 
+    name: of METHODS, or of one of peft's classes."""
+    make_method = METHODS.get(name) or default_method(name)
+    method = make_method(architecture)
+    letters = ""
+
+    # One model is trained, then merged, saved and exported; another one is in 4 bit
     @functools.cache
-    def model(in_4_bit: bool) -> nn.Module:
+    def model_of(in_4_bit: bool) -> nn.Module:
         return adapted(architecture, method, in_4_bit)
 
     for letter, behaviour in BEHAVIOURS.items():
         try:
-            behaviour(model(behaviour is four_bit), method, architecture)
+            behaviour(model_of(behaviour is four_bit), method, architecture)
         except vera.AdapterError as error:
             letters += "?" if "\n" in str(error) else "-"
         except Exception as error:
@@ -388,7 +420,7 @@ def cell(architecture: str, name: str) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a table in Markdown."""
+    """The lines of a table in Markdown, with columns of equal width."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
         " | ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True))
@@ -399,30 +431,33 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def page() -> str:
-    """docs/methods.md with its three tables tried anew; its words are written there."""
-    own, theirs = (
-        [[name, *(cell(a, name) for a in ARCHITECTURES)] for name in of]
-        for of in (METHODS, classes())
+    """docs/methods.md with new contents of its three tables and with peft's version. The
+    other text is taken from the page as it is."""
+    own_rows = [cells_of_row(name) for name in METHODS]
+    peft_rows = [cells_of_row(name) for name in classes()]
+    fact_rows = []
+    for name, *cells in peft_rows:
+        if any(cell.startswith("T") for cell in cells):
+            fact_rows.append([name, *class_facts(name)])
+    tables = iter(
+        [
+            table(["", *ARCHITECTURES], own_rows),
+            table(["", *ARCHITECTURES], peft_rows),
+            table(["", "sites", "trains", "file", "drawn again"], fact_rows),
+        ]
     )
-    works = [
-        [row[0], *class_facts(row[0])]
-        for row in theirs
-        if any(cell[0] == "T" for cell in row[1:])
-    ]
-    made = [table(["", *ARCHITECTURES], rows) for rows in (own, theirs)]
-    tables = iter([*made, table(["", "sites", "trains", "file", "drawn again"], works)])
-    blocks = PAGE.read_text(encoding="utf-8").split("\n\n")
-    text = "\n\n".join(
-        "\n".join(next(tables)) if block.startswith("|") else block for block in blocks
-    )
-    return (
-        re.sub(
-            r"class of peft [\d.]+\d",
-            f"class of peft {peft.__version__}",
-            text.rstrip(),
-        )
-        + "\n"
-    )
+    blocks = []
+    for block in PAGE.read_text(encoding="utf-8").split("\n\n"):
+        is_table = block.startswith("|")
+        blocks.append("\n".join(next(tables)) if is_table else block)
+    text = "\n\n".join(blocks).rstrip()
+    version = f"class of peft {peft.__version__}"
+    return re.sub(r"class of peft [\d.]+\d", version, text) + "\n"
+
+
+def cells_of_row(name: str) -> list[str]:
+    """A row of the page's tables: a method's name, and its cell for each architecture."""
+    return [name, *(cell(architecture, name) for architecture in ARCHITECTURES)]
 
 
 if __name__ == "__main__":  # PYTHONPATH=.:tests python tests/support.py
