@@ -89,7 +89,8 @@ def marks_up_to(number: int) -> list[int]:
 
 
 def _command(folder: Path, number: int) -> list[str]:
-    """The command of the runs, with a tiny random BERT and 16 rows in `folder`."""
+    """Writes a tiny random BERT and 16 rows into `folder`. Returns a command that does
+    `number` runs with them, one for each seed."""
     _write_model(folder / "bert")
     lines = ["text,label"]
     for index in range(16):

@@ -99,6 +99,7 @@ class _Decoder:
         self.device = next(model.parameters()).device
         self.cache = DynamicCache(config=model.config)
         self.prompt_ids, self.mask = left_padded(prompts, self.device)
+        # Positions count from a prompt's first token; padding gets any valid one
         self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
         # "past_key_values" is transformers' older name
         names = signature(model.forward).parameters

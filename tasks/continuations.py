@@ -219,8 +219,8 @@ class Continuations(Task):
             lambda module, inputs: (inputs[0][is_trained],)
         )
         try:
-            # No mask: padding stands to the right, where no token looks. No cache,
-            # which no call would read
+            # No attention mask: padding is on the right, which a causal model does not
+            # look at. No cache: no later call would read it
             outputs = model(input_ids=batch["input_ids"], use_cache=False)
         finally:
             hook.remove()

@@ -190,6 +190,7 @@ def _brevity_penalty(
     ratio = min(1.0, length / reference_length) if reference_length else 0.0
     if not ratio:
         return 0.0
+    # With this beta a ratio of 2/3 gives 0.5: log(2/3) is -log(1.5)
     beta = math.log(0.5) / math.log(1.5) ** 2
     return math.exp(beta * math.log(ratio) ** 2)
 

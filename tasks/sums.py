@@ -137,7 +137,8 @@ def balanced_parts(
     groups = [list(members) for _, members in by_group]
     parts = {}
     for part, size in sizes.items():
-        # How many problems of each answer the part still takes
+        # How many problems of each answer the part still takes: at first a tenth of its size,
+        # and where that is no whole number one more for the first digits
         missing = {str(digit): (size + 9 - digit) // 10 for digit in range(10)}
         chosen: list[Problem] = []
         untouched_groups = []

@@ -425,8 +425,8 @@ def load_prepared_images(
 
 
 def _file_name(key: str, count: int, preprocessing: Preprocessing) -> str:
-    """The prepared file's name, which is another one where the pixels would be. count: of
-    the images."""
+    """The name of the prepared file: a hash of all that decides about its pixels. count: how
+    many images there are."""
     steps = (
         preprocessing.size,
         preprocessing.resize,
