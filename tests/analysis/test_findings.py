@@ -292,7 +292,9 @@ def test_an_interval_covers_test_rows_where_the_records_say_which_are_right():
 
 def test_a_collapsed_first_run_does_not_hide_which_test_rows_belong_together():
     """Such a run may have no texts, which say it."""
-    made = rows("mrpc", vera=(0.0, 0.80, 0.81, 0.82), lora=(0.84, 0.83, 0.84, 0.82))
+    made = minilm_records_by_row(
+        "mrpc", vera=(0.0, 0.80, 0.81, 0.82), lora=(0.84, 0.83, 0.84, 0.82)
+    )
     bits = with_items(made, np.random.default_rng(2))
     groups = [item // 2 for item in range(1000)]
     records = {
