@@ -174,8 +174,9 @@ def first_number(part: str, prompt: str, text: str) -> str | None:
 
 
 def all_problems(space: Space) -> list[Problem]:
-    """All problems of a task in their fixed order. Those of one group follow one another,
-    so that two parts share a group only where one part ends and the next begins."""
+    """All problems of a task in their fixed order. Problems of one group (the same terms
+    in another order) follow one another. So if the list is cut into training and test
+    problems, at most one group lies on both sides of a cut."""
     largest = space.largest_term
     signed_terms = [n for n in range(-largest, largest + 1) if n]
     # A group is written as its terms in ascending order

@@ -140,7 +140,8 @@ def _compare_groups(runs: pd.DataFrame, records: Records) -> list[Comparison]:
 
 
 def in_points(runs: pd.DataFrame) -> pd.Series:
-    """Whether each run's score is in points from 0 to 100. runs: of `frame.with_reported_scores`."""
+    """Whether each run's score is in points from 0 to 100. runs: of
+    `frame.with_reported_scores`."""
     has_text_points = runs.text_score.isin(TEXT_SCORES_IN_POINTS)
     has_metric_points = runs.text_score.isna() & (runs.scale == 100)
     return has_text_points | has_metric_points

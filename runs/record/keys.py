@@ -438,7 +438,7 @@ def _key(name: str, field: FieldInfo) -> Key:
     return Key(
         name=name,
         role=roles[0],
-        values=_values(field.annotation),
+        values=_type_text(field.annotation),
         added=added[0] if added else None,
         hashed_as=hashed_as[0] if hashed_as else None,
         also_evaluation=any(
@@ -447,8 +447,8 @@ def _key(name: str, field: FieldInfo) -> Key:
     )
 
 
-def _values(annotation: Any) -> str:
-    """A type as docs/keys.md prints it."""
+def _type_text(annotation: Any) -> str:
+    """What docs/keys.md prints for a type, such as "whole number, null"."""
     names = {int: "whole number", float: "number", str: "text", bool: "true, false"}
     if annotation is type(None):
         return "null"
@@ -456,7 +456,7 @@ def _values(annotation: Any) -> str:
         return names[annotation]
     origin = getattr(annotation, "__origin__", None)
     if origin is list:
-        return f"list of {_values(get_args(annotation)[0])}"
+        return f"list of {_type_text(get_args(annotation)[0])}"
     if origin is dict:
         return "mapping"
     if origin is Literal:
@@ -464,8 +464,8 @@ def _values(annotation: Any) -> str:
     if get_args(annotation):
         members = get_args(annotation)
         if hasattr(annotation, "__metadata__"):  # Annotated: the type comes first
-            return _values(members[0])
-        return ", ".join(map(_values, members))
+            return _type_text(members[0])
+        return ", ".join(map(_type_text, members))
     return "as its file says"
 
 
