@@ -244,7 +244,8 @@ def _cell_has_papers_size(row: Any) -> bool:
 def has_papers_size(parameters: int, model: str, row: str, printed: str) -> bool:
     """Whether a row that trains so many parameters has the size of the paper's row: they
     round to the printed size, or they are the exact count that conf/counts.yaml has for
-    it. That file knows printed sizes that do not follow from the paper's settings.
+    its model and a method with which its name begins. That file lists printed sizes that
+    do not follow from the paper's settings.
 
     Its entries marked `chosen` do not count here: the paper gives no settings for these
     rows, so that their counts come from settings of this project.

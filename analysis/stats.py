@@ -110,8 +110,8 @@ def verdicts_by_runs(
 
 
 def _joined_verdict(verdicts: list[str]) -> str:
-    """The verdict on a cell, by those on its numbers: the one that all have, or how many
-    have each."""
+    """The verdict on a cell, by those on its numbers: the one that all have; else their
+    summary (`verdict_summary`); else, where that counts none of them, all of them."""
     distinct = list(dict.fromkeys(verdicts))
     if len(distinct) == 1:
         return distinct[0]

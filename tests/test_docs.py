@@ -382,6 +382,7 @@ def test_the_methods_of_the_docs_train_save_load_and_merge(architecture, capsys)
         ) == method.count(model)
         for behaviour in (support.train, support.merge, support.save):
             behaviour(model, method, architecture)
+    assert vera.check(vera.make_method("site_ssf"), tiny(architecture), start=0.01)
     capsys.readouterr()
     exec(script, {})
     assert capsys.readouterr().out == "True\n"

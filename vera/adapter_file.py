@@ -231,8 +231,8 @@ def method_of(file: CheckedFile) -> Method:
 
 
 def file_tensors(model: nn.Module, method: Method) -> dict[str, Tensor]:
-    """The tensors of an adapted model that belong into its file, by the file's
-    names."""
+    """The tensors of an adapted model that its adapter file holds, by their names in the
+    file."""
     plain = plain_names(model)
     return {plain[name]: tensor for name, tensor in method.saved(model).items()}
 

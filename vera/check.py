@@ -58,6 +58,7 @@ def check(
         make_method(**method.settings()) == method, "its settings do not make it again"
     )
     base = copy.deepcopy(model).double().eval()
+    trial.move_biases(base)
     adapted = copy.deepcopy(base)
     method.adapt(adapted)
     total_steps = 10  # for methods with a schedule; none is trained
@@ -97,13 +98,20 @@ class _Trial:
 
     def answer(self, model: nn.Module) -> Tensor:
         """The model's output for the inputs, whose floating-point ones are cast to the
-        model's dtype. Of several outputs it is the logits, or the first."""
+        model's dtype. Of several outputs it is the logits, or the first. Raises
+        AdapterError where the forward pass fails."""
         dtypes = (p.dtype for p in model.parameters() if p.is_floating_point())
         dtype = next(dtypes)
         inputs = {}
         for name, value in self.inputs.items():
             inputs[name] = value.to(dtype) if value.is_floating_point() else value
-        output = model(inputs[""]) if "" in inputs else model(**inputs)
+        try:
+            output = model(inputs[""]) if "" in inputs else model(**inputs)
+        except RuntimeError as error:
+            # Such as a Change that gives its input to a layer of another dtype.
+            message = str(error).partition("\n")[0]
+            complaint = f"over a model in {dtype} the forward pass fails: {message}"
+            raise AdapterError(f"method {self.method.kind}: {complaint}") from error
         if isinstance(output, Tensor):
             return output
         logits: Tensor = output["logits" if "logits" in output else 0]
@@ -123,7 +131,8 @@ class _Trial:
         largest = float(expected.abs().max())
         self.require(
             distance <= tolerance * largest,
-            f"it starts {distance:.2g} off, where outputs reach {largest:.2g}",
+            f"before any step its outputs differ from the base model's by {distance:.2g},"
+            f" where these reach {largest:.2g} (start= sets how much may differ)",
         )
 
     def check_count(self, model: nn.Module) -> None:
@@ -141,6 +150,14 @@ class _Trial:
             if parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=self.generator)
                 parameter.add_(noise.to(parameter), alpha=0.3)
+
+    def move_biases(self, model: nn.Module) -> None:
+        """Moves the biases away from 0, where a new model has them: there a method that
+        changes a bias by mistake would not show."""
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                noise = torch.randn(parameter.shape, generator=self.generator)
+                parameter.add_(noise.to(parameter), alpha=0.1)
 
     def check_gradients(self, model: nn.Module) -> None:
         """A step reaches all that the method trains, and moves nothing else."""

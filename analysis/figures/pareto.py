@@ -205,7 +205,7 @@ def _subtitle(data: pd.DataFrame) -> str:
 
 def _with_frontier(data: pd.DataFrame, axes: Sequence[Axis]) -> pd.DataFrame:
     """The rows that have both numbers, sorted along x from the best to the worst, with two
-    flags: `frontier` (`on_frontier`) and `failed` (`_has_failed`, and not on the
+    flags: `frontier` (`on_frontier`) and `failed` (`_is_failed_outlier`, and not on the
     frontier). If the metric is on an axis, it is in failed_number, too; otherwise no row
     has failed."""
     names = [axis.name for axis in axes]
@@ -222,7 +222,7 @@ def _with_frontier(data: pd.DataFrame, axes: Sequence[Axis]) -> pd.DataFrame:
     data["frontier"] = on_frontier(*scores.values())
     data["failed"] = False
     if "number" in scores:
-        data["failed"] = _has_failed(data, scores["number"]) & ~data.frontier
+        data["failed"] = _is_failed_outlier(data, scores["number"]) & ~data.frontier
         metric = next(axis.name for axis in axes if axis.column == "number")
         data["failed_number"] = data[metric]
     return data
@@ -307,7 +307,7 @@ def is_better(rival: tuple[float, float], point: tuple[float, float]) -> bool:
     return rival[0] >= point[0] and rival[1] >= point[1] and rival != point
 
 
-def _has_failed(data: pd.DataFrame, score: pd.Series) -> pd.Series:
+def _is_failed_outlier(data: pd.DataFrame, score: pd.Series) -> pd.Series:
     """Which rows have failed and are so far below the others that they would squeeze the
     picture.
 

@@ -154,10 +154,13 @@ def read_leaderboard(source: str) -> tuple[pd.DataFrame, list[str]]:
         for path in sorted(folder.glob("*.json")):
             try:
                 result = read_result(path)
-                results.append(result_columns(result, folder.resolve().name))
-                settings.append(flat_settings(result))
+                columns = result_columns(result, folder.resolve().name)
+                settings_of_result = flat_settings(result)
             except (OSError, ValueError) as error:
                 problems.append(f"{path}: {error_text(error)}")
+                continue
+            results.append(columns)
+            settings.append(settings_of_result)
     if not results:
         first = f": {problems[0]}" if problems else ""
         raise UserError(f"{source}: no result files of peft's method comparison{first}")

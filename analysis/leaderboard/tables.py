@@ -106,7 +106,7 @@ def variance_notes(boards: Sequence[Board]) -> Iterator[str]:
 
 def variance_words(variances: dict[str, Variance | None]) -> str:
     """The standard deviations of both groups of rows as text: "has a standard deviation
-    of 0.48 points above 40% (10 degrees of freedom) and of 2.1 points up to 40% (8
+    of 0.48 points above 40% (10 degrees of freedom) and of 2.10 points up to 40% (8
     degrees of freedom)"."""
     phrases = []
     for group, side in (("upper", "above"), ("lower", "up to")):

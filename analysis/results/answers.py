@@ -192,9 +192,11 @@ class SmallAdapters:
 def small_adapters(
     over_tasks: OverTasks | None, cells: pd.DataFrame
 ) -> SmallAdapters | None:
-    """The rows of a study with at most twice VeRA's parameters; None if there is none.
-    over_tasks: the study's rows over its tasks; None where it has too few. cells: of
-    the study (`frame.reported_cells`)."""
+    """The rows of a study with at most twice VeRA's parameters. None if none of them is
+    compared over the tasks, even if some are unpooled.
+
+    over_tasks: the study's rows over its tasks; None where it has too few. cells: of the
+    study (`frame.reported_cells`)."""
     if over_tasks is None:
         return None
     parameters_by_row = cells.groupby("row").parameters.first()

@@ -156,7 +156,7 @@ def _finding_over_tasks(
     if frame.collapsed.all():  # or there is no pair at all
         verdict = common_verdict(item.verdict for item in compared)
         return Finding(claim, name, (*compared,), verdict, exclusions=exclusions)
-    trained = _differences_by_task(frame[~frame.collapsed])
+    trained = _differences_by_place(frame[~frame.collapsed])
     differences = trained.to_numpy(float)
     task_means = {
         task: mean_of(line)
@@ -206,9 +206,9 @@ def _difference_frame(
     return frame.astype({"collapsed": bool, "difference": float})
 
 
-def _differences_by_task(frame: pd.DataFrame) -> pd.DataFrame:
-    """The differences by task (index) and seed (columns), averaged over comparisons of
-    one task. frame: of `_difference_frame`."""
+def _differences_by_place(frame: pd.DataFrame) -> pd.DataFrame:
+    """The differences by place (a model and a task; index) and seed (columns), averaged
+    over the comparisons at one place. frame: of `_difference_frame`."""
     means = frame.groupby(["place", "seed"], sort=False).difference.mean()
     order = [*dict.fromkeys(frame.place)]
     return means.unstack().reindex(order)
@@ -230,7 +230,7 @@ def _analyses(frame: pd.DataFrame, trained_differences: Array) -> dict[str, Mean
 
     frame: all pairs (`_difference_frame`). trained_differences: by task and seed, of the
     pairs without a collapsed run."""
-    all_differences = _differences_by_task(frame)
+    all_differences = _differences_by_place(frame)
     groups = frame.groupby(["place", "seed"], sort=False)
     flags = groups.collapsed.any().unstack(fill_value=False)
     # in the order of the differences

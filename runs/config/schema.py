@@ -53,12 +53,13 @@ class TaskSection(TaskKeys):
     """A task. See conf/task."""
 
     @model_validator(mode="after")
-    def _check_family_and_rows(self) -> "TaskSection":
+    def _check_family_folds_and_rows(self) -> "TaskSection":
         if self.family not in tasks.FAMILIES:
             families = ", ".join(tasks.FAMILIES)
             raise ValueError(f"task.family={self.family}: should be one of {families}")
         is_one_missing = (self.fold is None) != (self.folds is None)
         is_too_large = self.folds is not None and (self.fold or 0) >= self.folds
+        # The command has expanded task.folds=5 into five runs before, each with a fold
         if is_one_missing or is_too_large:
             raise ValueError(
                 f"task.fold={self.fold}: should be from 0 to task.folds - 1, with "

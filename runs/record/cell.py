@@ -39,7 +39,7 @@ HASHED_GROUPS: tuple[Literal["method", "task", "train", "reward"], ...] = (
 )
 #: Keys that were removed, by the task's family, with the value that every run had. Ids
 #: still hold them.
-REMOVED_KEYS: dict[str, dict[str, Any]] = {
+VALUES_OF_REMOVED_KEYS: dict[str, dict[str, Any]] = {
     "images": {"augment": "none", "crop_scale": [0.25, 1.0]}
 }
 
@@ -70,7 +70,8 @@ def defining_settings(config: Configuration, with_seeds: bool = True) -> dict[st
         if not values:  # a run by likelihood has no settings of a reward
             continue
         settings[group] = _hashed_settings(group, values, family, with_seeds)
-    settings["task"] = REMOVED_KEYS.get(family or "", {}) | settings["task"]
+    # ids of today's runs hold them, too
+    settings["task"] = VALUES_OF_REMOVED_KEYS.get(family or "", {}) | settings["task"]
     if config["method"].get("redrawn") and not with_seeds:
         settings["method"].pop("projection_seed", None)  # A and B follow the seed
     model_settings = _hashed_settings("model", config["model"], family, with_seeds)

@@ -399,7 +399,7 @@ def _point_to_suspect_labels(this_sweep: Sweep) -> None:
 
 def _show_table(output: str, selection: list[str], prints_table: bool) -> None:
     """Prints the command of a table. If prints_table, another process first prints the
-    table: runs may not import analysis.
+    table: the package runs may not import the package analysis.
 
     selection: the command's arguments without the output folder."""
     words = [*selection]

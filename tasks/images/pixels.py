@@ -425,8 +425,8 @@ def load_prepared_images(
 
 
 def _file_name(key: str, count: int, preprocessing: Preprocessing) -> str:
-    """The name of the prepared file: a hash of all that decides about its pixels. count: how
-    many images there are."""
+    """The name of the prepared file: a hash of all that decides about its pixels. key: a
+    hash that stands for the images. count: how many there are."""
     steps = (
         preprocessing.size,
         preprocessing.resize,

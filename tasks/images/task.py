@@ -407,7 +407,7 @@ class NewImages(ImageTask):
         stamps = [[name, *stamp(path)] for name, path in zip(names, paths, strict=True)]
         identity = json.dumps([str(folder.absolute()), stamps])
         digest = hashlib.sha256(identity.encode()).hexdigest()
-        super().__init__(settings, ImageSet(classes, pool, None), digest)
+        super().__init__(settings, ImageSet(classes, train=pool, test=None), digest)
 
     def _check_set(self) -> None:
         """Checks nothing: a folder of new images need not have every class."""

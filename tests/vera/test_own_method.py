@@ -12,7 +12,14 @@ from torch import nn
 
 import vera
 from vera.methods.contract import METHODS
-from vera.methods.layers import AdaptedLinear, Change, adapted_layers, base_weight, wrap
+from vera.methods.layers import (
+    AdaptedLinear,
+    Change,
+    adapted_layers,
+    base_weight,
+    layer_changes,
+    wrap,
+)
 from vera.methods.ssf import scale_and_shift
 from vera.sites import find_sites
 
@@ -332,7 +339,7 @@ class Kept(Change):
         *(
             ("", None),
             ("settings", "settings"),
-            ("start", r"starts \S+ off"),
+            ("start", r"before any step its outputs differ"),
             ("count", r"count\(\) says 7"),
         ),
         *(
@@ -391,3 +398,45 @@ def test_check_finds_each_fault_of_a_method_and_leaves_the_model_alone(fault, na
             vera.check(Own(), model, start=9.0 if fault == "off" else 1e-3)
     with refused_unchanged("inputs: what is a Linear called with"):
         vera.check(Own(), nn.Linear(2, 2))
+
+
+class ScaledBase(Change):
+    """Scales what a base layer gives, its bias included, which a Change cannot."""
+
+    def __init__(self, base, casts):
+        super().__init__()
+        self.base = (base,)
+        self.casts = casts
+        self.g = nn.Parameter(torch.zeros(len(base.weight), dtype=torch.float32))
+
+    def forward(self, x):
+        (base,) = self.base
+        return self.g * base(x.to(base.weight.dtype) if self.casts else x)
+
+    def weight(self):
+        (base,) = self.base
+        return self.g[:, None] * base.weight
+
+
+@pytest.mark.parametrize(
+    ("casts", "fault"),
+    [
+        (True, r"cannot be merged: its forward is not x @ weight\(\)\.T"),
+        (False, r"over a model in torch\.float64 the forward pass fails: [^\n]*dtype"),
+    ],
+)
+def test_check_names_a_scaled_bias_and_a_failing_forward_in_one_line(casts, fault):
+    """A new BERT has biases of 0, where scaling them would not show."""
+
+    @dataclass(frozen=True)
+    class Scaled(vera.Method, kind="scaled_base"):
+        def install(self, model):
+            targets = find_sites(model, ("query",))
+            wrap(model, targets, lambda path, part, base, *_: ScaledBase(base, casts))
+
+        def count(self, model):
+            return sum(change.g.numel() for change in layer_changes(model))
+
+    with pytest.raises(vera.AdapterError, match=fault) as caught:
+        vera.check(Scaled(), tiny("BERT"))
+    assert "\n" not in str(caught.value)

@@ -33,7 +33,7 @@ class Change(nn.Module):
         parameter = next(self.parameters(), None)
         if parameter is None:
             raise AdapterError(
-                f"{type(self).__name__} has no nn.Parameter: what is to be trained is one"
+                f"{type(self).__name__} has no nn.Parameter: make what it trains one"
             )
         return parameter.dtype
 
