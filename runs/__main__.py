@@ -104,8 +104,12 @@ def main(arguments: list[str]) -> int:
     port = os.environ.get("MASTER_PORT")
     if port:
         random.seed(port)
-    purpose = "groups, keys and values, as below; a list makes a sweep"
-    line = read_command_line(arguments, Settings, overrides=purpose, options=OPTIONS)
+    line = read_command_line(
+        arguments,
+        Settings,
+        overrides_help="groups, keys and values, as below; a list makes a sweep",
+        options=OPTIONS,
+    )
     repeated_id = ""
     if line.settings.rerun is not None:
         line, repeated_id = with_overrides_of(line, line.settings.rerun)

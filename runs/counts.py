@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> int:
     line = read_command_line(
         arguments,
         CommonSettings,
-        overrides="a budget=, a model= and rows (method=)",
+        overrides_help="a budget=, a model= and rows (method=)",
         options=COMPOSING_OPTIONS,
         module=__name__,
     )

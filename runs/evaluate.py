@@ -195,9 +195,12 @@ def read_line(arguments: list[str], settings: type[S]) -> CommandLine[S]:
     under torchrun."""
     if "LOCAL_RANK" in os.environ:
         raise UserError("this command is one process: start it without torchrun")
-    runs = "the runs, as for vera-bench run, in place of ids"
     line = read_command_line(
-        arguments, settings, "[RUN ...]", overrides=runs, options=COMPOSING_OPTIONS
+        arguments,
+        settings,
+        positional="[RUN ...]",
+        overrides_help="the runs, as for vera-bench run, in place of ids",
+        options=COMPOSING_OPTIONS,
     )
     if not (line.positional or line.overrides or line.options):
         raise UserError(

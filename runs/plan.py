@@ -281,7 +281,7 @@ def main(arguments: list[str]) -> int:
     line = read_command_line(
         arguments,
         Settings,
-        overrides="the runs, as for vera-bench run",
+        overrides_help="the runs, as for vera-bench run",
         options=COMPOSING_OPTIONS,
     )
     command = read_command(line.overrides, line.config_dir)

@@ -66,10 +66,12 @@ class Settings(RecordSettings):
 
 def main(arguments: list[str]) -> int:
     is_check = any(argument.startswith("check=") for argument in arguments)
-    positional = "" if is_check else "STUDY"
-    purpose = "the runs, as for vera-bench run"
     line = read_command_line(
-        arguments, Settings, positional, purpose, COMPOSING_OPTIONS
+        arguments,
+        Settings,
+        positional="" if is_check else "STUDY",
+        overrides_help="the runs, as for vera-bench run",
+        options=COMPOSING_OPTIONS,
     )
     folder = line.settings.check
     if not folder:

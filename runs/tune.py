@@ -66,11 +66,10 @@ Grids = Mapping[str, Any]
 
 
 def main(arguments: list[str]) -> int:
-    purpose = "the cells, as for vera-bench run"
     line = read_command_line(
         arguments,
         CommonSettings,
-        overrides=purpose,
+        overrides_help="the cells, as for vera-bench run",
         options=COMPOSING_OPTIONS,
         module=__name__,
     )

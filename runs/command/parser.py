@@ -139,7 +139,7 @@ def read_command_line(
     arguments: Sequence[str],
     settings: type[S],
     positional: str = "",
-    overrides: str = "",
+    overrides_help: str = "",
     options: Options = HELP_OPTION,
     module: str = "",
 ) -> CommandLine[S]:
@@ -150,8 +150,8 @@ def read_command_line(
         settings: The dataclass of the command's settings.
         positional: The positional words as --help shows them: "RUN FILE", "[TABLE]" or
             "[RUN ...]".
-        overrides: What --help says of the overrides; "" for a command that takes none.
-            They stand instead of optional positional words.
+        overrides_help: What --help says of the overrides; "" for a command that takes
+            none. They stand instead of optional positional words.
         options: The options, which begin with a dash.
         module: The command's module, where the settings are declared in another one.
 
@@ -162,7 +162,7 @@ def read_command_line(
     grammar = _Grammar(
         fields={key_of_field(item): item for item in all_fields},
         positional=positional,
-        overrides=overrides,
+        overrides_help=overrides_help,
         options={**HELP_OPTION, **options},
         types=get_type_hints(settings),
     )
@@ -207,13 +207,13 @@ class _Grammar:
 
     Attributes:
         fields: The fields of the settings, by the keys that are typed.
-        positional, overrides, options: As `read_command_line` takes them.
+        positional, overrides_help, options: As `read_command_line` takes them.
         types: The types of the fields, by the fields' names.
     """
 
     fields: Mapping[str, Field[Any]]
     positional: str
-    overrides: str
+    overrides_help: str
     options: Options
     types: Mapping[str, Any]
 
@@ -225,8 +225,8 @@ class _Grammar:
             allowed = _allowed_values(self.types[item.name])
             text = f"{item.metadata['description']} ({allowed})"
             explanations[f"{key}={as_override_value(item.default)}"] = text
-        if self.overrides:
-            explanations["KEY=VALUE ..."] = self.overrides
+        if self.overrides_help:
+            explanations["KEY=VALUE ..."] = self.overrides_help
         lines = _two_columns(explanations)
         lines += ["", _wrapped_docstring(inspect.getdoc(command) or "")]
         program = _program_as_typed(command)
@@ -253,7 +253,7 @@ class _Grammar:
         words = _Words()
         for word in rest:
             key, equals, text = word.partition("=")
-            takes_overrides = bool(self.overrides)
+            takes_overrides = bool(self.overrides_help)
             # overrides stand instead of optional positional words
             if words.positional and self.positional.startswith("["):
                 takes_overrides = False
@@ -275,14 +275,15 @@ class _Grammar:
         setting that has been given before. It names the nearest right word."""
         key, equals, _ = word.partition("=")
         name = key.lstrip("-")
-        may_be_override = bool(self.overrides) and name not in self.fields
+        may_be_override = bool(self.overrides_help) and name not in self.fields
         if word.startswith("--") and not equals and may_be_override:
+            # --train.lr 0.1 was meant as train.lr=0.1: the next word is the value
             words_after = [*rest[rest.index(word) + 1 :], "VALUE"]
             return UserError(
                 f"{word}: no such option. Did you mean {name}={words_after[0]}? "
                 f"Groups and keys have no dashes ({program} --help)"
             )
-        if key in CONFIG_DIR_FLAGS and not self.overrides:
+        if key in CONFIG_DIR_FLAGS and not self.overrides_help:
             return UserError(
                 f"{key}: leave it out, since records say what ran ({program} --help)"
             )

@@ -68,7 +68,7 @@ class Composer:
         self._hydra_of_caller = GlobalHydra.instance().hydra
         GlobalHydra.instance().clear()
         self._hydra = hydra.initialize_config_dir(
-            str(self.files.folders[0]), job_name="vera-bench", **VERSION_BASE
+            str(self.files.project_folder), job_name="vera-bench", **VERSION_BASE
         )
         self._hydra.__enter__()
         return self
@@ -87,7 +87,7 @@ class Composer:
             words.append(NO_RECIPE if removes_recipe else text)
         if recipe := self._recipes_of_other_rows.get(_without_task(overrides)):
             words.append(f"recipe={recipe}")
-        user_folders = [f"file://{folder}" for folder in self.files.folders[1:]]
+        user_folders = [f"file://{folder}" for folder in self.files.user_folders]
         if user_folders:
             words.append(f"hydra.searchpath={user_folders}")
         return words

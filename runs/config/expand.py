@@ -28,7 +28,7 @@ def expand(arguments: Sequence[str]) -> list[Run]:
     line = read_command_line(
         arguments,
         no_settings,
-        overrides="the runs",
+        overrides_help="the runs",
         options=COMPOSING_OPTIONS,
         module=__name__,
     )
@@ -121,7 +121,8 @@ def _is_cacheable(overrides: Sequence[str], files: Files) -> bool:
     if not any(WORTH_CACHING.search(override) for override in overrides):
         return False
     texts = [*overrides]
-    for folder in files.folders[1:]:
+    # no file of conf/ has such a text
+    for folder in files.user_folders:
         texts += [path.read_text("utf-8") for path in folder.rglob("*.yaml")]
     return not any(UNREPEATABLE.search(text) for text in texts)
 

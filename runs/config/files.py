@@ -44,9 +44,12 @@ class Files:
     def __init__(self, config_dir: str | None = None) -> None:
         """Raises UserError where the user's folder is missing, or has a file of the same
         name as one in conf/ and with other content."""
-        self.folders = [CONF]
+        #: The folder of --config-dir; none without it.
+        self.user_folders = list[Path]()
         if config_dir is not None:
-            self.folders.append(_user_folder(config_dir))
+            self.user_folders.append(_user_folder(config_dir))
+        self.project_folder = CONF
+        self.folders = [self.project_folder, *self.user_folders]
         #: `_find_choices`, once for each group.
         self.choices = cache(self._find_choices)
 
@@ -85,7 +88,7 @@ class Files:
         to say."""
         text = ""
         file = Path(group, f"{name}.yaml")
-        for folder in self.folders[1:]:
+        for folder in self.user_folders:
             text += f" Your folder has no {_path_from_current_folder(folder / file)}."
             for subfolder in sorted(folder.iterdir()):
                 if (subfolder / file).is_file():
@@ -168,7 +171,7 @@ def _yaml_keys(node: yaml.Node | None, prefix: str = "") -> Iterator[_YamlKey]:
     before the keys of `node`, such as "train."."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            # a list of defaults has keys such as "override /method"
+            # a list of defaults has keys such as "override /method", whose group counts
             name = prefix + str(key.value).rpartition("/")[2]
             text = value.value if isinstance(value, yaml.ScalarNode) else ""
             is_block = isinstance(value, yaml.CollectionNode) and not value.flow_style

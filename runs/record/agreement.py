@@ -57,8 +57,8 @@ def _largest_difference(first: Any, second: Any) -> float:
 
 
 def conflict_note(conflicts: Mapping[str, float], origins: Iterable[str]) -> str:
-    """A note that records of some runs have another result than the ledger's records of
-    the same runs, and by how much.
+    """A note on runs with two records whose results differ: that the record which the
+    ledger read first counts, and how large the largest difference is.
 
     Args:
         conflicts: by the run's id, how much the two results differ
@@ -67,7 +67,8 @@ def conflict_note(conflicts: Mapping[str, float], origins: Iterable[str]) -> str
     """
     runs_have = f"{len(conflicts)} runs have"
     if len(conflicts) == 1:
-        runs_have = f"run {min(conflicts)} has"
+        (run_id,) = conflicts
+        runs_have = f"run {run_id} has"
     largest = max(conflicts.values())
     by_how_much = ""
     if math.isfinite(largest):

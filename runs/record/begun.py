@@ -31,6 +31,8 @@ def begun_runs(output: str | Path) -> list[BegunRun]:
     runs = list[BegunRun]()
     for run_id in sorted(_file_names(Path(output, "runs")) - recorded_ids):
         folder = run_folder(output, run_id)
+        # A run that finishes loses its attempts: a folder without any is of a run whose
+        # record was removed, and does not wait to be continued
         if not (folder / "attempts").is_dir():
             continue
         try:

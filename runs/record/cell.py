@@ -217,8 +217,9 @@ def from_recipe(config: Configuration, key: str, default: object = None) -> Any:
 def lora_scaling(config: Configuration) -> str | None:
     """How a LoRA run's alpha depends on its rank: "constant" (the recipe's alpha, as in
     Hu et al. 2022), "proportional" (the recipe's alpha / rank, times this rank), or
-    "given" (neither). None for other methods, and at the recipe's own rank and alpha,
-    where "constant" and "proportional" are the same."""
+    "given" (neither). None for other methods; for a rank or alpha that is no number;
+    and at the recipe's own rank and alpha, where "constant" and "proportional" are the
+    same."""
     method = config["method"]
     if method.get("kind") != "lora":
         return None
@@ -365,10 +366,10 @@ def crossfit(curve: Curve, dev_rows: int, metric: ReportedMetric) -> Selected | 
     chosen_on_a = metric.index_of_best(half_a)
     chosen_on_b = metric.index_of_best(half_b)
     chosen_on_all = metric.index_of_best(scores)
-    share = (dev_rows // 2) / dev_rows
+    share_of_a = (dev_rows // 2) / dev_rows
 
     def mean(score_a: float, score_b: float) -> float:
-        return share * score_a + (1 - share) * score_b
+        return share_of_a * score_a + (1 - share_of_a) * score_b
 
     best = mean(half_a[chosen_on_b], half_b[chosen_on_a])
     optimism = mean(half_a[chosen_on_all], half_b[chosen_on_all]) - best

@@ -15,24 +15,28 @@ MOST_CLASSES = 128
 
 def describe_one_class(record: Record) -> str | None:
     """How many dev rows have the one class that a run predicts for all of them, in words:
-    "52.7% of dev, the larger class". "" if the metric is no accuracy, which would tell.
-    None for a run that predicts several classes, or is not done."""
-    score = one_class_score(record)
-    if score is None:
+    "52.7% of dev, the larger class". "" where only an accuracy would say how many
+    (`one_class_score`) and the run has another metric. None for a run that predicts
+    several classes, or is not done."""
+    accuracy = one_class_score(record)
+    if accuracy is None:
         return None
-    if math.isnan(score):
+    if math.isnan(accuracy):
         return ""
-    share = ReportedMetric.of_record(record).text(score)
-    larger = ", the larger class" if score >= 0.5 else ""
-    return f"{share}% of dev{larger}"
+    # Exactly the rows of the predicted class are right, so the accuracy is their share
+    percent = ReportedMetric.of_record(record).text(accuracy)
+    larger = ", the larger class" if accuracy >= 0.5 else ""
+    return f"{percent}% of dev{larger}"
 
 
 def one_class_score(record: Record) -> float | None:
     """The accuracy of a run that is done and predicts one class for every dev row, at the
-    epoch that tables report: it is the share of rows with that class. NaN if the metric
-    is no accuracy, which would tell that share. None for other runs.
+    epoch that tables report. It equals the share of rows with that class, since only
+    those are right. NaN for such a run if its metric is another one, such as Matthews
+    correlation. None for a run that predicts several classes, or is not done.
 
-    A record has a hash of its predictions, and not the predictions themselves."""
+    A record has a hash of its predictions, and not the predictions themselves: they are
+    of one class if the hash is one that so many equal predictions would have."""
     result = record["result"]
     epoch = epoch_of_table(record["config"]["train"], result["reported"])
     prediction_hash = (record.get("predictions") or {}).get(epoch)

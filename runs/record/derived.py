@@ -243,9 +243,10 @@ def _differing_keys(
 
 
 def _agree(stated: object, computed: object) -> bool:
-    """Whether two values are the same, numbers within TOLERANCE."""
+    """Whether two values are the same, numbers within TOLERANCE. Of mappings only the
+    keys that both have are compared."""
     if isinstance(stated, dict) and isinstance(computed, dict):
-        return not any(True for _ in _differing_keys(stated, computed))
+        return not [*_differing_keys(stated, computed)]
     if isinstance(stated, list) and isinstance(computed, list):
         return len(stated) == len(computed) and all(map(_agree, stated, computed))
     if isinstance(stated, float | int) and isinstance(computed, float | int):
@@ -266,7 +267,7 @@ def _impossible_scores(record: Record) -> Iterator[str]:
     yield from _impossible_scores_in_column(metric, "metric", curve["metric"], rows)
     yield from _impossible_scores_in_column(metric, "metric_select", scores_a, rows_a)
     yield from _impossible_scores_in_column(metric, "metric_report", scores_b, rows_b)
-    if metric != METRIC_OF_ITEMS:
+    if metric != METRIC_OF_ITEMS:  # only a share of rows is the mean of its halves
         return
     scores = complete_scores(curve["metric"])
     # strict=False: a record may lack the columns of the halves

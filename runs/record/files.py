@@ -50,7 +50,8 @@ def link_or_fail(path: Path, text: str) -> None:
         except OSError as error:
             if error.errno not in NO_HARD_LINKS:
                 raise
-            # a file system without hard links
+            # Without hard links "x" also refuses a file that exists, but does not write
+            # it whole: a reader may see a part of the text
             with open(path, "x", encoding="utf-8") as file:
                 file.write(text)
 

@@ -33,15 +33,20 @@ class RecordFolder:
             self._records[run_id] = self._read(record_path(self.output, run_id))
         return self._records[run_id]
 
+    @property
+    def _folder(self) -> Path:
+        """The folder of the records' files, whichever run they are of."""
+        return record_path(self.output, "any").parent
+
     def ids_that_begin_with(self, prefix: str) -> list[str]:
         """The ids with this prefix of all runs with a record. It opens no file."""
-        folder = record_path(self.output, "any").parent
+        folder = self._folder
         return sorted(path.stem for path in folder.glob(f"{prefix}*.json"))
 
     def newest(self, count: int) -> list[Record]:
         """The records in the `count` files that were written last, the newest first,
         without those that cannot be read."""
-        folder = record_path(self.output, "any").parent
+        folder = self._folder
         if not folder.is_dir():
             return []
         with os.scandir(folder) as entries:

@@ -19,11 +19,12 @@ def interval_name(counts: Iterable[int], unit: str = "seeds") -> str:
     fewer seeds than INTERVAL_SEEDS.
 
     counts: how many seeds each cell has. unit: what is counted, if not seeds."""
-    with_spread = sorted(count for count in counts if count > 1)
-    if not with_spread or with_spread[0] >= INTERVAL_SEEDS:
+    # A cell of one seed has no interval
+    counts_with_interval = sorted(count for count in counts if count > 1)
+    if not counts_with_interval or counts_with_interval[0] >= INTERVAL_SEEDS:
         return f"{LEVEL:.0%}"
-    fewest = with_spread[0]
-    highest = with_spread[-1]
+    fewest = counts_with_interval[0]
+    highest = counts_with_interval[-1]
     if highest >= INTERVAL_SEEDS:
         return f"{LEVEL:.0%}, or range below {INTERVAL_SEEDS} {unit}"
     if highest > fewest:
@@ -33,12 +34,13 @@ def interval_name(counts: Iterable[int], unit: str = "seeds") -> str:
 
 @cache
 def _middle_ranks(n: int) -> Any:
-    """For each resample of n sorted values, the indices of its two middle values among
-    the n: (2, RESAMPLES). Where n is odd both are the same."""
+    """For each bootstrap resample of n values, which of them its two middle values are,
+    as indices into the sorted n values: (2, RESAMPLES). Where n is odd both are the
+    same. Indices suffice, since the values are in their order."""
     import numpy as np
 
     draws = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
-    middles = [n // 2 - (n + 1) % 2, n // 2]
+    middles = [(n - 1) // 2, n // 2]
     return np.partition(draws, middles, axis=1)[:, middles].T
 
 

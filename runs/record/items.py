@@ -40,9 +40,9 @@ def unpack(text: str, rows: int) -> Bits:
 
 
 def right_items(record: Record, epoch: str) -> Bits | None:
-    """Whether each row behind a record's score is right, (rows,): each text that it
-    decoded at this epoch or, without any, each dev row. epoch: best or last. None for a
-    record without bits."""
+    """Whether each row behind a record's score is right, (rows,). These are the rows
+    whose texts it decoded at this epoch; if it decoded none, the dev rows. epoch: best
+    or last. None for a record that does not say which rows are right."""
     texts = record.get("texts")
     if texts:
         for scores in texts["scores"]:

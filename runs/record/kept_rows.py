@@ -97,8 +97,8 @@ class KeptRows:
 
     def parts_of_study(self) -> dict[RecordText, bytes]:
         """The records of a study's file, as `parts_of` returns them, but each with an
-        empty text: the file need not be read, since all its rows are kept. Empty if they
-        are not, or the file has changed; and for a folder."""
+        empty text: the file need not be read, since all its rows are kept. An empty
+        mapping if some are not kept, if the file has changed, or for a folder."""
         current = self._stamp_of_study
         if current is None:
             return {}
@@ -130,6 +130,7 @@ class KeptRows:
         for part, row in self._new_rows:
             stamp = self._stamps[part]
             if stamp and stamp[0] < self._settled_ns:
+                # "" stands for the study's file itself
                 name = "" if self._is_study else os.path.basename(part.path)
                 named_part = [name, part.line, part.start, part.size]
                 sources.append([named_part, stamp])
@@ -137,7 +138,7 @@ class KeptRows:
         if len(rows) < FEWEST_ROWS:
             return
         with contextlib.suppress(OSError):
-            # Most kept rows are of files that have changed since
+            # More than half of them went unused: their records have changed or gone
             if len(self._kept) > 2 * self._used_count:
                 shutil.rmtree(self.folder, ignore_errors=True)
             for first in range(0, len(rows), MOST_ROWS):
@@ -214,7 +215,7 @@ def encode_rows(sources: list[list[Any]], rows: list[Any]) -> str:
     """The text of a file of rows, in the form that the module describes.
 
     sources: for each row, what identifies its record: a part, [file name, line, start,
-    size], and the stamp of the file."""
+    size], and the stamp of the file. The name is "" for the study's own file."""
     index_by_key = dict[Any, int]()
     values = list[str]()
     encoded = list[list[Any]]()
@@ -290,6 +291,7 @@ def _lines_of(place: Path) -> dict[RecordText, bytes]:
     lines = place.read_bytes().splitlines(keepends=True)
     starts = itertools.accumulate(map(len, lines), initial=0)
     parts = dict[RecordText, bytes]()
+    # not strict: the last of `starts` is the end of the file, where no line begins
     for number, (start, line) in enumerate(zip(starts, lines, strict=False), 1):
         text = line.rstrip(b"\r\n")
         if text:

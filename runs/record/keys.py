@@ -351,8 +351,8 @@ class RewardKeys(ConfigPart):
 
 
 class RunKeys(ConfigPart):
-    """The configuration of a run. A group that some runs lack, and records have had
-    from some day on, is in ids where it is there."""
+    """The configuration of a run. Ids hold the group that only some runs have, reward,
+    where a run has it."""
 
     model: ModelKeys
     task: TaskKeys
@@ -491,7 +491,8 @@ def nearest_key(name: str) -> Key | None:
 
 
 def is_own_setting(name: str) -> bool:
-    """Whether a key of the group method, without "method.", is a setting of the method
-    itself. The others are its label, or defaults of the harness's own keys."""
+    """Whether a key of the group method, named without "method.", is an argument of the
+    method's class (vera.make_method): it changes the result, or how it is computed. Keys
+    of other roles are read by the harness alone: the label, and defaults such as keep."""
     key = KEYS.get(f"method.{name}")
     return key is None or key.role in (Role.RESULT, Role.COMPUTING)

@@ -143,9 +143,11 @@ def write_study(
 
 
 def read_record(path: str | Path, line: bytes = b"") -> Record:
-    """Reads the record of a file, or of a line (`path` then says where it stands), and
-    brings it into today's schema. Raises ValueError, naming `path`, for one that is
-    damaged or of an unknown schema."""
+    """Reads a record and brings it into today's schema. Raises ValueError, naming `path`,
+    for one that is damaged or of an unknown schema.
+
+    line: the record's text, where it is one line of a file; `path` then only says where
+    it stands. b"": the record is the whole file `path`."""
     return cast(Record, _read_checked(path, "record", line))
 
 
@@ -155,8 +157,10 @@ def read_measure(path: str | Path, line: bytes = b"") -> Measure:
 
 
 def _read_checked(path: str | Path, kind: str, line: bytes) -> dict[str, Any]:
-    """The record or measure of a file or, if it is not empty, of a line: see
-    `read_record`. kind: one of FILE_KINDS."""
+    """The record or measure that a file holds; see `read_record`.
+
+    kind: one of FILE_KINDS. line: the text of one line of `path`, where the caller has
+    read it; b"": the whole file is read."""
     content = line or read_regular(path)
     oldest_schema, newest_schema, check = FILE_KINDS[kind]
     try:
@@ -176,7 +180,9 @@ def _read_checked(path: str | Path, kind: str, line: bytes) -> dict[str, Any]:
             for key, value in record.items():
                 if printable([key, value]) != [key, value]:
                     raise ValueError(f"{printable(key)}: holds a control character")
-        check(migrate(record) if kind == "record" else record)
+        if kind == "record":  # measures have had one schema so far
+            migrate(record)
+        check(record)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a {kind} ({error})") from None
     return record
@@ -365,6 +371,7 @@ class _Reading:
             return
         kept_rows = KeptRows(records, self.make_row)
         problems_before = len(self.ledger.problems)
+        # a study's file whose rows are all kept is not read
         for part, text in (kept_rows.parts_of_study() or parts_of(records)).items():
             row = kept_rows.get(part)
             record = None
@@ -446,8 +453,9 @@ class _Reading:
         return difference
 
     def _belongs_to(self, study: str, first: Record, published: Record) -> bool:
-        """Whether a run whose record the ledger has (`first`) belongs to a study that has
-        the same result of it (`published`), and not to where `first` was read."""
+        """Whether a run belongs to `study`, and not to where its record was read first.
+        first: that record, which the ledger has. published: the study's, which has the
+        same result."""
         run = first["id"]
         if self.ledger.origin[run] == "ours":
             # Publishing takes paths out, and a run of this machine leaves a folder. So

@@ -61,8 +61,8 @@ class StepPlan:
         return steps
 
     def evaluates_after_step(self, step: int) -> bool:
-        """Whether an evaluation follows so many steps because of evaluate_steps. The one
-        at the end of the run does not count."""
+        """Whether a run evaluates after so many steps, because of evaluate_steps, before
+        it takes a further one. The evaluation at its end belongs to the last epoch."""
         return bool(self.evaluate_steps and step and step % self.evaluate_steps == 0)
 
 

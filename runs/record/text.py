@@ -36,13 +36,15 @@ def megabytes(size: float | None) -> str:
         return "-"
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if size >= scale:
-            return f"{size / scale:.{1 if size < 10 * scale else 0}f} {unit}"
+            decimals = 1 if size < 10 * scale else 0
+            return f"{size / scale:.{decimals}f} {unit}"
     return f"{size:.0f} B"
 
 
 def rounded(count: float) -> str:
     """A large count in few digits: 310, 9.1k, 42k, 310k, 1.4M, 1,213M."""
     for unit, scale in (("M", 1e6), ("k", 1e3)):
+        # 999.6 is rounded to 1.0k, not to 1000, and 9,960 to 10k, not to 10.0k
         if count >= 0.9995 * scale:
             decimals = 1 if count < 9.95 * scale else 0
             return f"{count / scale:,.{decimals}f}{unit}"

@@ -49,8 +49,9 @@ _adapter: Any = cache(TypeAdapter)
 
 def check_record(record: dict[str, Any]) -> None:
     """Raises ValueError, in one line, for a value that is not a record of this schema: a
-    key is missing, a value has another type, or the curve has columns of several lengths
-    or, in a run that is done, none with an entry."""
+    key is missing, a value has another type, the curve has columns of several lengths
+    or, in a run that is done, no entries, or the rank of VeRA or LoRA is no whole number
+    (its type allows other values, since peft's methods may have several ranks)."""
     if record.get("status") not in FINISHED:
         validate(_unfinished_record(), record)
         return

@@ -26,14 +26,14 @@ def describe_run(run: Run, run_id: str, provenance: Provenance) -> dict[str, Any
     config = run.config
     cell = run.cell
     tags = [run.row, run.model, cell["task"], config["method"]["kind"], run.experiment]
-    if is_trial_or_stopped(config):
+    if is_trial_or_stopped(config):  # no table shows either of them
         tags.append("trial")
     settings: dict[str, Any] = {**config_without_paths(config)}
     settings |= {"cell": cell, "run_id": run_id, "recipe_name": run.recipe}
     settings |= provenance_of(provenance)
     job = "train"
     if config["task"].get("holdout") is not None:
-        job = "tune"
+        job = "tune"  # `vera-bench tune` scores its trials on held-out training rows
     elif config["method"]["kind"] == "none":
         job = "eval"
     return {
@@ -69,7 +69,9 @@ def epoch_points(curve: Curve, metric: str, cell: str) -> list[dict[str, object]
     }
     # W&B gets the columns of training by reward under TRL's names
     for key in set(all_columns) - set(CURVE_COLUMNS):
-        prefix = "dev" if key == "sampled_exact_match" else "train"
+        # these two are scores of sampled answers to dev rows
+        is_of_dev = key == "sampled_exact_match" or key.startswith("pass@")
+        prefix = "dev" if is_of_dev else "train"
         columns[f"{prefix}/{key}"] = all_columns[key]
     rows = zip(*columns.values(), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in rows]
@@ -127,6 +129,7 @@ def _scores_of_texts(record: Record) -> dict[str, dict[str, float]]:
             continue
         scores = dict[str, float]()
         for key, value in entry.items():
+            # the other values describe the texts: names, hashes, a number of an epoch
             if isinstance(value, float) and key != "epoch":
                 scores[key] = value
         for part, score in (entry.get("parts") or {}).items():
