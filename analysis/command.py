@@ -64,11 +64,12 @@ def open_ledger(
     published: bool = True,
     make_row: MakesRows | None = None,
 ) -> Ledger:
-    """The records of a folder and, unless switched off, the published ones. Warnings
-    about unreadable records, and about a folder without records, go to stderr.
+    """The records of a folder and, unless `published` is False, the published ones.
+    Warnings about unreadable records, and about a folder without records, go to stderr.
     make_row: what makes the ledger's entries from records, such as `RowMaker`; None
     keeps whole records."""
     ledger = records.open_ledger(output, published, make_row)
+    # the origin of a published record is its study
     if "ours" not in ledger.origin.values():
         message = f"note: no records of your own in {output}/records yet"
         if ledger.records:
@@ -88,7 +89,7 @@ def open_selection(
     make_row: MakesRows | None = None,
     allows_unrun: bool = False,
 ) -> Ledger:
-    """The part of the records that the settings select. make_row: as of `open_ledger`.
+    """The part of the records that the settings select. make_row: as in `open_ledger`.
 
     Raises UserError for a name that no record has. allows_unrun: whether a model or task
     of conf/ that has not run yet gets a note on stderr instead."""
@@ -96,13 +97,14 @@ def open_selection(
     if settings.sweep:
         ledger = _select_sweep(ledger, settings.output, settings.sweep)
     rows = tuple(map(row_name, split_names(settings.method)))
-    selected = {
+    names_by_key = {
         "model": split_names(settings.model),
         "task": split_names(settings.task),
         "method": rows,
         "seed": split_seeds(settings.seed or ""),
     }
-    selected = {key: names for key, names in selected.items() if names}
+    # a setting without names selects every record
+    selected = {key: names for key, names in names_by_key.items() if names}
     for key, names in selected.items():
         existing = {name for entry in ledger for name in _names(entry, key)}
         for name in names:
@@ -113,7 +115,7 @@ def open_selection(
                 raise _unknown_name_error(f"{message}.", name, sorted(existing))
             print(f"note: {message} yet", file=sys.stderr)
 
-    def is_selected(entry: Record | RunRow, _: str) -> bool:
+    def is_selected(entry: Record | RunRow, origin: str) -> bool:
         return all(
             not _names(entry, key).isdisjoint(names) for key, names in selected.items()
         )
@@ -130,12 +132,15 @@ def _names(entry: Record | RunRow, key: str) -> set[str]:
     """The names by which a setting (key: model, task, method or seed) selects a record, or
     the row that stands for it. A model from a folder has two: that of conf/model
     (encoder) and its own."""
-    column = {"method": "conf_row", "model": "conf_model"}.get(key, key)
+    # A record's cell has the names of conf/, where a method is called a row. A RunRow
+    # has them as conf_row and conf_model: its `row` and `model` are the names of tables.
+    cell_key = "row" if key == "method" else key
     if isinstance(entry, RunRow):
+        column = f"conf_{cell_key}" if cell_key in ("row", "model") else cell_key
         names = {str(getattr(entry, column))}
         return names | {entry.model} if key == "model" else names
     cell: Mapping[str, object] = entry["cell"]
-    names = {str(cell[column.removeprefix("conf_")])}
+    names = {str(cell[cell_key])}
     return names | {model_of(entry)} if key == "model" else names
 
 
@@ -154,10 +159,11 @@ def _unknown_name_error(message: str, name: str, existing: list[str]) -> UserErr
 
 
 def _select_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
-    """The runs of a sweep that were done here, and published runs of the same rows,
-    models and tasks. name: of the sweep, or "last". Raises UserError for an unknown
-    sweep, and notes on stderr how many of its runs have no record here."""
-    names = sweep_names(output)
+    """The runs of a sweep that were done here and, to compare them with, the published
+    runs of the same rows, models and tasks. name: of the sweep, or "last". Raises
+    UserError for an unknown sweep, and notes on stderr how many of its runs have no
+    record here."""
+    names = sweep_names(output)  # the newest first
     if name == "last" and names:
         name = names[0]
     if name not in names:
@@ -187,13 +193,14 @@ def _select_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
 
 def select_records(ledger: Ledger, keep: Callable[[Record, str], bool]) -> Ledger:
     """The ledger with the records for which `keep` is true, and without the measures
-    that are of a dropped record. keep: takes a record, or the row that stands for it, and
-    its origin ("ours", or the name of a study)."""
+    (which figures are drawn from) that are of a dropped record. keep: takes a record, or
+    the row that stands for it, and its origin ("ours", or the name of a study)."""
     records = {
         run: record
         for run, record in ledger.records.items()
         if keep(record, ledger.origin.get(run, "ours"))
     }
+    # the second records of runs that were done here and are published, too
     published = {
         run: (study, record)
         for run, (study, record) in ledger.published.items()
@@ -213,8 +220,8 @@ def own_and_published(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The runs of this machine, and the published ones, as two frames (`frame.runs`). A
     run that was done here and is published, too, is in both: in the first by the record
-    of this machine, in the second by the published one. frame: the ledger's runs, where
-    they are at hand."""
+    of this machine, in the second by the published one. frame: `runs(ledger)`, if the
+    caller has it already."""
     frame = runs(ledger) if frame is None else frame
     is_own = frame.origin == "ours"
     # published records of runs that were done here, too
@@ -226,4 +233,5 @@ def own_and_published(
     parts = [part for part in (frame[~is_own], twins) if len(part)]
     parts = parts or [twins]  # an empty frame still has the columns
     every_published = pd.concat(parts, ignore_index=True)
+    # which runs are in cells depends on the other runs of the frame
     return mark_left_out(frame[is_own]), mark_left_out(every_published)

@@ -36,7 +36,8 @@ TABLES_RUN = "vera-bench-tables"
 
 
 def logged_tables(ledger: Ledger) -> dict[str, Table]:
-    """The tables that have runs, by the key that each is logged under in W&B, such as
+    """The tables that have runs, by the key that each is logged under in W&B. Of a table
+    with several parts, such as one for each model, each part has a number:
     "tables/table2_1"."""
     frame = runs(ledger)
     tables = dict[str, Table]()
@@ -53,11 +54,12 @@ def workspace(
     ledger: Ledger, tables: dict[str, Table], entity: str, project: str
 ) -> Any:
     """The workspace (wandb_workspaces.workspaces.Workspace): a panel for each table, and
-    one for the curves of each model and task. It is not saved yet. tables: of
+    one for the curves of each model and task. It is not saved yet. tables: those of
     `logged_tables`."""
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces.reports.v2 import interface as wr
 
+    # W&B's grid is 24 units wide, so that each panel takes a whole line
     title_layout = wr.Layout(w=24, h=2)
     table_layout = wr.Layout(w=24, h=10)
     panels = list[Any]()
@@ -97,6 +99,8 @@ def workspace(
         name="vera-bench: the paper's tables",
         sections=[tables_section, curves_section],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=RUNS_SHOWN),
+        # describe_run gives this tag to runs that are in no table: trials of a search,
+        # and runs that were stopped early
         runset_settings=ws.RunsetSettings(
             filters="Tags() not in ['trial']", groupby=[ws.Metric("Group")]
         ),
@@ -143,7 +147,8 @@ def save_workspace(
     tables = logged_tables(ledger)
     url_file = Path(output) / "wandb" / "dashboard.url"
     current = workspace(ledger, tables, entity, project)
-    # any error means that none was saved, or that it has been deleted
+    # The workspace of an earlier call is changed in place, so that it keeps its address.
+    # Any error means that none was saved, or that it has been deleted.
     with contextlib.suppress(Exception):
         previous = ws.Workspace.from_url(url_file.read_text().strip())
         if (previous.entity, previous.project) == (entity, project):
@@ -188,7 +193,8 @@ def main(arguments: list[str]) -> int:
     settings = read_command_line(arguments, Settings).settings
     project = settings.project or os.environ.get("WANDB_PROJECT") or PROJECT
     check_account()
-    ledger = open_ledger(settings.output, published=False)  # as W&B has them
+    # the published runs were not sent to the user's project
+    ledger = open_ledger(settings.output, published=False)
     try:
         url = save_workspace(ledger, settings.entity, project, settings.output)
     except Exception as error:

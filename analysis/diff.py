@@ -24,7 +24,8 @@ from runs.record.redaction import without_paths
 from runs.record.schema import Record
 
 #: Beginnings of the keys that say where files lie and what a run was called, which are
-#: no differences between runs.
+#: no differences between runs. A key is compared with a dot at its end, so that "id."
+#: stands for the key id and those below it, and for no key such as idle.
 IGNORED_KEYS: tuple[str, ...] = (
     "schema.",
     "id.",
@@ -52,6 +53,7 @@ def main(arguments: list[str]) -> int:
         second = rest[0]
         second_origin = ledger.origin[second["id"]]
     elif first["id"] in ledger.published:
+        # the ledger's own record is this machine's
         second_origin, second = ledger.published[first["id"]]
     else:
         reason = "is not published" if first_origin == "ours" else "has not run here"
@@ -88,7 +90,7 @@ def difference_table(first: Record, second: Record, origins: tuple[str, str]) ->
 def leaves(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of a record by dotted keys, such as config.train.lr. An entry of a list of
     mappings has its position as a key; a list of plain values, such as a curve, is one
-    value. prefix: what all keys begin with."""
+    value, and so is an empty mapping. prefix: what all keys begin with."""
     value_by_key = dict[str, Any]()
     for key, value in record.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -136,6 +138,7 @@ def _largest_difference_text(left: list[Any], right: list[Any]) -> str:
     """How large the largest difference of two lists of numbers is, and how many numbers
     differ. The difference is infinite where only one list has a number. Raises TypeError
     or ValueError for lists of other values."""
+    # null becomes NaN, and two NaN are equal here
     x, y = np.array(left, dtype=float), np.array(right, dtype=float)
     differ = (x != y) & ~(np.isnan(x) & np.isnan(y))
     sizes = np.abs(y[differ] - x[differ])

@@ -30,7 +30,7 @@ from runs.record.schema import FINISHED, TEXT_SCORES, DecodedScores, Record
 
 #: How many digits of a hash are shown.
 HASH_DIGITS = 8
-#: Settings of a task that change how texts are decoded.
+#: Settings of a task that change which texts are decoded, and how.
 DECODING = (
     "beams",
     "length_penalty",
@@ -58,7 +58,8 @@ def kind_of(record: Record) -> str:
 def row_of(record: Record) -> str:
     """The row of tables that a record belongs to: the one that it names. A LoRA run whose
     alpha follows its rank belongs to a row of its own (lora_proportional), whether
-    method.scaling or method.alpha made it so."""
+    method.scaling or method.alpha made it so: tables keep it apart from runs with the
+    recipe's alpha."""
     row = str(record["cell"]["row"])
     if lora_scaling(record["config"]) == "proportional":
         return f"{row}_proportional"
@@ -70,6 +71,7 @@ def label_of(record: Record) -> str:
     recipe's, and for methods of peft, it is made anew: older records do not say how
     alpha was chosen, and spell peft's classes in other ways."""
     config = record["config"]
+    # lora_scaling is None for other methods, and at the recipe's own rank and alpha
     if lora_scaling(config) or config["method"]["kind"] == "peft":
         return row_label(config)
     return str(record["label"]["row"])
@@ -82,11 +84,13 @@ def model_of(record: Record) -> str:
 
 
 def model_label(record: Record) -> str:
-    """A model's name in tables."""
+    """A model's name in tables: the label in its file of conf/model. The label of a
+    generic model (encoder) is the same for all models of that kind, so that such a
+    model has the name of its folder or hub instead."""
+    name_in_conf = record["cell"]["model"]
     name = model_of(record)
-    if name == record["cell"]["model"]:
-        return str(record["label"]["model"])
-    return name
+    is_generic = name != name_in_conf
+    return name if is_generic else str(record["label"]["model"])
 
 
 @cache
@@ -109,7 +113,7 @@ def settings_of(record: Record) -> dict[str, Any]:
             settings[name] = value
     settings["recipe"] = record["recipe"]["name"]
     settings["start"] = recorded_start(record)
-    settings["data_seed"] = other_data_seed(record)
+    settings["data_seed"] = other_data_seed(record)  # None: it follows the seed
     settings["protocol"] = protocol_of(record)
     settings["data"] = short_hash(record["data"]["content"])
     settings["model"] = short_hash(record["model"])
@@ -144,7 +148,7 @@ def measurement_of(record: Record) -> dict[str, str]:
         "data": f"data {short_hash(data['content'])}",
     }
     dtype = record["config"]["model"].get("dtype")
-    if dtype not in (None, "fp32"):
+    if dtype not in (None, "fp32"):  # None is fp32, too
         phrases["dtype"] = f"{dtype} base weights"
     for key in DECODING:
         if task.get(key) is not None:
@@ -154,8 +158,9 @@ def measurement_of(record: Record) -> dict[str, str]:
 
 def way_of(record: Record) -> str:
     """The way in which a record's score was measured, as one text: the phrases of
-    `measurement_of` without the protocol. Runs that follow different protocols may share
-    a way, so that the older ones are left out as soon as their row has newer ones."""
+    `measurement_of` without the protocol (the version of the task family's rules for
+    training and scoring). Runs that follow different protocols may share a way, so that
+    the older ones are left out as soon as their row has newer ones."""
     phrases = measurement_of(record)
     del phrases["protocol"]
     return "; ".join(phrases.values())
@@ -187,8 +192,8 @@ def crossfit_metric(record: Record) -> float:
 
 
 def text_score_or_nan(key: str, record: Record) -> float:
-    """A score of a record's texts; NaN if it has none. key: of TEXT_SCORES, or
-    "unread"."""
+    """A score of a record's texts; NaN if it has none. key: one of TEXT_SCORES, or
+    "unread", the percentage of texts in which no answer was found."""
     value = text_score(record, key)
     return math.nan if value is None else value
 
@@ -235,8 +240,8 @@ def last_epoch(record: Record) -> float:
 
 
 def shares_matrices(record: Record) -> bool:
-    """Whether all seeds of the record's cell share one draw of VeRA's random
-    matrices."""
+    """Whether all seeds of the record's cell share one draw of VeRA's random matrices.
+    With method.redrawn each seed draws its own."""
     method = record["config"]["method"]
     return method["kind"] == "vera" and not method.get("redrawn")
 
@@ -288,8 +293,8 @@ def cost_at(key: str, form: str = "general") -> Fact:
 
 
 def asked_rows(part: str) -> Fact:
-    """A column with how many rows of a part of the data (train or dev) a run asked for; 0:
-    all."""
+    """A column with how many rows of a part of the data a run asked for; 0 if it asked
+    for all. part: train or dev."""
     return Fact(
         lambda record: record["config"]["task"].get(f"{part}_rows") or 0, "first"
     )

@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
     settings = read_command_line(arguments, Settings).settings
     ledger = open_rows(settings)
     measures = ledger.measures.values()
+    # the ledger has rows; a claim that needs a whole record reads it from its file
     every_finding = findings(runs(ledger), measures, WholeRecords(ledger))
     if not every_finding:
         raise UserError("no two rows of a claim have run on one task (make demo)")
@@ -60,16 +61,18 @@ def main(arguments: list[str]) -> int:
 
 
 def claims_table(every_finding: Sequence[Finding]) -> Table:
-    """A line for each claim, and for each of its comparisons where it has several."""
+    """A line for each finding: a claim has one, or several with a name each if it
+    compares several pairs of rows."""
     numbers = claim_numbers(every_finding)
     lines = list[dict[str, Entry]]()
     for finding in every_finding:
+        # claim.finding is the claim's sentence, by which claims are counted
         number = numbers[finding.claim.finding]
         label = finding.claim.name
         if finding.name:
             label += f": {finding.name}"
         line: dict[str, Entry] = {"claim": f"{number}. {label}"}
-        # a claim that is measured without pairs has comparisons alone
+        # task_means is empty for a claim that is measured without pairs of runs
         combinations = len(finding.task_means) or len(finding.comparisons)
         line["model-task combinations"] = str(combinations)
         line |= _difference_entries(finding.mean)
@@ -110,6 +113,7 @@ def tables_by_task(every_finding: Sequence[Finding], number: int) -> list[Table]
             lines.append(line | _difference_entries(finding.mean))
             title = f"{number}. {finding.title}: {finding.verdict}"
             tables.append(Table.of(title, lines, [RULE, NOTE_ON_DEV_ROWS]))
+    # the findings of a claim have the same exclusions
     exclusions: list[dict[str, Entry]] = [
         {"study": exclusion.study, "task": exclusion.place, "why": exclusion.reason}
         for exclusion in findings_of_claim[0].exclusions
@@ -124,10 +128,11 @@ def tables_by_task(every_finding: Sequence[Finding], number: int) -> list[Table]
 def _table_without_pairs(finding: Finding, number: int) -> Table:
     """The finding on a claim that compares no pairs of runs: a line for each model and
     task on which it was measured, with its verdict there. number: of the claim."""
-    phrases = macros("words.md")
+    phrases = macros("words.md")  # the same words as on the study pages
     lines: list[dict[str, Entry]] = [
         {
             "measured on": comparison.place,
+            # each number of runs that a row has
             "runs": " to ".join(map(str, comparison.counts)) or NONE,
             "measured": str(phrases.measured(comparison)),
             "verdict": str(comparison.verdict),
@@ -139,11 +144,12 @@ def _table_without_pairs(finding: Finding, number: int) -> Table:
 
 
 def _difference_entries(mean: Mean) -> dict[str, Entry]:
-    """A mean difference and its 95% interval, as two entries of a line."""
+    """A mean difference and its 95% interval, as two entries of a line. They name no
+    runs, because a `Mean` does not know what it was computed from."""
     low, high = mean.interval()
     return {
-        "difference": entry_of_runs(mean.mean, (), sign=True),
-        "95% CI": entry_of_runs(low, (), high=high, sign=True),
+        "difference": entry_of_runs(mean.mean, ids=(), sign=True),
+        "95% CI": entry_of_runs(low, ids=(), high=high, sign=True),
     }
 
 

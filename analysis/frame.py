@@ -67,7 +67,7 @@ def name_base_models(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs with a different model name for each base model, that is, for each hash of
     a model's weights. If several base models share a name, the one with the most runs
     keeps it, and the names of the others get the hash as a suffix. If the name is that
-    of their folders, all of them get it."""
+    of their folders, all of them get it, as none of them is the usual one."""
     base_model_counts = runs.groupby("model").base_model.nunique()
     for model in base_model_counts.index[base_model_counts > 1]:
         results = runs[(runs.model == model) & runs.base_model.notna()]
@@ -121,6 +121,7 @@ def mark_left_out(runs: pd.DataFrame) -> pd.DataFrame:
     results = results.sort_values(
         ["seed", "closeness", "id"], ascending=[True, False, True]
     )
+    # the first reason that applies counts
     reasons = {
         "protocol": results.protocol != results.newest_protocol,
         "settings": results.cell != results.nearest_cell,
@@ -146,7 +147,7 @@ def measurement_texts(runs: pd.DataFrame) -> pd.Series:
     several ways: "1,000 training rows, last epoch"; "" where there is one way."""
     texts = pd.Series("", runs.index, dtype=object)
     for _, group in runs.groupby(["model", "task"], sort=False):
-        keys = group.measurement.map(str)
+        keys = group.measurement.map(str)  # pandas cannot compare mappings
         measurements = group.measurement[~keys.duplicated()]
         if len(measurements) > 1:
             phrases = pd.DataFrame([*measurements], index=keys[measurements.index])
@@ -156,7 +157,8 @@ def measurement_texts(runs: pd.DataFrame) -> pd.Series:
 
 def _unequal_phrases(phrases: pd.DataFrame) -> pd.Series:
     """A text for each measurement: its phrases on the topics in which they are not all
-    equal. The hash of the data is in it only if two would have the same text otherwise.
+    equal. The hash of the data, which tells a reader nothing, is in it only if two
+    measurements would have the same text otherwise.
 
     phrases: a row for each measurement, a column for each topic."""
     phrases = phrases.fillna("")
@@ -260,7 +262,8 @@ def cells(
 
     Columns:
 
-    - CELL_KEY, and `column` and `variant` where there are several numbers;
+    - CELL_KEY, and `column` and `variant` where there are several numbers (variant: "", or
+      which of several, such as the judge of a score);
       FIRST_RUN_COLUMNS, MEDIAN_COLUMNS, is_nearest, and REPORTED_COLUMNS if the runs
       have them.
     - runs, how many there are; n, how many of them have the number; wanted, how many
@@ -290,9 +293,8 @@ def cells(
         cell_numbers = members.groupby(key, sort=False).ngroup()
         members = members.iloc[np.argsort(cell_numbers.to_numpy(), kind="stable")]
         members["score"] = members.number
-    number_columns = list(
-        dict.fromkeys(["score", *SELECTIONS, "optimism", *MEDIAN_COLUMNS])
-    )
+    number_columns = ["score", *SELECTIONS, "optimism", *MEDIAN_COLUMNS]
+    # columns of objects have None where a record has no number
     numbers = members[number_columns].apply(pd.to_numeric)
     members[number_columns] = numbers.astype(float)
     frame = _statistics(members, key).reset_index()
@@ -357,7 +359,7 @@ def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
             for deviations in _tuples_by_group(groups, "deviations")
         ],
     }
-    firsts = groups.nth(0).set_index(key)
+    firsts = groups.nth(0).set_index(key)  # first() would skip a missing value
     kept_columns = [name for name in first_columns if name in firsts]
     return firsts[kept_columns].assign(**statistics)
 
@@ -409,8 +411,8 @@ def _wanted_seeds(task: str, presets: Iterable[str | None]) -> int:
 
 @cache
 def _seed_count_of_preset(preset: str | None) -> int:
-    """How many seeds a preset sweeps over; 0 if conf/experiment has no such preset, or
-    the preset names no seeds."""
+    """How many seeds a preset sweeps over; 0 if conf/experiment has no such preset, the
+    preset names no seeds, or a run had none (None)."""
     path = CONF / "experiment" / f"{preset}.yaml"
     content: Any = read_yaml(path) if path.is_file() else {}
     for key in ("hydra", "sweeper", "params"):
@@ -481,6 +483,6 @@ def pairs(runs: pd.DataFrame, row: str, other: str = "") -> pd.DataFrame:
     right = scored[scored.row == other] if other else scored[scored.row != row]
     joined = left.merge(right, on=shared_columns, suffixes=("", "_other"))
     joined = joined.rename(columns={"signed": "x", "signed_other": "y"})
-    # Two diverged runs may both be infinite.
+    # Two diverged runs may both be infinite, and inf - inf would be NaN.
     difference = np.where(joined.x == joined.y, 0.0, joined.x - joined.y)
     return joined.assign(difference=difference)

@@ -130,6 +130,7 @@ class Mean:
 
     def interval(self, level: float = LEVEL) -> Any:
         """Both ends of its interval at a confidence level, by Student's t."""
+        # without a degree of freedom the error is NaN, and so is the interval
         quantile = special().stdtrit(np.maximum(self.freedom, 1), (1 + level) / 2)
         half_width = quantile * self.error
         with np.errstate(invalid="ignore"):
@@ -141,9 +142,8 @@ class Mean:
         return np.abs(self.interval(2 * LEVEL - 1)).max(axis=0)
 
     def is_within(self, margin: float = EQUIVALENCE_MARGIN) -> Any:
-        """Whether two one-sided tests at 5% show that it is within the margin of 0, that
-        is, whether its 90% interval lies between -margin and margin (Schuirmann
-        1987)."""
+        """Whether two one-sided tests at 5% show that it is within the margin of 0: its
+        90% interval lies between -margin and margin (Schuirmann 1987)."""
         return self.equivalence_margin() < margin
 
     def is_below(self, margin: float = EQUIVALENCE_MARGIN) -> Any:
@@ -188,7 +188,8 @@ def mean_of(values: ArrayLike) -> Mean:
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.nansum(values, axis=-1) / n
         squares = np.nansum((values - mean[..., None]) ** 2, axis=-1)
-        # 0 * mean makes it NaN where the mean is infinite, which nansum does not
+        # nansum skips inf - inf, so equal infinite values would have an error of 0. For
+        # an infinite mean 0 * mean is NaN, and so is the error; otherwise it adds 0.
         squares += 0 * mean
         return Mean(mean, np.sqrt(squares / (n - 1) / n), n - 1)
 

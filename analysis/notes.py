@@ -131,7 +131,8 @@ def deviation_notes(cells: pd.DataFrame) -> list[str]:
     parts = [cells[["row", "task", "deviations"]], subset_deviations(cells)]
     rows_by_text = defaultdict[str, set[RowOnTask]](set)
     for row, task, deviation in _recorded_sentences(pd.concat(parts)):
-        rank = row.rpartition("_r")[2]  # "256" of vera_r256
+        # "256" of vera_r256; for a name without a rank, a text that no sentence has
+        rank = row.rpartition("_r")[2]
         text = in_words(deviation)
         if is_difference(deviation) and not text.startswith(f"rank {rank} instead of"):
             rows_by_text[text].add((row, task))
@@ -173,6 +174,7 @@ def _with_rows(
 def which_rows(rows: set[RowOnTask], every_row: set[RowOnTask]) -> str:
     """How a note names some rows of a table: "all rows", "all rows on mrpc", or "vera on
     mrpc, lora on mrpc". every_row: the table's, on each of their tasks."""
+    # a row that is the only one is named
     if len(rows) == len(every_row) > 1:
         return "all rows"
     counts = Counter(task for _, task in every_row)
@@ -191,7 +193,9 @@ def which_rows(rows: set[RowOnTask], every_row: set[RowOnTask]) -> str:
 def subset_deviations(cells: pd.DataFrame) -> pd.DataFrame:
     """The row and task of each cell that ran on a part of the data, with a sentence on the
     part's size as its deviations. Cells whose record says so already are left out."""
-    is_subset = cells.asked_train_rows == cells.train_rows  # 0 asks for all
+    # A run that asked for more rows than there are had all of them, and one that did not
+    # ask has 0 here: neither number is the one that it ran on.
+    is_subset = cells.asked_train_rows == cells.train_rows
     is_subset |= cells.asked_dev_rows == cells.dev_rows
     recorded = cells.deviations.astype(str).str.contains("subset of")
     parts = cells[is_subset & ~recorded]

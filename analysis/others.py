@@ -139,7 +139,7 @@ def _facts_of_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def setup_text(row: Any) -> str:
     """How a row was run, as far as its source says: "r 32, q, v, lr 1e-5 x 1,024 steps".
-    row: of `reports_of_others`."""
+    row: a mapping with the columns of `reports_of_others`."""
     parts = list[str]()
     if rank := row.get("rank"):
         parts.append(f"r {rank:,}")
@@ -176,7 +176,7 @@ def reports_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.Da
 
 def _own_number(own_cells: dict[tuple[str, str], Cell], report: Any) -> float:
     """Our number beside a report; NaN without a complete cell. Beside an average ours is
-    over all tasks of GLUE. own_cells: our cells by row and column. report: of
+    over all tasks of GLUE. own_cells: our cells by row and column. report: a row of
     `reports_of_others`."""
     columns = [*GLUE] if report.column == "avg" else [report.column]
     cells: list[Cell] = [own_cells.get((report.like, column)) for column in columns]
@@ -208,7 +208,7 @@ def range_texts(reports: pd.DataFrame) -> str:
 
 def report_lines(reports: pd.DataFrame, each_source: bool) -> list[dict[str, Entry]]:
     """The lines of a table on what others report of a row: a line for each source
-    (each_source), or one for all. reports: of `reports_of`, those of the row."""
+    (each_source), or one for all. reports: the lines of `reports_of` on the row."""
     groups = reports.groupby(["label", "sites"] if each_source else "row", sort=False)
     return [_report_line(group, each_source) for _, group in groups]
 
@@ -235,7 +235,8 @@ def _report_line(reports: pd.DataFrame, each_source: bool) -> dict[str, Entry]:
 def _reports_entry(reports: pd.DataFrame) -> Entry:
     """What sources report of one column, as an entry. Numbers with the paper's target
     modules are given as a range if there are SOURCES_OF_RANGE of them. Others stand one
-    by one: ^ marks other target modules, and ours minus theirs stands in brackets."""
+    by one: ^ marks other target modules, and ours minus theirs stands in brackets. A
+    spread is given if there is one number alone; a list with spreads would be too wide."""
     decimals = DECIMALS.get(reports.column.iloc[0], 1)
     entries = list[Number]()
     single_reports = reports

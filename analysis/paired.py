@@ -128,7 +128,7 @@ def _lines_over_tasks(
     one for each other row that has all tasks, two or more, if their scores are in
     points. A task that was measured in several ways counts once, with the mean of these.
 
-    by_task: of `_lines_by_task`. task_count: how many tasks the row has."""
+    by_task: the lines of `_lines_by_task`. task_count: how many tasks the row has."""
     frame = pd.DataFrame(by_task, columns=[*COLUMNS, "conf_task"])
     for other_row, group in frame.groupby("other", sort=False):
         in_points = (group.digits == DECIMALS_OF_POINTS).all()
@@ -166,9 +166,9 @@ def _mean_columns(mean: Mean) -> dict[str, float]:
 def comparison_table(
     lines: pd.DataFrame, title: str, with_details: bool = False
 ) -> Table:
-    """Comparisons of one model as a table. lines: of `paired_differences`. with_details:
-    also how many pairs were won, lost and equal, the median with its bootstrap interval,
-    the sign test and P(better)."""
+    """Comparisons of one model as a table. lines: rows of `paired_differences`.
+    with_details: also how many pairs were won, lost and equal, the median with its
+    bootstrap interval, the sign test and P(better)."""
     rows = [_table_line(line, with_details) for line in lines.itertuples()]
     count_over_tasks = int((lines.task == "").sum())
     comparisons = plural(len(lines) - count_over_tasks, "comparison")
@@ -222,6 +222,7 @@ def _detail_entries(line: Any) -> dict[str, Entry]:
         name: Number(count, form="count", ids=line.ids)
         for name, count in counts.items()
     }
+    # None for a single pair: the entry is then "-"
     low, high = median_interval([*differences]) or (None, np.nan)
     signed: Any = {"ids": line.ids, "decimals": line.digits, "sign": True}
     entries["median"] = entry_of_runs(differences.median(), **signed)

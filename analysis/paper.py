@@ -44,9 +44,8 @@ DECIMALS: dict[str, int] = {
     **{key: score.decimals for key, score in TEXT_SCORES.items()},
     **printed_file("names.yaml")["decimals"],
 }
-#: Tasks on which a row of the paper started from an adapter trained on MNLI, by its model
-#: and row.
-#: Our run of such a task is comparable only if it started there, too.
+#: Tasks on which a row of the paper started from an adapter trained on MNLI, by the row's
+#: model and name. Our run of such a task is comparable only if it started there, too.
 FROM_MNLI = {("roberta_base", "lora"): ("mrpc", "rte", "stsb")}
 
 
@@ -121,6 +120,7 @@ def _numbers_of_row(table: str, group: str, cells: Content) -> Iterator[Content]
     if "bytes" in cells:
         size += f" ({cells.pop('bytes')})"
     row_names = names["rows"].get(table, {})
+    # a table may print a method in several sizes, which are rows of their own in conf/
     row = row_names.get(f"{method} {size}") or row_names.get(method, method)
     # rows of tables 6 and 7 are settings of VeRA, and no methods
     keeps_name = table in ("table6", "table7")

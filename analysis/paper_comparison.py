@@ -73,18 +73,19 @@ def compare_with_paper(table: str, cells: pd.DataFrame, part: str = "") -> pd.Da
     of_means = table in TABLES_OF_MEANS
     rows["ours"] = [_middle(values, of_means) for values in rows["values"]]
     n = rows.n.fillna(0).astype(int)
-    varies = rows.our_spread.notna()
+    has_own_spread = rows.our_spread.notna()
     factor = n.map(lambda seeds: _variance_factor(seeds, of_means))
     rows["variance"] = factor * rows.our_spread**2 / n
     has_spread = rows.spread.notna()
     rows[["paper_variance", "half_width"]] = math.nan
-    if varies.any():
+    if has_own_spread.any():
         printed_variance = rows.spread.clip(lower=HALF_DIGIT) ** 2 / SEEDS
         rows["paper_variance"] = _variance_factor(SEEDS, of_means) * printed_variance
         variances = [rows.variance, rows.paper_variance.where(has_spread, 0.0)]
+        # 1 stands for 0 and -1, whose cells have no spread, to avoid a division by 0
         freedoms = [np.maximum(n - 1, 1), np.full(len(n), SEEDS - 1)]
         half_widths = welch_half_width(variances, freedoms)
-        rows["half_width"] = np.where(varies, half_widths, math.nan)
+        rows["half_width"] = np.where(has_own_spread, half_widths, math.nan)
     rows["difference"] = rows.ours - rows.value
     rows["margin"] = rows.column.map(LARGEST_HALF_WIDTH_BY_SCORE).fillna(
         LARGEST_HALF_WIDTH
@@ -106,7 +107,7 @@ def compare_with_paper(table: str, cells: pd.DataFrame, part: str = "") -> pd.Da
 
 def _beside_own_cells(table: str, cells: pd.DataFrame, part: str) -> pd.DataFrame:
     """The paper's numbers of a table, without means over tasks, and OWN_COLUMNS of our
-    cell beside each; NaN where we have none. Arguments: of `compare_with_paper`."""
+    cell beside each; NaN where we have none. Arguments: as in `compare_with_paper`."""
     printed = printed_numbers()
     printed = printed[(printed.table == table) & (printed.task != "")]
     if part:
@@ -173,13 +174,14 @@ class MeanVerdict(NamedTuple):
 def mean_verdict(rows: pd.DataFrame) -> MeanVerdict | None:
     """The verdict on a row's mean difference over tasks; None for one task, and where a
     cell has no verdict by an interval yet. If the paper prints no spread of one of the
-    cells, its spreads are left out of the interval. rows: of `compare_with_paper`, those
-    of one row."""
+    cells, its spreads are left out of the interval. rows: the lines of one row from
+    `compare_with_paper`."""
     count = len(rows)
     if count < 2 or not _all_have_verdict(rows):
         return None
     has_spread = bool(rows.spread.notna().all())
-    paper_variance = rows.paper_variance if has_spread else 0 * rows.variance
+    paper_variance = rows.paper_variance if has_spread else np.zeros(count)
+    # the variance of a mean of independent cells is the sum of theirs over count^2
     variances = np.concatenate([rows.variance, paper_variance]) / count**2
     freedoms = np.concatenate([rows.n - 1, np.full(count, SEEDS - 1)])
     half_width = float(welch_half_width(variances, freedoms))
@@ -206,8 +208,8 @@ def verdict_summary(verdicts: Iterable[str]) -> str:
 
 def row_status(rows: pd.DataFrame, with_mean: bool = True) -> str:
     """The verdicts on the cells of a row of ours, counted, and the one on their mean (if
-    with_mean); "" where a cell has no verdict by an interval yet. rows: of
-    `compare_with_paper`, those of this row."""
+    with_mean); "" where a cell has no verdict by an interval yet. rows: the lines of
+    this row from `compare_with_paper`."""
     if rows.empty or not _all_have_verdict(rows):
         return ""
     text = verdict_summary(rows.verdict)
@@ -233,7 +235,7 @@ def rounds_to(printed: str, value: float) -> bool:
 
 def _cell_has_papers_size(row: Any) -> bool:
     """Whether our cell trains as many parameters as the paper's row, or the paper prints
-    no size; False where we have no cell. row: of `compare_with_paper`."""
+    no size; False where we have no cell. row: a line of `compare_with_paper`."""
     if not row.size:
         return True
     if not row.ran:

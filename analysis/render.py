@@ -52,7 +52,7 @@ class Number:
     written) are of the form "number". mark: what follows the text, such as " 1d".
     verdict: the verdict on it beside the paper's number; CSV has it, the text does not.
     ids: the runs that it comes from. high: the upper end of an interval, whose lower end
-    is the value; NaN for a single number."""
+    is the value; NaN for a single number. An interval has no spread, n or mark."""
 
     value: float
     spread: float = math.nan
@@ -110,7 +110,7 @@ def cell_entry(
     """A cell as an entry: its median or mean and spread, how many seeds it has if it is not
     complete, and how many diverged; "-" for no cell.
 
-    middle: "median" or "mean". verdict: as of `Number`. skips_missing: whether seeds
+    middle: "median" or "mean". verdict: as in `Number`. skips_missing: whether seeds
     without the number are left out of the median, which is NaN otherwise; the entry then
     does not say how many diverged, and is "-" where no seed has the number."""
     if cell is None:
@@ -271,6 +271,7 @@ def render(tables: Iterable[Table], form: str = "md") -> str:
     (`Table.tidy`)."""
     if form == "csv":
         joined = pd.concat([table.tidy() for table in tables], ignore_index=True)
+        # whole numbers although some are missing, which makes them floats in pandas
         return to_csv(joined.astype({"n": "Int64", "wanted": "Int64"})).rstrip("\n")
     write = {"md": markdown, "latex": latex}[form]
     return "\n\n".join(map(write, tables))

@@ -168,10 +168,11 @@ def cell_views(
 ) -> Iterator[CellView]:
     """A view of each cell of the ledger, with its runs and their curves; those of
     FIRST_ROWS come first. variants: the ledger's runs, with a row for each variant
-    (`every_variant`). verdicts: of `tables.verdicts`."""
+    (`every_variant`). verdicts: those of `tables.verdicts`."""
     cells = reported_cells(variants)
     order = cells.row.map(FIRST_ROWS).fillna(len(FIRST_ROWS))
     cells = cells.assign(order=order).sort_values(["order", "model", "task", "row"])
+    # the ids of its runs say which cell a verdict is on
     verdicts_by_ids = verdicts[verdicts.ran].groupby("ids").verdict.agg(list).to_dict()
     by_id = variants.drop_duplicates("id").set_index("id")
     columns_by_id = by_id[RUN_COLUMNS].to_dict("index")

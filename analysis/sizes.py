@@ -59,6 +59,6 @@ def difference_of_means(left: Sequence[float], right: Sequence[float]) -> Mean:
     freedoms = np.array([first.freedom, second.freedom])
     total = float(variances.sum())
     freedom = float(freedoms.sum())
-    if total:
+    if total:  # Welch's formula is 0 / 0 where neither sample varies
         freedom = total**2 / float((variances**2 / freedoms).sum())
     return Mean(float(first.mean - second.mean), math.sqrt(total), freedom)

@@ -59,9 +59,10 @@ def statistics_tables(
     """Two tables for each model: its cells (interval, best against last epoch, what
     choosing the epoch adds), and the differences of one row from the others.
 
-    row: that row; "" for no differences. paper_verdicts: the verdicts beside the paper
-    (`tables.verdicts`), where they are at hand. own_cells_only: of the cells, only those
-    of the row. with_details: see `comparison_table`."""
+    row: that row; "" for no differences. paper_verdicts: the verdicts beside the paper,
+    if the caller has them already; None computes them (`tables.verdicts`).
+    own_cells_only: of the cells, only those of the row. with_details: see
+    `comparison_table`."""
     cells = reported_cells(runs)
     statistics = list[Table]()
     verdicts = verdicts_by_runs(runs, paper_verdicts) if len(cells) else {}
@@ -100,8 +101,8 @@ def verdicts_by_runs(
     runs: pd.DataFrame, paper_verdicts: pd.DataFrame | None = None
 ) -> Verdicts:
     """The verdict on each of our cells that the paper has, too. If the cell has several
-    numbers with different verdicts, these are counted instead. paper_verdicts: of
-    `tables.verdicts` on these runs, where they are at hand."""
+    numbers with different verdicts, these are counted instead. paper_verdicts: as in
+    `statistics_tables`."""
     paper_verdicts = tables.verdicts(runs) if paper_verdicts is None else paper_verdicts
     by_cell = (
         paper_verdicts[paper_verdicts.ran].groupby("ids", sort=False).verdict.agg(list)
@@ -122,7 +123,7 @@ def _cells_table(cells: pd.DataFrame, runs: pd.DataFrame, verdicts: Verdicts) ->
     """A table with a line for each of these cells (`frame.reported_cells`), all of one
     model. runs: all runs of the model, for the notes."""
     model = cells.model.iloc[0]
-    interval_header = interval_name(cells.n)
+    interval_header = interval_name(cells.n)  # fewer seeds give a range and no interval
     without_verdict = "not in the paper" if model in MODELS else "other model"
     ordered = cells.assign(task=tasks_by_way(cells)).sort_values(["task", "row"])
     lines = list[dict[str, Entry]]()
@@ -189,6 +190,8 @@ def main(arguments: list[str]) -> int:
     name = "".join(line.positional)
     row = row_name(settings.row or "vera")
     own_and_published_runs = own_and_published(open_rows(settings))
+    # Own and published runs have separate tables. They are selected together, so that a
+    # table or row is an error only if neither of them has it.
     selected = pd.concat(own_and_published_runs, ignore_index=True)
     if name:
         selected = in_table(selected, name)

@@ -15,6 +15,7 @@ from pathlib import Path
 def main(file: str, command: list[str]) -> int:
     """Runs the command and returns its exit code. file: gets the CPU "seconds" of the
     command and its children, and the peak of its memory in "bytes"."""
+    # os.wait4 is used, and not process.wait(), because it returns the resource usage
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

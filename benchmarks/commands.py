@@ -44,7 +44,7 @@ def commands(full: bool) -> list[Row]:
                 for name, words in COMMANDS.items()
             }
             about: Row = {"part": "commands", "records": size}
-            # The call that warms up each command is the one that fills its cache
+            # The first call of a command, which warms it up, is the one with an empty cache
             for row in time_in_turns(work, ROUNDS, about):
                 measured = work[row["variant"]]
                 first_call = f"{measured.seconds[0]:.3g} s"
@@ -55,7 +55,7 @@ def commands(full: bool) -> list[Row]:
 class MeasuredCommand:
     """A command that is measured each time it is called.
 
-    output: the folder of its records. cache: the user's cache folder, which all commands of a
+    words: its arguments. output: the folder of its records. cache: the user's cache folder, which all commands of a
     size share. seconds: the CPU seconds of each call. peak_bytes: the most memory that a
     call took, without the first one, which fills the cache."""
 

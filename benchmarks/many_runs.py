@@ -166,6 +166,7 @@ def _samples(folder: Path, number: int) -> Iterator[Sample]:
         )
         yield latest
         while process.poll() is None:
+            # a name with a dot in front is a record that is still being written
             runs = len(list(folder.glob("outputs/records/[!.]*.json")))
             bar.update(runs - bar.n)
             with contextlib.suppress(psutil.Error):  # the command has just ended
@@ -178,8 +179,8 @@ def _samples(folder: Path, number: int) -> Iterator[Sample]:
         last_line = log.read_text().strip().splitlines()[-1:]
         raise UserError(f"the runs that are timed failed: {last_line}")
     if marks:
-        # The last record was written after the last look at the processes, whose CPU time
-        # and memory have to do
+        # The last record was written after the last look at the processes: now that they
+        # have ended, the CPU time and memory of that look stand for those at the end
         yield replace(latest, runs=number, wall_s=time.perf_counter() - started)
 
 
@@ -202,7 +203,7 @@ def _sample(pid: int, runs: int, wall_s: float) -> Sample:
 
 
 def _training_seconds(folder: Path) -> float:
-    """The mean seconds that a run has trained and evaluated, from the records in
+    """The mean seconds that a run has trained and evaluated, from the records below
     `folder`."""
     seconds = []
     for path in folder.glob("outputs/records/*.json"):

@@ -92,9 +92,10 @@ class OwnStep:
         rewards = torch.tensor(
             [[even_tokens(ids) for ids in group] for group in groups]
         )
-        advantages = group_advantages(rewards, "group").tolist()
+        # the scale and the loss that TRL has by default, as TrlStep does not set them
+        advantages = group_advantages(rewards, scale="group").tolist()
         lengths = torch.full((rewards.numel(),), float(self.tokens))
-        weights = completion_weights(lengths, "dapo", self.tokens)
+        weights = completion_weights(lengths, loss="dapo", max_length=self.tokens)
         weights_of_groups = weights.view(rewards.shape).tolist()
         rows = []
         for prompt, group, advantage, weight in zip(

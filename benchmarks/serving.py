@@ -38,8 +38,9 @@ def serving(full: bool) -> list[Row]:
     method = vera.VeRA(rank=shape.rank)
     with_vera = share_weights(base)
     method.adapt(with_vera)
+    # as after training: a new adapter has b = 0, and changes nothing
     with torch.no_grad():
-        for change in layer_changes(with_vera):
+        for change in layer_changes(with_vera):  # the adapter of each weight matrix
             for vector in change.parameters():
                 vector.normal_(0, 0.1)
     merged = copy.deepcopy(with_vera)  # has its own weights: the others share theirs
@@ -59,9 +60,11 @@ def serving(full: bool) -> list[Row]:
             save_adapter(with_vera, method, shape, path),
         ]
         for resident in RESIDENT if full else RESIDENT[:2]:
+            # one file serves for all: time does not depend on what is in it
             for i in range(len(adapters), resident):
                 adapters.add(str(i), path)
             for length in (16, 32, 64) if full else (32,):
+                # from 3 on, since the first ids are special tokens
                 ids = torch.randint(
                     3, shape.config["vocab_size"], (count, length), device=DEVICE
                 )
@@ -70,7 +73,7 @@ def serving(full: bool) -> list[Row]:
                     "base model": partial(base, ids),
                     f"VeRA, {count} of {resident:,} adapters": many,
                 }
-                if resident == count:
+                if resident == count:  # these do not depend on `resident`
                     mixed = partial(peft_lora, ids, adapter_names=names)
                     one_by_one = partial(answer_one_by_one, peft_vera, ids)
                     work |= {

@@ -324,6 +324,7 @@ def _epoch(waits: dict[str, str], busy: int) -> float:
     command += ["method=full", "train.epochs=1"]
     command += ["keep=none", "tracking=off", "table=false"]
     environment = dict(os.environ)
+    # the user's own choice of how threads wait
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"):
         environment.pop(name, None)
     environment |= waits

@@ -44,7 +44,8 @@ class DecidedPairs:
     """The answer to a question: which pairs of a set's rows are decided.
 
     label: the question's name in tables. decided: whether each pair is, in the order of
-    `pair_indices`. is_known: whether any variance behind the answer is known.
+    `pair_indices`. is_known: whether any variance behind the answer is known; if none
+    is, no pair can be decided, and tables show no count.
     """
 
     label: str
@@ -192,7 +193,7 @@ class Shift:
 
 def shift(results: pd.DataFrame, before: str, after: str) -> Shift | None:
     """The shift between two sets, paired over rows of equal settings; None with fewer
-    than two such rows."""
+    than two such rows. before, after: the names of the sets."""
     keys = ["row", "settings"]
     first = results[results.set == before]
     second = results[results.set == after]

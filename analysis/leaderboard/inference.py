@@ -52,7 +52,7 @@ def rerun_variance(results: pd.DataFrame) -> Variance | None:
 
     Returns:
         The variance; None where no two environments share enough rows."""
-    row_names = results.row + " " + results.settings
+    row_names = results.row + " " + results.settings  # settings: a hash
     is_repeated = row_names.groupby(row_names).transform("size") > 1
     repeated = results[is_repeated]
     if repeated.empty:
@@ -90,8 +90,8 @@ def rerun_p(scores: Floats, variances: dict[str, Variance | None]) -> Floats:
 
     Args:
         scores: of each row, in points.
-        variances: of `rerun_variances`."""
-    unknown = Variance(np.nan, 1, 0)
+        variances: those of `rerun_variances`, by "upper" and "lower"."""
+    unknown = Variance(np.nan, 1, 0)  # makes p NaN
     groups = np.where(scores > UPPER_SCORE, "upper", "lower")
     row_variances = [variances[group] or unknown for group in groups]
     variance = np.array([row.value for row in row_variances])
@@ -169,9 +169,9 @@ def letter_groups(rows: int, decided: Booleans) -> list[str]:
 def split_groups(
     groups: Sequence[frozenset[int]], left: int, right: int
 ) -> list[frozenset[int]]:
-    """The groups after a pair of rows is decided. A group with both rows is replaced by
-    two: one without the left row, and one without the right. A group that is part of
-    another one is absorbed by it."""
+    """The groups after a pair of rows is decided: rows that share a group are not decided.
+    A group with both rows is replaced by two: one without the left row, and one without
+    the right. A group that is part of another one is absorbed by it."""
     kept_groups = [group for group in groups if not {left, right} <= group]
     halves = list[frozenset[int]]()
     for group in groups:
@@ -197,7 +197,7 @@ def rerun_half_width(
     scores: Floats, variances: dict[str, Variance | None], level: float
 ) -> Floats:
     """Half the width of each row's interval over re-runs, in points; NaN where the
-    variance is unknown. scores, variances: as of `rerun_p`."""
+    variance is unknown. scores, variances: as in `rerun_p`."""
     half_widths = []
     for score in scores:
         variance = variances["upper" if score > UPPER_SCORE else "lower"]
@@ -213,7 +213,7 @@ def wilson_interval(
     correct: Floats, questions: int, level: float
 ) -> tuple[Floats, Floats]:
     """Both ends of each row's interval over questions, in points (Wilson 1927). correct,
-    questions: as of `question_p`."""
+    questions: as in `question_p`."""
     z = float(special.ndtri((1 + level) / 2))
     share = correct / questions
     centre = share + z**2 / (2 * questions)

@@ -82,8 +82,8 @@ def fall_by_sampling(
     every_shift: Sequence[Shift], results: pd.DataFrame
 ) -> list[Shift]:
     """The shift from a set with greedy answers to one with sampled answers: of several
-    the one over the most rows, alone in a list. The list is empty where there is
-    none."""
+    the one over the most rows, alone in a list. The list, over which the template loops,
+    is empty where there is none."""
     decoding = results.groupby("set").decoding.first()
     falls = list[Shift]()
     for shift in every_shift:

@@ -65,8 +65,9 @@ def score_figure(board: Board, cost_name: str = "parameters") -> Figure:
     cost = COSTS[cost_name]
     rows = board.rows[board.rows.score >= LOWEST_SCORE]
     rows = rows[rows[cost.column] > 0].reset_index(drop=True)
+    # more is better on a frontier, so costs are negated
     rows["frontier"] = on_frontier([*-rows[cost.column]], [*rows.score])
-    rows["runs"] = [()] * len(rows)
+    rows["runs"] = [()] * len(rows)  # a figure's data names runs of ours: here are none
     left_out = len(board.rows) - len(rows)
     foot = [
         "thick: 95% interval of a re-run with the same seed on the same questions; "
@@ -119,6 +120,7 @@ def label_rows(axes: Axes, rows: pd.DataFrame, cost: CostAxis) -> None:
     for index in labelled.score.sort_values(ascending=False).index:
         row = rows.loc[index]
         log_cost = float(log_costs[index])
+        # points at about the same height, a short way to the left
         is_covered = (rows.score - row.score).abs() < 2 * LABEL_GAP
         is_covered &= log_costs.between(log_cost - 0.35 * label_width, log_cost)
         # the point itself is among them

@@ -276,6 +276,7 @@ def without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
     A commit that replaces some results still holds the others, so later folders repeat
     them. A row that is twice in a folder is a mistake, of which we keep the first."""
+    # results of a row with one date, to the second, and one score are the same run
     is_copy = frame.duplicated(["row", "date", "correct"])
     problems = []
     for name, count in frame[is_copy].set.value_counts(sort=False).items():
@@ -289,7 +290,7 @@ def without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 def with_environments(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with `score`, in points, and `environment`, the folder and the version
-    of transformers. A set with both ways of decoding becomes two sets, whose names end in
+    of transformers, which stand for all software that a run had. A set with both ways of decoding becomes two sets, whose names end in
     "(sampled)" and "(greedy)"."""
     frame = frame.assign(
         score=100 * frame.correct / QUESTIONS,

@@ -51,11 +51,11 @@ def board_table(board: Board, limit: int | None = None) -> Table:
 
 
 def row_line(row: Mapping[Hashable, float]) -> dict[str, Entry]:
-    """The line of one row, by the headers of the table. row: of `Board.rows`."""
+    """The line of one row, by the headers of the table. row: a row of `Board.rows`."""
     line: dict[str, Entry] = {"row": str(row["row"])}
     line["parameters"] = Number(row["parameters"], form="count")
-    line["score"] = Number(row["score"], row["rerun_half"])
-    is_known = math.isfinite(row["rerun_half"])
+    line["score"] = Number(row["score"], spread=row["rerun_half"])
+    is_known = math.isfinite(row["rerun_half"])  # whether a re-run has a variance
     line["(a) re-run"] = str(row["rerun_letters"]) if is_known else NONE
     line["95% CI, questions"] = Number(row["low"], high=row["high"])
     line["(b) questions"] = str(row["question_letters"])
@@ -148,7 +148,7 @@ def shift_table(shifts: Iterable[Shift], labels: Mapping[str, str]) -> Table:
 
 def seeds_table(board: Board, power: Sequence[Power]) -> Table:
     """How many seeds would settle the order of the best rows: a line for each number of
-    seeds. power: of `power_by_seeds`."""
+    seeds. power: what `power_by_seeds` returns for the board's rows."""
     lines = []
     for power_of_seeds in power:
         line: dict[str, Entry] = {
