@@ -55,9 +55,10 @@ def commands(full: bool) -> list[Row]:
 class MeasuredCommand:
     """A command that is measured each time it is called.
 
-    words: its arguments. output: the folder of its records. cache: the user's cache folder, which all commands of a
-    size share. seconds: the CPU seconds of each call. peak_bytes: the most memory that a
-    call took, without the first one, which fills the cache."""
+    words: its arguments. output: the folder of its records. cache: the user's cache
+    folder, which all commands of a size share. seconds: the CPU seconds of each call.
+    peak_bytes: the most memory that a call took, without the first one, which fills the
+    cache."""
 
     def __init__(self, words: tuple[str, ...], output: Path, cache: Path) -> None:
         self.words = [*words, f"output={output}"]

@@ -290,8 +290,8 @@ def without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 def with_environments(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with `score`, in points, and `environment`, the folder and the version
-    of transformers, which stand for all software that a run had. A set with both ways of decoding becomes two sets, whose names end in
-    "(sampled)" and "(greedy)"."""
+    of transformers, which stand for all software that a run had. A set with both ways
+    of decoding becomes two sets, whose names end in "(sampled)" and "(greedy)"."""
     frame = frame.assign(
         score=100 * frame.correct / QUESTIONS,
         environment=frame.set + " transformers " + frame.transformers,
