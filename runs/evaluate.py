@@ -244,10 +244,12 @@ def finished_records(line: CommandLine[RecordSettings]) -> list[Record]:
         elif record["status"] == "done":
             records.append(record)
     if not records:
-        arguments = " ".join([*line.options, *line.overrides])
+        arguments = [*line.overrides]
+        if line.config_dir is not None:
+            arguments.insert(0, f"--config-dir={line.config_dir}")
         raise UserError(
             f"none of these {len(runs)} runs has finished in {output}/records. First: "
-            f"vera-bench {arguments}"
+            f"vera-bench {shlex.join(arguments)}"
         )
     return records
 
@@ -285,6 +287,7 @@ def restore(
     if record["parameters"]["head"]:
         files["head"] = kept_file("head.safetensors", record, output)
     run = run_from_record(record)
+    # start=False: the kept adapter has what the run's own start brought into it
     context = Context(run, record["id"], report, start=False, task=task)
     if "adapter" in files:
         # not by vera.load, which adapts a copy once more: on a GPU some of peft's
@@ -299,13 +302,13 @@ def run_from_record(record: Record) -> Run:
     """The run whose record this is, as its configuration is recorded."""
     cell = record["cell"]
     return Run(
-        cell["row"],
-        cell["model"],
-        cell["task"],
-        cell["seed"],
-        str(record["recipe"]["name"]),
-        cell["paper"],
-        record["config"],
+        row=cell["row"],
+        model=cell["model"],
+        task=cell["task"],
+        seed=cell["seed"],
+        recipe=str(record["recipe"]["name"]),
+        experiment=cell["paper"],
+        config=record["config"],
     )
 
 

@@ -17,6 +17,7 @@ nor the data.
 
 import itertools
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -166,12 +167,12 @@ def _all_runs_of_measures(name: str, output: str) -> list[tuple[Record, ...]]:
     runs and runs with keep=none are left out."""
     if name == "matrix_fit":
         return [()]
-    runs_by_kind: dict[str, list[Record]] = {"vera": [], "lora": []}
+    runs_by_kind = defaultdict[str, list[Record]](list)
     for record in open_ledger(output, published=False):
         config = record["config"]
         has_adapter = record["status"] == "done" and config["keep"] != "none"
         if has_adapter and not is_trial_or_stopped(config):
-            runs_by_kind.setdefault(config["method"]["kind"], []).append(record)
+            runs_by_kind[config["method"]["kind"]].append(record)
     if name == "magnitude":
         return [(record,) for record in runs_by_kind["vera"]]
     pairs = list[tuple[Record, ...]]()

@@ -207,7 +207,7 @@ def _axes(
             "the dev or test set"
         )
     fixed_keys = {*given_keys}
-    if kind == "head":
+    if kind == "head":  # trains the head alone, at train.lr_head
         fixed_keys.add("train.lr")
     if task["modality"] == "text generation":  # without a head
         fixed_keys.add("train.lr_head")
@@ -284,6 +284,7 @@ def trial_results(search: GridSearch) -> tuple[pd.DataFrame, list[Record]]:
     values_to_sort = frame.value
     if records and ReportedMetric.of_record(records[0]).higher_is_better:
         values_to_sort = -frame.value
+    # lexsort sorts by its last key first
     order = np.lexsort((values_to_sort, frame.diverged > 0, frame.value.isna()))
     return frame.iloc[order], records
 

@@ -126,6 +126,7 @@ def build_ladder(overrides: tuple[str, ...], composer: Composer) -> Ladder:
     own_settings = {key: value for key, value in method.items() if is_own_setting(key)}
     rungs = []
     for settings in _settings_of_entries(entries):
+        # how many of the last blocks are adapted; None: all of them
         blocks = settings.pop("blocks", None)
         label = _label_of_rung(settings, blocks)
         if blocks:
@@ -170,7 +171,7 @@ def _sites_of_last_blocks(
 
 
 def _skeleton(model: ModelConfig) -> Any:
-    """The model without weights. Its head, which is not counted, may have any size."""
+    """The model without weights. Its head is not counted, so num_labels may be any."""
     return skeleton(model, num_labels=2)
 
 
@@ -183,7 +184,7 @@ def _count_parameters(
 
     Args:
         model: The model's configuration.
-        own_settings: The method's settings, without those of a rung.
+        own_settings: The settings of the method's file.
         rung_settings: Those that a rung sets instead; "config.r" is the key r of config.
     """
     import vera
@@ -216,7 +217,9 @@ def _as_overrides(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _label_of_rung(settings: Mapping[str, Any], blocks: int | None) -> str:
-    """A rung's settings in short: "rank=4", "rank=1, sites=[value], last 2 blocks"."""
+    """A rung's settings in short: "rank=4", "rank=1, sites=[value], last 2 blocks". A
+    setting at null, which stands for the library's default, is left out. blocks: how
+    many of the last blocks are adapted; None: all of them."""
     parts = []
     for key, value in settings.items():
         if value is not None:

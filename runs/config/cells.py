@@ -354,7 +354,7 @@ def _remove_neutral_settings(values: dict[str, Any]) -> None:
 
 def _is_compared(key: str) -> bool:
     """Whether an override of this key is compared with the files: it can change the
-    result."""
+    result, and chooses no file, as task=mrpc does."""
     group = key.partition(".")[0]
     if group in ("model", "reward"):
         declared = nearest_key(key)

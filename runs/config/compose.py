@@ -109,6 +109,7 @@ class Composer:
         except HYDRA_ERRORS as error:
             raise self._as_user_error(error, groups) from None
         choices = group_choices(cfg)
+        # without that line Hydra puts the keys of a preset below `experiment`
         if "experiment" in cfg:
             file = self.files.path("experiment", choices["experiment"])
             raise UserError(f"{file}: its first line should be # @package _global_")
@@ -314,8 +315,8 @@ def dotted_items(
 def defaults_with_recipe(
     composer: Composer, overrides: tuple[str, ...], recipe: Any
 ) -> DictConfig:
-    """The configuration of the files that overrides choose, without their other values:
-    a copy of `Composer.defaults`, with the recipe of a run.
+    """What the files that a run's overrides choose say, without the values that other
+    overrides set: a copy of `Composer.defaults`, with the run's recipe.
 
     The run's recipe is given, since a row's part of it may belong to its class of peft,
     which is set by an override that chooses no file."""

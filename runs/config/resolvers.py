@@ -24,7 +24,8 @@ PEFT_SITES = ROOT / "vera" / "methods" / "peft_sites.json"
 def recipe_value(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
     """The recipe's value of a key for the run's task, else its value for all tasks, else
     the default. A null is a value (`clip: null`). runs.record.from_recipe reads the
-    recipe of a record in the same way."""
+    recipe of a record in the same way. _root_: OmegaConf gives the whole configuration
+    to a parameter of this name."""
     recipe = _root_.get("recipe")
     if not recipe:
         return _node(default)

@@ -70,7 +70,7 @@ def defining_settings(config: Configuration, with_seeds: bool = True) -> dict[st
         if not values:  # a run by likelihood has no settings of a reward
             continue
         settings[group] = _hashed_settings(group, values, family, with_seeds)
-    # ids of today's runs hold them, too
+    # so that the ids of older runs, which had these keys, stay as they are
     settings["task"] = VALUES_OF_REMOVED_KEYS.get(family or "", {}) | settings["task"]
     if config["method"].get("redrawn") and not with_seeds:
         settings["method"].pop("projection_seed", None)  # A and B follow the seed
@@ -177,8 +177,8 @@ def computed_cell_id(record: MeasuredRecord) -> str:
     """A hash of all that defines a finished record's result, except the seed.
 
     Unlike a run's id it holds the recipe's name and not the row. Tables form the cells of
-    one row at a time. There, runs by two recipes differ from their recipes in different
-    settings, so they are not seeds of one cell even if their own settings agree."""
+    one row at a time, and say in which settings a cell's runs differ from their recipe.
+    So runs by two recipes are not seeds of one cell even if their own settings agree."""
     settings = defining_settings(record["config"], with_seeds=False)
     parts = [
         settings,
@@ -353,9 +353,9 @@ def crossfit(curve: Curve, dev_rows: int, metric: ReportedMetric) -> Selected | 
 
     curve: metric_select is of half A (dev_rows // 2 rows), metric_report of half B.
     Returns, on the scale of the curve: best; last, the same mean at the last epoch;
-    best_epoch, the two epochs chosen; and optimism, the mean at the epoch that is best
-    on all of dev, minus `best`. That is an upper estimate, since half of the rows
-    choose worse than all of them. None for a curve without values of both halves."""
+    best_epoch, the two epochs chosen; and optimism, by how much the mean at the epoch
+    that is best on all of dev is better than `best`. That is an upper estimate, since
+    half of the rows choose worse than all. None if a half lacks a score."""
     half_a = complete_scores(curve.get("metric_select"))
     half_b = complete_scores(curve.get("metric_report"))
     if not half_a or len(half_a) != len(half_b):
@@ -386,7 +386,7 @@ def complete_scores(scores: list[Number] | None) -> list[float]:
     or if there are none."""
     if scores is None or None in scores:
         return []
-    return [score for score in scores if score is not None]
+    return [score for score in scores if score is not None]  # for mypy: all of them
 
 
 def best_and_last(record: Record, select: str) -> Selected:

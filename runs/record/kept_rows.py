@@ -69,8 +69,13 @@ class MakesRows(Protocol):
         ...
 
 
-#: When a file was last changed, in nanoseconds, its size and its inode.
-Stamp = tuple[int, int, int]
+class Stamp(NamedTuple):
+    """What tells whether a file has changed: when it was last written, in nanoseconds,
+    its size in bytes, and its inode."""
+
+    changed_ns: int
+    size: int
+    inode: int
 
 
 class KeptRows:
@@ -104,9 +109,8 @@ class KeptRows:
             return {}
         parts = [part for part, stamp in self._kept if stamp == current]
         parts.sort(key=lambda part: part.start)
-        _, file_size, _ = current
         # Some rows are missing if one of their files is damaged, or was not written
-        return dict.fromkeys(parts, b"") if _cover_file(parts, file_size) else {}
+        return dict.fromkeys(parts, b"") if _cover_file(parts, current.size) else {}
 
     def get(self, part: RecordText) -> Any:
         """The kept row of a record; None where its file has changed, or no row is kept
@@ -129,7 +133,7 @@ class KeptRows:
         rows = list[Any]()
         for part, row in self._new_rows:
             stamp = self._stamps[part]
-            if stamp and stamp[0] < self._settled_ns:
+            if stamp and stamp.changed_ns < self._settled_ns:
                 # "" stands for the study's file itself
                 name = "" if self._is_study else os.path.basename(part.path)
                 named_part = [name, part.line, part.start, part.size]
@@ -162,9 +166,7 @@ class KeptRows:
                     name, line, start, size = named_part
                     place = os.path.join(self.place, name) if name else str(self.place)
                     part = RecordText(place, line, start, size)
-                    changed_ns, file_size, inode = stamp
-                    key = part, (changed_ns, file_size, inode)
-                    rows[key] = self.make_row.restore(row)
+                    rows[part, Stamp(*stamp)] = self.make_row.restore(row)
         return rows
 
 
@@ -189,7 +191,7 @@ def _stamp_of(path: str | Path) -> Stamp | None:
         status = os.stat(path)
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def _cover_file(lines: Iterable[RecordText], file_size: int) -> bool:

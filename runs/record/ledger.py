@@ -357,7 +357,9 @@ class _Reading:
             except ValueError as error:
                 ledger.problems.append(error_line(str(error)))
                 continue
-            if ledger.measures.setdefault(measure["id"], measure) is measure:
+            # of two measures with one id the first one counts
+            if measure["id"] not in ledger.measures:
+                ledger.measures[measure["id"]] = measure
                 ledger.measure_origin[measure["id"]] = origin
 
     def _entries(self, records: Path) -> Iterator[_RecordEntry]:
@@ -473,8 +475,8 @@ class _Reading:
 
 
 def _recompute_cell_id(record: Record) -> None:
-    """Computes the cell_id of a finished record anew: another version of the code may
-    have computed it from other settings."""
+    """Computes the cell_id of a finished record anew, in place: another version of the
+    code may have computed it from other settings."""
     record.pop("cell_id", None)
     if record["status"] in FINISHED:
         record["cell_id"] = cell_id(record)

@@ -240,6 +240,7 @@ class Tracker:
             self._note(describe(error))
             self.wandb = None
             self.points_sent = 0
+            # Not imported here, since the import may be what failed
             with contextlib.suppress(Exception):
                 sys.modules["wandb"].teardown()
             return False

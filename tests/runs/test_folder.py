@@ -1,12 +1,14 @@
 """The records of an output folder are read one by one."""
 
 import os
+import shlex
 
 import pytest
 from ledgers import record
 from running import output_of, trained
 
 from runs import evaluate, plan
+from runs.command.errors import UserError
 from runs.command.parser import RecordSettings
 from runs.record import folder
 from runs.record.folder import RecordFolder
@@ -83,6 +85,18 @@ def test_what_composes_runs_opens_their_records_alone(words, opened):
     line = evaluate.read_line([*words, "seed=0"], RecordSettings)
     assert [record["id"] for record in evaluate.finished_records(line)] == [done["id"]]
     assert opened == [f"{done['id']}.json"]
+
+
+def test_without_a_finished_run_the_command_to_type_first_is_whole(words, tmp_path):
+    """With the folder of --config-dir, and not only the option's name."""
+    own = tmp_path / "own"
+    own.mkdir()
+    line = evaluate.read_line([*words, "--config-dir", str(own)], RecordSettings)
+    with pytest.raises(UserError, match="none of these 1 runs") as error:
+        evaluate.finished_records(line)
+    command = str(error.value).partition("First: vera-bench ")[2]
+    assert shlex.split(command)[0] == f"--config-dir={own}"
+    assert shlex.split(command)[1:] == [*line.overrides]
 
 
 def test_the_beginning_of_an_id_opens_one_record(words, opened):
