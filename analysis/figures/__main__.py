@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     settings = line.settings
     chosen = require_known("figure", line.positional[0], [*NAMES, "curve", "all"])
     ids = line.positional[1:]
-    if (chosen == "curve") != bool(ids):
+    if (chosen == "curve") != bool(ids):  # curve without ids, or ids without curve
         raise UserError(f"{chosen}: curve takes the ids of runs, and no other figure")
     given_axes = {"x", "y"} & line.given.keys()
     if given_axes and chosen != "pareto":
@@ -77,6 +77,7 @@ def main(arguments: list[str]) -> int:
         "axes": (settings.x, settings.y) if given_axes else None,
         "labels": labels,
     }
+    # a sweep may have run several settings of one row
     every_variant = settings.all or bool(settings.sweep)
     count = 0
     for name in FIGURES if chosen == "all" else [chosen]:

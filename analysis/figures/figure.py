@@ -136,8 +136,9 @@ def picture(figure: Figure, form: str) -> bytes:
     same bytes."""
     content = io.BytesIO()
     backend, metadata = FORMS[form]
+    # The salt makes the ids of elements in an SVG, which would be random without it.
     with matplotlib.rc_context({"svg.hashsalt": figure.name}, STYLE):
-        # We call the backend, because savefig would draw twice, for the layout first.
+        # We call the backend, because savefig would draw twice: once for the layout.
         drawn = backend(canvas(figure))
         getattr(drawn, f"print_{form}")(content, metadata=metadata)
     return content.getvalue()
@@ -235,7 +236,8 @@ def _draw_line(
     look_of_line: Sequence[Any],
 ) -> None:
     """Draws a line with its band, and its points: hollow where fewer seeds have a number
-    (n) than the cell should have (wanted). name: in the legend."""
+    (n) than the cell should have (wanted; data over measures have no such column, and no
+    hollow points). name: in the legend."""
     colour, dash, marker = look_of_line
     x_values = points[x].astype(float)
     axes.fill_between(

@@ -64,7 +64,7 @@ def fit_errors(fit: Measure) -> pd.DataFrame:
     - mean, spread, low, high: of the mean squared errors, over the matrices.
     - n, total: how many errors are finite, and how many there are.
     - least: the mean of the smallest errors that a matrix of this rank can have."""
-    # "best" is the key of published measures
+    # "best" is the key that published measures have for the smallest possible error
     columns = ["method", "rank", "parameters", "mse", "best"]
     table = pd.DataFrame(fit["values"], columns=columns)
     mse = finite(table.mse.explode()).groupby(level=0)
@@ -78,5 +78,5 @@ def fit_errors(fit: Measure) -> pd.DataFrame:
         runs=[(fit["id"],)] * len(table),
         kind=table.method,
         method=table.method.map(METHOD_NAMES),
-        spread=table.spread.fillna(0.0),
+        spread=table.spread.fillna(0.0),  # a single error has none
     )

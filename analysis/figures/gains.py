@@ -8,7 +8,7 @@ from matplotlib.patches import Patch
 
 from analysis.figures.figure import VARIED, Figure, Part, finite, look
 from analysis.figures.paper_figure import panels, paper_figure, printed_rte
-from analysis.frame import reported_cells
+from analysis.frame import SEEDS, reported_cells
 from analysis.paper import GLUE, METHOD_NAMES, paper
 
 #: The height of a row's bars, as a share of a row.
@@ -48,7 +48,7 @@ def cells_with_gain(runs: pd.DataFrame) -> pd.DataFrame:
     percent of the head's, divided by thousands of parameters. A cell without one of the
     head alone is left out."""
     is_accuracy = runs.task.isin([*GLUE]) & (runs.metric == "accuracy")
-    cells = reported_cells(runs[is_accuracy], seeds=5)
+    cells = reported_cells(runs[is_accuracy], seeds=SEEDS)
     is_varied = cells.row.astype(str).str.match(VARIED)
     cells = cells[~is_varied].sort_values("parameters", kind="stable")
     heads = cells[cells.row == "head"]
@@ -69,10 +69,11 @@ def cells_with_gain(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def printed_gains() -> pd.DataFrame:
-    """The paper's gains as lines of figure 4's data. The accuracy of the head is the one
-    that follows from the gain and the row's accuracy."""
+    """The paper's gains as lines of figure 4's data. The paper does not print the accuracy
+    of the head alone, so we compute it from the gain and the row's accuracy."""
     gains = paper()["figure4"]["printed"]
     quoted = printed_rte([*gains])
+    # Rows of several sizes, such as adapter_p_3m, share a method's name.
     has_name = quoted.row.isin(METHOD_NAMES)
     quoted = quoted.assign(
         gain=[*map(float, gains.values())],
@@ -86,8 +87,8 @@ def printed_gains() -> pd.DataFrame:
 
 
 def _draw_gains(axes: Axes, data: pd.DataFrame) -> None:
-    """Draws a group of bars for each row, one from each source, in its method's colour:
-    pale if it is quoted."""
+    """Draws a group of bars for each row: a bar from each source (our runs, the paper) in
+    the method's colour, pale if it is quoted."""
     rows = data.drop_duplicates("row")
     position_of_row = {row: position for position, row in enumerate(rows.row)}
     colours = [look(row.kind, row.row)[0] for row in rows.itertuples()]

@@ -86,7 +86,7 @@ def measured_values(
     """The values of the measures of a kind, for each model and task.
 
     Only measures of runs in cells count, and only those of one setting
-    (`_measures_of_one_setting`). Magnitudes are of the row vera alone.
+    (`_measures_of_one_setting`). Magnitudes are of the row vera alone, as in the paper.
 
     Args:
         runs: of `frame.runs`.
@@ -105,7 +105,8 @@ def measured_values(
             for number, (ids, measure) in enumerate(of_setting.items())
         ]
         values = pd.DataFrame(lines, columns=["number", "runs", *columns])
-        # A measure has lists by site and layer. Empty lists become a line of NaN.
+        # A measure has a list for each column, of equal lengths. Empty lists become a line
+        # of NaN, which is dropped.
         values = values.explode(columns, ignore_index=True).dropna(subset="layer")
         values = values.assign(**{name: finite(values[name]) for name in names})
         if values.empty:
@@ -141,9 +142,10 @@ def _seeds_of(measure: Measure) -> list[int]:
 def _measures_of_one_setting(
     group: Sequence[Measure], cell_by_run: pd.Series
 ) -> dict[tuple[str, ...], Measure]:
-    """The measures of one setting, by the ids of their runs. We take the setting with the
-    most measures, of those with the paper's ranks if there are any. Runs that were
-    measured again have their last measure.
+    """The measures of one setting, by the ids of their runs: with the same settings of the
+    measure, of runs in the same cells. We take the setting with the most measures, of
+    those with the paper's ranks if there are any. Runs that were measured again have
+    their last measure.
 
     group: the measures of one model and task. cell_by_run: the cell of each run that is
     in one, by its id."""
@@ -151,6 +153,7 @@ def _measures_of_one_setting(
     for measure in group:
         ids = tuple(run["id"] for run in measure["of"])
         settings = measure["settings"]
+        # whether each run of the measure is in a cell
         has_cells = cell_by_run.index.isin(ids).sum() == len(ids)
         if has_cells:
             has_paper_ranks = settings.get("ranks") == PAPER_RANKS
@@ -171,8 +174,8 @@ def layer_statistics(
 ) -> Iterator[LayerStatistics]:
     """The statistics of `measured_values`, for each model and task: the median, lowest
     and highest of the finite values, how many these are (n), and of how many (total).
-    names: of the values. kind: of the measures. unit: what one measure is of, "run" or
-    "pair"."""
+    names: of the values. kind: of the measures. unit: what the subtitle calls the runs of
+    one measure, "run" or "pair"."""
     for measured in measured_values(part.runs, part.measures, kind, *names):
         values = measured.values
         long = values.melt(["site", "layer", "number", "runs"], var_name="name")
@@ -192,8 +195,8 @@ def layer_statistics(
 
 
 def distinct_runs(groups: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    """The ids of the runs of several measures, each once. groups: those of each
-    measure."""
+    """The ids of the runs of several measures, each once. groups: the ids of the runs of
+    each measure."""
     return tuple(dict.fromkeys(run for ids in groups for run in ids))
 
 
@@ -209,8 +212,8 @@ def notes_on_infinite(data: pd.DataFrame) -> list[str]:
 
 
 def figure3(part: Part) -> Iterator[Figure]:
-    """How far d has moved in the runs of the row vera, by layer and site. The figure's
-    data have the norm of b, too, which is not drawn."""
+    """How far VeRA's vector d has moved in the runs of the row vera, by layer and site
+    (query or value). The figure's data have the norm of b, too, which is not drawn."""
     draw: Any = partial(
         draw_lines,
         x="layer",
@@ -269,7 +272,8 @@ def figure5(part: Part) -> Iterator[Figure]:
 
 
 def queries_of(data: pd.DataFrame) -> pd.DataFrame:
-    """The lines of the query matrices; all lines if no query matrix was measured."""
+    """The lines of the query matrices, which the paper shows; all lines if no query matrix
+    was measured."""
     is_query = data.site == "query"
     return data[is_query | ~is_query.any()]
 

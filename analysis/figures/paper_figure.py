@@ -80,10 +80,10 @@ def paper_figure(
     lines = [*notes]
     name = f"figure{number}"
     if model_and_task == PAPER_MODEL_AND_TASK:
-        # pandas leaves out what is None
+        # concat leaves out a frame that is None
         data = pd.concat([quoted, data], ignore_index=True)
         printed = paper()[name]
-        if "note" in printed:
+        if "note" in printed:  # figure 4 has none
             lines.append(f"{printed['note']}.")
             lines.append(f"Its finding: {printed['finding']}.")
     else:
@@ -143,6 +143,7 @@ def printed_rte(rows: list[str]) -> pd.DataFrame:
     frame = printed_numbers()
     is_shown = (frame.table == "table2") & (frame.model == model) & (frame.task == task)
     printed = frame[is_shown].set_index("row", drop=False).loc[rows]
+    # `spread` in a figure's data is over the seeds of our runs
     printed = printed.drop(columns="spread")
     return printed.assign(
         parameters=printed.row.map(counts),

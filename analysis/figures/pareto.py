@@ -64,9 +64,10 @@ HEIGHT_OF_CROWD = 6.4
 
 
 def parameter_figures(part: Part) -> Iterator[Figure]:
-    """The pictures of table 2's and table 5's tasks without other ranks and ablations,
-    and those of tasks with a row by reward, with every row. Two rows or more must have
-    run. If the user has named tasks, the pictures of these tasks with every row."""
+    """The pictures of table 2's and table 5's tasks without other ranks and ablations
+    (VARIED), and those of tasks with a row that was trained by reward, with every row. Two
+    rows or more must have run. If the user has named tasks, the pictures of these tasks
+    with every row."""
     if part.names_tasks:
         return pareto_figures(part)
     runs = part.runs
@@ -137,6 +138,7 @@ def figure_of_rows(
             legend names all rows (none for more than CROWDED rows).
         suffix: what the title says of the data's size.
     """
+    # An axis has one score, so a row that reports another one is not drawn on it.
     usual_score = row_cells["name"].mode().iloc[-1]
     has_other_score = (row_cells["name"] != usual_score) & ("metric" in axis_names)
     lines = [
@@ -162,6 +164,7 @@ def figure_of_rows(
     axis_columns = list[str]()
     for axis in axes:
         axis_columns += [axis.name, axis.low, axis.high]
+    # A figure's data call the label method, the method kind, and the ids runs.
     data = data.assign(kind=data.method, method=data.label, runs=data.ids)
     data = data[["method", "row", "kind", *axis_columns, *DATA_COLUMNS]]
     height = HEIGHT_OF_CROWD if len(data) > CROWDED else HEIGHT
@@ -191,7 +194,8 @@ def _title_name(name: str) -> str:
 
 
 def _subtitle(data: pd.DataFrame) -> str:
-    """Over how many seeds a point is, and how to read the lines and bars."""
+    """Over how many seeds a point is, and how to read the lines and bars. data: with the
+    count of each point's runs as `runs`."""
     text = "one seed"
     if data.runs.max() > 1:
         text = f"median of {count_range(data.runs)} seeds; bars: its interval"
@@ -206,8 +210,8 @@ def _subtitle(data: pd.DataFrame) -> str:
 def _with_frontier(data: pd.DataFrame, axes: Sequence[Axis]) -> pd.DataFrame:
     """The rows that have both numbers, sorted along x from the best to the worst, with two
     flags: `frontier` (`on_frontier`) and `failed` (`_is_failed_outlier`, and not on the
-    frontier). If the metric is on an axis, it is in failed_number, too; otherwise no row
-    has failed."""
+    frontier). If the metric is on an axis, its column, whose name is that of the score, is
+    copied to failed_number; otherwise no row has failed."""
     names = [axis.name for axis in axes]
     data = data.dropna(subset=names)
     data = data.sort_values(
@@ -262,10 +266,10 @@ def _with_axis_numbers(
     """The cells with the columns of an axis: the median over the seeds that have a number
     (axis.name) and the ends of its interval (axis.low, axis.high). And a note for each
     row that has runs without a finite number."""
-    # A diverged run ended early, so its costs are not those of the row.
-    is_cost = axis.column not in ("number", "parameters")
+    # A diverged run ended early, so its costs and its forgetting are not those of the row.
+    depends_on_end = axis.column not in ("number", "parameters")
     run_numbers = runs[axis.column]
-    if is_cost:
+    if depends_on_end:
         run_numbers = run_numbers.where(runs.status == "done")
     number_by_run = dict(zip(runs.id, run_numbers, strict=True))
     numbers = finite(row_cells.ids.explode().map(number_by_run))
@@ -288,7 +292,8 @@ def _with_axis_numbers(
 
 
 def interval_or_value(values: pd.Series) -> tuple[float, float]:
-    """The interval of the median of several values; of one value, the value twice."""
+    """The interval of the median of several values; of one value, the value twice; of no
+    value, NaN."""
     return median_interval([*values.dropna()]) or (values.max(), values.max())
 
 

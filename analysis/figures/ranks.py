@@ -25,13 +25,15 @@ from analysis.figures.paper_figure import (
     paper_figure,
     printed_rte,
 )
-from analysis.frame import reported_cells
+from analysis.frame import SEEDS, reported_cells
 from analysis.paper import GLUE, METHOD_NAMES
 from runs.record.text import plural
 
-#: The scaling of the rank of LoRA's recipe, which is on both of LoRA's lines.
+#: The scaling of LoRA's alpha at its recipe's own rank, which both of LoRA's lines show: a
+#: constant alpha and one proportional to r are the same there.
 BOTH_SCALINGS = "constant and proportional"
-#: What follows LoRA's name in the legend, by the scaling of alpha.
+#: What follows LoRA's name in the legend, by the scaling of alpha. A "given" alpha, which
+#: follows neither rule, stands with the constant ones.
 SCALING_TEXTS = {
     "constant": ", constant alpha",
     "given": ", constant alpha",
@@ -63,7 +65,7 @@ def figure2(part: Part) -> Iterator[Figure]:
     ranks = runs_by_rank(part.runs)
     comparable = most_common_data(ranks)
     left_out = ranks[~ranks.id.isin(comparable.id)]
-    cells = reported_cells(comparable, seeds=5)
+    cells = reported_cells(comparable, seeds=SEEDS)
     cells = cells.sort_values(["method", "rank", "scaling"], kind="stable")
     cells = cells.assign(
         kind=cells.method,
@@ -84,9 +86,9 @@ def figure2(part: Part) -> Iterator[Figure]:
 
 
 def runs_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
-    """The results of VeRA and LoRA on GLUE. Each row is renamed after its rank (vera_r256)
-    and has the columns `rank` and `scaling` (of alpha, a part of BOTH_SCALINGS; "" for
-    VeRA)."""
+    """The results of VeRA and LoRA on GLUE. Each row is renamed after its rank (vera_r256),
+    and `scaling` says how LoRA's alpha depends on the rank: a key of SCALING_TEXTS, or
+    BOTH_SCALINGS at the recipe's own rank; "" for VeRA."""
     is_of_figure = runs.row.astype(str).str.fullmatch(ROWS)
     is_result = (runs.kind == "result") & runs.task.isin(list(GLUE))
     results = runs[is_result & is_of_figure]
@@ -103,8 +105,8 @@ def runs_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
 
 def most_common_data(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs on the sizes of data that most rows of a model and task have and, of each
-    method, with the number of epochs that most of its rows have. Of equally frequent
-    sizes or epochs the largest are taken."""
+    method, with the number of epochs that most of its rows have: points of other data or
+    epochs would not compare. Of equally frequent sizes or epochs the largest are taken."""
     runs = _with_most_common(runs, ["train_rows", "dev_rows"], MODEL_AND_TASK)
     return _with_most_common(runs, ["epochs"], [*MODEL_AND_TASK, "method"])
 
@@ -121,8 +123,8 @@ def _with_most_common(
 
 
 def _figure_of_panel(panel: Panel, left_out: pd.DataFrame) -> Figure:
-    """The figure of a model and task. left_out: runs on other data or of other epochs,
-    which a note counts."""
+    """The figure of a model and task. left_out: runs on other data or of other epochs
+    (`most_common_data`), of any model and task; a note counts those of this one."""
     data = panel.data
     notes = [*panel.notes]
     count = len(left_out.merge(data[MODEL_AND_TASK].drop_duplicates()))
@@ -157,7 +159,7 @@ def _figure_of_panel(panel: Panel, left_out: pd.DataFrame) -> Figure:
 
 def _draw_ranks(axes: Axes, data: pd.DataFrame, ylabel: str) -> None:
     """Draws LINES, with the rank at each of our points."""
-    # The rank of LoRA's recipe is on both of its lines (BOTH_SCALINGS).
+    # BOTH_SCALINGS becomes two points, one on each of LoRA's lines.
     lines = data.assign(line=data.scaling.str.split(" and "))
     lines = lines.explode("line", ignore_index=True)
     # If it is the only rank, one line is enough.

@@ -57,6 +57,7 @@ def draw_rows(
     for point, (colour, marker), is_named in points:
         _draw_point(plot, point, axes, colour, marker, is_named, not is_crowded)
     if named.any():
+        # Along the frontier y improves from row to row: in reverse the best is on top.
         plot.figure.legend(loc="outside right center", fontsize=7, reverse=True)
     _draw_frontier(plot, drawn[drawn.frontier], axes)
 
@@ -80,7 +81,7 @@ def _set_limits(plot: Axes, drawn: pd.DataFrame, axes: Sequence[Axis]) -> None:
         plot.update_datalim(points, updatex=side == "x", updatey=side == "y")
     plot.margins(0.12)
     plot.autoscale_view()
-    plot.autoscale(enable=False)
+    plot.autoscale(enable=False)  # longer bars, drawn later, do not widen the axes
 
 
 def _draw_bars(
@@ -113,12 +114,12 @@ def _draw_point(
     is_named: bool,
     with_seeds: bool,
 ) -> None:
-    """Draws a row's point, hollow where seeds are missing. is_named: whether the legend
-    names the row. with_seeds: whether each seed has a small point of its own, if the
-    metric is on the y axis."""
+    """Draws a row's point: hollow where seeds are missing, half-filled if the row was
+    trained by demonstrations. is_named: whether the legend names the row. with_seeds:
+    whether each seed has a small point of its own, if the metric is on the y axis."""
     x, y = (axis.name for axis in axes)
     label = point["method"]
-    if axes[1].column == "number":
+    if axes[1].column == "number":  # the metric (`pareto.AXES`)
         label += f": {point[y]:.{int(point['digits'])}f}"
         if with_seeds:
             values = point["values"]
@@ -178,6 +179,7 @@ def _scale(plot: Axes, side: str, values: pd.Series, axis: Axis) -> None:
         if values.min() == 0:
             first_power = 10.0 ** np.floor(np.log10(positive.min()))
             set_scale("symlog", linthresh=first_power, linscale=0.4)
+            # those beyond the picture are not drawn
             ticks = [0.0, *first_power * 10.0 ** np.arange(12)]
             ticks_axis.set_major_locator(FixedLocator(ticks))
         else:

@@ -71,16 +71,16 @@ def main(arguments: list[str]) -> int:
 
 
 def obsolete_pages(folder: Path, files: Mapping[Path, str]) -> list[Path]:
-    """The pages and pictures in a folder that are no longer generated. files: those that
-    are."""
+    """The pages and pictures in a folder that are no longer generated, such as those of a
+    study that was renamed. files: those that are generated."""
     existing = [path for path in folder.glob("*") if path.suffix in (".md", ".svg")]
     return [path for path in existing if path not in files]
 
 
 def stale_pages(files: Mapping[Path, str]) -> list[Path]:
     """The files that are missing or have another text than they should. files: the text
-    of each. Pictures only have to exist, since their bytes depend on matplotlib's
-    version."""
+    that each should have. Pictures only have to exist, since their bytes depend on
+    matplotlib's version."""
     return [
         path
         for path, text in files.items()

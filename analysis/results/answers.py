@@ -49,8 +49,9 @@ class SingleTask:
 
 def single_task(finding: Finding, runs: pd.DataFrame) -> SingleTask | None:
     """The first two rows of the finding's comparison with the most pairs. None where
-    there is none, or where these rows were measured in several ways. runs: of
-    `frame.runs`."""
+    there is none, or where these rows were measured in several ways, each of which has a
+    difference. runs: of `frame.runs`; a run may be in it for each study that has published
+    it."""
     comparison = finding.largest_comparison
     if comparison is None or comparison.pairs[0] is None:
         return None
@@ -133,8 +134,8 @@ def _pairs_of_ids(comparison: Comparison) -> Iterator[tuple[str, str]]:
 class SmallAdapter:
     """A row of a study with at most twice VeRA's parameters.
 
-    difference: from VeRA, over the tasks of the study. p: of the difference, after
-    Holm's correction for all rows of the study, large ones too."""
+    difference: its mean minus VeRA's, over the tasks of the study. p: of the difference,
+    after Holm's correction for all rows of the study, large ones too."""
 
     label: str
     parameters: float
@@ -143,10 +144,12 @@ class SmallAdapter:
 
     @property
     def is_above(self) -> bool:
+        """Whether it is significantly better than VeRA."""
         return self.p < SIGNIFICANCE and self.difference.mean > 0
 
     @property
     def is_below(self) -> bool:
+        """Whether it is significantly worse than VeRA."""
         return self.p < SIGNIFICANCE and self.difference.mean < 0
 
 
@@ -159,7 +162,8 @@ class SmallAdapters:
         vera_parameters: How many VeRA trains.
         rows: The adapters that are compared over the tasks.
         unpooled: The labels of other small adapters that ran on every task. The
-            comparison leaves them out (`study_rows.rows_not_pooled`).
+            comparison leaves them out, because on some task a run of them collapsed or
+            they vary more than the others (`study_rows.rows_not_pooled`).
     """
 
     tasks: tuple[str, ...]
@@ -193,7 +197,7 @@ def small_adapters(
     over_tasks: OverTasks | None, cells: pd.DataFrame
 ) -> SmallAdapters | None:
     """The rows of a study with at most twice VeRA's parameters. None if none of them is
-    compared over the tasks, even if some are unpooled.
+    compared over the tasks, even if some are `SmallAdapters.unpooled`.
 
     over_tasks: the study's rows over its tasks; None where it has too few. cells: of the
     study (`frame.reported_cells`)."""

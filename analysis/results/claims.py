@@ -54,7 +54,8 @@ class Claim:
 
     def verdict(self, mean: Mean) -> Verdict:
         """What the mean difference of two rows (the first minus the second) says about a
-        claim of PAIRED_KINDS."""
+        claim of PAIRED_KINDS: near and equal are claims of equivalence, and all other
+        kinds claim that the first row is better."""
         if self.kind == "near":
             return equivalence_verdict(mean)
         if self.kind == "equal":
@@ -161,12 +162,12 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A claim on one model and task.
+    """A claim of the paper, tested on our runs of one model and task.
 
     Attributes:
         sides: each row that it compares, once.
         pairs: of a claim that compares rows, an entry for each two rows; None where one
-            of them has not run.
+            of them has not run. Empty for other claims.
         numbers: of a claim on measures, what was measured, by name.
         table: of a claim on rates, the mean scores by rank and rate, as texts; the
             first line is the header.
@@ -243,7 +244,7 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim over all of its tasks.
+    """A claim of the paper, tested on our runs of all its models and tasks.
 
     Attributes:
         name: the name of the second row, where the claim compares several pairs of rows
@@ -253,7 +254,8 @@ class Finding:
             pairs in which both runs trained. Of a claim on rates, the regret. Empty
             where nothing was averaged.
         pair_counts: over how many seeds each of them is.
-        mean: over the tasks, which decides the verdict.
+        mean: of these means over the tasks, which decides the verdict of a claim that
+            compares rows.
         analyses: other means over the tasks, by name, which do not change the verdict.
         collapses: of each row.
         pair_sd: the standard deviation of a pair's difference within a task.
@@ -290,8 +292,8 @@ class Finding:
 
     @property
     def parameter_ratios(self) -> tuple[float, float]:
-        """How many times as many parameters the right row trains, at least and at
-        most."""
+        """How many times as many parameters the right row trains as the left one, at least
+        and at most over the comparisons."""
         ratios = list[float]()
         for comparison in self.comparisons:
             for pairs in filter(None, comparison.pairs):
@@ -385,8 +387,9 @@ def common_verdict(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def claim_numbers(findings: Sequence[Finding]) -> dict[str, int]:
-    """The number of each claim that has a finding, by its sentence. We count over all of
-    the paper's claims, so that a claim keeps its number whichever runs are selected."""
+    """The number of each claim that has a finding, by the claim's sentence. We count over
+    all of the paper's claims, so that a claim keeps its number whichever runs are
+    selected."""
     numbers = {claim.finding: number for number, claim in enumerate(claims(), 1)}
     return {
         finding.claim.finding: numbers[finding.claim.finding] for finding in findings

@@ -106,8 +106,9 @@ def comparisons(runs: pd.DataFrame, records: Records = NO_RECORDS) -> list[Compa
     results = runs.loc[runs.kind == "result", [*COLUMNS]]
     scored = with_reported_scores(results)
     compared = _compare_groups(scored[in_points(scored)], records)
-    # Where a table reports the best epoch, each run gets a second score, by an epoch
-    # that was chosen on other rows. Texts are scored at the last epoch alone.
+    # Where a table reports the best epoch, each run gets a second score, by epochs that
+    # were chosen on the other half of the dev rows. Texts are scored at the last epoch
+    # alone.
     cross_fitted = with_reported_scores(results[results.reported == "best"], "crossfit")
     cross_fitted = cross_fitted[cross_fitted.text_score.isna()]
     verdicts = dict[tuple[str, tuple[str, ...]], Verdict]()
@@ -126,8 +127,8 @@ def _with_crossfit(
 
 
 def _compare_groups(runs: pd.DataFrame, records: Records) -> list[Comparison]:
-    """The comparisons in each comparable group. One is left out if an earlier comparison
-    of the same claim has all of its runs."""
+    """The comparisons in each of `comparable_groups`. One is left out if earlier
+    comparisons of the same claim have all of its runs. records: as of `comparisons`."""
     comparisons = list[Comparison]()
     compared_runs = set[tuple[str, str]]()
     for group in comparable_groups(runs):
@@ -148,8 +149,8 @@ def in_points(runs: pd.DataFrame) -> pd.Series:
 
 
 def comparable_groups(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The groups of results whose rows may be compared. In a group a row has one variant
-    (`mark_left_out`).
+    """The groups of results whose rows may be compared. In a group a row has one variant,
+    that is, one combination of settings (`mark_left_out`).
 
     First come the variants that tables show, a group for each way of measuring. Then come
     the results that agree in SHARED_COLUMNS, which are the same data, epochs and batches:
@@ -157,6 +158,7 @@ def comparable_groups(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:
     runs = mark_left_out(runs)
     for _, group in _runs_in_cells(runs).groupby("way"):
         yield group
+    # Older runs lack the setting, and had batches of rows of similar lengths.
     length_grouped = runs.settings.map(
         lambda settings: settings.get("length_grouped", True)
     )
@@ -190,7 +192,7 @@ def mark_collapsed(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _compare_rows(runs: pd.DataFrame, records: Records) -> Iterator[Comparison]:
     """Each claim that compares rows, on each model and task where rows can be paired.
-    runs: one variant of each row, of `mark_collapsed`."""
+    runs: of one of `comparable_groups`, with `collapsed`. records: as of `comparisons`."""
     # A block is a seed and the data that a run was measured on. Only runs of one block may
     # be paired.
     blocks = [*zip(runs.seed, runs.measured, strict=True)]
@@ -228,10 +230,8 @@ def _pairs_of_claim(
 
 
 def _comparison_of(claim: Claim, pairs: Sequence[Pairs | None], run: Any) -> Comparison:
-    """A claim on one model and task.
-
-    The verdict is inconclusive if no row has learned anything
-    (`_reason_without_learning`).
+    """A claim, tested on one model and task. The verdict is inconclusive if no row has
+    learned anything (`_reason_without_learning`).
 
     Args:
         claim: the claim.
@@ -246,6 +246,8 @@ def _comparison_of(claim: Claim, pairs: Sequence[Pairs | None], run: Any) -> Com
         claim.verdict(two_rows.task_mean) if two_rows else Verdict.INCONCLUSIVE
         for two_rows in pairs
     ]
+    # Figure 2 does not say how LoRA's alpha follows the rank, so a claim on ranks has the
+    # verdict that all conventions give. Any two rows alone can contradict another claim.
     combine = common_verdict if claim.kind == "ranks" else joint_verdict
     verdict = combine(verdicts)
     excluded = _reason_without_learning(run.task, [*sides.values()])
@@ -357,6 +359,7 @@ def _matched_ranks(runs_by_row: RunsByRow, patterns: Sequence[str]) -> list[TwoR
         nearest = str(np.log(ratios).abs().idxmin()) if len(ratios) > 1 else ""
         if nearest and 0.5 <= ratios[nearest] <= 2:
             rows = [str(vera.idxmax()), nearest]
+            # empty where the two rows report different scores
             matched += _first_row_with_others(runs_by_row, rows) or [None]
         else:
             matched.append(None)
@@ -408,6 +411,7 @@ def mean_over_seeds_and_rows(
                 return None
             bits_by_run.append(bits)
         sides.append(bits_by_run)
+    # Texts that resemble each other, such as sums of the same terms, count as one.
     units = groups_of_items(records[left.id.iloc[0]])
     return over_seeds_and_items(np.array(sides[0]), np.array(sides[1]), units)
 

@@ -115,8 +115,9 @@ def _findings_of_claim(
 
 
 def _finding_without_pairs(claim: Claim, compared: Sequence[Comparison]) -> Finding:
-    """The finding on a claim that compares no pairs of runs. Of a claim on rates it has
-    the mean regret over tasks; a claim on measures has no mean."""
+    """The finding on a claim that compares no pairs of runs, with the verdict that all
+    comparisons give. Of a claim on rates it has the mean regret over tasks; a claim on
+    measures has no mean."""
     means = {
         item.place: item.mean for item in compared if not math.isnan(item.mean.mean)
     }
@@ -138,14 +139,15 @@ def _finding_over_tasks(
     exclusions: tuple[Exclusion, ...],
 ) -> Finding:
     """The finding on two rows of a claim, over its tasks. A task on which they were
-    compared several times counts once, with the mean of each seed's differences.
+    compared several times, such as with other numbers of epochs, counts once, with the
+    mean of each seed's differences.
 
     Args:
         claim: the claim.
         name: of the finding.
         compared: the comparisons of the claim.
         pair_index: of the two rows, in `Comparison.pairs`.
-        exclusions: the runs in no pair.
+        exclusions: the runs in no pair, which the finding lists.
     """
     counted = list[tuple[Comparison, Pairs]]()
     for item in compared:
@@ -268,7 +270,8 @@ def _collapses_by_row(counted_pairs: Sequence[Pairs]) -> tuple[Collapses, ...]:
 
 
 def _method_name(label: str) -> str:
-    """A row's label without its rank, which differs between models."""
+    """A row's label without its rank, which differs between models: LoRA of "LoRA
+    r=8"."""
     return label.partition(" r=")[0]
 
 

@@ -33,7 +33,8 @@ WIDTH = 4.2
 
 class Line(NamedTuple):
     """A line of the plot. kind: title, or a key of LOOKS. A title is only a label, so it
-    has no numbers; one of the paper's averages has no interval."""
+    has no numbers; an average of the paper has no interval; a prediction is an interval
+    alone. Missing numbers are NaN, which matplotlib does not draw."""
 
     kind: str
     label: str
@@ -43,8 +44,8 @@ class Line(NamedTuple):
 
 
 def forest(findings: Sequence[Finding]) -> Figure | None:
-    """The forest plot of the near claims that were compared on several tasks; None
-    where there is none."""
+    """The forest plot of the claims that VeRA is as good as another row (kind near), if
+    they were compared on several tasks; None where there is none."""
     lines = list[Line]()
     for finding in findings:
         if finding.claim.kind == "near" and len(finding.task_means) > 1:
@@ -101,7 +102,7 @@ def _draw(axes: Axes, data: pd.DataFrame) -> None:
     axes.set_xlim(-AXIS_END, AXIS_END)
     axes.set_xlabel(AXIS_LABEL, fontsize=8)
     axes.set_yticks(names.height, names.label)
-    axes.set_ylim(names.height.max() + 0.5, -0.5)
+    axes.set_ylim(names.height.max() + 0.5, -0.5)  # the first line is on top
     axes.tick_params(labelsize=9)
     axes.tick_params(axis="y", length=0)
     for label, kind in zip(axes.get_yticklabels(), names.kind, strict=True):

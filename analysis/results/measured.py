@@ -1,4 +1,5 @@
-"""Claims on what was measured of trained weights (figures 3, 5 and 6)."""
+"""Claims on what was measured of trained weights (figures 3 and 5) and of fits of random
+matrices (figure 6)."""
 
 import itertools
 import math
@@ -48,8 +49,8 @@ def _comparisons_of_means(
     means: pd.DataFrame,
     further_numbers: Mapping[str, float] = MappingProxyType({}),
 ) -> Iterator[Comparison]:
-    """The claims that one column of `means` is larger than another one, on one model and
-    task.
+    """The claims that one column of `means` is larger than another one, each tested on one
+    model and task.
 
     Args:
         runs: of `frame.runs`.
@@ -68,6 +69,7 @@ def _comparisons_of_means(
     )
     by_row = measured_runs.groupby("conf_row", sort=False)
     sides = [side_of(runs_of_row) for _, runs_of_row in by_row]
+    # All runs are of one model and task. Its names are those of the row measured first.
     first_row = measured_runs.conf_row.iloc[0]
     of_first_row = measured_runs[measured_runs.conf_row == first_row]
     first_run = of_first_row.sort_values(["seed", "id"]).iloc[0]
@@ -95,9 +97,9 @@ def _comparisons_of_means(
 
 
 def means_of_layers(values: pd.DataFrame) -> pd.DataFrame:
-    """The mean changes of d in each run (a line each): over the matrices of a kind, the
-    first and second half of the layers, and the first and last layer (the columns). No
-    line at all if a run has no finite change in query or in value. values: of
+    """The mean changes of VeRA's d in each run (a line each): over the query and the value
+    matrices, the first and second half of the layers, and the first and last layer (the
+    columns). No line at all if a run has no finite change in query or in value. values: of
     `layers.measured_values`, named d."""
     finite = values.dropna()
     is_late = finite.layer >= finite.layer.drop_duplicates().median()
@@ -168,5 +170,5 @@ def _comparisons_of_fit(fit: Measure) -> Iterator[Comparison]:
                 sides=(),
                 verdict=verdict,
                 numbers=numbers,
-                sample_size=1,
+                sample_size=1,  # fit
             )

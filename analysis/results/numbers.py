@@ -53,6 +53,7 @@ def rendered_notes(folder: Path, runs: pd.DataFrame, rows: StudyRows) -> str:
     if not (folder / NOTES).is_file():
         return ""
     study = StudyNumbers(runs, rows, folder.parent)
+    # The environment is cached, and other pages use it: only a copy gets the filters.
     environment = results_environment(folder).overlay()
     environment.filters = {**environment.filters, **FILTERS}
     try:
@@ -188,7 +189,7 @@ class StudyNumbers:
         left_runs, right_runs = sides
         seeds = left_runs.index.intersection(right_runs.index)
         differences = left_runs.number[seeds] - right_runs.number[seeds]
-        if is_cost(left_runs, score):
+        if less_is_better(left_runs, score):
             differences = -differences
         return SeedDifferences(tuple(seeds), tuple(differences))
 
@@ -415,7 +416,7 @@ def filters_of_side(filters: dict[str, Any], prefix: str) -> dict[str, Any]:
     }
 
 
-def is_cost(runs: pd.DataFrame, score: str) -> bool:
+def less_is_better(runs: pd.DataFrame, score: str) -> bool:
     """Whether less of a score is better. score: a column of the runs. The reported score
     ("number") and the metric by any choice of the epoch say it themselves. We take every
     other column to be better where it is higher, as all scores of texts are."""
@@ -433,8 +434,8 @@ def column_or_setting(runs: pd.DataFrame, name: str) -> pd.Series:
 
 
 def scored_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that did not fail, with their scores (`with_reported_scores`), and `collapsed`, which
-    is False for trials and stopped runs. runs: of `frame.runs`."""
+    """The runs that did not fail, with their scores (`with_reported_scores`) and
+    `collapsed`, which is False for trials and stopped runs. runs: of `frame.runs`."""
     finished = with_reported_scores(runs[runs.kind != "failed"])
     is_result = finished.kind == "result"
     results = mark_collapsed(finished[is_result])

@@ -27,14 +27,16 @@ CELL = ["model", "row", "column"]
 TABLES = ("table2", "table3", "table4", "table5")
 #: Columns of `others` that are no score of texts.
 COLUMNS_WITHOUT_TEXTS = [*GLUE, "DINO similarity", "drift"]
-#: The ending of the columns that have numbers after training by reward.
+#: The ending of the columns that have numbers after training by reward, that is, by
+#: reinforcement learning.
 REWARD_SUFFIX = " by reward"
 
 
 def others_pages() -> dict[str, str]:
     """The page and its picture, by their paths in docs/."""
     differences = vera_minus_lora()
-    # DISPLAY_NAMES has the models and columns of the paper, but also the sets of EXACT.
+    # DISPLAY_NAMES has the models and columns of the paper, but also the test sets with
+    # exact answers (EXACT), which the paper does not have.
     is_paper_column = differences.column.isin(DISPLAY_NAMES.keys() - EXACT.keys())
     is_in_paper = differences.model.isin(DISPLAY_NAMES) & is_paper_column
     glue = differences[is_in_paper & (differences.column == "avg")]
@@ -100,6 +102,7 @@ def tables_of_others() -> list[tuple[str, list[str]]]:
     """The paper's tables to which others have reported rows: each with its title and its
     lines of Markdown. They have the paper's numbers, too, and none of our runs."""
     no_runs = runs(Ledger())
+    # a report's line has its label as source; other sources are the paper
     labels = {*reports_of_others().label}
     tables = list[tuple[str, list[str]]]()
     for name in TABLES:
@@ -113,8 +116,9 @@ def tables_of_others() -> list[tuple[str, list[str]]]:
 
 
 def others_picture() -> Figure:
-    """The scores of VeRA and LoRA that others report minus the paper's, task by task;
-    where the paper's LoRA started from MNLI there is no point."""
+    """The scores of VeRA and LoRA that others report minus the paper's, task by task.
+    Where the paper's LoRA started from an adapter trained on MNLI there is no point,
+    because no other source says that it did so."""
     paper = printed_numbers()
     is_shown = (
         paper.table.isin(["table2", "table5"])
@@ -133,7 +137,7 @@ def others_picture() -> Figure:
 
 def _draw_others(axes: Axes, data: pd.DataFrame) -> None:
     """Draws each source's differences. The cells of the paper stand side by side, in its
-    order. data: CELL, source, same and difference."""
+    order, VeRA to the right of LoRA. data: CELL, source, same_sites and difference."""
     cells = dict.fromkeys(zip(data.model, data.column, strict=True))
     position_of_cell = {cell: position for position, cell in enumerate(cells)}
     groups = data.groupby(["source", "row", "same_sites"], sort=False)

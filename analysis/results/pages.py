@@ -108,7 +108,8 @@ def studies_of(ledgers: Mapping[Path, Ledger]) -> list[PublishedStudy]:
 
 
 def all_runs(studies: Sequence[PublishedStudy]) -> pd.DataFrame:
-    """The runs of all studies, with the study that published them as origin."""
+    """The runs of all studies, with the study that published them as origin. A run that
+    several studies have published is in it once for each."""
     frames = [study.runs.assign(origin=study.name) for study in studies]
     # A study without records has columns of Python objects, which would spread.
     with_runs = [frame for frame in frames if len(frame)]
@@ -138,13 +139,15 @@ def findings_of(studies: Sequence[PublishedStudy]) -> list[Finding]:
 
 def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
     """The pages of some studies. ledgers: of the studies, by their folders. docs: the
-    folder of the pages; results.md links the pages that its bench/ already has."""
+    folder of the pages; results.md links the pages of benchmarks that its bench/ already
+    has."""
     studies = studies_of(ledgers)
     every_finding = findings_of(studies)
     costs: Costs | None = None
     example: SingleTask | None = None
     near = near_claims(every_finding)
     if near:
+        # claims have a fixed order, with that on LoRA first
         costs = costs_of(near[0], all_runs(studies))
         example = single_task(near[0], all_runs(studies))
     files = others_pages()
@@ -316,11 +319,12 @@ def _tables_by_task(
         By task, the lines of its table in Markdown, without the columns in which all of
         its rows are equal. And by task, what these columns say: "model MiniLM".
     """
-    columns = table.header or ["task"]
+    columns = table.header or ["task"]  # a study without rows has no header
     texts = pd.DataFrame(table.texts, columns=columns).set_index("task")
     tables = dict[str, list[str]]()
     equal = dict[str, list[str]]()
     for task, lines in texts.groupby(level=0, sort=False):
+        # the first column has the rows' names, and stays
         columns_after_name = lines.iloc[:, 1:]
         is_equal = columns_after_name.nunique() == 1
         equal_texts = columns_after_name.iloc[0][is_equal]
@@ -364,8 +368,8 @@ def _row_line(row: RowDifference) -> dict[str, Entry]:
 def difference_columns(
     mean: Mean, is_firm: bool, ids: tuple[str, ...], decimals: int = 1
 ) -> dict[str, Entry]:
-    """The entries of two columns: a mean difference from VeRA, bold if it is firm, and
-    its interval. ids: of the runs behind it."""
+    """The entries of two columns: a mean difference from VeRA, bold if it is firm
+    (significant after Holm's correction), and its interval. ids: of the runs behind it."""
     low, high = mean.interval()
     value = entry_of_runs(mean.mean, ids, sign=True, decimals=decimals)
     ends = entry_of_runs(low, ids, high=high, sign=True, decimals=decimals)

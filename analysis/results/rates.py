@@ -12,14 +12,16 @@ from analysis.frame import with_reported_scores
 from analysis.inference import Array, Mean, equivalence_verdict, mean_of
 from analysis.results.claims import Claim, Comparison, claims
 
-#: The columns of `frame.runs` that the trials of one search share. The scores of
-#: different searches do not compare: they are measured on other data, or after other
-#: numbers of epochs.
+#: The columns of `frame.runs` that the trials of one search share: the runs on training
+#: rows that chose a learning rate. The scores of different searches do not compare: they
+#: are measured on other data, or after other numbers of epochs.
 SEARCH_COLUMNS = ["model", "task", "measured", "epochs"]
 
 
 def comparisons_of_rates(runs: pd.DataFrame) -> Iterator[Comparison]:
-    """The claim on every search that tried several rates for several ranks."""
+    """The claim that ranks share a learning rate, tested on each search (SEARCH_COLUMNS)
+    that tried several rates for several ranks. runs: of `frame.runs`, of which we take the
+    trials."""
     trials = with_reported_scores(runs[runs.kind == "trial"])
     for claim in claims():
         if claim.kind != "rates":
@@ -33,7 +35,8 @@ def comparisons_of_rates(runs: pd.DataFrame) -> Iterator[Comparison]:
 
 
 def _comparison_of_search(claim: Claim, search: pd.DataFrame) -> Comparison:
-    """The claim on the trials of one search."""
+    """The claim that ranks share a learning rate, tested on one search. search: its
+    trials."""
     first_trial = search.iloc[0]
     scores = score_table(search)
     seeds = search.seed.nunique()
@@ -70,6 +73,7 @@ def regret_of_search(search: pd.DataFrame) -> Mean:
     """The regret (`regret`) of a search. search: its trials."""
     scores = score_table(search)
     seeds = search.seed.nunique()
+    # the columns of the table are the seeds of the first rate, then of the next one
     return regret(scores.to_numpy().reshape(len(scores), -1, seeds))
 
 

@@ -19,15 +19,15 @@ def fixed(value: float | Sequence[float], decimals: int = 1) -> str:
 
 
 def gap(difference: "SeedDifferences", row: str = "", decimals: int = 1) -> str:
-    """A difference in words: 1.2 points below LoRA (95% CI -2.3 to -0.1). row: the name
-    of the row that was subtracted; "" to leave it out."""
+    """A mean difference in words: 1.2 points below LoRA (95% CI -2.3 to -0.1). row: the
+    name of the row that was subtracted; "" to leave it out."""
     ends = interval_text(difference.mean, decimals)
     words = distance(difference.mean, row, decimals)
     return words if ends == "-" else f"{words} (95% CI {ends})"
 
 
 def distance_of(difference: "SeedDifferences", row: str = "", decimals: int = 1) -> str:
-    """A difference in words, without its interval: 1.2 points below LoRA."""
+    """A mean difference in words, without its interval: 1.2 points below LoRA."""
     return distance(difference.mean, row, decimals)
 
 
@@ -129,10 +129,11 @@ class SeedDifferences:
         return max(map(abs, self.values))
 
     def ends(self, level: float = 0.95) -> tuple[float, float]:
-        """Both ends of the interval of the mean."""
+        """Both ends of the interval of the mean, as numbers."""
         low, high = self.mean.interval(level)
         return float(low), float(high)
 
     def corrected_ends(self, comparisons: int) -> tuple[float, float]:
-        """Both ends after Bonferroni's correction for this many comparisons."""
+        """Both ends of the 95% interval of the mean after Bonferroni's correction for this
+        many comparisons."""
         return self.ends(1 - 0.05 / comparisons)

@@ -34,9 +34,10 @@ Setup = tuple[object, ...]
 class Search:
     """The trials that searched the learning rate of one row in one setup.
 
-    scores: by rate (index) and seed (columns), such that more is better; NaN where
-    nothing was tried. parameters, steps, train_rows: of one trial: how many parameters
-    it trains, for how many steps, on how many rows of data."""
+    setup: what the search shares with LoRA's, whose rate it is compared with. scores: by
+    rate (index) and seed (columns), such that more is better; NaN where nothing was
+    tried. parameters, steps, train_rows: of one trial: how many parameters it trains, for
+    how many steps, on how many rows of data."""
 
     row: str
     label: str
@@ -56,7 +57,8 @@ class Search:
 
     @property
     def can_be_scored(self) -> bool:
-        """Whether every rate has two seeds or more, so that no score chooses itself."""
+        """Whether every rate was tried on all of two or more seeds. Then the rate that a
+        seed's score is compared with can be chosen on other seeds (`regret`)."""
         return self.scores.shape[1] > 1 and not self.scores.isna().to_numpy().any()
 
     def regret(self, rate: float) -> float:
@@ -76,8 +78,9 @@ class Search:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A row's best rates divided by LoRA's. by_setup: in each setup in which both were
-    searched. searches: of the row, in these setups."""
+    """A row's best rates divided by LoRA's. by_setup: the quotient in each setup in which
+    both were searched; of a row's several ranks in one setup, that of the last. searches:
+    of the row, in these setups."""
 
     row: str
     label: str
@@ -113,8 +116,8 @@ class Ratio:
 
 @dataclass(frozen=True)
 class StartingRule:
-    """The rule, and how many points it loses to a search, on tasks whose ratios did not
-    make it.
+    """The rule, and how many points it loses to a search, on tasks whose ratios we left
+    out when we computed it.
 
     loss: the mean over rows, each averaged over its tasks. loss_by_task: the mean over
     the rows of each task. loss_without_lora: the loss if we take the median of a row's
@@ -168,10 +171,11 @@ def starting_rule(runs: pd.DataFrame) -> StartingRule | None:
     ratios = _ratios(searches, lora_rates)
     train_rows = list[int]()
     losses = defaultdict[tuple[str, str], list[float]](list)  # by task and row
-    losses_without_lora = defaultdict[tuple[str, str], list[float]](list)  # likewise
+    losses_without_lora = defaultdict[tuple[str, str], list[float]](list)
     for ratio in ratios:
         for search in ratio.searches:
-            # Each search is scored at the rate that its row's other tasks suggest.
+            # Each search is scored at the rate that its row's searches on other tasks
+            # suggest: the rule must not know the task that it is tested on.
             on_other_tasks = [
                 other_search
                 for other_search in ratio.searches

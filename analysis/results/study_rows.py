@@ -17,12 +17,21 @@ from analysis.frame import (
     tasks_by_way,
     with_reported_scores,
 )
-from analysis.inference import Mean, TwoWay, holm, mean_of, outlying_variances, two_way
+from analysis.inference import (
+    UNKNOWN,
+    Mean,
+    TwoWay,
+    holm,
+    mean_of,
+    outlying_variances,
+    two_way,
+)
 from analysis.paired import paired_differences
 from analysis.results.comparisons import mark_collapsed
 from runs.record.intervals import LEVEL
 
-#: We pool the variance over the rows of a task if at least so many vary alike.
+#: We pool the variance over the rows of a task if at least so many vary alike, and compare
+#: rows over tasks if at least so many have all tasks.
 MANY_ROWS = 10
 #: A difference is firm if its p is below this, after Holm's correction.
 SIGNIFICANCE = 1 - LEVEL
@@ -33,10 +42,10 @@ class RowDifference:
     """A row of a study on one task, and its mean difference from VeRA.
 
     cell: its line of `frame.reported_cells`. mean: the difference, with an error from
-    the pooled variance where there is one. p: of this mean, after Holm's correction over
-    the whole study. paired, paired_p: the same by the differences of its own pairs alone
-    (`paired.paired_differences`). at_end: whether its best learning rate is the lowest
-    or the highest that was tried.
+    the variance pooled over the task's rows where there is one. p: of this mean, after
+    Holm's correction over the whole study. paired, paired_p: the same by the differences
+    of its own pairs alone (`paired.paired_differences`). at_end: whether its best learning
+    rate is the lowest or the highest that was tried.
 
     VeRA itself and rows without a pair have unknown means (NaN).
     """
@@ -50,6 +59,7 @@ class RowDifference:
 
     @property
     def is_firm(self) -> bool:
+        """Whether the difference is significant after Holm's correction."""
         return self.p < SIGNIFICANCE
 
     @property
@@ -113,7 +123,8 @@ def study_rows(runs: pd.DataFrame) -> StudyRows:
             pooled[task_label] = PooledVariance(variance, (*labels,))
         ordered = cells_on_task.sort_values("parameters", kind="stable")
         for cell in comparable_costs(ordered).itertuples():
-            paired, paired_p = mean_of([]), math.nan
+            paired = UNKNOWN
+            paired_p = math.nan
             key = (model, task_key, cell.row)
             if key in paired_by_row.index:
                 paired = mean_of(paired_by_row.differences[key])
@@ -172,7 +183,8 @@ def pooled_variance(runs: pd.DataFrame) -> TwoWay | None:
 
 
 def residual_freedom(table: pd.DataFrame) -> int:
-    """The residual degrees of freedom of a two-way table of rows by seeds."""
+    """The residual degrees of freedom of a two-way table of rows by seeds; 0 for an empty
+    one."""
     return max(len(table) - 1, 0) * max(table.shape[1] - 1, 0)
 
 
@@ -193,8 +205,8 @@ def is_best_rate_at_end(cell: Any, trials: pd.DataFrame) -> bool:
         lambda label: f"{cell.label},".startswith(f"{label},")
     )
     trials = trials[is_of_variant.astype(bool)]
-    is_cost = trials.lower_is_better.astype(bool)
-    signed = trials.number.where(~is_cost, -trials.number)
+    lower_is_better = trials.lower_is_better.astype(bool)
+    signed = trials.number.where(~lower_is_better, -trials.number)
     rate = trials.lr_head if cell.method == "head" else trials.lr
     means = signed.groupby([rate, trials.lr_head], dropna=False).mean()
     score_by_rate = means.groupby(level=0).max().sort_index()
@@ -211,10 +223,11 @@ def is_best_rate_at_end(cell: Any, trials: pd.DataFrame) -> bool:
 class OverTasks:
     """The rows of a study over its tasks, beside VeRA.
 
-    tasks: their labels. means: the scores of the rows that have all tasks (lines), by
-    model and task (columns). variance: the analysis of this table. rows: these rows
-    without VeRA, by size; labels, ids: by row. difference: each row's mean over tasks
-    minus VeRA's, an array in the order of `rows`; p: of each, after Holm's correction.
+    tasks: their labels. means: the mean scores of the rows that have all tasks (lines), by
+    model and task (columns), such that more is better. variance: the analysis of this
+    table. rows: these rows without VeRA, the smallest first. labels, ids: the label of
+    each row, and the ids of its runs. difference: each row's mean over tasks minus VeRA's;
+    its mean is an array in the order of `rows`. p: of each, after Holm's correction.
     """
 
     tasks: tuple[str, ...]
@@ -263,7 +276,8 @@ def rows_over_tasks(
             head alone to LoRA, in percent.
 
     Returns:
-        Of the rows that have all tasks; None where rows or tasks are few.
+        Of the rows that have all tasks; None for fewer than MANY_ROWS rows, for one task,
+        and where VeRA is not among the rows.
     """
     trained = cells[cells.parameters > 0]
     if tasks:
@@ -277,6 +291,7 @@ def rows_over_tasks(
     means = trained.pivot_table(
         index="row", columns=["model_label", "task_label"], values="score", sort=False
     )
+    # first the tasks that many rows have, then the rows that have all of these tasks
     means = means.loc[:, means.notna().sum() >= MANY_ROWS].dropna()
     if len(means) < MANY_ROWS or means.shape[1] < 2 or "vera" not in means.index:
         return None

@@ -42,7 +42,7 @@ def rendered(page: str, **context: Any) -> str:
 
 
 def macros(page: str) -> Any:
-    """The macros of a template, by name."""
+    """The macros of a template, as attributes: macros("words.md").measured(...)."""
     return results_environment().get_template(page).module
 
 
@@ -57,7 +57,7 @@ def signed(value: float, decimals: int = 1) -> str:
 
 
 def interval_text(mean: Mean | Sequence[float], decimals: int = 1) -> str:
-    """The 95% interval of a mean, or two ends: -2.2 to -0.3; "of no width" where
+    """The 95% interval of a mean, or two ends, as text: -2.2 to -0.3; "of no width" where
     they are equal; "-" where unknown."""
     low, high = mean.interval() if isinstance(mean, Mean) else mean
     if is_unknown(low) or is_unknown(high):

@@ -61,20 +61,22 @@ def tables_of_ledger(
 
     name: of TABLES; "" for rows x tasks of whatever has run. frames: the runs of this
     machine and the published ones, if they are read already. all_variants: whether each
-    variant of a row is a row of its own; all_own_variants: whether each is that ran
-    here. against: a row, from which tables of differences follow ("": none).
+    variant of a row (its runs of one combination of settings) is a row of its own;
+    all_own_variants: the same for the runs of this machine alone. against: a row; tables
+    with the difference of each other row from it follow ("": no such tables).
     own_models_only: whether published runs on models that have no run of this machine in
     the table are left out, with a note. view: further fields of View."""
     if name in WITHOUT_RECORDS:
         return WITHOUT_RECORDS[name]()
     own_runs, published = frames or own_and_published(ledger)
     tables = list[Table]()
+    # Without any run there is still a table, with the paper's rows.
     if len(own_runs) or published.empty:
         split_variants = all_variants or all_own_variants
         tables = _tables_of_origin(
             name, own_runs, "ours", split_variants, against, view
         )
-    # A table that has the paper's rows alone comes after those with runs. If there is
+    # A table without ids of runs has the paper's rows alone, and comes last. If there is
     # one already, the same table of no published runs is not added below.
     tables.sort(key=lambda table: not table.ids)
     stopped = _stopped_without_table(name, own_runs, tables, view.get("tasks", ()))
@@ -113,10 +115,11 @@ def _tables_of_origin(
     against: str,
     view: dict[str, Any],
 ) -> list[Table]:
-    """A table's parts from the runs of one origin, followed by those of the differences
-    from `against`. split_variants: whether each variant of a row is a row of its own.
-    Other arguments: of `tables_of_ledger`."""
+    """A table's parts from the runs of one origin ("ours" or "published"), followed by the
+    tables of the differences from `against`. split_variants: whether each variant of a row
+    is a row of its own. Other arguments: of `tables_of_ledger`."""
     if split_variants:
+        # In a named table the nearest variant stands beside the paper's row of its name.
         runs = every_variant(runs, keep_nearest_name=name != "")
     tables = tables_of_runs(name, runs, origin=origin, **view)
     if not against:
@@ -171,11 +174,13 @@ def tables_of_runs(
 
 def _difference_tables(runs: pd.DataFrame, against: str, origin: str) -> list[Table]:
     """A table for each model with the differences of each other row from the row
-    `against`, by pairs of runs. origin: what the runs are called, as in View."""
+    `against`, by pairs of runs of one seed. origin: what the runs are called, as in
+    View."""
     suffix = "" if origin == "ours" else f" ({origin})"
     lines = paired_differences(runs, against, as_reference=True)
     tables = list[Table]()
     for model, of_model in lines.groupby("model", sort=False):
+        # A row may have another label, such as another rank, on another task.
         labels = " and ".join(dict.fromkeys(of_model.right))
         title = f"{model}: each method minus {labels}{suffix}"
         tables.append(comparison_table(of_model, title))
@@ -192,13 +197,15 @@ def runs_of_table(name: str, runs: pd.DataFrame) -> pd.DataFrame:
 def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
     """Every number that the paper prints of a trained model, beside our cell, with the
     verdict: the lines of `compare_with_paper` for TABLES_WITH_VERDICTS."""
+    # A verdict needs SEEDS runs, more than the protocol of some tables has.
     view = View(runs, seeds=SEEDS)
     frames = list[pd.DataFrame]()
     for name in TABLES_WITH_VERDICTS:
         for spec in specs()[name]:
-            (part,) = spec.parts(view)  # kinds with verdicts have one
+            (part,) = spec.parts(view)  # only kinds without verdicts have several
             _, compared = cells_and_printed(spec, part)
-            # a number has a line for each variant of ours that is compared with it
+            # A number has a line for each variant of ours that is compared with it, such
+            # as each version of the judge. The first one counts.
             keys = ["model", "method", "size", "column"]
             frames.append(compared.drop_duplicates(keys))
     return pd.concat(frames, ignore_index=True)

@@ -79,7 +79,7 @@ class Settings(VariantSelection):
 
 def main(arguments: list[str]) -> int:
     line = read_command_line(arguments, Settings, positional="[TABLE]")
-    name = "".join(line.positional)
+    name = "".join(line.positional)  # one name or none
     settings = line.settings
     columns = split_names(settings.columns)
     if settings.leaderboard:
@@ -103,6 +103,7 @@ def main(arguments: list[str]) -> int:
         name,
         ledger,
         all_variants=settings.all,
+        # a sweep may have run several settings of one row
         all_own_variants=bool(settings.sweep),
         own_models_only=bool(name and not settings.model),
         against=against,
@@ -124,6 +125,7 @@ def main(arguments: list[str]) -> int:
         folder = Path(settings.output) / (name or settings.sweep or "rows")
         path = folder / f"table.{ENDINGS[settings.format]}"
         write_atomically(path, text + "\n")
+        # With format=csv standard output has nothing but the CSV.
         stream = sys.stderr if settings.format == "csv" else sys.stdout
         print(f"\nTable: {path}", file=stream)
     return 0
@@ -132,16 +134,16 @@ def main(arguments: list[str]) -> int:
 def _check_names_and_settings(
     name: str, settings: Settings, columns: tuple[str, ...]
 ) -> None:
-    """Raises UserError for an unknown table or column, for no choice at all, and for
-    settings that choose nothing in the table. name: of the table; "" for rows x tasks.
-    columns: of columns=."""
+    """Raises UserError for an unknown table or column, for neither a table nor a choice of
+    runs, and for settings on records of a table that has none. name: of the table; "" for
+    rows x tasks. columns: the names that columns= gives."""
     if not name and not settings.selects:
         keys = "task=, model=, method=, seed= or sweep="
         raise UserError(f"name a table ({', '.join(TABLES)}), or {keys} (--help)")
     if name:
         require_known("table", name, TABLES)
-    chooses_runs = settings.selects or settings.against or columns
-    if name in WITHOUT_RECORDS and chooses_runs:
+    needs_records = settings.selects or settings.against or columns
+    if name in WITHOUT_RECORDS and needs_records:
         keys = "model=, task=, method=, seed=, sweep=, against= and columns="
         raise UserError(f"{name} has no records: {keys} choose nothing in it")
     for column in columns:
@@ -185,8 +187,9 @@ def _no_table_error(name: str, ledger: Ledger, settings: Settings) -> UserError:
 
 
 def _begun_notes(tables: list[Table], ledger: Ledger, settings: Settings) -> list[str]:
-    """A note on runs of this machine that have begun, have no record yet, and are of a
-    model and task in the tables; none if there is no such run."""
+    """A note on runs of this machine that have begun and have no record (they stopped
+    before the end, or train now), and are of a model and task in the tables; none if
+    there is no such run."""
     ids = {run_id for table in tables for run_id in table.ids}
     rows = cast(Iterator[RunRow], iter(ledger))  # as `open_rows` reads them
     models_and_tasks = {(row.model, row.task) for row in rows if row.id in ids}
@@ -207,7 +210,8 @@ def _begun_notes(tables: list[Table], ledger: Ledger, settings: Settings) -> lis
 
 def _trial_notes(runs: pd.DataFrame) -> list[str]:
     """Phrases that count the trials, which were evaluated on training rows and are in no
-    table, and name the command that reads them: one for fold runs, one for others."""
+    table, and name the command that reads them: one phrase for runs of cross-validation
+    (task.folds), one for those on held-out rows (task.holdout)."""
     trials = runs[runs.kind == "trial"]
     is_fold = trials.settings.map(lambda settings: settings.get("folds") is not None)
     reasons = list[str]()

@@ -37,6 +37,7 @@ def build_tables(spec: TableSpec, view: View) -> list[Table]:
     for part in spec.parts(view):
         cells, printed = cells_and_printed(spec, part)
         if part.methods:
+            # `like` is our row that the paper's is compared with, such as lora_mnli
             names = list(part.methods)
             printed = printed[printed.row.isin(names) | printed.like.isin(names)]
         for model in _models(spec, part, cells):
@@ -52,9 +53,10 @@ def _models(spec: TableSpec, view: View, cells: pd.DataFrame) -> list[str]:
     cells, without those that the view does not show. A model on which VeRA alone ran
     has no table of ablations."""
     ran = cells[cells.row != "vera"] if spec.is_ablation else cells
-    printed = [*spec.models]
+    paper_models = [*spec.models]
     if view.models:
         names = list(view.models)
+        # A model from a folder goes by its own name and by that of its file in conf/model.
         ran = ran[ran.model.isin(names) | ran.conf_model.isin(names)]
-        printed = [model for model in printed if model in names]
-    return list(dict.fromkeys([*printed, *sorted({*ran.model})]))
+        paper_models = [model for model in paper_models if model in names]
+    return list(dict.fromkeys([*paper_models, *sorted({*ran.model})]))

@@ -73,7 +73,7 @@ def _memory_row(model: str, rank: int, *printed: str) -> list[Entry]:
         status.append("LoRA differs")
     if wrong_texts := _wrong_texts(exact["vera"], *vera_texts):
         wrong_with_frozen = _wrong_texts(exact["vera"] + exact["frozen"], *vera_texts)
-        # what is wrong for the vectors alone is right with the frozen A and B
+        # each text that is wrong for the vectors alone is right with the frozen A and B
         counts_frozen = wrong_texts.isdisjoint(wrong_with_frozen)
         status.append("VeRA with A and B" if counts_frozen else "VeRA differs")
     return [*row, ", ".join(status) or "as printed"]
@@ -127,6 +127,7 @@ def _memory_claims() -> Iterator[list[Entry]]:
     for row, name in (("lora", "LoRA"), ("vera", "VeRA")):
         for subject, count in counts.items():
             size = 4 * exact[row] * count
+            # the paper's text has this memory for LoRA alone
             text = printed[subject] if row == "lora" else "-"
             claim = f"GPT-3, {name} r={claims['rank']}: {subject}"
             yield [claim, text, binary_size(size), _claim_status(text, size)]
@@ -144,7 +145,7 @@ def _count_claims() -> Iterator[list[Entry]]:
     ]
     for entry in sorted(counts, key=lambda entry: -entry["count"]):
         row, count = entry["method"], entry["count"]
-        # adapter_drop_900k has the name of adapter_drop
+        # a row of a size has the name of its method: adapter_drop_900k of adapter_drop
         name = METHOD_NAMES.get(row) or METHOD_NAMES[row.rpartition("_")[0]]
         if rank := entry["settings"].get("rank"):
             name += f" r={rank}"
@@ -154,8 +155,8 @@ def _count_claims() -> Iterator[list[Entry]]:
 
 
 def _claim_status(printed: str, value: float) -> str:
-    """Whether the printed number follows from ours, as a claim's last entry. printed: "-"
-    where the paper prints none."""
+    """The status of a claim, the last entry of its row: whether the printed number follows
+    from ours. printed: "-" where the paper prints none."""
     if printed == "-":
         return "not printed"
     return "as printed" if rounds_to(printed, value) else "DIFFERS"
@@ -180,12 +181,14 @@ def _read_with_defaults(path: Path) -> dict[str, Any]:
     deep."""
     content: dict[str, Any] = read_yaml(path)
     entries = content.pop("defaults", ["_self_"])
+    # "_self_" is the place of the file itself, by default after all others
     if "_self_" not in entries:
         entries = [*entries, "_self_"]
     merged = dict[str, Any]()
     for entry in entries:
         part = content
         if entry != "_self_":
+            # /recipe/lora/gpt2_medium@_here_: what follows the @ is the same for all
             name = entry.partition("@")[0].strip("/")
             part = _read_with_defaults(CONF / f"{name}.yaml")
         for key, value in part.items():
@@ -198,7 +201,8 @@ def _read_with_defaults(path: Path) -> dict[str, Any]:
 def _columns_by_title(table: dict[str, Any]) -> dict[str, Columns]:
     """The columns of each table that a table of the paper is split into, by what follows
     "Table 8" in the title. table: the paper's table in printed/recipes.yaml, which says
-    what each title names and what the columns are."""
+    what each title names ("about"), and whether a column is a model, a row or a task
+    ("columns")."""
     models = names_by_key(table["models"])
     rows = names_by_key(table["rows"])
     tasks = names_by_key(table["tasks"])
@@ -214,7 +218,7 @@ def _columns_by_title(table: dict[str, Any]) -> dict[str, Columns]:
 def _printed(group: str, model: str, row: str, task: str, key: str) -> Any:
     """The value that the paper prints of a key (such as lr) in a recipe; None where it
     prints none. group: of printed/recipes.yaml, which nests some settings by model and
-    then by row, and some the other way round."""
+    then by row, some the other way round, and some by row alone."""
     settings = recipes()[group]
     name = model.replace("_", "-")
     by_row = settings[row].get(name, settings[row]) if row in settings else {}
@@ -263,7 +267,8 @@ def _recipe_row(
     group: str, key: str, columns: list[tuple[str, str, str]]
 ) -> list[Entry]:
     """Our values of a key, a column each, and whether the paper prints the same; empty
-    for a rank or a rate that it does not print. columns: model, row and task of each."""
+    for a rank or a rate that it prints for no column, because these rows may have none
+    (full fine-tuning has no rank). columns: model, row and task of each."""
     own_values = [_own_value(*column, key) for column in columns]
     printed_values = [_printed(group, *column, key) for column in columns]
     pairs = [

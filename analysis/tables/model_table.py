@@ -76,6 +76,7 @@ class ModelTable:
         elif spec.is_ablation and self.has_paper_model:
             ran = ran[:0]  # the paper's columns alone
         elif spec.is_ablation:
+            # a task on which VeRA alone ran has no ablation
             ran = ran[ran.row != "vera"]
         printed = self._printed_columns()
         # The labels in the order of columns. A key that comes twice keeps its first
@@ -102,7 +103,8 @@ class ModelTable:
         return {key: columns_by_key[key] for key in ordered_keys}
 
     def _printed_columns(self) -> list[str]:
-        """The keys of the paper's columns that are shown even without runs."""
+        """The keys of the paper's columns that are shown even without runs: all scores of
+        one task; or, on a model of the paper, the tasks that the user asks for."""
         columns = list(self.spec.columns)
         if self.spec.tasks:
             return columns
@@ -145,6 +147,7 @@ class ModelTable:
     def reports(self) -> pd.DataFrame:
         """What independent groups report of this model's rows."""
         is_shown = self.spec.has_reports and self.view.others != "false"
+        # without columns there are no reports
         columns = [*self.columns, "avg"] if is_shown else []
         return reports_of(self.model, columns, self.spec.compared_cells(self.cells))
 
@@ -185,8 +188,9 @@ class ModelTable:
         )
 
     def _further_rows(self) -> list[str]:
-        """The rows that the paper does not have in this table, in the order of the spec.
-        In a table without rows of the paper they include those that others report."""
+        """The rows that the paper does not have in this table, in the order of the spec
+        (row_order None: of the cells). In a table without rows of the paper they include
+        those that others report."""
         rows = dict.fromkeys(self.line_cells_by_row)
         if self.printed.empty:
             rows |= dict.fromkeys(self.reports.row)
@@ -199,8 +203,8 @@ class ModelTable:
         return ordered + sorted({*further} - {*ordered})
 
     def _header(self) -> dict[str, str]:
-        """What is written above each column of the table, by the column's key in
-        lines."""
+        """What is written above each column of the table, by the column's key in lines.
+        The key of a side column begins with +, because a score may have its name."""
         spec = self.spec
         header = {name: name for name in spec.head}
         header |= {key: column.label for key, column in self.columns.items()}
@@ -216,6 +220,7 @@ class ModelTable:
         return self.cells.drop_duplicates(CELL_KEY)
 
     def _title(self) -> str:
+        # in a title {0} is the model's name, and {1} the first cell
         title = self.spec.title if self.has_paper_model else self.spec.other_title
         first_cell = next(self._row_cells.itertuples(), None)
         name = self.spec.models.get(self.model, self.model)
@@ -354,8 +359,8 @@ class ModelTable:
 
     def _required(self, mnli_tasks: Sequence[str]) -> list[str]:
         """The bases of the columns in which a complete row of ours has a number; none in a
-        table that is not the paper's. mnli_tasks: the tasks of a row that started from
-        MNLI; empty for other rows."""
+        table that is not the paper's. mnli_tasks: the tasks on which a row started from
+        MNLI, the only ones that it needs; empty for other rows."""
         if not self.spec.models:
             return []
         bases = list(dict.fromkeys(column.base for column in self.columns.values()))
@@ -474,6 +479,7 @@ class ModelTable:
                 ids=row.ids,
             )
         mean = paper_comparison.mean_verdict(group[group.ran])
+        # Without a start from MNLI no other row stands in for a task that is not compared.
         if average and mean and (starts_from_mnli or len(compared) == len(group)):
             line["avg"] = replace(
                 average,

@@ -13,7 +13,7 @@ from analysis.render import NONE, Cell, Entry, Number, diverged_mark, entry_of_r
 from analysis.tables.spec import TableSpec
 from runs.command.errors import UserError
 
-#: Columns of a row that say the same on each of its tasks.
+#: Columns of `frame.runs` that a row usually has the same value of on each of its tasks.
 CONSTANTS = {
     "adapter_bytes",
     *(name for name, fact in FACTS.items() if fact.per_cell == "first"),
@@ -25,8 +25,8 @@ class SideColumns:
     """The columns beside the scores of one model's table.
 
     cell_columns: the columns that come from a line's first cell: by their names, the
-    further arguments of `_entry_of_cell`. row_columns: those that come from all of a
-    row's runs, with the further arguments of `_entry_of_row`. runs: the runs of the
+    further arguments of `_entry_of_cell`. row_columns: those that come from all runs of a
+    row's first line, with the further arguments of `_entry_of_row`. runs: the runs of the
     table. with_forgetting: the runs that measured forgetting, on the text that most of
     them used. labels_on_other_text: the labels of rows that used another text.
     rows_on_same_tasks, rows_of_same_costs: the rows whose numbers over tasks, and whose
@@ -48,12 +48,15 @@ class SideColumns:
         runs: pd.DataFrame,
         cells: pd.DataFrame,
     ) -> "SideColumns":
-        """The side columns of the table of one model. columns: of columns=, names of
-        further numbers of `frame.runs`. runs, cells: of the table."""
+        """The side columns of the table of one model. columns: further columns of
+        `frame.runs` that the user asks for (columns=), beside the spec's. runs, cells: of
+        the table."""
         table_runs = in_cells(runs, cells)
         measured = table_runs[:0]
         if spec.has_forgetting:
             measured = table_runs[table_runs.forgetting.notna()]
+        # Losses on different texts do not compare, so we show those on the most frequent
+        # text. There is none if no run measured forgetting.
         usual_text = measured.forgetting_text.mode()[:1]
         with_forgetting = measured[measured.forgetting_text.isin(usual_text)]
         on_other_text = measured[~measured.row.isin(with_forgetting.row)]
@@ -96,8 +99,8 @@ class SideColumns:
         return {f"+{name}": entry for name, entry in entry_by_name.items()}
 
     def _entry_of_row(self, runs: pd.DataFrame, name: str, form: str = "") -> Entry:
-        """What a row has in a column of numbers: the mean over its cells of their medians
-        over seeds.
+        """What a row has in a column of numbers: the median over the seeds of each cell in
+        its first line, as a mean over these cells.
 
         The entry is "-" where rows cannot be compared in the column:
 
@@ -105,10 +108,10 @@ class SideColumns:
         - a cost, if the row ran on other hardware, tasks or data than most rows;
         - another number, if the row ran on other tasks than most rows.
 
-        0 bytes are "-", too.
+        0 bytes, of a row that trains no adapter, are "-", too.
 
-        runs: those of the row. name: a column of `runs`. form: how the number is written
-        (render.FORMS); by default as FACTS says."""
+        runs: those of the line. name: a column of `runs`. form: how the number is written
+        (render.FORMS); "" for the form that FACTS has."""
         median_by_cell = _medians_by_cell(runs, name)
         if name in CONSTANTS:
             is_shown = median_by_cell.nunique() == 1
@@ -168,20 +171,21 @@ def _entry_of_cell(
 ) -> Entry:
     """The value that a cell has in a column of `frame.cells`, as an entry. runs: those
     that it comes from. seeds: whether the entry shows how many seeds have the number
-    where some lack it. settings: further fields of `Number`."""
+    where some lack it. settings: further fields of `Number`, used without `seeds`."""
     value = getattr(cell, column)
     if isinstance(value, str) or value is None:
         return str(value)
     if not seeds:
         return entry_of_runs(value, runs.id, **settings)
+    # at the score alone: other numbers of the line would repeat it
     mark = diverged_mark(cell) if column == "median" else ""
     return Number(value, n=cell.n, wanted=cell.wanted, mark=mark, ids=cell.ids)
 
 
 def _medians_by_cell(runs: pd.DataFrame, name: str) -> pd.Series:
-    """The median of a column in each cell of a row, over the runs that did not diverge;
-    over all runs if all diverged. runs: of the row. name: of the column. Raises UserError
-    for a column without numbers."""
+    """The median of a column in each cell of a row's line, over the runs that did not
+    diverge; over all runs if all of the line diverged. runs: of the line. name: of the
+    column. Raises UserError for a column without numbers."""
     is_diverged = runs.diverged.astype(bool)
     counted = runs[~is_diverged | is_diverged.all()]
     try:

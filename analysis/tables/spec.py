@@ -83,6 +83,7 @@ class TableSpec:
 
     def select_runs(self, runs: pd.DataFrame) -> pd.DataFrame:
         """The runs that the table is made from, finished or not."""
+        # what queries in specs.yaml call @glue, @llamas and @names
         names = {"glue": [*GLUE], "llamas": [*LLAMAS], "names": [*self.row_names]}
         return runs.query(self.runs, local_dict=names, engine="python")
 
@@ -99,17 +100,18 @@ class TableSpec:
     def cells(self, view: View) -> pd.DataFrame:
         """The cells of the view's runs. `column` names the column of the table: one of
         the part's formulas or, without formulas, the task. `variant` tells the lines of
-        a row apart; it is "" where a row has one line."""
+        a row apart; in tables of this kind it is always "", as a row has one line."""
         seeds = view.seeds or self.seeds
         if self.formulas:
             frame = cells(view.runs, self.numbers, seeds)
             return frame.assign(column_label=frame.column)
+        # the column of `frame.runs` with the metric at the chosen epoch
         select = "value" if view.select == "paper" else view.select
         return columns_of_tasks(cells(view.runs, select, seeds))
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """The numbers of each run by the formulas, a line for each number, in the columns
-        that `frame.cells` asks for: number, column and variant."""
+        """The numbers of each run by the formulas of specs.yaml, a line for each number, in
+        the columns that `frame.cells` asks for: number, column and variant."""
         columns = runs[[*MEDIAN_COLUMNS, *TEXT_SCORES, "steps"]].astype(float)
         numbers = {
             column: columns.eval(formula) for column, formula in self.formulas.items()
@@ -118,8 +120,8 @@ class TableSpec:
 
     def compared_cells(self, cells: pd.DataFrame) -> pd.DataFrame:
         """The cells that are compared with the paper's: those whose whole variant matches
-        the pattern compared_variants and, where a row was measured in several ways on a
-        task, those nearest to its recipe."""
+        the pattern compared_variants ("" matches the variant "" alone) and, where a row was
+        measured in several ways on a task, those nearest to its recipe."""
         variants = cells.variant.astype(str)
         is_compared = variants.str.fullmatch(self.compared_variants)
         return cells[is_compared & cells.is_nearest]
@@ -142,6 +144,7 @@ class TableSpec:
         if not sentence_on_epoch:  # the epoch is chosen as in the paper
             usual = f"{middles} of the {epochs} epoch, +- sample standard deviation."
             return str(self.description or usual)
+        # `crossfit` is the last epoch's score where tables report that; `half` is not.
         if self.formulas or (epochs == "last" and view.select == "crossfit"):
             sentence_on_epoch = (
                 "select= changes nothing here: the last epoch is reported."
@@ -164,6 +167,7 @@ class TableSpec:
                 deviations.append(f"{entry['method']}: {reason}")
         images = cells[cells.family == "images"]
         for task, shots in images.groupby("task").shots:
+            # by their texts, as None (all images) has no order among numbers
             counts = [*map(_shots_text, sorted({*shots} - {10}, key=str))]
             if counts:
                 deviations.append(f"{task}: {' or '.join(counts)} images a class")
@@ -205,7 +209,8 @@ def complete_cells(
 
     numbers, shown_numbers: of `melted`, with variant; their index is that of `runs`. A
     variant and column that one run of a cell has in shown_numbers gets a line for each
-    run of this cell. Others get none."""
+    run of this cell. Others get none. Of several numbers of one run, variant and column
+    the first one counts."""
     line_key = ["run", "variant", "column"]
     lines_by_run = runs[CELL_KEY].join(
         shown_numbers[["variant", "column"]], how="inner"

@@ -51,6 +51,7 @@ class GeneratedTexts(TableSpec):
         decodes (variant "") and, as variants, of the last epoch by other length penalties
         and of the best epoch. The best epoch has a line if it is an earlier one than the
         last in one of a cell's runs. A run that diverged before it had texts has 0."""
+        # a line for each epoch whose texts were scored, and for each way of decoding it
         exploded = runs.explode("texts").dropna(subset="texts")
         scores = [*self.columns]
         columns = ["which", "variant", "epoch", *scores]
@@ -61,8 +62,10 @@ class GeneratedTexts(TableSpec):
         is_best_epoch = texts.which == "best"
         penalties = "length penalty " + texts.variant
         variants = penalties.where(~is_papers_decoding, "best epoch")
-        # The last epoch by the paper's decoding is no variant: the run's own columns have
-        # its scores (`super().numbers`). The best epoch by other penalties is not shown.
+        # Two of the four combinations are variants: the paper's decoding of the best epoch,
+        # and other penalties of the last. The paper's decoding of the last epoch is the
+        # row itself (`super().numbers` takes it from the run's own columns), and other
+        # penalties of the best epoch are not shown.
         is_variant = is_papers_decoding == is_best_epoch
         texts["variant"] = variants.where(is_variant)
         texts["is_earlier"] = texts.epoch != exploded.last_epoch
@@ -93,7 +96,8 @@ class Judged(TableSpec):
 
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
         """The mean score that each judge gives each run, with the judge as variant. A run
-        that nobody has judged has one line with NaN, so that its cell is shown."""
+        that nobody has judged has one line with NaN and the variant "", so that its cell
+        is shown."""
         judgements = self.judgements(runs)
         long = pd.DataFrame(
             {
@@ -108,26 +112,30 @@ class Judged(TableSpec):
         return pd.concat([judged, unjudged])
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells, one for each judge of a row, with four columns more:
+        """The cells: one for each judge of a row, whose variant is the judge, or one with
+        the variant "" if nobody has judged the row. A label names the task if it is not
+        the paper's. A judged cell is complete only if the judge has scored every run.
+        Four columns more:
 
         - interval: of the score, over questions, where a cell has one run.
         - turns: the median score of each turn.
         - valid: how many judgements could be read.
-        - state: why a cell has no score ("" if it has one); its n is then the number of
-          its runs."""
+        - state: why a cell has no score; "" if it has one."""
         frame = super().cells(view)
         judgements = self.judgements(view.runs)
         lines = [_judged_columns(cell, judgements) for cell in frame.itertuples()]
         columns = ["interval", "turns", "valid"]
         frame[columns] = pd.DataFrame(lines, frame.index, columns, dtype=object)
-        # the paper's task is Alpaca, and other tasks are named
+        # the paper's task is Alpaca
         label_with_task = frame.label + " on " + frame.task_label
         frame["label"] = frame.label.where(frame.task == "alpaca", label_with_task)
         unjudged = f"{view.origin}, not judged by {BENCHES[self.bench]}"
         states = np.where(frame.diverged > 0, "diverged", unjudged)
-        frame["state"] = np.where(frame.variant == "", states, "")
-        # A cell that nobody has judged lacks no number.
-        frame["n"] = frame.n.where(frame.variant != "", frame.runs)
+        is_judged = frame.variant != ""
+        frame["state"] = np.where(is_judged, "", states)
+        # Otherwise a note would say that the runs of an unjudged cell, whose n is 0,
+        # finished without their score. The state says what is missing.
+        frame["n"] = frame.n.where(is_judged, frame.runs)
         frame["wanted"] = frame[["wanted", "runs"]].max(axis=1)
         frame["complete"] = frame.n >= frame.wanted
         return frame
@@ -196,8 +204,9 @@ class RowsByTasks(TableSpec):
         return frame.sort_values(order, ascending=[False, True, True])
 
     def entry(self, cell: Cell, verdict: str) -> Entry:
-        """The median of the seeds that have a number, with how many: "76.0 +-1.0 (5)";
-        "nan (5)" where none has. These tables have no verdicts."""
+        """The median of the seeds that have a number, with how many these are: "76.0 +-1.0
+        (5)"; "nan (5)", with the number of runs, where none has. These tables have no
+        verdicts."""
         median = cell_entry(cell, decimals=int(cell.digits), skips_missing=True)
         if not isinstance(median, Number):
             median = Number(math.nan, n=cell.runs, ids=cell.ids)
@@ -222,6 +231,7 @@ class Exact(RowsByTasks):
     def numbers(self, runs: pd.DataFrame) -> pd.DataFrame:
         """The scores of each run's texts after the last epoch, by test set, a line each. A
         run that diverged before it had texts has 0 on the sets of its cell."""
+        # the first entry of a run's texts is the last epoch by the task's own decoding
         scores = [texts[0]["parts"] if texts else {} for texts in runs.texts]
         scores_by_part = pd.DataFrame(scores, runs.index, dtype=float)
         if self.average:
@@ -321,7 +331,7 @@ class Demo(TableSpec):
     def parts(self, view: View) -> list[View]:
         """A view for each way in which runs were measured, at each size of the data that
         they asked for. Each view also has all trials, since they choose rates, and the
-        failed runs of its size, since nobody knows their way."""
+        failed runs of its size, for a failed run has no result that shows its way."""
         runs = self.select_runs(view.runs)
         is_trial = runs.kind == "trial"
         by_size = runs[~is_trial].groupby(["asked_train_rows", "asked_dev_rows"])
@@ -334,7 +344,8 @@ class Demo(TableSpec):
         return views
 
     def cells(self, view: View) -> pd.DataFrame:
-        """The cells, the best first, with `ratio`, their parameters divided by LoRA's.
+        """The cells, with `ratio`, their parameters divided by LoRA's. The best comes first;
+        cells with runs that lack the score come last.
 
         A row's label ends with ^ if trials on held-out rows tried several of its rates (of
         the adapter or of the head), and its own is the lowest or the highest of them."""
@@ -353,7 +364,7 @@ class Demo(TableSpec):
         frame["label"] += is_end.any(axis=1).map({True: " ^", False: ""})
         frame["ratio"] = (frame.parameters / frame.model.map(lora)).where(trains)
         frame["adapter_bytes"] = frame.adapter_bytes.where(trains)
-        frame["head_bytes"] = 4 * frame.head_parameters
+        frame["head_bytes"] = 4 * frame.head_parameters  # float32
         frame["missing_scores"] = frame.runs - frame.n
         return frame.sort_values(["missing_scores", "median"], ascending=[True, False])
 
