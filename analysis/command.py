@@ -80,7 +80,7 @@ def open_ledger(
 
 def open_rows(settings: Selection, allows_unrun: bool = False) -> Ledger:
     """`open_selection` with a row of `frame.runs` in the place of each record, for
-    commands that need no more: tens of thousands of records fit."""
+    commands that need no more: tens of thousands of rows fit into memory."""
     return open_selection(settings, RowMaker(), allows_unrun)
 
 

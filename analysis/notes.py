@@ -243,7 +243,7 @@ def cautions(cells: pd.DataFrame) -> list[str]:
 def mixed_source_notices(runs: pd.DataFrame) -> list[str]:
     """Notices on cells whose seeds ran with several versions of their method's or their
     task's file, or of what that file imports, if at least one version is in no
-    commit. runs: of the cells."""
+    commit: what changed then cannot be looked up. runs: of the cells."""
     notices = list[str]()
     for (_, row, task, _), cell in runs.groupby(CELL_KEY, sort=False):
         for part in ("method", "task"):
@@ -282,7 +282,7 @@ def _version_text(cell: pd.DataFrame, part: str) -> str:
 def left_out_notices(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     """Notices on the runs that are in none of a table's cells, with the reason. runs: of
     the table's models and tasks."""
-    cells = cells.drop_duplicates(CELL_KEY)
+    cells = cells.drop_duplicates(CELL_KEY)  # one line of a cell with several numbers
     notices = list[str]()
     if other_settings := int(cells.other_settings.sum()):
         notices.append(

@@ -153,7 +153,7 @@ def setup_text(row: Any) -> str:
 
 # --- the lines of tables
 
-#: From how many numbers on with the paper's target modules a range stands for them.
+#: At least so many numbers with the paper's target modules are given as a range.
 SOURCES_OF_RANGE = 3
 
 
@@ -166,6 +166,7 @@ def reports_of(model: str, columns: Sequence[str], cells: pd.DataFrame) -> pd.Da
     reports = frame[(frame.model == model) & frame.column.isin(columns)]
     if reports.empty:
         return reports.assign(difference=math.nan)
+    # a cell may have several variants, such as snapshots of the judge: the first counts
     distinct = cells.drop_duplicates(["row", "column"])
     own_cells = {(cell.row, cell.column): cell for cell in distinct.itertuples()}
     differences = [

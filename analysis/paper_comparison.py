@@ -62,7 +62,7 @@ def compare_with_paper(table: str, cells: pd.DataFrame, part: str = "") -> pd.Da
     no spread. Verdicts, of which the first that applies counts:
 
     - quoted: the authors took the number from earlier work, and we have no cell. In
-      tables 4 and 13 it stays quoted even with one.
+      tables 4 and 13, whose scores are a judge's, it stays quoted even with one.
     - not run: we have no cell.
     - other size: our cell trains another number of parameters.
     - incomplete: it has fewer than SEEDS, or a seed without the number.

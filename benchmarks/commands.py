@@ -32,8 +32,9 @@ ROUNDS = 3
 
 
 def commands(full: bool) -> list[Row]:
-    """Measures each command for each number of records: first with an empty user cache,
-    then repeated. full: also with the last of SIZES."""
+    """Measures each command for each number of records. The commands share one user
+    cache, which is empty at first: "first" is what the first call of a command took,
+    with what the commands before it had left there. full: also with the last of SIZES."""
     rows = list[Row]()
     for size in SIZES if full else SIZES[:-1]:
         with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +45,7 @@ def commands(full: bool) -> list[Row]:
                 for name, words in COMMANDS.items()
             }
             about: Row = {"part": "commands", "records": size}
-            # The first call of a command, which warms it up, is the one with an empty cache
+            # The first call of each command warms it up, and is not in "seconds"
             for row in time_in_turns(work, ROUNDS, about):
                 measured = work[row["variant"]]
                 first_call = f"{measured.seconds[0]:.3g} s"
@@ -87,12 +88,14 @@ class MeasuredCommand:
 
 def write_records(output: Path, count: int) -> None:
     """Writes `count` records below a folder: copies of the published ones, with ids and
-    seeds of their own. Waits until their files count as settled."""
+    seeds of their own. Then waits SETTLED_S, since rows of younger files are not kept in
+    the cache."""
     texts: list[bytes] = []
     for folder in study_folders():
         texts += (folder / "records.jsonl").read_bytes().splitlines()
     for number in range(count):
         record: Record = orjson.loads(texts[number % len(texts)])
+        # each further round of copies has seeds that are 1000 higher
         _reseed(record, 1000 * (1 + number // len(texts)))
         record["id"] = hashlib.sha256(f"{record['id']} {number}".encode()).hexdigest()
         record["id"] = record["id"][:12]

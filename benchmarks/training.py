@@ -101,7 +101,8 @@ def markdown(rows: list[Row]) -> str:
 
 def _cells(row: Row) -> dict[str, str]:
     """The texts of a row by the names of the columns: its values as they are, but of its
-    seconds the least and the median, and of its ratios the median and the range."""
+    seconds the least and the median, and of its ratios the median and the range. The
+    part is no column, since each part has a table of its own."""
     texts = {}
     for name, value in row.items():
         if name not in ("part", "seconds", "ratios"):
@@ -208,8 +209,8 @@ def batch_of(shape: Shape, base: nn.Module, tokens: int) -> Tensor:
 
 
 def loss_of(model: nn.Module, batch: Tensor) -> Tensor:
-    """A loss for timing: the mean absolute value of the last hidden states. batch: of
-    `batch_of`."""
+    """A loss for timing: the mean absolute value of the last hidden states. batch: the
+    embeddings from `batch_of`."""
     with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=DEVICE == "cuda"):
         states: Tensor = model(inputs_embeds=batch)[0]
         return states.float().abs().mean()

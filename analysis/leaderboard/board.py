@@ -63,12 +63,12 @@ class Board:
             rerun_letters and question_letters (`letter_groups`), rerun_half (half of
             the interval over re-runs), low and high (the interval over questions).
         decoding: how the set's answers were decoded, sampled or greedy.
-        variances: of a re-run, by the sets with this way of decoding
-            (`rerun_variances`).
-        variances_of_all: the same by all sets.
-        answers: the decided pairs by the name of the question: rerun, and with the
-            variances of all sets rerun_any_decoding; questions, and with CORRELATION
-            questions_correlated.
+        variances: of a re-run (`rerun_variances`), estimated from the sets with this
+            way of decoding.
+        variances_of_all: the same, estimated from all sets.
+        answers: the decided pairs of each question: "rerun", by `variances`;
+            "rerun_any_decoding", by `variances_of_all`; "questions"; and
+            "questions_correlated", with CORRELATION.
     """
 
     name: str

@@ -155,7 +155,7 @@ def letter_groups(rows: int, decided: Booleans) -> list[str]:
     first, second = pair_indices(rows)
     for left, right in zip(first[decided], second[decided], strict=True):
         groups = split_groups(groups, int(left), int(right))
-    groups.sort(key=sorted)
+    groups.sort(key=sorted)  # "a" is the group of the best row
     names = [letter_name(index) for index in range(len(groups))]
     letters = []
     for row in range(rows):
@@ -241,7 +241,13 @@ def detectable_difference(
     power among all pairs of the rows.
 
     Student's t with the variance pooled over the rows, at the level that Holm's
-    correction starts with: ALPHA over the number of pairs."""
+    correction starts with: ALPHA over the number of pairs.
+
+    Args:
+        seed_sd: the standard deviation of a row's score over seeds, in points.
+        seeds: how many seeds each row has.
+        rows: how many rows are compared.
+        power: how often the difference is found."""
     freedom = rows * (seeds - 1)
     pairs = rows * (rows - 1) / 2
     critical = special.stdtrit(freedom, 1 - ALPHA / pairs / 2)

@@ -21,6 +21,7 @@ def show(*parts: Any) -> None:
     any it says that there are no records."""
     import IPython
 
+    # None in a script, which prints
     notebook: Any = IPython.display if IPython.get_ipython() else None
     display = notebook.display if notebook else print
     for part in parts or ("note: there are no records of it yet",):

@@ -29,11 +29,13 @@ def execute(notebook: Any, variables: dict[str, str]) -> None:
     fails."""
     from nbclient import NotebookClient
 
+    # a percent script does not name its kernel
     notebook.metadata["kernelspec"] = {
         "name": "python3",
         "display_name": "Python 3",
         "language": "python",
     }
+    # the kernel is another process, which has to find this project
     search_path = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     defaults = {
         "PYTHONPATH": os.pathsep.join(search_path),
