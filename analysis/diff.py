@@ -103,8 +103,8 @@ def leaves(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _reported_text(values: Mapping[str, Any]) -> str:
-    """The dev metric of a record at the epoch that tables report, in words: "accuracy 0.88
-    at the best epoch". values: the record's `leaves`."""
+    """The dev metric of a record at the epoch that its task's table reports, in words:
+    "accuracy 0.88 at the best epoch". values: the record's `leaves`."""
     if "result.metric" not in values:
         return "no result"
     epoch = values["result.reported"]

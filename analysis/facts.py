@@ -192,8 +192,9 @@ def crossfit_metric(record: Record) -> float:
 
 
 def text_score_or_nan(key: str, record: Record) -> float:
-    """A score of a record's texts; NaN if it has none. key: one of TEXT_SCORES, or
-    "unread", the percentage of texts in which no answer was found."""
+    """A score of a record's texts; NaN if it is missing, and 0 for a run that diverged
+    before any text. key: one of TEXT_SCORES, or "unread", the percentage of texts in
+    which no answer was found."""
     value = text_score(record, key)
     return math.nan if value is None else value
 

@@ -448,6 +448,7 @@ def with_reported_scores(runs: pd.DataFrame, select: str = "paper") -> pd.DataFr
         for key in set(score_keys.dropna()):
             score = TEXT_SCORES[key]
             columns.loc[score_keys == key, "number"] = runs[key]
+            # name, lower_is_better and digits
             columns.loc[score_keys == key, REPORTED_COLUMNS] = (
                 f"{score.name}, last epoch",
                 not score.higher_is_better,

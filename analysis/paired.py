@@ -124,9 +124,10 @@ def _lines_by_task(joined: pd.DataFrame) -> Iterator[dict[str, Any]]:
 def _lines_over_tasks(
     by_task: list[dict[str, Any]], task_count: int
 ) -> Iterator[dict[str, Any]]:
-    """The lines of `paired_differences` over tasks, by the variance of the tasks' means:
-    one for each other row that has all tasks, two or more, if their scores are in
-    points. A task that was measured in several ways counts once, with the mean of these.
+    """The lines of `paired_differences` over tasks: one for each other row that has all
+    tasks, two or more, if their scores are in points. Interval and p follow from how far
+    the tasks' means lie apart. A task that was measured in several ways counts once, with
+    the mean of these.
 
     by_task: the lines of `_lines_by_task`. task_count: how many tasks the row has."""
     frame = pd.DataFrame(by_task, columns=[*COLUMNS, "conf_task"])
@@ -145,7 +146,7 @@ def _lines_over_tasks(
             **_mean_columns(mean_of(means)),
             "better": np.nan,
             "digits": DECIMALS_OF_POINTS,
-            "ids": tuple(group.ids.sum()),
+            "ids": tuple(group.ids.sum()),  # the tuples of all tasks, joined
         }
 
 

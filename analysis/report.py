@@ -103,6 +103,7 @@ def page(ledger: Ledger) -> str:
     variants = every_variant(frame, keep_nearest_name=True)
     cells = [*cell_views(ledger, variants, paper_verdicts)]
     html = results_environment(Path(__file__).parent, autoescape=True)
+    # for `is number` in the template
     html.tests["number"] = lambda entry: isinstance(entry, Number)
     return html.get_template("report.html").render(
         date=date.today(),
@@ -218,7 +219,7 @@ def curve_points(
     top = max(values, default=0.0)
     span = top - min(values, default=0.0)
     step = width / max(len(values) - 1, 1)
-    # two pixels stay free above and below
+    # two pixels stay free above and below; a flat curve has a span of 0
     scale = (height - 4) / (span or 1.0)
     points = [
         f"{index * step:.1f},{2 + (top - value) * scale:.1f}"

@@ -30,7 +30,7 @@ class RunRow(namedtuple("RunRow", [*FACTS, "settings"])):  # type: ignore[misc]
 
 def files_of_code() -> list[Path]:
     """The files that make a row from a record: this one, the facts, and all of
-    runs/record."""
+    runs/record. A change in one of them makes all kept rows anew."""
     files_of_records = Path(schema.__file__).parent.glob("*.py")
     return sorted([Path(__file__), Path(facts.__file__), *files_of_records])
 
