@@ -180,8 +180,8 @@ def pairing_key(record: Record) -> str:
 
 def metric(record: Record, epoch: str | None = None, select: str = "paper") -> float:
     """A record's metric as tables print it, such as an accuracy in percent. epoch: best
-    or last; by default the one that tables report. select: how the best one is chosen
-    (paper, crossfit or half)."""
+    or last; by default the one that tables report. select: on which dev rows the epoch
+    is chosen and reported (paper, crossfit or half, see `best_and_last`)."""
     return float(record["result"]["scale"] * score_of_record(record, epoch, select))
 
 

@@ -367,7 +367,7 @@ def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
 def _results_left_out(results: pd.DataFrame) -> pd.DataFrame:
     """What `cells` says of results that are in no cell, a line for each cell that they
     would belong to (CELL_KEY): other_settings, older_protocols and repeated_ids.
-    results: with left_out, of `mark_left_out`."""
+    results: with the column left_out (`mark_left_out`)."""
 
     def by_key(reason: str) -> Any:
         return results[results.left_out == reason].groupby(CELL_KEY)
@@ -411,8 +411,8 @@ def _wanted_seeds(task: str, presets: Iterable[str | None]) -> int:
 
 @cache
 def _seed_count_of_preset(preset: str | None) -> int:
-    """How many seeds a preset sweeps over; 0 if conf/experiment has no such preset, the
-    preset names no seeds, or a run had none (None)."""
+    """How many seeds a preset sweeps over; 0 if conf/experiment has no such preset, if the
+    preset names no seeds, and for None, which stands for a run without a preset."""
     path = CONF / "experiment" / f"{preset}.yaml"
     content: Any = read_yaml(path) if path.is_file() else {}
     for key in ("hydra", "sweeper", "params"):
@@ -471,8 +471,8 @@ def pairs(runs: pd.DataFrame, row: str, other: str = "") -> pd.DataFrame:
 
     The columns are the scores x (of `row`) and y (of the other row), negative where lower
     is better; x minus y, the `difference`, which is positive where `row` is better; and
-    further columns of the first run and, with the suffix _other, of the second. runs: of
-    `with_reported_scores`, with left_out."""
+    further columns of the first run and, with the suffix _other, of the second. runs:
+    with the columns of `with_reported_scores` and `mark_left_out`."""
     scored = runs[(runs.left_out == "") & runs.number.notna()]
     lower_is_better = scored.lower_is_better.astype(bool)
     signed_scores = scored.number.where(~lower_is_better, -scored.number)

@@ -465,7 +465,7 @@ def holm(p: ArrayLike) -> Any:
     """p values corrected for their number (Holm 1979). NaN stays NaN, and is not counted."""
     corrected = np.array(p, dtype=float)
     count = int((~np.isnan(corrected)).sum())
-    order = np.argsort(corrected)[:count]
+    order = np.argsort(corrected)[:count]  # NaN come last
     steps = corrected[order] * np.arange(count, 0, -1)
     corrected[order] = np.minimum(1, np.maximum.accumulate(steps))
     return corrected

@@ -267,6 +267,7 @@ def _version_text(cell: pd.DataFrame, part: str) -> str:
     for seed, source in sorted(sources.items()):
         imports = source["imports"] if have_imports else None
         seeds_by_version[source["sha256"], imports].append(str(seed))
+    # None, for a run outside of a git checkout, counts as uncommitted
     committed = all(source["uncommitted"] is False for source in sources.values())
     count = len(seeds_by_version)
     if count < 2 or committed:

@@ -236,8 +236,8 @@ def _report_line(reports: pd.DataFrame, each_source: bool) -> dict[str, Entry]:
 def _reports_entry(reports: pd.DataFrame) -> Entry:
     """What sources report of one column, as an entry. Numbers with the paper's target
     modules are given as a range if there are SOURCES_OF_RANGE of them. Others stand one
-    by one: ^ marks other target modules, and ours minus theirs stands in brackets. A
-    spread is given if there is one number alone; a list with spreads would be too wide."""
+    by one: ^ marks other target modules, and ours minus theirs stands in brackets. Only
+    a single number has its spread with it."""
     decimals = DECIMALS.get(reports.column.iloc[0], 1)
     entries = list[Number]()
     single_reports = reports

@@ -39,8 +39,8 @@ def every_variant(runs: pd.DataFrame, keep_nearest_name: bool) -> pd.DataFrame:
 
 def _variant_label(label: str, settings_text: str) -> str:
     """A row's label, followed by those settings that it does not say already: "VeRA
-    r=256" and "lr 0.001, rank 256" make "VeRA r=256, lr 0.001". settings_text: of
-    `unequal_settings`."""
+    r=256" and "lr 0.001, rank 256" make "VeRA r=256, lr 0.001". settings_text: one
+    of the texts of `unequal_settings`."""
     words_of_label = label.replace(",", " ").split()
     further_settings = [
         setting

@@ -98,7 +98,7 @@ def draw_scores(axes: Axes, rows: pd.DataFrame, cost: CostAxis) -> None:
     colours = rows.frontier.map({True: FRONTIER_COLOUR, False: RERUN_COLOUR})
     axes.scatter(x, rows.score, s=14, c=colours, zorder=3)
     axes.set_xscale("log")
-    # Powers of ten. The axis has more room on the left, where the labels stand.
+    # The span is in powers of ten. The axis has more room on the left, where labels stand.
     span = max(float(np.log10(x.max() / x.min())), 0.1)
     axes.set_xlim(x.min() / 10 ** (0.35 * span), x.max() * 10 ** (0.05 * span))
     label_rows(axes, rows, cost)

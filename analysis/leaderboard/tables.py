@@ -74,6 +74,7 @@ def decided_table(boards: Sequence[Board]) -> Table:
     notes = [
         f"Decided: significant at {ALPHA:.0%} after Holm's correction over all pairs of "
         "the set.",
+        # sets with one way of decoding share a note
         *dict.fromkeys(f"{note}." for note in variance_notes(boards)),
     ]
     return Table.of("Decided pairs", lines, notes)
@@ -101,6 +102,7 @@ def variance_notes(boards: Sequence[Board]) -> Iterator[str]:
     for all sets, without a full stop."""
     for board in boards:
         yield f"A re-run of {board.decoding} sets {variance_words(board.variances)}"
+    # the same of every board
     yield f"A re-run of all sets {variance_words(boards[-1].variances_of_all)}"
 
 
