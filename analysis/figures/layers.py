@@ -128,6 +128,7 @@ def _measures_by_model_and_task(
     groups = defaultdict[tuple[str, str], list[Measure]](list)
     of_kind = [measure for measure in measures if measure["kind"] == kind]
     for measure in sorted(of_kind, key=_seeds_of):
+        # both runs of a pair are of one model and task
         cell = measure["of"][0]["cell"]
         if kind == "similarity" or cell["row"] == "vera":
             groups[cell["model"], cell["task"]].append(measure)

@@ -114,14 +114,15 @@ class Panel:
 
 
 def panels(part: Part, cells: pd.DataFrame) -> Iterator[Panel]:
-    """A panel for each model, task and way in which these cells were measured. cells: of
-    GLUE's tasks."""
+    """The data and notes of a figure for each model, task and way in which these cells
+    were measured. cells: of GLUE's tasks."""
     in_columns = assign_table_columns(cells.assign(column=cells.task))
     for (model, key), group in in_columns.groupby(["model", "table_column"]):
         first = group.iloc[0]
         is_of_panel = (part.runs.model == model) & (part.runs.task == first.task)
         label_parts = [GLUE[first.task], first.measurement_text]
         yield Panel(
+            # "sst2, 1,000 training rows" becomes sst2_1000_training_rows
             model_and_task=(model, re.sub(r"\W+", "_", key.replace(",", ""))),
             data=group.assign(source=part.source, runs=group.ids),
             model_label=first.model_label,

@@ -183,6 +183,7 @@ def figure_of_rows(
 def _title(row_cells: pd.DataFrame, axes: Sequence[Axis], suffix: str) -> str:
     """The title: the model, the task and the names of both numbers."""
     first = row_cells.iloc[0]
+    # the name of a score ends with its epoch, which the axis says: "accuracy, best epoch"
     x, y = (_title_name(axis.name.partition(",")[0]) for axis in axes)
     return f"{first.model_label} on {first.task_label}{suffix}: {y} against {x}"
 

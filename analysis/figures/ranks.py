@@ -162,7 +162,7 @@ def _draw_ranks(axes: Axes, data: pd.DataFrame, ylabel: str) -> None:
     # BOTH_SCALINGS becomes two points, one on each of LoRA's lines.
     lines = data.assign(line=data.scaling.str.split(" and "))
     lines = lines.explode("line", ignore_index=True)
-    # If it is the only rank, one line is enough.
+    # If no other rank has a proportional alpha, that line would be a single point.
     if not (data.scaling == "proportional").any():
         lines = lines[lines.line != "proportional"]
     suffix = lines.line.map(lambda scaling: SCALING_TEXTS.get(scaling, ""))

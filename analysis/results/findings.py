@@ -91,7 +91,8 @@ def findings(
 
 
 def _origins(comparison: Comparison, study_by_id: pd.Series) -> tuple[str, ...]:
-    """The studies whose runs a comparison has, sorted."""
+    """The studies whose runs a comparison has, sorted. One on rates has no ids of runs,
+    and says its studies itself (`Comparison.origins`)."""
     ids = [run for run in comparison.ids if run in study_by_id.index]
     return tuple(sorted({*comparison.origins, *study_by_id[ids]}))
 

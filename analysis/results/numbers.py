@@ -128,7 +128,7 @@ class StudyNumbers:
         Args:
             row: of these runs; "" for any.
             kind: result or trial.
-            study: the name of another study.
+            study: the name of another study; "" for this one.
             filters: see StudyNumbers.
 
         Raises:
@@ -435,7 +435,8 @@ def column_or_setting(runs: pd.DataFrame, name: str) -> pd.Series:
 
 def scored_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs that did not fail, with their scores (`with_reported_scores`) and
-    `collapsed`, which is False for trials and stopped runs. runs: of `frame.runs`."""
+    `collapsed`, which is False for trials (a search tries bad rates, too) and stopped
+    runs. runs: of `frame.runs`."""
     finished = with_reported_scores(runs[runs.kind != "failed"])
     is_result = finished.kind == "result"
     results = mark_collapsed(finished[is_result])

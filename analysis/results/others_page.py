@@ -39,7 +39,7 @@ def others_pages() -> dict[str, str]:
     # exact answers (EXACT), which the paper does not have.
     is_paper_column = differences.column.isin(DISPLAY_NAMES.keys() - EXACT.keys())
     is_in_paper = differences.model.isin(DISPLAY_NAMES) & is_paper_column
-    glue = differences[is_in_paper & (differences.column == "avg")]
+    averages = differences[is_in_paper & (differences.column == "avg")]
     is_by_reward = differences.column.str.endswith(REWARD_SUFFIX)
     has_no_text = differences.column.isin(COLUMNS_WITHOUT_TEXTS)
     on_texts = differences[~is_in_paper & ~is_by_reward & ~has_no_text]
@@ -51,7 +51,7 @@ def others_pages() -> dict[str, str]:
         paper=paper_numbers().__getitem__,
         names=DISPLAY_NAMES,
         epochs=EPOCHS,
-        differences=glue.to_dict("records"),
+        differences=averages.to_dict("records"),
         tables=tables_of_others(),
         text_scores=len(on_texts),
         lower_text_scores=int((on_texts.difference < 0).sum()),

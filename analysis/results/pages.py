@@ -126,7 +126,8 @@ def findings_of(studies: Sequence[PublishedStudy]) -> list[Finding]:
     """The findings over the runs of all studies. A run that several studies have
     published counts once, for the study whose preset started it."""
     frame = all_runs(studies)
-    # Copies of a run in a study that did not start it come last, and are dropped.
+    # A study has the name of its preset. Copies of a run in other studies come last, and
+    # are dropped.
     is_foreign = frame.preset != frame.origin
     frame = frame.assign(foreign=is_foreign).sort_values("foreign", kind="stable")
     measures = dict[str, Measure]()

@@ -109,7 +109,7 @@ def _table_lines(scores: pd.DataFrame, digits: int) -> list[list[str]]:
     """The lines of a table of texts: a header, then for each rank its mean at each rate
     and its best rate, with ^ if that is the smallest or the largest that was tried for
     the rank. scores: of `score_table`."""
-    means = scores.T.groupby(level=0).mean().T
+    means = scores.T.groupby(level=0).mean().T  # over seeds, by rate
     header = ["rank", *(f"rate {rate:g}" for rate in means.columns), "best rate"]
     lines = [header]
     for rank, score_by_rate in means.iterrows():

@@ -100,6 +100,7 @@ def study_rows(runs: pd.DataFrame) -> StudyRows:
     """Each row of a study on each task beside VeRA. runs: of the study, every variant as
     a row of its own (`variants.every_variant`)."""
     cells = reported_cells(runs)
+    # A task that was measured in several ways counts as several tasks.
     task_keys = tasks_by_way(cells)
     cells["task_label"] = tasks_by_way(cells, "task_label")
     results = mark_collapsed(with_reported_scores(mark_left_out(runs)))
@@ -144,7 +145,7 @@ def study_rows(runs: pd.DataFrame) -> StudyRows:
 
 def _with_variance(paired: Mean, variance: TwoWay) -> Mean:
     """A mean over pairs, with the error that follows from the pooled standard deviation
-    of a run; unchanged for fewer than two pairs, whose mean is unknown."""
+    of a run; unchanged for fewer than two pairs, which have no interval."""
     if not paired.freedom > 0:
         return paired
     pair_count = paired.freedom + 1
@@ -173,6 +174,7 @@ def pooled_variance(runs: pd.DataFrame) -> TwoWay | None:
     by_row = runs[runs.parameters > 0].pivot_table(
         index="row", columns="seed", values="number"
     )
+    # the seeds that most rows have come first
     seeds = by_row.notna().sum().sort_values(ascending=False, kind="stable").index
     largest = by_row[:0]
     for count in range(2, len(seeds) + 1):
@@ -200,7 +202,8 @@ def is_best_rate_at_end(cell: Any, trials: pd.DataFrame) -> bool:
         & (trials.model == cell.model)
     )
     trials = trials[is_of_row]
-    # The label of a variant begins with that of its row: "VeRA r=256, lr 0.001".
+    # The label of a variant begins with that of its row: "VeRA r=256, lr 0.001". The comma
+    # keeps r=2 and r=256 apart.
     is_of_variant = trials.label.map(
         lambda label: f"{cell.label},".startswith(f"{label},")
     )

@@ -151,10 +151,11 @@ def _check_names_and_settings(
 
 
 def _show_leaderboard(settings: Settings, given_keys: set[str]) -> int:
-    """Shows the leaderboard of result files, which are no records, and returns the exit
-    status. given_keys: the names and keys that stand on the command line. Raises
-    UserError for one that a leaderboard does not take."""
-    from analysis.leaderboard.command import show_leaderboard  # imports matplotlib
+    """Shows the leaderboard of other groups' result files, which are no records, and
+    returns the exit status. given_keys: the names and keys that stand on the command
+    line. Raises UserError for one that a leaderboard does not take."""
+    # imported here, because it imports matplotlib, which tables do not need
+    from analysis.leaderboard.command import show_leaderboard
 
     accepted = {"leaderboard", "format", "save", "output", "refresh", "debug"}
     if refused := sorted(given_keys - accepted):

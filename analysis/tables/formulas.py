@@ -220,7 +220,7 @@ def _printed(group: str, model: str, row: str, task: str, key: str) -> Any:
     prints none. group: of printed/recipes.yaml, which nests some settings by model and
     then by row, some the other way round, and some by row alone."""
     settings = recipes()[group]
-    name = model.replace("_", "-")
+    name = model.replace("_", "-")  # as the file spells it
     by_row = settings[row].get(name, settings[row]) if row in settings else {}
     by_model = settings.get(name, {}).get(row, {})
     values = {"accumulation": 1, **settings["common"], **(by_model or by_row)}

@@ -55,7 +55,8 @@ class ModelTable:
     def __post_init__(self) -> None:
         self.cells = comparable_costs(self.cells)
         if not self.spec.tasks:
-            # `columns` is made from all cells here, and stays so
+            # Cells in no column are not shown. (A table of one task keeps all cells: the
+            # demo has its scores in side columns.) `columns`, cached, is made from all.
             self.cells = self.cells[self.cells.table_column.isin(self.columns)]
 
     # --- columns
@@ -83,7 +84,7 @@ class ModelTable:
         # position and takes the later label.
         labels = dict(spec.columns) if self.has_paper_model else {}
         if spec.models and not spec.tasks:
-            labels |= GLUE | IMAGES
+            labels |= GLUE | IMAGES  # other tasks, of which the runs may have some
         labels |= spec.columns
         order = [*labels]
         columns_by_key = {column: Column(labels[column], column) for column in printed}
@@ -120,8 +121,8 @@ class ModelTable:
 
     @cached_property
     def paper_averages(self) -> pd.Series:
-        """The means over tasks that the paper prints for this model, by method and
-        size."""
+        """The means over tasks that the paper prints for this model, by method and printed
+        count of parameters."""
         printed = printed_numbers()
         is_average = (printed.table == self.spec.name) & (printed.column == "avg")
         of_model = printed[is_average & (printed.model == self.model)]
@@ -331,6 +332,7 @@ class ModelTable:
             first = own_cells[0]
             compared = compared_with_row
             if len(compared):
+                # A quoted number of table 4 or 13 stands beside ours without a verdict.
                 own_ids = {cell.ids for cell in own_cells}
                 is_of_line = compared.ran & (compared.variant == first.variant)
                 is_of_line &= compared.ids.isin(own_ids)
@@ -421,6 +423,7 @@ class ModelTable:
         nearest = [cell for cell in own_cells if cell.is_nearest]
         complete = {cell.column for cell in nearest if cell.complete}
         status = origin if spec.tasks or self.has_paper_model else "other model"
+        # At another choice of the epoch there is no verdict. Scores of texts have one epoch.
         if spec.tasks or self.view.select == "paper":
             verdicts = paper_comparison.row_status(compared, with_mean=not spec.tasks)
             status = verdicts or status

@@ -30,9 +30,9 @@ class View:
     cell has (None: as many as the table's spec says). tasks, models: those that are
     shown (empty: all). methods: the rows of conf/method whose printed numbers are shown
     (empty: all). origin: what the table calls these runs: ours, published or another
-    name. others: what is shown below a row of the paper of what independent groups
-    report ("false": nothing; "true": one line; "all": a line for each group). columns:
-    columns of `frame.runs` that are shown beside the table's own."""
+    name. others: how much a table shows, below a row of the paper, of what independent
+    groups report on it ("false": nothing; "true": one line; "all": a line for each group).
+    columns: columns of `frame.runs` that are shown beside the table's own."""
 
     runs: pd.DataFrame
     select: str = "paper"

@@ -315,7 +315,7 @@ def metric_column(result: dict[str, Any], metric: dict[str, Any]) -> str:
     """The name of a metric's column: "gsm8k exact_match,strict-match, 5 shots". result: what
     lm-eval measured on one task. metric: one of its metrics."""
     name = f"{result['task']} {metric['metric']},{metric['filter']}"
-    parts = [name.removesuffix(",none")]
+    parts = [name.removesuffix(",none")]  # the filter that changes nothing
     if result["shots"]:
         parts.append(f"{result['shots']} shots")
     if metric["higher_is_better"] is False:
@@ -353,23 +353,25 @@ class Demo(TableSpec):
         keys = ["model", "row"]
         rates = ["lr", "lr_head"]
         tried_rates = view.runs[view.runs.kind == "trial"].groupby(keys)[rates]
-        # of the trials of each cell's row, in the lines of the frame
+        # what the trials of each cell's row tried, in the order of the cells
         cell_keys = frame[keys]
         lowest = cell_keys.join(tried_rates.min(), on=keys)[rates]
         highest = cell_keys.join(tried_rates.max(), on=keys)[rates]
         count = cell_keys.join(tried_rates.nunique(), on=keys)[rates]
         is_end = ((frame[rates] == lowest) | (frame[rates] == highest)) & (count > 1)
         lora = frame[frame.row == "lora"].set_index("model").parameters
-        trains = frame.parameters > 0  # an adapter, beside the head
+        trains_adapter = frame.parameters > 0  # and not the head alone
         frame["label"] += is_end.any(axis=1).map({True: " ^", False: ""})
-        frame["ratio"] = (frame.parameters / frame.model.map(lora)).where(trains)
-        frame["adapter_bytes"] = frame.adapter_bytes.where(trains)
+        ratio = frame.parameters / frame.model.map(lora)
+        frame["ratio"] = ratio.where(trains_adapter)
+        frame["adapter_bytes"] = frame.adapter_bytes.where(trains_adapter)
         frame["head_bytes"] = 4 * frame.head_parameters  # float32
         frame["missing_scores"] = frame.runs - frame.n
         return frame.sort_values(["missing_scores", "median"], ascending=[True, False])
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:
-        """The note that says what its numbers are, and what ^ means if a label has it."""
+        """The note that says what the table's numbers are and, if a label ends with ^, what
+        that means."""
         text = super().describe(view, cells)
         if cells.label.str.endswith(" ^").any():
             text += " ^: its best rate is the lowest or highest of the grid; one beyond it may be better."
@@ -391,8 +393,9 @@ KINDS: dict[str, type[TableSpec]] = {
 
 
 def _spec_of(name: str, part: dict[str, Any]) -> TableSpec:
-    """The spec of a part of a table, with the names of its models and columns filled in.
-    name: of the table. part: its entry in specs.yaml."""
+    """The spec of a part of a table, with the names of its models and columns filled in,
+    and with rows in the order of row_names unless it has a row_order. name: of the table.
+    part: its entry in specs.yaml."""
     settings = {key: value for key, value in part.items() if key != "kind"}
     settings["name"] = name
     settings["models"] = names_by_key(part.get("models", []))
