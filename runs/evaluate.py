@@ -153,6 +153,7 @@ def _compare_text_scores(entry: DecodedScores, new_entry: DecodedScores) -> Text
     missing = dict[str, float]()
     is_same = bool(entry["hash"] == new_entry["hash"])
     for key, score in new_entry.items():
+        # an entry also holds texts, such as its hash, and the number of its epoch
         if key == "epoch" or not isinstance(score, float):
             continue
         recorded_score = recorded_scores.get(key)

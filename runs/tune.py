@@ -142,6 +142,7 @@ def searches_of_command(
     for override in TRIAL_OVERRIDES:
         if override.partition("=")[0] not in given_keys:
             trial_overrides.append(override)
+    # W&B gets trials only if the user asks for it
     tracking = ["tracking=off"]
     if any(key.startswith("tracking") for key in given_keys):
         tracking = []

@@ -51,7 +51,8 @@ _USER_ERRORS = {("runs", "UserError"), ("tasks", "DataError"), ("vera", "Adapter
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether an error is a user's mistake."""
+    """Whether an error is a user's mistake: of a class in _USER_ERRORS, or derived from
+    one."""
     for kind in type(error).__mro__:
         package = kind.__module__.partition(".")[0]
         if (package, kind.__name__) in _USER_ERRORS:

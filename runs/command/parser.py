@@ -237,7 +237,7 @@ class _Grammar:
             formatter_class=functools.partial(
                 RawDescriptionHelpFormatter, max_help_position=36
             ),
-            argument_default=SUPPRESS,
+            argument_default=SUPPRESS,  # the result has the options that were typed
             add_help=False,
             allow_abbrev=False,
             exit_on_error=False,
@@ -396,9 +396,9 @@ def expand_home(text: str) -> str:
 
 
 def entry_point(main: Callable[[list[str]], int]) -> None:
-    """Runs a command and exits: with 2 and one line for a user's mistake or a full
-    disk, 130 for Ctrl-C, and 141 without a line where the reader of the output has gone
-    (| head).
+    """Runs a command and exits: with 2 and one line for a user's mistake or an error of
+    the system, such as a full disk; 130 for Ctrl-C; and 141 without a line where the
+    reader of the output has gone (| head).
 
     With debug=true among the arguments, errors keep their traceback and deprecation
     warnings of libraries are shown. These are also shown with -W or PYTHONWARNINGS."""
@@ -447,7 +447,8 @@ def _drop_unread_output() -> bool:
         Whether a reader has gone. If not, another pipe broke.
     """
     poll = select.poll()
-    # a stream that is closed from the start is None
+    # no event is asked for (0): poll then tells only of pipes whose reader has gone.
+    # A stream that is closed from the start is None
     for stream in filter(None, (sys.stdout, sys.stderr)):
         poll.register(stream.fileno(), 0)
     streams_without_reader = poll.poll(0)

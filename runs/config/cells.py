@@ -197,6 +197,7 @@ def _make_run(
     method's file, and what else sets it apart: a class of peft, the run that it starts
     from, an objective other than likelihood."""
     choices = group_choices(cfg)
+    # without a recipe, the values of conf/config.yaml hold
     recipe = choices["recipe"] if cfg.get("recipe") else "defaults"
     if preset and not cfg.get("recipe"):
         raise _missing_recipe_error(choices, preset, composer)
@@ -220,9 +221,8 @@ def _make_run(
     if objective:
         row = f"{row}_by_{_slug(objective)}"
         method["label"] += f" by {objective}"
-    overrides_of_run = []
-    for group in ("method", "model", "task"):
-        overrides_of_run.append(f"{group}={choices[group]}")
+    cell_groups = ("method", "model", "task")
+    overrides_of_run = [f"{group}={choices[group]}" for group in cell_groups]
     overrides_of_run += [text for text in overrides if _is_of_run(Override(text))]
     return Run(
         row=row,

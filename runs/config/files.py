@@ -141,6 +141,7 @@ def comments_in(path: Path) -> dict[str, str]:
     lines = text.splitlines()
     comments = dict[str, str]()
     for entry in _yaml_keys(yaml.compose(text)):
+        # a colon is left where the key of a mapping in lines of its own ends
         behind_value = lines[entry.end_line][entry.end_column :].lstrip(" :")
         if behind_value.startswith("# "):
             comments[entry.key] = behind_value.removeprefix("# ")

@@ -147,7 +147,7 @@ def _lists_of_preset(
     lists = dict[str, list[str]]()
     for key, text in (OmegaConf.select(cfg, "hydra.sweeper.params") or {}).items():
         if key not in fixed_keys:
-            lists[key] = split_override(f"{key}={text}", composer.files)[1]
+            _, lists[key] = split_override(f"{key}={text}", composer.files)
     return lists
 
 
@@ -225,10 +225,10 @@ def split_override(argument: str, files: Files) -> tuple[str, list[str]]:
 
 
 def _as_hydra_reads_it(argument: str) -> str:
-    """An override in Hydra's grammar. Beyond what Hydra takes we take `++` before keys
-    that exist, `+experiment`, `~` for the home folder, and run ids that look like
-    numbers."""
+    """An override in Hydra's grammar. We also take what Hydra does not: `+experiment`, `~`
+    for the home folder, and run ids that look like numbers."""
     key, equals, text = argument.partition("=")
+    # `++` sets a key or adds it: as only open mappings get new keys, elsewhere it sets
     if not open_mapping_of(key):
         key = key.removeprefix("++")
     # Hydra's examples write +experiment, for applications whose defaults lack the group

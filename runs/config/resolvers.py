@@ -56,7 +56,7 @@ def alpha_at_rank(
 
 def keep_of_method_or_task(*, _root_: DictConfig) -> str:
     """Which epoch's adapter is kept: the task's `keep`, else the method's. Where the
-    method's is none, it holds for every task."""
+    method's is none, it holds for every task. _root_: the whole configuration."""
     keep_of_method = str(_root_.method.get("keep"))
     keep_of_task = _root_.task.get("keep")
     if keep_of_method == "none" or keep_of_task is None:

@@ -42,8 +42,9 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def show_completion(words: tuple[str, ...]) -> None:
-    """Prints what a shell asks of --shell-completion: install=bash, or what may follow.
-    Raises UserError for a shell that Hydra does not know."""
+    """Prints what a shell asks of --shell-completion: install=bash for the lines that set
+    it up, query=bash for the words that may follow. Raises UserError for a shell that
+    Hydra does not know."""
     word = words[0] if words else ""
     if Override(word).value not in SHELLS:
         shells = ", ".join(SHELLS)
@@ -252,6 +253,8 @@ def values_with_sources(
     source_by_key = _source_by_key(cfg, typed, overrides, composer)
     values = dict(dotted_items(without_hydra(cfg, resolve=True)))
     for key, unresolved in dotted_items(without_hydra(cfg, resolve=False)):
+        # each value of a mapping has a key of its own, and what the run takes from its
+        # recipe stands under the run's keys
         if isinstance(unresolved, dict) or key.startswith("recipe."):
             continue
         recipe_key = _key_in_recipe(cfg, str(unresolved), source_by_key)

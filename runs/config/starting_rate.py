@@ -69,8 +69,8 @@ def _row_of_trials(row: str) -> str:
 
 
 def _typed_rate(typed: str) -> float | None:
-    """LoRA's rate, if the override is train.lr=auto:RATE. Raises UserError for a rate
-    that is no positive number."""
+    """LoRA's rate in the override train.lr=auto:RATE; None for train.lr=auto, which names
+    no rate. Raises UserError for a rate that is no positive number."""
     text = Override(typed).unquoted_value.partition(":")[2]
     if not text:
         return None

@@ -159,8 +159,8 @@ def protocol_of(record: MeasuredRecord) -> int:
 
 
 def other_data_seed(record: MeasuredRecord) -> int | None:
-    """A run's data_seed, which orders its rows; None where it is the same as its
-    seed."""
+    """A run's data_seed, which orders its rows, where it was set apart from its seed;
+    None where both are the same, as by default."""
     data_seed = record["config"].get("data_seed")
     return None if data_seed == record["config"]["seed"] else data_seed
 

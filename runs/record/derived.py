@@ -350,6 +350,7 @@ def _wrong_groups(record: Record) -> Iterator[str]:
         yield "groups do not hold the trained parameters"
     train = record["config"]["train"]
     rates = {train["lr"], train["lr_head"], *(train.get("lr_by") or {}).values()}
+    # 0.0: biases and the like have no decay unless train.decay_all says so
     decays = {train["weight_decay"], 0.0, *(train.get("decay_by") or {}).values()}
     for group in groups:
         if group["lr"] not in rates or group["weight_decay"] not in decays:

@@ -133,6 +133,7 @@ class KeptRows:
         rows = list[Any]()
         for part, row in self._new_rows:
             stamp = self._stamps[part]
+            # a file that has just been written may change without another stamp
             if stamp and stamp.changed_ns < self._settled_ns:
                 # "" stands for the study's file itself
                 name = "" if self._is_study else os.path.basename(part.path)
@@ -266,6 +267,7 @@ def decode_rows(
             shared_values[value_text] = _from_json(value_text)
         values.append(shared_values[value_text])
     for part, stamp, numbers in content["rows"]:
+        # a whole number is the index of a value, and a float stands for itself
         row = [values[number] if type(number) is int else number for number in numbers]
         yield part, stamp, row
 

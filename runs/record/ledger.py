@@ -276,6 +276,7 @@ def write_lm_eval_measure(
         "schema": MEASURE_SCHEMA,
         "id": hash_of(["lm_eval", run["id"], result["task"], result["asked"]])[:12],
         "kind": "lm_eval",
+        # the result has its settings, and draws no random numbers of ours
         "settings": {},
         "seeds": {},
         "of": [run],
@@ -450,7 +451,7 @@ class _Reading:
             if results:
                 first["result"] = with_lm_eval(first, results, lm_eval_results(first))
                 self._amend(first)
-        if ledger.origin[run] == "ours":
+        if ledger.origin[run] == "ours":  # and the second one is a study's
             ledger.published.setdefault(run, (origin, content))
         return difference
 
@@ -467,8 +468,8 @@ class _Reading:
         return study == published["cell"]["paper"]
 
     def _amend(self, record: Record) -> None:
-        """Keeps a changed record of a ledger of rows, and its row. In a ledger of records
-        it is the ledger's own, and nothing has to be done."""
+        """Stores a changed record, and a new row of it, in a ledger of rows. A ledger of
+        records needs neither: `record` is the very object that it holds."""
         if self.make_row:
             self.ledger.amended[record["id"]] = record
             self.ledger.records[record["id"]] = self.make_row(record)

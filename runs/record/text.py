@@ -70,6 +70,7 @@ def folded(text: str, width: int, separator: str = ", ") -> list[str]:
     lines = [first]
     for name in names:
         longer = f"{lines[-1]}{separator}{name}"
+        # a separator may have to follow on the same line
         if len(longer) + len(separator) > width:
             lines[-1] += separator.rstrip()
             lines.append(name)

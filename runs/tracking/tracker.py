@@ -146,6 +146,7 @@ def agent_note(runs: list[Run]) -> str | None:
     """A line for a command of `wandb agent` that has too many runs for W&B to attach
     one to the agent's sweep; else None."""
     sweep = os.environ.get(AGENT_SWEEP)
+    # any settings will do, since only their `agent` is looked at
     if not sweep or any(tracking_of_run(Tracking(), run, runs).agent for run in runs):
         return None
     return (
