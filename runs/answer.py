@@ -297,6 +297,7 @@ def _answer_turn(
     name = f"{path.stem}_turn{number}_{hash_of(header)[:8]}.jsonl"
 
     def answer_batch(indices: Sequence[int]) -> list[dict[str, str]]:
+        """The answers to the questions with these indices, as the file has them."""
         texts = _sample(
             context,
             turn.index,
@@ -365,7 +366,7 @@ def _sample(
         task, settings, answer_temperature, max(token_limits)
     )
     if device.type == "cuda" and settings["top_p"] < 1:
-        # top_p adds chances up in any order, which "error" would refuse
+        # top_p adds chances up in any order: a mode of "error" would refuse that
         torch.set_deterministic_debug_mode("warn")
     seed_hash = hash_of([context.config["seed"], turn, questions[0].id])
     torch.manual_seed(int(seed_hash[:16], 16) >> 1)  # 63 bits
@@ -437,6 +438,7 @@ def text_of(task: InstructTask, ids: list[int]) -> str:
     """The text of an answer's token ids, up to its end token, or to the template's stop
     text, with which a model begins an instruction of its own."""
     end_token = task.tokenizer.eos_token_id
+    # an answer that was cut short has no end token of its own
     end = [*ids, end_token].index(end_token)
     text: str = task.tokenizer.decode(ids[:end], skip_special_tokens=True)
     if task.template.stop:

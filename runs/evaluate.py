@@ -295,6 +295,7 @@ def restore(
         # methods then draw other bits
         vera.start_from(context.raw_model, files["adapter"])
     if "head" in files:
+        # scaled=True: the task turns outputs on scaled labels back, as in training
         vera.load_head(context.raw_model, files["head"], scaled=True)
     return context
 

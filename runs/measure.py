@@ -145,8 +145,9 @@ def measure_id(name: str, measure: MeasuredValues) -> str:
 def _runs_of_measures(
     name: str, run_names: Sequence[str], output: str
 ) -> list[tuple[Record, ...]]:
-    """The records of the runs of each measure to compute: those that the user names, or
-    else all that it can be computed of. Raises UserError for a wrong number of names."""
+    """For each measure to compute, the records of its runs: of those that the user names
+    or, without names, of all for which the measure can be computed. Raises UserError
+    for a wrong number of names."""
     if not run_names:
         return _all_runs_of_measures(name, output)
     run_count = MEASURES[name].run_count

@@ -217,6 +217,7 @@ def labelled_rows(record: Record, file: str, settings: Settings) -> list[Row]:
     if not new_rows.labelled:
         label = config["task"]["label_column"]
         raise UserError(f"{file}: no column {label!r} with labels (vera-bench predict)")
+    # unlike `vera-bench predict`, this command starts anew after a kill
     with tempfile.TemporaryDirectory() as folder:
         partial = Path(folder) / "partial"
         outputs = predict_rows({**record, "config": config}, new_rows, partial)

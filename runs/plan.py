@@ -77,8 +77,8 @@ def plan(
 def _planned(
     run: Run, run_id: str | None, records: RecordFolder, contents: Contents
 ) -> Planned:
-    """One run's state. run_id: None where the id is not known yet. contents: of the
-    models and data that runs start from, each read once for all runs."""
+    """One run's state. run_id: None where the id is not known yet. contents: the hashes
+    of models and data that were read for other runs, so that each is read once."""
     record = records.get(run_id)
     reason = method_problem(run) if record is None else None
     if reason:
@@ -206,7 +206,8 @@ def _counts_in_words(count: Counter[str] | None) -> str:
 
 def _memory(planned: list[Planned]) -> list[str]:
     """A line for each language model, and for full fine-tuning of it: the memory that
-    its weights take whatever the batch is."""
+    its weights take whatever the batch is. Without a known architecture there is no
+    line."""
     lines = dict[str, None]()  # each line once, in order
     for entry in planned:
         run = entry.run

@@ -227,7 +227,7 @@ def _losses(task: Task, outputs: Any) -> list[str]:
 
 def predict_rows(record: Record, new_rows: NewRows, partial: Path) -> Any:
     """The outputs of the model for rows, an array of shape (rows, num_labels). The rows
-    go in batches of similar lengths, and the adapter is merged where it can be.
+    go in batches of similar lengths; decode_missing merges the adapter where it can.
     partial: the file in which outputs are kept as they come."""
     import torch
 
@@ -254,6 +254,7 @@ def predict_rows(record: Record, new_rows: NewRows, partial: Path) -> Any:
 
     @torch.no_grad()
     def outputs_of_batch(rows: Sequence[int]) -> list[list[float]]:
+        """The outputs for the rows with these indices."""
         batch = context.batch("dev", rows)
         _, answers = task.answers(context.raw_model, batch)
         outputs: list[list[float]] = answers.tolist()
@@ -286,6 +287,7 @@ def first_rows(rows: Sequence[Sequence[object]]) -> str:
 
 
 def _shortened(value: object) -> object:
+    """A cell's value as it is printed: a text on one line, of SHOWN_CHARACTERS at most."""
     if not isinstance(value, str):
         return value
     text = str(printable(one_line(value)))

@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
     folder = line.settings.check
     if not folder:
         return publish_study(line)
-    if len(line.given) > 1 or line.overrides:
+    if len(line.given) > 1 or line.overrides:  # more than check= itself
         raise UserError(f"check={folder} takes no other words")
     return check_study(folder)
 

@@ -164,6 +164,7 @@ def searches_of_command(
         overrides_of_best = list[str]()
         for override in run.overrides:
             is_of_trial = override in trial_overrides
+            # the best setting trains on all rows, also if the user gave task.holdout
             if not is_of_trial and not override.startswith("task.holdout="):
                 overrides_of_best.append(override)
         runs = read_command(

