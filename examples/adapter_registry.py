@@ -109,7 +109,7 @@ class Registry:
         self.patterns = patterns
         self.root = root
         # The name of a parameter of the last layer; its first dimension is the labels
-        self.output = list(head_parameters(base))[-1]
+        self.output_parameter = list(head_parameters(base))[-1]
         self.alone = Resident(vera.Adapters(base), None, _class_names(base), {})
         self.models: dict[str, vera.Adapters] = {}
         self.residents: dict[str, Resident] = {}
@@ -218,7 +218,7 @@ class Registry:
         labels = self.base.config.num_labels
         classes = self.alone.classes
         if head:
-            shape = read_file(head, HEAD_FORMAT).shapes.get(self.output)
+            shape = read_file(head, HEAD_FORMAT).shapes.get(self.output_parameter)
             labels = shape[0] if shape else labels
             classes = vera.read_classes(head)
         # Adapters may share a model though their dropout and their start of d differ:
@@ -227,8 +227,11 @@ class Registry:
         kind = f"{labels} {sorted(settings.items())}"
         key = secrets.token_hex(8)
         adapters = self.models.get(kind)
-        if adapters is None:  # Nothing is computed by the new model yet: any thread may
-            adapters = vera.Adapters(share_weights(self.base, self.output, labels))
+        # Nothing is computed by a new model yet, so this thread may add to it
+        if adapters is None:
+            adapters = vera.Adapters(
+                share_weights(self.base, self.output_parameter, labels)
+            )
             adapters.add(key, file, head)
             self.models[kind] = adapters
         else:
@@ -256,18 +259,18 @@ class Registry:
         return predecessor is not None
 
 
-def share_weights(base: Any, output: str, labels: int) -> Any:
+def share_weights(base: Any, output_parameter: str, labels: int) -> Any:
     """A copy of a model with the same weights in memory. Its last layer is new, and zero,
     if the copy gets another number of outputs.
 
     Args:
         base: The base model.
-        output: The name of a parameter of its last layer.
+        output_parameter: The name of a parameter of its last layer.
         labels: How many outputs the copy gets.
     """
     model = copy.deepcopy(base, {id(p): p for p in base.parameters()})
     if labels != base.config.num_labels:
-        layer = model.get_submodule(output.rpartition(".")[0])
+        layer = model.get_submodule(output_parameter.rpartition(".")[0])
         for name, parameter in list(layer.named_parameters(recurse=False)):
             zeros = parameter.new_zeros(labels, *parameter.shape[1:])
             setattr(layer, name, nn.Parameter(zeros, requires_grad=False))
@@ -316,6 +319,7 @@ def check_record(folder: Path) -> dict[str, str]:
         AdapterError: The record has another hash for a file.
     """
     run = folder.resolve()
+    # outputs/runs/ID has the record outputs/records/ID.json
     path = run.parent.parent / "records" / f"{run.name}.json"
     recorded: dict[str, str] = {}
     # There may be no record, or an older one

@@ -96,16 +96,18 @@ for _, runs in missing_cells():
     first = runs[0]
     cell = [f"method={first.row}", f"task={first.task}"]
     seeds = "seed=" + ",".join(str(run.seed) for run in runs)
-    kept = [
+    # Without the choices that `cell` and `seeds` narrow down
+    other_words = [
         word for word in WORDS if not word.startswith(("method=", "task=", "seed="))
     ]
-    command("runs", *kept, *cell, seeds, "table=false", "tracking=off")
+    command("runs", *other_words, *cell, seeds, "table=false", "tracking=off")
 command("analysis.tables", "table2", f"output={OUTPUT}")
 # %% [markdown]
 # ## Send your runs
 # This cell writes the finished runs of the table into a folder on your drive, and checks it. Copy
 # the folder to `runs/records` in a clone of the project, and open a pull request.
 # %%
+# The hours may be over: these commands get ten minutes
 DEADLINE = time.monotonic() + 600
 folder = Path(DRIVE, STUDY)
 if NOTES:

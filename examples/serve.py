@@ -209,7 +209,7 @@ class Batches:
         inputs = self.tokenizer.pad(tokens, return_tensors="pt")
         inputs = inputs.to(self.registry.base.device)
         names = {}
-        if len(adapters):
+        if len(adapters):  # without any, the model is the plain base model
             names["adapter_names"] = [waiting.resident.key for waiting in batch]
         with torch.inference_mode():
             logits: torch.Tensor = adapters.model(**inputs, **names).logits
@@ -443,6 +443,7 @@ def main() -> None:
     registry.read()
     if not (registry.residents or options.adapters_root):
         sys.exit("error: no adapter to serve")
+    # An empty token would let everybody in
     app = build(registry, base.tokenizer, token or None)
     uvicorn.run(app, host=options.host, port=options.port, access_log=False)
 

@@ -298,7 +298,8 @@ def draw_held_out_rows(
     one and gives at least one.
 
     Args:
-        groups: the group of each row.
+        groups: the group of each row, such as its class; the same for all rows where
+            there are no classes.
         share: in (0, 1).
         name: the task's, which alone decides which rows are drawn.
 

@@ -81,7 +81,8 @@ class Continuations(Task):
     def hold_out(self, share: float) -> None:
         """See Task.hold_out."""
         rows = self.splits["train"]
-        dev_rows = draw_held_out_rows([0] * len(rows), share, self.name)
+        groups = [0] * len(rows)  # all rows are one group: they have no classes
+        dev_rows = draw_held_out_rows(groups, share, self.name)
         train_rows = sorted(set(range(len(rows))) - set(dev_rows))
         self.splits = {
             "train": [rows[i] for i in train_rows],

@@ -25,7 +25,7 @@ from tasks.base import (
 from tasks.fetch import data_folder, pinned_content
 from tasks.files import read_parquet, split_files
 from tasks.tables import TSV, parse_label, read_csv
-from tasks.text import TextTask, numbered_rows
+from tasks.text import TextTask, locate_rows
 
 PROTOCOL = 1
 #: See tasks/__init__.py. Since version 2, SST-2 holds out whole sentences with their
@@ -264,6 +264,7 @@ def _read(path: Path, spec: GlueFiles) -> Rows:
         for column, column_texts in zip(columns, texts, strict=True):
             column_texts.append(row[column])
         value = row[label_column]
+        # The hub's files give a class by its index, GLUE's by its name
         if is_parquet and spec.classes is not None:
             labels.append(_class_index(value, spec.classes, path, line))
         else:
@@ -271,7 +272,7 @@ def _read(path: Path, spec: GlueFiles) -> Rows:
     if not labels:
         raise DataError(f"{path}: no rows")
     pairs = texts[1] if len(texts) > 1 else None
-    return Rows(texts[0], pairs, labels, numbered_rows(path, len(labels)))
+    return Rows(texts[0], pairs, labels, about=locate_rows(path, len(labels)))
 
 
 def _class_index(value: Any, classes: list[str], path: Path, line: int) -> int:

@@ -61,6 +61,7 @@ def source(settings: Settings) -> Source:
     """See tasks.source. The template and a user's own reader are part of the data."""
     if settings.get("prepare") in sums.SPACES:
         return sums.source(settings)
+    # The settings themselves name the local copies, by the same keys
     files = _files(settings, settings)
     remote = [keys for local, keys in HUBS.items() if not settings[local]]
     if not remote:
@@ -105,7 +106,6 @@ def load(settings: Settings) -> ExactTask:
         tests,
         _text_reader(readers),
         headline,
-        training_part=headline,
         read_response=_response_reader(readers[headline]),
     )
     task.notes += notes + dev_notes

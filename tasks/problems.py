@@ -97,7 +97,6 @@ def load(settings: Settings) -> ExactTask:
         rows,
         tests,
         lambda part, prompt, text: answer_reader.answer(text),
-        training_part="test",
         read_response=answer_reader.solution,
     )
     task.notes += notes

@@ -86,6 +86,7 @@ def load(settings: Settings) -> ExactTask:
         "sums": [(problem.prompt, problem.answer.strip()) for problem in parts["test"]]
     }
     groups = {"sums": [problem.group for problem in parts["test"]]}
+    # No two parts of sums_digit share a group. So task.holdout has to hold out whole groups
     train_groups = None
     if space.one_digit:
         train_groups = [problem.group for problem in parts["train"]]

@@ -92,7 +92,8 @@ class TextTask(Task):
         self._encoded: dict[str, dict[str, list[list[int]]]] = {}
 
     def hold_out(self, share: float) -> None:
-        """See Task.hold_out. Each class is in both parts, where it has two rows."""
+        """See Task.hold_out. Each class is in both parts, where it has two rows; the rows
+        of a regression are one group."""
         train = self.splits["train"]
         groups = [0] * len(train) if self.classes is None else train.labels
         dev_rows = draw_held_out_rows(groups, share, self.name)
@@ -129,6 +130,7 @@ class TextTask(Task):
         positions: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
+        # There are no training rows where a finished run predicts new ones
         if self._scales_labels and "train" in self.splits:
             self.scaling = mean_and_spread(self.splits["train"].labels)
         for split, rows in self.splits.items():
@@ -144,7 +146,8 @@ class TextTask(Task):
         longest = max(lengths)
         count = 0
         for i, length in enumerate(lengths):
-            if length == longest:  # no other row can have been cut
+            # A cut row has max_length tokens, and no row has more
+            if length == longest:
                 encoded = self._tokenizer(rows.texts[i], rows.pairs and rows.pairs[i])
                 count += len(encoded["input_ids"]) > longest
         return count
@@ -327,7 +330,7 @@ def _advice(
             f"{name}: a regression whose labels have the mean {mean:.6g} and the spread "
             f"{spread:.6g}: task.scale_labels=true trains on scaled ones"
         ]
-    if settings.get("prepare"):
+    if settings.get("prepare"):  # the demo's reviews, whose classes are known
         return []
     names = ", ".join(quoted(label) for label in classes[:LISTED_NAMES])
     if len(classes) > LISTED_NAMES:
@@ -377,9 +380,11 @@ def _is_missing(value: Any, is_label: bool) -> bool:
     return is_nan
 
 
-def numbered_rows(place: Path | str, count: int) -> dict[str, list[Any]]:
-    """`Rows.about` for all rows of a file, or of a split on the hub: its name in each row,
-    and the rows' numbers from 1. place: the file, or the split's name."""
+def locate_rows(place: Path | str, count: int) -> dict[str, list[Any]]:
+    """Where each row of a file, or of a split on the hub, is from, as `Rows.about` has it:
+    the column "file" repeats its name, "row" numbers the rows from 1.
+
+    place: the file, or the split's name. count: how many rows it has."""
     name = place.name if isinstance(place, Path) else place
     return {"file": [name] * count, "row": list(range(1, count + 1))}
 
@@ -402,7 +407,7 @@ def make_rows(
     if labelled:
         column = settings["label_column"]
         labels = [parse_label(row[column], classes, place, line) for line, row in rows]
-    about = numbered_rows(place, len(rows))
+    about = locate_rows(place, len(rows))
     if settings.get("id_column"):
         about["id"] = [row[settings["id_column"]] for _, row in rows]
     return Rows(texts, pairs, labels, about)

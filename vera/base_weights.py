@@ -76,6 +76,7 @@ def hash_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, s
             if id(weights[name]) not in in_linear_layers:
                 unquantised[name] = tensor
     hashes = {}
+    # A quantised model has packed weights, whose values cannot be rounded to these dtypes
     if len(floats) == len(tensors):
         hashes["bfloat16"] = _hash_tensors(floats, torch.bfloat16)
         hashes["float16"] = _hash_tensors(floats, torch.float16)
@@ -140,7 +141,8 @@ def same_base(theirs: object, ours: dict[str, str]) -> bool:
 
     Returns:
         Whether they agree. One equal hash in half precision is enough: the other may
-        differ in what was rounded away.
+        differ in what was rounded away. Without a hash in half precision on both sides
+        (of a 4-bit copy) the hash "unquantised" decides.
     """
     if not isinstance(theirs, dict):
         return False

@@ -103,7 +103,7 @@ def _elements_of_shape(argument: object) -> int:
         return 0
     if not all(isinstance(number, int) for number in argument):
         return 0
-    return abs(math.prod(argument))
+    return abs(math.prod(argument))  # a size of -1 is left open: it counts as 1
 
 
 def _elements_by_numbers(name: str, arguments: Iterable[object]) -> int:

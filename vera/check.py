@@ -44,8 +44,8 @@ def check(
             the base model, relative to the largest output.
 
     Returns:
-        Whether the method can merge. One that computes with a Change must; others need
-        not.
+        Whether the method can merge. One that computes with a Change
+        (vera/methods/layers.py) must, since a Change has a weight; others need not.
 
     Raises:
         AdapterError: Something of this does not hold, or the model does not fit.
@@ -57,6 +57,7 @@ def check(
     trial.require(
         make_method(**method.settings()) == method, "its settings do not make it again"
     )
+    # In float64, so that rounding hides no difference
     base = copy.deepcopy(model).double().eval()
     trial.move_biases(base)
     adapted = copy.deepcopy(base)
@@ -164,6 +165,7 @@ class _Trial:
         trained = self.parameters_of(model)
         before = {name: p.clone() for name, p in model.named_parameters()}
         with torch.enable_grad():
+            # Method "none" trains nothing, not even a head: no loss has gradients then
             if any(p.requires_grad for p in model.parameters()):
                 loss = self.answer(model).square().mean()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -228,7 +230,7 @@ class _Trial:
             is_base and _trainable(model) == _trainable(base),
             "unloaded, something of it is left",
         )
-        self.method.adapt(model)
+        self.method.adapt(model)  # raises where unloading left something in the way
         return can_merge
 
     def _check_merged(self, model: nn.Module, expected: Tensor, effect: float) -> bool:

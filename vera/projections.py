@@ -60,10 +60,10 @@ def unit_normal(seed: int, matrix_key: int, rows: int, columns: int) -> Matrix:
     log and cos differ in the last bits of float64 between processors. Rounding to
     float32 hides nearly all of these differences; the fingerprint in the adapter file
     shows the rest."""
-    words = unit_uniform(seed, matrix_key, rows, 2 * columns).astype(np.float64)
+    uniform = unit_uniform(seed, matrix_key, rows, 2 * columns).astype(np.float64)
     # (u + 1) / 2 is in (0, 1): u is never -1
-    radius = np.sqrt(-2 * np.log((words[:, 0::2] + 1) / 2))
-    return (radius * np.cos(np.pi * words[:, 1::2])).astype(np.float32)
+    radius = np.sqrt(-2 * np.log((uniform[:, 0::2] + 1) / 2))
+    return (radius * np.cos(np.pi * uniform[:, 1::2])).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -211,8 +211,8 @@ class Adapters:
 
         names: the adapter of each sample; None makes the model the base model. Only the
         list that `use` has set may stand for a batch of a multiple of its length."""
-        # Nothing to do between the calls inside one `use`. An equal list of a call's own
-        # is another one: a batch may not repeat its names
+        # Nothing to do between the calls inside one `use`. Lists are compared by identity,
+        # since an equal list that a call passes itself is stricter: it names each sample
         if names is self._active_names:
             return
         values_by_id: dict[int, Tensor] = {}

@@ -62,6 +62,7 @@ def _refuse_later_command(words: list[str]) -> None:
 
 def main(words: list[str]) -> int:
     """Runs a command; returns its exit code."""
+    # Hydra's option, by which a shell asks for what may follow the words in COMP_LINE
     if words[:1] in (["-sc"], ["--shell-completion"]) and "COMP_LINE" in os.environ:
         from vera_bench.completion import complete
 

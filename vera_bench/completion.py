@@ -25,7 +25,7 @@ def complete(line: str) -> bool:
         typed_part = words_before.pop()
     if not words_before:
         _print_words_with(typed_part, [*COMMANDS])
-        return False
+        return False  # the first word may also be an override, which Hydra completes
     name, *arguments = words_before
     if name not in COMMANDS:
         return False

@@ -259,6 +259,7 @@ def _sizes(config: Config, kind: str) -> tuple[Config, Config | None]:
         if kind in ("Bit", "CLIP"):
             size = {"shortest_edge": config["size"]}
     crop = None
+    # Without the key, processors crop by default, except these kinds
     if config.get("do_center_crop", kind not in ("ViT", "Siglip")):
         crop = config["crop_size"]
     if isinstance(crop, int):
@@ -270,6 +271,7 @@ def _from_timm(config: Config) -> Preprocessing:
     """The preprocessing in timm's file. Raises ValueError for a crop that is not known
     here."""
     _, height, width = config["input_size"]
+    # What follows an "or" is timm's own default
     mode = config.get("crop_mode") or "center"
     share = config.get("crop_pct") or 0.875
     squashed = mode == "squash" and share == 1
@@ -425,8 +427,9 @@ def load_prepared_images(
 
 
 def _file_name(key: str, count: int, preprocessing: Preprocessing) -> str:
-    """The name of the prepared file: a hash of all that decides about its pixels. key: a
-    hash that stands for the images. count: how many there are."""
+    """The name of the prepared file: a hash of all that decides about its pixels. Mean and
+    std do not: pixels are normalised on the device. key: a hash that stands for the
+    images. count: how many there are."""
     steps = (
         preprocessing.size,
         preprocessing.resize,

@@ -116,7 +116,7 @@ def _from_folders(files: Mapping[str, Path]) -> ImageSet:
     classes = sorted({label for _, label in train})
     test_classes = sorted({label for _, label in test})
     if test_classes != classes:
-        folder = next(iter(files.values())).parents[2]
+        folder = next(iter(files.values())).parents[2]  # that of split/class/name
         raise DataError(
             f"{folder}: the class folders of train and test differ: "
             f"{_classes_of_one_split(classes, test_classes)}"
@@ -259,7 +259,8 @@ def _read_images_at(
     paths: Sequence[Path], column: str, rows: Sequence[int]
 ) -> Iterator[Item]:
     """The images of some rows. rows: ascending indices, which count the rows of all files
-    as one list. column: where the images are. Nothing is read beyond the last row."""
+    as one list. column: where the images are. Rows are read in batches of READ_ROWS, up to
+    the batch with the last of these."""
     import pyarrow
     import pyarrow.parquet as parquet
 

@@ -178,6 +178,7 @@ def write_answers(
             turns = list(answers[question.id])
             row = {
                 "question_id": question.id,
+                # As long as FastChat's, but the same for equal answers
                 "answer_id": json_hash([model_id, question.id, turns])[:22],
                 "model_id": model_id,
                 "choices": [{"index": 0, "turns": turns}],

@@ -91,7 +91,7 @@ class Group:
             x = arguments[0]
         if not isinstance(x, Tensor) or not x.is_floating_point() or not x.dim():
             return
-        if is_traced():
+        if is_traced():  # no trace can hold an output that was computed earlier
             return
         layers = []
         for layer in self.layers:
@@ -99,6 +99,7 @@ class Group:
             reads_x = inputs == x.shape[-1]
             if layer.enabled and not layer.merged and reads_x:
                 layers.append(layer)
+        # An input on another device may be moved before a layer gets it
         if len(layers) > 1 and x.device == layers[0].base.weight.device:
             stamp = change_stamp(x)
             outputs = self.compute(layers, x)
@@ -181,8 +182,9 @@ class Group:
         changes: of all these layers together. training: whether gradients are
         computed. autocast: whether products are in autocast's dtype."""
         cannot_merge = self.reason_for_factors(layers) is not None
+        # The factor path takes plain operations of torch, also for an empty input
         needs_factors = cannot_merge or not x.numel() or is_traced()
-        first_change = changes[0]
+        first_change = changes[0]  # all have its inputs and its rank
         work = Workload(
             tokens=x.numel() // x.shape[-1] if x.numel() else 0,
             inputs=first_change.inputs,

@@ -28,8 +28,10 @@ class KernelPlan:
 
 
 class Layer(Protocol):
-    """What this package knows of a methods.layers.AdaptedLinear whose changes are
-    VeRA's. Its files import this package."""
+    """What this package knows of a methods.layers.AdaptedLinear that VeRA has adapted:
+    each of its `changes` has the b, d, A and B of one slice of the layer's outputs.
+
+    It is a protocol, since the package `methods` imports this one."""
 
     base: Any
     changes: Any
@@ -73,6 +75,7 @@ def merge(
         scaled_a = change.A if d is None else d[:, None] * change.A
         delta = linear_no_grad(change.B, scaled_a.T)
         scale = torch.ones_like(delta[:, :1]) if b is None else b[:, None]
+        # Adds scale * delta to these rows of the merged weight
         merged[layer.output_slices[name]].addcmul_(scale, delta)
     return merged.to(dtype)
 
@@ -183,6 +186,7 @@ class Merged(torch.autograd.Function):
                     continue
                 gradient = gradient.reshape(-1, gradient.shape[-1])
                 if x_needs_gradient:
+                    # The merged weight, or the base weight, which is merged once more
                     weight = weights[number]
                     if not ctx.plan.keep:
                         # b and d of each change, one after the other

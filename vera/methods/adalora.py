@@ -27,7 +27,7 @@ class TripletChange(LowRankChange):
 
     def __init__(self, base: Any, inputs: int, outputs: int, method: "AdaLoRA") -> None:
         rank = method.first_rank
-        # The 1e-5 is in their code
+        # The 1e-5 is in the published code
         super().__init__(inputs, outputs, method.alpha / (rank + 1e-5), method.dropout)
         placement = placement_of(base)
         self.A = nn.Parameter(torch.empty(rank, inputs, **placement).normal_(std=0.02))
@@ -37,26 +37,26 @@ class TripletChange(LowRankChange):
         self.total_steps = 0
         #: How much the loss depends on each entry of A, E and B ("sensitivity/A" and so
         #: on), and how much that varies ("uncertainty/A"), both smoothed over the steps.
-        self.gathered: dict[str, Tensor] = {}
+        self.statistics: dict[str, Tensor] = {}
 
     def factors(self) -> tuple[Tensor, ...]:
         return self.E * self.A, self.B
 
     @torch.no_grad()
-    def gather(self, beta1: float, beta2: float) -> None:
-        """Updates the running averages of sensitivity and uncertainty in `gathered` by a
-        step's gradients (the paper's equations 8 to 10)."""
+    def update_statistics(self, beta1: float, beta2: float) -> None:
+        """Updates the running averages of sensitivity (by beta1) and uncertainty (by beta2)
+        with a step's gradients (the paper's equations 8 to 10)."""
         for name, parameter in self.named_parameters():
             gradient = cast(Tensor, parameter.grad)
             importance = (parameter * gradient).abs()
             zeros = torch.zeros_like(parameter)
-            sensitivity = self.gathered.get(f"sensitivity/{name}", zeros)
+            sensitivity = self.statistics.get(f"sensitivity/{name}", zeros)
             sensitivity = beta1 * sensitivity + (1 - beta1) * importance
-            uncertainty = self.gathered.get(f"uncertainty/{name}", zeros)
+            uncertainty = self.statistics.get(f"uncertainty/{name}", zeros)
             deviation = (importance - sensitivity).abs()
             uncertainty = beta2 * uncertainty + (1 - beta2) * deviation
-            self.gathered[f"sensitivity/{name}"] = sensitivity
-            self.gathered[f"uncertainty/{name}"] = uncertainty
+            self.statistics[f"sensitivity/{name}"] = sensitivity
+            self.statistics[f"uncertainty/{name}"] = uncertainty
 
     def scores(self) -> Tensor:
         """The importance of each triplet, (r,): that of its value of E, and the means
@@ -68,8 +68,8 @@ class TripletChange(LowRankChange):
 
     def _importance(self, name: str) -> Tensor:
         """Sensitivity times uncertainty of each entry of A, E or B (equation 11)."""
-        sensitivity = self.gathered[f"sensitivity/{name}"]
-        return sensitivity * self.gathered[f"uncertainty/{name}"]
+        sensitivity = self.statistics[f"sensitivity/{name}"]
+        return sensitivity * self.statistics[f"uncertainty/{name}"]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class AdaLoRA(Method, kind="adalora"):
             )
         for change in layer_changes(model):
             change.total_steps = total_steps
-            change.gathered = {}
+            change.statistics = {}
 
     def _pruning_steps(self, total_steps: int) -> tuple[int, int]:
         """The step after which the budget begins to fall, and the one from which on it
@@ -189,13 +189,14 @@ class AdaLoRA(Method, kind="adalora"):
                 "AdaLoRA: before_training, with the number of steps, comes first"
             )
         _, end = self._pruning_steps(total_steps)
+        # As in the published code, the last part prunes by what was known before it
         if steps_done < end:
             for change in adapted:
-                change.gather(self.beta1, self.beta2)
+                change.update_statistics(self.beta1, self.beta2)
         triplets = self.first_rank * len(adapted)
         budget = self.budget(steps_done, total_steps, len(adapted))
         if budget is None or budget >= triplets:
-            return
+            return  # this step prunes none
         scores = [change.scores() for change in adapted]
         pruned = triplets - budget
         highest_pruned_score = torch.cat(scores).sort().values[pruned - 1]
@@ -204,10 +205,11 @@ class AdaLoRA(Method, kind="adalora"):
             change.E.masked_fill_(is_pruned[:, None], 0.0)
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        # "sensitivity/3.A" is that of A of the fourth change
+        """The statistics of all adapted matrices, which are numbered from 0 in the model's
+        order: "sensitivity/3.A" is the sensitivity of the fourth matrix's A."""
         state = {}
         for number, change in enumerate(layer_changes(model)):
-            for key, tensor in change.gathered.items():
+            for key, tensor in change.statistics.items():
                 statistic, _, name = key.partition("/")
                 state[f"{statistic}/{number}.{name}"] = tensor
         return state
@@ -218,7 +220,7 @@ class AdaLoRA(Method, kind="adalora"):
             statistic, _, numbered_name = key.partition("/")
             number, _, name = numbered_name.partition(".")
             change = adapted[int(number)]
-            change.gathered[f"{statistic}/{name}"] = tensor.to(change.E.device)
+            change.statistics[f"{statistic}/{name}"] = tensor.to(change.E.device)
 
 
 def distance_from_orthogonal(factors: Iterable[Tensor]) -> Tensor:

@@ -106,6 +106,7 @@ def _restored_on_error(model: nn.Module) -> Iterator[None]:
             table.clear()
             table.update(content)
         for parameter, data, trainable in parameters:
+            # The method may have given the parameter other memory
             if parameter.data_ptr() != data.data_ptr():
                 parameter.data = data
             parameter.requires_grad_(trainable)

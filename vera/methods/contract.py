@@ -136,7 +136,8 @@ class Method(ABC):
         1), before the gradients are cleared."""
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        """What `after_step` has gathered, for a training checkpoint."""
+        """What the method must remember of the steps so far, for a training checkpoint;
+        nothing for most methods."""
         return {}
 
     def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:  # noqa: B027

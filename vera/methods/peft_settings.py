@@ -242,7 +242,7 @@ def complete_config(
     if "fan_in_fan_out" in known_settings and isinstance(paths, list):
         targets = [module for path, module in model.named_modules() if path in paths]
         completed.setdefault("fan_in_fan_out", any(map(is_transposed, targets)))
-    # AdaLoRA's schedule; before_training sets the number
+    # AdaLoRA's needs some number of steps here; before_training sets that of the run
     if "total_step" in known_settings:
         completed["total_step"] = 2**31
     if "progressbar" in known_settings:  # FRoD's, while it is installed

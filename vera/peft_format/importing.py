@@ -231,8 +231,8 @@ def _with_projections(method: VeRA, model: nn.Module, source: PeftFolder) -> VeR
 
 
 def _likely_draws(key: int) -> Iterator[tuple[int, Init]]:
-    """Seeds and distributions of projections to try, the likeliest first. peft draws from
-    the key, and our earlier exports had the seed for a key."""
+    """Seeds and distributions of projections to try, the likeliest first: peft draws from
+    the key, and our earlier exports wrote their seed as the key."""
     for init in reversed(INITS):  # peft's is the last
         yield key, init
     for seed in range(TRIED_SEEDS):

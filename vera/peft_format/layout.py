@@ -232,13 +232,14 @@ def _shared_pair(layers: list[AdaptedLinear], method: VeRA) -> dict[str, PeftTen
     changes = cast(list[VeRAChange], list(first_layer.changes.values()))
     pair = changes[0].pair
     pieces_a = [Piece(rows, pair.A) for rows in ranks]
-    if all(WHOLE in layer.changes for layer in layers):
+    if all(WHOLE in layer.changes for layer in layers):  # no fused layers
         outputs = len(pair.B)
         pieces_b = [Piece(ALL_ROWS, pair.B)]
     else:
         shapes = {
             (layer_widths(layer.base), str(layer.output_slices)) for layer in layers
         }
+        # Our B stands at the rows of each slice, which must be the same for all layers
         if len(shapes) > 1:
             raise AdapterError(
                 "fused layers of several shapes do not fit peft's one pair A and B"

@@ -251,6 +251,7 @@ def _lora_config(
     rank: as in `export_lora`; a float gave each layer a rank of its own."""
     ranks = {path: layer.rank for path, layer in layers.items()}
     by_layer = isinstance(rank, float)
+    # With a rank for each layer, the common one holds for no layer: any number does
     common_rank = 1 if by_layer else max(ranks.values())
     return {
         "peft_type": "LORA",
