@@ -59,7 +59,7 @@ def _redirect_output_to_log(run: Run, run_id: str) -> None:
     path = run_folder(run.config["output"], run_id) / "log.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for stream in (1, 2):
+    for stream in (1, 2):  # stdout and stderr
         os.dup2(log, stream)
     date = time.strftime("%Y-%m-%d %H:%M:%S")
     print(f"--- {date} {run.label}, run {run_id}", flush=True)

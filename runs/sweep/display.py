@@ -58,8 +58,9 @@ class Display:
     """Shows running runs, and lines that stay. A run's lines begin with its head (see
     `heads`), which stands for the run here.
 
-    live: whether lines on a terminal are drawn again and again. due: otherwise, when the
-    next line of a running run is due."""
+    live: whether lines on a terminal are drawn again and again; of torchrun's processes
+    the first alone does so. due: otherwise, when the next line of a running run is due,
+    by time.monotonic."""
 
     def __init__(self) -> None:
         self.live = sys.stderr.isatty() and not process_rank()
@@ -75,6 +76,7 @@ class Display:
         line is due. running: the head and last event of each; without any, the live lines
         are removed. sweep: how far the sweep is, if it has several runs."""
         for head, event in running:
+            # notes from the start of training (Training.problems), shown once
             if event.get("problems") and head not in self._warned:
                 self._warned.add(head)
                 for problem in event["problems"]:
@@ -113,7 +115,8 @@ class Display:
 
     def line(self, text: str) -> None:
         """Prints a line that stays, such as of a run that has ended, or is tried again.
-        If it begins with a run's head, the run's next event counts as its first."""
+        If it begins with a run's head, the run's next event counts as its first: a run
+        that is tried again has none for a while, but is not about to end (`_stage`)."""
         self._begun = {head for head in self._begun if not text.startswith(head)}
         self._print(text)
 
@@ -128,7 +131,7 @@ class Display:
         if not lines and not self._drawn_lines:
             return
         width = shutil.get_terminal_size().columns - 1
-        # Terminals move up so many lines at [nA, and clear what is below at [J
+        # At [nA a terminal moves up n lines, and at [J it clears what is below
         to_first_line = f"\x1b[{self._drawn_lines}A\r" if self._drawn_lines else ""
         text = "".join(f"{line[:width]}\n" for line in lines)
         _show(f"{to_first_line}\x1b[J{text}", sys.stderr)
@@ -151,7 +154,7 @@ def leave_terminal() -> None:
     """Redirects output from a closed terminal to /dev/null. Otherwise an error of writing
     would end the command before its runs have saved."""
     null_device = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
+    for stream in (1, 2):  # stdout and stderr
         # A file or pipe stays open: only a terminal is a character device
         if stat.S_ISCHR(os.fstat(stream).st_mode):
             os.dup2(null_device, stream)
@@ -208,13 +211,13 @@ def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
 
 
 def event_words(event: Event) -> str:
-    """An event in words: the phase, except of training, and epoch; the time that is left;
-    step, loss and metric; and the pace, which is last because it does not fit into 80
-    columns."""
+    """An event in words: the phase, unless it is training, and the epoch; the time that
+    is left; step, loss and metric; and the pace, which is last because it does not fit
+    into 80 columns."""
     phase = event.get("phase", "starting")
     seconds_left = event.get("seconds_left")
     position = [phase if phase != "training" else ""]
-    if "of" in event:
+    if "of" in event:  # a phase that counts its items, such as decoding
         position = [f"{position[0]} {event['done']}/{event['of']}"]
     details = list[str]()
     if "steps" in event:
@@ -234,6 +237,7 @@ def event_words(event: Event) -> str:
     remaining = ""
     if seconds_left is not None:
         remaining = f"left: {duration(seconds_left)}"
+        # in training these seconds leave out the texts that are decoded afterwards
         if event.get("texts") and "of" not in event:
             remaining += f" and {event['texts']} texts"
     if event.get("host", gethostname()) != gethostname():
@@ -264,6 +268,7 @@ def result_words(record: Record, output: str | Path | None = None) -> str:
     text = f"{result['metric']} {best} at epoch {epoch:.3g}, last {last}"
     text += _words_on_one_class(record, output)
     parameters = record["parameters"]
+    # what the method says that it trains; older records lack it
     formula = parameters.get("formula", parameters["adapter"])
     if formula != parameters["adapter"]:
         text += f", {count_problem(formula, parameters['adapter'])}"
@@ -271,7 +276,7 @@ def result_words(record: Record, output: str | Path | None = None) -> str:
     texts = record.get("texts")
     if key and texts:
         score = TEXT_SCORES[key]
-        value = text_score(record, key) or 0.0
+        value = text_score(record, key) or 0.0  # never None: the texts have this score
         number = f"{value:.{score.decimals}f}{score.unit}"
         text += f", {score.name} {number} on {texts['split']}"
     return text
@@ -279,7 +284,9 @@ def result_words(record: Record, output: str | Path | None = None) -> str:
 
 def _words_on_one_class(record: Record, output: str | Path | None) -> str:
     """For a run that predicts one class for every dev row: which class, if `output` is
-    given, and what share of the rows has it. "" for other runs."""
+    given, and the share of the rows that have it, which is the run's accuracy. With
+    another metric than the accuracy (a score of NaN) the share is not known. "" for
+    other runs."""
     score = one_class_score(record)
     if score is None:
         return ""
@@ -293,8 +300,9 @@ def _words_on_one_class(record: Record, output: str | Path | None) -> str:
 
 
 def _only_prediction(folder: Path) -> str:
-    """The class that a run's predictions.csv has in all rows, quoted; "" if there are
-    several, as at another epoch than the table's, or there is no such file."""
+    """The class that a run's predictions.csv has in all rows, quoted. "" if it has
+    several, because it is of another epoch than the score in tables, or if there is no
+    such file."""
     try:
         rows = read_own_csv(folder / "predictions.csv")
         (name,) = {row["predicted"] for row in rows}  # or ValueError for several
@@ -305,12 +313,13 @@ def _only_prediction(folder: Path) -> str:
 
 def _score_text(record: Record, epoch: str, score: float | None) -> str:
     """A score as text, and whether the adapter or the predictions of its epoch are kept.
-    epoch: best or last, whichever has the score."""
+    epoch: the one with the score, best or last. score: None where the run has none."""
     text = "-" if score is None else ReportedMetric.of_record(record).text(score)
     keep = record["config"]["keep"]
     is_kept = epoch == kept_epoch(keep, record["result"]["reported"])
     if keep == "both" or (keep != "none" and is_kept):
         return f"{text} (kept)"
+    # only a model with a head writes predictions.csv
     has_predictions = record["parameters"]["head"] > 0
     if keep == "none" and is_kept and has_predictions:
         return f"{text} (predictions kept)"
@@ -320,7 +329,8 @@ def _score_text(record: Record, epoch: str, score: float | None) -> str:
 # --- how long a sweep still takes
 
 
-#: The row, model and task of runs that take about as long as each other.
+#: The row (a method with its settings), model and task of runs that take about as long
+#: as each other.
 DurationKey = tuple[str, str, str]
 
 
@@ -363,7 +373,7 @@ class TimeLeft:
             return None
         remaining = [self._remaining_seconds(entry, durations) for entry in running]
         total = sum(remaining) + sum(_expected(run, durations) for run in waiting)
-        # Shared among the slots; but no sooner than the last of the running runs
+        # As if every slot took an equal part, but no less than the slowest running run
         return max([total / max(len(running), 1), *remaining])
 
     def _remaining_seconds(

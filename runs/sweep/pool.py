@@ -66,15 +66,13 @@ class Job:
 
     Attributes:
         head: how its lines begin: with its number, and what tells it from other runs.
-        record: the path of its record.
-        log: the path of its log.
+        record, log: the paths of its record and its log.
         earlier_seconds: how long the attempts took that its process continues.
-        earlier_claim: the attempt whose failed record was there before the command.
-        failures: how processes have failed since one last saved more: the error of a
-            full disk, or "" for any other end.
+        earlier_claim: the `claim` of a failed record from before the command: a token
+            of the attempt that wrote it. The record of a new failure has another.
+        failures: as in `attempt_run`.
         saved: what attempts had saved when a process last failed (`saved_progress`).
-        child: its process.
-        ready: a pipe from it, which has something to read when the process ends.
+        child, ready: its process, and a pipe that can be read when the process ends.
         started_at: when it was started, by time.monotonic(); None if it was not.
     """
 
@@ -149,6 +147,7 @@ class Job:
 
 class Slots(NamedTuple):
     """How many runs this command does at once on this machine (total), and on which GPUs.
+    With a total of 0 it does none, and only watches workers.
 
     gpus: the names of the GPUs. Each run takes one that fewer than `share` runs use,
     counted over all commands of this machine. Empty on a CPU, or if a scheduler has
@@ -160,7 +159,7 @@ class Slots(NamedTuple):
 
 
 def slots_of(device: str, share: int, all_devices: bool) -> Slots:
-    """The slots for runs with this `device=`: `share` a device; 1 without all_devices."""
+    """The slots for `device=`: `share` on each device, or one in all if not all_devices."""
     names = gpus.devices(device)
     has_gpus = not {"cpu", "mps"} & set(names)
     return Slots(
@@ -436,6 +435,7 @@ class Sweep:
         finished = self.finish(job, seconds, error if ending == FAILED else "")
         if finished and ending == BUSY:  # another process had the lock, and did the run
             self.send_to_agent(job)
+        # BUSY leaves it to another process, and STOPPED to a later command
         if finished or ending not in (KILLED, DISK_FULL, BATCH_HALVED) or self.signal:
             return
         self._count_failure(job, ending, error)

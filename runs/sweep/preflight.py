@@ -117,9 +117,10 @@ def _notes_of_tasks(runs: list[Run], loaded: Loaded) -> list[str]:
     for run in _distinct(runs, "task", "model"):
         task = loaded.tasks[hash_of(run.config["task"])]
         if run.config["model"]["modality"] == "image":
-            # Prepared images are kept for all runs, and an unreadable one is found
+            # Prepared images are kept for all runs, and an unreadable one is found. They
+            # have no tokens to cut at max_length
             folder = loaded.models[hash_of(run.config["model"])]
-            task.prepare(preprocessing(folder), 0)
+            task.prepare(preprocessing(folder), max_length=0)
         notes += [*task.notes, *task.advice]
     return notes
 

@@ -63,14 +63,14 @@ def sweep(
     # torchrun's processes train themselves, and a debugger cannot follow into a child
     in_this_process = "LOCAL_RANK" in os.environ or runs[0].config["debug"]
     plan = _check_and_plan(runs, launch.launcher, runs_to_repeat, in_this_process)
-    # W&B's trouble is written into this file: it grows if this command has some
+    # W&B's errors are written into this file, which grows if this command has some
     tracking_log = log_file(output)
     bytes_before = _size(tracking_log)
     for folder in ("records", "sweeps"):
         remove_leftovers(Path(output) / folder)
     if plan.replaced and is_first:
         _archive_all(plan.replaced, output)
-    todo = sum(not job.record.is_file() for job in plan.jobs)
+    todo = sum(not finished_record(output, job.id) for job in plan.jobs)
     tracking = with_mode_of_variable(launch.tracking)
     this_sweep = Sweep(plan.jobs, ask_before_upload(tracking, todo, output))
     if is_first and len(runs) > 1:
@@ -97,8 +97,8 @@ def _run_all(
         # Nothing is skipped here: torchrun's processes might not see the same records.
         _do_in_this_process(this_sweep)
         return
-    for job in this_sweep.jobs:  # those that were done before
-        this_sweep.finish(job, None)
+    for job in this_sweep.jobs:
+        this_sweep.finish(job, None)  # counts it, if it was done before
     if isinstance(launcher, ByWorkers):
         run_by_workers(this_sweep, launcher)
     else:
@@ -187,6 +187,7 @@ def _check_and_plan(
                 start_fork_server(len(todo) > 1)
         preflight(todo)
     run_heads = heads(_run_names(runs))
+    # By now models and data are here, so every id is known
     jobs = []
     for head, run, run_id in zip(run_heads, runs, final_ids(runs), strict=True):
         jobs.append(Job(head, run, run_id))
@@ -312,7 +313,7 @@ def _size(path: Path) -> int:
 
 
 def _note_unsent(output: str, was_asked_to_send: bool) -> None:
-    """Says that something went wrong with W&B, and how to send what is here.
+    """Says that something went wrong with W&B, and how to send what this machine has.
     was_asked_to_send: whether the runs were to be sent at once (tracking=online)."""
     trouble = "W&B did not write all of these runs"
     if was_asked_to_send:
@@ -365,7 +366,8 @@ def _print_summary(this_sweep: Sweep, seconds: float) -> None:
 
 def _point_to_table(this_sweep: Sweep, runs: list[Run], prints_table: bool) -> None:
     """Prints the command of the table that the runs are in; after several runs, also the
-    table itself if prints_table. Trials and stopped runs are in no table."""
+    table itself if prints_table. It prints nothing for runs that are in no table: trials,
+    runs that train.max_steps stopped, and a single run that failed."""
     is_sweep = len(runs) > 1
     if this_sweep.signal or (this_sweep.failed and not is_sweep):
         return

@@ -41,7 +41,7 @@ def run_by_workers(sweep: Sweep, launcher: ByWorkers) -> None:
 
             workers = plural(count, "worker")
             sweep.display.line(f"{workers} of {folder.name}. Logs: {folder}")
-            # Without slots, since this command only watches
+            # No slots: this command does no run itself
             sweep.do_pending_runs(Slots(), waits_for_others=waits_for_others)
     if sweep.signal:
         return
@@ -75,23 +75,27 @@ class SweepWorker:
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets one
         if self.threads:
             os.environ["OMP_NUM_THREADS"] = self.threads
-        # Read before the sweep sets a handler of its own
+        # The sweep below sets handlers of its own, so this one is read first
         handler_of_submitit = signal.getsignal(signal.SIGUSR2)
         log_file = self.folder / f"worker-{socket.gethostname()}-{os.getpid()}.log"
         with open(log_file, "a", buffering=1) as log, contextlib.redirect_stdout(log):
             start_fork_server()
             sweep = Sweep(self._jobs_from(number), self.sweep.tracking)
+            # A worker that has nothing to do ends: the command waits for the others
             sweep.do_pending_runs(Slots(1), waits_for_others=lambda: False)
+        # Slurm warns a job of its time limit by SIGUSR2, which submitit asks for, or by
+        # SIGUSR1, if the user chose that. submitit has a handler for SIGUSR2 alone.
+        # It puts the job back into the queue (see `checkpoint`), for whatever signal
         at_time_limit = sweep.signal in (signal.SIGUSR1, signal.SIGUSR2)
         if at_time_limit and callable(handler_of_submitit):
-            # submitit puts the job back into the queue; see `checkpoint`
             handler_of_submitit(sweep.signal, None)
         return sweep.exit_code
 
     def _jobs_from(self, number: int) -> list[Job]:
-        """Copies of the jobs, in a worker's order. Copies, because a Slurm job that goes
-        back into the queue pickles this object, and started processes cannot be
-        pickled."""
+        """Copies of the jobs, in the order of the worker with this number: each begins at
+        another job, so that they do not all try the same lock first. Copies, because a
+        Slurm job that goes back into the queue pickles this object, and started processes
+        cannot be pickled."""
         first = number * len(self.sweep.jobs) // self.workers
         in_order = [*self.sweep.jobs[first:], *self.sweep.jobs[:first]]
         return [copy.copy(job) for job in in_order]

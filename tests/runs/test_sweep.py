@@ -585,6 +585,16 @@ def test_runs_that_were_wanted_offline_are_said_to_be_there(
     assert (f"{place}{how}" in notes) == is_said
 
 
+def test_a_run_that_failed_before_is_left_to_do(words, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "_run_all", lambda *_: None)
+    (run,) = expand([*words, "seed=0"])
+    for status, is_left in (("failed", True), ("done", False)):
+        made = {"id": run_id(run), "config": run.config, "status": status}
+        write_record(output_of(words), ledgers.record() | made)
+        sweep.sweep([run], Launch(tracking=Tracking("offline")))
+        assert ("nothing was sent" in capsys.readouterr().err) == is_left
+
+
 def test_one_function_counts_a_run_whoever_did_it(words, capsys):
     """The same count everywhere. Without the seconds of a run its record's are
     shown."""
