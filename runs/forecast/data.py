@@ -160,6 +160,7 @@ def _published_rows(task: Settings, entry: Settings) -> tuple[Lengths, Lengths]:
         # with shots the same number of each class is held out
         shots = task.get("shots")
         groups = entry["classes"] if shots else 1
+        # a run needs two dev rows (check_dev_rows)
         dev = max(math.ceil(share * (shots or train)) * groups, 2)
         train -= dev
     return Lengths(train), Lengths(dev)
@@ -224,6 +225,7 @@ def _guess_lengths(rows: Any, is_exact: bool) -> Lengths:
         tokens.append(characters / CHARACTERS_OF_TOKEN + SPECIAL_TOKENS)
     predicted = 0.0
     if is_exact:
+        # and the token that ends a response
         responses = [len(pair[1]) / CHARACTERS_OF_TOKEN + 1 for pair in pairs]
         predicted = float(np.mean(responses))
     return Lengths(len(rows), tokens, predicted)

@@ -50,7 +50,7 @@ LEAST_STEPS = STEPS
 #: How many of the newest records are searched for finished runs.
 PACE_RECORDS = 300
 
-#: Identifies runs that differ in their seeds alone.
+#: Identifies runs that differ in their seeds alone: a plan needs one estimate for them.
 Variant = tuple[str, ...]
 
 

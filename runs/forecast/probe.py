@@ -1,5 +1,6 @@
-"""How fast this machine trains a row of a model: the FLOP a second of some steps, which
-later plans find in the user's cache. torch is imported by `probe`."""
+"""How fast this machine trains a row (a method with its settings) of a model: the FLOP a
+second of some steps, which later plans find in the user's cache. torch is imported by
+`probe`."""
 
 import contextlib
 import json
@@ -167,7 +168,7 @@ def _time_steps(run: Run) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         config = run.config.copy()
         config["output"] = folder
-        config["init_from"] = None
+        config["init_from"] = None  # the adapter's values do not change the speed
         run_without_start = replace(run, config=config, start=None)
         training = Training(run_without_start, "probe", lambda event: None)
         batches = epoch_batches(
@@ -185,7 +186,7 @@ def _time_steps(run: Run) -> list[float]:
             _do_step(training, batch)
             times.append(time.perf_counter() - start)
         training.accelerator.free_memory()
-    return times[1:] or times
+    return times[1:] or times  # the first step loads kernels
 
 
 def _do_step(training: "Training", batch: list[int]) -> None:

@@ -129,6 +129,7 @@ def _padded_length(run: Run, train: Lengths, batch: int, rows: int) -> int:
         batch: The rows of a step.
         rows: Those of a micro-batch."""
     batches_sorted_together = block_size(run.config["task"])
+    # 1 stands for random batches. Others are counted here in micro-batches
     if batches_sorted_together > 1:
         batches_sorted_together *= math.ceil(batch / rows)
     return round(train.padded_mean(rows, batches_sorted_together))

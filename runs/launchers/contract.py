@@ -16,7 +16,8 @@ CountWorkers = Callable[[], int]
 
 
 class Worker(Protocol):
-    """What each worker of a sweep does; runs/sweep/worker.py implements it.
+    """What each worker of a sweep (a process that does its runs one after another) does;
+    runs/sweep/worker.py implements it.
 
     folder: the folder of the sweep's logs; its name is the sweep's. workers: how many
     there are."""

@@ -51,7 +51,7 @@ class Slurm(ByScript):
         """Submits an array of jobs, unless an earlier command's jobs for this sweep are
         still there. Jobs go on without this command. Raises UserError where Slurm
         refuses."""
-        jobs = _Jobs(worker.folder.name)
+        jobs = _Jobs(worker.folder.name)  # the sweep's name, which its jobs have
         if not jobs.count():
             self._submit(worker)
             jobs.last_count = worker.workers  # until squeue gives another number

@@ -45,6 +45,7 @@ def base_hash(record: Record) -> str:
     config = record["config"]
     model = config["model"]
     parts = [record["model"], model.get("settings"), model.get("quantise")]
+    # Hashes from before model.dtype have no part for it, and stand for fp32
     if dtype_of(config) != "fp32":
         parts.append(dtype_of(config))
     precision = config["train"]["precision"]
@@ -70,6 +71,7 @@ class Evaluator:
                 if (recorded["task"], recorded["asked"]) == (task.name, task.hash):
                     return recorded
         base_result = self._base_result(record, task)
+        # a run without an adapter (method=none) is its base model
         scores = base_result
         if record["parameters"]["adapter"]:
             folder = run_folder(output, record["id"]) / "lm_eval" / task.hash

@@ -68,8 +68,8 @@ class TakenGpu(NamedTuple):
 
 
 def take(names: Sequence[str], share: int) -> TakenGpu | None:
-    """Takes the GPU with the fewest runs of these for another run. None where there are
-    none, and while each is full.
+    """Takes one of these GPUs for another run: the one with the fewest runs. None if
+    there are no names, or while every GPU has `share` runs already.
 
     share: how many runs of all commands of this machine may share a GPU. Raises
     UserError where no GPU can be locked."""
@@ -77,7 +77,7 @@ def take(names: Sequence[str], share: int) -> TakenGpu | None:
         return None
     folder = lock_folder()
     errors = list[OSError]()
-    # another user's program may have filled one
+    # by free memory, which another user's program may have filled
     emptiest_first = sorted(names, key=free_bytes, reverse=True)
     # Each GPU has a lock for each run that may share it. They are tried in this order:
     # the first lock of every GPU, then the second of every GPU, and so on.
@@ -87,7 +87,7 @@ def take(names: Sequence[str], share: int) -> TakenGpu | None:
         file_name = f"{name.replace('/', '-')}.{number}"
         lock = Lock(folder / file_name, mode=0o666)
         try:
-            if lock.take(0):
+            if lock.take(seconds=0):
                 return TakenGpu(name, lock)
         except OSError as error:
             # such as another user's file, which the kernel protects
@@ -129,7 +129,7 @@ def _make_folder(folder: Path, mode: int) -> OSError | None:
             os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)
-    # in a sticky folder only the owner of a file may rename it
+    # in a sticky folder only the owner of a file may rename it; user 0 is root
     is_sticky = status.st_mode & stat.S_ISVTX
     if status.st_uid in (0, os.geteuid()) or is_sticky:
         return None

@@ -22,10 +22,15 @@ MISSING = "missing"
 #: The kinds of values in the cache, each in a folder of this name, and a pattern that the
 #: JSON of a sound one matches.
 VALUE_PATTERNS = {
+    # of a file, or of many together
     "sha256": r'"[0-9a-f]{64}"',
+    # of a forward and of a training pass (runs.run.methods.count_flops)
     "flops": r"null|\[[\d.e+]+, [\d.e+]+\]",
+    # how many a model has
     "weights": r"\d+",
+    # why a method does not fit a model (runs.run.methods.method_problem)
     "refusals": r'null|".*"',
+    # the runs that a command line composes (runs.config.composed)
     "commands": r'\{"launch": .*, "runs": \[.*\]\}',
 }
 #: Seconds after which a composed command is removed from the cache.

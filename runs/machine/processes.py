@@ -54,6 +54,7 @@ def is_dead(name: str) -> bool:
     process, _, _ = name.rpartition(".")
     host, _, pid = process.rpartition(".")
     try:
+        # a longer number may not fit into the system's type
         if host == socket.gethostname() and pid.isdecimal() and len(pid) < 10:
             os.kill(int(pid), 0)  # sends nothing, and raises where there is no process
     except OSError as error:
@@ -124,10 +125,12 @@ def start_early(arguments: Sequence[str]) -> None:
     if not arguments or "LOCAL_RANK" in os.environ:
         return
     for argument in arguments:
+        # an option such as --help does no run, and debug=true does it in this process
         if argument.startswith(("-", "debug=")):
             return
         if argument.startswith("launcher=") and argument not in LAUNCHERS_HERE:
             return
+    # a comma separates the values of a sweep, and a preset has many runs
     several_runs = any(
         "," in argument or argument.startswith("experiment=") for argument in arguments
     )

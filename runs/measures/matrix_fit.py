@@ -147,7 +147,7 @@ def _vera_factors(
     return FittedFactors(
         parameters=size + rank,
         left=torch.zeros(matrices, size, 1),
-        right=torch.full((matrices, rank, 1), 0.1),
+        right=torch.full((matrices, rank, 1), 0.1),  # VeRA's d_init
         fixed_left=_uniform(math.sqrt(6 / rank), (matrices, size, rank), generator),
         fixed_right=_uniform(math.sqrt(6 / size), (matrices, rank, size), generator),
     )

@@ -42,7 +42,8 @@ class AdapterChoices:
         repository: OWNER/NAME on the hub, where the folder is to be pushed; None where
             it is not.
         as_lora: whether the adapter is converted to a LoRA.
-        lora_rank: as for `vera.export_lora`.
+        lora_rank: the LoRA's rank, or the share of the change that it keeps, as for
+            `vera.export_lora`; None for a conversion of VeRA without loss.
     """
 
     base: str | None = None
@@ -76,7 +77,7 @@ def write_adapter(
     context = restore(record, output)
     unscale_answers(context)
     base, revision = (origin.name, origin.revision) if origin else (None, None)
-    conversion_note = ""
+    conversion_note = ""  # none for an adapter that is not converted
     if choices.as_lora:
         conversion_note = write_lora(context, choices.lora_rank, folder, base, revision)
         print(conversion_note)
@@ -151,7 +152,7 @@ def write_lora(
     score_before = context.score()
     outputs_before = dev_outputs(context)
     conversion = vera.export_lora(model, folder, rank, base, revision)
-    if not conversion.change:
+    if not conversion.change:  # the norm of all changes; there is nothing to compare
         return (
             "The adapter changes no weight: its kept epoch is one before its values had "
             "moved."
@@ -178,7 +179,8 @@ def describe_conversion(
     conversion: "vera.Conversion", rank: int | float | None, size: int
 ) -> list[str]:
     """Sentences on a conversion to LoRA: the rank, the size, what servers allow, and
-    what was lost. size: of the file in bytes."""
+    what was lost. rank: the choice of the user; None for one without loss. size: of the
+    file in bytes."""
     lora = f"The LoRA has rank {conversion.rank} and {megabytes(size)}."
     if conversion.rank > VLLM_RANK:
         limit = f"vLLM serves ranks up to {VLLM_RANK}: rank={VLLM_RANK} truncates it."

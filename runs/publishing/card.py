@@ -77,7 +77,7 @@ def runs_by_seed(record: Record, records: Iterable[Record]) -> dict[int, Record]
     """The finished runs of a run's cell, one for each seed, by their seeds; for its own
     seed the run itself. Of several runs of another seed it is the one with the fewest
     deviations, and of these the one whose id sorts first."""
-    # a cell's id leaves the row out, and two rows may train alike
+    # a cell's id leaves the row's name out, and two rows may train alike
     cell = cell_id(record), record["cell"]["row"]
     runs_of_cell = []
     for other_record in records:
@@ -145,7 +145,8 @@ def model_card(record: Record, ledger: Ledger, options: CardOptions) -> str:
     """The card of an adapter, by the template card.md.
 
     Args:
-        ledger: has the other seeds of its cell; the card says who ran them.
+        ledger: all records, among them the other seeds of its cell; the card says who
+            ran them.
     """
     record = without_paths(record)
     config = record["config"]

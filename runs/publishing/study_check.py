@@ -183,7 +183,7 @@ def has_history() -> bool:
 
 
 def _runs_text(ids: Sequence[str]) -> str:
-    """How many runs these are, and the ids of the first three."""
+    """How many runs these are, with the ids of the first three."""
     names = ", ".join(ids[:3])
     if len(ids) > 3:
         names += ", ..."
@@ -413,6 +413,7 @@ def _code_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]:
     if not in_history(base):
         yield _unknown_commit(base)
         return
+    # older records only say whether files had been changed, not which
     altered = code.get("altered")
     if altered or (altered is None and code["dirty"]):
         names = ", ".join(map(str, altered or ["?"]))

@@ -23,8 +23,9 @@ METHODS_OF_SHORT_RUNS = frozenset({"head", "none"})
 class Run:
     """One run: its cell, its seed, and its resolved configuration as plain values.
 
-    row, model, task, recipe: their names in conf/. experiment: the preset that it was
-    started by. start: the run whose adapter this one starts from (init_from=ROW@TASK),
+    row, model, task, recipe: their names in conf/. A row is a method with its settings,
+    which has a row of its own in tables. experiment: the preset that it was started by.
+    start: the run whose adapter this one starts from (init_from=ROW@TASK),
     which has to be done first. changed: the overrides that set the method, the training
     or the model differently from their files. overrides: a command line for this run
     without its seed, which runs are not compared by."""

@@ -58,6 +58,7 @@ def method_of_settings(settings: dict[str, Any]) -> "vera.Method":
             f"method.kind={kind}: cannot be imported ({reason}). Its package has to be "
             "installed, or the folder that it is in on PYTHONPATH"
         ) from None
+    # An inherited kind would not do: it is the kind of the class above
     is_method = inspect.isclass(method_class) and issubclass(method_class, vera.Method)
     if not is_method or "kind" not in vars(method_class):
         raise UserError(
@@ -128,7 +129,7 @@ def patterns_by_name(
 
     Args:
         names: The names of the trained parameters.
-        rates: The value of lr_by or decay_by, as of `read_rates`.
+        rates: The value of lr_by or decay_by, as `read_rates` returns it.
         key: lr_by or decay_by, for messages.
 
     Raises:

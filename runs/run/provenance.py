@@ -203,7 +203,7 @@ def imports_of(path: Path) -> list[Path]:
                 file = path.with_name(f"{name.rpartition('.')[2]}.py")
                 if file.is_file() and file not in modules:
                     modules.append(file)
-    return sorted(modules[1:])
+    return sorted(modules[1:])  # the first one is the file itself
 
 
 def is_committed(record: Record) -> bool:

@@ -39,11 +39,12 @@ def answer_dev_rows(
     if "reward" in config:
         max_length = completion_limit(config)
         temperature = config["reward"]["temperature"]
+    # by the length of the prompt, which saves padding
     order = sorted(
         range(len(exercises)), key=lambda row: len(exercises[row].prompt_ids)
     )
     samples = config["task"].get("pass_at") or 1
-    size = max(1, config["eval_batch"] // (1 + samples))
+    size = max(1, config["eval_batch"] // (1 + samples))  # prompts of a batch
     batches = batches_of(order, size)
     row_outcomes: list[tuple[int, list[bool]]] = []
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:

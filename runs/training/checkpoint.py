@@ -73,7 +73,7 @@ class State:
     metrics: dict[str, float] = field(default_factory=dict)
     metric_sums: dict[str, float] = field(default_factory=dict)
     metric_steps: int = 0
-    reach: Reach | None = None  # of estimate_effect
+    reach: Reach | None = None  # what estimate_effect returned
     predictions: list[str] = field(default_factory=list)  # a hash of each evaluation's
     # which rows were right, at the best epoch so far and the last (runs/record/items.py)
     right: RightRows = field(default_factory=RightRows)
@@ -331,8 +331,8 @@ def optimizer_groups(
     decay_by_name = _weight_decays(parameters_by_part, model, train)
     for part, parameters in parameters_by_part.items():
         base_rate = train["lr_head"] if part == "head" else train["lr"]
-        # By their pattern in lr_by and their weight decay. None stands for the part's own
-        # rate, and for train.weight_decay.
+        # The parameters by their pattern in lr_by and their weight decay. None stands for
+        # the part's own rate, and for train.weight_decay.
         members = defaultdict[tuple[str | None, float | None], list[nn.Parameter]](list)
         decays: list[float | None] = [None]
         for name, parameter in parameters.items():
@@ -450,7 +450,8 @@ def check_gradient(
     if not trained:
         return
     for parameter in trained.values():
-        mean_gradient = optimizer.state[parameter].get("exp_avg")  # of earlier steps
+        # Adam's average over earlier steps; None before the first one
+        mean_gradient = optimizer.state[parameter].get("exp_avg")
         for gradient in (parameter.grad, mean_gradient):
             if gradient is not None and bool(gradient.any()):
                 return

@@ -91,6 +91,7 @@ class Context:
         self.task, self.raw_model, self.method = load_adapted_model(
             run, self.accelerator.device, start, task
         )
+        # Training by reward is judged by answers, not by the likelihood of given ones.
         if "reward" in self.config:
             cast(ExactTask, self.task).use_exact_match_as_metric()
         if self.settings.get("objective") == "demonstrations":
@@ -107,8 +108,8 @@ class Context:
     @torch.no_grad()
     def evaluate(self) -> tuple[float, Outputs]:
         """The mean loss of the dev rows, and their outputs (rows, ...) in their order, as
-        Task.predict takes them. Of a task that answers dev rows the outputs are those
-        of `answer_dev_rows`. Processes share the work."""
+        Task.predict takes them. For a task that answers dev rows (Task.answers_dev) the
+        outputs are those of `answer_dev_rows` instead. Processes share the work."""
         self.raw_model.eval()
         lengths = self.task.lengths("dev")
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
@@ -218,7 +219,7 @@ class Context:
         `base_text_loss` returned. None for a task without a fixed text."""
         if not self.task.fixed_text:
             return None
-        text = self.task.fixed_text.for_record()
+        text = self.task.fixed_text.for_record()  # its name, hash and tokens
         after = self.text_loss()
         change = "not a finite number"
         if before is not None and after is not None:

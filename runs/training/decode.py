@@ -29,7 +29,8 @@ from runs.training.files import Attempt
 from tasks.base import prompts_at_once
 from tasks.continuations import Written
 
-#: The texts of all items in their order, by variant of decoding.
+#: The texts of all items in their order, by variant of decoding. A task may decode each
+#: item in several ways, such as with several length penalties (Written.variants).
 TextsByVariant = dict[str, list[str]]
 #: What `decode_missing` saves of an item: a value of JSON.
 Answer = TypeVar("Answer")
@@ -55,7 +56,7 @@ def decode_epochs(
     last = len(epochs) - 1
     keep = context.config["keep"]
     adapter_file = context.folder / "adapter.safetensors"
-    # As if it had started earlier by the seconds that earlier attempts spent.
+    # As if decoding had started earlier by the seconds that earlier attempts spent on it.
     started_s = time.monotonic() - attempt.decoding
 
     def count_seconds() -> None:
@@ -68,6 +69,7 @@ def decode_epochs(
         context.write_adapter(adapter_file)
     if best == last:
         texts["best"] = texts["last"]
+        # an earlier attempt may have left one, which `read_texts` would take
         (context.folder / "decoded_best.jsonl").unlink(missing_ok=True)
     else:
         vera.start_from(context.raw_model, context.best_file)

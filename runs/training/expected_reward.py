@@ -17,7 +17,7 @@ from runs.training.batches import batches_of
 from runs.training.context import Context
 from runs.training.policy import log_probabilities_at
 from runs.training.policy_gradient import STD_FLOOR, Scale, token_entropies
-from runs.training.reward import ENTROPY, TOKENS, RewardObjective, use_policy_mode
+from runs.training.reward import ENTROPY, TOKENS, RewardObjective, switch_off_dropout
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ExpectedReward(RewardObjective):
 
     def begin(self, rows: list[int], step: int) -> Sequence[ExpectedRow]:
         self.token_sums.zero_()
-        use_policy_mode(self.context.raw_model)
+        switch_off_dropout(self.context.raw_model)
         return self._expected_rows(rows, self.settings["scale"])
 
     def share(
@@ -50,7 +50,9 @@ class ExpectedReward(RewardObjective):
 
     def loss(self, model: Any, micro_batch: Sequence[ExpectedRow]) -> Tensor:
         """The mean over the prompts of minus the expected advantage. Its value is 0,
-        and its gradient that of the policy."""
+        since a prompt's advantages are differences from its mean reward. Its gradient,
+        through the probabilities alone, is that of minus the expected reward (with
+        reward.scale=none)."""
         log_p = self._log_probabilities(model, [row.prompt for row in micro_batch])
         advantages = torch.stack([row.advantages for row in micro_batch])
         self.token_sums[TOKENS] += len(micro_batch)
@@ -58,8 +60,10 @@ class ExpectedReward(RewardObjective):
         return -(log_p.exp() * advantages).sum(-1).mean()
 
     def add_gradient(self, rows: list[int]) -> None:
+        """See Objective. Advantages are not scaled, whatever reward.scale is: they give
+        the gradient of the mean reward itself."""
         model = self.context.raw_model
-        use_policy_mode(model)
+        switch_off_dropout(model)
         items = self._expected_rows(rows, scale="none")
         size = self.context.config["micro_batch"] or len(items)
         for micro_batch in batches_of(items, size):
@@ -149,6 +153,7 @@ class ExpectedReward(RewardObjective):
             "completions/mean_length": 1.0,
             "completions/clipped_ratio": 1 - float(end_probabilities.mean()),
         }
+        # where every prompt's rewards are equal, all advantages are 0
         self.has_signal = self.metrics["frac_reward_zero_std"] < 1
         if len(self.functions) > 1:
             for index, function in enumerate(self.functions):

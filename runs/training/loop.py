@@ -359,8 +359,7 @@ class Training(Context):
     # --- an evaluation
 
     def evaluate_and_keep(self) -> None:
-        """Evaluates, adds a point to the curve, and keeps the adapter of the best epoch
-        so far."""
+        """Evaluates, adds a point to the curve, and writes the files that are kept."""
         state = self.state
         start_s = time.monotonic()
         self.report({"phase": "evaluating"})
@@ -452,6 +451,7 @@ class Training(Context):
             self.write_adapter(self.folder / "adapter.safetensors")
             if is_best and keep == "both":
                 self.write_adapter(self.best_file)
+        # predictions.csv is of one epoch; the last one's replaces those before
         if is_best or kept_epoch(keep, self.task.reported) == "last":
             self.write_predictions(outputs)
 

@@ -39,7 +39,8 @@ def completion_weights(lengths: Tensor, loss: Loss, max_length: int) -> Tensor:
     all tokens of a completion, so micro-batches of any size add up to the loss.
 
     Args:
-        lengths: tokens of each completion (completions,), of the whole step.
+        lengths: tokens of each completion (completions,), of the whole step. They are
+            floats, and the weights get their dtype.
         loss: grpo, the mean over completions of the mean over their tokens; dapo, the
             sum divided by all tokens of the step; dr_grpo, the sum divided by
             completions x max_length.
@@ -80,6 +81,7 @@ def policy_loss(
         weights: of each token, from `completion_weights` (tokens,).
         kl: the factor of the divergence from the reference model.
         reference_log_p: the reference model's log-probabilities (tokens,)."""
+    # 1 in value, with the gradient of log_p
     ratios = (log_p - log_p.detach()).exp()
     losses = -advantages * ratios
     if reference_log_p is not None:

@@ -138,6 +138,7 @@ def row_loss(row: Mapping[str, str]) -> float:
     if column in row:
         # a probability may have been rounded to 0
         return -math.log(max(float(row[column]), sys.float_info.min))
+    # numbers of a regression; float() raises the error for a class's name
     return abs(float(row[LABEL]) - float(row[PREDICTED]))
 
 

@@ -22,7 +22,7 @@ def progress_event(
     best_evaluation: the index of the best evaluation so far."""
     scores = state.curve["metric"]
     seconds = sum(state.seconds.values())  # over all attempts
-    seconds_per_step = seconds / max(state.step, 1)
+    seconds_per_step = seconds / max(state.step, 1)  # evaluations included
     return {
         "epoch": math.ceil(state.step / plan.steps_per_epoch),
         "epochs": plan.epochs,

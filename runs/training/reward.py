@@ -69,7 +69,8 @@ class CompletionGroup:
 
 
 class RewardObjective:
-    """What training by sampled rewards and training by expected rewards share.
+    """What training by sampled rewards and training by expected rewards share; see
+    Objective for its methods.
 
     settings: the run's configuration of the reward, config["reward"]. max_length: the
     most tokens of a completion. metrics: what the current step has measured, by the
@@ -94,7 +95,7 @@ class RewardObjective:
 
     def finish(self) -> dict[str, float]:
         shares = gather_object([self.token_sums.tolist()])
-        tokens, entropy, divergence = np.sum(shares, axis=0)
+        tokens, entropy, divergence = np.sum(shares, axis=0)  # over all processes
         self.metrics["entropy"] = float(entropy / tokens)
         if self.settings["kl"]:
             self.metrics["kl"] = float(divergence / tokens)
@@ -107,7 +108,8 @@ class Reward(RewardObjective):
     def __init__(self, context: Context, folder: Path) -> None:
         super().__init__(context)
         self.folder = folder
-        #: The trained values at the start, the reference of the divergence.
+        #: The trained values at the start, from which the divergence is measured; empty
+        #: without it (reward.kl=0).
         self.reference: dict[str, Tensor] = {}
         if self.settings["kl"]:
             self.reference = {
@@ -118,11 +120,9 @@ class Reward(RewardObjective):
     # --- a step
 
     def begin(self, rows: list[int], step: int) -> Sequence[PolicyRow]:
-        """See Objective. A model in evaluation mode has no dropout, so that the policy
-        that samples is the policy that is trained."""
+        """See Objective."""
         self.token_sums.zero_()
-        model = self.context.raw_model
-        use_policy_mode(model)
+        switch_off_dropout(self.context.raw_model)
         groups = self._sample(rows, step)
         rewards = self._rewards(groups)
         trained_rewards = rewards
@@ -153,8 +153,8 @@ class Reward(RewardObjective):
     def share(
         self, micro_batch: Sequence[PolicyRow], items: Sequence[PolicyRow]
     ) -> float:
-        """See Objective. The tokens' weights make the losses add up already: they are
-        those of the whole step."""
+        """See Objective. It is 1: the tokens' weights are those of the whole step, so the
+        losses of micro-batches add up already."""
         return 1.0
 
     def loss(self, model: Any, micro_batch: Sequence[PolicyRow]) -> Tensor:
@@ -181,7 +181,7 @@ class Reward(RewardObjective):
         completions of the advantage times the log-probability, whatever reward.scale
         and reward.loss are."""
         model = self.context.raw_model
-        use_policy_mode(model)
+        switch_off_dropout(model)
         groups = self._sample(rows, BEFORE_TRAINING)
         rewards = self._rewards(groups)
         samples = rewards.shape[1]
@@ -317,6 +317,7 @@ class Reward(RewardObjective):
             "completions/mean_length": float(lengths.float().mean()),
             "completions/clipped_ratio": sum(is_truncated) / len(is_truncated),
         }
+        # where every prompt's rewards are equal, all advantages are 0, unless permuted
         self.has_signal = self.metrics["frac_reward_zero_std"] < 1
         scores = np.array([group.scores for group in groups])
         if len(self.functions) > 1:
@@ -356,17 +357,22 @@ class Reward(RewardObjective):
 
 
 def permuted_rewards(rewards: Tensor, seed: int, step: int) -> Tensor:
-    """The rewards of a step in a random order, so that they say nothing of the
-    completions that get them."""
+    """The rewards of a step in a random order, so that they say nothing about the
+    completions that get them: a control, from which nothing can be learned. rewards:
+    (prompts, samples)."""
     bits = np.random.Philox(key=[seed, step], counter=[0, PERMUTATION_STREAM, 0, 0])
     order = np.random.Generator(bits).permutation(rewards.numel())
     return rewards.flatten()[torch.from_numpy(order)].view_as(rewards)
 
 
-def use_policy_mode(model: nn.Module) -> None:
-    """Switches dropout off. Layers that recompute their activations in the backward
-    pass stay in training mode, since transformers recomputes in no other; the modules
-    inside them, which hold the dropout, do not stay in it."""
+def switch_off_dropout(model: nn.Module) -> None:
+    """Switches dropout off for training by reward. With it the model that samples a
+    token and the model whose probability of the token is trained would differ, and the
+    gradient would not be that of the sampled tokens' probabilities.
+
+    Layers that recompute their activations in the backward pass (gradient
+    checkpointing) stay in training mode, since transformers recomputes in no other; the
+    modules inside them, which hold the dropout, do not stay in it."""
     model.eval()
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):

@@ -63,6 +63,7 @@ def draw_tokens(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     probabilities = (logits.to(dtype) / temperature).softmax(-1)
     cumulative = probabilities.cumsum(-1)
     # The last sum may miss 1 by a rounding error, and no draw may lie above it.
+    # GREEDY numbers are NaN: they search for 0 here, and get another token below.
     targets = uniform.to(dtype).nan_to_num(0.0) * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, targets.contiguous(), right=True)
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
@@ -111,7 +112,8 @@ def sample_completions(
         input_ids=ids, attention_mask=mask, position_ids=positions, **arguments
     )
     tokens = draw_tokens(outputs.logits[:, -1].float(), numbers[:, :, 0], temperature)
-    # From here on each sample of each prompt is a row of its own.
+    # From here on each sample of each prompt is a row of its own. A row that has ended
+    # goes on with the others, and `_until_end` cuts off what follows.
     sampled = [tokens.flatten()]  # the tokens (rows,) at each position
     end_tokens = torch.tensor(ends, device=device)
     has_ended = torch.isin(sampled[0], end_tokens)

@@ -66,8 +66,9 @@ def attempt_run(
     """Attempts a run whose lock this process has.
 
     Args:
-        failures: of each attempt that has failed since one last saved more: the error of
-            a full disk, or "" for any other end.
+        failures: an entry for each attempt that has failed since one last saved more
+            than the one before: the message of a full disk, or "" for a process that
+            was killed or lost its device.
         stop: the request to stop this run.
         is_only_run: whether its command has no other run. A user's mistake then leaves
             no record.
@@ -103,7 +104,7 @@ def attempt_run(
         cause, message = cause_of(error)
     ends = {"stopped": STOPPED, "device": KILLED, "disk": end_on_full_disk(failures)}
     end = ends.get(cause, FAILED)
-    if attempt is None:
+    if attempt is None:  # it could not begin, such as on a full disk
         return end, message
     phase = report.latest["phase"]
     if cause == "memory" and halve_batch(attempted_run.config, phase, attempt):
@@ -140,7 +141,7 @@ class Reporter:
         self.written_at = 0.0
 
     def __call__(self, event: Event) -> None:
-        # An event says what has changed. These two belong to the phase that has ended.
+        # An event has only what has changed. These two belong to the phase that has ended.
         for key in ("done", "of"):
             self.latest.pop(key, None)
         self.latest = self.latest | event
@@ -280,6 +281,7 @@ def cause_of(error: BaseException) -> tuple[str, str]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, the operating system or torch has run out of memory."""
     if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
