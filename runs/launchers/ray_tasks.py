@@ -43,6 +43,7 @@ class Ray(ByWorkers):
             arguments["object_store_memory"] = STORE_BYTES
         try:
             ray.init(**arguments | (self.init or {}))
+            # a task of Ray is a function: the worker becomes its first argument
             task = ray.remote(**self.remote or {"num_cpus": 1})(type(worker).__call__)
             tasks = [task.remote(worker, number) for number in range(worker.workers)]
         except Exception as error:

@@ -30,7 +30,7 @@ VALUE_PATTERNS = {
     "weights": r"\d+",
     # why a method does not fit a model (runs.run.methods.method_problem)
     "refusals": r'null|".*"',
-    # the runs that a command line composes (runs.config.composed)
+    # the runs that a command line composes (runs.config.expand)
     "commands": r'\{"launch": .*, "runs": \[.*\]\}',
 }
 #: Seconds after which a composed command is removed from the cache.

@@ -83,8 +83,8 @@ def locate(model: ModelConfig) -> Path | None:
 
 
 def _folder_in_package(model: ModelConfig) -> Path:
-    """The folder of a model in an installed package. Raises UserError where the package
-    is not installed."""
+    """The folder of a model in an installed package (model.package, which is PACKAGE or
+    PACKAGE/FOLDER). Raises UserError where the package is not installed."""
     package, _, inner_path = str(model["package"]).partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

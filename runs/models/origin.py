@@ -46,7 +46,7 @@ def find_origin(
         name, _, revision = user_choice.partition("@")
         return Origin(name, revision or None, licences.get(name))
     packages = package_names(model)
-    if packages:
+    if packages:  # of several, which hold parts of one model, the first has the entry
         known_origin = origins["packages"].get(packages[0])
         if known_origin is None:
             return None

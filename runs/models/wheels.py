@@ -59,7 +59,8 @@ def model_files(folder: Path) -> list[Path]:
 
 def hashes_of_wheels(model: ModelConfig) -> dict[str, str]:
     """The SHA-256 of each of a model's wheels, by requirement (name==version), in the
-    order of the parts; empty for a model that has none."""
+    order of the parts; empty for a model that has none. The setting model.wheel is one
+    requirement, with the hash in model.sha256, or a list of requirements with hashes."""
     wheels = model.get("wheel") or []
     if isinstance(wheels, str):
         return {wheels: str(model["sha256"])}

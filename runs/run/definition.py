@@ -21,7 +21,8 @@ METHODS_OF_SHORT_RUNS = frozenset({"head", "none"})
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its cell, its seed, and its resolved configuration as plain values.
+    """One run: its row, model and task, which name a cell of a table; its seed; and its
+    resolved configuration as plain values.
 
     row, model, task, recipe: their names in conf/. A row is a method with its settings,
     which has a row of its own in tables. experiment: the preset that it was started by.

@@ -282,7 +282,7 @@ def make_accelerator(run: Run) -> Accelerator:
             "train.precision=fp16: a CPU computes fp32 all the same. bf16 is for both"
         )
     # Accelerate's settings hold for the whole process; a run before may have had
-    # others.
+    # others. torchrun's processes keep the part that joins them.
     AcceleratorState._reset_state(reset_partial_state="LOCAL_RANK" not in os.environ)
     # AdapterDrop leaves other adapters without a gradient in each batch. Frozen values,
     # A and B included, are the same on every process, so none are broadcast.

@@ -121,7 +121,7 @@ def effect_note(reach: Reach) -> str | None:
     effect, unit = reach["effect"], reach["unit"]
     if effect >= SMALLEST_EFFECT[unit]:
         return None
-    if not effect:
+    if not effect:  # 0 stands for an estimate below it, which is noise
         return (
             "the gradients of the first batches do not agree on anything, so what this "
             "run can change is not known. By reward, look whether prompts have a signal"
