@@ -43,10 +43,10 @@ def figure4(part: Part) -> Iterator[Figure]:
 
 
 def cells_with_gain(runs: pd.DataFrame) -> pd.DataFrame:
-    """The cells of GLUE's tasks with accuracy, each with the accuracy of the head alone
-    (`head`) and, as the paper defines it, the gain over it (`gain`): the accuracy in
-    percent of the head's, divided by thousands of parameters. A cell without one of the
-    head alone is left out."""
+    """The cells of GLUE's tasks with accuracy, without other ranks and ablations (VARIED),
+    each with the accuracy of the head alone (`head`) and, as the paper defines it, the
+    gain over it (`gain`): the accuracy in percent of the head's, divided by thousands of
+    parameters. A cell without one of the head alone is left out."""
     is_accuracy = runs.task.isin([*GLUE]) & (runs.metric == "accuracy")
     cells = reported_cells(runs[is_accuracy], seeds=SEEDS)
     is_varied = cells.row.astype(str).str.match(VARIED)

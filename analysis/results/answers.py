@@ -216,6 +216,7 @@ def small_adapters(
     rows.sort(key=lambda row: -row.difference.mean)
     unpooled = list[str]()
     for row, cells_of_row in cells.groupby("row", sort=False):
+        # a row with 0 parameters trains no adapter
         is_small = 0 < parameters_by_row[row] <= 2 * vera_parameters
         ran_on_all_tasks = {*over_tasks.tasks} <= {*cells_of_row.task_label}
         if is_small and ran_on_all_tasks and row not in over_tasks.means.index:

@@ -325,8 +325,8 @@ class StudyNumbers:
         excluded: Sequence[str] = (),
         **filters: Any,
     ) -> list[str]:
-        """The labels of the rows that are above (sign 1) or below (-1) VeRA after Holm's
-        correction.
+        """The labels of the rows that are firmly above (sign 1) or below (-1) VeRA, that
+        is, significantly after Holm's correction.
 
         Args:
             sign: 1 or -1.
@@ -351,7 +351,8 @@ class StudyNumbers:
 
     def difference_of(self, label: str, **filters: Any) -> RowDifference:
         """A row's difference from VeRA on one task, by the row's label. filters: columns
-        of the row's cell. Raises ValueError for an unknown row."""
+        of the row's cell, such as task; of several matches the first one counts. Raises
+        ValueError for an unknown row."""
         for row in self.rows.rows:
             if row.cell.label == label and cell_matches(row.cell, filters):
                 return row
@@ -368,8 +369,8 @@ class StudyNumbers:
         return over_tasks
 
     def rank_correlation(self, left: str, right: str) -> tuple[float, int]:
-        """Spearman's correlation of the rows' means on two tasks, and over how many rows
-        it is. left, right: the labels of the tasks."""
+        """Spearman's correlation of the means of all rows with an adapter on two tasks,
+        and over how many rows it is. left, right: the labels of the tasks."""
         cells = self.rows.cells[self.rows.cells.parameters > 0]
         means = cells.pivot_table(index="row", columns="task_label", values="mean")
         pairs = means[[left, right]].dropna()
@@ -434,9 +435,8 @@ def column_or_setting(runs: pd.DataFrame, name: str) -> pd.Series:
 
 
 def scored_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that did not fail, with their scores (`with_reported_scores`) and
-    `collapsed`, which is False for trials (a search tries bad rates, too) and stopped
-    runs. runs: of `frame.runs`."""
+    """Those of `frame.runs` that did not fail, with their scores and `collapsed`: False
+    for stopped runs, and for trials, as a search tries bad rates, too."""
     finished = with_reported_scores(runs[runs.kind != "failed"])
     is_result = finished.kind == "result"
     results = mark_collapsed(finished[is_result])

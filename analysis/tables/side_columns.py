@@ -171,7 +171,8 @@ def _entry_of_cell(
 ) -> Entry:
     """The value that a cell has in a column of `frame.cells`, as an entry. runs: those
     that it comes from. seeds: whether the entry shows how many seeds have the number
-    where some lack it. settings: further fields of `Number`, used without `seeds`."""
+    where some lack it. settings: further fields of `Number`; with `seeds` they do not
+    count."""
     value = getattr(cell, column)
     if isinstance(value, str) or value is None:
         return str(value)
