@@ -113,7 +113,10 @@ def open_selection(
             message = f"no records of {key} {name!r}"
             if not (allows_unrun and _is_in_conf(key, name)):
                 raise _unknown_name_error(f"{message}.", name, sorted(existing))
-            print(f"note: {message} yet", file=sys.stderr)
+            print(
+                f"note: {message} yet, so you see at most the paper's numbers",
+                file=sys.stderr,
+            )
 
     def is_selected(entry: Record | RunRow, origin: str) -> bool:
         return all(

@@ -260,7 +260,7 @@ def show_by_loss(rows: list[Row], row_name: str, settings: Settings) -> int:
     if len(rows) > settings.limit:
         summary += f"; the {settings.limit} with the largest loss are shown"
     if settings.out:
-        summary += f"; all of them in {settings.out}"
+        summary += f"; {settings.out} has all {len(rows):,} rows"
     print(summary)
     if own_errors:
         print(own_errors)

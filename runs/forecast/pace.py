@@ -422,7 +422,7 @@ def _line_of_time(
         ids.update(record["id"] for record in finished)
     sources = [*total.sources]
     if ids:
-        sources.insert(0, f"from {plural(len(ids), 'finished run')}")
+        sources.insert(0, f"at the pace of {plural(len(ids), 'finished run')}")
     if sources:
         line += f" ({'; '.join(sources)})"
     if total.disk_bytes:

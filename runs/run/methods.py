@@ -205,7 +205,7 @@ def method_problem(run: Run) -> str | None:
     arguments = skeleton_arguments(run)
     if arguments is None:
         return None
-    label = run.config["model"]["label"]
+    label = f"{run.row} on {run.config['model']['label']}"
     # As text, because the arguments of a cached function have to be hashable
     return _cached_problem(json.dumps([arguments, run.method, rates, label]))
 
@@ -260,7 +260,8 @@ def _library_versions() -> list[str]:
 def _find_problem(content: str) -> str | None:
     """The message of the user's mistake that adapting a model without weights raises;
     None if it raises none. See `method_problem`. content: the JSON of SkeletonArguments,
-    the method's settings, the values of lr_by and decay_by, and the model's label."""
+    the method's settings, the values of lr_by and decay_by, and what the message begins
+    with: the row and the model."""
     arguments, method_settings, rates, label = json.loads(content)
     try:
         method = method_of_settings(method_settings)

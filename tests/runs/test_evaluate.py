@@ -61,7 +61,9 @@ def test_the_plan_says_where_each_run_stands(words):
         "failed: VeRA r=8 on RTE, seed 1: it broke",
     ]
     shows(
-        call_here("runs.plan", *every, check=0).stdout, *named, "from 1 finished run)"
+        call_here("runs.plan", *every, check=0).stdout,
+        *named,
+        "at the pace of 1 finished run)",
     )
     finished = [*words, "seed=0,2", "train.max_steps=2"]
     shows(

@@ -473,7 +473,7 @@ def test_a_probe_brings_time_and_a_finished_run_a_better_one(
     # A finished run says better, of its own cell and of others on this device
     monkeypatch.setattr(pace, "LEAST_STEPS", 1)
     trained(words)
-    assert "(from 1 finished run)" in plan_of([*words, "seed=1"])
+    assert "(at the pace of 1 finished run)" in plan_of([*words, "seed=1"])
     fewer = "task.shots=2" if kind == "image_words" else "task.train_rows=6"
     assert "the rate of 1 finished run of other cells" in plan_of(
         [*words, "method.rank=4", fewer]

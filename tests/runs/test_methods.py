@@ -647,7 +647,7 @@ def test_empty_they_are_no_part_of_the_id():
 
 # --- what cannot work is said by the plan, and before a sweep starts
 
-FUSED = "decoder: peft adapts transformer.h.0.attn.c_attn as a whole: name it, sites=[c_attn]"
+FUSED = "peft_lora on decoder: peft adapts transformer.h.0.attn.c_attn as a whole: name it, sites=[c_attn]"
 
 
 def test_a_pair_that_cannot_work_is_refused_by_the_plan_and_before_a_sweep_starts(
