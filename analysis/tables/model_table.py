@@ -113,12 +113,6 @@ class ModelTable:
             return []
         return [column for column in columns if column in (self.view.tasks or columns)]
 
-    @property
-    def _asks_for_fewer_seeds(self) -> bool:
-        """Whether the reader asked for fewer seeds than the paper's (seeds=1). Such a cell
-        counts as complete, so only the number of its seeds shows that it is not."""
-        return self.view.seeds is not None and self.view.seeds < self.spec.seeds
-
     @cached_property
     def has_average(self) -> bool:
         """Whether the table has a column with averages: table 2 with all of its tasks."""
@@ -398,10 +392,7 @@ class ModelTable:
         line: Line = {base: "missing" for base in required if base not in ran}
         for cell in own_cells:
             verdict = verdicts.get((cell.column, cell.ids), "")
-            entry = self.spec.entry(cell, verdict)
-            if isinstance(entry, Number) and self._asks_for_fewer_seeds:
-                entry = replace(entry, counted=True)
-            line[cell.table_column] = entry
+            line[cell.table_column] = self.spec.entry(cell, verdict)
         # a table with `quoted` columns shows the variant in one of them: the judge
         variant = "" if self.spec.quoted else own_cells[0].variant
         if variant:

@@ -131,8 +131,14 @@ class TableSpec:
         number ("" without one), which the entry keeps for CSV and is not in its text."""
         decimals = DECIMALS.get(cell.column, 1)
         entry = cell_entry(cell, self.middle, decimals, verdict, self.skips_missing)
-        if isinstance(entry, Number) and not self.has_spread:
-            return replace(entry, spread=math.nan)
+        if not isinstance(entry, Number):
+            return entry
+        if not self.has_spread:
+            entry = replace(entry, spread=math.nan)
+        if cell.wanted < self.seeds:
+            # The reader asked for fewer seeds than the paper has (seeds=1). Such a cell
+            # counts as complete, so readers see its few seeds only in their number.
+            entry = replace(entry, counted=True)
         return entry
 
     def describe(self, view: View, cells: pd.DataFrame) -> str:

@@ -279,6 +279,9 @@ def test_the_command_shows_a_part_and_refuses_what_there_is_not_in_one_line(
     assert " 80.0 +-14.1 (2/5) |" in capsys.readouterr().out
     assert main(["table2", "model=minilm", "seed=range(0,3,2)", *own]) == 0
     assert " 80.0 +-14.1 (2/5) |" in capsys.readouterr().out
+    # with fewer seeds than the paper's, a complete cell still says how many it has
+    assert main(["table2", "model=minilm", "seed=0,2", "seeds=2", *own]) == 0
+    assert " 80.0 +-14.1 (2) |" in capsys.readouterr().out
     # of the paper's columns, too
     assert main(["table2", "model=roberta_base", "task=mrpc", *own]) == 0
     assert "| VeRA | paper | 0.043M | 89.5 +-0.5 | quoted |" in " ".join(
