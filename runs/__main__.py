@@ -171,6 +171,7 @@ def _missing_path(override: Override) -> str:
     key = KEYS.get(override.key)
     path = override.unquoted_value
     is_path = key is not None and key.role == PATH and key.group in ("model", "task")
+    # null and none name no file, and hub:... one of the hub
     if not is_path or path in ("null", "none") or path.startswith("hub:"):
         return ""
     return "" if Path(path).exists() else path

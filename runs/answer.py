@@ -369,7 +369,8 @@ def _sample(
         # top_p adds chances up in any order: a mode of "error" would refuse that
         torch.set_deterministic_debug_mode("warn")
     seed_hash = hash_of([context.config["seed"], turn, questions[0].id])
-    torch.manual_seed(int(seed_hash[:16], 16) >> 1)  # 63 bits
+    # 63 bits, as a run's own seed may have
+    torch.manual_seed(int(seed_hash[:16], 16) >> 1)
     batch, mask = left_padded(answered_prompts, device)
     with torch.no_grad():
         ids = model.generate(
@@ -398,7 +399,7 @@ def _generation_config(
         sampling = {
             "temperature": answer_temperature,
             "top_p": settings["top_p"],
-            "top_k": settings["top_k"] or 0,
+            "top_k": settings["top_k"] or 0,  # 0: from all tokens
         }
     end_token = task.tokenizer.eos_token_id
     return GenerationConfig(

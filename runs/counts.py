@@ -51,7 +51,7 @@ def count_of_entry(entry: dict[str, Any]) -> ParameterCount:
 
     model_config, settings = model_and_method(entry["model"], entry["method"])
     method = vera.make_method(**settings | entry["settings"])
-    model = skeleton(model_config, num_labels=2)
+    model = skeleton(model_config, num_labels=2)  # the head is not counted
     method.adapt(model)
     trained = method.adapter_parameters(model).values()
     return ParameterCount(

@@ -123,6 +123,8 @@ def score_texts_again(record: Record, output: str, name: str) -> list[bool]:
         texts = decode.read_texts(task, path.parent)
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({describe(error)})") from None
+    # These files of the texts may be missing or damaged: `vera-bench mistakes`, which
+    # reads one, then says to come here
     decode.write_text_files(task, path.parent, texts)
     epochs = {entry["which"]: entry["epoch"] for entry in entries}
     new_entries = decode.score_entries(task, texts, epochs)

@@ -197,6 +197,7 @@ def own_sources(records: Sequence[Record], config_dir: str | None) -> dict[str, 
     that is no text."""
     paths = dict[str, Path]()
     for kind in sorted({record["config"]["method"]["kind"] for record in records}):
+        # of somebody's own method, the kind is a dotted name such as mine.MyMethod
         module = module_file(kind)
         if not module or not module.is_file() or module.is_relative_to(ledger.ROOT):
             continue

@@ -197,6 +197,7 @@ def _count_parameters(
         else:
             values[name] = value
     if own_settings["kind"] == "peft":
+        # the file's null stands for a class of peft without settings
         values["config"] = values.get("config") or {}
     base = _skeleton(model)
     method = vera.make_method(**values)

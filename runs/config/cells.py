@@ -274,8 +274,8 @@ def _missing_recipe_error(
 
 
 def _first_model_of_preset(preset: str, composer: Composer) -> str:
-    """The first model that a preset's list names, or the one that it chooses: the one
-    that its learning rates are meant for."""
+    """The model that a preset's learning rates are meant for: the first one that it
+    lists, or else the only one that it chooses."""
     cfg = composer.defaults((f"experiment={preset}",))
     models = OmegaConf.select(cfg, "hydra.sweeper.params.model")
     if models:
@@ -401,8 +401,8 @@ def _changed_overrides(
 def _check_name_is_free(
     override: Override, name: str, names_of_files: Collection[str]
 ) -> None:
-    """Raises UserError for data that an override task.name= gives the name of a task in
-    conf/task."""
+    """Raises UserError where task.name= gives the user's own data the name of a task in
+    conf/task, as whose runs theirs would count."""
     if name in names_of_files:
         raise UserError(
             f"{override}: conf/task has another task of that name. Give your data "

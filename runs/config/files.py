@@ -70,6 +70,7 @@ class Files:
             if name and path.is_file():
                 return path
         advice = did_you_mean(name, self.choices(group))
+        # the hub's names have slashes or dashes (roberta-base), and ours have neither
         if group == "model" and ("/" in name or (not advice and "-" in name)):
             advice = (
                 f" One of the hub: model=encoder model.hub={name} (or decoder, vision)"
@@ -103,10 +104,11 @@ class Files:
     @cached_property
     def recipe_keys(self) -> set[str]:
         """The keys of recipes that some file reads."""
-        paths = [CONF / "config.yaml"]
+        paths = [self.project_folder / "config.yaml"]
         for folder in self.folders:
             for group in ("method", "task", "shared"):
                 paths += folder.glob(f"{group}/*.yaml")
+        # a default of BASE, which is in no file, may read one, too
         defaults = " ".join(map(str, BASE["model"].values()))
         keys = set(RECIPE_REFERENCE.findall(defaults))
         for path in paths:
@@ -193,7 +195,8 @@ class UnknownNameError(UserError):
 
 
 def _user_folder(config_dir: str) -> Path:
-    """The folder of --config-dir, checked as `Files` says."""
+    """The folder of --config-dir. Raises UserError where there is none, and for a file in
+    it that has the name of one in conf/ and other content."""
     folder = Path(config_dir).expanduser().absolute()
     if not config_dir or not folder.is_dir():
         raise UserError(f"--config-dir {config_dir}: no such folder")

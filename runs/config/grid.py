@@ -207,6 +207,7 @@ def split_override(argument: str, files: Files) -> tuple[str, list[str]]:
     if not override.is_sweep_override():
         return key, [line]
     try:
+        # range(...) is no list, and so has no elements that could be lists themselves
         elements = getattr(override.value(), "list", ())
         if any(isinstance(element, Sweep) for element in elements):
             raise ValueError(

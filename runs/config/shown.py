@@ -276,6 +276,7 @@ def _source_by_key(
     """The file that has a key's value, or "the command line", by key. The arguments are
     those of `values_with_sources`."""
     choices = group_choices(cfg)
+    # a key that no file sets has the value of BASE, which is in that module
     sources = {key: "runs/config/schema.py" for key, _ in dotted_items(BASE)}
     for prefix, path in _config_files(cfg, overrides, composer):
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}

@@ -215,7 +215,8 @@ def _hash_of(text: str) -> str:
 
 
 def encode_rows(sources: list[list[Any]], rows: list[Any]) -> str:
-    """The text of a file of rows, in the form that the module describes.
+    """The text of a file of rows: JSON with each different value once, and with rows in
+    which a whole number stands for the value at that index, a float for itself.
 
     sources: for each row, what identifies its record: a part, [file name, line, start,
     size], and the stamp of the file. The name is "" for the study's own file."""

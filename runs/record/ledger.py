@@ -417,7 +417,8 @@ class _Reading:
             record = self.ledger.whole_record(run)
             measured = measure["values"]["result"]
             if self.ledger.origin[run] == "ours":
-                # This machine's record was made after the measure: its results count
+                # A run gets a measure only as long as it has no record here. So this
+                # record is newer, and its results count
                 record["result"] = with_lm_eval(
                     record, measured, lm_eval_results(record)
                 )

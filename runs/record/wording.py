@@ -153,6 +153,7 @@ def in_words(sentence: str) -> str:
         return sentence
     values = dict[str, str | int]()
     for name, text in match.groupdict().items():
+        # such as {count:,}, which puts commas between thousands
         is_number = f"{{{name}:,}}" in rule.template
         values[name] = int(text) if is_number else text
     return rule.template.format(**values)

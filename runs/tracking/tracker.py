@@ -184,7 +184,8 @@ class Tracker:
         run_id: str,
         provenance: Provenance,
     ) -> None:
-        """provenance: code, versions and device of the run, as a record has them."""
+        """settings: with None nothing is sent. provenance: code, versions and device of
+        the run, as a record has them."""
         settings = settings or Tracking("off")
         self.settings = settings
         self.run = run
