@@ -145,12 +145,12 @@ def _table_without_pairs(finding: Finding, number: int) -> Table:
 
 
 def _difference_entries(mean: Mean) -> dict[str, Entry]:
-    """A mean difference and its 95% interval, as two entries of a line. They name no
-    runs, because a `Mean` does not know what it was computed from."""
+    """A mean difference and its 95% interval, as two entries of a line."""
     low, high = mean.interval()
+    no_ids = ()  # a Mean does not know which runs it is of
     return {
-        "difference": entry_of_runs(mean.mean, ids=(), sign=True),
-        "95% CI": entry_of_runs(low, ids=(), high=high, sign=True),
+        "difference": entry_of_runs(mean.mean, no_ids, sign=True),
+        "95% CI": entry_of_runs(low, no_ids, high=high, sign=True),
     }
 
 

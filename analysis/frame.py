@@ -147,7 +147,7 @@ def measurement_texts(runs: pd.DataFrame) -> pd.Series:
     several ways: "1,000 training rows, last epoch"; "" where there is one way."""
     texts = pd.Series("", runs.index, dtype=object)
     for _, group in runs.groupby(["model", "task"], sort=False):
-        keys = group.measurement.map(str)  # pandas cannot compare mappings
+        keys = group.measurement.map(str)  # mappings have no hash
         measurements = group.measurement[~keys.duplicated()]
         if len(measurements) > 1:
             phrases = pd.DataFrame([*measurements], index=keys[measurements.index])
