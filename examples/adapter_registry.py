@@ -300,6 +300,7 @@ def named_folder(argument: str) -> tuple[str, Path]:
     """The name and the folder of NAME=FOLDER, or of FOLDER, whose last part is its
     name."""
     name, equals, folder = argument.partition("=")
+    # An = may also be a part of FOLDER itself
     if equals and name and "/" not in name and not Path(argument).exists():
         return name, Path(folder)
     return Path(os.path.abspath(argument)).name, Path(argument)

@@ -341,7 +341,7 @@ def _configured(
         no_repeat_ngram_size=search.no_repeat_ngram,
         max_new_tokens=search.max_new_tokens,
         eos_token_id=list(search.ends),
-        pad_token_id=0,
+        pad_token_id=0,  # any: it only follows end tokens, where texts are cut
         do_sample=False,
     )
     try:

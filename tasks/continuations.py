@@ -301,7 +301,8 @@ class Written(Continuations):
         self, model: "PreTrainedModel", prompts: list[list[int]], steps: int
     ) -> list[list[list[int]]]:
         """The token ids, at most `steps`, with which the model continues each prompt. The
-        lists are by prompt, then by variant, then by token."""
+        lists are by prompt, then by variant, then by token. task.search=lora is the search
+        of microsoft/LoRA, which tasks/beam.py has; any other value is transformers'."""
         from tasks import beam  # imports torch, which a plan does not need
 
         search = self._search_settings(steps)
@@ -339,7 +340,8 @@ class Written(Continuations):
     def decode(
         self, model: "PreTrainedModel", indices: Sequence[int]
     ) -> list[dict[str, str]]:
-        """The texts of each of these items, by variant."""
+        """The texts of each of these items, by variant (the name of a way of decoding; see
+        the class)."""
         prompts = [self._prompts[i] for i in indices]
         steps = self.task_settings["max_new_tokens"]
         texts_of_items = []

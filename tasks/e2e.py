@@ -84,7 +84,8 @@ class E2ETask(Written):
         """See Task.hold_out. Whole MRs are drawn, since one MR has many references: no MR is
         in both splits."""
         pairs = self.splits["train"]
-        mrs = list(dict.fromkeys(mr for mr, _ in pairs))
+        mrs = list(dict.fromkeys(mr for mr, _ in pairs))  # each once
+        # All MRs are one group: they have no classes
         drawn = draw_held_out_rows([0] * len(mrs), share, self.name)
         dev_mrs = {mrs[i] for i in drawn}
         train = [pair for pair in pairs if pair[0] not in dev_mrs]
@@ -135,11 +136,13 @@ class E2ETask(Written):
         references = self._ids([f" {reference}" for _, reference in pairs])
         rows = []
         for prompt, reference, (mr, _) in zip(prompts, references, pairs, strict=True):
+            # The MR's end and a first token of the reference have to fit, too
             if len(prompt) + 2 > max_length:
                 raise DataError(
                     f"train.max_length={max_length} leaves no reference to {quoted(mr)}"
                 )
             ids = [*prompt, end, *reference, end]
+            # The last token that is given is the one after the MR, at this index
             rows.append(Row(ids[:max_length], last_given=len(prompt)))
         return rows
 

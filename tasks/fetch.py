@@ -254,6 +254,7 @@ def _fetch_from_index(project: str, sha256: str, target: Path) -> bool:
     unearth's and httpx2's errors, OSError and ValueError."""
     finder = package_finder(pip_settings())
     hashes = {"sha256": [sha256]}
+    # True allows a yanked file, since the hash says which one it is
     package = next(iter(finder.find_all_packages(project, True, hashes)), None)
     if package is None:
         return False
@@ -284,7 +285,8 @@ def _unearth_warnings() -> Iterator[list[str]]:
 
 def pip_settings() -> dict[str, str]:
     """pip's settings for a download: [global] and [download] of its files, and the
-    environment's. Raises OSError where pip does not run."""
+    environment's. As in pip, the latter replace the former. Raises OSError where pip does
+    not run."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -313,6 +315,7 @@ def package_finder(settings: dict[str, str]) -> "PackageFinder":
     context = ssl.create_default_context(cafile=settings.get("cert"))
     if "client-cert" in settings:
         context.load_cert_chain(settings["client-cert"])
+    # pip has two names for this setting
     timeout = settings.get("timeout") or settings.get("default-timeout")
     trusted = settings.get("trusted-host", "").split()
     proxy: Any = {"proxy": settings["proxy"]} if "proxy" in settings else {}

@@ -33,8 +33,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """Opens UTF-8 text with or without a byte order mark. Errors of reading become
-    DataErrors."""
+    """Opens UTF-8 text with or without a byte order mark. Line ends stay as they are in the
+    file. Errors of reading become DataErrors."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             yield file

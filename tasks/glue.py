@@ -169,12 +169,14 @@ class Phrases(TextTask):
 
     def hold_out(self, share: float) -> None:
         """See Task.hold_out. The new dev rows are sentences of the whole file: as many
-        as `share` of the training rows, but at most that share of all sentences. A
+        as `share` of the training rows, but at most that share of all sentences. (Few rows
+        of a subset would be sentences, as most training rows are shorter phrases.) A
         training row is left out if all sentences that contain it are held out: a model
         would know a held-out sentence by it."""
         train = self.splits["train"]
         texts = [_plain_spaces(text) for text in self.all_train.texts]
         sentences_by_text = containing_sentences(self.all_train.texts)
+        # A sentence is a text that contains itself (see `containing_sentences`)
         sentence_rows = [
             row for row, text in enumerate(texts) if text in sentences_by_text[text]
         ]

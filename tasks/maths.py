@@ -172,8 +172,9 @@ def _tests(
     form: str,
     readers: Mapping[str, Reader],
 ) -> Tests:
-    """The prompts and answers of each test set. files: of the task, by the names that
-    `_files` gives."""
+    """The prompts and answers of each test set. A row of MATH without an answer stays, with
+    the answer None, and always counts as wrong; in another set it is an error. files: of
+    the task, by the names that `_files` gives."""
     tests = Tests()
     for name, path in files.items():
         part, slash, _ = name.partition("/")

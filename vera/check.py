@@ -39,7 +39,7 @@ def check(
         method: The method.
         model: A base model, small and unquantised. It stays as it is.
         inputs: What the model is called with: keyword arguments or a tensor. By default
-            token ids.
+            the token ids in `dummy_inputs`, which transformers' language models have.
         start: How far the outputs of the freshly adapted model may lie from those of
             the base model, relative to the largest output.
 

@@ -132,6 +132,7 @@ class Adapters:
         try:
             # d_init does not matter once d has the file's values
             adapter_file.check_start(method, self.method, path, free=("d_init",))
+            # The model stands for both: it is adapted, and has the base weights
             tensors = adapter_file.read_fitting(
                 file, self.method, self.model, self.model
             )
@@ -231,7 +232,8 @@ class Adapters:
 
     def _sample_values(self, names: list[str | None]) -> dict[int, Tensor]:
         """The values that each parameter has for the samples of these names, (samples,
-        *shape), by the parameter's id. Zeros stand for the base model."""
+        *shape), by the parameter's id. Zeros, which change nothing, stand for the base
+        model."""
         zeros = torch.zeros_like(next(iter(self.vectors.values())))
         vectors = [zeros if name is None else self.vectors[name] for name in names]
         parameters = list(self._parameters.values())

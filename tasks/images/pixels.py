@@ -345,7 +345,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         if not image.mode.startswith("I;16"):
             raise BadImageError(f"pixels of {image.mode}, whose range is not known")
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        grey = (np.asarray(image) >> 8).astype(np.uint8)  # the upper 8 of 16 bits
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")

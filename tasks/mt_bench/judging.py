@@ -218,6 +218,7 @@ def request_judgments(
 
     limits = Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_S))
     title = f"judged by {judge.name}"
+    # tqdm takes None for: only at a terminal
     with tqdm(
         total=len(missing), desc=title, disable=None if progress else True
     ) as bar:

@@ -167,7 +167,8 @@ def _means(
 
 def _interval(rated: "pd.DataFrame") -> tuple[float | None, float | None]:
     """The 95% interval of the mean rating: its 2.5th and 97.5th percentile over SAMPLES
-    bootstrap samples of the questions. (None, None) without a rating."""
+    bootstrap samples of the questions. Questions are drawn, and not ratings, since those of
+    one question resemble each other. (None, None) without a rating."""
     if rated.empty:
         return None, None
     by_question = rated.groupby("question", sort=False)["rating"]

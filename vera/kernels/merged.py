@@ -249,7 +249,7 @@ class _CommonProducts:
             sum_dtype = change.dtype if self.dtype == torch.float16 else self.dtype
             product = output_gradient.T.to(sum_dtype) @ projected.to(sum_dtype)
             common = product.to(change.dtype)
-        else:
+        else:  # materialised
             weight_gradient = (output_gradient.T @ self.x).to(change.dtype)
             common = linear_no_grad(weight_gradient, change.A)
         return common.mul_(change.B)
@@ -322,7 +322,8 @@ def onednn_computes(x: Tensor, weight: Tensor) -> bool:
     torch.compile uses there.
 
     torch itself takes MKL, which was a quarter slower on an AMD processor. oneDNN has no
-    fast kernel for a slice such as A[:, :inputs]: it took a thousand times as long."""
+    fast kernel for a slice such as A[:, :inputs]: it took a thousand times as long. Under
+    autocast the product is not to be in float32."""
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"

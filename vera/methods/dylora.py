@@ -75,7 +75,7 @@ class DyLoRA(Method, kind="dylora"):
     dropout: float = 0.0
     frozen: bool = False
 
-    freeze_a: ClassVar[bool] = False  # of LoRAChange
+    freeze_a: ClassVar[bool] = False  # no setting here, but LoRAChange reads it
 
     def install(self, model: nn.Module) -> None:
         seed = int(torch.randint(2**31, (), device="cpu"))

@@ -82,7 +82,8 @@ class NoLAChange(LowRankChange):
         """A (r, in) and B (out, r)."""
         (bases,) = self._shared
         root = math.sqrt(len(self.a))
-        # LoRA's start of A: Kaiming uniform with a = sqrt(5) has this bound
+        # A0 is on (-1, 1). Divided by this root it is LoRA's start of A: Kaiming uniform
+        # with a = sqrt(5)
         start = bases.A0[:, : self.inputs] / math.sqrt(self.inputs)
         bases_of_a = bases.A[..., : self.inputs]
         bases_of_b = bases.B[..., : self.outputs]

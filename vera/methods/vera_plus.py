@@ -73,7 +73,8 @@ class VeRAPlus(Method, kind="vera_plus"):
     dropout: float = 0.0
     projection_seed: int = 0
 
-    vectors: ClassVar[tuple[str, ...]] = ("b", "d")  # of VeRAChange
+    # No setting here, but VeRAChange reads it
+    vectors: ClassVar[tuple[str, ...]] = ("b", "d")
 
     def __post_init__(self) -> None:
         super().__post_init__()
