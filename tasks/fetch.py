@@ -326,6 +326,7 @@ def package_finder(settings: dict[str, str]) -> "PackageFinder":
         timeout=float(timeout or DEFAULT_TIMEOUT_S),
         **proxy,
     )
+    # Without an index it begins with pip's default one
     finder = PackageFinder(
         session, index_urls=settings.get("index-url", "").split(), trusted_hosts=trusted
     )

@@ -106,7 +106,8 @@ class TextTask(Task):
 
     def take_fold(self, fold: int, folds: int) -> None:
         """See Task.take_fold. Without a dev file, the rows that were held out for it
-        are in the folds, too. Each class is in every part, where it has enough rows."""
+        are in the folds, too. Each class is in every part, where it has enough rows; the
+        rows of a regression are one group."""
         rows = self.splits["train"]
         if self.takes_dev_from_train:
             rows = rows.join(self.splits["dev"])

@@ -13,8 +13,8 @@ from vera.sites import head_parameters, is_linear
 
 
 def untouched_base_names(model: nn.Module) -> set[str]:
-    """The names of the base weights that a method leaves alone: neither the head's nor
-    trained in place."""
+    """The names of the base weights that the method on a model leaves alone: neither the
+    head's nor trained in place. Of a base model, all names but the head's."""
     adapted = _adaptation(model)
     if adapted is not None:
         return set(adapted.untouched_base_names(model))

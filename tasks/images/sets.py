@@ -86,6 +86,7 @@ def digits() -> ImageSet:
     from sklearn.datasets import load_digits
 
     data = load_digits()
+    # Its pixels are from 0 to 16
     pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)
     names = [f"digit/{index}" for index in range(len(pixels))]
     labels = data.target.astype(np.int64)

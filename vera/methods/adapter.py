@@ -89,8 +89,8 @@ def _norm_twice(norm: Any, arguments: Any, output: Tensor) -> Tensor:
 
 def _draw_dropped_blocks(model: nn.Module, arguments: object) -> None:
     """A forward pre-hook of the whole model: in training, draws how many of the first
-    blocks go without an adapter. It draws from torch's generator on the CPU, so that a
-    resumed run draws the same."""
+    blocks go without an adapter, from none to all but the last. It draws from torch's
+    generator on the CPU, so that a resumed run draws the same."""
     adapters = [m for m in model.modules() if isinstance(m, Bottleneck)]
     blocks = 1 + max(adapter.block for adapter in adapters)
     dropped_blocks = int(torch.randint(0, blocks, ())) if model.training else 0
