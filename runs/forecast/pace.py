@@ -388,6 +388,7 @@ def _lines_of_gaps(
             f"FLOPs are not known of {rows}: its rows or lengths are not, or torch "
             "cannot count them"
         )
+    # a probe measures each file's rate once
     unrated_files = {
         rate_file(variants.runs[variant])
         for variant, rate in variants.rates.items()
@@ -401,6 +402,7 @@ def _lines_of_gaps(
         lines.append(f"no estimate of time: no rate of {rows} ({advice})")
     for variant in variants.rates:
         decodes = variants.runs[variant].config["task"].get("decode", "none") != "none"
+        # it takes a rate of memory, which only conf/cards.yaml has
         is_counted = card and variants.outlines[variant].decoding_bytes
         if decodes and not is_counted:
             lines.append("the time of decoding is not in it: a finished run shows it")
@@ -483,6 +485,7 @@ def _seconds_by_finished(planned: Planned, finished: Sequence[Record]) -> float:
         cost = record["cost"]
         steps = StepPlan.of_run(train, record["data"]["train_rows"], trains).total_steps
         steps_left = max(steps - planned.progress.get("step", 0), 0)
+        # without steps nothing trains, and all of its evaluation is left
         share = steps_left / record["steps"] if record["steps"] else 1.0
         seconds = cost["train_seconds"] + cost["evaluate_seconds"]
         times.append(share * seconds + cost.get("decode_seconds", 0.0))

@@ -112,7 +112,7 @@ def _task_manager(names: Sequence[str], settings: TaskSettings) -> "TaskManager"
 
     # the user's own tasks alone, if these are enough: lm-eval's take 7 s
     manager = TaskManager(include_path=settings.include_path, include_defaults=False)
-    names_no_task = not any(names)  # tasks= is empty
+    names_no_task = not any(names)  # tasks= is empty, which the caller refuses
     if not names_no_task and not {*names} <= {*manager.all_tasks}:
         manager = TaskManager(include_path=settings.include_path)
     # lm-eval reads the configuration of every task and group by this method

@@ -73,6 +73,7 @@ class RunAdapter:
     def _adapter_of(self, record: Record) -> dict[str, object]:
         """Which adapter of the run is measured: a hash of its file, and its epoch."""
         fingerprint = files_sha256(self.path)[:16]
+        # keep=both puts the best epoch's into a file of its own
         if record["config"]["keep"] in ("last", "both"):
             last_epoch = record["curve"]["epoch"][-1]
             return {"fingerprint": fingerprint, "which": "last", "epoch": last_epoch}

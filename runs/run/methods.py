@@ -378,10 +378,12 @@ def run_forward(
     if hasattr(config, "image_size"):
         side = image_size or models.image_side(config.model_type, config.image_size)
         arguments["pixel_values"] = torch.randn(rows, 3, side, side, device=device)
+        # a ViT interpolates its positions for another size only if it is told to
         if config.model_type == "vit" and image_size:
             arguments["interpolate_pos_encoding"] = True
     else:
         size = (rows, length)
+        # the first few ids are often those of padding and other special tokens
         ids = torch.randint(5, config.vocab_size, size, device=device)
         arguments["input_ids"] = ids
         if predicted:

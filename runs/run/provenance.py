@@ -153,7 +153,8 @@ def _describe_source(path: Path) -> CodeSource:
 
     Returns:
         file: its path from the checkout on, or its name if it lies elsewhere. sha256: the
-        first 16 hex digits, when this process started. imports: one hash of the modules
+        first 16 hex digits, when this process started; of a user's own file when this
+        is called. imports: one hash of the modules
         beside it that it imports. uncommitted: whether it or one of them differs from the
         last commit; None if it lies outside of a checkout.
     """

@@ -269,6 +269,7 @@ def _do_in_this_process(this_sweep: Sweep) -> None:
             attempt = _shared_attempt(job)
             if attempt:
                 _train_here(job, attempt, this_sweep.tracking_of(job))
+        # without an attempt the run was done before, which None stands for
         this_sweep.finish(job, time.monotonic() - started if attempt else None)
 
 

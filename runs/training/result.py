@@ -320,6 +320,7 @@ def _other_overrides(run: Run, trains: bool) -> list[str]:
     for key in run.recipe_keys:
         covered |= {f"train.{key}", f"method.{key}", f"reward.{key}"}
     covered |= {f"method.{name}" for name in names_with_role(COMPUTING, "method")}
+    # such a row is made by them, and named after the class
     if run.row.startswith("peft_"):
         covered |= {"method.config_class", "method.config"}
     if not trains:
