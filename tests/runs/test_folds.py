@@ -267,7 +267,7 @@ def test_planted_errors_come_first_as_often_as_in_cleanlab(tmp_path):
             writer.writerow((row["text"], NAMES[label]))
     words = ["model=minilm", "method=head", "task=text", "task.name=planted"]
     words += [f"task.train_file={file}", "task.folds=5", f"output={tmp_path}"]
-    words += ["train.epochs=4", "train.lr_head=1e-2", "device=cpu", "tracking=off"]
+    words += ["train.epochs=2", "train.lr_head=2e-2", "device=cpu", "tracking=off"]
     records = [train_here([*words, f"task.fold={number}"]) for number in range(5)]
 
     suspects = tmp_path / "suspects.csv"
