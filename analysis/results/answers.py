@@ -27,9 +27,11 @@ class SingleTask:
     corrected for all `comparisons` of the table.
     """
 
-    #: The models and tasks on which we chose the number of seeds after seeing some of
-    #: the pairs. The pages of their studies say how it went.
-    SEEDS_CHOSEN_LATER: ClassVar[set[tuple[str, str]]] = {("minilm", "mrpc")}
+    #: The studies whose pages say how we chose the number of seeds after seeing some of
+    #: the pairs, by model and task.
+    SEEDS_CHOSEN_LATER: ClassVar[dict[tuple[str, str], str]] = {
+        ("minilm", "mrpc"): "glue_minilm"
+    }
 
     comparison: Comparison
     against: str
@@ -41,10 +43,11 @@ class SingleTask:
     comparisons: int
 
     @property
-    def seeds_chosen_later(self) -> bool:
-        """Whether we chose the number of seeds after seeing some of the pairs."""
+    def study_with_later_seeds(self) -> str | None:
+        """The study whose page says how we chose the number of seeds after seeing some of
+        the pairs; None if we chose it before."""
         model_and_task = (self.comparison.model, self.comparison.task)
-        return model_and_task in self.SEEDS_CHOSEN_LATER
+        return self.SEEDS_CHOSEN_LATER.get(model_and_task)
 
 
 def single_task(finding: Finding, runs: pd.DataFrame) -> SingleTask | None:

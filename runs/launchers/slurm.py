@@ -29,8 +29,8 @@ class Slurm(ByScript):
     model_config = ConfigDict(extra="allow")
     remarks: ClassVar[tuple[str, ...]] = (
         "--wckey=submitit is the label of submitit, which writes this script. A cluster",
-        "that has no such keys ignores it. +launcher.additional_parameters.wckey=NAME",
-        "sets another one.",
+        "that has no such keys ignores it. If yours checks them, set another one with",
+        "+launcher.additional_parameters.wckey=NAME",
     )
 
     name: Literal["slurm"] = "slurm"
