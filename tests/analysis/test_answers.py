@@ -110,7 +110,9 @@ def test_a_question_that_was_asked_later_is_said_to_be(task, is_said):
     made = findings(frame)
     example = single_task(next(item for item in made if item.opponent == "LoRA"), frame)
     block = " ".join(readme_block(made, example).split())
-    assert ("a planned test; we [added seeds later](docs/results/glue_minilm.md)" in block) == is_said
+    assert (
+        "a planned test; we [added seeds later](docs/results/glue_minilm.md)" in block
+    ) == is_said
     page = overview(made, example=example)
     assert ("added seeds after seeing" in page) == is_said
     assert "They do not cover other dev rows, another A and B" in page
