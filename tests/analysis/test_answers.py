@@ -97,7 +97,7 @@ def test_one_task_has_the_numbers_that_its_table_prints_and_both_ps():
     assert example.p < example.holm
     text = readme_block(findings(frame), example)
     assert f"p {line[5]}), a mean over 3 pairs of runs" in " ".join(text.split())
-    assert f"For two rows (Holm) it is {line[6]}" in " ".join(text.split())
+    assert f"For two rows (Holm): {line[6]}" in " ".join(text.split())
     page = overview(findings(frame), example=example)
     assert f"Holm's correction, which is {line[6]} here" in page
 
