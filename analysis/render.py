@@ -82,8 +82,8 @@ class Number:
         return FORMS[self.form](self)
 
     def _count_text(self) -> str:
-        """How many seeds have the number: " (3/5)" where some lack it, " (5)" if it is
-        `counted`, otherwise ""."""
+        """How many seeds have the number: " (3/5)" where some lack it, " (5)" where the
+        table counts them in every cell, otherwise ""."""
         if self.n is not None and self.wanted is not None and self.n < self.wanted:
             return f" ({self.n}/{self.wanted})"
         return f" ({self.n})" if self.counted else ""

@@ -185,6 +185,7 @@ def predict(record: Record, new_rows: NewRows, target: Path) -> None:
     the largest loss, and the score, where they have labels; else the first ones."""
     from runs.sweep.display import Display
 
+    # holds the outputs so far, so that an interrupted command continues
     partial = target.with_name(f"{target.name}.partial")
     outputs = predict_rows(record, new_rows, partial)
     task = new_rows.task

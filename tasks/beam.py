@@ -174,15 +174,15 @@ class _Beams:
         return self.history[..., -1]
 
     def keep(self, indices: list[int], decoder: _Decoder) -> None:
-        """Keeps the prompts at these places of `prompts` and forgets all others, also in the
-        decoder."""
+        """Keeps the prompts at these places of `self.prompts` and forgets all others, also
+        in the decoder, which has a row for each beam of each prompt."""
         beams = self.scores.shape[1]
-        prompts = torch.tensor(indices, device=decoder.device)
-        first_rows = beams * prompts.unsqueeze(1)
+        places = torch.tensor(indices, device=decoder.device)
+        first_rows = beams * places.unsqueeze(1)
         rows = first_rows + torch.arange(beams, device=decoder.device)
-        self.prompts = self.prompts[prompts]
-        self.scores = self.scores[prompts]
-        self.history = self.history[prompts]
+        self.prompts = self.prompts[places]
+        self.scores = self.scores[places]
+        self.history = self.history[places]
         decoder.keep_rows(rows.flatten())
 
     def extend(self, decoder: _Decoder, length: int, no_repeat_ngram: int) -> None:

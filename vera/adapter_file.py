@@ -124,11 +124,13 @@ def load(model: nn.Module, path: str | Path, allow_other_base: bool = False) -> 
     tensors = read_fitting(file, method, trial, base)
     left_out = file_tensors(trial, method).keys() - tensors.keys()
     if _can_be_filled(model, method, left_out):
+        # The model carries this method already: only the values are replaced, which is
+        # faster than to adapt it anew.
         method.unmerge(model)
     else:
         unload(model)
         method.adapt(model)
-    disable(model, False)
+    disable(model, disabled=False)
     fill(file_tensors(model, method), tensors)
     return method
 

@@ -171,7 +171,8 @@ class Comparison:
         numbers: of a claim on measures, what was measured, by name.
         table: of a claim on rates, the mean scores by rank and rate, as texts; the
             first line is the header.
-        mean: of a claim on rates, the regret (`rates.regret`).
+        mean: of a claim on rates, the change of the score at other ranks' rates
+            (`rates.change_at_other_rates`).
         counts: how many runs each row has, each number once; of a claim on measures or
             rates, how many runs, pairs of runs or seeds there are.
         sample_size: how many pairs, seeds or runs the verdict rests on.

@@ -128,7 +128,10 @@ def _with_crossfit(
 
 def _compare_groups(runs: pd.DataFrame, records: Records) -> list[Comparison]:
     """The comparisons in each of `comparable_groups`. One is left out if earlier
-    comparisons of the same claim have all of its runs. records: as of `comparisons`."""
+    comparisons of the same claim have all of its runs.
+
+    records: the whole records of the runs, by id, for claims that need more than a
+    line of the frame."""
     comparisons = list[Comparison]()
     compared_runs = set[tuple[str, str]]()
     for group in comparable_groups(runs):

@@ -23,7 +23,7 @@ from analysis.frame import runs as all_runs
 from analysis.inference import Mean, TwoWay, two_way
 from analysis.paper import printed_numbers
 from analysis.results.comparisons import CHANCE, mark_collapsed
-from analysis.results.rates import regret_of_search
+from analysis.results.rates import rate_change_of_search
 from analysis.results.scores import FILTERS, SeedDifferences, SeedScores, listed
 from analysis.results.study_rows import (
     OverTasks,
@@ -306,10 +306,10 @@ class StudyNumbers:
 
     def rank_regret(self, **filters: Any) -> Mean:
         """How much the score of a rank of VeRA changes at the rate that is best for
-        another rank (`rates.regret`); NaN where trials are too few. The filters must
+        another rank (`rates.change_at_other_rates`); NaN where trials are too few. The filters must
         choose the trials of one search."""
         trials = self.select("", "trial", method="vera", **filters)
-        return regret_of_search(trials)
+        return rate_change_of_search(trials)
 
     def best_is_last(self, **filters: Any) -> int:
         """In how many runs the best epoch is the last."""

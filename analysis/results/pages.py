@@ -352,6 +352,7 @@ def _row_line(row: RowDifference) -> dict[str, Entry]:
     """The line of a row on one task, by the headers of the table."""
     cell: Any = row.cell
     decimals = int(cell.digits)
+    # the best rate is the lowest or highest that was tried
     mark = "^" if row.at_end else ""
     line: dict[str, Entry] = {
         "method": "<br>".join(folded(f"{cell.label}{mark}", CELL_WIDTH)),

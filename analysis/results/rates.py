@@ -40,7 +40,7 @@ def _comparison_of_search(claim: Claim, search: pd.DataFrame) -> Comparison:
     first_trial = search.iloc[0]
     scores = score_table(search)
     seeds = search.seed.nunique()
-    mean = regret_of_search(search)
+    mean = rate_change_of_search(search)
     return Comparison(
         claim=claim,
         model=first_trial.model,
@@ -69,16 +69,17 @@ def score_table(search: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(columns=pd.MultiIndex.from_product([rates, seeds]))
 
 
-def regret_of_search(search: pd.DataFrame) -> Mean:
-    """The regret (`regret`) of a search. search: its trials."""
+def rate_change_of_search(search: pd.DataFrame) -> Mean:
+    """What `change_at_other_rates` says of a search. search: its trials."""
     scores = score_table(search)
     seeds = search.seed.nunique()
     # the columns of the table are the seeds of the first rate, then of the next one
-    return regret(scores.to_numpy().reshape(len(scores), -1, seeds))
+    return change_at_other_rates(scores.to_numpy().reshape(len(scores), -1, seeds))
 
 
-def regret(scores: Array) -> Mean:
-    """How much a rank's score changes if it takes another rank's rate, over seeds.
+def change_at_other_rates(scores: Array) -> Mean:
+    """How much a rank's score changes if it is trained at another rank's best learning
+    rate, over seeds. It is negative where the score falls.
 
     Each rank's rate is chosen by the mean over all seeds but one and scored on that
     one, so that no score chooses its own rate. With one seed it is unknown (NaN).

@@ -215,7 +215,9 @@ class RowsByTasks(TableSpec):
     def describe(self, view: View, cells: pd.DataFrame) -> str:
         """The note that says which scores the tasks report. Each score has a sentence of
         its own, because notes are broken between sentences."""
-        sentences = ["Medians over seeds, +- sample standard deviation (seeds)."]
+        sentences = [
+            "Medians over seeds, +- sample standard deviation (number of seeds)."
+        ]
         for name, labels in cells.groupby("name", sort=False).task_label:
             tasks = ", ".join(dict.fromkeys(labels))
             sentences.append(f"{name[:1].upper()}{name[1:]}: {tasks}.")

@@ -167,18 +167,19 @@ def split_classes_of_peft(overrides: Sequence[str]) -> tuple[str, ...]:
 def _with_recipe_file(
     overrides: tuple[str, ...], composer: Composer
 ) -> tuple[str, ...]:
-    """The overrides with recipe=ROW/MODEL, the row's recipe for a model, in the place
-    of recipe=MODEL."""
-    words = list[str]()
+    """The overrides with recipe=METHOD/MODEL in the place of recipe=MODEL: the recipe
+    that the method's file in conf/method has for that model."""
+    models = composer.files.choices("model")
+    resolved = list[str]()
     for text in overrides:
-        model = Override(text).unquoted_value
-        if text.startswith("recipe=") and model in composer.files.choices("model"):
-            other_overrides = tuple(word for word in overrides if word != text)
-            recipe = composer.recipe_for_model(other_overrides, model)
-            words.append(f"recipe={recipe}")
+        recipe = Override(text).unquoted_value
+        if text.startswith("recipe=") and recipe in models:
+            other_overrides = tuple(other for other in overrides if other != text)
+            recipe_file = composer.recipe_for_model(other_overrides, recipe)
+            resolved.append(f"recipe={recipe_file}")
         else:
-            words.append(text)
-    return tuple(words)
+            resolved.append(text)
+    return tuple(resolved)
 
 
 # --- one override
@@ -229,7 +230,8 @@ def _as_hydra_reads_it(argument: str) -> str:
     """An override in Hydra's grammar. We also take what Hydra does not: `+experiment`, `~`
     for the home folder, and run ids that look like numbers."""
     key, equals, text = argument.partition("=")
-    # `++` sets a key or adds it: as only open mappings get new keys, elsewhere it sets
+    # `++` sets a key that exists and adds one that does not. Only open mappings may get
+    # new keys: for all other keys, without `++`, Hydra refuses one that does not exist.
     if not open_mapping_of(key):
         key = key.removeprefix("++")
     # Hydra's examples write +experiment, for applications whose defaults lack the group

@@ -44,6 +44,7 @@ def base_hash(record: Record) -> str:
     with the same hash share the base model's results."""
     config = record["config"]
     model = config["model"]
+    # record["model"] is the hash of the model's weights
     parts = [record["model"], model.get("settings"), model.get("quantise")]
     # Hashes from before model.dtype have no part for it, and stand for fp32
     if dtype_of(config) != "fp32":

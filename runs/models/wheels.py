@@ -97,8 +97,9 @@ def mention_original(problem: str, model: ModelConfig) -> str:
 
 
 def content_hash(model: ModelConfig) -> str:
-    """The SHA-256 that pins a model in wheels: that of its wheel, or one over those of
-    its parts."""
+    """The SHA-256 that pins a model that comes in Python packages (wheels): the one of
+    its wheel or, if model.wheel lists several that hold a part of it each, a hash over
+    theirs."""
     if isinstance(model.get("wheel"), str):
         return str(model["sha256"])
     hashes = "\n".join(hashes_of_wheels(model).values())

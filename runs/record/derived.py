@@ -132,6 +132,7 @@ def _seeds(config: Configuration) -> Seeds:
         "data": config["data_seed"],
         "projection": method.get("projection_seed"),
     }
+    # only methods with a random pair have this setting
     if "redrawn" in method:
         seeds["projection_note"] = PROJECTION_NOTES[method["redrawn"]]
     return seeds

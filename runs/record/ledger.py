@@ -391,8 +391,8 @@ class _Reading:
             kept_rows.save()
 
     def _read(self, part: RecordText, text: bytes) -> Record | None:
-        """The record at a place (see `read_part`); None if it cannot be read, which is
-        then a problem of the ledger."""
+        """The record that `text`, a file or one line of it, holds; None if it cannot be
+        read, which is then a problem of the ledger. part: where the text is from."""
         try:
             record = read_part(part, text)
             # Somebody may have copied a record to another name. Only the file that is

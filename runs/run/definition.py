@@ -53,8 +53,8 @@ class Run:
 
     @property
     def cell(self) -> Cell:
-        """The cell of the run, with its seed and preset ("paper"), as records have
-        it."""
+        """The cell of the run, with its seed and preset, as records have it. There the
+        preset (experiment=) is called "paper"."""
         return {
             "paper": self.experiment,
             "row": self.row,

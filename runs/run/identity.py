@@ -133,7 +133,7 @@ def start_id(run: Run, contents: Contents | None = None) -> str | None:
     adapter_precision, unless it keeps the best epoch unrounded. None if the id is not
     known.
 
-    contents: what `identify` has read so far. Raises UserError for a missing file."""
+    contents: what was read before (see `Contents`). Raises UserError for a missing file."""
     source = run.config["init_from"] or ""
     if source.endswith(".safetensors"):
         if not Path(source).is_file():
@@ -161,7 +161,7 @@ def start_id(run: Run, contents: Contents | None = None) -> str | None:
 
 def _id_of_start(run: Run, contents: Contents | None) -> str | None:
     """The id of the run that a run starts from: as init_from gives it or, for
-    init_from=ROW@TASK, computed. contents: what `identify` has read so far."""
+    init_from=ROW@TASK, computed. contents: what was read before (see `Contents`)."""
     if run.start is None:
         return str(run.config["init_from"])
     return _identify(run.start, {} if contents is None else contents)
@@ -170,7 +170,7 @@ def _id_of_start(run: Run, contents: Contents | None) -> str | None:
 def start_file(run: Run, contents: Contents | None = None) -> Path:
     """The adapter file that a run starts from: of init_from=FILE, or of another run. If
     that is not there yet, raises UserError, which says what the run waits for. contents:
-    what `identify` has read so far."""
+    what was read before (see `Contents`)."""
     source = run.config["init_from"] or ""
     if source.endswith(".safetensors"):
         return Path(source)

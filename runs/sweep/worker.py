@@ -50,6 +50,11 @@ def run_by_workers(sweep: Sweep, launcher: ByWorkers) -> None:
         sweep.finish(job, 0.0, error)
 
 
+#: How Slurm warns a job of its time limit. submitit asks for USR2, or for the signal that
+#: SUBMITIT_PREEMPT_SIGNAL names, and has a handler for it.
+TIME_LIMIT_SIGNALS = (signal.SIGUSR2, signal.SIGUSR1)
+
+
 class SweepWorker:
     """What each worker does; see runs.launchers.contract.Worker.
 
@@ -76,18 +81,17 @@ class SweepWorker:
         if self.threads:
             os.environ["OMP_NUM_THREADS"] = self.threads
         # The sweep below sets handlers of its own, so this one is read first
-        handler_of_submitit = signal.getsignal(signal.SIGUSR2)
+        handlers = map(signal.getsignal, TIME_LIMIT_SIGNALS)
+        handler_of_submitit = next(filter(callable, handlers), None)
         log_file = self.folder / f"worker-{socket.gethostname()}-{os.getpid()}.log"
         with open(log_file, "a", buffering=1) as log, contextlib.redirect_stdout(log):
             start_fork_server()
             sweep = Sweep(self._jobs_from(number), self.sweep.tracking)
             # A worker that has nothing to do ends: the command waits for the others
             sweep.do_pending_runs(Slots(1), waits_for_others=lambda: False)
-        # Slurm warns a job of its time limit by SIGUSR2, which submitit asks for, or by
-        # SIGUSR1, if the user chose that. submitit has a handler for SIGUSR2 alone.
-        # It puts the job back into the queue (see `checkpoint`), for whatever signal
-        at_time_limit = sweep.signal in (signal.SIGUSR1, signal.SIGUSR2)
-        if at_time_limit and callable(handler_of_submitit):
+        # submitit's handler puts the job back into the queue (see `checkpoint`), for
+        # whatever signal
+        if sweep.signal in TIME_LIMIT_SIGNALS and handler_of_submitit is not None:
             handler_of_submitit(sweep.signal, None)
         return sweep.exit_code
 

@@ -115,9 +115,11 @@ class State:
         }
 
     def check_settings(self, config: Configuration, checkpoint: Path) -> None:
-        """Raises UserError if a resumed run would keep something else than when it
-        began: its adapter would be of another epoch or precision than the record
-        says. checkpoint: its file, for the message."""
+        """Raises UserError if a resumed run would write its adapter otherwise than when it
+        began: of another epoch (keep=best or last), or in another precision. What the
+        first part of the run has kept cannot be changed anymore.
+
+        checkpoint: its file, for the message."""
         settings_at_start = {
             "keep": self.keep,
             "adapter_precision": self.adapter_precision,

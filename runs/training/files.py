@@ -219,6 +219,8 @@ class Attempt:
         }
         if not self._create(record):
             return False
+        # If the user trains the run again, it has all its attempts, and begins without
+        # the smaller batches that these attempts had halved to.
         self.ended = []
         self.settings = {}
         self.deviations = []

@@ -822,12 +822,21 @@ def test_a_dry_run_prints_what_sbatch_would_get_and_submits_nothing(words, monke
 
 
 @pytest.mark.parametrize(
-    ("number", "requeued"), [(signal.SIGUSR2, 1), (signal.SIGTERM, 0), (0, 0)]
+    ("number", "handled", "requeued"),
+    [
+        (signal.SIGUSR2, signal.SIGUSR2, 1),
+        (signal.SIGUSR1, signal.SIGUSR2, 1),
+        # with SUBMITIT_PREEMPT_SIGNAL=USR1
+        (signal.SIGUSR1, signal.SIGUSR1, 1),
+        (signal.SIGTERM, signal.SIGUSR2, 0),
+        (0, signal.SIGUSR2, 0),
+    ],
 )
 def test_a_worker_that_was_asked_to_stop_has_its_job_requeued(
-    number, requeued, words, tmp_path, monkeypatch
+    number, handled, requeued, words, tmp_path, monkeypatch
 ):
-    """And has the threads of the command, whatever the engine has set."""
+    """And has the threads of the command, whatever the engine has set. handled: the signal
+    that submitit has a handler for."""
     seen, (run,) = [], expand(words)
 
     def do_pending_runs(sweep, slots, waits_for_others):
@@ -843,9 +852,7 @@ def test_a_worker_that_was_asked_to_stop_has_its_job_requeued(
         2,
     )
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    with processes.handling_signals(
-        lambda *_: seen.append("requeued"), [signal.SIGUSR2]
-    ):
+    with processes.handling_signals(lambda *_: seen.append("requeued"), [handled]):
         assert work(1) == (143 if number else 0)
     assert seen == [("1", ["c", "d", "a", "b"]), False, *["requeued"] * requeued]
 

@@ -38,8 +38,9 @@ class Change(nn.Module):
         return parameter.dtype
 
     def parameters_of_samples(self, count: int) -> dict[str, Tensor]:
-        """`sample_parameters` for a batch of `count` samples. Raises AdapterError for a
-        count that does not fit them."""
+        """`sample_parameters`, the values of each sample's own adapter, for a batch of
+        `count` samples. If a layer gets several rows for each sample, such as beams, the
+        values are repeated. Raises AdapterError for a count that does not fit them."""
         parameters = self.sample_parameters or {}
         named_samples = max(map(len, parameters.values()), default=1)
         repeats, remainder = divmod(count, named_samples)

@@ -119,7 +119,7 @@ def import_peft(model: nn.Module, folder: str | Path) -> Method:
     method = _adapt_trial(source, trial)
     layout = layout_of(trial, method)
     _check_configuration(source, model, method, layout)
-    needed = _needed_tensors(source, trial, layout)
+    needed = _expected_tensors(source, trial, layout)
     shapes = {name: list(tensor.shape) for name, tensor in source.tensors.items()}
     check_shapes(source.path, needed, shapes)
     check_finite(source.path, needed, source.tensors)
@@ -200,8 +200,9 @@ def _method_of_peft(model: nn.Module, source: PeftFolder) -> Method:
             # rsLoRA scales by alpha / sqrt(rank)
             method = replace(method, alpha=method.alpha * method.rank**0.5)
         return method
-    key = config.get(PROJECTION_KEY, 0)
-    method = make_method("vera", sites=sites, projection_seed=key, **settings)
+    # peft draws A and B from a seed that it calls a key
+    seed = config.get(PROJECTION_KEY, 0)
+    method = make_method("vera", sites=sites, projection_seed=seed, **settings)
     assert isinstance(method, VeRA)
     return _with_projections(method, model, source)
 
@@ -366,11 +367,12 @@ def _check_projection_key(
 # --- the tensors
 
 
-def _needed_tensors(
+def _expected_tensors(
     source: PeftFolder, trial: nn.Module, layout: PeftLayout
 ) -> dict[str, Tensor]:
-    """The tensors that the folder must hold, without values. The head may be missing,
-    and so may the pair that peft draws from its key."""
+    """The tensors that are read from the folder, by name: on the meta device, with shapes
+    and no values. Optional ones are among them if the folder holds them: the head, and
+    A and B of an adapter of peft's, which peft can draw from its key again."""
     head: dict[str, Tensor] = {}
     for name, parameter in head_parameters(trial).items():
         head[PREFIX + name] = parameter
