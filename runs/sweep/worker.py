@@ -15,6 +15,10 @@ from runs.machine.processes import start_fork_server
 from runs.record.text import plural
 from runs.sweep.pool import Job, Slots, Sweep
 
+#: How Slurm warns a job of its time limit. submitit asks for USR2, or for the signal that
+#: SUBMITIT_PREEMPT_SIGNAL names, and has a handler for it.
+TIME_LIMIT_SIGNALS = (signal.SIGUSR2, signal.SIGUSR1)
+
 
 def log_folder(sweep: Sweep) -> Path:
     """The folder of the logs of a sweep's workers."""
@@ -48,11 +52,6 @@ def run_by_workers(sweep: Sweep, launcher: ByWorkers) -> None:
     error = f"its workers have ended, see {folder}. The same command goes on"
     for job in [*pending]:
         sweep.finish(job, 0.0, error)
-
-
-#: How Slurm warns a job of its time limit. submitit asks for USR2, or for the signal that
-#: SUBMITIT_PREEMPT_SIGNAL names, and has a handler for it.
-TIME_LIMIT_SIGNALS = (signal.SIGUSR2, signal.SIGUSR1)
 
 
 class SweepWorker:
