@@ -280,9 +280,9 @@ def words_on_own_errors(differing: int, rows: int) -> str:
     if own_errors <= 0:
         return text
     return (
-        f"{text} Suppose that {ASSUMED_WRONG_LABELS:.0%} of the labels were wrong "
-        f"({wrong_labels:,}): then at least {own_errors:,} of the {differing:,} differ "
-        "because the model is wrong"
+        f"{text} For example, if {wrong_labels:,} of the labels "
+        f"({ASSUMED_WRONG_LABELS:.0%}) were wrong, at least {own_errors:,} of the "
+        f"{differing:,} would differ because the model is wrong"
     )
 
 

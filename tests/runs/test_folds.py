@@ -188,8 +188,9 @@ def test_folds_of_another_protocol_or_seed_are_not_joined(monkeypatch):
 def test_the_last_line_says_how_many_errors_are_the_models_own():
     text = words_on_own_errors(differing=270, rows=1000)
     assert text == (
-        "The predictions agree with 73.0% of these labels. Suppose that 5% of the labels "
-        "were wrong (50): then at least 220 of the 270 differ because the model is wrong"
+        "The predictions agree with 73.0% of these labels. For example, if 50 of the "
+        "labels (5%) were wrong, at least 220 of the 270 would differ because the model "
+        "is wrong"
     )
     # as few as there may be wrong labels
     text = words_on_own_errors(differing=20, rows=1000)
