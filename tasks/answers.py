@@ -19,11 +19,11 @@ FindAnswer = Callable[[str], str | None]
 
 
 class Reader(NamedTuple):
-    """Two functions: `answer` finds the answer in what a model has written, `solution`
-    finds the expected answer in a row's solution."""
+    """Two functions that find an answer: the given one in what a model has written, and
+    the expected one in a row's solution."""
 
-    answer: FindAnswer
-    solution: FindAnswer
+    answer_in_output: FindAnswer
+    answer_in_solution: FindAnswer
 
 
 METAMATH_MARKER = "The answer is: "

@@ -143,7 +143,7 @@ def _text_reader(readers: Mapping[str, Reader]) -> Read:
     readers: by test set."""
 
     def read(part: str, prompt: str, text: str) -> str | None:
-        find = readers[part].answer
+        find = readers[part].answer_in_output
         # peft's code reads the prompt, too
         return find(prompt + text if find is peft_answer else text)
 
@@ -157,8 +157,10 @@ def _response_reader(reader: Reader) -> Callable[[str], str | None]:
     end its texts."""
 
     def read_response(solution: str) -> str | None:
-        answer = reader.solution(solution)
-        return reader.answer(solution) if answer is None else answer
+        answer = reader.answer_in_solution(solution)
+        if answer is None:
+            answer = reader.answer_in_output(solution)
+        return answer
 
     return read_response
 
@@ -182,7 +184,7 @@ def _tests(
             continue
         items = tests.setdefault(part, [])
         for place, row in read_list(path, Solved):
-            answer = readers[part].solution(row.solution)
+            answer = readers[part].answer_in_solution(row.solution)
             if answer is None and part != "math":
                 raise DataError(
                     f"{place}: no answer in the solution {quoted(row.solution)}"

@@ -73,7 +73,7 @@ def load(settings: Settings) -> ExactTask:
     files = _files(settings)
     answer_reader = find_reader(settings["reader"])
     rows = {
-        split: _read_rows(settings, path, answer_reader.solution)
+        split: _read_rows(settings, path, answer_reader.answer_in_solution)
         for split, path in files.items()
     }
     notes = []
@@ -89,15 +89,15 @@ def load(settings: Settings) -> ExactTask:
     tests: Tests = {}
     if "test" in rows:
         tests["test"] = [
-            (prompt, answer_reader.solution(answer))
+            (prompt, answer_reader.answer_in_solution(answer))
             for prompt, answer in rows.pop("test")
         ]
     task = ExactTask(
         settings,
         rows,
         tests,
-        lambda part, prompt, text: answer_reader.answer(text),
-        read_response=answer_reader.solution,
+        lambda part, prompt, text: answer_reader.answer_in_output(text),
+        read_response=answer_reader.answer_in_solution,
     )
     task.notes += notes
     return task

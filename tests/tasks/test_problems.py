@@ -74,12 +74,16 @@ def test_a_study_by_reward_ends_by_its_rows_so_that_tables_show_its_runs(preset,
     ],
 )
 def test_readers(name, text, answer):
-    assert find_reader(name).answer(text) == answer
+    assert find_reader(name).answer_in_output(text) == answer
 
 
 def test_a_plain_answer_equals_a_boxed_one():
     reader = find_reader("boxed")
-    assert reader.solution("12") == reader.answer(r"so it is \boxed{12}") == "12"
+    assert (
+        reader.answer_in_solution("12")
+        == reader.answer_in_output(r"so it is \boxed{12}")
+        == "12"
+    )
 
 
 def test_the_models_chat_template(files, tokenizer):
