@@ -183,11 +183,11 @@ def _select_sweep(ledger: Ledger, output: str, name: str) -> Ledger:
         return tuple(entry["cell"][key] for key in ("model", "task", "row"))
 
     entries_of_sweep = [ledger.records[run] for run in ids if run in ledger.records]
-    selected = {model_task_and_row(entry) for entry in entries_of_sweep}
+    rows_of_sweep = {model_task_and_row(entry) for entry in entries_of_sweep}
 
     def is_selected(entry: Record | RunRow, origin: str) -> bool:
         if origin != "ours":
-            return model_task_and_row(entry) in selected
+            return model_task_and_row(entry) in rows_of_sweep
         run = entry.id if isinstance(entry, RunRow) else entry["id"]
         return run in ids
 

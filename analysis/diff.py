@@ -68,6 +68,7 @@ def difference_table(first: Record, second: Record, origins: tuple[str, str]) ->
     """The table of two records: a row for each key whose values differ. origins: where
     the records come from ("ours", or the name of a study)."""
     records = (first, second)
+    # the values of each record by dotted key
     left, right = (leaves(without_paths(record)) for record in records)
     rows = list[list[Entry]]()
     for key in left | right:

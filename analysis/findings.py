@@ -84,8 +84,9 @@ def claims_table(every_finding: Sequence[Finding]) -> Table:
 
 def tables_by_task(every_finding: Sequence[Finding], number: int) -> list[Table]:
     """A claim's mean differences on each task: a table for each of its findings, and one
-    of what is in no pair. Of a claim that is measured without pairs, what was measured
-    on each task. number: of the claim, as `claims_table` counts them.
+    of the tasks whose runs are in no pair, with the reason. Of a claim that is measured
+    without pairs, what was measured on each task. number: of the claim, as
+    `claims_table` counts them.
 
     Raises:
         UserError: no claim has this number, or the runs have no finding on it.

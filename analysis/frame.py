@@ -94,9 +94,10 @@ def mark_left_out(runs: pd.DataFrame) -> pd.DataFrame:
     - seed: another run of the same settings has that seed.
 
     Variants are runs of the same row, model and task, measured in the same way, that
-    have other settings; they are never in one cell. The nearest to its recipe is the one
-    of the newest protocol, then with the fewest deviations, then by a method's recipe
-    and not by a study's, then with the most runs.
+    have other settings (another `cell`, the hash of these); they never share a cell of a
+    table. The nearest to its recipe is the one of the newest protocol, then with the
+    fewest deviations, then by a method's recipe and not by a study's, then with the most
+    runs.
 
     `is_nearest` is whether a run is in the nearest cell of all ways in which its row was
     measured on the task. That cell stands beside the paper's."""
@@ -328,6 +329,7 @@ def _statistics(members: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     # A diverged run ended early, so its cost counts only where all runs diverged.
     cost_counts = ~members.diverged | groups.diverged.transform("all")
     with_costs = members.assign(**members[MEDIAN_COLUMNS].where(cost_counts))
+    # The run's `one_class` is a text with the share of that class, and otherwise missing.
     predicts_one_class = members.one_class.map(lambda share: isinstance(share, str))
     collapsed_groups = members[predicts_one_class.astype(bool)].groupby(key)
     first_columns = (

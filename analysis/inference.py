@@ -353,8 +353,8 @@ def over_seeds_and_items(
     The interval covers other seeds and other test items. A difference d of seed i and
     item j has independent parts of the seed, of the item and of both, so that the mean
     over n seeds and m items has the variance s2(seed means) / n + s2(item means) / m -
-    residual / (nm). It is never below either of the first two. The degrees of freedom
-    are Satterthwaite's (1946).
+    residual / (nm). If that is below the larger of the first two, this one counts, with
+    its degrees of freedom; otherwise these are Satterthwaite's (1946).
 
     Args:
         x: whether each run of one row has each item right, seeds by items.

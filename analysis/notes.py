@@ -216,8 +216,10 @@ def cautions(cells: pd.DataFrame) -> list[str]:
     notices = list[str]()
     if diverged := int(cells.diverged.sum()):
         notices.append(f"{plural(diverged, 'diverged run')} (1d: one seed of the cell)")
-    if unknown := int((cells.runs - cells.n).sum()):
-        notices.append(f"nan: {plural(unknown, 'run')} finished without the score")
+    if without_score := int((cells.runs - cells.n).sum()):
+        notices.append(
+            f"nan: {plural(without_score, 'run')} finished without the score"
+        )
     collapsed = cells[cells.one_class.map(len) > 0]
     for (task, share), group in collapsed.groupby(["task", "class_share"]):
         rows = [

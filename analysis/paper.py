@@ -114,7 +114,7 @@ def _numbers_of_row(table: str, group: str, cells: Content) -> Iterator[Content]
     names = printed_file("names.yaml")
     model = _MODEL_BY_TABLE[table] or str(cells.pop("model", group))
     model = model.replace("-", "_")
-    first_column = next(iter(cells))
+    first_column = next(iter(cells))  # of those that are left: the row's name
     method = str(cells.pop(first_column))
     size = str(cells.pop("params", ""))
     if "bytes" in cells:
@@ -135,6 +135,7 @@ def _numbers_of_row(table: str, group: str, cells: Content) -> Iterator[Content]
     }
     for column, cell in cells.items():
         task = _TASK_BY_TABLE.get(table, "" if column == "avg" else column)
+        # such a number is compared with our row that started from MNLI, too
         from_mnli = table == "table2" and task in FROM_MNLI.get((model, row), ())
         value, spread = value_and_spread(cell)
         yield {

@@ -56,7 +56,8 @@ def compare_with_paper(table: str, cells: pd.DataFrame, part: str = "") -> pd.Da
         cell; `same_size`, whether it trains as many parameters as the paper's row;
         `ours`, our median or mean; `difference`, ours minus the paper's; `half_width` of
         its 95% interval; `margin`, the largest half-width with which a cell is
-        reproduced; `variance` and `paper_variance` of both sides; and `verdict`.
+        reproduced; `variance` and `paper_variance`, of our median or mean and of the
+        paper's; and `verdict`.
 
     The interval is Welch's t over both sides, or over ours alone where the paper prints
     no spread. Verdicts, of which the first that applies counts:

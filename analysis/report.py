@@ -167,9 +167,10 @@ def anchors_of(cells: Sequence[CellView]) -> dict[str, int]:
 def cell_views(
     ledger: Ledger, variants: pd.DataFrame, verdicts: pd.DataFrame
 ) -> Iterator[CellView]:
-    """A view of each cell of the ledger, with its runs and their curves; those of
-    FIRST_ROWS come first. variants: the ledger's runs, with a row for each variant
-    (`every_variant`). verdicts: those of `tables.verdicts`."""
+    """A view of each cell of the ledger, with its runs and their curves, as long as these
+    are at most MAX_RUNS_SHOWN in all; the cells of FIRST_ROWS come first. variants: the
+    ledger's runs, with a row for each variant (`every_variant`). verdicts: those of
+    `tables.verdicts`."""
     cells = reported_cells(variants)
     order = cells.row.map(FIRST_ROWS).fillna(len(FIRST_ROWS))
     cells = cells.assign(order=order).sort_values(["order", "model", "task", "row"])

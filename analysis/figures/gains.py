@@ -88,7 +88,7 @@ def printed_gains() -> pd.DataFrame:
 
 def _draw_gains(axes: Axes, data: pd.DataFrame) -> None:
     """Draws a group of bars for each row: a bar from each source (our runs, the paper) in
-    the method's colour, pale if it is quoted."""
+    the method's colour, pale if it is quoted from the paper."""
     rows = data.drop_duplicates("row")
     position_of_row = {row: position for position, row in enumerate(rows.row)}
     colours = [look(row.kind, row.row)[0] for row in rows.itertuples()]
@@ -98,7 +98,8 @@ def _draw_gains(axes: Axes, data: pd.DataFrame) -> None:
     for index, (source, bars) in enumerate(data.groupby("source", sort=False)):
         shift = (index - (len(sources) - 1) / 2) * height
         positions = bars.row.map(position_of_row)
-        alpha = 1.0 if bars.runs.map(len).any() else 0.4
+        is_quoted = not bars.runs.map(len).any()  # no run of ours is behind it
+        alpha = 0.4 if is_quoted else 1.0
         legend.append(Patch(color="#555555", alpha=alpha, label=source))
         container = axes.barh(
             positions + shift,

@@ -115,6 +115,7 @@ def measured_values(
         left_out_notes = list[str]()
         if left_out:
             left_out_notes.append(f"{left_out} measures are left out: {WHY_LEFT_OUT}.")
+        # all runs of the group are of this model and task, so any of them names both
         label = group[0]["of"][0]["label"]
         place = f"{label['model']} on {label['task']}"
         yield Measured(model_and_task, place, values, left_out_notes)
@@ -154,15 +155,15 @@ def _measures_of_one_setting(
     for measure in group:
         ids = tuple(run["id"] for run in measure["of"])
         settings = measure["settings"]
-        # whether each run of the measure is in a cell
-        has_cells = cell_by_run.index.isin(ids).sum() == len(ids)
-        if has_cells:
+        every_run_is_in_cell = cell_by_run.index.isin(ids).sum() == len(ids)
+        if every_run_is_in_cell:
             has_paper_ranks = settings.get("ranks") == PAPER_RANKS
             setting = (has_paper_ranks, str(settings), *cell_by_run[[*ids]])
             by_setting[setting][ids] = measure
     best = dict[tuple[str, ...], Measure]()
     best_order = (False, 0)
     for (has_paper_ranks, *_), of_setting in by_setting.items():
+        # the paper's ranks decide first, and then the number of measures
         order = (has_paper_ranks, len(of_setting))
         if order > best_order:
             best_order = order

@@ -138,16 +138,17 @@ def figure_of_rows(
             legend names all rows (none for more than CROWDED rows).
         suffix: what the title says of the data's size.
     """
-    # An axis has one score, so a row that reports another one is not drawn on it.
     usual_score = row_cells["name"].mode().iloc[-1]
-    has_other_score = (row_cells["name"] != usual_score) & ("metric" in axis_names)
-    lines = [
-        f"{row.label}: reports {row.name}: not drawn."
-        for row in row_cells[has_other_score].itertuples()
-    ]
-    row_cells = row_cells[~has_other_score]
-    of_usual_score = row_cells[row_cells["name"] == usual_score]
-    axes = [_axis(name, of_usual_score) for name in axis_names]
+    has_other_score = row_cells["name"] != usual_score
+    # The metric's axis shows one score, the usual one, and takes its label from it.
+    axes = [_axis(name, row_cells[~has_other_score]) for name in axis_names]
+    lines = list[str]()
+    if "metric" in axis_names:
+        lines += [
+            f"{row.label}: reports {row.name}: not drawn."
+            for row in row_cells[has_other_score].itertuples()
+        ]
+        row_cells = row_cells[~has_other_score]
     data = row_cells
     for axis in axes:
         data, notes_on_missing = _with_axis_numbers(data, runs, axis)
@@ -268,6 +269,7 @@ def _with_axis_numbers(
     (axis.name) and the ends of its interval (axis.low, axis.high). And a note for each
     row that has runs without a finite number."""
     # A diverged run ended early, so its costs and its forgetting are not those of the row.
+    # Its score counts, and its parameters are as for any other run.
     depends_on_end = axis.column not in ("number", "parameters")
     run_numbers = runs[axis.column]
     if depends_on_end:
@@ -279,7 +281,7 @@ def _with_axis_numbers(
     sizes = zip(
         row_cells.label, numbers_by_cell.size(), numbers_by_cell.count(), strict=True
     )
-    lines = [
+    notes_on_missing = [
         f"{row}: {size - count} of {size} runs without a finite {axis.name}."
         for row, size, count in sizes
         if count < size
@@ -289,7 +291,7 @@ def _with_axis_numbers(
         axis.low: ends.str[0].astype(float),
         axis.high: ends.str[1].astype(float),
     }
-    return row_cells.assign(**columns), lines
+    return row_cells.assign(**columns), notes_on_missing
 
 
 def interval_or_value(values: pd.Series) -> tuple[float, float]:

@@ -140,12 +140,12 @@ def board(results: pd.DataFrame, name: str) -> Board:
     rerun = DecidedPairs(
         f"(a) re-run, {decoding} sets",
         decided_pairs(rerun_p(scores, variances)),
-        any(variances.values()),
+        is_known=any(variances.values()),
     )
     rerun_any_decoding = DecidedPairs(
         "(a) re-run, all sets",
         decided_pairs(rerun_p(scores, variances_of_all)),
-        any(variances_of_all.values()),
+        is_known=any(variances_of_all.values()),
     )
     questions = DecidedPairs(
         "(b) other questions, upper bound",

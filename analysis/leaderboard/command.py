@@ -26,6 +26,8 @@ def show_leaderboard(source: str, form: str, folder: Path | None, refresh: bool)
     results, problems = read_leaderboard(source)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
+    # The power table and the pictures are of the last set, which is the newest of the
+    # published ones.
     every_board = boards(results)
     power = power_by_seeds(every_board[-1].rows) if every_board else []
     tables = leaderboard_tables(every_board, shifts(results), power)

@@ -105,7 +105,8 @@ def draw_scores(axes: Axes, rows: pd.DataFrame, cost: CostAxis) -> None:
     axes.set(xlabel=cost.label, ylabel="GSM8K, % of questions")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: cost.tick(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    if span < 1.5:  # less than two powers of ten
+    if span < 1.5:
+        # The powers of ten alone would be too few ticks.
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
 
 

@@ -151,19 +151,21 @@ def _finding_over_tasks(
         exclusions: the runs in no pair, which the finding lists.
     """
     counted = list[tuple[Comparison, Pairs]]()
-    for item in compared:
-        pairs = item.pairs[pair_index] if pair_index < len(item.pairs) else None
-        if pairs is not None and not item.excluded:
-            counted.append((item, pairs))
+    for comparison in compared:
+        pairs = comparison.pairs[pair_index]
+        if pairs is not None and not comparison.excluded:
+            counted.append((comparison, pairs))
     frame = _difference_frame(counted)
     if frame.collapsed.all():  # or there is no pair at all
-        verdict = common_verdict(item.verdict for item in compared)
+        verdict = common_verdict(comparison.verdict for comparison in compared)
         return Finding(claim, name, (*compared,), verdict, exclusions=exclusions)
-    trained = _differences_by_place(frame[~frame.collapsed])
-    differences = trained.to_numpy(float)
+    trained_differences = _differences_by_place(frame[~frame.collapsed])
+    differences = trained_differences.to_numpy(float)
     task_means = {
-        task: mean_of(line)
-        for task, line in zip(trained.index, differences, strict=True)
+        task: mean_of(differences_by_seed)
+        for task, differences_by_seed in zip(
+            trained_differences.index, differences, strict=True
+        )
     }
     mean = plain_mean_over_tasks(differences)
     if len(task_means) == 1:  # one task: its interval over seeds
@@ -183,7 +185,7 @@ def _finding_over_tasks(
         comparisons=(*compared,),
         verdict=claim.verdict(mean),
         task_means=task_means,
-        pair_counts=trained.notna().sum(axis=1).to_dict(),
+        pair_counts=trained_differences.notna().sum(axis=1).to_dict(),
         mean=mean,
         analyses=analyses,
         collapses=_collapses_by_row([pairs for _, pairs in counted]),

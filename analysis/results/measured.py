@@ -49,8 +49,8 @@ def _comparisons_of_means(
     means: pd.DataFrame,
     further_numbers: Mapping[str, float] = MappingProxyType({}),
 ) -> Iterator[Comparison]:
-    """The claims that one column of `means` is larger than another one, each tested on one
-    model and task.
+    """The claims that one column of `means` is larger than another one, each tested on
+    these means. The measured runs are of one model and task.
 
     Args:
         runs: of `frame.runs`.
@@ -69,11 +69,12 @@ def _comparisons_of_means(
     )
     by_row = measured_runs.groupby("conf_row", sort=False)
     sides = [side_of(runs_of_row) for _, runs_of_row in by_row]
-    # All runs are of one model and task. Its names are those of the row measured first.
+    # The names of the model and task are those of the row measured first.
     first_row = measured_runs.conf_row.iloc[0]
     of_first_row = measured_runs[measured_runs.conf_row == first_row]
     first_run = of_first_row.sort_values(["seed", "id"]).iloc[0]
     for claim in claims():
+        # `larger` maps each column that should be larger to the one that should be smaller.
         if not claim.larger or not {*claim.larger} <= {*means.columns}:
             continue  # the claim is on other measures
         verdicts = [

@@ -137,7 +137,9 @@ def others_picture() -> Figure:
 
 def _draw_others(axes: Axes, data: pd.DataFrame) -> None:
     """Draws each source's differences. The cells of the paper stand side by side, in its
-    order, VeRA to the right of LoRA. data: CELL, source, same_sites and difference."""
+    order, VeRA to the right of LoRA. data: a line for each number of a source, with the
+    columns of CELL, source, same_sites (whether its target modules are the paper's, or
+    not said) and difference."""
     cells = dict.fromkeys(zip(data.model, data.column, strict=True))
     position_of_cell = {cell: position for position, cell in enumerate(cells)}
     groups = data.groupby(["source", "row", "same_sites"], sort=False)

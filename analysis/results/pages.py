@@ -146,11 +146,11 @@ def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
     every_finding = findings_of(studies)
     costs: Costs | None = None
     example: SingleTask | None = None
-    near = near_claims(every_finding)
-    if near:
-        # claims have a fixed order, with that on LoRA first
-        costs = costs_of(near[0], all_runs(studies))
-        example = single_task(near[0], all_runs(studies))
+    near_findings = near_claims(every_finding)
+    if near_findings:
+        # Claims have a fixed order, in which "as good as LoRA" is the first of this kind.
+        costs = costs_of(near_findings[0], all_runs(studies))
+        example = single_task(near_findings[0], all_runs(studies))
     files = others_pages()
     plot = forest(every_finding)
     if plot:
@@ -172,11 +172,11 @@ def pages(ledgers: Mapping[Path, Ledger], docs: Path) -> Pages:
         example=example,
     )
     files["results/comparisons.md"] = comparisons_page(every_finding)
-    rates = ""
+    rates_file = ""
     rule = starting_rule(all_runs(studies))
     if rule:
-        files["starting_rates.md"], rates = starting_rates_files(rule)
-    return Pages(files, every_finding, example, rates)
+        files["starting_rates.md"], rates_file = starting_rates_files(rule)
+    return Pages(files, every_finding, example, rates_file)
 
 
 def overview(
@@ -255,15 +255,15 @@ class StudyPage:
         # NOTES.md has the answer (one paragraph), what would change it, and details.
         answer, _, rest = notes.partition("\n\n")
         change, _, details = rest.partition("\n## Details\n")
-        tables, equal = _tables_by_task(rows_table(self.rows))
+        tables_by_task, equal_columns = _tables_by_task(rows_table(self.rows))
         page = rendered(
             "study.md",
             title=title,
             answer=answer,
             change=change,
             details=details,
-            tables=tables,
-            equal=equal,
+            tables=tables_by_task,
+            equal=equal_columns,
             metrics=self._metrics(),
             rows=self.rows,
             has_rate_at_end=any(row.at_end for row in self.rows.rows),

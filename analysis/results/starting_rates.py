@@ -121,9 +121,9 @@ class StartingRule:
 
     loss: the mean over rows, each averaged over its tasks. loss_by_task: the mean over
     the rows of each task. loss_without_lora: the loss if we take the median of a row's
-    own rates on other tasks instead, which needs no rate of LoRA's. scored_rows: over how many rows
-    these means are. train_rows: on how many rows of data the scored trials trained, as
-    text."""
+    own rates on other tasks instead, which needs no rate of LoRA's. scored_rows: over how
+    many rows these means are. train_rows: on how many rows of data the scored trials
+    trained, as text."""
 
     ratios: Sequence[Ratio]
     loss: Mean
@@ -163,9 +163,9 @@ def searches_of(runs: pd.DataFrame) -> list[Search]:
 
 
 def starting_rule(runs: pd.DataFrame) -> StartingRule | None:
-    """The rule from the trials among some runs. None where no row was searched in the
-    same setup as LoRA, or none of them on two tasks, so that we cannot say what the rule
-    loses."""
+    """The rule from the trials among some runs, with what it loses (`Search.regret`).
+    None where no row was searched in the same setup as LoRA, or none of them on two
+    tasks, so that we cannot say what the rule loses."""
     searches = searches_of(runs)
     lora_rates = _lora_rates(searches)
     ratios = _ratios(searches, lora_rates)
@@ -184,16 +184,16 @@ def starting_rule(runs: pd.DataFrame) -> StartingRule | None:
             if not (on_other_tasks and search.can_be_scored):
                 continue
             train_rows.append(search.train_rows)
-            other_ratio = _geometric_median(
+            usual_ratio = _geometric_median(
                 ratio.by_setup[other_search.setup] for other_search in on_other_tasks
             )
-            rate = lora_rates[search.setup] * other_ratio
-            losses[search.task_label, search.row].append(search.regret(rate))
-            other_rate = _geometric_median(
+            rate_by_rule = lora_rates[search.setup] * usual_ratio
+            losses[search.task_label, search.row].append(search.regret(rate_by_rule))
+            rate_without_lora = _geometric_median(
                 other_search.best_rate for other_search in on_other_tasks
             )
             losses_without_lora[search.task_label, search.row].append(
-                search.regret(other_rate)
+                search.regret(rate_without_lora)
             )
     if not losses:
         return None

@@ -97,8 +97,8 @@ class StudyRows:
 
 
 def study_rows(runs: pd.DataFrame) -> StudyRows:
-    """Each row of a study on each task beside VeRA. runs: of the study, every variant as
-    a row of its own (`variants.every_variant`)."""
+    """How much each row of a study differs from VeRA on each task. runs: of the study,
+    every variant as a row of its own (`variants.every_variant`)."""
     cells = reported_cells(runs)
     # A task that was measured in several ways counts as several tasks.
     task_keys = tasks_by_way(cells)
@@ -122,20 +122,22 @@ def study_rows(runs: pd.DataFrame) -> StudyRows:
             labels = sorted(cells_on_task.label[is_outlier])
             task_label = cells_on_task.task_label.iloc[0]
             pooled[task_label] = PooledVariance(variance, (*labels,))
-        ordered = cells_on_task.sort_values("parameters", kind="stable")
-        for cell in comparable_costs(ordered).itertuples():
+        smallest_first = cells_on_task.sort_values("parameters", kind="stable")
+        for cell in comparable_costs(smallest_first).itertuples():
+            # VeRA itself and rows without a pair stay unknown.
             paired = UNKNOWN
             paired_p = math.nan
             key = (model, task_key, cell.row)
             if key in paired_by_row.index:
                 paired = mean_of(paired_by_row.differences[key])
                 paired_p = float(paired_by_row.holm[key])
+            # An outlier does not vary like the others, so it keeps its own pairs' error.
             mean = paired
             if variance and cell.row not in outliers:
                 mean = _with_variance(paired, variance)
-            p = float(mean.p())
+            own_p = float(mean.p())  # before Holm's correction, which needs every row
             at_end = is_best_rate_at_end(cell, trials)
-            rows.append(RowDifference(cell, mean, paired, p, paired_p, at_end))
+            rows.append(RowDifference(cell, mean, paired, own_p, paired_p, at_end))
     corrected = holm([row.p for row in rows])
     corrected_rows = [
         replace(row, p=float(p)) for row, p in zip(rows, corrected, strict=True)
@@ -299,12 +301,14 @@ def rows_over_tasks(
     if len(means) < MANY_ROWS or means.shape[1] < 2 or "vera" not in means.index:
         return None
     variance = two_way(means)
+    by_row = trained.groupby("row")
     minus_vera = means.sub(means.loc["vera"]).mean(axis=1).drop("vera")
-    sizes = trained.groupby("row").parameters.first()[minus_vera.index]
+    sizes = by_row.parameters.first()[minus_vera.index]
     minus_vera = minus_vera[sizes.sort_values(kind="stable").index]
+    # The residual variance is that of one score in `means`. A difference of two rows has
+    # twice that, and is averaged over the columns.
     error = variance.deviation * math.sqrt(2 / means.shape[1])
     difference = Mean(minus_vera.to_numpy(), error, variance.freedom)
-    by_row = trained.groupby("row")
     return OverTasks(
         tasks=tuple(task for _, task in means.columns),
         means=means,
@@ -312,7 +316,7 @@ def rows_over_tasks(
         rows=tuple(minus_vera.index),
         # Where a row has several settings on a task, its label there is longer.
         labels=by_row.label.agg(lambda labels: min(labels, key=len)).to_dict(),
-        ids=by_row.ids.agg("sum").to_dict(),
+        ids=by_row.ids.agg("sum").to_dict(),  # the sum of tuples joins them
         difference=difference,
         p=holm(difference.p()),
     )

@@ -87,9 +87,10 @@ def tables_of_ledger(
             name, published, "published", all_variants, against, view
         )
         for table in published_tables:
+            # Without a model of our own, the published tables are all that we can show.
             is_on_another_model = own_models and table.model not in own_models
             if own_models_only and is_on_another_model:
-                if table.ids:
+                if table.ids:  # without, it has the paper's rows and leaves out no run
                     models_left_out.append(table.model)
             elif table.ids or not tables:
                 tables.append(table)

@@ -83,8 +83,10 @@ def main(arguments: list[str]) -> int:
     settings = line.settings
     columns = split_names(settings.columns)
     if settings.leaderboard:
-        return _show_leaderboard(settings, {*line.positional, *line.given})
+        typed_names_and_keys = {*line.positional, *line.given}
+        return _show_leaderboard(settings, typed_names_and_keys)
     _check_names_and_settings(name, settings, columns)
+    methods = [*map(row_name, split_names(settings.method))]
     against = row_name(settings.against or "")
     ledger = Ledger()
     if name not in WITHOUT_RECORDS:
@@ -92,8 +94,7 @@ def main(arguments: list[str]) -> int:
         # differences need records.
         ledger = open_rows(settings, allows_unrun=bool(name and not against))
     if against:
-        selected = [*map(row_name, split_names(settings.method))]
-        if selected and against not in selected:
+        if methods and against not in methods:
             raise UserError(
                 f"against={against}: method={settings.method} leaves this row out. "
                 f"Type method={settings.method},{against}"
@@ -112,7 +113,7 @@ def main(arguments: list[str]) -> int:
         others=settings.others,
         models=split_names(settings.model),
         tasks=split_names(settings.task),
-        methods=[*map(row_name, split_names(settings.method))],
+        methods=methods,
         columns=columns,
     )
     if not tables:

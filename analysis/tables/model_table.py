@@ -77,7 +77,7 @@ class ModelTable:
         elif spec.is_ablation and self.has_paper_model:
             ran = ran[:0]  # the paper's columns alone
         elif spec.is_ablation:
-            # a task on which VeRA alone ran has no ablation
+            # VeRA itself is no ablation: a task on which it ran alone gets no column.
             ran = ran[ran.row != "vera"]
         printed = self._printed_columns()
         # The labels in the order of columns. A key that comes twice keeps its first
@@ -96,9 +96,9 @@ class ModelTable:
 
         def order_key(key: str) -> tuple[Any, ...]:
             base = columns_by_key[key].base
-            order_of_base = order.index(base) if base in order else len(order)
+            position = order.index(base) if base in order else len(order)
             # the usual way of measuring, whose key is the base itself, comes first
-            return order_of_base, base, key != base, key
+            return position, base, key != base, key
 
         ordered_keys = sorted(columns_by_key, key=order_key)
         return {key: columns_by_key[key] for key in ordered_keys}
@@ -266,13 +266,15 @@ class ModelTable:
         row, and the difference. If the paper's row started from MNLI on some tasks, two
         rows of ours follow: the one that did not, and the one that did.
 
-        group: the numbers of the paper's row (`printed`)."""
+        group: the numbers of the paper's row (`printed`). Their `like`, the row of ours
+        that each is compared with, differs from `row` where the paper started from MNLI."""
         first = group.iloc[0]
         spec = self.spec
         starts_from_mnli = (group.like != group.row).any()
         line: Line = {}
         if spec.tasks:
-            # without a printed number a score is empty here, while a task has NONE
+            # A score that the paper does not print stays empty. In tables whose columns
+            # are tasks, `table` shows NONE for it.
             line |= dict.fromkeys(self.columns, "")
         for printed in group.itertuples():
             mark = "*" if printed.like != printed.row else ""
@@ -313,10 +315,11 @@ class ModelTable:
         """Adds the lines of a row of ours, each with its difference from the paper's.
 
         row: of ours. group: the numbers of the paper's row that it stands below; empty for
-        a row that the paper does not have. Those whose `like` is this row are compared
-        with it. Where the paper's row started from MNLI, `like` is the row of ours that
-        did so, too: it is shown on these tasks alone. range_text: whether our numbers
-        are within what others report, which the status ends with."""
+        a row that the paper does not have. Of these numbers, those whose `like` is this
+        row are compared with it. If the paper started from MNLI on some tasks, `like` is
+        there a row of ours that did so, too, which is shown on these tasks alone.
+        range_text: whether our numbers are within what others report, which the status
+        ends with."""
         compared_with_row = group[group.like == row]
         starts_from_mnli = bool((compared_with_row.row != row).any())
         mnli_tasks = compared_with_row.task.tolist() if starts_from_mnli else []
@@ -423,7 +426,8 @@ class ModelTable:
         nearest = [cell for cell in own_cells if cell.is_nearest]
         complete = {cell.column for cell in nearest if cell.complete}
         status = origin if spec.tasks or self.has_paper_model else "other model"
-        # At another choice of the epoch there is no verdict. Scores of texts have one epoch.
+        # A verdict needs the paper's choice of the epoch. In the paper's tables of one task
+        # select= changes no score.
         if spec.tasks or self.view.select == "paper":
             verdicts = paper_comparison.row_status(compared, with_mean=not spec.tasks)
             status = verdicts or status
@@ -482,7 +486,8 @@ class ModelTable:
                 ids=row.ids,
             )
         mean = paper_comparison.mean_verdict(group[group.ran])
-        # Without a start from MNLI no other row stands in for a task that is not compared.
+        # The average needs all tasks of the paper's row. They are all compared, or the row
+        # that did not start from MNLI stands in for those that are not.
         if average and mean and (starts_from_mnli or len(compared) == len(group)):
             line["avg"] = replace(
                 average,

@@ -359,11 +359,12 @@ class Demo(TableSpec):
         cell_keys = frame[keys]
         lowest = cell_keys.join(tried_rates.min(), on=keys)[rates]
         highest = cell_keys.join(tried_rates.max(), on=keys)[rates]
-        count = cell_keys.join(tried_rates.nunique(), on=keys)[rates]
-        is_end = ((frame[rates] == lowest) | (frame[rates] == highest)) & (count > 1)
+        rate_count = cell_keys.join(tried_rates.nunique(), on=keys)[rates]
+        is_at_end = (frame[rates] == lowest) | (frame[rates] == highest)
+        is_at_end &= rate_count > 1
         lora = frame[frame.row == "lora"].set_index("model").parameters
         trains_adapter = frame.parameters > 0  # and not the head alone
-        frame["label"] += is_end.any(axis=1).map({True: " ^", False: ""})
+        frame["label"] += is_at_end.any(axis=1).map({True: " ^", False: ""})
         ratio = frame.parameters / frame.model.map(lora)
         frame["ratio"] = ratio.where(trains_adapter)
         frame["adapter_bytes"] = frame.adapter_bytes.where(trains_adapter)
