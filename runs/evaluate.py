@@ -114,6 +114,7 @@ def score_texts_again(record: Record, output: str, name: str) -> list[bool]:
     from runs.training import decode
 
     path = kept_file("decoded_last.jsonl", record, output)
+    # as kept_file has checked the last epoch's
     check_unchanged(record, path.with_name("decoded_best.jsonl"))
     task = cast(Written, tasks.load(record["config"]["task"]))
     recorded_texts = record.get("texts")
@@ -134,6 +135,7 @@ def score_texts_again(record: Record, output: str, name: str) -> list[bool]:
     for entry, new_entry in zip(entries, new_entries, strict=False):
         scores = _compare_text_scores(entry, new_entry)
         verdicts.append(scores.is_same)
+        # `entry` is a part of recorded_texts, which is written below
         _add_scores(entry, scores.added)
         has_additions = has_additions or bool(scores.added)
         numbers = [f"{key} {score:.2f}" for key, score in scores.recorded.items()]

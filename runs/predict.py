@@ -137,7 +137,8 @@ def file_of_stdin(folder: Path) -> Path:
 
 def read_new_rows(record: Record, path: Path, output: str) -> NewRows:
     """The rows of a file or folder. Raises DataError, with file and line, for those
-    that the run's model cannot predict, and for labels that it was not trained on."""
+    that the run's model cannot predict, and for labels that it was not trained on.
+    output: the folder that holds the run's files, its classes among them."""
     import vera
 
     settings: dict[str, Any] = {**record["config"]["task"]}
@@ -151,6 +152,7 @@ def read_new_rows(record: Record, path: Path, output: str) -> NewRows:
     rows_of_file = [row for _, row in table.rows]
     settings = {**settings, "id_column": None}  # all columns are kept
     if settings["family"] == "glue":
+        # its columns may have GLUE's own names or the hub's
         first_row = rows_of_file[0] if rows_of_file else {}
         settings |= glue.column_settings(settings["name"], first_row)
     label = settings["label_column"]
@@ -170,6 +172,7 @@ def read_new_rows(record: Record, path: Path, output: str) -> NewRows:
     # batches need labels, for a loss that predict_rows drops
     rows.labels = rows.labels or [0] * len(rows)
     task = TextTask(settings, classes, record["result"]["metric"], {"dev": rows})
+    # a regression that was trained on scaled labels answers in their scale
     scaling = record["data"].get("labels")
     if scaling:
         task.scaling = scaling["mean"], scaling["spread"]
@@ -248,7 +251,7 @@ def predict_rows(record: Record, new_rows: NewRows, partial: Path) -> Any:
     lengths = task.lengths("dev")
     cut_rows = task.count_cut_rows("dev") if isinstance(task, TextTask) else 0
     if cut_rows:
-        limit = max(lengths)
+        limit = max(lengths)  # a row that was cut is as long as the limit
         display.line(
             f"note: {plural(cut_rows, 'row')} cut after {limit} tokens, as in training"
         )

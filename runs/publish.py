@@ -102,7 +102,8 @@ def records_to_publish(
     runs are all among them."""
     output = line.settings.output
     own_ledger = open_ledger(output, published=False)
-    # with the published records: a copy of one of these has its study as origin
+    # read_ledger also reads the published records, whose copies in the output folder
+    # then have their study as origin
     origin = read_ledger(output).origin
     own_ids = {run_id for run_id in own_ledger.records if origin[run_id] == "ours"}
     ids_of_command = _ids_of_command(line, own_ids)

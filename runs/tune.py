@@ -143,12 +143,12 @@ def searches_of_command(
         if override.partition("=")[0] not in given_keys:
             trial_overrides.append(override)
     # W&B gets trials only if the user asks for it
-    tracking = ["tracking=off"]
+    tracking_overrides = ["tracking=off"]
     if any(key.startswith("tracking") for key in given_keys):
-        tracking = []
-    # one run for each cell, whose trials are composed below
+        tracking_overrides = []
+    # one run for each cell, by which its grid is chosen; its trials are composed below
     command = read_command(
-        [*cell_overrides, *trial_overrides, *tracking, "seed=0"], config_dir
+        [*cell_overrides, *trial_overrides, *tracking_overrides, "seed=0"], config_dir
     )
     for note in command.notes:
         print(note, file=sys.stderr)
@@ -161,17 +161,23 @@ def searches_of_command(
         # no trial is judged by decoded texts, which take long
         if "decode" in run.config["task"] and "task.decode" not in given_keys:
             no_decoding = ["task.decode=none"]
-        overrides_of_best = list[str]()
-        for override in run.overrides:
-            is_of_trial = override in trial_overrides
-            # the best setting trains on all rows, also if the user gave task.holdout
-            if not is_of_trial and not override.startswith("task.holdout="):
-                overrides_of_best.append(override)
-        runs = read_command(
+        trials = read_command(
             [*run.overrides, *no_decoding, *searched, *seeds], config_dir
         ).runs
-        searches.append(GridSearch(overrides_of_best, axes, runs, config_dir))
+        overrides_of_best = _without_overrides_of_trials(run, trial_overrides)
+        searches.append(GridSearch(overrides_of_best, axes, trials, config_dir))
     return searches, command.launch
+
+
+def _without_overrides_of_trials(run: Run, trial_overrides: list[str]) -> list[str]:
+    """A run's overrides without those that were added for trials. task.holdout= goes
+    also where the user gave it, since the best setting is to train on all rows."""
+    overrides = list[str]()
+    for override in run.overrides:
+        is_of_trial = override in trial_overrides
+        if not is_of_trial and not override.startswith("task.holdout="):
+            overrides.append(override)
+    return overrides
 
 
 def _split_lists(
@@ -261,6 +267,7 @@ def trial_results(search: GridSearch) -> tuple[pd.DataFrame, list[Record]]:
     seeds = len(search.ids) // len(settings)
     rows = []
     records = []
+    # the ids come in grid order, those of a trial's seeds together
     for position, run_id in enumerate(search.ids):
         record = finished_record(output, run_id)
         row: dict[str, object] = {
@@ -315,7 +322,7 @@ def report(search: GridSearch) -> str:
         na_rep="-",
         formatters=dict.fromkeys((metric.name, "spread"), metric.text),
     )
-    if best.diverged:
+    if best.diverged:  # trials without a diverged run come before it
         return f"{title}: in each trial a run diverged\n\n{table}"
     if pd.isna(best.value):
         return f"{title}: no trial has a value\n\n{table}"

@@ -109,7 +109,8 @@ def _cached_ladder(overrides: tuple[str, ...], composer: Composer) -> Ladder:
 
 
 def build_ladder(overrides: tuple[str, ...], composer: Composer) -> Ladder:
-    """The ladder of the row that overrides name, on their model.
+    """The ladder of the row and the model that overrides name: a rung for each of the
+    settings that conf/budget.yaml has for the row.
 
     Raises UserError where conf/budget.yaml has no ladder for the row, and for an
     override that sets what a budget chooses."""

@@ -195,7 +195,7 @@ def _make_run(
 ) -> Run:
     """The run of a composed configuration, checked. The name of its row is that of the
     method's file, and what else sets it apart: a class of peft, the run that it starts
-    from, an objective other than likelihood."""
+    from, an objective other than likelihood. preset: "" for none."""
     choices = group_choices(cfg)
     # without a recipe, the values of conf/config.yaml hold
     recipe = choices["recipe"] if cfg.get("recipe") else "defaults"

@@ -98,7 +98,7 @@ class Composer:
         file, and a key that nothing reads."""
         groups = group_overrides(overrides)
         for choice in map(Override, groups):
-            if not choice.text.startswith("~"):
+            if not choice.text.startswith("~"):  # which takes a choice away
                 # raises UnknownNameError for a missing file
                 self.files.path(choice.key, choice.unquoted_value)
         self._check_added_keys(overrides, groups)
@@ -119,7 +119,8 @@ class Composer:
             return cfg
         names_recipe = any(Override(text).key == "recipe" for text in groups)
         if cfg.method.get("recipe") and not names_recipe:
-            # the model of the missing recipe, which a preset may have chosen
+            # the method's file names another row, whose recipe for this model is taken.
+            # The model is that of the missing recipe, which a preset may have chosen
             model = choices["recipe"].partition("/")[2]
             recipe = self._recipe_of_other_row(cfg, model)
             if recipe:

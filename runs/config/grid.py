@@ -66,10 +66,10 @@ class Grid:
 
 
 def read_grid(overrides: Sequence[str], composer: Composer) -> Grid:
-    """Reads what a command line's overrides list. No cell is composed, but for what is
-    needed here: a preset, which may list more, and the cells with a budget= or
-    train.lr=auto. Raises UserError for an override that cannot be read, or is given
-    twice."""
+    """Reads the lists among a command line's overrides, and combines their values into
+    cells. Nothing is composed that is not needed here: the preset, which may have lists
+    of its own, and cells with a budget= or train.lr=auto. Raises UserError for an
+    override that cannot be read, or is given twice."""
     fixed, typed_lists = _fixed_and_lists(overrides, composer.files)
     preset = Override(fixed.get("experiment", "")).value
     lists = dict[str, list[str]]()
@@ -80,27 +80,27 @@ def read_grid(overrides: Sequence[str], composer: Composer) -> Grid:
         overrides_of_folds = _overrides_of_folds(fixed["task.folds"])
         if overrides_of_folds:
             typed_lists["task.fold"] = overrides_of_folds
-    lists |= typed_lists
+    lists |= typed_lists  # they replace the preset's lists for the same keys
     for key in lists:
         if key.partition(".")[0] in (*LAUNCH_KEYS, "experiment"):
             raise UserError(f"{key}= takes one value, for all runs of the command")
     seeds = lists.pop("seed", [])
     grid = Grid([], seeds, preset)
     for combination in itertools.product(*lists.values()):
-        words = split_classes_of_peft([*fixed.values(), *combination])
-        words = _with_recipe_file(words, composer)
+        cell = split_classes_of_peft([*fixed.values(), *combination])
+        cell = _with_recipe_file(cell, composer)
         misfit = ""
-        if any(Override(word).key == "budget" for word in words):
-            words, misfit = replace_budget(words, composer)
+        if any(Override(text).key == "budget" for text in cell):
+            cell, misfit = replace_budget(cell, composer)
         if misfit:
             grid.notes.append(f"left out: {misfit}")
             continue
-        if any(asks_for_rule(Override(word)) for word in words):
-            words, note = replace_auto_rate(words, composer)
+        if any(asks_for_rule(Override(text)) for text in cell):
+            cell, note = replace_auto_rate(cell, composer)
             if note not in grid.notes:
                 grid.notes.append(note)
-        grid.cells.append(words)
-    if not grid.cells:  # since every cell's budget is a misfit
+        grid.cells.append(cell)
+    if not grid.cells:  # since no cell has a setting that fits its budget
         raise UserError(grid.notes[0].removeprefix("left out: "))
     return grid
 

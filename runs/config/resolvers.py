@@ -105,7 +105,8 @@ DESCRIBING_KEYS = ("source", "chosen", "by_task", "by_row")
 
 def recipe_of_row(recipe: dict[str, Any], row: str) -> dict[str, Any]:
     """A recipe as a row sees it: without by_row, whose values for this row stand in the
-    place of those that all rows share. row: as by_row names it, vera or
+    place of those that all rows share. Its own part by_task, and the shared one, have
+    for each key the values by task. row: as by_row names it, vera or
     peft:IA3Config."""
     if "by_row" not in recipe:
         return recipe

@@ -130,8 +130,9 @@ def show_help(text: str, overrides: tuple[str, ...], files: Files) -> None:
 
 
 def _explain_keys(overrides: tuple[str, ...], files: Files) -> None:
-    """Prints the sections of the configuration that the overrides name: every key with
-    its value, and with what its file says about it."""
+    """Prints the sections of the configuration that the overrides name (for train.lr=1
+    that is train): every key with its value, and with what its file says about it. The
+    values are those of the first run."""
     with Composer(files) as composer:
         grid = read_grid(overrides, composer)
         cfg = composer.compose(grid.first)

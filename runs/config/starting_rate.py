@@ -27,7 +27,8 @@ def asks_for_rule(override: Override) -> bool:
 def replace_auto_rate(
     overrides: tuple[str, ...], composer: Composer
 ) -> tuple[tuple[str, ...], str]:
-    """A cell's overrides with a rate in the place of train.lr=auto.
+    """A cell's overrides with a rate in the place of train.lr=auto, or of
+    train.lr=auto:RATE, where RATE is LoRA's.
 
     Returns:
         The overrides, and a note that says where the rate comes from and what it may
@@ -36,8 +37,8 @@ def replace_auto_rate(
     Raises:
         UserError: For a row without a ratio, and where LoRA's rate is not known.
     """
-    typed = next(text for text in overrides if asks_for_rule(Override(text)))
-    other_overrides = tuple(text for text in overrides if text != typed)
+    auto_override = next(text for text in overrides if asks_for_rule(Override(text)))
+    other_overrides = tuple(text for text in overrides if text != auto_override)
     cfg = composer.compose(other_overrides)
     row = _row_of_trials(name_of_row(cfg))
     rule = in_conf("rates.yaml")
@@ -47,7 +48,7 @@ def replace_auto_rate(
             f"{KEY}={RULE}: no published search has {row} beside LoRA "
             "(docs/starting_rates.md lists those that have). Type a rate"
         )
-    lora_rate = _typed_rate(typed)
+    lora_rate = _typed_rate(auto_override)
     if lora_rate is None:
         lora_rate = _rate_of_loras_recipe(cfg, other_overrides, composer)
     rate = float(f"{lora_rate * ratio:.2g}")
@@ -68,10 +69,10 @@ def _row_of_trials(row: str) -> str:
     return f"{kind}_{config_class.removesuffix('Config').lower()}"
 
 
-def _typed_rate(typed: str) -> float | None:
+def _typed_rate(auto_override: str) -> float | None:
     """LoRA's rate in the override train.lr=auto:RATE; None for train.lr=auto, which names
     no rate. Raises UserError for a rate that is no positive number."""
-    text = Override(typed).unquoted_value.partition(":")[2]
+    text = Override(auto_override).unquoted_value.partition(":")[2]
     if not text:
         return None
     try:
@@ -80,7 +81,9 @@ def _typed_rate(typed: str) -> float | None:
         rate = math.nan
     if rate > 0 and math.isfinite(rate):
         return rate
-    raise UserError(f"{typed}: LoRA's rate should be a number, as in {KEY}={RULE}:3e-3")
+    raise UserError(
+        f"{auto_override}: LoRA's rate should be a number, as in {KEY}={RULE}:3e-3"
+    )
 
 
 def _rate_of_loras_recipe(
@@ -96,6 +99,7 @@ def _rate_of_loras_recipe(
         if override.group != "method" and override.key != "recipe":
             lora_overrides.append(text)
     lora_overrides.append("method=lora")
+    # a recipe is optional: its name is chosen even if no file has it and cfg lacks it
     if recipe and cfg.get("recipe"):
         row, _, model = recipe.partition("/")
         is_of_one_row = row in composer.files.choices("method")

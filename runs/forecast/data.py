@@ -106,10 +106,13 @@ class PlannedRows(NamedTuple):
 
 @cache
 def planned_rows(settings: str) -> PlannedRows | None:
-    """The rows of a run; None where their number is not known. Rows of local files are
-    counted. For data of the hub these are the published numbers (conf/rows.yaml), of
-    which a run may leave some out. settings: those of the run's task, as JSON, which the
-    cache takes."""
+    """The rows of a run; None where their number is not known.
+
+    Their number is counted in local files. For data of the hub it is the published one
+    (conf/rows.yaml), although a run may leave some of them out. Their lengths are those
+    of conf/rows.yaml where it has them.
+
+    settings: those of the run's task, as JSON, which the cache takes."""
     task: Settings = json.loads(settings)
     published = in_conf("rows.yaml").get(task["name"])
     data = None
@@ -126,7 +129,8 @@ def planned_rows(settings: str) -> PlannedRows | None:
     tokens = published.get("tokens")
     if not tokens:
         return data
-    sources = [data.source.partition(";")[0]]  # of the rows, without the lengths'
+    # the part on the rows; published lengths replace those that _count_rows guesses
+    sources = [data.source.partition(";")[0]]
     sources.append(published.get("lengths", "lengths as published, in GPT-2's tokens"))
     if published.get("note"):
         sources.append(published["note"])

@@ -296,6 +296,7 @@ def _add_run(
     """Adds to the total a run's disk space where runs like it have finished, else its
     work. Returns the seconds that it still takes, where they are known."""
     variant = variant_of(planned.run)
+    # a run's own progress tells of the machine that does it, not of the card
     seconds = None if card else planned.progress.get("seconds_left")
     finished = variants.finished[variant]
     if finished:
@@ -314,7 +315,7 @@ def _add_run(
         return seconds
     total.add_source(f"FLOPs at {rate.source}")
     seconds = work.flops / rate.flops
-    if card and outline_of_run.decoding_bytes:
+    if card and outline_of_run.decoding_bytes:  # work.flops leaves decoding out
         total.add_source(DECODING_SOURCE)
         bytes_a_second = in_conf("cards.yaml")[card]["memory"]
         seconds += outline_of_run.prompt_flops / rate.flops
@@ -375,7 +376,8 @@ def _lines_of_work(total: _Total, variants: _Variants) -> list[str]:
 def _lines_of_gaps(
     variants: _Variants, card: str | None, after_probe: bool
 ) -> list[str]:
-    """The lines of a forecast that say what it could not estimate."""
+    """The lines of a forecast that say what it could not estimate, of the variants
+    without finished runs: `outlines` and `rates` hold no others."""
     lines = list[str]()
     uncounted_rows = [
         variants.runs[variant].row
@@ -447,32 +449,35 @@ AMOUNT_SETTINGS = (
 
 def _finished_like(run: Run, finished_runs: Sequence[Record]) -> list[Record]:
     """The finished runs of the same cell with the same amount of work: those that
-    trained to the end or, where none did, those that train.max_steps stopped. These come
-    second, since of a few steps the first one takes most of the time."""
-    task = run.config["task"]
-    run_cell = (run.row, run.model, task["name"])
-    weights: int | None = None
+    trained to the end or, where none did, those that train.max_steps stopped after a few
+    steps, of which the first one takes most of the time."""
+    candidates = [record for record in finished_runs if _has_same_work(record, run)]
+    if not candidates:  # then the weights need not be counted
+        return []
+    weights = _weights_of(run)
     similar_runs = list[Record]()
-    for record in finished_runs:
-        cell = record["cell"]
-        config = record["config"]
-        if (cell["row"], cell["model"], cell["task"]) != run_cell:
-            continue
-        if config.get("reward") != run.config.get("reward"):
-            continue
-        # models of several folders may have one name, "encoder". The run's own weights
-        # are counted for the first record that gets here
-        weights = weights or _weights_of(run)
+    complete_runs = list[Record]()
+    for record in candidates:
+        # models of several folders may have one name, "encoder"
         weights_of_finished = _weights_of_finished(_content_of_finished(record))
         if weights and weights_of_finished and weights != weights_of_finished:
             continue
-        if all(config["task"].get(key) == task.get(key) for key in AMOUNT_SETTINGS):
-            similar_runs.append(record)
-    complete_runs = list[Record]()
-    for record in similar_runs:
+        similar_runs.append(record)
         if record["config"]["train"].get("max_steps") is None:
             complete_runs.append(record)
     return complete_runs or similar_runs
+
+
+def _has_same_work(record: Record, run: Run) -> bool:
+    """Whether a finished run has a run's cell, rewards and AMOUNT_SETTINGS."""
+    cell = record["cell"]
+    task = run.config["task"]
+    if (cell["row"], cell["model"], cell["task"]) != (run.row, run.model, task["name"]):
+        return False
+    if record["config"].get("reward") != run.config.get("reward"):
+        return False
+    task_of_finished = record["config"]["task"]
+    return all(task_of_finished.get(key) == task.get(key) for key in AMOUNT_SETTINGS)
 
 
 def _seconds_by_finished(planned: Planned, finished: Sequence[Record]) -> float:

@@ -63,7 +63,8 @@ class RowWork(NamedTuple):
 
 
 def outline(run: Run) -> Outline:
-    """What a run will take, as far as its rows and their lengths are known."""
+    """What a run will take. Without the number of its rows nothing is known, without
+    their lengths the steps alone, and where torch cannot count FLOPs also the tokens."""
     config = run.config
     task = config["task"]
     data = planned_rows(json.dumps(task))
@@ -71,6 +72,7 @@ def outline(run: Run) -> Outline:
         return Outline()
     train = lengths_as_read(run, data.train)
     if config["train"].get("objective") == "demonstrations":
+        # `ExactTask.add_filler_tokens` adds these to each training row
         train = train.with_more_predicted(FILLER_TOKENS)
     dev = lengths_as_read(run, data.dev)
     trains = run.method["kind"] != "none"
@@ -78,22 +80,27 @@ def outline(run: Run) -> Outline:
     if not (len(train.tokens) and len(dev.tokens)):
         return Outline(plan.total_steps, data.source)
     rows_of_step = min(plan.batch, train.rows)
-    rows = min(config["micro_batch"] or rows_of_step, rows_of_step)  # at once
-    length = _padded_length(run, train, plan.batch, rows)
+    micro_batch = min(config["micro_batch"] or rows_of_step, rows_of_step)
+    padded_length = _padded_length(run, train, plan.batch, micro_batch)
     predicted = train.mean if task.get("train_on_inputs") else train.predicted
     predicted_share = predicted / train.mean
-    row_flops = _row_flops(run, rows, length, math.ceil(length * predicted_share))
+    # counted as if the padding had the same share of predicted tokens
+    padded_predicted = math.ceil(padded_length * predicted_share)
+    row_flops = _row_flops(run, micro_batch, padded_length, padded_predicted)
     trained_rows = _trained_rows(plan, train)
     if row_flops is None:
         return Outline(plan.total_steps, data.source, trained_rows * train.mean)
     work_of_row = RowWork(row_flops.training, sampled_tokens=0.0)
     if "reward" in config:
-        work_of_row = _work_by_reward(run, rows, train.mean - train.predicted)
+        prompt_length = train.mean - train.predicted
+        work_of_row = _work_by_reward(run, micro_batch, prompt_length)
     dev_batch = min(config["eval_batch"], dev.rows)
     # all dev rows are sorted by length before they are put into batches
-    dev_length = dev.padded_mean(dev_batch, block=math.ceil(dev.rows / dev_batch))
-    # an evaluation's FLOPs are taken to grow with the tokens alone
-    flops_of_dev_row = dev_length / length * row_flops.forward
+    padded_dev_length = dev.padded_mean(
+        dev_batch, block=math.ceil(dev.rows / dev_batch)
+    )
+    # a training row's forward pass, scaled as if FLOPs grew with the tokens alone
+    flops_of_dev_row = padded_dev_length / padded_length * row_flops.forward
     evaluations = len(plan.evaluated_steps())
     flops_of_evaluation = evaluations * dev.rows * flops_of_dev_row
     work = Outline(
@@ -105,7 +112,7 @@ def outline(run: Run) -> Outline:
         sampled_tokens=trained_rows * work_of_row.sampled_tokens,
     )
     texts = count_decoded_texts(json.dumps(task))
-    if evaluations > 1:  # with the adapters of the last and of the best epoch
+    if evaluations > 1:  # each with two adapters: the last and the best epoch's
         texts *= 2
     if not texts:
         return work

@@ -108,8 +108,8 @@ def card_scores(record: Record, cell_runs: Mapping[int, Record]) -> list[CardSco
 def _card_score(
     name: str, record: Record, cell_runs: Mapping[int, Record]
 ) -> CardScore | None:
-    """The score of this name; None where the run lacks it, or where one of the cell is
-    not finite."""
+    """The score of this name; None where the run lacks it, or where that of one of the
+    cell's runs is not finite."""
     is_text_score = name in TEXT_SCORES
     scores = dict[int, float]()
     for seed, run in cell_runs.items():
@@ -123,22 +123,23 @@ def _card_score(
     own_score = scores[own_seed]
     if not is_text_score:
         format_score = ReportedMetric.of_record(record).text
-        # of the epoch whose adapter is published, which tables may not report
+        # of the epoch whose adapter is published (of two kept ones the last epoch's),
+        # where tables may report another one
         own_score = kept_score(record, best=False)
     count = len(scores)
-    middle = median(scores.values())
+    median_score = median(scores.values())
     ends = median_interval([*scores.values()])
     title = f"{name}, one seed"
     interval = "-"
-    if ends:
+    if ends:  # there are two seeds or more
         interval = " to ".join(map(format_score, ends))
         plain_interval = " to ".join(f"{end:g}" for end in ends)
         title = (
             f"{name}, median of {count} seeds "
             f"({interval_name([count])}: {plain_interval})"
         )
-    cells = [format_score(own_score), format_score(middle), interval, str(count)]
-    return CardScore(name, middle, count, title, cells)
+    cells = [format_score(own_score), format_score(median_score), interval, str(count)]
+    return CardScore(name, median_score, count, title, cells)
 
 
 def model_card(record: Record, ledger: Ledger, options: CardOptions) -> str:

@@ -274,14 +274,16 @@ def record_faults(record: Record, sources: Mapping[str, bytes]) -> Iterator[str]
             yield f"protocol {recorded} of {task['name']}, which is at {current} here"
     yield from _metric_faults(record)
     yield from _derived_faults(record)
+    # the recorded count of trained parameters, against the method's formula as the run
+    # evaluated it and, where that is possible here, as this machine does
     trained = record["parameters"]["adapter"]
     formula = record["parameters"]["formula"]
     if formula != trained:
         yield count_problem(formula, trained)
-    count = _parameter_count(record["config"])
-    if count not in (None, trained):
+    formula_here = _parameter_count(record["config"])
+    if formula_here not in (None, trained):
         row = record["label"]["row"]
-        yield f"{trained:,} trained parameters, where {row} has {count:,}"
+        yield f"{trained:,} trained parameters, where {row} has {formula_here:,}"
 
 
 def _is_without_paths(record: Record) -> bool:

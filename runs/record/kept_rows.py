@@ -143,7 +143,8 @@ class KeptRows:
         if len(rows) < FEWEST_ROWS:
             return
         with contextlib.suppress(OSError):
-            # More than half of them went unused: their records have changed or gone
+            # More than half of the rows that were there went unused, since their records
+            # have changed or gone: all are removed, and made again when they are needed
             if len(self._kept) > 2 * self._used_count:
                 shutil.rmtree(self.folder, ignore_errors=True)
             for first in range(0, len(rows), MOST_ROWS):
