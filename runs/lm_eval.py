@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
     settings = line.settings
     if find_spec("lm_eval") is None:
         raise UserError("lm-eval is not installed: pip install '.[lm-eval]'")
+    # task.data_dir= is lm-eval's data beside run ids, and the runs' beside overrides
     if line.positional:
         settings = replace(settings, data_dir=settings.data_dir or settings.run_data)
     elif settings.run_data:

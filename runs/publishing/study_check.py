@@ -379,6 +379,7 @@ def _parameter_count(config: Mapping[str, Any]) -> int | None:
     has_unknown_parts = bool(model.get("settings")) or "." in kind or kind == "peft"
     # only the checkpoint says whether the output layer is tied to the embeddings
     may_be_tied = kind == "full" and model["modality"] == "text generation"
+    # six digits or an exponent, with which a method may take much memory
     has_large_number = re.search(r"\d{6,}|e\+", json.dumps(settings))
     if not path or has_unknown_parts or may_be_tied or has_large_number:
         return None

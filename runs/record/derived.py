@@ -312,7 +312,7 @@ def _is_whole(number: float) -> bool:
 def _wrong_bits(record: Record) -> Iterator[str]:
     """A sentence for each list of right rows (`items.pack`), of dev or of the texts, that
     cannot be read or that gives another score than the record states."""
-    by_paper = best_and_last(record, "paper")
+    by_paper = best_and_last(record, "paper")  # the scores on all dev rows
     stated_scores = {"best": by_paper.get("best"), "last": by_paper.get("last")}
     for epoch in record.get("right") or {}:
         try:

@@ -452,7 +452,8 @@ class _Reading:
             if results:
                 first["result"] = with_lm_eval(first, results, lm_eval_results(first))
                 self._amend(first)
-        if ledger.origin[run] == "ours":  # and the second one is a study's
+        # a run of this machine is added first, so the second record is a study's
+        if ledger.origin[run] == "ours":
             ledger.published.setdefault(run, (origin, content))
         return difference
 
