@@ -470,9 +470,10 @@ def _finished_like(run: Run, finished_runs: Sequence[Record]) -> list[Record]:
 
 def _has_same_work(record: Record, run: Run) -> bool:
     """Whether a finished run has a run's cell, rewards and AMOUNT_SETTINGS."""
-    cell = record["cell"]
     task = run.config["task"]
-    if (cell["row"], cell["model"], cell["task"]) != (run.row, run.model, task["name"]):
+    cell = record["cell"]
+    cell_of_finished = (cell["row"], cell["model"], cell["task"])
+    if cell_of_finished != (run.row, run.model, task["name"]):
         return False
     if record["config"].get("reward") != run.config.get("reward"):
         return False
