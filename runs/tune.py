@@ -322,8 +322,12 @@ def report(search: GridSearch) -> str:
         na_rep="-",
         formatters=dict.fromkeys((metric.name, "spread"), metric.text),
     )
-    if best.diverged:  # trials without a diverged run come before it
-        return f"{title}: in each trial a run diverged\n\n{table}"
+    if best.diverged:
+        # trials without a value come last, also those in which no run diverged
+        diverged_trials = "each trial"
+        if not (frame.diverged > 0).all():
+            diverged_trials = "each trial with a value"
+        return f"{title}: in {diverged_trials} a run diverged\n\n{table}"
     if pd.isna(best.value):
         return f"{title}: no trial has a value\n\n{table}"
     data = records[0]["data"]

@@ -334,6 +334,14 @@ def test_the_best_trial_comes_first_and_none_that_diverged_is_the_best(
     assert ("best: vera-bench " in tune.report(cell)) == best
 
 
+def test_the_report_says_only_of_trials_with_a_value_that_they_diverged(results):
+    """It said so of trials that had not finished, too."""
+    first, second = finished("accuracy", 0.3, "diverged"), finished("accuracy", *LOW)
+    assert "in each trial a run diverged" in tune.report(results([first], [second]))
+    text = tune.report(results([first], [None]))
+    assert "in each trial with a value a run diverged" in text
+
+
 def test_the_report_of_the_best_trial(results, tmp_path):
     """Its table, ends of axes, what predicts one class, and the line for a recipe."""
     made = [made_record(best=value) for value in (0.674, 0.7)]
