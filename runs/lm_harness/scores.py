@@ -180,7 +180,7 @@ def ask(
     tasks = task.loaded["tasks"]
     has_chat = settings.apply_chat_template
     for loaded_task in tasks.values():
-        loaded_task.set_fewshot_seed(seed=1234)
+        loaded_task.set_fewshot_seed(seed=1234)  # as lm-eval's own command does
     try:
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
         results: Any = lm_eval.evaluate(

@@ -158,7 +158,8 @@ def _rows_from_files(
     name: of the task. config: its configuration."""
     scored_split = config.get("test_split") or config.get("validation_split")
     splits = [config.get(key) for key in ("test_split", *SPLIT_KEYS)]
-    # the task's own folder is tried first, and in it that of its part of a data set
+    # The task's own folder is tried first, then data_dir= itself. In each, the folder of
+    # the task's part of a data set (dataset_name) comes before the others.
     folders = []
     for parent in (name, "."):
         for child in (str(config.get("dataset_name")), "data", "."):

@@ -40,6 +40,8 @@ class RunAdapter:
     """
 
     def __init__(self, record: Record, output: str, kind: str) -> None:
+        """Reads the adapter from the run's files in `output`. kind: the method that the
+        run must have."""
         from vera.adapter_file import FORMAT, method_of
         from vera.checked_file import read_file
 
@@ -158,8 +160,8 @@ def similarity(seed: int, output: str, left: Record, right: Record) -> MeasuredV
     pair = _shared_pair(vera)
     sites = []
     cosines: dict[str, list[float | None]] = {key: [] for key in COSINES}
+    scale = lora.method.alpha / lora.method.rank
     for index, (path, factors) in enumerate(lora.matrices.items()):
-        scale = lora.method.alpha / lora.method.rank
         lora_change = np.asarray(scale * (factors["B"] @ factors["A"]))
         vera_change = pair.change(vera.matrices[path], lora_change.shape)
         generator = np.random.default_rng([seed, index])

@@ -72,6 +72,7 @@ def load(
         class_name = AUTO_CLASSES[modality]
         head = {"num_labels": num_labels, "problem_type": problem}
         config_settings = head | config_settings
+        # the pretrained head may have another number of outputs
         arguments["ignore_mismatched_sizes"] = True
     if nf4_compute_dtype is not None:
         arguments["quantization_config"] = transformers.BitsAndBytesConfig(
@@ -104,10 +105,11 @@ def load(
             remedy = "Leave model.settings out, or get the folder again"
         raise UserError(f"{folder}: cannot be loaded ({reason}). {remedy}") from None
     if nf4_compute_dtype is not None:
-        _dequantise_to(model, nf4_compute_dtype)
+        _set_dequantised_dtype(model, nf4_compute_dtype)
     not_loaded = set(info["missing_keys"])
     # each is a name, the shape in the file and the shape in the model
     not_loaded |= {name for name, *_ in info["mismatched_keys"]}
+    # a pretrained head of the same size is loaded, but each run starts from a new one
     if modality == "image":
         _renew_head(model, folder, not_loaded)
     head_names = set(head_parameters(model)) if num_labels else set()
@@ -120,7 +122,7 @@ def load(
     return model, inputs
 
 
-def _dequantise_to(model: "nn.Module", dtype: "torch.dtype") -> None:
+def _set_dequantised_dtype(model: "nn.Module", dtype: "torch.dtype") -> None:
     """Makes the backward pass dequantise 4-bit weights directly to the compute dtype.
     By default they would be dequantised to float32 and then cast: the same bits, three
     times the memory traffic."""

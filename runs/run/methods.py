@@ -312,6 +312,7 @@ def count_flops(
         Both counts; None where torch cannot count them.
     """
     arguments = skeleton_arguments(run)
+    # what a method drops at random is counted
     settings = run.method | COUNTED_SETTINGS.get(run.method["kind"], {})
     if run.method["kind"] == "vera" and run.config["model"]["quantise"]:
         # 4-bit weights cannot take a merged adapter
@@ -319,7 +320,7 @@ def count_flops(
     size = (rows, length, predicted, run.config["task"].get("image_size"))
 
     def count() -> tuple[float, float] | None:
-        if arguments is None:
+        if arguments is None:  # the architecture is not known
             return None
         # the errors of models and methods that need values, which the meta device lacks
         with contextlib.suppress(Exception):

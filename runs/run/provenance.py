@@ -152,11 +152,12 @@ def _describe_source(path: Path) -> CodeSource:
     """What a record says of a source file or package.
 
     Returns:
-        file: its path from the checkout on, or its name if it lies elsewhere. sha256: the
-        first 16 hex digits, when this process started; of a user's own file when this
-        is called. imports: one hash of the modules
-        beside it that it imports. uncommitted: whether it or one of them differs from the
-        last commit; None if it lies outside of a checkout.
+        file: its path from the checkout on, or its name if it lies elsewhere.
+        sha256: the first 16 hex digits of its hash. A file of the checkout is hashed when
+        this process starts, a user's own file when this function is called.
+        imports: one hash of the modules beside it that it imports.
+        uncommitted: whether it or one of them differs from the last commit; None if it
+        lies outside of a checkout.
     """
     files = [path, *imports_of(path)]
     current = [_short_hash(file) for file in files]

@@ -212,8 +212,8 @@ def read_progress(output: str | Path, run_id: str) -> dict[str, Any]:
 
 def event_words(event: Event) -> str:
     """An event in words: the phase, unless it is training, and the epoch; the time that
-    is left; step, loss and metric; and the pace, which is last because it does not fit
-    into 80 columns."""
+    is left; step, loss and metric; the pace; and the host of a run on another machine.
+    The pace comes late because it does not fit into 80 columns."""
     phase = event.get("phase", "starting")
     seconds_left = event.get("seconds_left")
     position = [phase if phase != "training" else ""]

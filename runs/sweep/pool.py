@@ -263,7 +263,7 @@ class Sweep:
     def _count(self, job: Job, record: Record, seconds: float | None) -> None:
         """Counts and shows a job with a finished record. seconds: as in `finish`."""
         line = result_words(record, job.output)
-        if seconds is None:
+        if seconds is None:  # it was done before this command
             self.skipped += 1
             self.send_to_agent(job)
             line = f"already done ({line}, run {job.id}), skipped"
@@ -276,7 +276,7 @@ class Sweep:
             self.diverged.append((job, record["error"] or ""))
         else:
             self.done += 1
-        # if another command did it, the record says how long it took
+        # 0 seconds: another command did it, and the record says how long it took
         total_seconds = (
             job.earlier_seconds + seconds if seconds else seconds_of_record(record)
         )

@@ -79,6 +79,8 @@ def sweep(
     _run_all(this_sweep, launch.launcher, plan.slots, in_this_process)
     if is_first and _size(tracking_log) not in (0, bytes_before):
         _note_unsent(output, this_sweep.tracking.mode == "online")
+    # only for the user's own choice: ask_before_upload says how to send runs that it
+    # has made offline
     elif is_first and todo and tracking.mode == "offline":
         _note_offline(output)
     _print_summary(this_sweep, time.monotonic() - started)
@@ -130,6 +132,7 @@ def dry_run(runs: list[Run], launcher: ByScript) -> str:
             f"{', '.join(downloads)}"
         )
     notes += [f"# {remark}" for remark in launcher.remarks]
+    # the folder is named by all runs of the sweep, those that are done included
     folder = log_folder(Sweep(jobs, Tracking("off")))
     # The notes go below the first line, which names the shell
     shebang, _, rest = launcher.script(folder, workers).partition("\n")
@@ -163,6 +166,7 @@ def _check_and_plan(
             "leave out torchrun and debug=true"
         )
     output = runs[0].config["output"]
+    # None for a run whose model or data have to be fetched first
     ids = identify(runs)
     if len({run.config["output"] for run in runs}) > 1:
         raise UserError(
@@ -174,7 +178,7 @@ def _check_and_plan(
     for run, record in zip(runs, records, strict=True):
         if record is None or run in runs_to_repeat:
             todo.append(run)
-    available = Slots()
+    available = Slots()  # none, unless this machine does the runs
     if todo:
         launcher.check()
         if isinstance(launcher, OnThisMachine):
@@ -184,7 +188,7 @@ def _check_and_plan(
                 launcher.uses_all_devices,
             )
             if not in_this_process:
-                start_fork_server(len(todo) > 1)
+                start_fork_server(several_runs=len(todo) > 1)
         preflight(todo)
     run_heads = heads(_run_names(runs))
     # By now models and data are here, so every id is known
@@ -354,7 +358,7 @@ def _print_summary(this_sweep: Sweep, seconds: float) -> None:
     unfinished = [*this_sweep.pending, *(job for job, _ in this_sweep.failed)]
     finished = [job for job in this_sweep.jobs if job not in unfinished]
     limits = [job.run.config["train"].get("max_steps") for job in finished]
-    if limits and None not in limits:  # every finished run was stopped early
+    if limits and None not in limits:  # train.max_steps limited every finished run
         which_runs = "the others" if unfinished else "all"
         print(f"  {which_runs} {SHORTENED}")
     for job, error in this_sweep.diverged:

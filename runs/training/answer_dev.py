@@ -30,7 +30,8 @@ def answer_dev_rows(
 ) -> np.ndarray[Any, Any]:
     """Whether the model's answers to the dev rows are right, as 1.0 and 0.0 (rows, 1 +
     samples). Column 0 is the greedy answer. The others are completions sampled at the
-    training's temperature: task.pass_at of them, or one. Processes share the work.
+    training's temperature: as many as task.pass_at says, or one if it is not set.
+    Processes share the work.
 
     check_stop: called before each batch; raises where the run has to stop."""
     exercises = task.exercises("dev")

@@ -94,6 +94,7 @@ class Context:
         # Training by reward is judged by answers, not by the likelihood of given ones.
         if "reward" in self.config:
             cast(ExactTask, self.task).use_exact_match_as_metric()
+        # With train.objective=demonstrations random tokens follow each row's answer.
         if self.settings.get("objective") == "demonstrations":
             cast(ExactTask, self.task).add_filler_tokens(self.config["seed"])
         self.metric = ReportedMetric(
@@ -112,6 +113,7 @@ class Context:
         outputs are those of `answer_dev_rows` instead. Processes share the work."""
         self.raw_model.eval()
         lengths = self.task.lengths("dev")
+        # by length, which saves padding
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
         size = self.config["eval_batch"]
         batches = batches_of(order, size)
@@ -325,6 +327,7 @@ def load_adapted_model(
     if config["model"]["modality"] == "image":
         task.prepare(preprocessor, max_length=0)  # images have no tokens to truncate
     else:
+        # 512 is a common size, for a configuration that names none
         table_size = getattr(model.config, "max_position_embeddings", 512)
         positions = table_size - _first_position(model)
         max_length = min(
@@ -337,7 +340,7 @@ def load_adapted_model(
         # Raises AdapterError where the head has no bias to take the labels' mean.
         vera.output_layer(model)
     method.adapt(model)
-    if method.kind != "full":
+    if method.kind != "full":  # which trains all values in the model's own dtype
         train_in_float32(model)
     if config.get("gradient_checkpointing"):
         checkpoint_gradients(model)

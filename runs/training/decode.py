@@ -74,6 +74,7 @@ def decode_epochs(
     else:
         vera.start_from(context.raw_model, context.best_file)
         texts["best"] = _decode_texts(context, "best", count_seconds)
+    # with keep=both, context.best_file has the best epoch's adapter already
     if keep == "best":
         context.write_adapter(adapter_file)
     context.report({"phase": "scoring"})
@@ -248,8 +249,8 @@ def decode_missing(
     Args:
         header: what defines the answers; the file's first line. Only answers below the
             same header count as saved.
-        batches: indices of items. They stay the same after a kill, since a sum of
-            floats depends on them.
+        batches: indices of items. After a kill they must be the same: how an answer is
+            rounded depends on the items that share its batch.
         decode: returns the answers of a batch.
         phase: what progress is called while this runs.
 

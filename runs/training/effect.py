@@ -24,7 +24,9 @@ def estimate_effect(
     groups: Sequence[Mapping[str, Any]],
     steps: int,
 ) -> Reach:
-    """How far the trained numbers can move, and what that changes to first order.
+    """How far the trained numbers can move, and what that changes to first order: a
+    group's learning rates, added up over all steps, times the slope that the first
+    batches give it (`Moments.slope`), added up over the groups.
 
     Values and generators stay as they are; the caller clears the gradients afterwards.
 

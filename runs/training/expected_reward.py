@@ -74,7 +74,8 @@ class ExpectedReward(RewardObjective):
 
     def _expected_rows(self, rows: list[int], scale: Scale) -> list[ExpectedRow]:
         """A step's prompts with the advantages of their tokens, in the order of `rows`.
-        Each process computes all of them. scale: see `group_advantages`."""
+        Each process computes all of them, and fills the step's metrics. scale: see
+        `group_advantages`."""
         prompts = [self.exercises[row].prompt_ids for row in rows]
         size = self.context.config["micro_batch"] or len(prompts)
         batch_probabilities = []
@@ -136,8 +137,8 @@ class ExpectedReward(RewardObjective):
         self, probabilities: Tensor, rewards: Tensor, scores: Tensor
     ) -> None:
         """Fills the step's metrics, under TRL's names, with the expectations of what it
-        measures on samples. A token that does not end a completion counts as
-        truncated."""
+        measures on samples. All completions here have one token: one that is no end
+        token counts as truncated."""
         end_probabilities = probabilities[:, [*self.task.ends]].sum(1)
         means = (probabilities * rewards).sum(1)
         variances = (probabilities * rewards.square()).sum(1) - means.square()

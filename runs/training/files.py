@@ -112,7 +112,7 @@ class Attempt:
         folders = [path for path in self.folder.parent.iterdir() if path != self.folder]
         states = {folder: _read_state(folder) for folder in folders}
         resumable = [folder for folder in folders if states[folder]]
-        # first, since they may fill the disk
+        # those with nothing to continue from go first, since they may fill the disk
         _remove_dead(folder for folder in folders if not states[folder])
         try:
             if resumable:

@@ -74,13 +74,14 @@ class Training(Context):
         attempt: Attempt | None = None,
         stop: Stop | None = None,
     ) -> None:
-        """Loads everything. attempt: by default a new one; all of torchrun's processes
-        work on that of the first process."""
+        """Loads everything. attempt: by default a new one; under torchrun all processes
+        get the one that the first process has made."""
         if not process_rank():
             write_configuration(run, run_id)
         self.attempt = attempt or Attempt(run.config["output"], run_id)
         super().__init__(run, run_id, report, folder=self.attempt.folder)
         determinism.check_dtypes(self.raw_model, self.config)
+        # The earlier run may have trained on the problems that this one is judged on.
         if self.config["init_from"] and isinstance(self.task, ExactTask):
             refuse_leaked_start(run, self.task)
         self.stop = stop or Stop()
@@ -88,7 +89,8 @@ class Training(Context):
         self.code: Code = code_state().copy()
         family = tasks.family(self.config["task"])
         self.code["sources"] = code_sources(self.method, family)
-        # Read now, before a checkpoint changes the values that a method trains in place.
+        # `measure_forgetting` compares with it after training. Computed now, before a
+        # checkpoint changes the values that a method trains in place.
         self.text_loss_before = self.base_text_loss()
         self.forgetting: Forgetting | None = None
         self.parameters = trained_parameters(self.raw_model)
@@ -182,8 +184,7 @@ class Training(Context):
                 print(f"note: {note}", flush=True)
 
     def _train_epochs(self) -> None:
-        """Trains and evaluates, epoch by epoch, from where the state stands to the
-        end."""
+        """Trains and evaluates epoch by epoch, from the state's step to the last one."""
         device = self.accelerator.device
         phase = "training, first step"
         if self.state.step:
@@ -193,8 +194,8 @@ class Training(Context):
         self.report({"phase": phase, "problems": self.problems})
         while self.state.epoch < self.plan.epochs and not self.state.has_diverged:
             for rows in self._remaining_batches():
-                # Before the next step, so that a run that was stopped between the two
-                # still has the evaluation.
+                # Before the next step and not right after the last one: a run that was
+                # stopped in between is evaluated when it is resumed.
                 if self.plan.evaluates_after_step(self.state.step):
                     self._evaluate_once()
                 if self.state.has_diverged:
@@ -207,8 +208,8 @@ class Training(Context):
                 if seconds_since_save > 60 * self.config["checkpoint_minutes"]:
                     self._save()
             self._read_losses()
-            is_evaluated = self.plan.evaluates_after_epoch(self.state.epoch)
-            if is_evaluated and not self.state.has_diverged:
+            evaluates_now = self.plan.evaluates_after_epoch(self.state.epoch)
+            if evaluates_now and not self.state.has_diverged:
                 self.evaluate_and_keep()
             if not self.state.has_diverged:
                 self.state.epoch += 1
@@ -285,11 +286,8 @@ class Training(Context):
     # --- a step
 
     def step(self, rows: list[int]) -> Tensor:
-        """One optimizer step on an effective batch.
-
-        Returns:
-            This process's share of its mean loss, ().
-        """
+        """Takes one optimizer step on an effective batch. Returns what this process's
+        rows add to the batch's mean loss, ()."""
         process_count = self.accelerator.num_processes
         items = self.objective.begin(rows, self.state.step)
         own_items = items[self.accelerator.process_index :: process_count]
@@ -316,10 +314,12 @@ class Training(Context):
                 if not is_without_rows:
                     weight = self.objective.share(micro_batch, items)
                 is_last = number == len(micro_batches) - 1
+                # Data parallel divides by the number of processes.
                 loss = self._gradient(micro_batch, weight * process_count, is_last)
                 loss_share += loss.to(loss_share.dtype) * weight
         step = self.state.step + 1
         total = self.plan.total_steps
+        # Where all rewards are equal, a gradient of 0 is no mistake.
         if self.objective.has_signal:
             check_gradient(self.method, self.raw_model, self.optimizer, step, total)
         if self.settings["clip"] is not None:
@@ -392,7 +392,7 @@ class Training(Context):
     def _point_of_curve(
         self, dev_loss: float, predictions: Outputs, labels: Outputs
     ) -> dict[str, Any]:
-        """An evaluation's values of the curve's columns, by column."""
+        """The values of an evaluation, by the name of their column in the curve."""
         state = self.state
         score = self.task.score
         point: dict[str, Any] = {
@@ -468,8 +468,7 @@ class Training(Context):
             self.checkpoint.save(dataclasses.asdict(self.state), method_state)
 
     def _resume(self) -> bool:
-        """Continues from the checkpoint of an earlier attempt, if there is one. Returns
-        whether there is."""
+        """Continues from an earlier attempt's checkpoint. Returns whether there is one."""
         saved = self.checkpoint.load()
         if saved is None:
             return False

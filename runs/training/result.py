@@ -46,6 +46,8 @@ def build_record(training: Training, texts: Texts | None) -> Record:
     run = training.run
     config = training.config
     state = training.state
+    # The values below are computed from what was measured alone, so that `publish check`
+    # can compute them again from a record.
     measured = _measured(training)
     values = derived_keys(measured)
     if values["id"] != training.run_id:
@@ -273,10 +275,11 @@ def _differences_from_recipe(run: Run, trains: bool) -> list[str]:
     for key in sorted(run.recipe_keys & set(settings)):
         expected = from_recipe(run.config, key)
         if key in MULTIPLIED_SETTINGS:
-            # the recipe may have factors, such as 16x
+            # the recipe may have factors of another setting, such as 16x train.lr
             expected = read_rates(expected, train[MULTIPLIED_SETTINGS[key]], key)
         if key == "alpha" and lora_scaling(run.config) == "proportional":
-            # a row's label ends with it, such as "LoRA r=2, alpha=r"
+            # Differs even where the values are equal, since the recipe's is a constant.
+            # A row's label ends with it, such as "LoRA r=2, alpha=r".
             alpha = row_label(run.config).rpartition(", ")[2]
             sentences.append(
                 f"alpha follows the rank ({alpha}), the recipe's is constant {expected}"

@@ -126,6 +126,7 @@ class Reward(RewardObjective):
         groups = self._sample(rows, step)
         rewards = self._rewards(groups)
         trained_rewards = rewards
+        # a control run, from whose rewards nothing can be learned
         if self.settings["permuted"]:
             seed = self.context.config["seed"]
             trained_rewards = permuted_rewards(rewards, seed, step)
@@ -317,7 +318,8 @@ class Reward(RewardObjective):
             "completions/mean_length": float(lengths.float().mean()),
             "completions/clipped_ratio": sum(is_truncated) / len(is_truncated),
         }
-        # where every prompt's rewards are equal, all advantages are 0, unless permuted
+        # Where every prompt's rewards are equal, all advantages are 0. Permuted ones need
+        # not be, but without a signal the loop only leaves out a check.
         self.has_signal = self.metrics["frac_reward_zero_std"] < 1
         scores = np.array([group.scores for group in groups])
         if len(self.functions) > 1:

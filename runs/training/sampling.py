@@ -87,7 +87,7 @@ def sample_completions(
         uniform: a number for each token, as `draw_tokens` takes it (prompts, samples,
             tokens). Its last axis sets the maximal length of a completion.
         temperature: what the logits are divided by.
-        ends: the tokens that end a completion. It keeps the one that ended it.
+        ends: the tokens that end a completion, which keeps its end token.
 
     Returns:
         Token ids by prompt and sample. A completion without an end token is
@@ -101,6 +101,7 @@ def sample_completions(
         numbers = numbers.float()
     numbers = numbers.to(device)
     ids, mask = left_padded(prompts, device)
+    # A prompt's positions count from 0, behind the padding.
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     arguments: dict[str, Any] = {"use_cache": max_length > 1, "logits_to_keep": 1}
     if max_length > 1:

@@ -66,22 +66,22 @@ def attempt_run(
     """Attempts a run whose lock this process has.
 
     Args:
-        failures: an entry for each attempt that has failed since one last saved more
-            than the one before: the message of a full disk, or "" for a process that
-            was killed or lost its device.
+        failures: an entry for each failed attempt: the message of a full disk, or ""
+            for a process that was killed or lost its device. An attempt that has saved
+            more than those before it starts a new list.
         stop: the request to stop this run.
         is_only_run: whether its command has no other run. A user's mistake then leaves
             no record.
 
     Returns:
-        How the attempt ended; an error is described there, and not raised.
+        How the attempt ended, with the message of an error, which is not raised.
     """
     from runs.training.loop import Training
 
     output = run.config["output"]
     report = Reporter(run, run_id)
     attempt: Attempt | None = None
-    if finished_record(output, run_id):
+    if finished_record(output, run_id):  # another process did it before this one began
         return BUSY, ""
     try:
         last_failure = failures[-1] if failures else ""
@@ -110,7 +110,7 @@ def attempt_run(
     if cause == "memory" and halve_batch(attempted_run.config, phase, attempt):
         end = BATCH_HALVED
     with contextlib.suppress(OSError):  # the disk may be too full for these files
-        if end != FAILED:
+        if end != FAILED:  # a later attempt continues from what this one saved
             if message:
                 attempt.ended.append(message)
             attempt.save(stopped=True)
