@@ -72,14 +72,15 @@ def beam_search(
     for length in range(1, steps):
         ended = torch.isin(beams.tokens, ends)
         best.update(beams, ended)
+        # An ended beam is dropped: what would extend it scores -inf
         beams.scores = beams.scores.masked_fill(ended, -torch.inf)
-        can_win = best.can_win(beams)
         # Only here does a step wait for the device
-        still_searched = can_win.tolist()
-        if not any(still_searched):
+        can_win = best.can_win(beams).tolist()
+        if not any(can_win):
             return best.texts()
-        if not all(still_searched):
-            beams.keep([i for i, hope in enumerate(still_searched) if hope], decoder)
+        if not all(can_win):
+            indices = [i for i, prompt_can_win in enumerate(can_win) if prompt_can_win]
+            beams.keep(indices, decoder)
         beams.extend(decoder, length, search.no_repeat_ngram)
     # After the last step all beams compete, ended or not
     best.update(beams, torch.ones_like(beams.tokens, dtype=torch.bool))
@@ -242,9 +243,13 @@ class _BestTexts:
         better than the best text so far. ended: which beams have ended, (prompts, beams)."""
         prompts = beams.prompts
         length = beams.history.shape[-1]
+        # The best ended beam of each prompt: its score and index, (prompts,), and its text,
+        # (prompts, 1, tokens)
         score, beam = beams.scores.masked_fill(~ended, -torch.inf).max(1)
         text = beams.history.gather(1, beam[:, None, None].expand(-1, 1, length))
         powers = self.search.length_powers(length, score.device)
+        # From here on (prompts, penalties): all have this length, so under every penalty
+        # the same beam is the best
         normalised = score.unsqueeze(1) / powers
         scores = self.scores[prompts]
         better = normalised > scores

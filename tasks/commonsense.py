@@ -122,13 +122,15 @@ def load(settings: Settings) -> ExactTask:
     if settings["layout"] != "plain":
         train_template = lay_out(template, training=True)
         test_template = lay_out(template, training=False)
-    path = files.pop("train.json")
-    rows = [row for _, row in read_list(path, Example)]
-    splits, notes = split_rows(settings, rows, path, _dev_rows)
+    train_path = files.pop("train.json")
+    examples = [row for _, row in read_list(train_path, Example)]
+    splits, notes = split_rows(settings, examples, train_path, _dev_rows)
+    # The files that are left are the test sets
     tests = {
         part: _test_rows(part, path, test_template) for part, path in files.items()
     }
     pairs = {split: train_template.pairs(rows) for split, rows in splits.items()}
+    # training_part "": read_choice takes the words of any test set
     task = ExactTask(settings, pairs, tests, read_choice, training_part="")
     for key, published in PUBLISHED.items():
         if settings[key] != published:

@@ -195,7 +195,7 @@ def source(settings: Settings) -> Source:
 def load(settings: Settings) -> E2ETask:
     """See tasks.load. Raises DataError, with file and line, for a missing column or
     another wrong row."""
-    decode = settings["decode"]
+    decode = settings["decode"]  # the split whose MRs are decoded, or "none"
     folder = data_folder(settings, ["*.parquet"], "/where/e2e")
     files = local_files(folder, decode)
     pairs = {split: list(read_pairs(path)) for split, path in files.items()}

@@ -129,7 +129,7 @@ class ExactTask(Written):
         self.read_response = read_response
         self.headline = headline
         self.training_part = headline or next(iter(tests), "")
-        if training_part is not None:
+        if training_part is not None:  # "" is a value, too: of no single test set
             self.training_part = training_part
         self.problem_key = problem_key
         self.train_groups = train_groups

@@ -89,6 +89,7 @@ def load(settings: Settings) -> ExactTask:
         return sums.load(settings)
     files = _files(settings, _local_copies(settings))
     form, notes = _prompt_form(settings, files)
+    # task.reader reads every test set but MATH, whose answers have a reader of their own
     readers = dict.fromkeys(settings["tests"], reader(settings["reader"]))
     readers["math"] = MATH
     tests = _tests(settings, files, form, readers)

@@ -46,6 +46,7 @@ def draw_grid(
     )
     for axis in axes.flat:
         axis.axis("off")
+    # The last row of the grid may have fewer images than axes: not strict
     for axis, image, label, predicted in zip(
         axes.flat, pixels, labels, predictions, strict=False
     ):

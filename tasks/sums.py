@@ -148,7 +148,7 @@ def balanced_parts(
             candidates = group
             room = missing[answer]
             if part == "train":
-                room = size - len(chosen)  # whatever the answers are
+                room = size - len(chosen)  # training rows may have any answers
             elif orders is not None:
                 draw = random.Random(ORDER_SEED + group[0].group)
                 candidates = draw.sample(group, min(orders, len(group)))
@@ -184,7 +184,8 @@ def all_problems(space: Space) -> list[Problem]:
     groups: list[tuple[int, ...]] = []
     for count in space.numbers_of_terms:
         groups += itertools.combinations_with_replacement(signed_terms, count)
-    # A problem begins with a positive term: the last one of a group is its largest.
+    # A problem begins with a positive term. A group has one if its last term, which is
+    # its largest, is positive
     groups = sorted(terms for terms in groups if terms[-1] > 0)
     if space.one_digit:
         groups = [terms for terms in groups if 0 <= sum(terms) <= 9]
@@ -199,6 +200,7 @@ def all_problems(space: Space) -> list[Problem]:
             if order[0] > 0:
                 prompt = _prompt(order)
                 if space.one_digit:
+                    # A blank at the end alone: the answer is then the next token
                     prompt = prompt.replace(" ", "") + " "
                 problems.append(Problem(prompt, answer, number))
     return problems

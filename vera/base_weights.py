@@ -64,16 +64,16 @@ def hash_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, s
     if stamps_before == stamps:
         return dict(hashes_before)
     # Quantising a model changes its linear layers only
-    in_linear_layers = set()
+    ids_in_linear_layers = set()
     for module in model.modules():
         if is_linear(module):
-            in_linear_layers |= {id(p) for p in module.parameters(recurse=False)}
+            ids_in_linear_layers |= {id(p) for p in module.parameters(recurse=False)}
     unquantised = {}
     floats = {}
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
             floats[name] = tensor
-            if id(weights[name]) not in in_linear_layers:
+            if id(weights[name]) not in ids_in_linear_layers:
                 unquantised[name] = tensor
     hashes = {}
     # A quantised model has packed weights, whose values cannot be rounded to these dtypes

@@ -60,11 +60,13 @@ class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        """Carries out an operation of torch's in the context, within the limits."""
+        """Carries out an operation of torch's in the context. Raises AdapterError for one
+        that would exceed a limit."""
         keywords = kwargs or {}
         self.operations_left -= 1
         if self.operations_left < 0:
             self._refuse("computes more than any adapter of this model would")
+        # A view, and a result that is written into an argument, need no new memory
         allocates = not (func.is_view or func._schema.is_mutable)
         if not allocates:
             return func(*args, **keywords)

@@ -130,9 +130,10 @@ class Adapters:
         head_tensors = None
         classes = None
         try:
-            # d_init does not matter once d has the file's values
+            # All adapters here have the same settings, apart from dropout and from d_init,
+            # which does not matter once d has the file's values
             adapter_file.check_start(method, self.method, path, free=("d_init",))
-            # The model stands for both: it is adapted, and has the base weights
+            # Twice the same model: it is adapted, and holds the base weights, too
             tensors = adapter_file.read_fitting(
                 file, self.method, self.model, self.model
             )
@@ -143,6 +144,7 @@ class Adapters:
             if not self.vectors:  # the model was adapted for this one alone
                 self.unload()
             raise
+        # One vector in the order of the parameters, by which `_sample_values` splits it
         values = []
         for parameter_name, parameter in self._parameters.items():
             values.append(tensors[parameter_name].flatten().to(parameter))
@@ -301,6 +303,8 @@ class Adapters:
             raise AdapterError(
                 "this model's head gives no answer for each sample: none can have its own"
             )
+        # A batch may be a multiple of the names (see `use`): those of one name follow one
+        # another
         name_of_row: list[str | None] = []
         rows_per_name = len(output) // len(names)
         for name in names:

@@ -99,7 +99,7 @@ def digits() -> ImageSet:
 
 def _from_folders(files: Mapping[str, Path]) -> ImageSet:
     """The set whose files are named split/class/name, or class/name where there are no
-    splits."""
+    splits. A name may have folders in it."""
     nested = any(name.count("/") > 1 for name in files)
     has_splits = nested and all(name.startswith(("train/", "test/")) for name in files)
     if not has_splits:
@@ -117,7 +117,8 @@ def _from_folders(files: Mapping[str, Path]) -> ImageSet:
     classes = sorted({label for _, label in train})
     test_classes = sorted({label for _, label in test})
     if test_classes != classes:
-        folder = next(iter(files.values())).parents[2]  # that of split/class/name
+        first_name, first_path = next(iter(files.items()))
+        folder = first_path.parents[first_name.count("/")]  # which holds the splits
         raise DataError(
             f"{folder}: the class folders of train and test differ: "
             f"{_classes_of_one_split(classes, test_classes)}"
@@ -162,7 +163,8 @@ def _from_parquet(files: Mapping[str, Path], settings: Settings) -> ImageSet:
     """The set whose files are named split/number.parquet. Every split but task.test_split
     is trained on."""
     image_column, label_column = settings["image_column"], settings["label_column"]
-    first = next(iter(files.values()))
+    first_path = next(iter(files.values()))
+    # The labels of each file, by split
     splits: dict[str, dict[Path, list[Label]]] = {}
     class_names: list[str] = []
     for name, path in files.items():
@@ -172,11 +174,12 @@ def _from_parquet(files: Mapping[str, Path], settings: Settings) -> ImageSet:
         labels, names_in_file = _read_labels(path, image_column, label_column)
         splits.setdefault(split, {})[path] = labels
         if class_names and names_in_file and names_in_file != class_names:
-            raise DataError(f"{path}: its class names are not those of {first}")
+            raise DataError(f"{path}: its class names are not those of {first_path}")
         class_names = class_names or names_in_file
-    if not all(any(labels_by_file.values()) for labels_by_file in splits.values()):
-        raise DataError(f"{first.parent}: a split without rows")
-    classes, index_by_label = _class_indices(splits, class_names, first)
+    for labels_by_file in splits.values():
+        if not any(labels_by_file.values()):  # no file of the split has a row
+            raise DataError(f"{first_path.parent}: a split without rows")
+    classes, index_by_label = _class_indices(splits, class_names, first_path)
 
     def pool(split: str) -> Pool:
         """The images of a split, from all of its files."""
@@ -194,7 +197,7 @@ def _from_parquet(files: Mapping[str, Path], settings: Settings) -> ImageSet:
 def _class_indices(
     splits: Mapping[str, Mapping[Path, list[Label]]],
     class_names: list[str],
-    first: Path,
+    first_path: Path,
 ) -> tuple[list[str], dict[Label, int]]:
     """The names of the classes, and the class index of each label. A number is its own
     index; but where any label is a word, the classes are the sorted labels.
@@ -202,7 +205,7 @@ def _class_indices(
     Args:
         splits: the labels of each file, by split.
         class_names: those in the hub's metadata; empty where it has none.
-        first: a file, for the message.
+        first_path: a file, for the message.
 
     Raises DataError for a number beyond the names."""
     labels: set[Label] = set()
@@ -210,6 +213,7 @@ def _class_indices(
         labels.update(*labels_by_file.values())
     numbers = sorted(label for label in labels if isinstance(label, int))
     if len(numbers) < len(labels):
+        # By type first, since numbers and words cannot be compared
         ordered = sorted(labels, key=lambda label: (str(type(label)), label))
         return [str(label) for label in ordered], {
             label: index for index, label in enumerate(ordered)
@@ -217,7 +221,7 @@ def _class_indices(
     classes = class_names or [str(number) for number in range(max(numbers) + 1)]
     if numbers[0] < 0 or numbers[-1] >= len(classes):
         raise DataError(
-            f"{first}: labels {numbers[0]} to {numbers[-1]}, but {len(classes)} class "
+            f"{first_path}: labels {numbers[0]} to {numbers[-1]}, but {len(classes)} class "
             "names"
         )
     return classes, {number: number for number in numbers}
@@ -293,8 +297,8 @@ def local_files(
     data_dir: Path, train_splits: Sequence[str], test_split: str | None
 ) -> dict[str, Path]:
     """The files of a local copy: parquet files as split/number.parquet, or else images as
-    split/class/name or class/name. test_split: None without one. Raises DataError where
-    the folder holds neither."""
+    split/class/name or class/name, where a name may have folders in it. test_split: None
+    without one. Raises DataError where the folder holds neither."""
     if not data_dir.is_dir():
         raise DataError(f"{data_dir}: no such folder (task.data_dir)")
     files = _parquet_files(data_dir, train_splits, test_split)

@@ -172,9 +172,10 @@ class ImageTask(Task):
             )
         counts = np.bincount(self.set.train.labels, minlength=self.num_labels)
         self._check_class_sizes(counts)
-        leaves_too_few = True  # all images are trained on
+        # Without a test split, dev rows are the images that are not drawn: none where all
+        # images are trained on, and at least two have to be left
+        leaves_too_few = True
         if self.shots is not None:
-            # At least two have to be left
             leaves_too_few = counts.sum() < self.shots * self.num_labels + 2
         if self.set.test is None and leaves_too_few and not self.settings["holdout"]:
             raise DataError(
@@ -183,7 +184,7 @@ class ImageTask(Task):
             )
         test_images = len(self.set.test) if self.set.test else 0
         sizes = self.num_labels, len(self.set.train), test_images
-        published = PUBLISHED.get(self.name, sizes)
+        published = PUBLISHED.get(self.name, sizes)  # others have no published sizes
         if sizes != published:
             template = "{:,} classes, {:,} training and {:,} test images"
             self.notes.append(
@@ -228,22 +229,26 @@ class ImageTask(Task):
         DataError for images that cannot be read."""
         self._set_size(tokenizer)
         train, test = self.set.train, self.set.test
-        rows, held_rows = self._draw()
+        train_rows, held_rows = self._draw()
+        # With task.shots, a few drawn images alone are prepared, not the whole pool
         takes_all = self.shots is None
-        self._splits["train"] = self._split("train", train, rows, prepare_all=takes_all)
-        digest = hashlib.sha256(json.dumps(rows.tolist()).encode()).hexdigest()
-        self.selection = digest[:16]
+        self._splits["train"] = self._split(
+            "train", train, train_rows, prepare_all=takes_all
+        )
+        digest = hashlib.sha256(json.dumps(train_rows.tolist()).encode()).hexdigest()
+        self.selection = digest[:16]  # the record tells by it which images were drawn
         if self.holdout is not None:
             dev = self._split("train", train, held_rows, prepare_all=takes_all)
             self._splits["dev"] = dev
+            drawn_count = len(train_rows) + len(held_rows)
             self.notes.append(
-                f"dev: {len(held_rows)} of {len(held_rows) + len(rows)} training images "
+                f"dev: {len(held_rows)} of {drawn_count} training images "
                 f"held out (task.holdout={self.holdout}), the test images are not used"
             )
             return
         if test is None:
             name, pool = "train", train
-            remaining = np.setdiff1d(np.arange(len(train)), rows)
+            remaining = np.setdiff1d(np.arange(len(train)), train_rows)
         else:
             name, pool = "test", test
             remaining = np.arange(len(test))

@@ -193,9 +193,9 @@ def request_judgments(
         timeout: the seconds that a single attempt may take.
         progress: whether a progress bar is shown.
 
-    Raises JudgeError at once for what fails every request: a wrong key, judge or address, a
-    quota that is used up, a server that is gone. Raises DataError for a file that cannot be
-    used."""
+    Returns how judging went. Raises JudgeError at once for what fails every request: a
+    wrong key, judge or address, a quota that is used up, a server that is gone. Raises
+    DataError for a file that cannot be used."""
     if concurrency < 1 or retries < 0 or not timeout > 0:
         raise JudgeError(
             "concurrency and timeout must be above 0, and retries not below 0"
@@ -222,7 +222,7 @@ def request_judgments(
     with tqdm(
         total=len(missing), desc=title, disable=None if progress else True
     ) as bar:
-        inquiry = _Inquiry(judge, missing, file, outcome, bar)
+        inquiry = _Inquiry(judge, missing, file, outcome, bar)  # counts in outcome
         client = AsyncOpenAI(
             base_url=url, api_key=secret, max_retries=retries, timeout=limits
         )

@@ -151,7 +151,7 @@ def read_answers(
             )
         answers[number] = answer
     missing = [number for number in turns if number not in answers]
-    if missing or model is None:
+    if missing or model is None:  # without any answer there is no model's id
         numbers = ", ".join(str(number) for number in missing[:5])
         if len(missing) > 5:
             numbers += ", ..."

@@ -92,10 +92,11 @@ def bench_summary(
     """The scores of a model's answers from the saved judgments. folder: see
     `bench_folder`. answers: by the question's number. saved: the judgments by key."""
     questions = read_questions(folder, bench)
-    requests = prompts(folder, bench, questions, answers)
+    messages_by_turn = prompts(folder, bench, questions, answers)
     categories = {question.id: question.category for question in questions}
     rows = []
-    for (number, turn), messages in requests.items():
+    for (number, turn), messages in messages_by_turn.items():
+        # An answer is judged once in each pass, under a key of its own
         for judge_pass, key in enumerate(judge.keys(messages)):
             if key in saved:
                 row = _row(saved[key], number, turn, judge_pass)
@@ -104,13 +105,13 @@ def bench_summary(
     rated = frame.dropna(subset="rating")
     low, high = _interval(rated)
     turns = [str(turn + 1) for turn in range(BENCHES[bench])]
-    texts = [[question.id, list(answers[question.id])] for question in questions]
+    answer_texts = [[question.id, list(answers[question.id])] for question in questions]
     pass_means = _means(frame, "judge_pass", range(judge.passes))
     return {
         "bench": bench,
         "judge": judge.name,
         "passes": judge.passes,
-        "n": len(requests) * judge.passes,
+        "n": len(messages_by_turn) * judge.passes,
         "judged": len(frame),
         "n_valid": len(rated),
         "mean": float(rated["rating"].mean()) if len(rated) else None,
@@ -119,7 +120,7 @@ def bench_summary(
         "turns": _means(frame, "turn", turns),
         "categories": _means(frame, "category", list(categories.values())),
         "pass_means": list(pass_means.values()),
-        "answers": json_hash(texts)[:16],
+        "answers": json_hash(answer_texts)[:16],
         "tokens": {key: int(frame[key].sum()) for key in ("prompt", "completion")},
     }
 

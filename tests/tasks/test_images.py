@@ -133,6 +133,19 @@ def test_folders_of_images(name, test, dev, tmp_path):
         assert tasks.load(flat).classes == task.classes
 
 
+def test_an_error_names_the_folder_of_the_splits_although_a_class_has_inner_folders(
+    tmp_path,
+):
+    data = write_images(tmp_path / "data")
+    inner = data / "train" / "ant" / "inner"
+    inner.mkdir()
+    for path in inner.parent.glob("*.png"):
+        path.rename(inner / path.name)
+    (data / "test" / "cow").rename(data / "test" / "kow")
+    with refused(f"{data}: the class folders of train and test differ"):
+        load("image_folder", data)
+
+
 @pytest.mark.parametrize(
     ("name", "splits", "columns", "dev"),
     [

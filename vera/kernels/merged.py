@@ -180,16 +180,16 @@ class Merged(torch.autograd.Function):
         x_gradient: Tensor | None = None
         with without_autocast(x.device.type):
             products = _CommonProducts(x.reshape(-1, x.shape[-1]), ctx.plan, ctx.dtype)
-            for number, layer, b_indices in _layers_with_indices(ctx.layers):
-                gradient = output_gradients[number]
+            for layer_index, layer, b_indices in _layers_with_indices(ctx.layers):
+                gradient = output_gradients[layer_index]
                 if gradient is None:
                     continue
                 gradient = gradient.reshape(-1, gradient.shape[-1])
                 if x_needs_gradient:
-                    # The merged weight, or the base weight, which is merged once more
-                    weight = weights[number]
+                    weight = weights[layer_index]
                     if not ctx.plan.keep:
-                        # b and d of each change, one after the other
+                        # `forward` saved the base weight: it is merged once more, with
+                        # b and d of each change of this layer
                         own_vectors = vectors[b_indices.start : b_indices.stop]
                         weight = merge(layer, ctx.dtype, weight, own_vectors)
                     summand = linear_no_grad(gradient, weight.T)
@@ -206,7 +206,8 @@ class Merged(torch.autograd.Function):
                     slice_gradient = gradient[:, layer.output_slices[name]]
                     common = products.for_change(layer.changes[name], slice_gradient)
                     b, d = vectors[b_index], vectors[d_index]
-                    # A vector that is None counts as ones
+                    # With C = common, grad_b = C d and grad_d = C^T b. A vector that is
+                    # None counts as ones, by which the product is a sum
                     if b_needs_gradient:
                         b_gradient = common.sum(1) if d is None else common @ d
                         vector_gradients[b_index] = b_gradient
@@ -223,9 +224,9 @@ def _layers_with_indices(layers: Sequence[Layer]) -> Iterator[tuple[int, Layer, 
     """Each layer with its index, and the indices that the b of each of its changes has
     among the vectors of all layers. The index of a change's d is one more."""
     start = 0
-    for number, layer in enumerate(layers):
+    for layer_index, layer in enumerate(layers):
         b_indices = range(start, start + 2 * len(layer.changes), 2)
-        yield number, layer, b_indices
+        yield layer_index, layer, b_indices
         start = b_indices.stop
 
 

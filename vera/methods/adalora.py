@@ -189,7 +189,7 @@ class AdaLoRA(Method, kind="adalora"):
                 "AdaLoRA: before_training, with the number of steps, comes first"
             )
         _, end = self._pruning_steps(total_steps)
-        # As in the published code, the last part prunes by what was known before it
+        # As in the published code, the last part prunes by the statistics before it
         if steps_done < end:
             for change in adapted:
                 change.update_statistics(self.beta1, self.beta2)
@@ -197,6 +197,7 @@ class AdaLoRA(Method, kind="adalora"):
         budget = self.budget(steps_done, total_steps, len(adapted))
         if budget is None or budget >= triplets:
             return  # this step prunes none
+        # All matrices share the budget: one limit for the scores of all
         scores = [change.scores() for change in adapted]
         pruned = triplets - budget
         highest_pruned_score = torch.cat(scores).sort().values[pruned - 1]

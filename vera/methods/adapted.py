@@ -28,7 +28,8 @@ class Adaptation:
     trainable: frozenset[str]
     #: The names of the parameters that the method trains, without the head's.
     trained: frozenset[str]
-    #: The keys of the forward hooks that came with the method (`hook_keys`).
+    #: The keys of the forward hooks that adapting added (`hook_keys`): the method's, and
+    #: that of `refuse_adapter_names`.
     hooks: set[int]
     #: Copies of the weights that a merge changes; empty while the model is not merged.
     weights_before_merge: dict[str, Tensor] = field(default_factory=dict)
@@ -77,6 +78,7 @@ def adapt_with(model: nn.Module, method: Any) -> None:
             module.training = model.training
     _keep_4bit_unpacked(model)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    # The head trains with every method, and so does not count as the method's
     for name, parameter in head_parameters(model).items():
         parameter.requires_grad_(True)
         trained.discard(name)

@@ -135,7 +135,7 @@ class Adapter(Method, kind="adapter"):
         check_rank("bottleneck", self.bottleneck, max(widths))
         if self.share and len(set(widths)) > 1:
             raise AdapterError("blocks of several widths share no adapter: share=false")
-        # With share: the first block's adapters, by their position in the block
+        # With share: the adapters of the first block that has some, by their position
         shared: dict[int, Bottleneck] = {}
         for index in range(self.drop_layers, len(blocks)):
             block, layout = blocks[index]
@@ -143,10 +143,12 @@ class Adapter(Method, kind="adapter"):
             for position, (path, hook) in enumerate(self._positions(layout)):
                 adapter = Bottleneck(widths[index], self, index, placement_of(linear))
                 if self.share:
-                    first = shared.setdefault(position, adapter)
-                    adapter.down = first.down
-                    adapter.up = first.up
-                    adapter.norm = first.norm
+                    # Each block has a Bottleneck, which knows its block; the parameters are
+                    # the same in all
+                    shared_adapter = shared.setdefault(position, adapter)
+                    adapter.down = shared_adapter.down
+                    adapter.up = shared_adapter.up
+                    adapter.norm = shared_adapter.norm
                 module = block.get_submodule(path)
                 add_child(module, "adapter", adapter)
                 module.register_forward_hook(hook)

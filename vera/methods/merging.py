@@ -72,9 +72,10 @@ def try_merges(owner: str, layers: Iterable[Any]) -> None:
         x = torch.randn(2, 3, width, generator=generator).to(base.weight)
         try:
             before = trial(x)
+            # What MERGE_TOLERANCE is relative to: the output, or the change of it
             reference = before
             if is_ours:
-                reference = before - base(x)  # the change of the output
+                reference = before - base(x)
             trial.merge()
             distance = float((trial(x) - before).abs().max())
         except Exception as error:  # a layer of somebody else's may raise anything

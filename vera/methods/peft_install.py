@@ -66,7 +66,8 @@ def install(
         model: A frozen base model.
         config_class: A configuration class of peft.
         config: Its settings, complete for this model.
-        settings: Those of the method here, which identify it.
+        settings: The settings of our method. With equal settings and base weights it
+            is found out only once what a second installation draws again.
 
     Returns:
         The tuner, with the hashes of what need not be in a file.
@@ -82,13 +83,13 @@ def install(
     base_tensors = [*model.named_parameters(), *model.named_buffers()]
     base_names = {name for name, _ in base_tensors}
     weight_names = base_names - head_parameters(model).keys()
-    first = next(model.parameters(), torch.empty(0))
-    key = json.dumps([settings, base, str(first.dtype), str(first.device)])
+    first_weight = next(model.parameters(), torch.empty(0))
+    dtype, device = str(first_weight.dtype), str(first_weight.device)
+    key = json.dumps([settings, base, dtype, device])
     unadapted = None
     if not is_blank and key not in _REPRODUCED:
-        # For a second installation: a copy that shares the weights
-        shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-        unadapted = copy.deepcopy(model, shared)
+        # For a second installation, before the first one changes the modules
+        unadapted = _copy_with_same_weights(model)
     wrapper = _wrap(owner, model, config_class, config)
     if not is_blank:
         weights = _parameters_by_plain_name(model, weight_names)
@@ -99,6 +100,7 @@ def install(
     _check_trained(owner, model)
     if is_blank:
         return Installed(wrapper, base, {}, {})
+    # Frozen tensors that peft draws when it is installed, such as A and B of its VeRA
     drawn = _hash_frozen(model, wrapper, base_names)
     if unadapted is not None:
         reproduced: frozenset[str] = frozenset()
@@ -111,7 +113,7 @@ def install(
         _REPRODUCED[key] = reproduced
     not_reproduced = drawn.hidden.keys() - _REPRODUCED[key]
     if not_reproduced:
-        name = min(not_reproduced)
+        name = min(not_reproduced)  # any of them: the message names one
         raise AdapterError(
             f"{owner} draws {name} anew each time, and no file holds it: fix its seed"
         )
@@ -119,6 +121,13 @@ def install(
         name: drawn.stored[name] for name in drawn.stored.keys() & _REPRODUCED[key]
     }
     return Installed(wrapper, base, stored, drawn.hidden)
+
+
+def _copy_with_same_weights(model: nn.Module) -> nn.Module:
+    """A copy of a model's modules that shares its parameters and buffers."""
+    # deepcopy's memo: for the id of an object, what stands in for its copy
+    tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, tensors)
 
 
 def _wrap(

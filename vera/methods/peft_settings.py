@@ -238,7 +238,8 @@ def complete_config(
     # IA3 scales the inputs of these and the outputs of the rest
     if "feedforward_modules" in known_settings:
         completed.setdefault("feedforward_modules", feed_forward)
-    # Weights stored transposed, as GPT-2's
+    # Whether weights are stored transposed, as GPT-2's. A user's own pattern (a text) is
+    # not looked up
     if "fan_in_fan_out" in known_settings and isinstance(paths, list):
         targets = [module for path, module in model.named_modules() if path in paths]
         completed.setdefault("fan_in_fan_out", any(map(is_transposed, targets)))

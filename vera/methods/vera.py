@@ -222,18 +222,20 @@ class VeRA(Method, kind="vera"):
 
     def install(self, model: nn.Module) -> None:
         targets = find_sites(model, self.sites)
-        largest = widest_shape(model, targets)
-        check_rank("rank", self.rank, max(largest))
+        most_inputs, most_outputs = widest_shape(model, targets)
+        check_rank("rank", self.rank, max(most_inputs, most_outputs))
         first_layer: Any = model.get_submodule(next(iter(targets)))
         device = first_layer.weight.device
         dtype = adapter_dtype(first_layer)
         pairs: dict[str, Projections] = {}
-        # With shared_b: the change that has the b of a place in the layers
+        # With shared_b: for each place in a layer the first change there, whose b the
+        # changes at that place of the other layers share
         b_owners: dict[str, VeRAChange] = {}
 
         def make_change(
             path: str, part: str, base: nn.Module, inputs: int, outputs: int
         ) -> VeRAChange:
+            # Matrices whose pairs have the same name share one pair
             pair_names = {
                 "shared": "",
                 "by_shape": f"{outputs}x{inputs}",
@@ -241,7 +243,9 @@ class VeRA(Method, kind="vera"):
             }
             pair_name = pair_names[self.projections]
             if pair_name not in pairs:
-                shape = largest if self.projections == "shared" else (inputs, outputs)
+                shape = (inputs, outputs)
+                if self.projections == "shared":
+                    shape = (most_inputs, most_outputs)
                 spec = ProjectionSpec(
                     self.projection_seed, self.rank, *shape, self.init, pair_name
                 )
@@ -264,7 +268,7 @@ class VeRA(Method, kind="vera"):
             group = Group(layers, self.path, self.weights)
             # Raises AdapterError for a path that the layers cannot take
             group.reason_for_factors(layers)
-            if len(layers) > 1:
+            if len(layers) > 1:  # a single layer computes when it is called itself
                 group.attach(model.get_submodule(parent))
 
     def count(self, model: nn.Module) -> int:

@@ -222,7 +222,11 @@ def _vera_tensors(name: str, layer: AdaptedLinear, rank: int) -> dict[str, PeftT
 
 def _shared_pair(layers: list[AdaptedLinear], method: VeRA) -> dict[str, PeftTensor]:
     """VeRA's A and B as peft has them, one pair for all layers, by their names. Raises
-    AdapterError where the layers cannot share one."""
+    AdapterError where the layers cannot share one.
+
+    peft's rank counts all adapted slices of a layer: each slice has as many rows of its A,
+    and columns of its B, as our rank. In a fused layer our one A therefore stands below
+    itself for each slice."""
     if method.projections != "shared":
         raise AdapterError(
             f"peft has one pair A and B: projections={method.projections} does not fit"
@@ -251,8 +255,8 @@ def _shared_pair(layers: list[AdaptedLinear], method: VeRA) -> dict[str, PeftTen
         ):
             rows = first_layer.output_slices[slice_name]
             pieces_b.append(Piece((rows, columns), change.B))
-    rank = ranks[-1].stop
+    peft_rank = ranks[-1].stop
     return {
-        PAIR_A: PeftTensor((rank, pair.A.shape[1]), pieces_a),
-        PAIR_B: PeftTensor((outputs, rank), pieces_b),
+        PAIR_A: PeftTensor((peft_rank, pair.A.shape[1]), pieces_a),
+        PAIR_B: PeftTensor((outputs, peft_rank), pieces_b),
     }

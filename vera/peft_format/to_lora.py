@@ -212,11 +212,11 @@ def _convert_vera(model: nn.Module, rank: int | float | None) -> _Converted:
         if isinstance(module, AdaptedLinear)
     }
     exact = {path: exact_factors(layer) for path, layer in adapted.items()}
-    largest = max(factors.rank for factors in exact.values())
+    largest_rank = max(factors.rank for factors in exact.values())
     tensors: dict[str, Tensor] = {}
     layers: dict[str, LayerConversion] = {}
     for path, factors in exact.items():
-        lora = factors.padded(largest)
+        lora = factors.padded(largest_rank)  # without loss: one rank for all layers
         if rank is not None:
             lora = truncate(factors, rank, path)
         dtype = next(adapted[path].changes.parameters()).dtype
@@ -289,13 +289,14 @@ def _convert_by_peft(model: nn.Module, rank: int | float) -> _Converted:
     try:
         with (
             unmerged_for_block(model, adapted),
+            # peft warns of a base model that it cannot look up
             warnings.catch_warnings(action="ignore"),
         ):
-            # peft warns of a base model that it cannot look up
             config, tensors = convert_to_lora(wrapper, rank=rank)
             for name, module in wrapper.named_modules():
                 if isinstance(module, BaseTunerLayer):
                     change = module.get_delta_weight("default").double()
+                    # (outputs, inputs), as the product of the factors is
                     if is_transposed(module.get_base_layer()):
                         change = change.T
                     lora_a = tensors[f"{name}.lora_A.weight"]
@@ -307,5 +308,5 @@ def _convert_by_peft(model: nn.Module, rank: int | float) -> _Converted:
             f"peft converts this adapter to no LoRA of rank {rank}: {error}"
         ) from None
     transposed = any(is_transposed(m) for m in model.modules())
-    written = plain_config(config.to_dict()) | {"fan_in_fan_out": transposed}
-    return _Converted(written, tensors, layers)
+    lora_config = plain_config(config.to_dict()) | {"fan_in_fan_out": transposed}
+    return _Converted(lora_config, tensors, layers)
