@@ -125,6 +125,7 @@ def load(settings: Settings) -> TextTask:
         )
     else:
         task = TextTask(settings, spec.classes, spec.metric, splits)
+    # Both are in the order train, dev
     for (split, rows), published in zip(rows_in_files.items(), spec.rows, strict=True):
         count = len(splits[split])
         if count != published:
