@@ -71,7 +71,6 @@ def load(settings: Settings) -> ExactTask:
     """See tasks.load. Raises DataError with file and line for a row without a prompt,
     or without an answer that the reader finds."""
     files = _files(settings)
-    # Its `solution` reads the answer column, its `answer` what a model has written
     answer_reader = find_reader(settings["reader"])
     rows = {
         split: _read_rows(settings, path, answer_reader.answer_in_solution)
