@@ -462,8 +462,10 @@ def with_reported_scores(runs: pd.DataFrame, select: str = "paper") -> pd.DataFr
 def reported_cells(
     runs: pd.DataFrame, select: str = "paper", seeds: int | None = None
 ) -> pd.DataFrame:
-    """The cells of the score that each task's table reports. select: as in
-    `with_reported_scores`. seeds: as in `cells`."""
+    """The cells (`cells`) of the score that each task's table reports.
+
+    select: how the epoch is chosen: paper, crossfit or half. seeds: how many a complete
+    cell has (None: as many as its task's protocol)."""
     return cells(with_reported_scores(runs, select), "number", seeds)
 
 

@@ -93,7 +93,8 @@ def reported_sources() -> dict[str, dict[str, Any]]:
 def reports_of_others() -> pd.DataFrame:
     """Every number that another source reports, a row each. The columns:
 
-    - source, its key; label, its name, with the runner where it has several; RUN_FACTS.
+    - source, its key; label, its name, followed by who ran it if the source quotes
+      several groups; and RUN_FACTS, how it was trained.
     - model, row, column, value, spread: as in `paper.printed_numbers`.
     - same_sites: whether the target modules are the paper's, or not said.
     - like: our row that it is compared with."""

@@ -221,7 +221,8 @@ class _BestTexts:
 
     scores, lengths: of the texts, (prompts, penalties); the score is -inf while there is no
     text. tokens: (prompts, penalties, max_new_tokens), of which the first `lengths` count.
-    longest_powers: what the score of the longest possible text is divided by."""
+    longest_powers: what the score of the longest possible text is divided by, its length
+    to the power of each penalty, (penalties,)."""
 
     def __init__(self, prompts: int, search: BeamSearch, device: torch.device) -> None:
         self.search = search

@@ -164,8 +164,9 @@ class ExactTask(Written):
         max_length: int,
         positions: int | None = None,
     ) -> None:
-        """See Task.prepare. task.chat_template: the prompts are messages of a user in
-        the model's own form."""
+        """See Task.prepare. Also tokenises the prompts that are decoded, and checks that
+        they and their answers fit into the model's positions. task.chat_template: the
+        prompts are messages of a user in the model's own form."""
         if self.task_settings.get("chat_template"):
             self._apply_chat_template(tokenizer)
         super().prepare(tokenizer, max_length, positions)

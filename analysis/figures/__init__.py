@@ -58,7 +58,8 @@ def figures_of_ledger(
     runs_by_source = frames or own_and_published(ledger)
     for runs, source in zip(runs_by_source, ("ours", "published"), strict=True):
         if all_variants:
-            # Figure 2 finds its rows by their names, which the nearest variant keeps.
+            # Figure 2 finds its rows by their names. Of a row's variants, the one that is
+            # nearest to the recipe keeps the name.
             runs = every_variant(runs, keep_nearest_name=name == "figure2")
         measures = _measures_of(ledger, source)
         for figure in draw(Part(runs, measures, source, **options)):

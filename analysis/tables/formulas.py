@@ -134,8 +134,10 @@ def _memory_claims() -> Iterator[list[Entry]]:
 
 
 def _count_claims() -> Iterator[list[Entry]]:
-    """The rows on the parameters of RoBERTa-base's methods, the largest first, beside d_90,
-    the fewest that reach 90% of full fine-tuning."""
+    """The rows that compare the parameters of RoBERTa-base's methods with d_90, the fewest
+    parameters that reach 90% of full fine-tuning. The first row is d_90 itself, and then
+    the largest method comes first. Each has the claim, the paper's number, ours, and a
+    status."""
     d_90 = printed_file("claims.yaml")["d_90"]
     yield ["RoBERTa-base, d_90", str(d_90["value"]), "-", "quoted"]
     counts = [

@@ -145,9 +145,10 @@ class Composer:
         )
 
     def _recipe_of_other_row(self, cfg: DictConfig, model: str) -> str:
-        """The recipe ROW/MODEL of the row whose recipes the method's file says to use
-        (its key `recipe`); "" where that row has none for the model, or the file names
-        no row. Raises UserError for a row without any recipe."""
+        """The recipe ROW/MODEL that a method borrows: its file in conf/method may name
+        another method under the key `recipe`, such as lora. "" if it names none, or if
+        that one has no recipe for the model. Raises UserError if that one has no recipe
+        at all."""
         row = cfg.method.get("recipe")
         if not row:
             return ""

@@ -49,8 +49,8 @@ def last_line(error: Exception | str) -> str:
 
 
 def is_dead(name: str) -> bool:
-    """Whether HOST.PID.TOKEN, in the name of a file or folder, names a process of this
-    machine that has ended."""
+    """Whether a name of the form HOST.PID.TOKEN, as our files and folders have it, names a
+    process of this machine that has ended."""
     process, _, _ = name.rpartition(".")
     host, _, pid = process.rpartition(".")
     try:

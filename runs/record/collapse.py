@@ -50,8 +50,9 @@ def one_class_score(record: Record) -> float | None:
 
 @cache
 def _hashes_of_one_class(rows: int) -> frozenset[str]:
-    """The hashes that records would have of so many predictions of class 0, of class 1
-    and so on (runs/training/loop.py hashes them as int64)."""
+    """The hashes by which a record shows that a run predicted one class: that of `rows`
+    predictions of class 0, that of `rows` of class 1, and so on (runs/training/loop.py
+    hashes them as int64)."""
     hashes = set()
     for number in range(MOST_CLASSES):
         predictions = number.to_bytes(8, sys.byteorder) * rows

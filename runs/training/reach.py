@@ -32,7 +32,8 @@ def factors_of(train: TrainConfig, total: int) -> list[float]:
 
 
 def reach_of(rates: Sequence[float], beta2: float) -> RateReach:
-    """The reach of these learning rates, one for each step.
+    """How far a number can move with these learning rates, one for each step. (In the
+    code, `geometric` is the sum over k, and `square` is c_t^2 without the divisor (1 - b1^t)^2.)
 
     The bound follows from Cauchy and Schwarz: at step t Adam moves a number by at most
     lr_t c_t, where c_t^2 = (1 - b1)^2 (1 - b2^t) / ((1 - b2) (1 - b1^t)^2) times the
