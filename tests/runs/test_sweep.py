@@ -269,7 +269,7 @@ def test_a_process_is_tried_again_so_often_and_anew_once_more_is_saved(
 
     monkeypatch.setattr(pool.Job, "start", begin)
     monkeypatch.setattr(pool.connection, "wait", lambda ready, timeout: ready)
-    monkeypatch.setattr(sweep, "start_fork_server", lambda several: None)
+    monkeypatch.setattr(sweep, "start_fork_server", lambda several_runs: None)
     monkeypatch.setattr(pool, "saved_progress", lambda *_: made.count("saves"))
     assert len(sweep.sweep(expand(words)).failed) == 1
     assert (records_of(words)[0]["error"], len(made)) == ("ended by killed", tries)
@@ -283,7 +283,7 @@ def test_a_run_that_another_command_does_is_waited_for(words, monkeypatch, capsy
     )
     path.rename(path.with_suffix(".later"))
     monkeypatch.setattr(pool, "PATIENCE_S", 0)
-    monkeypatch.setattr(sweep, "start_fork_server", lambda several: None)
+    monkeypatch.setattr(sweep, "start_fork_server", lambda several_runs: None)
     assert claim.take()
     threading.Timer(2.5, lambda: path.with_suffix(".later").rename(path)).start()
     outcome = sweep.sweep(expand(words))
